@@ -1,0 +1,170 @@
+"""What goes into a model and what comes out: shared by training and serving. Light: numpy and pydantic alone.
+
+A contract lies beside every served graph as `contract.json`. Clients speak in *instances*, one mapping of field names to
+values a row; the graph takes *feeds*, one array a field with the rows first.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+Feeds = dict[str, NDArray[Any]]
+DType = Literal["float32", "int64", "uint8", "string"]
+
+
+class ContractViolation(ValueError):
+    """An instance that breaks the contract: `path` names the field, such as `instances.3.distance`."""
+
+    def __init__(self, path: str, expected: str, got: str) -> None:
+        super().__init__(f"{path}: expected {expected}, got {got}")
+        self.path = path
+        self.expected = expected
+        self.got = got
+
+
+class InputField(BaseModel):
+    """One named input. `shape` is that of one row: empty for a scalar, `(28, 28)` for an image."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    dtype: DType
+    shape: tuple[int, ...] = ()
+    minimum: float | None = None
+    maximum: float | None = None
+    """Values beyond these bounds are refused (they are physical limits, such as those of a pixel)."""
+    levels: list[str] | None = None
+    """Categories seen in training; others are answered as unknown, not refused."""
+    nullable: bool = False
+    """Whether null stands for a missing value."""
+
+    def to_array(self, values: list[Any], start: str) -> NDArray[Any]:
+        """Rows of this field as one array `(rows, *shape)`.
+
+        Raises:
+            ContractViolation: a value of another type or shape, or out of range.
+        """
+        if self.dtype == "string":
+            return np.array([self._text(value, f"{start}.{i}.{self.name}") for i, value in enumerate(values)], dtype=object)
+        rows = [self._numbers(value, f"{start}.{i}.{self.name}") for i, value in enumerate(values)]
+        return np.stack(rows) if rows else np.zeros((0, *self.shape), self.dtype)
+
+    def _text(self, value: Any, path: str) -> str:
+        if value is None and self.nullable:
+            return ""
+        if not isinstance(value, str):
+            raise ContractViolation(path, "text", _describe(value))
+        return value
+
+    def _numbers(self, value: Any, path: str) -> NDArray[Any]:
+        if isinstance(value, str) and self.dtype == "uint8" and self.shape:
+            return self._packed(value, path)
+        if value is None and self.nullable:
+            value = float("nan")
+        if isinstance(value, bool | str | dict) or value is None:
+            raise ContractViolation(path, self._expected(), _describe(value))
+        try:
+            numbers = np.asarray(value, dtype=np.float64)
+        except (ValueError, TypeError):
+            raise ContractViolation(path, self._expected(), _describe(value)) from None
+        if numbers.shape != self.shape:
+            raise ContractViolation(path, self._expected(), f"shape {list(numbers.shape)}")
+        self._check_range(numbers, path)
+        return numbers.astype(self.dtype)
+
+    def _packed(self, value: str, path: str) -> NDArray[Any]:
+        """Base64 of the raw bytes, row by row."""
+        try:
+            raw = base64.b64decode(value, validate=True)
+        except binascii.Error:
+            raise ContractViolation(path, "base64 of raw bytes", "text that is not base64") from None
+        if len(raw) != int(np.prod(self.shape)):
+            raise ContractViolation(path, f"{int(np.prod(self.shape))} bytes", f"{len(raw)} bytes")
+        return np.frombuffer(raw, np.uint8).reshape(self.shape)
+
+    def _check_range(self, numbers: NDArray[np.float64], path: str) -> None:
+        missing = np.isnan(numbers)
+        if np.isinf(numbers).any() or (missing.any() and not self.nullable):
+            raise ContractViolation(path, "a finite number", "NaN or infinity")
+        if self.dtype in ("uint8", "int64") and (numbers[~missing] % 1).any():
+            raise ContractViolation(path, "whole numbers", "a fraction")
+        low, high = self.minimum, self.maximum
+        if (low is not None and (numbers < low).any()) or (high is not None and (numbers > high).any()):
+            raise ContractViolation(path, f"values from {low:g} to {high:g}" if low is not None and high is not None
+                                    else f"values {'at least' if high is None else 'at most'} {low if high is None else high:g}",
+                                    f"{np.nanmin(numbers):g} to {np.nanmax(numbers):g}" if self.shape else f"{float(numbers):g}")
+
+    def _expected(self) -> str:
+        kind = {"float32": "a number", "int64": "a whole number", "uint8": "a whole number from 0 to 255"}[self.dtype]
+        shaped = f"{kind} in shape {list(self.shape)}" if self.shape else kind
+        return f"{shaped} or null" if self.nullable else shaped
+
+
+class Contract(BaseModel):
+    """The whole agreement of one model version with its clients."""
+
+    model_config = ConfigDict(frozen=True)
+    model: str
+    """The recipe's name."""
+    task: str
+    inputs: list[InputField]
+    output: Literal["probabilities", "value"]
+    """`probabilities`: the graph gives `(rows, classes)`; `value`: `(rows,)`."""
+    labels: list[str | int] | None = None
+    """Class names in the order of the graph's output, for classification."""
+    target: str
+    """What is predicted; the name of a regression's answer."""
+    sample: dict[str, Any] = Field(description="An instance that works, taken from the test rows.")
+    threads: int = 1
+    """Threads of ONNX Runtime."""
+
+    def to_feeds(self, instances: list[Any], start: str = "instances") -> Feeds:
+        """Instances as arrays for the graph.
+
+        Raises:
+            ContractViolation: a field missing, unknown, or with a value that does not fit.
+        """
+        names = {field.name for field in self.inputs}
+        for i, instance in enumerate(instances):
+            if not isinstance(instance, dict):
+                raise ContractViolation(f"{start}.{i}", "an object with the fields " + ", ".join(sorted(names)), _describe(instance))
+            for extra in instance.keys() - names:
+                raise ContractViolation(f"{start}.{i}.{extra}", "one of the fields " + ", ".join(sorted(names)), "an unknown field")
+            for field in self.inputs:
+                if field.name not in instance and not field.nullable:
+                    raise ContractViolation(f"{start}.{i}.{field.name}", field.dtype, "nothing")
+        return {field.name: field.to_array([row.get(field.name) for row in instances], start) for field in self.inputs}
+
+    def to_answers(self, outputs: NDArray[Any]) -> list[dict[str, Any]]:
+        """The graph's output in the user's terms: a label with probabilities, or a value."""
+        if self.output == "value":
+            return [{self.target: float(value)} for value in outputs]
+        assert self.labels is not None
+        best = outputs.argmax(axis=1)
+        return [
+            {
+                "label": self.labels[int(index)],
+                "probabilities": {str(label): round(float(p), 6) for label, p in zip(self.labels, row, strict=True)},
+            }
+            for index, row in zip(best, outputs, strict=True)
+        ]
+
+    def write(self, path: Path) -> None:
+        path.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> Contract:
+        return cls.model_validate_json(path.read_text(encoding="utf-8"))
+
+
+def _describe(value: Any) -> str:
+    if value is None:
+        return "null"
+    shown = repr(value)
+    return f"{type(value).__name__} {shown if len(shown) < 40 else shown[:37] + '...'}"

@@ -1,0 +1,56 @@
+"""The models a recipe can name. One entry each: its settings, and the dotted path of the module it builds.
+
+Adding a family is one file beside this one and one entry in `MODELS`. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class ModelConfig(BaseModel):
+    """Settings every entry shares; `builds` is `module:class`, called as `class(config, shape)`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    builds: ClassVar[str]
+    name: str
+
+
+class CNNConfig(ModelConfig):
+    """Convolution, ReLU and pooling, once for each entry of `channels`, then one linear layer."""
+
+    builds = "headrace.models.cnn:CNN"
+    name: Literal["cnn"] = "cnn"
+    channels: list[Annotated[int, Field(ge=1)]] = Field(default=[32, 64], min_length=1)
+    """Output channels of each block; every block halves height and width."""
+    dropout: float = Field(default=0.25, ge=0.0, lt=1.0)
+    """Probability of dropping a feature before the linear layer."""
+
+
+class MLPConfig(ModelConfig):
+    """A dense network; each categorical column gets an embedding."""
+
+    builds = "headrace.models.mlp:MLP"
+    name: Literal["mlp"] = "mlp"
+    hidden: list[Annotated[int, Field(ge=1)]] = [128, 64]
+    """Width of each hidden layer."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Probability of dropping a hidden feature."""
+    embedding: int = Field(default=8, ge=1)
+    """Longest embedding of a categorical column; short vocabularies get fewer dimensions."""
+
+
+MODELS: dict[str, type[ModelConfig]] = {"cnn": CNNConfig, "mlp": MLPConfig}
+
+
+def build(config: ModelConfig, shape: Any) -> nn.Module:
+    """The torch module that `config` names, for inputs and outputs of `shape` (a `headrace.kinds.Shape`)."""
+    module, _, cls = config.builds.partition(":")
+    network: nn.Module = getattr(importlib.import_module(module), cls)(config, shape)
+    return network

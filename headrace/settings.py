@@ -1,0 +1,84 @@
+"""Where and how things run, as opposed to what is built: `headrace.toml` and `HEADRACE_...` variables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from headrace.errors import SettingsError, near_miss
+from headrace.project import Project
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class Settings(BaseSettings):
+    """Every field can stand in `headrace.toml`, or in the environment as `HEADRACE_<FIELD>`."""
+
+    model_config = SettingsConfigDict(env_prefix="HEADRACE_", extra="forbid", frozen=True)
+
+    host: str = "127.0.0.1"
+    """Address that servers bind to. Anything but loopback opens them to the network."""
+    door_port: Port = 8080
+    """Envoy: clients call models here."""
+    door_admin_port: Port = 9901
+    """Envoy's own administration, always on loopback."""
+    mlflow_port: Port = 5000
+    prefect_port: Port = 4200
+    replica_ports: tuple[Port, Port] = (21000, 21999)
+    """First and last port that replicas may take."""
+    on: Literal["processes", "docker"] = "processes"
+    """Where replicas run."""
+    base_image: str = "python:3.11-slim"
+    """Image that serving images build on: Debian with Python 3.11."""
+    docker_host: str | None = None
+    """The Docker engine's address; by default what the `docker` client uses."""
+    drain_seconds: float = Field(default=30.0, ge=0.0)
+    """How long a replica that was taken out of the balancer may finish its requests."""
+    ready_seconds: float = Field(default=60.0, gt=0.0)
+    """How long a new replica may take until it is ready."""
+    tracking_uri: str | None = None
+    """MLflow's tracking and registry; by default SQLite in `mlruns/`."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], **sources: PydanticBaseSettingsSource
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (sources["init_settings"], sources["env_settings"], TomlConfigSettingsSource(settings_cls))
+
+
+def load_settings(project: Project) -> Settings:
+    """Reads `headrace.toml` beside `recipes/`, if any, under the environment.
+
+    Raises:
+        SettingsError: a value that cannot be, with its field and where it may be set.
+    """
+
+    class ProjectSettings(Settings):
+        model_config = SettingsConfigDict(toml_file=project.root / "headrace.toml")
+
+    try:
+        return ProjectSettings()
+    except ValidationError as error:
+        raise SettingsError("; ".join(_explain(mistake) for mistake in error.errors()), where="settings",
+                            mend="correct it in headrace.toml or in the environment (HEADRACE_<FIELD>)") from None
+    except ValueError as error:  # tomllib's error: not valid TOML
+        raise SettingsError(f"no valid TOML: {error}", where="headrace.toml", mend="edit headrace.toml") from None
+
+
+def tracking_uri(project: Project, settings: Settings) -> str:
+    """MLflow's address: the one that is set, else the project's SQLite database."""
+    return settings.tracking_uri or f"sqlite:///{database(project)}"
+
+
+def database(project: Project) -> Path:
+    return project.mlruns / "mlflow.db"
+
+
+def _explain(mistake: Any) -> str:
+    field = ".".join(str(part) for part in mistake["loc"])
+    if mistake["type"] == "extra_forbidden":
+        return f"{field}: no such setting; {near_miss(field, Settings.model_fields)}"
+    return f"{field}: {mistake['msg']} (it says {mistake.get('input')!r})"
