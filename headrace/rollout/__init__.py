@@ -1,0 +1,1 @@
+"""Replicas, where they run, and the door in front of them."""
