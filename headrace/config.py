@@ -194,12 +194,12 @@ class Recipe(Section):
     task: str
     """A key of `headrace.kinds.registry.KINDS`."""
     data: DataConfig
-    expect: list[Expectation] = []
+    expect: list[Expectation]
     """The suite that every batch has to pass."""
     model: ModelConfig
-    train: TrainConfig = TrainConfig()
+    train: TrainConfig
     gate: GateConfig = GateConfig()
-    serve: ServeConfig = ServeConfig()
+    serve: ServeConfig
 
     @field_validator("task")
     @classmethod

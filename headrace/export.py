@@ -1,0 +1,177 @@
+"""From weights to the graph that is served: ONNX with its preprocessing inside, held against torch before it counts."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.config import Recipe
+from headrace.contract import Contract, Feeds
+from headrace.errors import ExportError
+from headrace.files import write_json, write_with
+from headrace.kinds.base import Schema
+from headrace.kinds.registry import kind_of
+from headrace.project import Project
+
+if TYPE_CHECKING:
+    import onnx
+    import pandas as pd
+    import torch
+
+    from headrace.models.served import ServedModel
+
+ML_OPSET = 3
+PARITY_ROWS = (1, 33)
+TOLERANCE = 1e-4
+"""Largest difference between torch and ONNX Runtime, relative to the largest answer: float32 sums in another order."""
+
+
+def export_model(recipe: Recipe, project: Project) -> None:
+    """Writes `export/model.onnx`, `export/contract.json` and `export/parity.json` from the trained weights.
+
+    Raises:
+        ExportError: the graph's answers differ from torch's.
+    """
+    import pandas as pd
+    import torch
+
+    artifacts = project.artifacts(recipe.name)
+    out = artifacts / "export"
+    out.mkdir(parents=True, exist_ok=True)
+    kind, schema = kind_of(recipe.task), Schema.read(artifacts / "prepared" / "schema.json")
+    test = pd.read_parquet(artifacts / "prepared" / "test.parquet")
+    contract = kind.contract(schema, recipe, test.iloc[:1])
+
+    model = load_weights(recipe, schema, artifacts / "train" / "model.pt")
+    example = {name: torch.from_numpy(array) for name, array in kind.encode(test.iloc[:2], schema, recipe).items()}
+    graph = export_graph(model, schema, example)
+    write_with(out / "model.onnx", lambda beside: save_graph(graph, beside))
+    contract.write(out / "contract.json")
+    write_json(out / "parity.json", check_parity(model, out / "model.onnx", test, schema, recipe, contract))
+
+
+def load_weights(recipe: Recipe, schema: Schema, path: Path) -> ServedModel:
+    """The trained model, ready to answer."""
+    import torch
+
+    from headrace.models.served import ServedModel
+
+    model = ServedModel(recipe.model, schema)
+    model.load_state_dict(torch.load(path, weights_only=True))
+    return model.eval()
+
+
+def export_graph(model: ServedModel, schema: Schema, example: dict[str, torch.Tensor]) -> onnx.ModelProto:
+    """The model as a graph that takes any number of rows; for tables, one input a column."""
+    import torch
+
+    for noisy in ("torch.onnx", "onnxscript", "onnx_ir"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            model, tuple(example.values()), input_names=list(example), output_names=["answer"], dynamo=True, verbose=False,
+            dynamic_shapes={"inputs": tuple({0: torch.export.Dim("rows")} for _ in example)},
+        )
+    assert program is not None
+    graph: onnx.ModelProto = program.model_proto
+    for node in graph.graph.node:  # traces of the file the network was written in: not part of the model
+        del node.metadata_props[:]
+        node.doc_string = ""
+    return graph if schema.shape.image else with_columns(graph, schema)
+
+
+def with_columns(graph: onnx.ModelProto, schema: Schema) -> onnx.ModelProto:
+    """Puts named columns in front of a graph that takes `numeric` and `categorical`: one input a column.
+
+    Numbers are stacked; texts become their index in the vocabulary (0 when unknown) by ONNX's LabelEncoder.
+    """
+    import onnx
+    from onnx import TensorProto, helper
+
+    inputs, nodes, outputs = [], [], []
+    axis = helper.make_tensor("columns/axis", TensorProto.INT64, [1], [1])
+    for matrix, columns, element in (("numeric", schema.numeric, TensorProto.FLOAT),
+                                     ("categorical", schema.categorical, TensorProto.INT64)):
+        if not columns:
+            continue
+        for i, column in enumerate(columns):
+            source = column.name
+            if matrix == "categorical":
+                inputs.append(helper.make_tensor_value_info(source, TensorProto.STRING, ["rows"]))
+                nodes.append(helper.make_node(
+                    "LabelEncoder", [source], [f"columns/index_{i}"], domain="ai.onnx.ml", keys_strings=column.levels,  # type: ignore[union-attr]
+                    values_int64s=list(range(1, len(column.levels) + 1)), default_int64=0))  # type: ignore[union-attr]
+                source = f"columns/index_{i}"
+            else:
+                inputs.append(helper.make_tensor_value_info(source, TensorProto.FLOAT, ["rows"]))
+            nodes.append(helper.make_node("Unsqueeze", [source, "columns/axis"], [f"columns/{matrix}_{i}"]))
+        nodes.append(helper.make_node("Concat", [f"columns/{matrix}_{i}" for i in range(len(columns))], [f"columns/{matrix}"], axis=1))
+        outputs.append(helper.make_tensor_value_info(f"columns/{matrix}", element, ["rows", len(columns)]))
+
+    opsets = [*graph.opset_import, helper.make_opsetid("ai.onnx.ml", ML_OPSET)]
+    columns_graph = helper.make_model(helper.make_graph(nodes, "columns", inputs, outputs, [axis]),
+                                      opset_imports=opsets, ir_version=graph.ir_version)
+    core = onnx.ModelProto()
+    core.CopyFrom(graph)
+    core.opset_import.append(helper.make_opsetid("ai.onnx.ml", ML_OPSET))
+    core = onnx.compose.add_prefix(core, "network/")
+    joints = [(output.name, output.name.replace("columns/", "network/", 1)) for output in outputs]
+    merged = onnx.compose.merge_models(columns_graph, core, joints)
+    if "answer" not in {value.name for value in inputs}:
+        rename_output(merged, "network/answer", "answer")
+    return merged
+
+
+def rename_output(graph: onnx.ModelProto, old: str, new: str) -> None:
+    for node in graph.graph.node:
+        node.output[:] = [new if name == old else name for name in node.output]
+    for value in graph.graph.output:
+        value.name = new if value.name == old else value.name
+
+
+def save_graph(graph: onnx.ModelProto, path: Path) -> None:
+    import onnx
+
+    onnx.checker.check_model(graph, full_check=True)
+    path.write_bytes(graph.SerializeToString(deterministic=True))
+
+
+def run_graph(path: Path, feeds: Feeds, batch: int = 4096) -> NDArray[Any]:
+    """Answers of the graph for all rows, `(rows,)` or `(rows, classes)`, computed batch by batch."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    rows = len(next(iter(feeds.values())))
+    parts = [session.run(None, {k: v[i : i + batch] for k, v in feeds.items()})[0] for i in range(0, rows, batch)]
+    return np.concatenate(parts)
+
+
+def check_parity(model: ServedModel, path: Path, test: pd.DataFrame, schema: Schema, recipe: Recipe,
+                 contract: Contract) -> dict[str, float]:
+    """Largest difference between torch and the graph on test rows, in batches of each size in `PARITY_ROWS`.
+
+    Raises:
+        ExportError: it exceeds `TOLERANCE`.
+    """
+    import torch
+
+    kind, largest = kind_of(recipe.task), 0.0
+    for rows in PARITY_ROWS:
+        frame = test.iloc[:rows]
+        with torch.inference_mode():
+            wanted = model(*(torch.from_numpy(a) for a in kind.encode(frame, schema, recipe).values())).numpy()
+        got = run_graph(path, kind.feeds(frame, contract, recipe))
+        scale = max(1.0, float(np.abs(wanted).max()))
+        largest = max(largest, float(np.abs(wanted - got).max()) / scale)
+    if not largest <= TOLERANCE:
+        raise ExportError(
+            f"the exported graph differs from torch by {largest:.2g} (allowed: {TOLERANCE:g})", where=f"artifacts/{recipe.name}/export",
+            mend="look for an operation in the model that ONNX computes otherwise; headrace/models/ is where the models are",
+        )
+    return {"largest_relative_difference": largest, "tolerance": TOLERANCE}

@@ -1,0 +1,39 @@
+"""What a model version is made of: git commit, lock file, data; enough to get each back."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from pathlib import Path
+
+from headrace.project import Project
+
+
+def git_commit(project: Project) -> str:
+    """The commit of the code, with `-dirty` when tracked code or recipes differ from it; `none` outside git."""
+    commit = _git(project, "rev-parse", "HEAD")
+    if not commit:
+        return "none"
+    changed = _git(project, "status", "--porcelain", "--untracked-files=no", "--", "headrace", "flows", "tasks", "bentos", "recipes")
+    return commit + ("-dirty" if changed else "")
+
+
+def lock_hash(project: Project) -> str:
+    """sha256 of `requirements.lock`: the environment that trained."""
+    return sha256(project.root / "requirements.lock")
+
+
+def sha256(*paths: Path) -> str:
+    """Of the files' bytes, one after the other; a file that is not there counts as empty."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.read_bytes() if path.exists() else b"")
+    return digest.hexdigest()
+
+
+def _git(project: Project, *arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", "-C", str(project.root), *arguments], capture_output=True, text=True, timeout=20)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

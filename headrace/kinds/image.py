@@ -1,0 +1,74 @@
+"""Images to classes: the columns but the target are pixels, row by row, from 0 to 255."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.contract import Contract, Feeds, InputField
+from headrace.errors import RecipeError
+from headrace.kinds.base import Schema, Shape, class_indices, labels_of, plain
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from headrace.config import Recipe
+    from headrace.evaluation import Evaluation
+
+
+class ImageClassification:
+    """One label an image."""
+
+    def fit(self, train: pd.DataFrame, recipe: Recipe) -> Schema:
+        labels = labels_of(train, recipe)
+        _, height, width = pixels(train.iloc[:1], recipe).shape
+        return Schema(shape=Shape(image=(1, height, width), outputs=len(labels)), labels=labels)
+
+    def encode(self, frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> dict[str, NDArray[Any]]:
+        return {"image": pixels(frame, recipe)}
+
+    def targets(self, frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> NDArray[Any]:
+        return class_indices(frame, schema, recipe)
+
+    def feeds(self, frame: pd.DataFrame, contract: Contract, recipe: Recipe) -> Feeds:
+        return {"image": pixels(frame, recipe)}
+
+    def contract(self, schema: Schema, recipe: Recipe, sample: pd.DataFrame) -> Contract:
+        assert recipe.data.image is not None
+        image = InputField(name="image", dtype="uint8", shape=recipe.data.image, minimum=0, maximum=255)
+        return Contract(
+            model=recipe.name,
+            task=recipe.task,
+            inputs=[image],
+            output="probabilities",
+            labels=schema.labels,
+            target=recipe.data.target,
+            sample={"image": pixels(sample, recipe)[0].tolist()},
+            threads=recipe.serve.threads,
+        )
+
+    def evaluate(self, frame: pd.DataFrame, outputs: NDArray[Any], schema: Schema, recipe: Recipe) -> Evaluation:
+        from headrace.evaluation import score_classification
+
+        assert schema.labels is not None
+        return score_classification(class_indices(frame, schema, recipe), outputs, [str(plain(v)) for v in schema.labels])
+
+
+def pixels(frame: pd.DataFrame, recipe: Recipe) -> NDArray[np.uint8]:
+    """`(rows, height, width)`.
+
+    Raises:
+        RecipeError: `data.image` does not fit the number of pixel columns.
+    """
+    assert recipe.data.image is not None
+    columns = [column for column in frame.columns if column != recipe.data.target]
+    height, width = recipe.data.image
+    if len(columns) != height * width:
+        raise RecipeError(
+            f"data.image says {height} × {width} = {height * width} pixels, and the data has {len(columns)} pixel columns",
+            where=f"recipes/{recipe.name}.yaml",
+            mend="correct data.image, or name the pixel columns in data.columns",
+        )
+    return np.ascontiguousarray(frame[columns].to_numpy(dtype=np.uint8)).reshape(-1, height, width)

@@ -1,0 +1,146 @@
+"""Tables with named columns, to a class or to a value."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.contract import Contract, Feeds, InputField
+from headrace.errors import DataError
+from headrace.kinds.base import Categorical, Numeric, Schema, Shape, class_indices, labels_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from headrace.config import Recipe
+    from headrace.evaluation import Evaluation
+
+
+class Tabular:
+    """What both tabular kinds share: columns to inputs."""
+
+    def encode(self, frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> dict[str, NDArray[Any]]:
+        """`numeric` `(rows, columns)` float32 with NaN for missing, `categorical` `(rows, columns)` int64; those there are."""
+        numeric = [_numbers(frame, column.name) for column in schema.numeric]
+        categorical = [_indices(frame[column.name], column.levels) for column in schema.categorical]
+        matrices = {"numeric": numeric, "categorical": categorical}
+        return {name: np.stack(columns, axis=1) for name, columns in matrices.items() if columns}
+
+    def feeds(self, frame: pd.DataFrame, contract: Contract, recipe: Recipe) -> Feeds:
+        return {
+            field.name: _texts(frame[field.name]) if field.dtype == "string" else _numbers(frame, field.name)
+            for field in contract.inputs
+        }
+
+    def _columns(self, train: pd.DataFrame, recipe: Recipe) -> tuple[list[Numeric], list[Categorical]]:
+        import pandas as pd
+
+        named = set(recipe.data.categorical or [])
+        numeric: list[Numeric] = []
+        categorical: list[Categorical] = []
+        for name in (str(column) for column in train.columns if column != recipe.data.target):
+            values = train[name]
+            if values.isna().all():
+                raise DataError("no training row has a value here", where=f"column {name}",
+                                mend="leave the column out (data.columns), or bring data that fills it")
+            if name in named or not pd.api.types.is_numeric_dtype(values):
+                levels = sorted(set(_texts(values.dropna()).tolist()))
+                categorical.append(Categorical(name=name, levels=levels, nullable=bool(values.isna().any())))
+            else:
+                numbers = values.to_numpy(dtype=np.float64, na_value=np.nan)
+                std = float(np.nanstd(numbers))
+                # A constant column says nothing; dividing by 1 keeps it at zero instead of NaN.
+                numeric.append(Numeric(name=name, mean=float(np.nanmean(numbers)), std=std if std > 0 else 1.0,
+                                       nullable=bool(np.isnan(numbers).any())))
+        if not numeric and not categorical:
+            raise DataError("no column is left to predict from", where="data.columns", mend="name feature columns beside the target")
+        return numeric, categorical
+
+    def _inputs(self, schema: Schema) -> list[InputField]:
+        numbers = [InputField(name=c.name, dtype="float32", nullable=c.nullable) for c in schema.numeric]
+        texts = [InputField(name=c.name, dtype="string", levels=c.levels, nullable=c.nullable) for c in schema.categorical]
+        return [*numbers, *texts]
+
+    def _sample(self, schema: Schema, row: pd.DataFrame) -> dict[str, Any]:
+        numbers = {c.name: float(_numbers(row, c.name)[0]) for c in schema.numeric}
+        texts = {c.name: str(_texts(row[c.name])[0]) for c in schema.categorical}
+        return {name: None if value != value else value for name, value in {**numbers, **texts}.items()}
+
+
+class TabularClassification(Tabular):
+    """One label a row."""
+
+    def fit(self, train: pd.DataFrame, recipe: Recipe) -> Schema:
+        labels = labels_of(train, recipe)
+        numeric, categorical = self._columns(train, recipe)
+        return Schema(shape=_shape(numeric, categorical, len(labels)), numeric=numeric, categorical=categorical, labels=labels)
+
+    def targets(self, frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> NDArray[Any]:
+        return class_indices(frame, schema, recipe)
+
+    def contract(self, schema: Schema, recipe: Recipe, sample: pd.DataFrame) -> Contract:
+        return Contract(
+            model=recipe.name, task=recipe.task, inputs=self._inputs(schema), output="probabilities", labels=schema.labels,
+            target=recipe.data.target, sample=self._sample(schema, sample), threads=recipe.serve.threads,
+        )
+
+    def evaluate(self, frame: pd.DataFrame, outputs: NDArray[Any], schema: Schema, recipe: Recipe) -> Evaluation:
+        from headrace.evaluation import score_classification
+
+        assert schema.labels is not None
+        return score_classification(class_indices(frame, schema, recipe), outputs, [str(label) for label in schema.labels])
+
+
+class TabularRegression(Tabular):
+    """One value a row."""
+
+    def fit(self, train: pd.DataFrame, recipe: Recipe) -> Schema:
+        numeric, categorical = self._columns(train, recipe)
+        target = train[recipe.data.target].to_numpy(dtype=np.float64)
+        std = float(target.std())
+        if std == 0:
+            raise DataError(f"every training row has the same value, {target[0]:g}", where=f"column {recipe.data.target}",
+                            mend="bring data in which the target varies, or name another column as data.target")
+        return Schema(shape=_shape(numeric, categorical, 1), numeric=numeric, categorical=categorical,
+                      target_mean=float(target.mean()), target_std=std)
+
+    def targets(self, frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> NDArray[Any]:
+        return _numbers(frame, recipe.data.target)
+
+    def contract(self, schema: Schema, recipe: Recipe, sample: pd.DataFrame) -> Contract:
+        return Contract(
+            model=recipe.name, task=recipe.task, inputs=self._inputs(schema), output="value",
+            target=recipe.data.target, sample=self._sample(schema, sample), threads=recipe.serve.threads,
+        )
+
+    def evaluate(self, frame: pd.DataFrame, outputs: NDArray[Any], schema: Schema, recipe: Recipe) -> Evaluation:
+        from headrace.evaluation import score_regression
+
+        slices = {c.name: _texts(frame[c.name]) for c in schema.categorical if len(c.levels) <= 30}
+        return score_regression(self.targets(frame, schema, recipe), outputs, slices=slices)
+
+
+def _shape(numeric: list[Numeric], categorical: list[Categorical], outputs: int) -> Shape:
+    return Shape(numeric=len(numeric), cardinalities=tuple(len(c.levels) + 1 for c in categorical), outputs=outputs)
+
+
+def _numbers(frame: pd.DataFrame, name: str) -> NDArray[np.float32]:
+    return frame[name].to_numpy(dtype=np.float64, na_value=np.nan).astype(np.float32)
+
+
+def _texts(values: pd.Series[Any]) -> NDArray[Any]:
+    """Categories as text, whole numbers without a fraction, and nothing as the empty text."""
+    import pandas as pd
+
+    if pd.api.types.is_float_dtype(values) and (values.dropna() % 1 == 0).all():
+        values = values.astype("Int64")
+    return values.astype("string").fillna("").to_numpy(dtype=object)
+
+
+def _indices(values: pd.Series[Any], levels: list[str]) -> NDArray[np.int64]:
+    """Level i becomes i + 1, anything else 0."""
+    import pandas as pd
+
+    return pd.Categorical(_texts(values), categories=levels).codes.astype(np.int64) + 1

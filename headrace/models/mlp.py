@@ -1,0 +1,35 @@
+"""A dense network for tables, with an embedding for each categorical column."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from headrace.kinds.base import Shape
+from headrace.models.registry import MLPConfig
+
+
+class MLP(nn.Module):
+    """Embeddings beside the numbers, then linear layers with ReLU.
+
+    Entity embeddings as in Guo & Berkhahn 2016 (arXiv:1604.06737). Takes `numeric` `(batch, columns)` float32 and
+    `categorical` `(batch, columns)` int64, gives `(batch, outputs)`.
+    """
+
+    def __init__(self, config: MLPConfig, shape: Shape) -> None:
+        super().__init__()
+        widths = [min(config.embedding, (n + 1) // 2) for n in shape.cardinalities]
+        self.embeddings = nn.ModuleList(
+            nn.Embedding(n, width) for n, width in zip(shape.cardinalities, widths, strict=True)
+        )
+        features = shape.numeric + sum(widths)
+        layers: list[nn.Module] = []
+        for width in config.hidden:
+            layers += [nn.Linear(features, width), nn.ReLU(), nn.Dropout(config.dropout)]
+            features = width
+        self.layers = nn.Sequential(*layers, nn.Linear(features, shape.outputs))
+
+    def forward(self, numeric: Tensor, categorical: Tensor) -> Tensor:
+        embedded = [embedding(categorical[:, i]) for i, embedding in enumerate(self.embeddings)]
+        outputs: Tensor = self.layers(torch.cat([numeric, *embedded], dim=1))
+        return outputs

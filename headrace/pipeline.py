@@ -1,0 +1,109 @@
+"""DVC as the build system: reproduces one stage of one recipe, and says whether there was anything to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from headrace.config import Recipe, recipe_names
+from headrace.errors import Busy, DiskFull, HeadraceError
+from headrace.files import write_with
+from headrace.project import Project
+from headrace.stages import ERROR_FILE, PARENT
+
+LOCK_PATIENCE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What became of a stage."""
+
+    stage: str
+    ran: bool
+    """False when its inputs were unchanged."""
+    seconds: float
+
+
+def reproduce(stage: str, recipe: Recipe, project: Project) -> StageResult:
+    """Runs `stage` of `recipe` unless its inputs are unchanged; the same as `dvc repro --single-item stage@recipe`.
+
+    Raises:
+        HeadraceError: the stage's own error, or Busy when another process keeps DVC's lock.
+    """
+    started = time.monotonic()
+    _register(recipe, project)
+    error_file = Path(tempfile.mkdtemp(prefix="headrace-")) / "error.json"
+    os.environ[ERROR_FILE], os.environ[PARENT] = str(error_file), str(os.getpid())
+    try:
+        ran = _reproduce(f"{stage}@{recipe.name}", project, error_file)
+    finally:
+        os.environ.pop(ERROR_FILE), os.environ.pop(PARENT)
+        error_file.unlink(missing_ok=True)
+        error_file.parent.rmdir()
+    return StageResult(stage, ran, time.monotonic() - started)
+
+
+def _reproduce(target: str, project: Project, error_file: Path) -> bool:
+    from dvc.exceptions import DvcException, ReproductionError
+    from dvc.lock import LockError
+
+    from headrace.data.versions import open_repo
+
+    deadline = time.monotonic() + LOCK_PATIENCE_SECONDS
+    while True:
+        try:
+            with open_repo(project) as repo:
+                return bool(repo.reproduce([target], single_item=True))
+        except (LockError, ReproductionError) as error:
+            cause = error.__cause__ if isinstance(error, ReproductionError) else error
+            if isinstance(cause, LockError):
+                if time.monotonic() > deadline:
+                    raise Busy("another DVC command holds the project's lock", where=".dvc/tmp",
+                               mend="wait until it is done, then run the same command") from None
+                time.sleep(0.2)
+                continue
+            raise _stage_error(error, error_file, target) from error
+        except DvcException as error:
+            raise HeadraceError(f"DVC could not reproduce {target}: {error}", where="dvc.yaml", mend=f"dvc repro {target}") from error
+        except OSError as error:
+            if error.errno == 28:
+                raise DiskFull("no space left for DVC's cache", where=".dvc/cache", mend="dvc gc --workspace, then the same command") from None
+            raise
+
+
+def _stage_error(error: Exception, error_file: Path, target: str) -> HeadraceError:
+    """The error that the stage left, or one that says how it died."""
+    if error_file.exists():
+        return HeadraceError.from_dict(json.loads(error_file.read_text(encoding="utf-8")))
+    return HeadraceError(f"the stage {target} ended without a word: {error.__cause__ or error}",
+                         mend=f"run it by hand to see what it prints: dvc repro -s {target}")
+
+
+def _register(recipe: Recipe, project: Project) -> None:
+    """Puts the recipe into the list in `dvc.yaml`, if it is not there; comments stay."""
+    path = project.root / "dvc.yaml"
+    if f"{recipe.name}" in _listed(path):
+        return
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    yaml.width = 200
+    content = yaml.load(path)
+    names = next(item["recipes"] for item in content["vars"] if "recipes" in item)
+    names.append(recipe.name)
+    write_with(path, lambda beside: yaml.dump(content, beside))
+
+
+def _listed(path: Path) -> list[str]:
+    import yaml
+
+    return next(item["recipes"] for item in yaml.safe_load(path.read_text(encoding="utf-8"))["vars"] if "recipes" in item)
+
+
+def unknown_in_pipeline(project: Project) -> list[str]:
+    """Names in `dvc.yaml` that have no recipe any more."""
+    return sorted(set(_listed(project.root / "dvc.yaml")) - set(recipe_names(project)))

@@ -1,0 +1,108 @@
+"""The doors through which DVC calls the work: `python -m headrace.stages train digits` (see `dvc.yaml`)."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from headrace.config import Recipe, load_recipe
+from headrace.errors import DiskFull, HeadraceError, UsageError, near_miss
+from headrace.project import Project, find_project
+
+Stage = Callable[[Recipe, Project], None]
+ERROR_FILE = "HEADRACE_STAGE_ERROR"
+PARENT = "HEADRACE_STAGE_PARENT"
+
+
+def validate(recipe: Recipe, project: Project) -> None:
+    """The data gate, over all batches."""
+    from headrace.data.tables import read_batches
+    from headrace.validation import require_valid
+
+    report = require_valid(read_batches(project, recipe), recipe, project)
+    report.to_json(project.artifacts(recipe.name) / "validation.json")
+
+
+def prepare(recipe: Recipe, project: Project) -> None:
+    """Splits and schema."""
+    from headrace.preparation import prepare
+
+    prepare(recipe, project)
+
+
+def train(recipe: Recipe, project: Project) -> None:
+    """Weights and learning curves."""
+    from headrace.training.run import train_model
+
+    train_model(recipe, project)
+
+
+def export(recipe: Recipe, project: Project) -> None:
+    """The graph and its contract."""
+    from headrace.export import export_model
+
+    export_model(recipe, project)
+
+
+def evaluate(recipe: Recipe, project: Project) -> None:
+    """Metrics, predictions and plots on the test rows."""
+    from headrace.assessment import evaluate_export
+
+    evaluate_export(recipe, project)
+
+
+STAGES: dict[str, Stage] = {"validate": validate, "prepare": prepare, "train": train, "export": export, "evaluate": evaluate}
+
+
+def main(arguments: list[str]) -> int:
+    """Runs one stage; an error is printed, and left for the caller in the file that `HEADRACE_STAGE_ERROR` names."""
+    try:
+        if len(arguments) != 2 or arguments[0] not in STAGES:
+            given = arguments[0] if arguments else ""
+            raise UsageError(f"no stage {given!r}; {near_miss(given, STAGES)}", mend="python -m headrace.stages STAGE RECIPE")
+        die_with_parent()
+        project = find_project()
+        STAGES[arguments[0]](load_recipe(arguments[1], project), project)
+        return 0
+    except HeadraceError as error:
+        return _tell(error)
+    except OSError as error:
+        if error.errno != 28:
+            raise
+        return _tell(DiskFull("no space left", where=error.filename, mend="free some space, then run the same command"))
+    except MemoryError:
+        return _tell(HeadraceError("the memory does not suffice", mend="lower train.batch_size, or use a machine with more memory"))
+
+
+def die_with_parent() -> None:
+    """Ends this process soon after the one that `HEADRACE_STAGE_PARENT` names: a killed release leaves no stage running."""
+    parent = os.environ.get(PARENT)
+    if parent:
+        threading.Thread(target=_watch, args=(int(parent),), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while True:
+        try:
+            os.kill(parent, 0)
+        except ProcessLookupError:
+            os._exit(1)
+        time.sleep(0.2)
+
+
+def _tell(error: HeadraceError) -> int:
+    named = os.environ.get(ERROR_FILE)
+    if named:
+        Path(named).write_text(json.dumps(error.to_dict()), encoding="utf-8")
+    else:
+        print(f"error {error}", file=sys.stderr)
+    return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,98 @@
+"""From prepared splits to weights: what the `train` stage does."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from headrace.config import Recipe
+from headrace.errors import TrainingError
+from headrace.files import whole, write_json, write_with
+from headrace.kinds.base import Kind, Schema
+from headrace.kinds.registry import kind_of
+from headrace.models.served import ServedModel
+from headrace.project import Project
+from headrace.training.checkpoint import Progress
+from headrace.training.device import choose_device, seed_everything
+from headrace.training.loop import Split, fit
+from headrace.training.watch import watch
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def train_model(recipe: Recipe, project: Project) -> None:
+    """Trains on `prepared/` and writes `train/model.pt`, `train/curves.csv` and `train/summary.json`.
+
+    Raises:
+        TrainingError: no rows, a loss that is no number, a device that is not there, memory that does not suffice.
+    """
+    import pandas as pd
+
+    prepared, out = project.artifacts(recipe.name) / "prepared", project.artifacts(recipe.name) / "train"
+    device = choose_device(recipe.train.device)
+    seed_everything(recipe.train.seed)
+    kind, schema = kind_of(recipe.task), Schema.read(prepared / "schema.json")
+    train, validation = (
+        to_device(pd.read_parquet(prepared / f"{name}.parquet"), kind, schema, recipe, device) for name in ("train", "validation")
+    )
+    model = ServedModel(recipe.model, schema).to(device)
+    if schema.shape.image:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    checkpoint_path = project.state / "checkpoints" / f"{recipe.name}.pt"
+    with watch(recipe, project, device, len(train), fingerprint_of(recipe, prepared)) as watcher:
+        try:
+            progress = fit(model, train, validation, recipe.train, checkpoint_path, watcher.fingerprint,
+                           watcher.on_epoch, watcher.on_step)
+        except torch.cuda.OutOfMemoryError:
+            raise TrainingError(f"the GPU's memory does not suffice for batches of {recipe.train.batch_size} rows",
+                                mend="lower train.batch_size in the recipe") from None
+        write_outputs(out, model, progress, recipe, device, len(train), len(validation))
+        watcher.finish(out / "model.pt")
+    checkpoint_path.unlink(missing_ok=True)
+
+
+def to_device(frame: pd.DataFrame, kind: Kind, schema: Schema, recipe: Recipe, device: torch.device) -> Split:
+    inputs = kind.encode(frame, schema, recipe)
+    return Split(tuple(torch.from_numpy(array).to(device) for array in inputs.values()),
+                 torch.from_numpy(kind.targets(frame, schema, recipe)).to(device))
+
+
+def fingerprint_of(recipe: Recipe, prepared: Path) -> str:
+    """sha256 over what determines the weights: prepared data, model and training settings, torch's version."""
+    digest = hashlib.sha256(f"{recipe.model!r}{recipe.train!r}{torch.__version__}".encode())
+    for name in ("schema.json", "train.parquet", "validation.parquet"):
+        digest.update((prepared / name).read_bytes())
+    return digest.hexdigest()
+
+
+def write_outputs(out: Path, model: ServedModel, progress: Progress, recipe: Recipe, device: torch.device,
+                  train_rows: int, validation_rows: int) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
+    write_with(out / "model.pt", lambda beside: save_weights(weights, beside))
+    with whole(out / "curves.csv") as beside, beside.open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, progress.history[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({name: int(v) if name == "epoch" else round(v, 8) for name, v in row.items()} for row in progress.history)
+    write_json(out / "summary.json", {
+        "epochs": progress.epoch,
+        "best_epoch": progress.best_epoch,
+        "val_loss": round(progress.best_val_loss, 8),
+        "train_rows": train_rows,
+        "validation_rows": validation_rows,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "device": device.type,
+        "stopped_early": progress.epoch < recipe.train.epochs,
+    })
+
+
+def save_weights(weights: dict[str, torch.Tensor], path: Path) -> None:
+    """Through an open file: torch would otherwise write the file's name into it, and equal weights would differ in bytes."""
+    with path.open("wb") as handle:
+        torch.save(weights, handle)

@@ -1,0 +1,63 @@
+"""What a training run shows while it runs: a progress bar on the terminal, curves in MLflow."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from headrace import console, tracking
+from headrace.config import Recipe
+from headrace.project import Project
+from headrace.training.checkpoint import Progress
+
+FLUSH_SECONDS = 2.0
+
+
+class Watcher:
+    """Moves the bar each step; sends finished epochs to MLflow in batches."""
+
+    def __init__(self, run: tracking.Run, fingerprint: str, bar: console.Bar, steps: int) -> None:
+        self.fingerprint = fingerprint
+        self._run = run
+        self._bar = bar
+        self._steps = steps
+        self._pending: list[dict[str, float]] = []
+        self._flushed = time.monotonic()
+
+    def on_step(self, epoch: int, step: int) -> None:
+        self._bar.move((epoch - 1) * self._steps + step)
+
+    def on_epoch(self, progress: Progress) -> None:
+        last = progress.history[-1]
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in last.items() if name.startswith("val_"))
+        self._bar.say(f"epoch {progress.epoch}  {shown}")
+        self._pending.append(last)
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        self._run.log_history(self._pending)
+        self._pending, self._flushed = [], time.monotonic()
+
+    def finish(self, weights: Path) -> None:
+        """Marks the MLflow run as the one that made these weights, byte for byte."""
+        self.flush()
+        self._run.finish(weights)
+
+
+@contextmanager
+def watch(recipe: Recipe, project: Project, device: torch.device, rows: int, fingerprint: str) -> Iterator[Watcher]:
+    """Opens the MLflow run (or the one that a killed training left open) and the bar.
+
+    Raises:
+        RegistryError: MLflow's database cannot be written.
+    """
+    steps = math.ceil(rows / recipe.train.batch_size)
+    run = tracking.open_run(recipe, project, fingerprint, tags={"device": device.type, "train_rows": str(rows)})
+    with console.bar(f"training {recipe.name} on {device.type}", steps * recipe.train.epochs) as bar:
+        yield Watcher(run, fingerprint, bar, steps)
