@@ -1,0 +1,1 @@
+"""Data: sources, tables, batches, versions, splits."""

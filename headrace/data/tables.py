@@ -1,0 +1,194 @@
+"""Batches as tables: the columns a recipe asks for, and all batches of a recipe as one DataFrame."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headrace.data.formats import read_file
+from headrace.errors import DataError, near_miss
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+    from headrace.config import DataConfig, Recipe
+    from headrace.project import Project
+
+
+@dataclass(frozen=True)
+class Selected:
+    """What a file gave: its table with the recipe's columns, and what was left out."""
+
+    table: pa.Table
+    dropped: int
+    """Rows with nothing in one of `data.drop_missing`."""
+
+
+def read_batch(path: Path, data: DataConfig, like: pa.Schema | None = None) -> Selected:
+    """Reads one file as a batch: the recipe's columns in their order, rows of `drop_missing` left out.
+
+    Args:
+        like: the schema of the batches already there; its columns are the ones to find, its texts stay text.
+
+    Raises:
+        DataError: as `read_file`; a column is gone, or holds text where the other batches hold numbers.
+    """
+    text = [f.name for f in like if str(f.type) == "string"] if like else []
+    table = read_file(path, data.header, None if data.header else data.columns, text)
+    table = select(table, data.columns or (like.names if like else table.column_names), path)
+    if data.target not in table.column_names:
+        raise DataError(f"no target column {data.target!r}; {near_miss(data.target, table.column_names)}", where=str(path),
+                        mend="correct data.target in the recipe")
+    if like is not None:
+        check_types(table, like, path)
+    kept = table
+    for name in data.drop_missing:
+        select(kept, [name], path)
+        kept = kept.filter(_present(kept[name]))
+    return Selected(compact(kept, data), table.num_rows - kept.num_rows)
+
+
+def select(table: pa.Table, names: list[str], path: Path) -> pa.Table:
+    """The columns `names`, in that order.
+
+    Raises:
+        DataError: a column is gone; the near miss is offered.
+    """
+    for name in names:
+        if name not in table.column_names:
+            raise DataError(f"no column {name!r}; {near_miss(name, table.column_names[:200])}", where=str(path),
+                            mend="correct the recipe's data section (columns, target), or bring a file that has the column")
+    return table.select(names)
+
+
+def check_types(table: pa.Table, like: pa.Schema, path: Path) -> None:
+    """Numbers stay numbers and texts stay texts from batch to batch.
+
+    Raises:
+        DataError: names the column and the first row that does not fit.
+    """
+    import pyarrow.types as types
+
+    for field in like:
+        if field.name not in table.column_names:
+            continue
+        was, column = field.type, table[field.name]
+        if column.null_count == len(column) or _family(was) == _family(column.type):
+            continue
+        row = next((i for i, v in enumerate(column.to_pylist()) if v is not None and not _fits(v, was)), 0)
+        shown = column[row].as_py()
+        kind = "text" if types.is_string(was) else "times" if types.is_timestamp(was) else "numbers"
+        raise DataError(f"column {field.name!r} holds {kind} so far, and here {shown!r}", where=f"{path}, data row {row + 1}",
+                        mend="correct the values of that column in the file")
+
+
+def compact(table: pa.Table, data: DataConfig) -> pa.Table:
+    """The same values in small types: pixels (whole numbers from 0 to 255) as uint8."""
+    import pyarrow as pa
+
+    if data.image is None:
+        return table
+    fields = []
+    for field in table.schema:
+        fits = field.name != data.target and _are_pixels(table[field.name])
+        fields.append(pa.field(field.name, pa.uint8()) if fits else field)
+    return table.cast(pa.schema(fields))
+
+
+def write_batch(table: pa.Table, path: Path) -> None:
+    """Writes Parquet that depends on the table alone, so that the same source gives the same data version."""
+    import pyarrow.parquet as pq
+
+    plain = table.combine_chunks().replace_schema_metadata(None)
+    with path.open("wb") as file:
+        pq.write_table(plain, file, compression="zstd", compression_level=3, row_group_size=1 << 20, write_statistics=True,
+                       store_schema=False)
+
+
+def batch_files(project: Project, recipe_name: str) -> list[Path]:
+    """Files of the batches, in the order in which they came."""
+    return sorted(project.raw(recipe_name).glob("*.parquet"))
+
+
+def read_arrow(project: Project, recipe: Recipe) -> pa.Table:
+    """All batches as one Arrow table with the recipe's columns.
+
+    Raises:
+        DataError: no data yet, a batch is damaged, or lacks a column that the recipe names.
+    """
+    import pyarrow as pa
+
+    files = batch_files(project, recipe.name)
+    if not files:
+        raise no_data(recipe.name, project)
+    tables = [read_file(path) for path in files]
+    names = recipe.data.columns or tables[0].column_names
+    tables = [select(table, names, path) for table, path in zip(tables, files, strict=True)]
+    try:
+        return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+    except pa.ArrowException as error:
+        raise DataError(f"the batches do not fit together: {str(error).splitlines()[0]}", where=str(project.raw(recipe.name)),
+                        mend=f"remove the batch that differs from {project.raw(recipe.name)}, then add it again corrected") from None
+
+
+def read_batches(project: Project, recipe: Recipe) -> pd.DataFrame:
+    """All batches as one DataFrame, in the order in which they came, numbered from 0.
+
+    Raises:
+        DataError: as `read_arrow`.
+    """
+    return to_frame(read_arrow(project, recipe))
+
+
+def to_frame(table: pa.Table) -> pd.DataFrame:
+    frame: pd.DataFrame = table.to_pandas()
+    return frame
+
+
+def stored_schema(project: Project, recipe_name: str) -> pa.Schema | None:
+    """The first batch's columns and types, or None when there is no batch; reads only the file's end."""
+    import pyarrow.parquet as pq
+
+    files = batch_files(project, recipe_name)
+    return pq.read_schema(files[0]) if files else None
+
+
+def no_data(recipe_name: str, project: Project) -> DataError:
+    return DataError(f"no data yet for {recipe_name!r}", where=str(project.raw(recipe_name)), mend=f"headrace release {recipe_name}")
+
+
+def _present(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """True where a value stands; NaN counts as nothing."""
+    import pyarrow.compute as pc
+    import pyarrow.types as types
+
+    return pc.is_valid(column) if not types.is_floating(column.type) else pc.invert(pc.is_null(column, nan_is_null=True))
+
+
+def _are_pixels(column: pa.ChunkedArray) -> bool:
+    import pyarrow.compute as pc
+    import pyarrow.types as types
+
+    if not types.is_integer(column.type) or column.null_count or not len(column):
+        return False
+    bounds = pc.min_max(column).as_py()
+    return bool(0 <= bounds["min"] and bounds["max"] <= 255)
+
+
+def _family(kind: pa.DataType) -> str:
+    import pyarrow.types as types
+
+    return "number" if types.is_integer(kind) or types.is_floating(kind) else "time" if types.is_timestamp(kind) else "text"
+
+
+def _fits(value: Any, was: pa.DataType) -> bool:
+    """Whether a text could stand in a column of type `was`: finds the row that made a column of numbers into text."""
+    if _family(was) != "number" or not isinstance(value, str):
+        return False
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
