@@ -1,0 +1,224 @@
+"""MLflow's registry: a version for each candidate, the aliases `challenger` and `champion`, and the files of a version."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headrace import tracking
+from headrace.config import Recipe
+from headrace.contract import Contract
+from headrace.errors import RegistryError, UsageError, near_miss
+from headrace.files import read_json
+from headrace.identity import sha256
+from headrace.project import Project
+from headrace.tracking import client, registry_errors
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+CONTENT = "headrace.content_sha256"
+PREFIX = "headrace."
+SERVED_FILES = ("model.onnx", "contract.json")
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of a registered model."""
+
+    model: str
+    version: str
+    run_id: str
+    folder: Path
+    """Where `model.onnx` and `contract.json` of this version lie."""
+    tags: dict[str, str]
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}@{self.version}"
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """The version's tags without their prefix: data_md5, git_commit, lock_sha256, content_sha256, validation."""
+        return {key.removeprefix(PREFIX): value for key, value in self.tags.items() if key.startswith(PREFIX)}
+
+
+def register(recipe: Recipe, project: Project, identity: dict[str, str]) -> Version:
+    """A version for the exported graph; the same graph from the same data gets the version it has.
+
+    Args:
+        identity: data_md5, git_commit, lock_sha256 and what else the version is to say of itself.
+
+    Raises:
+        RegistryError: MLflow's database cannot be written.
+    """
+    artifacts = project.artifacts(recipe.name)
+    content = content_hash(artifacts / "export")
+    known = find(recipe.name, project, content, identity["data_md5"])
+    if known:
+        return known
+    history = _history(artifacts / "train" / "curves.csv")
+    run = tracking.run_of_weights(recipe, project, artifacts / "train" / "model.pt", history)
+    with registry_errors(project):
+        _log_evaluation(project, run.id, artifacts)
+        source, model_id = _log_graph(run.id, artifacts / "export", recipe)
+        store = client(project)
+        if not store.search_registered_models(f"name = '{recipe.name}'"):
+            store.create_registered_model(recipe.name, description=f"Built from recipes/{recipe.name}.yaml")
+        tags = {PREFIX + key: value for key, value in identity.items()} | {CONTENT: content, PREFIX + "run_id": run.id}
+        created = store.create_model_version(recipe.name, source, run.id, tags=tags, model_id=model_id)
+        return _version(created, project)
+
+
+def content_hash(folder: Path) -> str:
+    """sha256 over graph and contract: what is served."""
+    return sha256(*(folder / name for name in SERVED_FILES))
+
+
+def find(model: str, project: Project, content: str, data_md5: str) -> Version | None:
+    """The newest version with this content from this data."""
+    with registry_errors(project):
+        found = client(project).search_model_versions(
+            f"name = '{model}' and tags.`{CONTENT}` = '{content}' and tags.`{PREFIX}data_md5` = '{data_md5}'",
+            order_by=["version_number DESC"], max_results=1)
+    return _version(found[0], project) if found else None
+
+
+def versions(model: str, project: Project) -> list[Version]:
+    """All versions of a model, newest first."""
+    with registry_errors(project):
+        found = client(project).search_model_versions(f"name = '{model}'", order_by=["version_number DESC"])
+        aliases = _aliases(model, project)
+        return [_version(v, project, aliases) for v in found]
+
+
+def get(reference: str, project: Project) -> Version:
+    """The version that `digits@3`, `digits@champion` or plain `digits` (its champion) names.
+
+    Raises:
+        UsageError: there is no such model or version.
+    """
+    model, _, wanted = reference.partition("@")
+    found = versions(model, project)
+    if not found:
+        with registry_errors(project):
+            names = [m.name for m in client(project).search_registered_models()]
+        raise UsageError(f"no registered model {model!r}; {near_miss(model, names)}", mend=f"headrace run {model}")
+    wanted = wanted.removeprefix("v") or CHAMPION
+    for version in found:
+        if wanted == version.version or wanted in version.aliases:
+            return version
+    listed = [v.version for v in found] + [alias for v in found for alias in v.aliases]
+    raise UsageError(f"{model} has no version {wanted!r}; {near_miss(wanted, listed)}", mend=f"headrace history {model}")
+
+
+def champion(model: str, project: Project) -> Version | None:
+    """The version whose alias is `champion`, if there is one."""
+    return next((v for v in versions(model, project) if CHAMPION in v.aliases), None)
+
+
+def set_alias(version: Version, alias: str, project: Project) -> None:
+    with registry_errors(project):
+        client(project).set_registered_model_alias(version.model, alias, version.version)
+
+
+def drop_alias(model: str, alias: str, project: Project) -> None:
+    with registry_errors(project), contextlib.suppress(KeyError):
+        if alias in _aliases(model, project):
+            client(project).delete_registered_model_alias(model, alias)
+
+
+def set_tags(version: Version, tags: dict[str, str], project: Project) -> None:
+    with registry_errors(project):
+        for key, value in tags.items():
+            client(project).set_model_version_tag(version.model, version.version, PREFIX + key, value)
+
+
+def tag(version: Version, key: str, project: Project) -> str | None:
+    """A tag as it is now: a person may have set it in the MLflow UI."""
+    with registry_errors(project):
+        tags = client(project).get_model_version(version.model, version.version).tags
+    return tags.get(PREFIX + key) or tags.get(key)
+
+
+def _log_evaluation(project: Project, run_id: str, artifacts: Path) -> None:
+    from mlflow.entities import Metric
+
+    store = client(project)
+    metrics: dict[str, float] = read_json(artifacts / "evaluation" / "metrics.json") or {}
+    store.log_batch(run_id, [Metric(f"test_{name}", value, 0, 0) for name, value in metrics.items()])
+    store.log_artifacts(run_id, str(artifacts / "evaluation" / "pictures"), "evaluation")
+    store.log_artifact(run_id, str(artifacts / "evaluation" / "evaluation.json"), "evaluation")
+    store.log_artifact(run_id, str(artifacts / "validation.json"), "data")
+
+
+def _log_graph(run_id: str, export: Path, recipe: Recipe) -> tuple[str, str]:
+    """Logs the graph with signature, input example and contract; returns its address and MLflow's model id."""
+    import mlflow
+    import mlflow.onnx
+    import onnx
+    import onnxruntime
+    from mlflow.models import infer_signature
+
+    from headrace.export import run_graph
+
+    logging.getLogger("mlflow").setLevel(logging.ERROR)  # it warns of a missing CUDA provider and of pip's version
+    contract = Contract.read(export / "contract.json")
+    example = contract.to_feeds([contract.sample])
+    with mlflow.start_run(run_id=run_id):
+        logged = mlflow.onnx.log_model(
+            onnx.load(export / "model.onnx"), name="model", signature=infer_signature(example, run_graph(export / "model.onnx", example)),
+            input_example=example, pip_requirements=[f"onnxruntime=={onnxruntime.__version__}"], save_as_external_data=False,
+            extra_files=[str(export / "contract.json")], metadata={"recipe": recipe.name, "task": recipe.task})
+    return logged.model_uri, logged.model_id
+
+
+def _version(found: ModelVersion, project: Project, aliases: dict[str, str] | None = None) -> Version:
+    named = _aliases(found.name, project) if aliases is None else aliases
+    return Version(
+        model=found.name,
+        version=str(found.version),
+        run_id=str(found.run_id),
+        folder=_folder(found, project),
+        tags=dict(found.tags),
+        aliases=tuple(sorted(alias for alias, version in named.items() if str(version) == str(found.version))),
+    )
+
+
+def _folder(found: ModelVersion, project: Project) -> Path:
+    """Local copy of a version's files: the artifact store's own folder where it is on this machine."""
+    import mlflow
+
+    uri = client(project).get_model_version_download_uri(found.name, str(found.version))
+    folder = Path(uri.removeprefix("file://")) if uri.startswith(("file://", "/")) else project.state / "cache" / "models" / found.name / str(found.version)
+    if not (folder / "model.onnx").exists():
+        if uri.startswith(("file://", "/")):
+            raise RegistryError(f"the files of {found.name}@{found.version} are gone", where=str(folder),
+                                mend="restore mlruns/artifacts from a backup, or build the version again: headrace run " + found.name)
+        mlflow.artifacts.download_artifacts(uri, dst_path=str(folder))
+    contract = folder / "extra_files" / "contract.json"
+    if contract.exists() and not (folder / "contract.json").exists():
+        (folder / "contract.json").write_bytes(contract.read_bytes())
+    return folder
+
+
+def _aliases(model: str, project: Project) -> dict[str, str]:
+    store = client(project)
+    return {k: str(v) for k, v in store.get_registered_model(model).aliases.items()} if store.search_registered_models(f"name = '{model}'") else {}
+
+
+def _history(curves: Path) -> list[dict[str, float]]:
+    import csv
+
+    with curves.open(newline="") as handle:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(handle)]
+
+
+def evidence(version: Version) -> dict[str, Any]:
+    """The version's identity as the journal keeps it."""
+    return {"run_id": version.run_id, **version.identity}
