@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -150,8 +151,11 @@ def _from_http(uri: str, sha256: str | None, to: Path, progress: Progress) -> No
 
 
 def _from_s3(uri: str, sha256: str | None, to: Path, progress: Progress) -> None:
-    import fsspec
-
+    try:
+        import fsspec
+        from botocore.exceptions import BotoCoreError, ClientError
+    except ImportError:
+        raise SourceError("s3:// needs the package s3fs", where="data.source", mend="install headrace[s3]") from None
     try:
         # Credentials and endpoint come from the environment (AWS_...), as for any S3 client.
         storage = fsspec.filesystem("s3", skip_instance_cache=True, use_listings_cache=False,
@@ -161,25 +165,13 @@ def _from_s3(uri: str, sha256: str | None, to: Path, progress: Progress) -> None
             while chunk := remote.read(CHUNK_BYTES):
                 file.write(chunk)
                 progress(file.tell(), total)
-    except ImportError:
-        raise SourceError("s3:// needs the package s3fs", where="data.source", mend="install headrace[s3]") from None
     except FileNotFoundError:
         raise SourceError(f"{uri} is not there", where="data.source", mend="correct data.source in the recipe") from None
-    except OSError as error:
-        if error.errno is not None and error.filename == str(to):
+    except (OSError, BotoCoreError, ClientError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        _s3_failed(uri, error)
-    except Exception as error:  # botocore raises classes of its own, and is imported only here
-        _s3_failed(uri, error)
-
-
-def _s3_failed(uri: str, error: Exception) -> NoReturn:
-    import errno
-
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        raise error
-    raise SourceError(f"{uri} cannot be fetched: {str(error) or type(error).__name__}", where="data.source",
-                      mend="check the address and the credentials (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL_S3)") from None
+        raise SourceError(f"{uri} cannot be fetched: {str(error) or type(error).__name__}", where="data.source",
+                          mend="check the address and the credentials (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL_S3)") from None
 
 
 def pip_command() -> list[str]:
@@ -223,7 +215,7 @@ def _run(command: Sequence[str], uri: str, folder: str, tick: Callable[[], None]
             lines = [line for line in said.read().decode(errors="replace").splitlines() if line.strip()]
             errors = [line for line in lines if "ERR" in line.upper()] or lines
             if any("No space left" in line or "ENOSPC" in line for line in lines):
-                raise OSError(28, "No space left on device", folder)
+                raise OSError(errno.ENOSPC, "No space left on device", folder)
             raise SourceError(f"{uri} cannot be fetched: {' '.join(errors[:2])[:300]}", where="data.source",
                               mend="check the package's name and version, and the client's configuration (pip.conf, .npmrc)")
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from headrace.config import DataConfig, Recipe
     from headrace.project import Project
 
+KEY = "headrace.source"
+"""Name in a Parquet file's metadata."""
+
 
 @dataclass(frozen=True)
 class Selected:
@@ -69,7 +72,7 @@ def check_types(table: pa.Table, like: pa.Schema, path: Path) -> None:
     Raises:
         DataError: names the column and the first row that does not fit.
     """
-    import pyarrow.types as types
+    from pyarrow import types
 
     for field in like:
         if field.name not in table.column_names:
@@ -97,14 +100,29 @@ def compact(table: pa.Table, data: DataConfig) -> pa.Table:
     return table.cast(pa.schema(fields))
 
 
-def write_batch(table: pa.Table, path: Path) -> None:
-    """Writes Parquet that depends on the table alone, so that the same source gives the same data version."""
+def write_batch(table: pa.Table, path: Path, key: str | None = None) -> None:
+    """Writes Parquet that depends on the arguments alone, so that the same source gives the same data version.
+
+    Args:
+        key: kept in the file's metadata; `stored_key` reads it.
+    """
     import pyarrow.parquet as pq
 
-    plain = table.combine_chunks().replace_schema_metadata(None)
+    plain = table.combine_chunks().replace_schema_metadata({KEY: key} if key else None)
     with path.open("wb") as file:
-        pq.write_table(plain, file, compression="zstd", compression_level=3, row_group_size=1 << 20, write_statistics=True,
-                       store_schema=False)
+        pq.write_table(plain, file, compression="zstd", compression_level=3, row_group_size=1 << 20, store_schema=False)
+
+
+def stored_key(path: Path) -> str | None:
+    """The key with which a batch was written, or None; a file that cannot be read has none, so it is made again."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        found = (pq.read_metadata(path).metadata or {}).get(KEY.encode())
+    except (OSError, pa.ArrowException):
+        return None
+    return found.decode() if found else None
 
 
 def batch_files(project: Project, recipe_name: str) -> list[Path]:
@@ -162,14 +180,14 @@ def no_data(recipe_name: str, project: Project) -> DataError:
 def _present(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """True where a value stands; NaN counts as nothing."""
     import pyarrow.compute as pc
-    import pyarrow.types as types
+    from pyarrow import types
 
     return pc.is_valid(column) if not types.is_floating(column.type) else pc.invert(pc.is_null(column, nan_is_null=True))
 
 
 def _are_pixels(column: pa.ChunkedArray) -> bool:
     import pyarrow.compute as pc
-    import pyarrow.types as types
+    from pyarrow import types
 
     if not types.is_integer(column.type) or column.null_count or not len(column):
         return False
@@ -178,7 +196,7 @@ def _are_pixels(column: pa.ChunkedArray) -> bool:
 
 
 def _family(kind: pa.DataType) -> str:
-    import pyarrow.types as types
+    from pyarrow import types
 
     return "number" if types.is_integer(kind) or types.is_floating(kind) else "time" if types.is_timestamp(kind) else "text"
 

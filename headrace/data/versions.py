@@ -98,6 +98,12 @@ def track(project: Project) -> str:
         return _tracked_md5(repo, project) or ""
 
 
+def is_tracked(project: Project) -> bool:
+    """Whether `data.dvc` names `data/` as it lies there now; not so after a run that was killed half-way."""
+    with open_repo(project) as repo:
+        return _tracked_md5(repo, project) == _hash_of(repo, project.data)
+
+
 def data_version(project: Project, recipe_name: str) -> DataVersion:
     """The version of `data/<recipe>` as it lies there now; hashes come from DVC's own record when files are unchanged.
 

@@ -1,0 +1,143 @@
+"""The first batch of a recipe's data, from its source. Safe and quick to run again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headrace.data.landing import Report, changing, land, pass_gate
+from headrace.data.sources import Progress, fetch, is_local
+from headrace.data.tables import Selected, read_batch, stored_key
+from headrace.data.versions import DataVersion, data_version, restore, track
+from headrace.errors import DataError, near_miss
+from headrace.project import Project
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from headrace.config import Recipe
+
+FIRST = "0000-first.parquet"
+LAYOUT = 1
+"""Raised when the same source would be written in another way."""
+
+
+def ingest(recipe: Recipe, project: Project, report: Report) -> DataVersion:
+    """Brings `recipe.data.source` into `data/<recipe>/`, once. Nothing changed: nothing is read again. A folder that was
+    deleted comes back from DVC's cache, else from the source, with the same hash.
+
+    Raises:
+        SourceError: the source cannot be fetched, or its sha256 differs.
+        DataError: it cannot be read as the recipe says.
+        DataRejected: it fails the recipe's expectations; nothing has changed.
+        Busy, DiskFull.
+    """
+    with changing(project, f"data-{recipe.name}"):
+        key = source_key(recipe, project)
+        first = project.raw(recipe.name) / FIRST
+        if not first.is_file() and restore(project, recipe.name):
+            report(f"data/{recipe.name} came back from DVC's cache")
+        if stored_key(first) == key:
+            with changing(project, "data"):
+                track(project)
+            return data_version(project, recipe.name)
+        selected = read_source(recipe, project, report)
+        table = _first_values(selected.table, recipe)
+        pass_gate(table, recipe, project, "first")
+        land(table, project, recipe, FIRST, key)
+        version = data_version(project, recipe.name)
+        report(f"data/{recipe.name}: {version.rows:,} rows in {len(version.batches)} batch(es), version {version.md5[:12]}")
+        return version
+
+
+def read_source(recipe: Recipe, project: Project, report: Report) -> Selected:
+    """The whole source as the recipe asks for it.
+
+    Raises:
+        SourceError, DataError, DiskFull: as `fetch` and `read_batch`.
+    """
+    data = recipe.data
+    report(f"source {data.source}")
+    with _bar(Path(data.source).name) as progress:
+        path = fetch(data.source, data.sha256, source_cache(project), project.root, progress)
+    selected = read_batch(path, data)
+    if selected.dropped:
+        report(f"{selected.dropped:,} rows left out: nothing in {', '.join(data.drop_missing)}")
+    if not selected.table.num_rows:
+        raise DataError("no rows", where=str(path), mend="correct data.source, or data.drop_missing, in the recipe")
+    return selected
+
+
+def source_cache(project: Project) -> Path:
+    return project.state / "cache" / "sources"
+
+
+def source_key(recipe: Recipe, project: Project) -> str:
+    """Stands for the source's content and for how it is read; it lies in the first batch's Parquet metadata.
+
+    Raises:
+        SourceError: a local source is gone.
+    """
+    data = recipe.data
+    content = data.sha256
+    if content is None and is_local(data.source):
+        with fetch(data.source, None, source_cache(project), project.root).open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+    fields: dict[str, Any] = {
+        "layout": LAYOUT,
+        "content": content or data.source,
+        "header": data.header,
+        "columns": data.columns,
+        "drop_missing": data.drop_missing,
+        "image": [data.target] if data.image else None,
+        "arrive": data.arrive.model_dump() if data.arrive else None,
+    }
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def values_in_order(table: pa.Table, column: str, recipe: Recipe) -> list[Any]:
+    """Distinct values of the column whose values arrive one by one, ascending.
+
+    Raises:
+        DataError: no such column, or rows without a value in it.
+    """
+    if column not in table.column_names:
+        raise DataError(f"no column {column!r}; {near_miss(column, table.column_names)}", where="data.arrive.column",
+                        mend=f"correct data.arrive.column in recipes/{recipe.name}.yaml")
+    if table[column].null_count:
+        raise DataError(f"{table[column].null_count} rows have no value in {column!r}, so they would never arrive",
+                        where="data.arrive.column", mend=f"add {column} to data.drop_missing")
+    return sorted(table[column].unique().to_pylist())
+
+
+def _first_values(table: pa.Table, recipe: Recipe) -> pa.Table:
+    """The rows with the first values of `data.arrive.column`; all rows where nothing arrives."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    arrive = recipe.data.arrive
+    if arrive is None:
+        return table
+    first = values_in_order(table, arrive.column, recipe)[: arrive.first]
+    return table.filter(pc.is_in(table[arrive.column], pa.array(first, table[arrive.column].type)))
+
+
+@contextmanager
+def _bar(name: str) -> Iterator[Progress]:
+    """A bar once the size is known; none for what comes at once or does not say its size."""
+    from headrace.console import Bar, bar
+
+    with ExitStack() as stack:
+        shown: list[Bar] = []
+
+        def progress(done: int, total: int | None) -> None:
+            if total and not shown:
+                shown.append(stack.enter_context(bar(name, total)))
+            if shown:
+                shown[0].move(done)
+
+        yield progress
