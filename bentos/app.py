@@ -1,0 +1,129 @@
+"""The ASGI app that answers predictions: rooms of routes around one model, and one place that turns errors into answers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Match, Route
+from starlette.types import Receive, Scope, Send
+
+from bentos.http import Refused, request_id_of
+from bentos.metrics import Metrics
+from bentos.model import ServedModel
+from bentos.v1 import V1
+
+logger = logging.getLogger("headrace.serve")
+Result = TypeVar("Result")
+
+INLINE_BYTES = 16 * 1024
+INLINE_SECONDS = 0.002
+"""A request no larger, to a model no slower, is answered on the event loop: a thread would cost more than it frees."""
+MAX_IN_FLIGHT = 512
+MAX_LARGE_IN_FLIGHT = 8
+"""Requests that exceed these get 503 at once, which the balancer sends to another replica; they also bound memory."""
+
+
+class PredictionApp:
+    """An ASGI app; `model` is given at start-up, before the first request."""
+
+    def __init__(self) -> None:
+        self.metrics = Metrics()
+        self._model: ServedModel | None = None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="predict")
+        self._in_flight = 0
+        self._large_in_flight = 0
+        # A further protocol is one file beside v1.py and one entry here.
+        self.routes: list[Route] = [*V1(self).routes, Route("/metrics", self.show_metrics, methods=["GET"])]
+
+    @property
+    def ready(self) -> bool:
+        return self._model is not None
+
+    @property
+    def model(self) -> ServedModel:
+        if self._model is None:
+            raise Refused(503, "not_ready", "the model is not loaded yet", {"retry-after": "1"})
+        return self._model
+
+    @model.setter
+    def model(self, model: ServedModel) -> None:
+        self._model = model
+        self.metrics.name_model(model.name, model.version)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        start = time.perf_counter()
+        request = Request(scope, receive)
+        request.state.request_id = request_id_of(request)
+        self._in_flight += 1
+        try:
+            response = await self._answer(request)
+        except ClientDisconnect:
+            self.metrics.count(499, time.perf_counter() - start)
+            return
+        finally:
+            self._in_flight -= 1
+        response.headers["x-request-id"] = request.state.request_id
+        if self._model is not None:
+            response.headers["x-model-version"] = self._model.version
+        self.metrics.count(response.status_code, time.perf_counter() - start)
+        await response(scope, receive, send)
+
+    async def work(self, size: int, predict: Callable[[], Result]) -> Result:
+        """Runs `predict` here when it is small (`size` bytes of body), else in the one thread for large work."""
+        if size <= INLINE_BYTES and self.model.sample_seconds <= INLINE_SECONDS:
+            return predict()
+        if size > INLINE_BYTES and self._large_in_flight >= MAX_LARGE_IN_FLIGHT:
+            raise _overloaded()
+        self._large_in_flight += size > INLINE_BYTES
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, predict)
+        finally:
+            self._large_in_flight -= size > INLINE_BYTES
+
+    async def show_metrics(self, request: Request) -> Response:
+        self.metrics.in_flight.set(self._in_flight)
+        return self.metrics.render()
+
+    async def _answer(self, request: Request) -> Response:
+        """The response to any request: a route's, a refusal's, or a 500 that tells the client no more than its id."""
+        try:
+            if self._in_flight > MAX_IN_FLIGHT:
+                raise _overloaded()
+            response: Response = await self._find(request)(request)
+            return response
+        except Refused as refused:
+            return refused.to_response(request.state.request_id)
+        except ClientDisconnect:
+            raise
+        except Exception:
+            logger.exception("request %s failed", request.state.request_id)
+            hidden = Refused(500, "internal", "the server failed; its log names the request id")
+            return hidden.to_response(request.state.request_id)
+
+    def _find(self, request: Request) -> Callable[..., object]:
+        """The endpoint itself, without the wrapper that Starlette's router would put around it."""
+        allowed: list[str] = []
+        for route in self.routes:
+            match, found = route.matches(request.scope)
+            if match is Match.FULL:
+                request.scope.update(found)
+                return route.endpoint
+            if match is Match.PARTIAL:
+                allowed += sorted(route.methods or ())
+        path = request.scope["path"]
+        if allowed:
+            raise Refused(405, "method_not_allowed", f"{request.method} is not allowed at {path}", {"allow": ", ".join(allowed)})
+        raise Refused(404, "not_found", f"nothing at {path[:200]}")
+
+
+def _overloaded() -> Refused:
+    return Refused(503, "overloaded", "too many requests at once; try again", {"retry-after": "1"})

@@ -1,0 +1,97 @@
+"""HTTP for every room: refusals in one JSON shape, request ids, and bodies that are never read beyond their limit."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+BODY_LIMIT_BYTES = int(os.environ.get("HEADRACE_BODY_LIMIT_BYTES", 16 * 1024 * 1024))
+BODY_SECONDS = 30.0
+"""A client that sends its body more slowly is refused, so that it holds no memory."""
+SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+
+
+class Refused(Exception):
+    """An answer that is no prediction. `code` is for programs, `message` for people, `details` stand beside them."""
+
+    def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None, **details: Any) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.headers = headers or {}
+        self.details = details
+
+    def to_response(self, request_id: str) -> Response:
+        body = {"error": {"code": self.code, "message": self.message, **self.details}, "request_id": request_id}
+        return to_json(body, self.status, self.headers)
+
+
+def to_json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(body), status, headers, "application/json")
+
+
+def request_id_of(request: Request) -> str:
+    """The client's `x-request-id` when it is short and plain (it goes into logs), else a fresh one."""
+    given = request.headers.get("x-request-id")
+    return given if given is not None and SANE_ID.fullmatch(given) else os.urandom(16).hex()
+
+
+def require_json(request: Request) -> None:
+    """Refuses (415) whatever does not say that it is plain JSON."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise Refused(415, "unsupported_media_type", f"expected content-type application/json, got {kind or 'none'}")
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding != "identity":
+        raise Refused(415, "unsupported_media_type", f"expected no content-encoding, got {encoding}")
+
+
+async def read_body(request: Request) -> bytes:
+    """The whole body.
+
+    Raises:
+        Refused: 413 as soon as it is known to exceed `BODY_LIMIT_BYTES` (the rest stays unread), 408 when it comes too slowly.
+    """
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > BODY_LIMIT_BYTES:
+        raise _too_large()
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > BODY_LIMIT_BYTES:
+                    raise _too_large()
+                chunks.append(chunk)
+    except TimeoutError:
+        raise Refused(408, "request_timeout", f"the body did not arrive within {BODY_SECONDS:g} s", _CLOSE) from None
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def parse_json(body: bytes) -> Any:
+    """Plain values.
+
+    Raises:
+        Refused: 400 when it is no JSON (NaN and Infinity are none either) or nested too deeply.
+    """
+    try:
+        return msgspec.json.decode(body)
+    except RecursionError:
+        raise Refused(400, "bad_json", "the JSON is nested too deeply") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise Refused(400, "bad_json", f"the body is no valid JSON: {error}") from None
+
+
+_CLOSE = {"connection": "close"}  # what is left of the body is never read
+
+
+def _too_large() -> Refused:
+    return Refused(413, "too_large", f"the body exceeds {BODY_LIMIT_BYTES} bytes", _CLOSE, limit_bytes=BODY_LIMIT_BYTES)

@@ -1,0 +1,94 @@
+"""Headrace's own protocol: `/v1/models/...`."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from bentos.http import Refused, parse_json, read_body, require_json, to_json
+from bentos.model import ServedModel
+from headrace.contract import ContractViolation
+
+if TYPE_CHECKING:
+    from bentos.app import PredictionApp
+
+MAX_INSTANCES = int(os.environ.get("HEADRACE_MAX_INSTANCES", 10_000))
+
+
+class V1:
+    """The routes of this protocol, for the model that `app` holds."""
+
+    def __init__(self, app: PredictionApp) -> None:
+        self.app = app
+        self.routes = [
+            Route("/v1/models/{name}/predict", self.predict, methods=["POST"]),
+            Route("/v1/models/{name}", self.describe, methods=["GET"]),
+            Route("/v1/models", self.list_models, methods=["GET"]),
+        ]
+
+    async def predict(self, request: Request) -> Response:
+        """`{"instances": [...]}` or one bare instance; answers `{"model", "version", "request_id", "predictions"}`."""
+        model = self._named_model(request)
+        require_json(request)
+        body = await read_body(request)
+        predictions = await self.app.work(len(body), lambda: predict_body(model, body))
+        self.app.metrics.count_rows(len(predictions))
+        return to_json({"model": model.name, "version": model.version,
+                        "request_id": request.state.request_id, "predictions": predictions})
+
+    async def describe(self, request: Request) -> Response:
+        return to_json(_description(self._named_model(request)))
+
+    async def list_models(self, request: Request) -> Response:
+        return to_json({"models": [_description(self.app.model)]})
+
+    def _named_model(self, request: Request) -> ServedModel:
+        model = self.app.model
+        name = request.path_params["name"]
+        if name != model.name:
+            raise Refused(404, "unknown_model", f"no model {name!r} here; this server has {model.name!r}")
+        return model
+
+
+def predict_body(model: ServedModel, body: bytes) -> list[dict[str, Any]]:
+    """From the bytes of a request to its predictions; runs in a thread when it would hold up other requests.
+
+    Raises:
+        Refused: 400, 413 or 422, with the field at fault.
+    """
+    try:
+        return model.predict(to_instances(parse_json(body)))
+    except ContractViolation as violation:
+        raise _refusal(violation) from None
+
+
+def to_instances(payload: Any) -> list[Any]:
+    """The rows that a request asks for."""
+    if not isinstance(payload, dict):
+        raise _refusal(ContractViolation("body", 'an object such as {"instances": [...]}', type(payload).__name__))
+    if "instances" not in payload:
+        return [payload]
+    instances = payload["instances"]
+    if not isinstance(instances, list) or not instances:
+        raise _refusal(ContractViolation("instances", "a list with at least one instance",
+                                         "an empty list" if instances == [] else type(instances).__name__))
+    if len(instances) > MAX_INSTANCES:
+        raise Refused(413, "too_many_instances", f"{len(instances)} instances exceed the limit of {MAX_INSTANCES}",
+                      limit=MAX_INSTANCES)
+    if others := sorted(payload.keys() - {"instances"}):
+        raise _refusal(ContractViolation(others[0], "nothing beside instances", "an unknown field"))
+    return instances
+
+
+def _refusal(violation: ContractViolation) -> Refused:
+    return Refused(422, "contract_violation", str(violation),
+                   path=violation.path, expected=violation.expected, got=violation.got)
+
+
+def _description(model: ServedModel) -> dict[str, Any]:
+    return {"model": model.name, "version": model.version, "identity": model.identity,
+            "contract": model.contract.model_dump(mode="json")}
