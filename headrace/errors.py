@@ -15,7 +15,8 @@ HeadraceError                     exit code 1
 │   ├── EngineMissing             5
 │   └── RegistryError             5
 ├── Busy                          6   another release of the same recipe is under way
-└── DiskFull                      7
+├── DiskFull                      7
+└── Interrupted                   130 Ctrl-C
 """
 
 from __future__ import annotations
@@ -125,6 +126,12 @@ class DiskFull(HeadraceError):
     """No space is left where something has to be written."""
 
     exit_code = 7
+
+
+class Interrupted(HeadraceError):
+    """A person stopped the work; running the same command again completes it."""
+
+    exit_code = 130
 
 
 def near_miss(name: str, choices: Iterable[str]) -> str:

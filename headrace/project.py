@@ -41,6 +41,10 @@ class Project:
         """Great Expectations' Data Docs; `index.html` is the page to open."""
         return self.state / "data_docs"
 
+    def validation_report(self, recipe: str) -> Path:
+        """The last validation of all batches, whether it passed or not."""
+        return self.state / "validation" / f"{recipe}.json"
+
     @property
     def logs(self) -> Path:
         return self.state / "logs"

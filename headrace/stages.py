@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from headrace.config import Recipe, load_recipe
-from headrace.errors import DiskFull, HeadraceError, UsageError, near_miss
+from headrace.errors import DiskFull, HeadraceError, Interrupted, UsageError, near_miss
 from headrace.project import Project, find_project
 
 Stage = Callable[[Recipe, Project], None]
@@ -21,11 +21,20 @@ PARENT = "HEADRACE_STAGE_PARENT"
 
 def validate(recipe: Recipe, project: Project) -> None:
     """The data gate, over all batches."""
+    from headrace import console
     from headrace.data.tables import read_batches
-    from headrace.validation import require_valid
+    from headrace.files import write_json
+    from headrace.validation import render
+    from headrace.validation import validate as validate_batch
 
-    report = require_valid(read_batches(project, recipe), recipe, project)
-    report.to_json(project.artifacts(recipe.name) / "validation.json")
+    report = validate_batch(read_batches(project, recipe), recipe, project, "all batches")
+    report.to_json(project.validation_report(recipe.name))
+    if not report.success:
+        console.err().print(render(report))
+    report.raise_if_failed()
+    # What later stages depend on names no time and no place, so that an unchanged gate changes nothing after it.
+    verdict = {"rows": report.rows, "passed": report.passed, "total": report.total, "implicit": report.implicit}
+    write_json(project.artifacts(recipe.name) / "validation.json", verdict)
 
 
 def prepare(recipe: Recipe, project: Project) -> None:
@@ -71,6 +80,8 @@ def main(arguments: list[str]) -> int:
         return 0
     except HeadraceError as error:
         return _tell(error)
+    except KeyboardInterrupt:
+        return _tell(Interrupted("interrupted", mend="run the same command to go on from the last checkpoint"))
     except OSError as error:
         if error.errno != 28:
             raise

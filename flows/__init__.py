@@ -1,0 +1,1 @@
+"""Prefect flows, one a file; each reads like a table of contents and computes nothing."""

@@ -1,0 +1,40 @@
+"""From raw data to a balanced endpoint: `headrace run NAME`, or the deployment `release` in Prefect's UI."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+
+from headrace.config import load_recipe
+from headrace.project import find_project
+from headrace.release import release_lock
+from headrace.settings import load_settings
+from tasks.data import ingest, validate
+from tasks.model import evaluate, export, judge, prepare, register, train
+from tasks.serving import close_dead_runs, conclude, ensure_services, package, promote, roll_out
+
+
+@flow(name="release", flow_run_name="{recipe_name}")
+def release(recipe_name: str) -> dict[str, Any]:
+    """Releases one recipe and returns the facts of what serves now."""
+    project = find_project()
+    settings = load_settings(project)
+    recipe = load_recipe(recipe_name, project)
+    with release_lock(recipe.name, project):
+        close_dead_runs(recipe)
+
+        version = ingest(recipe, project)
+        validate(recipe, project)
+        prepare(recipe, project)
+        train(recipe, project)
+        export(recipe, project)
+        evaluate(recipe, project)
+
+        candidate = judge(recipe, register(recipe, version, project), project)
+
+        ensure_services(project, settings)
+        package_ = package(candidate, project, settings)
+        rollout = roll_out(recipe, candidate, package_, project, settings)
+        promote(candidate, project)
+        return conclude(recipe, candidate, version, package_, rollout, project, settings)

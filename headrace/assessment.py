@@ -1,0 +1,105 @@
+"""The exported graph on the test rows: what the `evaluate` stage does, and the gate that follows it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.config import Recipe
+from headrace.contract import Contract
+from headrace.errors import HeadraceError
+from headrace.evaluation import Evaluation
+from headrace.export import run_graph
+from headrace.files import read_json, write_json, write_with
+from headrace.gate import Comparison, Verdict, align_classes, compare, judge
+from headrace.kinds.base import Schema
+from headrace.kinds.registry import kind_of
+from headrace.project import Project
+from headrace.registry import Version, content_hash
+
+
+def evaluate_export(recipe: Recipe, project: Project) -> None:
+    """Writes `evaluation/`: metrics.json, evaluation.json, predictions.npz and pictures.
+
+    Raises:
+        ExportError: the graph gives NaN or infinity.
+    """
+    import pandas as pd
+
+    artifacts = project.artifacts(recipe.name)
+    out = artifacts / "evaluation"
+    kind, schema = kind_of(recipe.task), Schema.read(artifacts / "prepared" / "schema.json")
+    test = pd.read_parquet(artifacts / "prepared" / "test.parquet")
+    outputs = answers(artifacts / "export", test, recipe)
+    evaluation = kind.evaluate(test, outputs, schema, recipe)
+    y_true = kind.targets(test, schema, recipe)
+
+    write_with(out / "predictions.npz", lambda beside: save_arrays(beside, y_true=y_true, outputs=outputs))
+    write_json(out / "evaluation.json", evaluation.to_dict())
+    write_json(out / "metrics.json", {name: rounded(value) for name, value in sorted(evaluation.metrics.items())})
+    draw(recipe, evaluation, y_true, outputs, artifacts)
+
+
+def answers(folder: Path, test: Any, recipe: Recipe) -> NDArray[Any]:
+    """What the graph in `folder` answers for the rows of `test`, decoded as the service decodes them."""
+    contract = Contract.read(folder / "contract.json")
+    return run_graph(folder / "model.onnx", kind_of(recipe.task).feeds(test, contract, recipe))
+
+
+def decide(recipe: Recipe, project: Project, champion: Version | None) -> Verdict:
+    """The gate: thresholds, then the paired comparison with the champion on the same test rows.
+
+    Raises:
+        HeadraceError: the champion takes other inputs than this recipe's data has.
+    """
+    import pandas as pd
+
+    artifacts = project.artifacts(recipe.name)
+    metrics: dict[str, float] = read_json(artifacts / "evaluation" / "metrics.json")
+    same = champion is not None and content_hash(champion.folder) == content_hash(artifacts / "export")
+    comparison: Comparison | None = None
+    if champion is not None and not same and recipe.gate.beat_champion is not None:
+        test = pd.read_parquet(artifacts / "prepared" / "test.parquet")
+        comparison = _compare(recipe, artifacts, champion, test)
+    return judge(recipe.gate, recipe.kind.metrics, metrics, comparison, same)
+
+
+def _compare(recipe: Recipe, artifacts: Path, champion: Version, test: Any) -> Comparison:
+    beat = recipe.gate.beat_champion
+    assert beat is not None
+    with np.load(artifacts / "evaluation" / "predictions.npz") as saved:
+        y_true, candidate = saved["y_true"], saved["outputs"]
+    try:
+        theirs = answers(champion.folder, test, recipe)
+    except (KeyError, ValueError) as error:
+        raise HeadraceError(
+            f"the champion {champion.name} cannot answer for these rows ({error}): its columns differ",
+            where=f"recipes/{recipe.name}.yaml", mend="remove gate.beat_champion for this one release, or give the recipe another name",
+        ) from error
+    labels, known = (Contract.read(folder / "contract.json").labels for folder in (artifacts / "export", champion.folder))
+    if labels is not None and known is not None:
+        theirs = align_classes(theirs, known, labels)
+    return compare(beat.metric, recipe.kind.metrics[beat.metric], y_true, candidate, theirs, beat, recipe.data.split.seed)
+
+
+def draw(recipe: Recipe, evaluation: Evaluation, y_true: NDArray[Any], outputs: NDArray[Any], artifacts: Path) -> None:
+    """Pictures of the evaluation and of the training, as PNG and as the tables that DVC plots."""
+    from headrace.plots import draw_curves, draw_evaluation
+
+    pictures = artifacts / "evaluation" / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
+    draw_evaluation(evaluation, y_true, outputs, recipe.name, pictures)
+    draw_curves(artifacts / "train" / "curves.csv", recipe.name, pictures)
+
+
+def save_arrays(path: Path, **arrays: NDArray[Any]) -> None:
+    with path.open("wb") as handle:
+        np.savez(handle, allow_pickle=False, **arrays)
+
+
+def rounded(value: float) -> float | None:
+    return round(value, 6) if math.isfinite(value) else None

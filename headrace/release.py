@@ -1,0 +1,164 @@
+"""The steps of a release that act on the world, each safe to run again, and what a release says at its end."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict
+
+from headrace import freshness, identity, journal, registry
+from headrace.assessment import decide
+from headrace.config import Recipe
+from headrace.data.versions import DataVersion
+from headrace.errors import Busy, ModelRefused
+from headrace.files import read_json, write_json
+from headrace.gate import Verdict
+from headrace.project import Project
+from headrace.registry import Version
+from headrace.settings import Settings
+
+APPROVAL = "approval"
+
+
+class Candidate(BaseModel):
+    """A registered version, the gate's verdict on it, and the version that is to serve now."""
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+    version: Version
+    verdict: Verdict
+    chosen: Version | None
+    """The candidate when it may serve, else the champion, else nothing."""
+    awaits_approval: bool = False
+
+
+@contextmanager
+def release_lock(recipe: str, project: Project) -> Iterator[None]:
+    """Holds the right to release `recipe`; a killed holder loses it at once.
+
+    Raises:
+        Busy: another process holds it.
+    """
+    project.locks.mkdir(parents=True, exist_ok=True)
+    holder = project.locks / f"release-{recipe}.json"
+    lock = FileLock(project.locks / f"release-{recipe}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        known = read_json(holder) or {}
+        raise Busy(f"{recipe} is being released by process {known.get('pid', '?')} since {known.get('since', '?')}",
+                   mend="wait until it is done (headrace status), or stop that process; then run the same command") from None
+    try:
+        write_json(holder, {"pid": os.getpid(), "since": time.strftime("%H:%M:%S")})
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def identity_of(recipe: Recipe, version: DataVersion, project: Project) -> dict[str, str]:
+    """What a model version says of itself."""
+    validation = read_json(project.artifacts(recipe.name) / "validation.json") or {}
+    return {
+        "data_md5": version.md5,
+        "data_rows": str(version.rows),
+        "git_commit": identity.git_commit(project),
+        "lock_sha256": identity.lock_hash(project),
+        "recipe_sha256": identity.sha256(project.recipes / f"{recipe.name}.yaml"),
+        "validation": f"{validation.get('passed')} of {validation.get('total')} expectations",
+    }
+
+
+def judge_candidate(recipe: Recipe, candidate: Version, project: Project) -> Candidate:
+    """The gate's verdict, kept on the version and, for a refusal, in the journal."""
+    champion = registry.champion(recipe.name, project)
+    verdict = decide(recipe, project, champion)
+    is_champion = champion is not None and champion.version == candidate.version
+    if not is_champion and not verdict.same_model:
+        registry.set_alias(candidate, registry.CHALLENGER, project)
+    registry.set_tags(candidate, {"gate": "passed" if verdict.passed else "refused", "gate_reasons": "; ".join(verdict.reasons)[:4000]}, project)
+    awaits = verdict.passed and not is_champion and recipe.gate.approval == "person" and not _is_approved(candidate, project)
+    if not verdict.passed or awaits:
+        _record_once(project, "refused" if not verdict.passed else "awaiting-approval", candidate, verdict)
+        return Candidate(version=candidate, verdict=verdict, chosen=champion, awaits_approval=awaits)
+    # A candidate with the champion's own bytes is no news: the champion goes on.
+    return Candidate(version=candidate, verdict=verdict, chosen=champion if verdict.same_model else candidate)
+
+
+def approve(reference: str, project: Project, by: str) -> Version:
+    """Notes a person's approval on a version; the next release of the recipe rolls it out."""
+    version = registry.get(reference, project)
+    registry.set_tags(version, {APPROVAL: "approved", "approved_by": by}, project)
+    journal.record(project, "approved", version.model, version.version, {"by": by, **registry.evidence(version)})
+    return version
+
+
+def promote(chosen: Version, project: Project) -> None:
+    """Moves the alias `champion` to the version that now serves."""
+    registry.set_alias(chosen, registry.CHAMPION, project)
+    registry.drop_alias(chosen.model, registry.CHALLENGER, project)
+
+
+def conclude(recipe: Recipe, candidate: Candidate, facts: dict[str, Any], project: Project, settings: Settings) -> dict[str, Any]:
+    """Writes the journal, last of all, and gives the facts of the release.
+
+    Raises:
+        ModelRefused: the gate refused the candidate; the champion, if any, serves on.
+    """
+    chosen = candidate.chosen
+    if chosen is not None:
+        kept = {**registry.evidence(chosen), "verdict": candidate.verdict.to_dict(), **facts}
+        before = journal.last(project, recipe.name, "released")
+        if before is None or before.version != chosen.version or _served(before.facts) != _served(kept):
+            journal.record(project, "released", recipe.name, chosen.version, kept)
+    freshness.remember(recipe.name, project, settings)
+    if not candidate.verdict.passed:
+        raise refusal(recipe.name, candidate.version.version, candidate.verdict.reasons, chosen.version if chosen else None)
+    return facts
+
+
+def refusal(model: str, version: str, reasons: list[str], serving: str | None) -> ModelRefused:
+    """The error that a refused candidate ends in."""
+    goes_on = f"{model}@{serving} goes on serving" if serving else "nothing serves yet"
+    return ModelRefused(f"the gate refused {model}@{version}; {goes_on}\n" + "\n".join(f"- {reason}" for reason in reasons),
+                        mend=f"improve the model or the data, or change gate in recipes/{model}.yaml")
+
+
+def outcome(recipe: str, project: Project) -> dict[str, Any] | None:
+    """The facts of the release in force, from the journal; None before the first.
+
+    Raises:
+        ModelRefused: the newest candidate was refused.
+    """
+    entries = journal.entries(project, recipe)
+    released = next((e for e in reversed(entries) if e.event == "released"), None)
+    newest = entries[-1] if entries else None
+    if newest is not None and newest.event == "refused":
+        raise refusal(recipe, newest.version, newest.facts["verdict"]["reasons"], released.version if released else None)
+    return None if released is None else {"model": recipe, "version": released.version, "at": released.at, **released.facts}
+
+
+def training_facts(recipe: Recipe, project: Project) -> dict[str, Any]:
+    """Epochs, rows and metrics, from the stages' own files."""
+    artifacts = project.artifacts(recipe.name)
+    return {"training": read_json(artifacts / "train" / "summary.json"), "metrics": read_json(artifacts / "evaluation" / "metrics.json")}
+
+
+def _is_approved(version: Version, project: Project) -> bool:
+    return registry.tag(version, APPROVAL, project) == "approved"
+
+
+def _record_once(project: Project, event: journal.Event, version: Version, verdict: Verdict) -> None:
+    """A verdict that is the journal's last word already is not said twice."""
+    before = journal.last(project, version.model)
+    if before is None or (before.event, before.version) != (event, version.version):
+        journal.record(project, event, version.model, version.version, {**registry.evidence(version), "verdict": verdict.to_dict()})
+
+
+def _served(facts: dict[str, Any]) -> tuple[Any, ...]:
+    return facts.get("bento"), facts.get("image"), facts.get("on"), facts.get("replicas")
+

@@ -1,0 +1,1 @@
+"""Thin Prefect wrappers: retries, time limits, names. Each body is one call into `headrace`."""

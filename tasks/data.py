@@ -1,0 +1,64 @@
+"""Data: bring it in, hold it against its suite."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import task
+from prefect.artifacts import create_table_artifact
+from prefect.client.schemas.objects import TaskRun
+from prefect.states import State
+
+from headrace.config import Recipe
+from headrace.data import batches, ingest as ingestion
+from headrace.data.versions import DataVersion
+from headrace.errors import SourceError
+from headrace.files import read_json
+from headrace.pipeline import StageResult, reproduce
+from headrace.project import Project
+from tasks.settings import HOUR, PLAIN
+from tasks.telling import report, step
+
+
+def _is_out_of_reach(task: Any, run: TaskRun, state: State[Any]) -> bool:
+    """Only a source that did not answer is worth another try: a wrong sha256 stays wrong."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, SourceError) and error.passing
+
+
+@task(name="ingest", retries=2, retry_delay_seconds=[2, 10], retry_condition_fn=_is_out_of_reach, timeout_seconds=HOUR, **PLAIN)
+def ingest(recipe: Recipe, project: Project) -> DataVersion:
+    """Brings the source into `data/`, unless it is there."""
+    step("ingest", recipe.data.source)
+    version = ingestion.ingest(recipe, project, report)
+    report(f"data {version.md5}, {version.rows:,} rows in {len(version.batches)} batches")
+    return version
+
+
+@task(name="next batch", timeout_seconds=HOUR, **PLAIN)
+def bring_next_batch(recipe: Recipe, project: Project) -> DataVersion | None:
+    """Brings what the source holds next; None when everything has arrived."""
+    step("next batch", recipe.data.source)
+    return batches.next_batch(recipe, project, report)
+
+
+@task(name="validate", timeout_seconds=HOUR, **PLAIN)
+def validate(recipe: Recipe, project: Project) -> StageResult:
+    """The data gate; what fails is shown as an artifact in Prefect."""
+    step("validate", f"{len(recipe.expect)} expectations of the recipe")
+    try:
+        return reproduce("validate", recipe, project)
+    finally:
+        _show(recipe, project)
+
+
+def _show(recipe: Recipe, project: Project) -> None:
+    found = read_json(project.validation_report(recipe.name))
+    if not found:
+        return
+    failures = [{key: str(failure[key]) for key in ("type", "column", "unexpected", "percent", "samples")} for failure in found["failures"]]
+    create_table_artifact(
+        key=f"validation-{recipe.name}",
+        table=failures or [{"passed": found["passed"], "of": found["total"], "rows": found["rows"]}],
+        description=f"{recipe.name}: {found['passed']} of {found['total']} expectations passed on {found['rows']:,} rows; {found['docs']}",
+    )

@@ -1,0 +1,17 @@
+"""One line for the terminal and for Prefect's log alike."""
+
+from __future__ import annotations
+
+from prefect import get_run_logger
+
+from headrace import console
+
+
+def step(name: str, detail: str = "") -> None:
+    console.step(name, detail)
+    get_run_logger().info("%s %s", name, detail)
+
+
+def report(line: str) -> None:
+    console.report(line)
+    get_run_logger().info("%s", line)
