@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ def reproduce(stage: str, recipe: Recipe, project: Project) -> StageResult:
     started = time.monotonic()
     _register(recipe, project)
     error_file = Path(tempfile.mkdtemp(prefix="headrace-")) / "error.json"
+    # `python` in dvc.yaml is this environment's, whether or not it is activated.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     os.environ[ERROR_FILE], os.environ[PARENT] = str(error_file), str(os.getpid())
     try:
         ran = _reproduce(f"{stage}@{recipe.name}", project, error_file)

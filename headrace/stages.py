@@ -75,6 +75,8 @@ def main(arguments: list[str]) -> int:
             given = arguments[0] if arguments else ""
             raise UsageError(f"no stage {given!r}; {near_miss(given, STAGES)}", mend="python -m headrace.stages STAGE RECIPE")
         die_with_parent()
+        # Threads that spin while they wait slow a small network five times as soon as another program wants a core.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         project = find_project()
         STAGES[arguments[0]](load_recipe(arguments[1], project), project)
         return 0
