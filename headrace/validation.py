@@ -94,12 +94,16 @@ class ValidationReport(BaseModel):
             return
         lines = [f"{len(self.failures)} of {self.total} expectations failed on {self.rows} rows"]
         lines += [f"  {_sentence(failure)}" for failure in self.failures[:10]]
-        raise DataRejected("\n".join(lines), where=f"{self.recipe}, {self.batch}",
-                           mend=mend or f"correct the data or the recipe's expect; the page: {self.docs}")
+        raise DataRejected(
+            "\n".join(lines),
+            where=f"{self.recipe}, {self.batch}",
+            mend=mend or f"correct the data or the recipe's expect; the page: {self.docs}",
+        )
 
 
-def validate(frame: pd.DataFrame, recipe: Recipe, project: Project, batch_name: str,
-             known_labels: Sequence[Any] | None = None) -> ValidationReport:
+def validate(
+    frame: pd.DataFrame, recipe: Recipe, project: Project, batch_name: str, known_labels: Sequence[Any] | None = None
+) -> ValidationReport:
     """Runs the recipe's suite, and what Headrace always expects, over `frame`; writes Data Docs.
 
     Args:
@@ -115,8 +119,11 @@ def validate(frame: pd.DataFrame, recipe: Recipe, project: Project, batch_name: 
     with _quiet_gx():
         named = native(recipe, frame)
         already = {identity(e.expectation_type, e.configuration.kwargs) for e in named}
-        implicit = [e for e in implicit_expectations(frame, recipe, known_labels)
-                    if identity(e.expectation_type, e.configuration.kwargs) not in already]
+        implicit = [
+            e
+            for e in implicit_expectations(frame, recipe, known_labels)
+            if identity(e.expectation_type, e.configuration.kwargs) not in already
+        ]
         expectations = [*named, *implicit]
         project.locks.mkdir(parents=True, exist_ok=True)
         with FileLock(project.locks / "validation.lock"):  # Data Docs' index is one file for all recipes
@@ -134,10 +141,17 @@ def validate(frame: pd.DataFrame, recipe: Recipe, project: Project, batch_name: 
             failures.append(pixels[0])
             rows.update(pixels[1])
     return ValidationReport(
-        recipe=recipe.name, batch=batch_name, at=datetime.now(UTC).isoformat(timespec="seconds"), rows=len(frame),
-        success=not failures, passed=total - len(failures), total=total,
+        recipe=recipe.name,
+        batch=batch_name,
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        rows=len(frame),
+        success=not failures,
+        passed=total - len(failures),
+        total=total,
         implicit=[described(e) for e in implicit] + ([PIXELS] if recipe.data.image else []),
-        failures=failures, docs=docs, failing_rows=sorted(rows),
+        failures=failures,
+        docs=docs,
+        failing_rows=sorted(rows),
     )
 
 
@@ -152,18 +166,34 @@ def render(report: ValidationReport) -> RenderableType:
     if report.success:
         return Text(head, style="green")
     table = Table(title=escape(head), title_justify="left", title_style="bold red")
-    for column, justify in (("expectation", "left"), ("column", "left"), ("rows", "right"), ("share", "right"), ("seen", "left")):
+    for column, justify in (
+        ("expectation", "left"),
+        ("column", "left"),
+        ("rows", "right"),
+        ("share", "right"),
+        ("seen", "left"),
+    ):
         table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for failure in report.failures:
         share = "" if failure.percent is None else f"{failure.percent:.2f} %"
         rows = "" if failure.unexpected is None else f"{failure.unexpected:,}"
-        table.add_row(failure.type + (" (implicit)" if failure.implicit else ""), escape(failure.column or ""), rows, share,
-                      escape(_seen(failure)))
+        table.add_row(
+            failure.type + (" (implicit)" if failure.implicit else ""),
+            escape(failure.column or ""),
+            rows,
+            share,
+            escape(_seen(failure)),
+        )
     return Group(table, Text(f"Data Docs: {report.docs}"))
 
 
-def _run(frame: pd.DataFrame, recipe: Recipe, project: Project, batch_name: str, expectations: list[GXExpectation],
-         ) -> tuple[ExpectationSuiteValidationResult, list[ExpectationValidationResult], str]:
+def _run(
+    frame: pd.DataFrame,
+    recipe: Recipe,
+    project: Project,
+    batch_name: str,
+    expectations: list[GXExpectation],
+) -> tuple[ExpectationSuiteValidationResult, list[ExpectationValidationResult], str]:
     """The suite's result, the failing expectations with all their rows, and the page in Data Docs."""
     import great_expectations as gx
     from great_expectations.core.run_identifier import RunIdentifier
@@ -188,8 +218,11 @@ def _run(frame: pd.DataFrame, recipe: Recipe, project: Project, batch_name: str,
     batch = batches.get_batch({"dataframe": frame})
     failed = [one for one in result.results if not one.success]
     # Only now all failing rows are asked for: of a batch that passes, none would be.
-    complete = [batch.validate(one.expectation_config.to_domain_obj(), result_format="COMPLETE")
-                for one in failed if one.expectation_config is not None]
+    complete = [
+        batch.validate(one.expectation_config.to_domain_obj(), result_format="COMPLETE")
+        for one in failed
+        if one.expectation_config is not None
+    ]
     return result, complete, docs
 
 
@@ -210,9 +243,16 @@ def _context(project: Project) -> AbstractDataContext:
             "checkpoints": {"class_name": "CheckpointStore", "store_backend": memory},
             "validation_definition_store": {"class_name": "ValidationDefinitionStore", "store_backend": memory},
         },
-        expectations_store_name="expectations", validation_results_store_name="results", checkpoint_store_name="checkpoints",
-        data_docs_sites={"headrace": {"class_name": "SiteBuilder", "store_backend": files(project.data_docs),
-                                      "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"}}},
+        expectations_store_name="expectations",
+        validation_results_store_name="results",
+        checkpoint_store_name="checkpoints",
+        data_docs_sites={
+            "headrace": {
+                "class_name": "SiteBuilder",
+                "store_backend": files(project.data_docs),
+                "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+            }
+        },
         analytics_enabled=False,
         progress_bars={"globally": False},  # type: ignore[arg-type]
     )
@@ -244,9 +284,14 @@ def _failure(result: ExpectationValidationResult, frame: pd.DataFrame, implicit_
     column = arguments.get("column")
     values: Any = frame[column].iloc[rows[:SAMPLES]] if column in frame.columns else []
     failure = Failure(
-        type=config.type, column=column, arguments=plain(arguments), implicit=identity(config.type, arguments) in implicit_ids,
-        unexpected=details.get("unexpected_count"), percent=details.get("unexpected_percent_nonmissing", details.get("unexpected_percent")),
-        observed=plain(details.get("observed_value")), problem=_problem(result),
+        type=config.type,
+        column=column,
+        arguments=plain(arguments),
+        implicit=identity(config.type, arguments) in implicit_ids,
+        unexpected=details.get("unexpected_count"),
+        percent=details.get("unexpected_percent_nonmissing", details.get("unexpected_percent")),
+        observed=plain(details.get("observed_value")),
+        problem=_problem(result),
         samples=[Sample(row=row + 1, value=plain(value)) for row, value in zip(rows, values, strict=False)],
     )
     return failure, rows
@@ -278,8 +323,15 @@ def _bad_pixels(frame: pd.DataFrame, recipe: Recipe) -> tuple[Failure, list[int]
     if not rows:
         return None
     samples = [Sample(row=row + 1, value=first.get(row)) for row in rows[:SAMPLES]]
-    return Failure(type=PIXELS, column=None, arguments={}, implicit=True, unexpected=len(rows), percent=100 * len(rows) / len(frame),
-                   samples=samples), rows
+    return Failure(
+        type=PIXELS,
+        column=None,
+        arguments={},
+        implicit=True,
+        unexpected=len(rows),
+        percent=100 * len(rows) / len(frame),
+        samples=samples,
+    ), rows
 
 
 def _sentence(failure: Failure) -> str:

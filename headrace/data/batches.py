@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headrace.data.ingest import ingest, read_source, values_in_order
+from headrace.data.ingest import arrived_name, ingest, read_source, values_in_order
 from headrace.data.landing import Report, changing, land, pass_gate
 from headrace.data.quarantine import slug
 from headrace.data.tables import batch_files, no_data, read_arrow, read_batch, select, stored_schema
@@ -38,7 +38,9 @@ def add_batch(recipe: Recipe, file: Path, project: Project, report: Report) -> D
         if selected.dropped:
             report(f"{selected.dropped:,} rows left out: nothing in {', '.join(recipe.data.drop_missing)}")
         if not selected.table.num_rows:
-            raise DataError("the batch holds no rows", where=str(file), mend="bring a file with at least one row below its header")
+            raise DataError(
+                "the batch holds no rows", where=str(file), mend="bring a file with at least one row below its header"
+            )
         twin = _twin(selected.table, project, recipe)
         if twin is not None:
             return _already_in(twin, file, recipe, project, report)
@@ -55,8 +57,11 @@ def next_batch(recipe: Recipe, project: Project, report: Report) -> DataVersion:
     """
     arrive = recipe.data.arrive
     if arrive is None:
-        raise RecipeError("data.arrive: not set, so the source brings all rows at once", where=f"recipes/{recipe.name}.yaml",
-                          mend="write `arrive: {column: COLUMN, first: N}` under data, or use: headrace data add")
+        raise RecipeError(
+            "data.arrive: not set, so the source brings all rows at once",
+            where=f"recipes/{recipe.name}.yaml",
+            mend="write `arrive: {column: COLUMN, first: N}` under data, or use: headrace data add",
+        )
     if not batch_files(project, recipe.name):
         return ingest(recipe, project, report)
     with changing(project, f"data-{recipe.name}"):
@@ -68,11 +73,13 @@ def next_batch(recipe: Recipe, project: Project, report: Report) -> DataVersion:
         last = values_in_order(read_arrow(project, recipe), arrive.column, recipe)[-1]
         later = [value for value in values_in_order(source, arrive.column, recipe) if value > last]
         if not later:
-            raise DataError(f"the source holds no {arrive.column} after {last}: everything has arrived", where=recipe.data.source,
-                            mend=f"bring newer rows as a file: headrace data add {recipe.name} FILE")
+            raise DataError(
+                f"the source holds no {arrive.column} after {last}: everything has arrived",
+                where=recipe.data.source,
+                mend=f"bring newer rows as a file: headrace data add {recipe.name} FILE",
+            )
         table = source.filter(pc.equal(source[arrive.column], later[0]))
-        name = f"{arrive.column} {later[0]}"
-        return _add(table, slug(name), name, recipe, project, report, None)
+        return _add(table, arrived_name(arrive.column, later[0]), f"{arrive.column} {later[0]}", recipe, project, report, None)
 
 
 def known_labels(project: Project, recipe: Recipe) -> list[Any] | None:
@@ -83,7 +90,9 @@ def known_labels(project: Project, recipe: Recipe) -> list[Any] | None:
     return labels if len(labels) <= LABEL_LIMIT else None
 
 
-def _add(table: pa.Table, name: str, shown: str, recipe: Recipe, project: Project, report: Report, file: Path | None) -> DataVersion:
+def _add(
+    table: pa.Table, name: str, shown: str, recipe: Recipe, project: Project, report: Report, file: Path | None
+) -> DataVersion:
     found = pass_gate(table, recipe, project, shown, file, known_labels(project, recipe))
     report(f"{found.passed} of {found.total} expectations met on {found.rows:,} rows")
     land(table, project, recipe, f"{_next_number(project, recipe):04d}-{name}.parquet")
@@ -116,7 +125,9 @@ def _twin(table: pa.Table, project: Project, recipe: Recipe) -> Path | None:
 def _already_in(twin: Path, file: Path, recipe: Recipe, project: Project, report: Report) -> DataVersion:
     if not is_tracked(project):  # a run that was killed after the rename left it so
         return _complete(recipe, project, report)
-    raise DataError(f"these rows are already in, as batch {twin.name}", where=str(file), mend="nothing is left to do; or bring another file")
+    raise DataError(
+        f"these rows are already in, as batch {twin.name}", where=str(file), mend="nothing is left to do; or bring another file"
+    )
 
 
 def _complete(recipe: Recipe, project: Project, report: Report) -> DataVersion:

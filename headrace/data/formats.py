@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import zipfile
@@ -40,7 +41,9 @@ def read_file(path: Path, header: bool = True, names: list[str] | None = None, t
     table = _read_parquet(path) if kind in (".parquet", ".pq") else _read_csv(path, kind, header, names, text)
     twice = sorted({name for name in table.column_names if table.column_names.count(name) > 1})
     if twice:
-        raise DataError(f"column {twice[0]!r} stands there twice", where=str(path), mend="rename one of the two columns in the file")
+        raise DataError(
+            f"column {twice[0]!r} stands there twice", where=str(path), mend="rename one of the two columns in the file"
+        )
     return _plain_types(table, path)
 
 
@@ -56,7 +59,9 @@ def _format(path: Path) -> str:
     name = path.name.lower()
     found = next((ending for ending in sorted(FORMATS, key=len, reverse=True) if name.endswith(ending)), None)
     if found is None:
-        raise DataError(f"cannot tell the format of {path.name!r}", where=str(path), mend="use a name ending in " + ", ".join(FORMATS))
+        raise DataError(
+            f"cannot tell the format of {path.name!r}", where=str(path), mend="use a name ending in " + ", ".join(FORMATS)
+        )
     return found
 
 
@@ -68,8 +73,11 @@ def _read_parquet(path: Path) -> pa.Table:
         with pq.ParquetFile(path) as file:
             return file.read()
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"no whole Parquet file: {_first_line(error)}", where=str(path),
-                        mend="fetch or export it again; it may have been cut in the middle") from None
+        raise DataError(
+            f"no whole Parquet file: {_first_line(error)}",
+            where=str(path),
+            mend="fetch or export it again; it may have been cut in the middle",
+        ) from None
 
 
 def _read_csv(path: Path, kind: str, header: bool, names: list[str] | None, text: Collection[str]) -> pa.Table:
@@ -82,7 +90,8 @@ def _read_csv(path: Path, kind: str, header: bool, names: list[str] | None, text
         column_types=dict.fromkeys(text, pa.string()),
         strings_can_be_null=True,
         quoted_strings_can_be_null=False,  # a quoted "NA" is a text, a bare NA is nothing: so R and pandas write it
-        true_values=[], false_values=[],  # true and false stay text: a category like any other
+        true_values=[],
+        false_values=[],  # true and false stay text: a category like any other
     )
     block = min(len(raw) + 1, BLOCK_LIMIT_BYTES)
     try:
@@ -93,7 +102,7 @@ def _read_csv(path: Path, kind: str, header: bool, names: list[str] | None, text
     except pa.ArrowInvalid as error:
         _explain_csv(path, raw, error, parse.delimiter, header, names)
     _refuse_undecodable(path, table, header)
-    return table
+    return _quoted_gaps(table, text)
 
 
 def _unpacked(path: Path, kind: str) -> bytes:
@@ -107,8 +116,9 @@ def _unpacked(path: Path, kind: str) -> bytes:
         else:
             return path.read_bytes()
     except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile) as error:
-        raise DataError(f"the compressed file is cut or damaged: {_first_line(error)}", where=str(path),
-                        mend="fetch or export it again") from None
+        raise DataError(
+            f"the compressed file is cut or damaged: {_first_line(error)}", where=str(path), mend="fetch or export it again"
+        ) from None
     if len(raw) > UNPACKED_LIMIT_BYTES:
         raise DataError(f"unpacks to more than {UNPACKED_LIMIT_BYTES >> 30} GiB", where=str(path), mend="write it as Parquet")
     return raw
@@ -118,8 +128,11 @@ def _unzipped(path: Path) -> bytes:
     with zipfile.ZipFile(path) as archive:
         members = [m for m in archive.infolist() if not m.is_dir() and m.filename.lower().endswith((".csv", ".tsv", ".tab"))]
         if len(members) != 1:
-            raise DataError(f"the zip holds {len(members)} tables, and one was expected", where=str(path),
-                            mend="unpack it and name the table you mean")
+            raise DataError(
+                f"the zip holds {len(members)} tables, and one was expected",
+                where=str(path),
+                mend="unpack it and name the table you mean",
+            )
         with archive.open(members[0]) as packed:
             return packed.read(UNPACKED_LIMIT_BYTES + 1)
 
@@ -137,16 +150,16 @@ def _explain_csv(path: Path, raw: bytes, error: Exception, delimiter: str, heade
 
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         _not_utf8(path, "the first line", raw[:40])
-    try:
+    with contextlib.suppress(pa.ArrowInvalid, UnicodeDecodeError):  # the first error stands
         csv.read_csv(
             io.BytesIO(raw),
             read_options=csv.ReadOptions(column_names=None if header else names, use_threads=False),
             parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=note),
         )
-    except (pa.ArrowInvalid, UnicodeDecodeError):
-        pass  # the first error stands
     if not bad:
-        raise DataError(f"no valid CSV: {_first_line(error)}", where=str(path), mend="correct the file, or export it again") from None
+        raise DataError(
+            f"no valid CSV: {_first_line(error)}", where=str(path), mend="correct the file, or export it again"
+        ) from None
     row, actual, expected = bad[0]
     last = raw.count(b"\n") + (0 if raw.endswith(b"\n") else 1)
     cut = " (the last row: the file may have been cut in the middle)" if row >= last else ""
@@ -155,6 +168,27 @@ def _explain_csv(path: Path, raw: bytes, error: Exception, delimiter: str, heade
         what = f"the file has {actual} columns, and the recipe names {expected}"
         raise DataError(what, where=str(path), mend="name every column in data.columns, or set data.header: true") from None
     raise DataError(what, where=f"{path}, row {row}", mend="correct that row, or fetch the file again") from None
+
+
+def _quoted_gaps(table: pa.Table, text: Collection[str]) -> pa.Table:
+    """Columns of numbers whose gaps were written as quoted nothing (`""`) and so were taken for text: numbers again."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for i, name in enumerate(table.column_names):
+        column = table.column(i)
+        if name in text or not pa.types.is_string(column.type) or not pc.any(pc.equal(column, "")).as_py():
+            continue
+        filled = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
+        if filled.null_count == len(filled):
+            continue
+        for kind in (pa.int64(), pa.float64()):
+            try:
+                table = table.set_column(i, name, filled.cast(kind))
+                break
+            except pa.ArrowInvalid:
+                continue  # some text is no such number
+    return table
 
 
 def _refuse_undecodable(path: Path, table: pa.Table, header: bool) -> None:
@@ -172,8 +206,11 @@ def _refuse_undecodable(path: Path, table: pa.Table, header: bool) -> None:
 
 
 def _not_utf8(path: Path, place: str, value: bytes) -> NoReturn:
-    raise DataError(f"not UTF-8 text: {value[:40]!r}", where=f"{path}, {place}",
-                    mend="save the file as UTF-8, such as: iconv -f cp1252 -t utf-8 FILE > FILE.csv") from None
+    raise DataError(
+        f"not UTF-8 text: {value[:40]!r}",
+        where=f"{path}, {place}",
+        mend="save the file as UTF-8, such as: iconv -f cp1252 -t utf-8 FILE > FILE.csv",
+    ) from None
 
 
 def _plain_types(table: pa.Table, path: Path) -> pa.Table:
@@ -195,14 +232,18 @@ def _plain_types(table: pa.Table, path: Path) -> pa.Table:
         elif types.is_timestamp(kind):
             kind = pa.timestamp("us", tz=kind.tz)
         elif not (types.is_integer(kind) or types.is_floating(kind) or types.is_string(kind)):
-            raise DataError(f"column {field.name!r} holds {field.type}, which is no number, text or time", where=str(path),
-                            mend="leave it out (data.columns), or write it as plain columns")
+            raise DataError(
+                f"column {field.name!r} holds {field.type}, which is no number, text or time",
+                where=str(path),
+                mend="leave it out (data.columns), or write it as plain columns",
+            )
         plain.append(pa.field(field.name, kind))
     try:
         return table.cast(pa.schema(plain))
     except pa.ArrowException as error:
-        raise DataError(f"a value does not fit its column: {_first_line(error)}", where=str(path),
-                        mend="correct the value in the file") from None
+        raise DataError(
+            f"a value does not fit its column: {_first_line(error)}", where=str(path), mend="correct the value in the file"
+        ) from None
 
 
 def _first_line(error: BaseException) -> str:

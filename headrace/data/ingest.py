@@ -9,9 +9,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headrace.data.formats import read_file
 from headrace.data.landing import Report, changing, land, pass_gate
+from headrace.data.quarantine import slug
 from headrace.data.sources import Progress, fetch, is_local
-from headrace.data.tables import Selected, read_batch, stored_key
+from headrace.data.tables import Selected, batch_files, read_batch, stored_key
 from headrace.data.versions import DataVersion, data_version, restore, track
 from headrace.errors import DataError, near_miss
 from headrace.project import Project
@@ -46,9 +48,10 @@ def ingest(recipe: Recipe, project: Project, report: Report) -> DataVersion:
                 track(project)
             return data_version(project, recipe.name)
         selected = read_source(recipe, project, report)
-        table = _first_values(selected.table, recipe)
+        table = _first_values(selected.table, recipe, project)
         pass_gate(table, recipe, project, "first")
-        land(table, project, recipe, FIRST, key)
+        _renew_arrived(selected.table, recipe, project, report)
+        land(table, project, recipe, FIRST, key)  # last: its key says that all is done
         version = data_version(project, recipe.name)
         report(f"data/{recipe.name}: {version.rows:,} rows in {len(version.batches)} batch(es), version {version.md5[:12]}")
         return version
@@ -94,7 +97,7 @@ def source_key(recipe: Recipe, project: Project) -> str:
         "columns": data.columns,
         "drop_missing": data.drop_missing,
         "image": [data.target] if data.image else None,
-        "arrive": data.arrive.model_dump() if data.arrive else None,
+        "arrive": data.arrive.column if data.arrive else None,
     }
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
@@ -106,15 +109,26 @@ def values_in_order(table: pa.Table, column: str, recipe: Recipe) -> list[Any]:
         DataError: no such column, or rows without a value in it.
     """
     if column not in table.column_names:
-        raise DataError(f"no column {column!r}; {near_miss(column, table.column_names)}", where="data.arrive.column",
-                        mend=f"correct data.arrive.column in recipes/{recipe.name}.yaml")
+        raise DataError(
+            f"no column {column!r}; {near_miss(column, table.column_names)}",
+            where="data.arrive.column",
+            mend=f"correct data.arrive.column in recipes/{recipe.name}.yaml",
+        )
     if table[column].null_count:
-        raise DataError(f"{table[column].null_count} rows have no value in {column!r}, so they would never arrive",
-                        where="data.arrive.column", mend=f"add {column} to data.drop_missing")
+        raise DataError(
+            f"{table[column].null_count} rows have no value in {column!r}, so they would never arrive",
+            where="data.arrive.column",
+            mend=f"add {column} to data.drop_missing",
+        )
     return sorted(table[column].unique().to_pylist())
 
 
-def _first_values(table: pa.Table, recipe: Recipe) -> pa.Table:
+def arrived_name(column: str, value: Any) -> str:
+    """What a batch that arrived from the source is called, as in `0001-month-5.parquet`."""
+    return slug(f"{column} {value}")
+
+
+def _first_values(table: pa.Table, recipe: Recipe, project: Project) -> pa.Table:
     """The rows with the first values of `data.arrive.column`; all rows where nothing arrives."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -122,8 +136,30 @@ def _first_values(table: pa.Table, recipe: Recipe) -> pa.Table:
     arrive = recipe.data.arrive
     if arrive is None:
         return table
-    first = values_in_order(table, arrive.column, recipe)[: arrive.first]
+    # Values that arrived since have batches of their own: a first batch that is made again holds what it held.
+    before = read_file(path) if (path := project.raw(recipe.name) / FIRST).is_file() else None
+    held = len(before[arrive.column].unique()) if before is not None and arrive.column in before.column_names else arrive.first
+    first = values_in_order(table, arrive.column, recipe)[:held]
     return table.filter(pc.is_in(table[arrive.column], pa.array(first, table[arrive.column].type)))
+
+
+def _renew_arrived(table: pa.Table, recipe: Recipe, project: Project, report: Report) -> None:
+    """Batches that arrived from the source are made again when it, or the way it is read, has changed."""
+    import pyarrow.compute as pc
+
+    arrive = recipe.data.arrive
+    later = [path for path in batch_files(project, recipe.name) if path.name != FIRST]
+    values = (
+        {arrived_name(arrive.column, v): v for v in values_in_order(table, arrive.column, recipe)} if arrive and later else {}
+    )
+    for path in later:
+        value = values.get(path.stem.partition("-")[2])
+        if arrive is None or value is None:
+            report(f"{path.name} was added by hand and stays as it is")
+            continue
+        rows = table.filter(pc.equal(table[arrive.column], value))
+        pass_gate(rows, recipe, project, f"{arrive.column} {value}")
+        land(rows, project, recipe, path.name)
 
 
 @contextmanager

@@ -41,12 +41,21 @@ def changing(project: Project, what: str) -> Iterator[None]:
         with FileLock(path, timeout=LOCK_SECONDS):
             yield
     except Timeout:
-        raise Busy(f"another process changes the {what} at this moment", where=str(path),
-                   mend="wait until it ends, then run the same command") from None
+        raise Busy(
+            f"another process changes the {what} at this moment",
+            where=str(path),
+            mend="wait until it ends, then run the same command",
+        ) from None
 
 
-def pass_gate(table: pa.Table, recipe: Recipe, project: Project, batch_name: str, file: Path | None = None,
-              known_labels: Sequence[Any] | None = None) -> ValidationReport:
+def pass_gate(
+    table: pa.Table,
+    recipe: Recipe,
+    project: Project,
+    batch_name: str,
+    file: Path | None = None,
+    known_labels: Sequence[Any] | None = None,
+) -> ValidationReport:
     """The report of a table that may land.
 
     Raises:
@@ -79,7 +88,7 @@ def land(table: pa.Table, project: Project, recipe: Recipe, name: str, key: str 
     with changing(project, "data"):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(staged, target)
+            staged.replace(target)
             _sync(target.parent)
             track(project)
         except BaseException:

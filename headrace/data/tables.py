@@ -42,8 +42,11 @@ def read_batch(path: Path, data: DataConfig, like: pa.Schema | None = None) -> S
     table = read_file(path, data.header, None if data.header else data.columns, text)
     table = select(table, data.columns or (like.names if like else table.column_names), path)
     if data.target not in table.column_names:
-        raise DataError(f"no target column {data.target!r}; {near_miss(data.target, table.column_names)}", where=str(path),
-                        mend="correct data.target in the recipe")
+        raise DataError(
+            f"no target column {data.target!r}; {near_miss(data.target, table.column_names)}",
+            where=str(path),
+            mend="correct data.target in the recipe",
+        )
     if like is not None:
         check_types(table, like, path)
     kept = table
@@ -61,8 +64,11 @@ def select(table: pa.Table, names: list[str], path: Path) -> pa.Table:
     """
     for name in names:
         if name not in table.column_names:
-            raise DataError(f"no column {name!r}; {near_miss(name, table.column_names[:200])}", where=str(path),
-                            mend="correct the recipe's data section (columns, target), or bring a file that has the column")
+            raise DataError(
+                f"no column {name!r}; {near_miss(name, table.column_names[:200])}",
+                where=str(path),
+                mend="correct the recipe's data section (columns, target), or bring a file that has the column",
+            )
     return table.select(names)
 
 
@@ -83,8 +89,11 @@ def check_types(table: pa.Table, like: pa.Schema, path: Path) -> None:
         row = next((i for i, v in enumerate(column.to_pylist()) if v is not None and not _fits(v, was)), 0)
         shown = column[row].as_py()
         kind = "text" if types.is_string(was) else "times" if types.is_timestamp(was) else "numbers"
-        raise DataError(f"column {field.name!r} holds {kind} so far, and here {shown!r}", where=f"{path}, data row {row + 1}",
-                        mend="correct the values of that column in the file")
+        raise DataError(
+            f"column {field.name!r} holds {kind} so far, and here {shown!r}",
+            where=f"{path}, data row {row + 1}",
+            mend="correct the values of that column in the file",
+        )
 
 
 def compact(table: pa.Table, data: DataConfig) -> pa.Table:
@@ -108,9 +117,14 @@ def write_batch(table: pa.Table, path: Path, key: str | None = None) -> None:
     """
     import pyarrow.parquet as pq
 
-    plain = table.combine_chunks().replace_schema_metadata({KEY: key} if key else None)
-    with path.open("wb") as file:
-        pq.write_table(plain, file, compression="zstd", compression_level=3, row_group_size=1 << 20, store_schema=False)
+    plain = table.combine_chunks().replace_schema_metadata(None)
+    with (
+        path.open("wb") as file,
+        pq.ParquetWriter(file, plain.schema, compression="zstd", compression_level=3, store_schema=False) as writer,
+    ):
+        writer.write_table(plain)
+        if key:
+            writer.add_key_value_metadata({KEY: key})
 
 
 def stored_key(path: Path) -> str | None:
@@ -147,8 +161,11 @@ def read_arrow(project: Project, recipe: Recipe) -> pa.Table:
     try:
         return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
     except pa.ArrowException as error:
-        raise DataError(f"the batches do not fit together: {str(error).splitlines()[0]}", where=str(project.raw(recipe.name)),
-                        mend=f"remove the batch that differs from {project.raw(recipe.name)}, then add it again corrected") from None
+        raise DataError(
+            f"the batches do not fit together: {str(error).splitlines()[0]}",
+            where=str(project.raw(recipe.name)),
+            mend=f"remove the batch that differs from {project.raw(recipe.name)}, then add it again corrected",
+        ) from None
 
 
 def read_batches(project: Project, recipe: Recipe) -> pd.DataFrame:
@@ -174,7 +191,9 @@ def stored_schema(project: Project, recipe_name: str) -> pa.Schema | None:
 
 
 def no_data(recipe_name: str, project: Project) -> DataError:
-    return DataError(f"no data yet for {recipe_name!r}", where=str(project.raw(recipe_name)), mend=f"headrace release {recipe_name}")
+    return DataError(
+        f"no data yet for {recipe_name!r}", where=str(project.raw(recipe_name)), mend=f"headrace release {recipe_name}"
+    )
 
 
 def _present(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -192,7 +211,7 @@ def _are_pixels(column: pa.ChunkedArray) -> bool:
     if not types.is_integer(column.type) or column.null_count or not len(column):
         return False
     bounds = pc.min_max(column).as_py()
-    return bool(0 <= bounds["min"] and bounds["max"] <= 255)
+    return bool(bounds["min"] >= 0 and bounds["max"] <= 255)
 
 
 def _family(kind: pa.DataType) -> str:

@@ -70,8 +70,11 @@ def open_repo(project: Project) -> Iterator[Repo]:
     try:
         repo = Repo(str(project.root), config=config)
     except DvcException as error:
-        raise DataError(f"DVC cannot open the project: {error}", where=str(project.root / ".dvc"),
-                        mend="restore .dvc/config (git checkout .dvc/config)") from None
+        raise DataError(
+            f"DVC cannot open the project: {error}",
+            where=str(project.root / ".dvc"),
+            mend="restore .dvc/config (git checkout .dvc/config)",
+        ) from None
     try:
         logger.setLevel(logging.CRITICAL)
         repo.scm_context.quiet = True
@@ -147,13 +150,21 @@ def patient(call: Callable[[], T], project: Project) -> T:
             time.sleep(wait)
         except Exception as error:
             if is_disk_full(error):
-                raise DiskFull("no space left for DVC's cache", where=str(project.root / ".dvc" / "cache"),
-                               mend="free some space (dvc gc --workspace drops old versions), then run the same command") from None
+                raise DiskFull(
+                    "no space left for DVC's cache",
+                    where=str(project.root / ".dvc" / "cache"),
+                    mend="free some space (dvc gc --workspace drops old versions), then run the same command",
+                ) from None
             if isinstance(error, DvcException):
-                raise DataError(f"DVC: {error}", where=str(project.data), mend="dvc status, then run the same command") from error
+                raise DataError(
+                    f"DVC: {error}", where=str(project.data), mend="dvc status, then run the same command"
+                ) from error
             raise
-    raise Busy("another DVC process holds the lock of this project", where=str(project.root / ".dvc" / "tmp" / "lock"),
-               mend="wait until it ends, then run the same command")
+    raise Busy(
+        "another DVC process holds the lock of this project",
+        where=str(project.root / ".dvc" / "tmp" / "lock"),
+        mend="wait until it ends, then run the same command",
+    )
 
 
 def is_disk_full(error: BaseException | None) -> bool:
@@ -193,8 +204,11 @@ def _out(repo: Repo, project: Project) -> Any:
     try:
         return repo.stage.load_one(str(project.root / "data.dvc")).outs[0]
     except (DvcException, IndexError) as error:
-        raise DataError(f"data.dvc cannot be read: {error}", where=str(project.root / "data.dvc"),
-                        mend="restore it (git checkout data.dvc), then run the same command") from None
+        raise DataError(
+            f"data.dvc cannot be read: {error}",
+            where=str(project.root / "data.dvc"),
+            mend="restore it (git checkout data.dvc), then run the same command",
+        ) from None
 
 
 def _is_cached(repo: Repo, project: Project) -> bool:
