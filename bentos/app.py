@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -98,8 +98,7 @@ class PredictionApp:
         try:
             if self._in_flight > MAX_IN_FLIGHT:
                 raise _overloaded()
-            response: Response = await self._find(request)(request)
-            return response
+            return await self._find(request)(request)
         except Refused as refused:
             return refused.to_response(request.state.request_id)
         except ClientDisconnect:
@@ -109,19 +108,21 @@ class PredictionApp:
             hidden = Refused(500, "internal", "the server failed; its log names the request id")
             return hidden.to_response(request.state.request_id)
 
-    def _find(self, request: Request) -> Callable[..., object]:
+    def _find(self, request: Request) -> Callable[[Request], Awaitable[Response]]:
         """The endpoint itself, without the wrapper that Starlette's router would put around it."""
         allowed: list[str] = []
         for route in self.routes:
             match, found = route.matches(request.scope)
             if match is Match.FULL:
                 request.scope.update(found)
-                return route.endpoint
+                endpoint: Callable[[Request], Awaitable[Response]] = route.endpoint
+                return endpoint
             if match is Match.PARTIAL:
                 allowed += sorted(route.methods or ())
         path = request.scope["path"]
         if allowed:
-            raise Refused(405, "method_not_allowed", f"{request.method} is not allowed at {path}", {"allow": ", ".join(allowed)})
+            raise Refused(405, "method_not_allowed", f"{request.method} is not allowed at {path[:200]}",
+                          {"allow": ", ".join(allowed)})
         raise Refused(404, "not_found", f"nothing at {path[:200]}")
 
 

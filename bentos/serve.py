@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import socket
 import sys
+from typing import Any
 
 import bentoml
 import uvicorn
@@ -33,9 +35,11 @@ class Front:
 def main(argv: list[str] | None = None) -> None:
     options = _parse(argv)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # uvicorn sends itself the signal again after its orderly end; a stop that was asked for is no failure.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # Bound now, so that a taken port shows at once; uvicorn listens only when the model has predicted its sample.
     bound = _bind(options.host, options.port)
-    service = bentoml.load(options.bento, standalone_load=True)
+    service: Any = bentoml.load(options.bento, standalone_load=True)
     (mounted, _, _), *_ = service.mount_apps
     config = uvicorn.Config(
         Front(mounted, service.to_asgi()),
