@@ -34,7 +34,7 @@ def release(recipe_name: str) -> dict[str, Any]:
         candidate = judge(recipe, register(recipe, version, project), project)
 
         ensure_services(project, settings)
-        package_ = package(candidate, project, settings)
-        rollout = roll_out(recipe, candidate, package_, project, settings)
+        packaged = package(candidate, project, settings)
+        roll_out(recipe, candidate, packaged, project, settings)
         promote(candidate, project)
-        return conclude(recipe, candidate, version, package_, rollout, project, settings)
+        return conclude(recipe, candidate, packaged, project, settings)

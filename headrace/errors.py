@@ -10,6 +10,7 @@ HeadraceError                     exit code 1
 ├── TrainingError                 1   the training itself failed
 ├── ExportError                   1   the exported graph disagrees with torch
 ├── ModelRefused                  4   the model gate refused a candidate
+│   └── AwaitsApproval            4   a person has to approve it first
 ├── ServiceError                  5   a server, a port, an engine, a database
 │   ├── PortTaken                 5
 │   ├── EngineMissing             5
@@ -96,6 +97,10 @@ class ModelRefused(HeadraceError):
     """The model gate refused the candidate; the champion goes on serving."""
 
     exit_code = 4
+
+
+class AwaitsApproval(ModelRefused):
+    """The candidate passed the gate, and the recipe asks for a person's approval."""
 
 
 class ServiceError(HeadraceError):

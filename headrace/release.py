@@ -15,7 +15,7 @@ from headrace import freshness, identity, journal, registry
 from headrace.assessment import decide
 from headrace.config import Recipe
 from headrace.data.versions import DataVersion
-from headrace.errors import Busy, ModelRefused
+from headrace.errors import AwaitsApproval, Busy, ModelRefused
 from headrace.files import read_json, write_json
 from headrace.gate import Verdict
 from headrace.project import Project
@@ -103,22 +103,28 @@ def promote(chosen: Version, project: Project) -> None:
     registry.drop_alias(chosen.model, registry.CHALLENGER, project)
 
 
-def conclude(recipe: Recipe, candidate: Candidate, facts: dict[str, Any], project: Project, settings: Settings) -> dict[str, Any]:
-    """Writes the journal, last of all, and gives the facts of the release.
+def conclude(recipe: Recipe, candidate: Candidate, serving: dict[str, Any], project: Project, settings: Settings) -> dict[str, Any]:
+    """Writes the journal, last of all, and gives the facts of the release in force.
+
+    Args:
+        serving: how the chosen version serves: bento, image, replicas.
 
     Raises:
         ModelRefused: the gate refused the candidate; the champion, if any, serves on.
+        AwaitsApproval: the candidate needs a person.
     """
     chosen = candidate.chosen
     if chosen is not None:
-        kept = {**registry.evidence(chosen), "verdict": candidate.verdict.to_dict(), **facts}
+        kept = {**_evidence_of(chosen, candidate, recipe, project), **serving}
         before = journal.last(project, recipe.name, "released")
         if before is None or before.version != chosen.version or _served(before.facts) != _served(kept):
             journal.record(project, "released", recipe.name, chosen.version, kept)
     freshness.remember(recipe.name, project, settings)
     if not candidate.verdict.passed:
         raise refusal(recipe.name, candidate.version.version, candidate.verdict.reasons, chosen.version if chosen else None)
-    return facts
+    if candidate.awaits_approval:
+        raise awaiting(candidate.version, chosen)
+    return outcome(recipe.name, project) or {}
 
 
 def refusal(model: str, version: str, reasons: list[str], serving: str | None) -> ModelRefused:
@@ -128,18 +134,37 @@ def refusal(model: str, version: str, reasons: list[str], serving: str | None) -
                         mend=f"improve the model or the data, or change gate in recipes/{model}.yaml")
 
 
+def awaiting(version: Version, serving: Version | None) -> AwaitsApproval:
+    """What a release says that waits for a person."""
+    goes_on = f"{serving.name} goes on serving" if serving else "nothing serves yet"
+    return AwaitsApproval(f"{version.name} passed the gate and waits for a person; {goes_on}",
+                          mend=f"review it in MLflow, then: headrace approve {version.name} && headrace run {version.model}")
+
+
 def outcome(recipe: str, project: Project) -> dict[str, Any] | None:
-    """The facts of the release in force, from the journal; None before the first.
+    """The facts of the release in force, from the journal; None before the first."""
+    released = journal.last(project, recipe, "released")
+    return None if released is None else {"model": recipe, "version": released.version, "at": released.at, **released.facts}
+
+
+def standing(recipe: str, project: Project) -> dict[str, Any] | None:
+    """The facts in force when the journal's last word on `recipe` was final; None when a release has more to do.
 
     Raises:
-        ModelRefused: the newest candidate was refused.
+        ModelRefused: the last word was a refusal, and repeating the same work would repeat it.
     """
-    entries = journal.entries(project, recipe)
-    released = next((e for e in reversed(entries) if e.event == "released"), None)
-    newest = entries[-1] if entries else None
+    newest, released = journal.last(project, recipe), journal.last(project, recipe, "released")
     if newest is not None and newest.event == "refused":
         raise refusal(recipe, newest.version, newest.facts["verdict"]["reasons"], released.version if released else None)
-    return None if released is None else {"model": recipe, "version": released.version, "at": released.at, **released.facts}
+    return outcome(recipe, project) if newest is not None and newest.event == "released" else None
+
+
+def _evidence_of(chosen: Version, candidate: Candidate, recipe: Recipe, project: Project) -> dict[str, Any]:
+    """On what the chosen version was released: this release's findings, or those of the release that chose it."""
+    if chosen.version == candidate.version.version:
+        return {**registry.evidence(chosen), "verdict": candidate.verdict.to_dict(), **training_facts(recipe, project)}
+    earlier = [e for e in journal.entries(project, recipe.name) if e.event == "released" and e.version == chosen.version]
+    return dict(earlier[-1].facts) if earlier else registry.evidence(chosen)
 
 
 def training_facts(recipe: Recipe, project: Project) -> dict[str, Any]:

@@ -1,0 +1,50 @@
+"""`python -m flows release digits`: what `headrace run` becomes. Prints the summary, or an error with its mend."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from headrace.cli.shared import print_json, tell
+from headrace.project import find_project
+from headrace.settings import load_settings
+from headrace.summary import print_summary
+
+
+def main(arguments: list[str]) -> int:
+    """Runs a flow in this process; its exit code is the error's."""
+    name, recipe, *options = arguments
+    as_json = "--json" in options
+    try:
+        facts = _flow(name)(recipe)
+    except (Exception, KeyboardInterrupt) as error:
+        return tell(_cause(error), as_json)
+    if as_json:
+        print_json({**facts, "unchanged": False})
+    else:
+        project = find_project()
+        print_summary(facts, project, load_settings(project))
+    return 0
+
+
+def _flow(name: str) -> Any:
+    from flows.refresh import refresh
+    from flows.release import release
+
+    return {"release": release, "refresh": refresh}[name]
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Prefect's own errors about its server, in Headrace's words."""
+    import httpx
+
+    from headrace.errors import ServiceError
+
+    if isinstance(error, httpx.TransportError) or type(error).__name__ == "PrefectHTTPStatusError":
+        return ServiceError(f"the Prefect server stopped answering: {error}", where="prefect-server",
+                            mend="headrace up starts it again; then run the same command")
+    return error
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,154 @@
+"""Commands that look: status, logs, a prediction, the journal, where a model came from."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from headrace.cli.shared import here, json_option, print_json
+from headrace.errors import ServiceError, UsageError, near_miss
+from headrace.project import Project
+from headrace.settings import Settings
+
+
+@click.command()
+@json_option
+def status(as_json: bool) -> None:
+    """What runs, where: services and models with their version, replicas and address."""
+    project, settings = here()
+    show_status(project, settings, as_json)
+
+
+def show_status(project: Project, settings: Settings, as_json: bool) -> None:
+    from headrace.services import status as look
+
+    found = look(project, settings)
+    if as_json:
+        print_json(found)
+        return
+    from headrace.summary import print_status
+
+    print_status(found)
+
+
+@click.command()
+@click.argument("name")
+@click.option("-n", "--lines", default=50, show_default=True, help="How many lines of each.")
+@json_option
+def logs(name: str, lines: int, as_json: bool) -> None:
+    """The last lines of a service (prefect-server, prefect-worker, mlflow, envoy) or of a model's replicas."""
+    project, settings = here()
+    from headrace.services import logs as read
+
+    found = read(name, lines, project, settings)
+    if as_json:
+        print_json(found)
+        return
+    for source, text in found.items():
+        click.echo(click.style(f"== {source}", bold=True))
+        click.echo(text)
+
+
+@click.command()
+@click.argument("model")
+@click.option("--sample", is_flag=True, help="Send the sample input of the model's contract.")
+@click.option("--instance", help='One input as JSON, such as \'{"distance": 1400, "carrier": "UA"}\'.')
+@click.option("--file", type=click.Path(path_type=Path), help="A JSON file with one input, or a list of them; - for standard input.")
+@json_option
+def predict(model: str, sample: bool, instance: str | None, file: Path | None, as_json: bool) -> None:
+    """Ask MODEL for a prediction, through the balancer, as a client does."""
+    project, settings = here()
+    if [sample, instance is not None, file is not None].count(True) != 1:
+        raise UsageError("name one input", mend=f"headrace predict {model} --sample, --instance JSON, or --file FILE")
+    from headrace import calling
+
+    door = calling.Door(settings)
+    instances = [door.sample(model)] if sample else _instances(instance if instance is not None else _read(file))
+    answer = door.predict(model, instances)
+    if as_json:
+        print_json(answer)
+        return
+    for prediction in answer["predictions"]:
+        click.echo(json.dumps(prediction, ensure_ascii=False))
+    click.echo(click.style(f"{answer['model']}@{answer['version']}  request {answer['request_id']}", dim=True), err=True)
+
+
+def _read(file: Path | None) -> str:
+    if file is None or str(file) == "-":
+        return sys.stdin.read()
+    if not file.is_file():
+        siblings = [path.name for path in file.parent.iterdir()] if file.parent.is_dir() else []
+        raise UsageError(f"no file {file}; {near_miss(file.name, siblings)}", where="--file", mend="name a JSON file that is there")
+    return file.read_text(encoding="utf-8")
+
+
+def _instances(text: str) -> list[Any]:
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"no valid JSON: {error}", mend='write one input such as {"field": 1}, or a list of them') from None
+    return found if isinstance(found, list) else [found]
+
+
+@click.command()
+@click.argument("model", required=False)
+@json_option
+def history(model: str | None, as_json: bool) -> None:
+    """The release journal: what was in production when, by which gate, with which evidence."""
+    project, _ = here()
+    from headrace import journal
+
+    found = journal.entries(project, model)
+    if model and not found:
+        known = {entry.model for entry in journal.entries(project)}
+        raise UsageError(f"the journal has nothing of {model!r}; {near_miss(model, known)}", mend="headrace history")
+    if as_json:
+        print_json([journal.as_json(entry) for entry in found])
+        return
+    from headrace.summary import print_history
+
+    print_history(found)
+
+
+@click.command()
+@click.argument("reference")
+@json_option
+def trace(reference: str, as_json: bool) -> None:
+    """Follow REFERENCE (digits@3, digits@champion, or the `id` of a response) back to its bytes.
+
+    Prints image, bento, model version, run, git commit and data, and how to get each back.
+    """
+    project, settings = here()
+    from headrace.tracing import trace as follow
+
+    chain = follow(reference, project, settings)
+    if as_json:
+        print_json(chain)
+        return
+    from headrace.summary import print_trace
+
+    print_trace(chain)
+
+
+@click.command("open")
+@click.argument("page", type=click.Choice(["mlflow", "prefect", "docs"]))
+@json_option
+def open_page(page: str, as_json: bool) -> None:
+    """Open a page in the browser: mlflow, prefect, or the Data Docs of the last validations."""
+    project, settings = here()
+    addresses = {"mlflow": f"http://{settings.host}:{settings.mlflow_port}", "prefect": f"http://{settings.host}:{settings.prefect_port}",
+                 "docs": (project.data_docs / "index.html").as_uri()}
+    if page == "docs" and not (project.data_docs / "index.html").exists():
+        raise ServiceError("there are no Data Docs yet", mend="headrace run RECIPE validates data and writes them")
+    if as_json:
+        print_json({"address": addresses[page]})
+    else:
+        click.launch(addresses[page])
+        click.echo(addresses[page])
+
+
+COMMANDS = [status, logs, predict, history, trace, open_page]

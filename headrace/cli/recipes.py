@@ -1,0 +1,86 @@
+"""Commands about recipes: list, check, write one, propose expectations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from headrace.cli.shared import here, json_option, print_json
+from headrace.config import load_recipe, recipe_names
+from headrace.errors import HeadraceError
+
+
+@click.command("recipes")
+@json_option
+def list_recipes(as_json: bool) -> None:
+    """All recipes, and whether each is sound."""
+    project, _ = here()
+    found = []
+    for name in recipe_names(project):
+        try:
+            recipe = load_recipe(name, project)
+            found.append({"name": name, "task": recipe.task, "model": recipe.model.name, "sound": True})
+        except HeadraceError as error:
+            found.append({"name": name, "task": None, "model": None, "sound": False, "error": error.message})
+    if as_json:
+        print_json(found)
+        return
+    for row in found:
+        click.echo(f"{row['name']:20} {row['task'] or '-':24} {row['model'] or '-':8} {'' if row['sound'] else 'broken: headrace check ' + str(row['name'])}")
+
+
+@click.command()
+@click.argument("recipe")
+@json_option
+def check(recipe: str, as_json: bool) -> None:
+    """Read RECIPE and explain every mistake in it, with the near miss."""
+    project, _ = here()
+    found = load_recipe(recipe, project)
+    if as_json:
+        print_json({"recipe": recipe, "sound": True, "task": found.task, "model": found.model.name})
+    else:
+        click.echo(f"recipes/{recipe}.yaml is sound: {found.task}, {found.model.name}, target {found.data.target}")
+
+
+@click.command()
+@click.argument("name")
+@click.option("--data", "data_file", required=True, type=click.Path(path_type=Path), help="A CSV or Parquet file of yours.")
+@click.option("--target", required=True, help="The column to predict.")
+@json_option
+def new(name: str, data_file: Path, target: str, as_json: bool) -> None:
+    """Write a working recipe NAME for your own data; `headrace run NAME` then releases it."""
+    project, _ = here()
+    from headrace.recipe_writer import write_recipe
+
+    path = write_recipe(name, data_file, target, project)
+    recipe = load_recipe(name, project)
+    if as_json:
+        print_json({"recipe": name, "path": str(path), "task": recipe.task, "expectations": len(recipe.expect)})
+        return
+    click.echo(f"{path.relative_to(project.root)}: {recipe.task} of {target}, {len(recipe.expect)} expectations, {recipe.model.name}")
+    click.echo(f"Read it through, then: headrace run {name}")
+
+
+@click.command()
+@click.argument("recipe")
+@json_option
+def expectations(recipe: str, as_json: bool) -> None:
+    """Propose a suite from the data of RECIPE, to paste under `expect:`."""
+    project, _ = here()
+    found = load_recipe(recipe, project)
+    from headrace.data.suite import propose_suite
+    from headrace.data.tables import read_batches
+
+    suite = propose_suite(read_batches(project, found), found.data.target)
+    if as_json:
+        print_json(suite)
+        return
+    import yaml
+
+    click.echo("expect:")
+    for one in suite:
+        click.echo("  - " + yaml.safe_dump(one, default_flow_style=True, sort_keys=False, width=10_000, allow_unicode=True).strip())
+
+
+COMMANDS = [list_recipes, check, new, expectations]

@@ -1,0 +1,128 @@
+"""Commands that act: release a model, approve one, start and stop the services."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import sys
+from typing import Any
+
+import click
+
+from headrace.cli.shared import here, json_option, print_json
+from headrace.config import load_recipe
+from headrace.project import Project
+from headrace.settings import Settings
+
+
+@click.command()
+@click.argument("recipe")
+@click.option("--on", type=click.Choice(["processes", "docker"]), help="Where replicas run (setting `on`).")
+@click.option("--force", is_flag=True, help="Take every step, even if nothing seems to have changed.")
+@json_option
+def run(recipe: str, on: str | None, force: bool, as_json: bool) -> None:
+    """Release RECIPE: from its data to replicas behind the balancer.
+
+    Starts the local services if they are not up. Steps whose inputs are unchanged are skipped; a release that was killed
+    goes on where it was. When nothing changed at all, it says so within a second or two.
+    """
+    if on:
+        os.environ["HEADRACE_ON"] = on
+    project, settings = here()
+    load_recipe(recipe, project)
+    if not force and _told_unchanged(recipe, project, settings, as_json):
+        return
+    _services_up(project, settings)
+    from headrace.services import prefect_environment
+
+    environment = {**os.environ, **prefect_environment(project, settings), "HEADRACE_ROOT": str(project.root)}
+    os.chdir(project.root)
+    # The flow takes this process's place: signals, exit code and memory are its own.
+    os.execve(sys.executable, [sys.executable, "-m", "flows", "release", recipe, *(["--json"] if as_json else [])], environment)
+
+
+def _told_unchanged(recipe: str, project: Project, settings: Settings, as_json: bool) -> bool:
+    """Says so, and True, when nothing changed since the last release and its replicas serve."""
+    from headrace import freshness, release
+    from headrace.rollout.replicas import ReplicaSpec
+    from headrace.rollout.rolling import is_serving
+
+    if not freshness.is_unchanged(recipe, project, settings):
+        return False
+    facts = release.standing(recipe, project)
+    if facts is None:
+        return False
+    threads = load_recipe(recipe, project).serve.threads
+    spec = ReplicaSpec(recipe, facts["version"], facts["bento"], facts["image"], threads)
+    if not is_serving(spec, facts["replicas"], project, settings):
+        return False
+    _show(facts, project, settings, as_json, unchanged=True)
+    return True
+
+
+def _show(facts: dict[str, Any], project: Project, settings: Settings, as_json: bool, unchanged: bool = False) -> None:
+    if as_json:
+        print_json({**facts, "unchanged": unchanged})
+        return
+    from headrace.summary import print_summary
+
+    print_summary(facts, project, settings, unchanged)
+
+
+def _services_up(project: Project, settings: Settings) -> None:
+    from headrace import console
+    from headrace.services import is_up, up
+
+    if is_up(project, settings):
+        return
+    console.step("up", "Prefect, MLflow, Envoy")
+    up(project, settings, console.report)
+
+
+@click.command()
+@json_option
+def up(as_json: bool) -> None:
+    """Start the local services, or reuse those that run: Prefect server and worker, MLflow, Envoy.
+
+    Models that were serving when `headrace down` stopped them serve again.
+    """
+    project, settings = here()
+    _services_up(project, settings)
+    from headrace.cli.look import show_status
+
+    show_status(project, settings, as_json)
+
+
+@click.command()
+@json_option
+def down(as_json: bool) -> None:
+    """Stop everything: replicas are drained, servers stopped, ports freed. Data, models and the journal stay."""
+    project, settings = here()
+    from headrace import console
+    from headrace.services import down as stop_all
+
+    stop_all(project, settings, console.report)
+    if as_json:
+        print_json({"stopped": True})
+
+
+@click.command()
+@click.argument("version")
+@click.option("--by", default=getpass.getuser, show_default="your user name", help="Who approves; kept on the version and in the journal.")
+@json_option
+def approve(version: str, by: str, as_json: bool) -> None:
+    """Approve VERSION (such as digits@4), for recipes with `approval: person`; then `headrace run` rolls it out.
+
+    The same as setting the tag `approval` to `approved` on the version in the MLflow UI.
+    """
+    project, _ = here()
+    from headrace.release import approve as approve_version
+
+    approved = approve_version(version, project, by)
+    if as_json:
+        print_json({"model": approved.model, "version": approved.version, "approved_by": by})
+    else:
+        click.echo(f"{approved.name} is approved by {by}. Roll it out: headrace run {approved.model}")
+
+
+COMMANDS = [run, up, down, approve]

@@ -1,0 +1,54 @@
+"""What commands share: the project, the `--json` switch, and errors as text or JSON."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from headrace.errors import DiskFull, HeadraceError, Interrupted
+from headrace.project import Project, find_project
+from headrace.settings import Settings, load_settings
+
+F = TypeVar("F", bound=Callable[..., Any])
+json_option: Callable[[F], F] = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
+
+
+def here() -> tuple[Project, Settings]:
+    """The project around the working folder, and its settings."""
+    project = find_project()
+    return project, load_settings(project)
+
+
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=1, ensure_ascii=False, default=str))
+
+
+def tell(error: BaseException, as_json: bool) -> int:
+    """Shows an error a user can mend; anything else is a defect and keeps its traceback. Returns the exit code."""
+    known = _as_known(error)
+    if known is None:
+        raise error
+    if as_json:
+        click.echo(json.dumps(known.to_dict(), ensure_ascii=False))
+    else:
+        from headrace import console
+
+        console.error(str(known))
+    return known.exit_code
+
+
+def _as_known(error: BaseException) -> HeadraceError | None:
+    if isinstance(error, HeadraceError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted("interrupted", mend=f"to go on, run the same command: headrace {' '.join(sys.argv[1:])}")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull("no space left", where=error.filename, mend="free some space, then run the same command")
+    if isinstance(error, PermissionError):
+        return HeadraceError("this user may not do that", where=error.filename, mend=f"give this user the right to write {error.filename}")
+    return None

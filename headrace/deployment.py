@@ -1,0 +1,58 @@
+"""From a registered version to replicas behind the balancer, wherever the settings say that replicas run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from headrace.config import Recipe
+from headrace.console import Report
+from headrace.project import Project
+from headrace.registry import Version
+from headrace.rollout.replicas import ReplicaSpec
+from headrace.settings import Settings
+
+
+class Package(BaseModel):
+    """What a version became: a bento and, where replicas are containers, an image."""
+
+    model_config = ConfigDict(frozen=True)
+    bento: str
+    image: str | None = None
+    image_digest: str | None = None
+    image_bytes: int | None = None
+
+
+def package_version(version: Version, project: Project, settings: Settings, report: Report) -> Package:
+    """The bento of `version`, and its image when `on` is `docker`; built before, it is found.
+
+    Raises:
+        EngineMissing: containers are asked for and no engine answers.
+    """
+    from headrace.packaging import build_image, package
+
+    bento = package(version.folder, version.model, version.version, {**version.identity, "run_id": version.run_id}, project)
+    report(f"bento {bento.tag}")
+    if settings.on != "docker":
+        return Package(bento=bento.tag)
+    image = build_image(project, settings, bento)
+    report(f"image {image.tag}, {image.size_bytes / 1e6:.0f} MB")
+    return Package(bento=bento.tag, image=image.tag, image_digest=image.digest, image_bytes=image.size_bytes)
+
+
+def roll_out_version(recipe: Recipe, version: Version, packaged: Package, project: Project, settings: Settings, report: Report) -> None:
+    """Puts `serve.replicas` replicas of `version` behind the balancer, without losing a request; does nothing when they are there.
+
+    Raises:
+        ServiceError: the new replicas do not become ready; the old ones serve on.
+    """
+    from headrace.rollout.rolling import roll_out, runner_for
+
+    spec = ReplicaSpec(recipe.name, version.version, packaged.bento, packaged.image, recipe.serve.threads)
+    roll_out(spec, recipe.serve.replicas, project, settings, runner_for(project, settings), report)
+
+
+def facts_of(recipe: Recipe, packaged: Package | None, settings: Settings) -> dict[str, Any]:
+    """How a version serves, as the journal keeps it."""
+    return {**(packaged.model_dump() if packaged else {}), "replicas": recipe.serve.replicas, "on": settings.on}

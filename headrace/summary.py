@@ -1,0 +1,105 @@
+"""What a person reads at the end: of a release, of `status`, `history` and `trace`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from headrace import console
+from headrace.journal import Entry
+from headrace.project import Project
+from headrace.rollout.door import address
+from headrace.settings import Settings
+
+
+def print_summary(facts: dict[str, Any], project: Project, settings: Settings, unchanged: bool = False) -> None:
+    """The release in force, its evidence, its addresses, and a `curl` line that works when pasted."""
+    out, model, version = console.out(), facts["model"], facts["version"]
+    out.print()
+    if unchanged:
+        out.print(f"[bold green]unchanged[/bold green] nothing differs from the release of {facts['at']}; {model}@{version} serves")
+    else:
+        out.print(f"[bold green]released[/bold green] [bold]{model}@{version}[/bold] serves behind the balancer")
+    for name, value in _rows(facts, project, settings):
+        out.print(f"  [cyan]{name:<12}[/cyan] {escape(value)}")
+    out.print()
+    out.print(escape(curl(model, settings)), soft_wrap=True)
+
+
+def curl(model: str, settings: Settings) -> str:
+    """Two calls in one line: the contract's own sample, sent to the model."""
+    base = f"{address(settings)}/v1/models/{model}"
+    sample = "import json,sys; print(json.dumps(json.load(sys.stdin)['contract']['sample']))"
+    return f"curl -s {base} | python3 -c \"{sample}\" | curl -s {base}/predict -H 'content-type: application/json' -d @-"
+
+
+def _rows(facts: dict[str, Any], project: Project, settings: Settings) -> list[tuple[str, str]]:
+    training, verdict = facts["training"], facts["verdict"]
+    metrics = "  ".join(f"{name} {value:.4g}" for name, value in facts["metrics"].items() if value is not None)
+    rows = [
+        ("data", f"{facts['data_md5']}  {int(facts['data_rows']):,} rows"),
+        ("expectations", f"{facts['validation']} passed"),
+        ("training", f"{training['epochs']} epochs on {training['device']}, best {training['best_epoch']}; {training['parameters']:,} parameters"),
+        ("test", metrics),
+        *(("gate" if i == 0 else "", reason) for i, reason in enumerate(verdict["reasons"])),
+        ("version", f"{facts['model']}@{facts['version']}  run {facts['run_id']}"),
+        ("bento", facts["bento"]),
+        ("image", f"{facts['image']}  {facts['image_bytes'] / 1e6:.0f} MB" if facts.get("image") else ""),
+        ("replicas", f"{facts['replicas']} as {facts['on']}"),
+        ("service", f"{address(settings, facts['model'])}/predict"),
+        ("MLflow", f"http://{settings.host}:{settings.mlflow_port}"),
+        ("Prefect", f"http://{settings.host}:{settings.prefect_port}"),
+        ("Data Docs", (project.data_docs / "index.html").as_uri()),
+    ]
+    return [row for row in rows if row[1]]
+
+
+def print_status(found: dict[str, Any]) -> None:
+    """Services and models, a table each."""
+    services = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("service", "state", "address"):
+        services.add_column(column)
+    for one in found["services"]:
+        services.add_row(one["name"], _coloured(one["state"]), one["address"] or "")
+    console.out().print(services)
+    console.out().print()
+    if not found["models"]:
+        console.out().print("no model serves; release one: headrace run digits")
+        return
+    models = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("model", "version", "alias", "replicas", "ready", "address"):
+        models.add_column(column)
+    for one in found["models"]:
+        models.add_row(one["name"], one["version"], one["alias"] or "", str(one["replicas"]), str(one["ready"]), one["address"])
+    console.out().print(models)
+
+
+def print_history(found: list[Entry]) -> None:
+    """One line an entry, newest last, with the reasons below."""
+    if not found:
+        console.out().print("the journal is empty; release a model: headrace run digits")
+    for entry in found:
+        reasons = (entry.facts.get("verdict") or {}).get("reasons", [])
+        colour = {"released": "green", "refused": "red"}.get(entry.event, "yellow")
+        console.out().print(f"{entry.at}  [bold]{entry.model}@{entry.version}[/bold]  [{colour}]{entry.event}[/{colour}]")
+        console.out().print(f"    data {entry.facts.get('data_md5')}  git {str(entry.facts.get('git_commit'))[:12]}  run {entry.facts.get('run_id')}")
+        for reason in reasons:
+            console.out().print(f"    {escape(reason)}")
+
+
+def print_trace(chain: dict[str, Any]) -> None:
+    """The chain, each link with how to get it back."""
+    aliases = f" ({', '.join(chain['aliases'])})" if chain["aliases"] else ""
+    when = f"released {chain['released_at']}" if chain["released_at"] else "never released"
+    console.out().print(f"[bold]{chain['model']}@{chain['version']}[/bold]{aliases}  {when}")
+    for link in chain["chain"]:
+        console.out().print(f"  [cyan]{link['link']:<14}[/cyan] {escape(str(link['id']))}")
+        if link["get_it"]:
+            console.out().print(f"  {'':<14} [dim]{escape(link['get_it'])}[/dim]")
+
+
+def _coloured(state: str) -> str:
+    colour = "green" if state in ("running", "ready") else "red" if state in ("failed", "failing") else "yellow"
+    return f"[{colour}]{state}[/{colour}]"
