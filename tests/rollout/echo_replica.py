@@ -1,0 +1,43 @@
+"""A small real server that speaks the replicas' routes: `python echo_replica.py MODEL VERSION PORT [READY_AFTER]`.
+
+`{"instances": [{"wait": 0.2}]}` takes 0.2 s. READY_AFTER `never` stays unready, `crash` ends before it listens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+
+def app(model: str, version: str, ready_after: str) -> Starlette:
+    async def readyz(request: Request) -> Response:
+        return Response(status_code=503 if ready_after == "never" else 200)
+
+    async def describe(request: Request) -> Response:
+        return JSONResponse({"model": model, "version": version, "contract": {"sample": {"wait": 0}}})
+
+    async def predict(request: Request) -> Response:
+        instances = (await request.json())["instances"]
+        await asyncio.sleep(sum(float(instance.get("wait", 0)) for instance in instances))
+        return JSONResponse({"model": model, "version": version, "pid": os.getpid(), "predictions": instances,
+                             "request_id": request.headers.get("x-request-id")})
+
+    return Starlette(routes=[
+        Route("/readyz", readyz),
+        Route(f"/v1/models/{model}", describe),
+        Route(f"/v1/models/{model}/predict", predict, methods=["POST"]),
+    ])
+
+
+if __name__ == "__main__":
+    name, said_version, port, ready = sys.argv[1:5]
+    if ready == "crash":
+        sys.exit("the graph and the contract disagree")
+    uvicorn.run(app(name, said_version, ready), host="127.0.0.1", port=int(port), log_level="warning", timeout_keep_alive=75)
