@@ -50,6 +50,8 @@ class SliceScore(Result):
     rows: int
     accuracy: float | None = None
     mae: float | None = None
+    standard_error: float | None = None
+    """Of `mae`."""
     bias: float | None = None
     """Mean of prediction minus truth: above zero the model says too much."""
 
@@ -134,8 +136,11 @@ def score_regression(
     predicted = as_values(y_pred, len(y_true))
     y = np.asarray(y_true, dtype=np.float64)
     if bad := int((~np.isfinite(y)).sum()):
-        raise TrainingError(f"{bad} of {len(y)} true values are NaN or infinite", where="the target column",
-                            mend="name the target in data.drop_missing of the recipe, or expect its values to be present")
+        raise TrainingError(
+            f"{bad} of {len(y)} true values are NaN or infinite",
+            where="the target column",
+            mend="name the target in data.drop_missing of the recipe, or expect its values to be present",
+        )
     metrics = {name: regression_metric(name)(y, predicted) for name in REGRESSION}
     residual = predicted - y
     return Evaluation(
@@ -143,7 +148,7 @@ def score_regression(
         rows=len(y),
         metrics={name: value for name, value in metrics.items() if np.isfinite(value)},
         notes=[] if np.isfinite(metrics["r2"]) else ["the true values do not vary, so r2 is undefined"],
-        slices=_slice(slices, len(y), lambda at: {"mae": float(np.abs(residual[at]).mean()), "bias": float(residual[at].mean())}),
+        slices=_slice(slices, len(y), lambda at: _error_scores(residual[at])),
         residual_quantiles={f"{q:g}": float(v) for q, v in zip(QUANTILES, np.quantile(residual, QUANTILES), strict=True)},
     )
 
@@ -174,8 +179,11 @@ def as_probabilities(outputs: NDArray[Any], rows: int) -> NDArray[np.float64]:
     wrong = (np.abs(sums - 1) > 1e-3) | (p < -1e-6).any(axis=1)
     if wrong.any():
         first = int(wrong.argmax())
-        raise ExportError(f"{int(wrong.sum())} of {rows} rows are no probabilities: row {first} sums to {sums[first]:.4g}, "
-                          f"smallest {p[first].min():.4g}", mend="end the exported graph with a softmax")
+        raise ExportError(
+            f"{int(wrong.sum())} of {rows} rows are no probabilities: row {first} sums to {sums[first]:.4g}, "
+            f"smallest {p[first].min():.4g}",
+            mend="end the exported graph with a softmax",
+        )
     scaled: NDArray[np.float64] = np.clip(p, 0.0, None) / sums[:, None]
     return scaled
 
@@ -238,15 +246,20 @@ def _r2(y: NDArray[Any], predicted: NDArray[np.float64]) -> float:
 
 def _check_rows(rows: int) -> None:
     if rows == 0:
-        raise TrainingError("there are no test rows, so nothing can be measured", where="data.split.test",
-                            mend="bring more data, or raise data.split.test in the recipe")
+        raise TrainingError(
+            "there are no test rows, so nothing can be measured",
+            where="data.split.test",
+            mend="bring more data, or raise data.split.test in the recipe",
+        )
 
 
 def _check_finite(outputs: NDArray[np.float64]) -> None:
     bad = np.any(~np.isfinite(outputs), axis=1)
     if bad.any():
-        raise ExportError(f"the model gives NaN or infinity for {int(bad.sum())} of {len(bad)} rows, first for row {int(bad.argmax())}",
-                          mend="lower train.learning_rate, and look for missing or huge values in the inputs")
+        raise ExportError(
+            f"the model gives NaN or infinity for {int(bad.sum())} of {len(bad)} rows, first for row {int(bad.argmax())}",
+            mend="lower train.learning_rate, and look for missing or huge values in the inputs",
+        )
 
 
 def _as_classes(y_true: NDArray[Any], classes: int, labels: Sequence[str]) -> NDArray[np.int64]:
@@ -269,7 +282,9 @@ def _class_scores(y: NDArray[np.int64], predicted: NDArray[Any], labels: Sequenc
 
     columns = precision_recall_fscore_support(y, predicted, labels=list(range(len(labels))), zero_division=np.nan)
     return [
-        ClassScore(label=str(label), precision=_or_none(precision), recall=_or_none(recall), f1=_or_none(f1), support=int(support))
+        ClassScore(
+            label=str(label), precision=_or_none(precision), recall=_or_none(recall), f1=_or_none(f1), support=int(support)
+        )
         for label, precision, recall, f1, support in zip(labels, *columns, strict=True)
     ]
 
@@ -279,8 +294,13 @@ def _calibrate(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> tup
     edges = np.linspace(0.0, 1.0, CALIBRATION_BINS + 1)
     place = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
     bins = [
-        CalibrationBin(lower=float(edges[i]), upper=float(edges[i + 1]), rows=int((place == i).sum()),
-                       confidence=float(confidence[place == i].mean()), accuracy=float(right[place == i].mean()))
+        CalibrationBin(
+            lower=float(edges[i]),
+            upper=float(edges[i + 1]),
+            rows=int((place == i).sum()),
+            confidence=float(confidence[place == i].mean()),
+            accuracy=float(right[place == i].mean()),
+        )
         for i in np.unique(place)
     ]
     return bins, float(sum(b.rows * abs(b.confidence - b.accuracy) for b in bins) / len(right))
@@ -298,13 +318,24 @@ def _slice(
     return found
 
 
+def _error_scores(residual: NDArray[np.float64]) -> dict[str, float]:
+    size = np.abs(residual)
+    scores = {"mae": float(size.mean()), "bias": float(residual.mean())}
+    return scores | {"standard_error": float(size.std(ddof=1) / np.sqrt(len(size)))} if len(size) > 1 else scores
+
+
+def _natural(text: str) -> tuple[bool, float, str]:
+    """Sorts numbers by size (2 before 10), and before words."""
+    return (False, float(text), text) if text.isdecimal() else (True, 0.0, text)
+
+
 def _groups(values: NDArray[Any]) -> list[tuple[str, NDArray[np.bool_]]]:
     """The values of a slice column with the rows of each: fifths of many numbers, the most frequent of many words."""
     if np.issubdtype(values.dtype, np.number) and len(np.unique(values)) > MOST_SLICE_VALUES:
         return _fifths(values.astype(np.float64))
     texts = np.array(["(none)" if v in ("", None) else str(v) for v in values.tolist()])
     names, place, counts = np.unique(texts, return_inverse=True, return_counts=True)
-    kept = sorted(np.argsort(-counts, kind="stable")[: MOST_SLICE_VALUES].tolist())
+    kept = sorted(np.argsort(-counts, kind="stable")[:MOST_SLICE_VALUES].tolist(), key=lambda i: _natural(str(names[i])))
     groups = [(str(names[i]), place == i) for i in kept]
     rest = ~np.isin(place, kept)
     return [*groups, (f"({len(names) - len(kept)} others)", rest)] if rest.any() else groups

@@ -41,7 +41,7 @@ class Comparison(Result):
     """With `confidence`, the true improvement is above this; None where the rows allow no bound."""
     upper: float | None
     p_value: float | None
-    """Of the exact test, where one is made."""
+    """Of McNemar's test or of the swap test, where one is made."""
     margin: float
     confidence: float
     rows: int
@@ -96,12 +96,16 @@ def compare(
         ExportError: outputs that are NaN, of another shape, or no probabilities.
     """
     if metric not in CLASSIFICATION | REGRESSION:
-        raise RecipeError(f"{metric!r} is no metric; {near_miss(metric, CLASSIFICATION | REGRESSION)}", where="gate.beat_champion.metric")
+        raise RecipeError(
+            f"{metric!r} is no metric; {near_miss(metric, CLASSIFICATION | REGRESSION)}", where="gate.beat_champion.metric"
+        )
     check = as_probabilities if metric in CLASSIFICATION else as_values
     ours, theirs = _checked(check, candidate, len(y_true), "candidate"), _checked(check, champion, len(y_true), "champion")
     if ours.shape != theirs.shape:
-        raise ExportError(f"the candidate gives {ours.shape[1]} classes and the champion {theirs.shape[1]}",
-                          mend="bring both to the same labels first (headrace.gate.align_classes)")
+        raise ExportError(
+            f"the candidate gives {ours.shape[1]} classes and the champion {theirs.shape[1]}",
+            mend="bring both to the same labels first (headrace.gate.align_classes)",
+        )
     y = np.asarray(y_true).astype(np.int64 if metric in CLASSIFICATION else np.float64)
     measure = classification_metric(metric) if metric in CLASSIFICATION else regression_metric(metric)
     values = (measure(y, ours), measure(y, theirs))
@@ -129,33 +133,47 @@ def judge(
     elif comparison is None:
         remarks.append("there is no champion yet, so the thresholds alone decide")
     else:
-        checks.append(Check(metric=comparison.metric, value=comparison.lower, bound=f"> {comparison.margin:g} better than the champion",
-                            passed=comparison.promoted, sentence=comparison.sentence))
+        checks.append(
+            Check(
+                metric=comparison.metric,
+                value=comparison.lower,
+                bound=f"> {comparison.margin:g} better than the champion",
+                passed=comparison.promoted,
+                sentence=comparison.sentence,
+            )
+        )
     if not gate.require:
         remarks.append("the recipe asks for no threshold (gate.require)")
     ordered = sorted(checks, key=lambda check: check.passed)
-    return Verdict(passed=all(check.passed for check in checks), reasons=[check.sentence for check in ordered] + remarks,
-                   checks=checks, comparison=None if same_model else comparison, same_model=same_model)
+    return Verdict(
+        passed=all(check.passed for check in checks),
+        reasons=[check.sentence for check in ordered] + remarks,
+        checks=checks,
+        comparison=None if same_model else comparison,
+        same_model=same_model,
+    )
 
 
 def align_classes(probabilities: NDArray[Any], labels: Sequence[Any], wanted: Sequence[Any]) -> NDArray[Any]:
     """Probabilities `(rows, len(labels))` in the order of `wanted`: `(rows, len(wanted))`.
 
-    A class that this model does not know has probability 0.
-
-    Raises:
-        ExportError: the model knows a class that is not wanted.
+    A class that this model does not know gets probability 0. The probability of a class that is not wanted goes to the
+    others in proportion, so a champion is not held to an answer that can no longer be right.
     """
-    if unknown := [label for label in labels if label not in wanted]:
-        raise ExportError(f"the model gives a probability for {unknown[0]!r}, which is not among the labels compared on",
-                          mend="compare on the labels of both models together")
-    aligned = np.zeros((len(probabilities), len(wanted)), dtype=np.asarray(probabilities).dtype)
+    index = {label: column for column, label in enumerate(wanted)}
+    aligned = np.zeros((len(probabilities), len(wanted)), dtype=np.float64)
     for column, label in enumerate(labels):
-        aligned[:, list(wanted).index(label)] = probabilities[:, column]
-    return aligned
+        if label in index:
+            aligned[:, index[label]] = probabilities[:, column]
+    sums = aligned.sum(axis=1, keepdims=True)
+    if all(label in index for label in labels):
+        return aligned
+    return np.where(sums > 0, aligned / np.where(sums > 0, sums, 1.0), 1.0 / len(wanted))
 
 
-def _checked(check: Callable[[NDArray[Any], int], NDArray[np.float64]], outputs: NDArray[Any], rows: int, who: str) -> NDArray[np.float64]:
+def _checked(
+    check: Callable[[NDArray[Any], int], NDArray[np.float64]], outputs: NDArray[Any], rows: int, who: str
+) -> NDArray[np.float64]:
     try:
         return check(outputs, rows)
     except HeadraceError as error:
@@ -167,8 +185,15 @@ def _discordant(y: NDArray[Any], ours: NDArray[np.float64], theirs: NDArray[np.f
     return int((right & ~right_before).sum()), int((right_before & ~right).sum())
 
 
-def _bound(metric: str, better: Better, y: NDArray[Any], ours: NDArray[np.float64], theirs: NDArray[np.float64], beat: BeatChampion,
-           seed: int) -> Bound:
+def _bound(
+    metric: str,
+    better: Better,
+    y: NDArray[Any],
+    ours: NDArray[np.float64],
+    theirs: NDArray[np.float64],
+    beat: BeatChampion,
+    seed: int,
+) -> Bound:
     """The bound that fits the metric; the higher or lower sense of `better` is met by exchanging the two models."""
     if np.array_equal(ours, theirs):
         return Bound(0.0, 0.0, "identical outputs")
@@ -180,13 +205,13 @@ def _bound(metric: str, better: Better, y: NDArray[Any], ours: NDArray[np.float6
         test = paired.mcnemar if beat.margin == 0 else paired.tango
         return test(*_discordant(y, first, second), len(y), level)
     if metric == "macro_f1":
-        return paired.macro_f1(y, first.argmax(axis=1), second.argmax(axis=1), first.shape[1], level, rng)
+        return paired.macro_f1(y, first.argmax(axis=1), second.argmax(axis=1), first.shape[1], beat.margin, level, rng)
     if metric == "auc":
         return paired.delong(y, first, second, level) if len(np.unique(y)) > 1 else Bound(None, None, "one class only")
     if metric in ("rmse", "r2"):
-        return paired.squared(y, first, second, metric, level, rng)
+        return paired.squared(y, first, second, metric, beat.margin, level, rng)
     loss = _row_log_loss if metric == "log_loss" else _row_error
-    return paired.mean(loss(y, second) - loss(y, first), level, rng)
+    return paired.mean(loss(y, second) - loss(y, first), beat.margin, level, rng)
 
 
 def _row_log_loss(y: NDArray[Any], p: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -200,17 +225,37 @@ def _row_error(y: NDArray[Any], predicted: NDArray[np.float64]) -> NDArray[np.fl
     return errors
 
 
-def _conclude(metric: str, better: Better, values: tuple[float, float], bound: Bound, beat: BeatChampion, rows: int, won: int | None,
-              lost: int | None) -> Comparison:
+def _conclude(
+    metric: str,
+    better: Better,
+    values: tuple[float, float],
+    bound: Bound,
+    beat: BeatChampion,
+    rows: int,
+    won: int | None,
+    lost: int | None,
+) -> Comparison:
     candidate, champion = (_or_none(value) for value in values)
     improvement = None
     if candidate is not None and champion is not None:
         improvement = candidate - champion if better == "higher" else champion - candidate
     promoted = improvement is not None and bound.lower is not None and bound.lower > beat.margin
     fields: dict[str, Any] = {
-        "metric": metric, "better": better, "candidate": candidate, "champion": champion, "improvement": improvement,
-        "lower": bound.lower, "upper": bound.upper, "p_value": bound.p_value, "margin": beat.margin,
-        "confidence": beat.confidence, "rows": rows, "won": won, "lost": lost, "method": bound.method, "promoted": promoted,
+        "metric": metric,
+        "better": better,
+        "candidate": candidate,
+        "champion": champion,
+        "improvement": improvement,
+        "lower": bound.lower,
+        "upper": bound.upper,
+        "p_value": bound.p_value,
+        "margin": beat.margin,
+        "confidence": beat.confidence,
+        "rows": rows,
+        "won": won,
+        "lost": lost,
+        "method": bound.method,
+        "promoted": promoted,
     }
     return Comparison(**fields, sentence=_sentence(fields))
 
@@ -223,9 +268,13 @@ def _sentence(c: Mapping[str, Any]) -> str:
         return f"{start}: the outputs are identical, no evidence that it is better: {'yes' if c['promoted'] else 'no'}"
     if c["lower"] is None:
         return f"{start}: no bound can be given ({c['method']}): no"
-    exact = f"; only the candidate right {c['won']}, only the champion {c['lost']}; p = {c['p_value']:.3g}" if c["p_value"] is not None else ""
-    return (f"{start}: improvement {c['improvement']:+.4g}, with {c['confidence']:.4g} confidence above {c['lower']:+.4g}, "
-            f"and more than {c['margin']:g} is asked ({c['method']}{exact}): {'yes' if c['promoted'] else 'no'}")
+    exact = "" if c["p_value"] is None else f"; p = {c['p_value']:.3g}"
+    if c["metric"] == "accuracy":
+        exact = f"; only the candidate right {c['won']}, only the champion {c['lost']}{exact}"
+    return (
+        f"{start}: improvement {c['improvement']:+.4g}, with {c['confidence']:.4g} confidence above {c['lower']:+.4g}, "
+        f"and more than {c['margin']:g} is asked ({c['method']}{exact}): {'yes' if c['promoted'] else 'no'}"
+    )
 
 
 def _threshold(metric: str, bound: str, value: float | None, better: Mapping[str, Better]) -> Check:
@@ -236,15 +285,28 @@ def _threshold(metric: str, bound: str, value: float | None, better: Mapping[str
     """
     found = re.fullmatch(r"\s*(>=|<=|>|<)\s*(\S+)\s*", bound)
     if found is None or metric not in better:
-        raise RecipeError(f"{metric}: {bound!r} cannot be checked; {near_miss(metric, better)}", where="gate.require",
-                          mend=f'name a metric of the task with a bound such as ">= 0.95": {", ".join(better)}')
+        raise RecipeError(
+            f"{metric}: {bound!r} cannot be checked; {near_miss(metric, better)}",
+            where="gate.require",
+            mend=f'name a metric of the task with a bound such as ">= 0.95": {", ".join(better)}',
+        )
     sign, limit = found[1], float(found[2])
     if value is None or math.isnan(value):
-        return Check(metric=metric, value=None, bound=f"{sign} {limit:g}", passed=False,
-                     sentence=f"{metric} is undefined on the test rows, {sign} {limit:g} is asked: no")
+        return Check(
+            metric=metric,
+            value=None,
+            bound=f"{sign} {limit:g}",
+            passed=False,
+            sentence=f"{metric} is undefined on the test rows, {sign} {limit:g} is asked: no",
+        )
     passed = OPERATORS[sign](value, limit)
-    return Check(metric=metric, value=value, bound=f"{sign} {limit:g}", passed=passed,
-                 sentence=f"{metric} {_beside(value, limit)} {sign} {limit:g}: {'yes' if passed else 'no'}")
+    return Check(
+        metric=metric,
+        value=value,
+        bound=f"{sign} {limit:g}",
+        passed=passed,
+        sentence=f"{metric} {_beside(value, limit)} {sign} {limit:g}: {'yes' if passed else 'no'}",
+    )
 
 
 def _beside(value: float, limit: float) -> str:

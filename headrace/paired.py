@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,8 +45,12 @@ def mcnemar(won: int, lost: int, rows: int, confidence: float) -> Bound:
     discordant = won + lost
     low = float(beta.ppf(1 - confidence, won, lost + 1)) if won else 0.0
     high = float(beta.ppf(confidence, won + 1, lost)) if lost else 1.0
-    return Bound((2 * low - 1) * discordant / rows, (2 * high - 1) * discordant / rows, "exact McNemar test",
-                 p_value=float(binom.sf(won - 1, discordant, 0.5)))
+    return Bound(
+        (2 * low - 1) * discordant / rows,
+        (2 * high - 1) * discordant / rows,
+        "exact McNemar test",
+        p_value=float(binom.sf(won - 1, discordant, 0.5)),
+    )
 
 
 def tango(won: int, lost: int, rows: int, confidence: float) -> Bound:
@@ -70,28 +75,64 @@ def tango(won: int, lost: int, rows: int, confidence: float) -> Bound:
     return Bound(root(z), root(-z), "Tango's score interval")
 
 
-def mean(differences: Floats, confidence: float, rng: np.random.Generator) -> Bound:
+def mean(differences: Floats, margin: float, confidence: float, rng: np.random.Generator) -> Bound:
     """A bound on the mean of row-wise differences `(rows,)`.
 
-    Up to LARGE rows a BCa bootstrap (Efron & Tibshirani 1993, chapter 14), above it a t bound corrected for skewness.
+    Up to LARGE rows a BCa bootstrap (Efron & Tibshirani 1993, chapter 14), above it a t bound corrected for skewness; held
+    back by the swap test.
+    """
+    if len(differences) < 2 or np.ptp(differences) == 0:
+        return Bound(None, None, "too few rows that differ")
+    bound = hall(differences, confidence) if len(differences) > LARGE else _bca(differences, confidence, rng)
+    return hold_back(bound, swap_test(differences - margin, rng), margin, confidence)
+
+
+def swap_test(differences: Floats, rng: np.random.Generator) -> float:
+    """p of a mean above zero when each row's two models may have been exchanged (the sign-flip test: Fisher 1935, chapter 3;
+    for comparing two models Yeh 2000, arXiv:cs/0008005).
+
+    Exact when nothing tells the two models apart but chance, as for one recipe trained with two seeds. A bootstrap is not:
+    where a handful of rows carry the loss it was seen to promote one retrain in seven instead of one in twenty.
     """
     n = len(differences)
-    if n < 2 or np.ptp(differences) == 0:
-        return Bound(None, None, "too few rows that differ")
-    if n > LARGE:
-        return hall(differences, confidence)
+    flips = int(np.clip(12 * CELLS_AT_ONCE // n, 999, RESAMPLES))
+    observed = float(differences.sum())
+    as_high = 0
+    for size in _batches(flips, n):
+        bits = np.unpackbits(rng.integers(256, size=(size, -(-n // 8)), dtype=np.uint8), axis=1, count=n)
+        # a tolerance, since the sum of unflipped rows in another order is not the same number to the last bit
+        as_high += int((2 * (bits @ differences) - observed >= observed - 1e-9 * float(np.abs(differences).sum())).sum())
+    return (1 + as_high) / (1 + flips)
+
+
+def hold_back(bound: Bound, p_value: float, margin: float, confidence: float) -> Bound:
+    """Lowers the bound to the margin where the swap test does not agree that it is exceeded."""
+    lower = bound.lower
+    if lower is not None and p_value > 1 - confidence:
+        lower = min(lower, margin)
+    return Bound(lower, bound.upper, f"{bound.method}, with a swap test", p_value)
+
+
+def _bca(differences: Floats, confidence: float, rng: np.random.Generator) -> Bound:
     from scipy.stats import bootstrap
 
     with np.errstate(all="ignore"):
-        interval = bootstrap((differences,), np.mean, confidence_level=2 * confidence - 1, n_resamples=RESAMPLES,
-                             batch=max(1, CELLS_AT_ONCE // n), method="BCa", rng=rng).confidence_interval
+        interval = bootstrap(
+            (differences,),
+            np.mean,
+            confidence_level=2 * confidence - 1,
+            n_resamples=RESAMPLES,
+            batch=max(1, CELLS_AT_ONCE // len(differences)),
+            method="BCa",
+            rng=rng,
+        ).confidence_interval
     if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
         return hall(differences, confidence)
     return Bound(float(interval.low), float(interval.high), f"paired BCa bootstrap, {RESAMPLES} resamples")
 
 
 def hall(differences: Floats, confidence: float) -> Bound:
-    """A t bound on a mean, corrected for skewness by Hall's cubic (Hall 1992, JRSS B 54:221): second-order right, in O(rows)."""
+    """A t bound on a mean, corrected for skewness by Hall's cubic (Hall 1992, JRSS B 54:221), in O(rows)."""
     from scipy.stats import t
 
     n = len(differences)
@@ -116,7 +157,9 @@ def delong(y: NDArray[np.int64], candidate: Floats, champion: Floats, confidence
 
     present = np.unique(y)
     scored = np.array([1]) if candidate.shape[1] == 2 else present
-    parts = np.mean([_placements(y == k, candidate[:, k]) - _placements(y == k, champion[:, k]) for k in scored], axis=0)
+    parts = np.zeros(len(y))
+    for k in scored:
+        parts += (_placements(y == k, candidate[:, k]) - _placements(y == k, champion[:, k])) / len(scored)
     groups = [parts[y == k] for k in present]
     if min(len(group) for group in groups) < 2:
         return Bound(None, None, "DeLong, which needs two rows of each class")
@@ -129,37 +172,72 @@ def delong(y: NDArray[np.int64], candidate: Floats, champion: Floats, confidence
     return Bound(centre - reach, centre + reach, "DeLong")
 
 
-def macro_f1(y: NDArray[np.int64], candidate: NDArray[np.int64], champion: NDArray[np.int64], classes: int, confidence: float,
-             rng: np.random.Generator) -> Bound:
+def macro_f1(
+    y: NDArray[np.int64],
+    candidate: NDArray[np.int64],
+    champion: NDArray[np.int64],
+    classes: int,
+    margin: float,
+    confidence: float,
+    rng: np.random.Generator,
+) -> Bound:
     """Percentile bootstrap over rows (Efron & Tibshirani 1993, chapter 13) of the difference of two macro F1 scores.
 
-    Rows alike in truth and both predictions are resampled together, as multinomial counts: the same distribution, at a cost
-    that follows the number of distinct triples and not the number of rows.
+    Rows alike in truth and both predictions are drawn together, as multinomial counts: the same distribution, at a cost that
+    follows the number of distinct triples and not the number of rows. Held back by the swap test, drawn likewise.
     """
     cells, counts = np.unique(np.stack([y, candidate, champion], axis=1), axis=0, return_counts=True)
     resamples = int(np.clip(25 * CELLS_AT_ONCE // len(cells), 1_000, RESAMPLES))
-    truth, *predicted = (np.eye(classes)[cells[:, column]] for column in range(3))
-    differences = []
+    truth, first, second = (_groups(column, np.ones(len(cells)), classes) for column in cells.T)
+    first_right, second_right = (_groups(cells[:, 0], cells[:, 0] == cells[:, i], classes) for i in (1, 2))
+
+    def gain(kept: Floats, exchanged: Floats) -> Floats:
+        """From counts `(resamples, cells)` of rows as they are, and of rows whose two predictions change places."""
+        support = (kept + exchanged) @ truth
+        return _f1(support, kept @ first + exchanged @ second, kept @ first_right + exchanged @ second_right) - _f1(
+            support, kept @ second + exchanged @ first, kept @ second_right + exchanged @ first_right
+        )
+
+    differences, swapped = [], []
     for size in _batches(resamples, len(cells)):
         drawn = rng.multinomial(len(y), counts / len(y), size=size).astype(np.float64)
-        scores = [_f1(drawn @ truth, drawn @ p, drawn @ (truth * p)) for p in predicted]
-        differences.append(scores[0] - scores[1])
-    return _percentile(np.concatenate(differences), confidence, resamples)
+        differences.append(gain(drawn, np.zeros_like(drawn)))
+        kept = rng.binomial(counts, 0.5, size=(size, len(cells))).astype(np.float64)
+        swapped.append(gain(kept, counts - kept))
+    observed = gain(counts[None].astype(np.float64), np.zeros((1, len(cells))))
+    bound = _percentile(np.concatenate(differences), confidence, resamples)
+    if margin < 0:  # a margin that allows a loss cannot be tested by exchanging
+        return bound
+    p_value = (1 + int((np.concatenate(swapped) >= observed - 1e-12).sum())) / (1 + resamples)
+    return hold_back(bound, p_value, 0.0, confidence)
 
 
-def squared(y: Floats, candidate: Floats, champion: Floats, metric: str, confidence: float, rng: np.random.Generator) -> Bound:
+def squared(
+    y: Floats, candidate: Floats, champion: Floats, metric: str, margin: float, confidence: float, rng: np.random.Generator
+) -> Bound:
     """A bound on the gain in `rmse` or `r2`, from the true and both predicted values `(rows,)`.
 
-    Up to LARGE rows a percentile bootstrap over rows; above it the metric's linear part (the delta method) as a mean.
+    Up to LARGE rows a percentile bootstrap over rows; above it the metric's linear part (the delta method) as a mean. Held
+    back by the swap test on the squared errors, of which either gain is a multiple.
     """
     rows = np.stack([np.square(candidate - y), np.square(champion - y), y - y.mean(), np.square(y - y.mean())], axis=1)
-    gain = _rmse_gain if metric == "rmse" else _r2_gain
-    n = len(y)
-    if n < 2 or np.ptp(rows[:, 0] - rows[:, 1]) == 0:
+    saved = rows[:, 1] - rows[:, 0]
+    if len(y) < 2 or np.ptp(saved) == 0:
         return Bound(None, None, "too few rows that differ")
-    if n > LARGE:
+    gain = _rmse_gain if metric == "rmse" else _r2_gain
+    scale = float(np.sqrt(rows[:, 0].mean()) + np.sqrt(rows[:, 1].mean())) if metric == "rmse" else float(y.var())
+    if scale == 0:
+        return Bound(None, None, "true values that do not vary")
+    if len(y) > LARGE:
         bound = hall(_linear_part(rows, gain), confidence)
-        return Bound(bound.lower, bound.upper, f"delta method, {bound.method}")
+        bound = Bound(bound.lower, bound.upper, f"delta method, {bound.method}")
+    else:
+        bound = _resample_rows(rows, gain, confidence, rng)
+    return hold_back(bound, swap_test(saved / scale - margin, rng), margin, confidence)
+
+
+def _resample_rows(rows: Floats, gain: Callable[[Floats], Floats], confidence: float, rng: np.random.Generator) -> Bound:
+    n = len(rows)
     resampled = []
     for size in _batches(RESAMPLES, n):
         drawn = rng.integers(n, size=(size, n)) + np.arange(size)[:, None] * n
@@ -192,6 +270,13 @@ def _placements(positive: NDArray[np.bool_], score: Floats) -> Floats:
         below = (everyone[side] - rankdata(score[side])) / others.sum()
         parts[side] = (below if side is positive else 1 - below) / side.mean()
     return parts
+
+
+def _groups(index: NDArray[np.int64], weight: NDArray[Any], classes: int) -> Any:
+    """A sparse `(cells, classes)` matrix: counts of cells times it are counts of classes."""
+    from scipy.sparse import csr_array
+
+    return csr_array((weight.astype(np.float64), (np.arange(len(index)), index)), shape=(len(index), classes))
 
 
 def _f1(truth: Floats, predicted: Floats, both: Floats) -> Floats:
