@@ -123,9 +123,7 @@ def recall(evaluation: Evaluation, model: str) -> Figure:
     axes.margins(x=0.03)
     axes.set(xlabel="recall, with 95 % Wilson interval")
     left_out = f", worst {len(shown)} of {len(tested)} classes" if len(tested) > len(shown) else ""
-    return _titled(
-        figure, axes, model, f"macro F1 {_metric(evaluation, 'macro_f1')} on {evaluation.rows:,} test rows{left_out}"
-    )
+    return _titled(figure, model, f"macro F1 {_metric(evaluation, 'macro_f1')} on {evaluation.rows:,} test rows{left_out}")
 
 
 def reliability(evaluation: Evaluation, model: str) -> Figure:
@@ -193,9 +191,7 @@ def slices(evaluation: Evaluation, model: str) -> Figure:
         axes.set_ylim(len(group) - 0.4, -0.6)
         axes.grid(axis="x", alpha=0.3)
     panels[-1].set_xlabel(f"{metric} of the slice, with 95 % interval (rows in brackets)")
-    return _titled(
-        figure, panels[0], model, f"{metric} {_metric(evaluation, metric)} on all {evaluation.rows:,} test rows (dashed)"
-    )
+    return _titled(figure, model, f"{metric} {_metric(evaluation, metric)} on all {evaluation.rows:,} test rows (dashed)")
 
 
 def curves(history: Sequence[dict[str, float]], model: str) -> Figure:
