@@ -96,9 +96,9 @@ def draw(recipe: Recipe, evaluation: Evaluation, y_true: NDArray[Any], outputs: 
     draw_curves(artifacts / "train" / "curves.csv", recipe.name, pictures)
 
 
-def save_arrays(path: Path, **arrays: NDArray[Any]) -> None:
+def save_arrays(path: Path, y_true: NDArray[Any], outputs: NDArray[Any]) -> None:
     with path.open("wb") as handle:
-        np.savez(handle, allow_pickle=False, **arrays)
+        np.savez(handle, y_true=y_true, outputs=outputs)
 
 
 def rounded(value: float) -> float | None:

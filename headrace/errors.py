@@ -5,7 +5,8 @@ HeadraceError                     exit code 1
 │   └── RecipeError               2   recipes/*.yaml: file, field, value
 │       └── SettingsError         2   headrace.toml or HEADRACE_...
 ├── DataError                     3   a source, a file, a batch
-│   ├── SourceError               3   cannot be fetched, or its sha256 differs
+│   ├── SourceError               3   cannot be read, or its sha256 differs
+│   │   └── SourceUnreachable     3   did not answer this time; worth another try
 │   └── DataRejected              3   the data gate refused a batch
 ├── TrainingError                 1   the training itself failed
 ├── ExportError                   1   the exported graph disagrees with torch
@@ -79,6 +80,10 @@ class DataError(HeadraceError):
 
 class SourceError(DataError):
     """A source that cannot be fetched, read, or whose sha256 differs from the recipe's."""
+
+
+class SourceUnreachable(SourceError):
+    """A source that did not answer, or broke off: another try may succeed."""
 
 
 class DataRejected(DataError):

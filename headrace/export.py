@@ -94,25 +94,22 @@ def with_columns(graph: onnx.ModelProto, schema: Schema) -> onnx.ModelProto:
     import onnx
     from onnx import TensorProto, helper
 
-    inputs, nodes, outputs = [], [], []
     axis = helper.make_tensor("columns/axis", TensorProto.INT64, [1], [1])
-    for matrix, columns, element in (("numeric", schema.numeric, TensorProto.FLOAT),
-                                     ("categorical", schema.categorical, TensorProto.INT64)):
-        if not columns:
-            continue
-        for i, column in enumerate(columns):
-            source = column.name
-            if matrix == "categorical":
-                inputs.append(helper.make_tensor_value_info(source, TensorProto.STRING, ["rows"]))
-                nodes.append(helper.make_node(
-                    "LabelEncoder", [source], [f"columns/index_{i}"], domain="ai.onnx.ml", keys_strings=column.levels,  # type: ignore[union-attr]
-                    values_int64s=list(range(1, len(column.levels) + 1)), default_int64=0))  # type: ignore[union-attr]
-                source = f"columns/index_{i}"
-            else:
-                inputs.append(helper.make_tensor_value_info(source, TensorProto.FLOAT, ["rows"]))
-            nodes.append(helper.make_node("Unsqueeze", [source, "columns/axis"], [f"columns/{matrix}_{i}"]))
-        nodes.append(helper.make_node("Concat", [f"columns/{matrix}_{i}" for i in range(len(columns))], [f"columns/{matrix}"], axis=1))
-        outputs.append(helper.make_tensor_value_info(f"columns/{matrix}", element, ["rows", len(columns)]))
+    numbers = [helper.make_tensor_value_info(c.name, TensorProto.FLOAT, ["rows"]) for c in schema.numeric]
+    texts = [helper.make_tensor_value_info(c.name, TensorProto.STRING, ["rows"]) for c in schema.categorical]
+    encoders = [
+        helper.make_node(
+            "LabelEncoder", [column.name], [f"columns/index_{i}"], domain="ai.onnx.ml", keys_strings=column.levels,
+            values_int64s=list(range(1, len(column.levels) + 1)), default_int64=0)
+        for i, column in enumerate(schema.categorical)
+    ]
+    stacks = [
+        *_stack("numeric", [column.name for column in schema.numeric]),
+        *_stack("categorical", [f"columns/index_{i}" for i in range(len(schema.categorical))]),
+    ]
+    matrices = (("numeric", TensorProto.FLOAT, len(numbers)), ("categorical", TensorProto.INT64, len(texts)))
+    outputs = [helper.make_tensor_value_info(f"columns/{name}", kind, ["rows", n]) for name, kind, n in matrices if n]
+    inputs, nodes = [*numbers, *texts], [*encoders, *stacks]
 
     opsets = [*graph.opset_import, helper.make_opsetid("ai.onnx.ml", ML_OPSET)]
     columns_graph = helper.make_model(helper.make_graph(nodes, "columns", inputs, outputs, [axis]),
@@ -126,6 +123,16 @@ def with_columns(graph: onnx.ModelProto, schema: Schema) -> onnx.ModelProto:
     if "answer" not in {value.name for value in inputs}:
         rename_output(merged, "network/answer", "answer")
     return merged
+
+
+def _stack(matrix: str, columns: list[str]) -> list[onnx.NodeProto]:
+    """Nodes that put vectors `(rows,)` side by side as `columns/<matrix>`, `(rows, columns)`; none for no column."""
+    from onnx import helper
+
+    if not columns:
+        return []
+    upright = [helper.make_node("Unsqueeze", [name, "columns/axis"], [f"columns/{matrix}_{i}"]) for i, name in enumerate(columns)]
+    return [*upright, helper.make_node("Concat", [f"columns/{matrix}_{i}" for i in range(len(columns))], [f"columns/{matrix}"], axis=1)]
 
 
 def rename_output(graph: onnx.ModelProto, old: str, new: str) -> None:

@@ -81,7 +81,7 @@ def initialise_tracking(project: Project) -> None:
             return
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-        SqlAlchemyStore(f"sqlite:///{path}", artifact_root(project))
+        SqlAlchemyStore(f"sqlite:///{path}", artifact_root(project))  # type: ignore[no-untyped-call]
         with contextlib.closing(sqlite3.connect(path)) as connection:
             connection.execute("PRAGMA journal_mode=WAL")
 

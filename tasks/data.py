@@ -6,13 +6,13 @@ from typing import Any
 
 from prefect import task
 from prefect.artifacts import create_table_artifact
-from prefect.client.schemas.objects import TaskRun
-from prefect.states import State
+from prefect.client.schemas.objects import State, TaskRun
 
 from headrace.config import Recipe
-from headrace.data import batches, ingest as ingestion
+from headrace.data import batches
+from headrace.data import ingest as ingestion
 from headrace.data.versions import DataVersion
-from headrace.errors import SourceError
+from headrace.errors import SourceUnreachable
 from headrace.files import read_json
 from headrace.pipeline import StageResult, reproduce
 from headrace.project import Project
@@ -22,8 +22,7 @@ from tasks.telling import report, step
 
 def _is_out_of_reach(task: Any, run: TaskRun, state: State[Any]) -> bool:
     """Only a source that did not answer is worth another try: a wrong sha256 stays wrong."""
-    error = state.result(raise_on_failure=False)
-    return isinstance(error, SourceError) and error.passing
+    return isinstance(state.result(raise_on_failure=False), SourceUnreachable)
 
 
 @task(name="ingest", retries=2, retry_delay_seconds=[2, 10], retry_condition_fn=_is_out_of_reach, timeout_seconds=HOUR, **PLAIN)
@@ -36,8 +35,8 @@ def ingest(recipe: Recipe, project: Project) -> DataVersion:
 
 
 @task(name="next batch", timeout_seconds=HOUR, **PLAIN)
-def bring_next_batch(recipe: Recipe, project: Project) -> DataVersion | None:
-    """Brings what the source holds next; None when everything has arrived."""
+def bring_next_batch(recipe: Recipe, project: Project) -> DataVersion:
+    """Brings what the source holds next; when everything has arrived, the version stays."""
     step("next batch", recipe.data.source)
     return batches.next_batch(recipe, project, report)
 

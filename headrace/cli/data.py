@@ -61,12 +61,6 @@ def bring_next(recipe: str, as_json: bool) -> None:
 
     with release_lock(recipe, project):
         version = next_batch(found, project, console.report)
-    if version is None:
-        if as_json:
-            print_json({"recipe": recipe, "complete": True})
-        else:
-            click.echo(f"all of {recipe}'s source has arrived")
-        return
     _show(version, as_json)
 
 

@@ -17,7 +17,7 @@ from typing import NoReturn
 from urllib.parse import unquote, urlsplit
 
 from headrace.data.archives import extract_member
-from headrace.errors import SourceError, near_miss
+from headrace.errors import SourceError, SourceUnreachable, near_miss
 from headrace.files import whole
 
 Progress = Callable[[int, int | None], None]
@@ -158,7 +158,7 @@ def _from_http(uri: str, sha256: str | None, to: Path, progress: Progress) -> No
                 file.write(chunk)
                 progress(file.tell(), total)
             if total is not None and file.tell() != total:
-                raise SourceError(
+                raise SourceUnreachable(
                     f"{uri} ended after {file.tell()} of {total} bytes", where="data.source", mend="run the command again"
                 )
     except httpx.HTTPStatusError as error:
@@ -168,7 +168,7 @@ def _from_http(uri: str, sha256: str | None, to: Path, progress: Progress) -> No
             mend="correct data.source in the recipe, or ask for access",
         ) from None
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise SourceError(
+        raise SourceUnreachable(
             f"{uri} cannot be fetched: {error or type(error).__name__}",
             where="data.source",
             mend="check the address and the network, then run the command again",
@@ -199,7 +199,7 @@ def _from_s3(uri: str, sha256: str | None, to: Path, progress: Progress) -> None
     except (OSError, BotoCoreError, ClientError) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise SourceError(
+        raise SourceUnreachable(
             f"{uri} cannot be fetched: {str(error) or type(error).__name__}",
             where="data.source",
             mend="check the address and the credentials (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL_S3)",
@@ -239,7 +239,7 @@ def _run(command: Sequence[str], uri: str, folder: str, tick: Callable[[], None]
                 except subprocess.TimeoutExpired:
                     tick()
             else:
-                raise SourceError(
+                raise SourceUnreachable(
                     f"{uri} did not come within {CLIENT_SECONDS} s", where="data.source", mend="run the command again"
                 )
         finally:
@@ -252,7 +252,7 @@ def _run(command: Sequence[str], uri: str, folder: str, tick: Callable[[], None]
             errors = [line for line in lines if "ERR" in line.upper()] or lines
             if any("No space left" in line or "ENOSPC" in line for line in lines):
                 raise OSError(errno.ENOSPC, "No space left on device", folder)
-            raise SourceError(
+            raise SourceUnreachable(
                 f"{uri} cannot be fetched: {' '.join(errors[:2])[:300]}",
                 where="data.source",
                 mend="check the package's name and version, and the client's configuration (pip.conf, .npmrc)",

@@ -25,7 +25,7 @@ class Tabular:
         """`numeric` `(rows, columns)` float32 with NaN for missing, `categorical` `(rows, columns)` int64; those there are."""
         numeric = [_numbers(frame, column.name) for column in schema.numeric]
         categorical = [_indices(frame[column.name], column.levels) for column in schema.categorical]
-        matrices = {"numeric": numeric, "categorical": categorical}
+        matrices: dict[str, list[NDArray[Any]]] = {"numeric": [*numeric], "categorical": [*categorical]}
         return {name: np.stack(columns, axis=1) for name, columns in matrices.items() if columns}
 
     def feeds(self, frame: pd.DataFrame, contract: Contract, recipe: Recipe) -> Feeds:

@@ -69,7 +69,7 @@ def fit(
         train_loss = train_epoch(model, train, config.batch_size, optimizer, schedule, shuffle,
                                  lambda step: on_step(progress.epoch + 1, step))
         val_loss, val_metric = evaluate(model, validation)
-        record(progress, train_loss, val_loss, val_metric, schedule.get_last_lr()[0], model)
+        record(progress, train_loss, val_loss, val_metric, float(schedule.get_last_lr()[0]), model)
         check_finite(progress, config)
         on_epoch(progress)
         checkpoint.save(checkpoint_path, fingerprint, progress, parts, shuffle)
@@ -115,7 +115,7 @@ def evaluate(model: ServedModel, split: Split) -> tuple[float, float]:
     model.eval()
     loss = torch.zeros((), device=split.target.device)
     metric = torch.zeros((), device=split.target.device)
-    for index in torch.arange(len(split), device=split.target.device).split(EVALUATION_BATCH):
+    for index in torch.split(torch.arange(len(split), device=split.target.device), EVALUATION_BATCH):
         inputs, target = split.rows(index)
         with mixed_precision(target.device):
             raw = model.raw(*inputs)
@@ -127,7 +127,7 @@ def evaluate(model: ServedModel, split: Split) -> tuple[float, float]:
 
 def batches(n: int, size: int, shuffle: torch.Generator, device: torch.device) -> Iterator[Tensor]:
     """Row indices `(B,)` of each batch; shuffled on the CPU, so that every device sees the same order."""
-    return iter(torch.randperm(n, generator=shuffle).to(device).split(size))
+    return iter(torch.split(torch.randperm(n, generator=shuffle).to(device), size))
 
 
 def record(progress: Progress, train_loss: float, val_loss: float, val_metric: float, rate: float, model: ServedModel) -> None:
@@ -160,8 +160,9 @@ def make_optimizer(model: ServedModel, config: TrainConfig) -> Optimizer:
     rate, decay = config.learning_rate, config.weight_decay
     if config.optimizer == "sgd":
         return torch.optim.SGD(model.parameters(), lr=rate, weight_decay=decay, momentum=0.9, nesterov=True)
-    cls = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.optimizer]
-    return cls(model.parameters(), lr=rate, weight_decay=decay, fused=True)
+    if config.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), lr=rate, weight_decay=decay, fused=True)
+    return torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay, fused=True)
 
 
 def make_schedule(optimizer: Optimizer, config: TrainConfig, steps: int) -> LRScheduler:
