@@ -97,6 +97,7 @@ def _read_csv(path: Path, kind: str, header: bool, names: list[str] | None, text
     try:
         read = csv.ReadOptions(column_names=None if header else names, block_size=block)
         table = csv.read_csv(pa.BufferReader(raw), read_options=read, parse_options=parse, convert_options=convert)
+        _ = table.column_names  # decoded only when asked for
     except UnicodeDecodeError as error:
         _not_utf8(path, "the first line", bytes(error.object[:40]))
     except pa.ArrowInvalid as error:

@@ -97,14 +97,14 @@ def track(project: Project) -> str:
         _restore_absent(repo, project)
         if (md5 := _tracked_md5(repo, project)) and md5 == _hash_of(repo, project.data) and _is_cached(repo, project):
             return md5
-        patient(lambda: repo.add(str(project.data)), project)
+        _add(repo, project)
         return _tracked_md5(repo, project) or ""
 
 
 def is_tracked(project: Project) -> bool:
     """Whether `data.dvc` names `data/` as it lies there now; not so after a run that was killed half-way."""
     with open_repo(project) as repo:
-        return _tracked_md5(repo, project) == _hash_of(repo, project.data)
+        return _tracked_md5(repo, project) == _hash_of(repo, project.data) and _is_cached(repo, project)
 
 
 def data_version(project: Project, recipe_name: str) -> DataVersion:
@@ -150,11 +150,7 @@ def patient(call: Callable[[], T], project: Project) -> T:
             time.sleep(wait)
         except Exception as error:
             if is_disk_full(error):
-                raise DiskFull(
-                    "no space left for DVC's cache",
-                    where=str(project.root / ".dvc" / "cache"),
-                    mend="free some space (dvc gc --workspace drops old versions), then run the same command",
-                ) from None
+                raise _cache_full(project) from None
             if isinstance(error, DvcException):
                 raise DataError(
                     f"DVC: {error}", where=str(project.data), mend="dvc status, then run the same command"
@@ -214,7 +210,67 @@ def _out(repo: Repo, project: Project) -> Any:
 def _is_cached(repo: Repo, project: Project) -> bool:
     """Whether the cache holds every file of the tracked version."""
     out = _out(repo, project)
-    return out is not None and not out.changed_cache()
+    tree = out.get_obj() if out is not None else None
+    return tree is not None and all(repo.cache.local.exists(entry.value) for _, _, entry in tree)
+
+
+def _add(repo: Repo, project: Project) -> None:
+    """`dvc add data`, all or nothing: DVC itself logs a file that it could not copy into its cache, and goes on.
+
+    Raises:
+        DiskFull, DataError: a file did not get into the cache; `data.dvc` is as it was.
+        Busy: as `patient`.
+    """
+    pointer = project.root / "data.dvc"
+    before = pointer.read_bytes() if pointer.is_file() else None
+    try:
+        with _listening() as failures:
+            patient(lambda: repo.add(str(project.data)), project)
+        if _is_cached(repo, project):
+            return
+        if any(is_disk_full(failure) for failure in failures):
+            raise _cache_full(project)
+        said = "; ".join(str(failure) for failure in failures) or "a file did not get into the cache"
+        raise DataError(
+            f"DVC: {said}", where=str(project.root / ".dvc" / "cache"), mend="dvc status, then run the same command"
+        )
+    except BaseException:
+        if before is None:
+            pointer.unlink(missing_ok=True)
+        elif pointer.read_bytes() != before:
+            with pointer.open("r+b") as file:  # in place: on a full disk there is no room for a second file
+                file.write(before)
+                file.truncate()
+        raise
+
+
+@contextmanager
+def _listening() -> Iterator[list[BaseException]]:
+    """The errors that DVC's data layer only logs."""
+    failures: list[BaseException] = []
+
+    class Ear(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.exc_info and record.exc_info[1]:
+                failures.append(record.exc_info[1])
+
+    logger, ear = logging.getLogger("dvc_data"), Ear()
+    propagate = logger.propagate
+    logger.addHandler(ear)
+    logger.propagate = False
+    try:
+        yield failures
+    finally:
+        logger.propagate = propagate
+        logger.removeHandler(ear)
+
+
+def _cache_full(project: Project) -> DiskFull:
+    return DiskFull(
+        "no space left for DVC's cache",
+        where=str(project.root / ".dvc" / "cache"),
+        mend="free some space (dvc gc --workspace drops old versions), then run the same command",
+    )
 
 
 def _restore_absent(repo: Repo, project: Project) -> None:

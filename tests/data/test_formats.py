@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import gzip
+import zipfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from headrace.data.formats import read_file
+from headrace.errors import DataError
+
+TEXT = "a,b,c\n1,x,0.5\n2,y,1.5\n3,z,2.5\n"
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+@pytest.mark.parametrize("ending", [".csv", ".csv.gz", ".csv.zip", ".tab", ".tsv", ".parquet"])
+def test_the_same_table_comes_from_every_format(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"t{ending}"
+    if ending == ".csv.gz":
+        write(path, gzip.compress(TEXT.encode()))
+    elif ending == ".csv.zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("t.csv", TEXT)
+    elif ending == ".parquet":
+        pq.write_table(pa.table({"a": [1, 2, 3], "b": ["x", "y", "z"], "c": [0.5, 1.5, 2.5]}), path)
+    else:
+        write(path, TEXT if ending == ".csv" else TEXT.replace(",", "\t"))
+    assert read_file(path).to_pydict() == {"a": [1, 2, 3], "b": ["x", "y", "z"], "c": [0.5, 1.5, 2.5]}
+
+
+def test_a_csv_cut_in_its_last_row_is_refused_with_the_row(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", TEXT[: TEXT.rindex(",z")])
+    with pytest.raises(DataError, match=r"row 4 has 1 columns where 3 were expected .*cut in the middle") as caught:
+        read_file(path)
+    assert str(path) in str(caught.value) and caught.value.mend
+
+
+@pytest.mark.parametrize("ending", [".csv.gz", ".csv.zip", ".parquet"])
+def test_a_truncated_file_is_refused_not_half_read(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"t{ending}"
+    text = "a,b\n" + "\n".join(f"{i},{i * 7919}" for i in range(5000)) + "\n"
+    if ending == ".csv.gz":
+        write(path, gzip.compress(text.encode()))
+    elif ending == ".csv.zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("t.csv", text)
+    else:
+        pq.write_table(pa.table({"a": list(range(5000))}), path)
+    write(path, path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DataError, match=r"cut|damaged|Parquet"):
+        read_file(path)
+
+
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="0 bytes"):
+        read_file(write(tmp_path / "t.csv", ""))
+
+
+def test_a_missing_file_offers_its_neighbour(tmp_path: Path) -> None:
+    write(tmp_path / "flights.csv", TEXT)
+    with pytest.raises(DataError, match=r"did you mean 'flights\.csv'"):
+        read_file(tmp_path / "flihgts.csv")
+
+
+@pytest.mark.parametrize(
+    ("raw", "place"),
+    [
+        ("a,b\n1,x\n2,é\n".encode("cp1252"), "row 3, column 'b'"),
+        (TEXT.encode("utf-16"), "first line"),
+        ("é,b\n1,2\n".encode("cp1252"), "first"),
+    ],
+)
+def test_text_that_is_not_utf8_is_refused_with_its_place(tmp_path: Path, raw: bytes, place: str) -> None:
+    with pytest.raises(DataError, match="not UTF-8") as caught:
+        read_file(write(tmp_path / "t.csv", raw))
+    assert place in str(caught.value)
+
+
+def test_bare_NA_is_nothing_and_quoted_NA_is_text(tmp_path: Path) -> None:
+    table = read_file(write(tmp_path / "t.csv", 'n,country\nNA,"NA"\n2,SE\n'))
+    assert table.to_pydict() == {"n": [None, 2], "country": ["NA", "SE"]}
+
+
+def test_numbers_with_quoted_gaps_are_numbers(tmp_path: Path) -> None:
+    table = read_file(write(tmp_path / "t.csv", 'n,m\n"","1.5"\n"2",""\n'))
+    assert table.to_pydict() == {"n": [None, 2], "m": [1.5, None]}
+
+
+def test_types_are_told_from_the_whole_file_not_its_beginning(tmp_path: Path) -> None:
+    body = "\n".join(["1"] * 400_000 + ["late"])
+    assert read_file(write(tmp_path / "t.csv", f"a\n{body}\n")).schema.field("a").type == pa.string()
+
+
+def test_text_columns_keep_leading_zeros(tmp_path: Path) -> None:
+    assert read_file(write(tmp_path / "t.csv", "zip\n01234\n"), text=["zip"]).to_pydict() == {"zip": ["01234"]}
+
+
+def test_a_name_standing_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="'a' stands there twice"):
+        read_file(write(tmp_path / "t.csv", "a,a\n1,2\n"))
+
+
+def test_a_csv_without_header_takes_the_given_names(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", "1,2\n3,4\n")
+    assert read_file(path, header=False, names=["a", "b"]).to_pydict() == {"a": [1, 3], "b": [2, 4]}
+    with pytest.raises(DataError, match="2 columns, and the recipe names 3"):
+        read_file(path, header=False, names=["a", "b", "c"])
+
+
+def test_nested_parquet_columns_are_refused_by_name(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"a": [1], "tags": [["x"]]}), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="'tags'"):
+        read_file(tmp_path / "t.parquet")
