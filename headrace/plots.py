@@ -187,7 +187,7 @@ def slices(evaluation: Evaluation, model: str) -> Figure:
             axes.plot(_slice_interval(s), (place, place), color=GREY, linewidth=1.5, zorder=1)
         axes.plot([_slice_value(s) for s in group], range(len(group)), "o", color=BLUE)
         axes.set_yticks(range(len(group)), [f"{_short(s.value)}  ({s.rows:,})" for s in group], fontsize=8)
-        axes.set_ylabel(column)
+        axes.set_ylabel(_short(column))
         axes.set_ylim(len(group) - 0.4, -0.6)
         axes.grid(axis="x", alpha=0.3)
     panels[-1].set_xlabel(f"{metric} of the slice, with 95 % interval (rows in brackets)")
@@ -213,11 +213,12 @@ def curves(history: Sequence[dict[str, float]], model: str) -> Figure:
         axes.grid(alpha=0.3)
     panels[0].legend(frameon=False)
     panels[-1].set(xlabel="epoch", xlim=(epochs[0] - 0.5, epochs[-1] + 0.5))
-    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return _titled(
         figure,
         model,
-        f"{len(history)} epochs, lowest validation loss {best['val_loss']:.4g} in epoch {best['epoch']:.0f}",
+        f"{len(history)} epoch{'s' * (len(history) != 1)}, lowest validation loss {best['val_loss']:.4g} "
+        f"in epoch {best['epoch']:.0f}",
     )
 
 
@@ -299,4 +300,5 @@ def _metric(evaluation: Evaluation, name: str) -> str:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= 18 else f"{text[:9]}…{text[-8:]}"
+    """A label that fits beside an axis, and whose dollar signs do not start a formula."""
+    return (text if len(text) <= 18 else f"{text[:9]}…{text[-8:]}").replace("$", r"\$")
