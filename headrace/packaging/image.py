@@ -105,6 +105,8 @@ def _build_serving_base(docker: Docker, tag: str, base: str, files: dict[str, by
     else:
         arguments += ["--build-arg", "PIP_FROM=", *([] if docker.has_bridge else ["--network", "host"])]
     docker.build(_tar(context), tag, *arguments)
+    # The classic builder leaves the stage that held pip and the wheels as an image without a name.
+    docker.run("image", "prune", "--force", "--filter", "label=headrace.stage=packages")
 
 
 def _base_image(docker: Docker, name: str) -> Image:
