@@ -6,8 +6,6 @@ Without them such tests are skipped and say why; with HEADRACE_REQUIRE_DOCKER=1 
 from __future__ import annotations
 
 import os
-import subprocess
-from collections.abc import Iterator
 
 import pytest
 
@@ -20,17 +18,14 @@ from headrace.settings import Settings
 
 
 @pytest.fixture(scope="session")
-def docker_engine() -> Iterator[Settings]:
-    """Settings whose engine answers; containers that tests leave behind, also by failing, are removed at the end."""
+def docker_engine() -> Settings:
+    """Settings whose engine answers and has what images are built from."""
     settings = Settings()
     if reason := _why_not(settings):
         if os.environ.get("HEADRACE_REQUIRE_DOCKER") == "1":
             pytest.fail(f"HEADRACE_REQUIRE_DOCKER=1, but {reason}")
         pytest.skip(reason)
-    before = _containers()
-    yield settings
-    if left := _containers() - before:
-        subprocess.run(["docker", "rm", "--force", "--volumes", *left], check=False, capture_output=True)
+    return settings
 
 
 def _why_not(settings: Settings) -> str | None:
@@ -41,12 +36,5 @@ def _why_not(settings: Settings) -> str | None:
     if find_image(docker, settings.base_image) is None:
         return f"the base image {settings.base_image} is not on this engine (HEADRACE_BASE_IMAGE names another)"
     if not is_current(CODE / "wheelhouse"):
-        return "there is no wheelhouse for today's requirements (make wheelhouse)"
+        return "there is no wheelhouse for today's requirements (python -m headrace.packaging)"
     return None
-
-
-def _containers() -> set[str]:
-    """Containers that Headrace started, of whichever project."""
-    done = subprocess.run(["docker", "ps", "--all", "--quiet", "--filter", "label=headrace.project"],
-                          check=True, capture_output=True, text=True)
-    return set(done.stdout.split())

@@ -230,7 +230,7 @@ def test_a_wheelhouse_of_yesterday_is_refused(docker_engine: Settings, bento: Be
     docker = Docker.connect(docker_engine)
     docker.build(_dockerfile(f"FROM {docker_engine.base_image}\nLABEL stale=1\n"), base)
     try:
-        with pytest.raises(ServiceError, match="make wheelhouse"):
+        with pytest.raises(ServiceError, match=r"python -m headrace\.packaging"):
             build_image(project, docker_engine.model_copy(update={"base_image": base}), bento)
     finally:
         docker.run("image", "rm", "--force", base)

@@ -99,7 +99,7 @@ def _build_serving_base(docker: Docker, tag: str, base: str, files: dict[str, by
     if wheelhouse.is_dir():
         if not is_current(wheelhouse):
             raise ServiceError(f"{wheelhouse} does not hold what {REQUIREMENTS.name} asks for today", where="wheelhouse",
-                               mend="make wheelhouse   (or delete the folder, to install over the network)")
+                               mend="python -m headrace.packaging   (or delete the folder, to install over the network)")
         context |= {f"wheelhouse/{wheel.name}": wheel.read_bytes() for wheel in wheelhouse.glob("*.whl")}
         arguments += ["--network", "none"]
     else:
