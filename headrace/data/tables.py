@@ -192,7 +192,7 @@ def stored_schema(project: Project, recipe_name: str) -> pa.Schema | None:
 
 def no_data(recipe_name: str, project: Project) -> DataError:
     return DataError(
-        f"no data yet for {recipe_name!r}", where=str(project.raw(recipe_name)), mend=f"headrace release {recipe_name}"
+        f"no data yet for {recipe_name!r}", where=str(project.raw(recipe_name)), mend=f"headrace run {recipe_name}"
     )
 
 

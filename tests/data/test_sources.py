@@ -105,6 +105,12 @@ def test_an_http_error_says_the_status(tmp_path: Path) -> None:
         fetch(f"{address}/t.csv", None, tmp_path, tmp_path)
 
 
+def test_passwords_and_signatures_stay_out_of_messages(tmp_path: Path) -> None:
+    with serving({}) as (address, _), pytest.raises(SourceError) as caught:
+        fetch(f"{address.replace('://', '://me:hunter2@')}/t.csv?signature=abc", None, tmp_path, tmp_path)
+    assert "404" in str(caught.value) and "hunter2" not in str(caught.value) and "abc" not in str(caught.value)
+
+
 def test_a_server_that_is_gone_is_a_source_error(tmp_path: Path) -> None:
     with serving({}) as (address, _):
         pass
