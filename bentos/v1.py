@@ -31,13 +31,14 @@ class V1:
         ]
 
     async def predict(self, request: Request) -> Response:
-        """`{"instances": [...]}` or one bare instance; answers `{"model", "version", "request_id", "predictions"}`."""
+        """`{"instances": [...]}` or one bare instance; answers `{"id", "model", "version", "request_id", "predictions"}`."""
         model = self._named_model(request)
         require_json(request)
         body = await read_body(request)
         predictions = await self.app.work(len(body), lambda: predict_body(model, body))
         self.app.metrics.count_rows(len(predictions))
-        return to_json({"model": model.name, "version": model.version,
+        answer_id = f"{model.name}@{model.version}:{request.state.request_id}"  # `headrace trace` takes it
+        return to_json({"id": answer_id, "model": model.name, "version": model.version,
                         "request_id": request.state.request_id, "predictions": predictions})
 
     async def describe(self, request: Request) -> Response:

@@ -12,7 +12,7 @@ from headrace.release import release_lock
 from headrace.settings import load_settings
 from tasks.data import ingest, validate
 from tasks.model import evaluate, export, judge, prepare, register, train
-from tasks.serving import close_dead_runs, conclude, ensure_services, package, promote, roll_out
+from tasks.serving import close_dead_runs, conclude, package, promote, roll_out
 
 
 @flow(name="release", flow_run_name="{recipe_name}")
@@ -33,7 +33,6 @@ def release(recipe_name: str) -> dict[str, Any]:
 
         candidate = judge(recipe, register(recipe, version, project), project)
 
-        ensure_services(project, settings)
         packaged = package(candidate, project, settings)
         roll_out(recipe, candidate, packaged, project, settings)
         promote(candidate, project)

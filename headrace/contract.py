@@ -19,6 +19,10 @@ Feeds = dict[str, NDArray[Any]]
 DType = Literal["float32", "int64", "uint8", "string"]
 
 
+LARGEST: dict[str, float] = {"float32": float(np.finfo(np.float32).max), "int64": 2.0**53, "uint8": 255.0}
+"""Of each type's magnitude; whole numbers beyond 2^53 do not survive JSON."""
+
+
 class ContractViolation(ValueError):
     """An instance that breaks the contract: `path` names the field, such as `instances.3.distance`."""
 
@@ -71,7 +75,7 @@ class InputField(BaseModel):
             raise ContractViolation(path, self._expected(), _describe(value))
         try:
             numbers = np.asarray(value, dtype=np.float64)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             raise ContractViolation(path, self._expected(), _describe(value)) from None
         if numbers.shape != self.shape:
             raise ContractViolation(path, self._expected(), f"shape {list(numbers.shape)}")
@@ -94,6 +98,8 @@ class InputField(BaseModel):
             raise ContractViolation(path, "a finite number", "NaN or infinity")
         if self.dtype in ("uint8", "int64") and (numbers[~missing] % 1).any():
             raise ContractViolation(path, "whole numbers", "a fraction")
+        if (np.abs(numbers[~missing]) > LARGEST[self.dtype]).any():
+            raise ContractViolation(path, f"a number that fits {self.dtype}", f"{np.nanmax(np.abs(numbers)):g}")
         low, high = self.minimum, self.maximum
         if (low is not None and (numbers < low).any()) or (high is not None and (numbers > high).any()):
             raise ContractViolation(path, f"values from {low:g} to {high:g}" if low is not None and high is not None

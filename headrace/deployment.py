@@ -55,4 +55,22 @@ def roll_out_version(recipe: Recipe, version: Version, packaged: Package, projec
 
 def facts_of(recipe: Recipe, packaged: Package | None, settings: Settings) -> dict[str, Any]:
     """How a version serves, as the journal keeps it."""
-    return {**(packaged.model_dump() if packaged else {}), "replicas": recipe.serve.replicas, "on": settings.on}
+    return {**(packaged.model_dump() if packaged else {}), "replicas": recipe.serve.replicas, "threads": recipe.serve.threads,
+            "on": settings.on}
+
+
+def serve_again(project: Project, settings: Settings, report: Report) -> list[str]:
+    """Brings back what the journal says is in production, such as after `headrace down`. Returns the models.
+
+    Raises:
+        ServiceError: replicas do not become ready.
+    """
+    from headrace import journal
+    from headrace.rollout.rolling import roll_out, runner_for
+
+    production = {entry.model: entry for entry in journal.entries(project) if entry.event == "released"}
+    for model, entry in production.items():
+        facts = entry.facts
+        spec = ReplicaSpec(model, entry.version, facts["bento"], facts["image"], facts["threads"])
+        roll_out(spec, facts["replicas"], project, settings, runner_for(project, settings, facts["on"]), report)
+    return sorted(production)

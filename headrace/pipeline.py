@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -59,7 +60,8 @@ def _reproduce(target: str, project: Project, error_file: Path) -> bool:
     deadline = time.monotonic() + LOCK_PATIENCE_SECONDS
     while True:
         try:
-            with open_repo(project) as repo:
+            # DVC finds targets from the working folder
+            with open_repo(project) as repo, contextlib.chdir(project.root):
                 return bool(repo.reproduce([target], single_item=True))
         except (LockError, ReproductionError) as error:
             cause = error.__cause__ if isinstance(error, ReproductionError) else error

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
-import sqlite3
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +13,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
 from headrace.config import Recipe
 from headrace.errors import RegistryError
 from headrace.project import Project
-from headrace.settings import database, load_settings, tracking_uri
+from headrace.settings import load_settings, tracking_uri
+from headrace.tracking_database import artifact_root, initialise_tracking
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -55,6 +53,9 @@ class Run:
 @cache
 def client(project: Project) -> MlflowClient:
     """The one client of this process, on a database that is ready."""
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     with registry_errors(project):
         initialise_tracking(project)
         import mlflow
@@ -62,40 +63,6 @@ def client(project: Project) -> MlflowClient:
         uri = tracking_uri(project, load_settings(project))
         mlflow.set_tracking_uri(uri)
         return mlflow.MlflowClient(uri)
-
-
-def initialise_tracking(project: Project) -> None:
-    """Makes MLflow's SQLite database, once, even when two processes come at the same time; quick when it is there.
-
-    Write-ahead logging lets the UI read while a run is written; MLflow itself does not ask for it.
-    """
-    path = database(project)
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    if load_settings(project).tracking_uri is not None or _is_initialised(path):
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    project.locks.mkdir(parents=True, exist_ok=True)
-    with FileLock(project.locks / "mlflow.lock"):
-        if _is_initialised(path):
-            return
-        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-        SqlAlchemyStore(f"sqlite:///{path}", artifact_root(project))  # type: ignore[no-untyped-call]
-        with contextlib.closing(sqlite3.connect(path)) as connection:
-            connection.execute("PRAGMA journal_mode=WAL")
-
-
-def artifact_root(project: Project) -> str:
-    return (project.mlruns / "artifacts").as_uri()
-
-
-def _is_initialised(path: Path) -> bool:
-    """Whether the schema is complete: write-ahead logging is switched on last."""
-    if not path.exists():
-        return False
-    with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
-        return bool(connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal")
 
 
 def open_run(recipe: Recipe, project: Project, fingerprint: str, tags: dict[str, str]) -> Run:

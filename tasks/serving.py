@@ -10,7 +10,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.runtime import flow_run
 from prefect.states import Crashed
 
-from headrace import deployment, release, services
+from headrace import deployment, release
 from headrace.config import Recipe
 from headrace.data.versions import DataVersion
 from headrace.deployment import Package
@@ -32,13 +32,6 @@ def close_dead_runs(recipe: Recipe) -> int:
         for run in dead:
             client.set_flow_run_state(run.id, Crashed(message="its process was killed"), force=True)
     return len(dead)
-
-
-@task(name="services", timeout_seconds=300, **PLAIN)
-def ensure_services(project: Project, settings: Settings) -> None:
-    """MLflow's UI and the balancer, if they are not up."""
-    if not services.is_up(project, settings):
-        services.up(project, settings, report)
 
 
 @task(name="package", timeout_seconds=HOUR, **PLAIN)

@@ -24,9 +24,13 @@ def status(as_json: bool) -> None:
 
 
 def show_status(project: Project, settings: Settings, as_json: bool) -> None:
+    from headrace import journal
     from headrace.services import status as look
 
     found = look(project, settings)
+    champions = {entry.model: entry.version for entry in journal.entries(project) if entry.event == "released"}
+    for model in found["models"]:
+        model["alias"] = "champion" if champions.get(model["name"]) == model["version"] else None
     if as_json:
         print_json(found)
         return
@@ -42,7 +46,7 @@ def show_status(project: Project, settings: Settings, as_json: bool) -> None:
 def logs(name: str, lines: int, as_json: bool) -> None:
     """The last lines of a service (prefect-server, prefect-worker, mlflow, envoy) or of a model's replicas."""
     project, settings = here()
-    from headrace.services import logs as read
+    from headrace.logs import read
 
     found = read(name, lines, project, settings)
     if as_json:
@@ -74,7 +78,7 @@ def predict(model: str, sample: bool, instance: str | None, file: Path | None, a
         return
     for prediction in answer["predictions"]:
         click.echo(json.dumps(prediction, ensure_ascii=False))
-    click.echo(click.style(f"{answer['model']}@{answer['version']}  request {answer['request_id']}", dim=True), err=True)
+    click.echo(click.style(f"{answer['model']}@{answer['version']}  id {answer['id']}", dim=True), err=True)
 
 
 def _read(file: Path | None) -> str:

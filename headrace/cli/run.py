@@ -35,7 +35,9 @@ def run(recipe: str, on: str | None, force: bool, as_json: bool) -> None:
     _services_up(project, settings)
     from headrace.services import prefect_environment
 
-    environment = {**os.environ, **prefect_environment(project, settings), "HEADRACE_ROOT": str(project.root)}
+    environment = {**os.environ, **prefect_environment(project, settings), "HEADRACE_ROOT": str(project.root),
+                   # Errors are told once, by Headrace; Prefect's UI keeps the whole traceback.
+                   "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}
     os.chdir(project.root)
     # The flow takes this process's place: signals, exit code and memory are its own.
     os.execve(sys.executable, [sys.executable, "-m", "flows", "release", recipe, *(["--json"] if as_json else [])], environment)
@@ -52,8 +54,7 @@ def _told_unchanged(recipe: str, project: Project, settings: Settings, as_json: 
     facts = release.standing(recipe, project)
     if facts is None:
         return False
-    threads = load_recipe(recipe, project).serve.threads
-    spec = ReplicaSpec(recipe, facts["version"], facts["bento"], facts["image"], threads)
+    spec = ReplicaSpec(recipe, facts["version"], facts["bento"], facts["image"], facts["threads"])
     if not is_serving(spec, facts["replicas"], project, settings):
         return False
     _show(facts, project, settings, as_json, unchanged=True)
@@ -71,12 +72,13 @@ def _show(facts: dict[str, Any], project: Project, settings: Settings, as_json: 
 
 def _services_up(project: Project, settings: Settings) -> None:
     from headrace import console
-    from headrace.services import is_up, up
+    from headrace.deployments import register_deployments
+    from headrace.services import status, up
 
-    if is_up(project, settings):
+    if all(service["state"] in ("ready", "elsewhere") for service in status(project, settings)["services"]):
         return
     console.step("up", "Prefect, MLflow, Envoy")
-    up(project, settings, console.report)
+    up(project, settings, console.report, on_prefect_ready=lambda: register_deployments(project, settings))
 
 
 @click.command()
@@ -84,12 +86,17 @@ def _services_up(project: Project, settings: Settings) -> None:
 def up(as_json: bool) -> None:
     """Start the local services, or reuse those that run: Prefect server and worker, MLflow, Envoy.
 
-    Models that were serving when `headrace down` stopped them serve again.
+    Models that were released before serve again.
     """
     project, settings = here()
     _services_up(project, settings)
+    from headrace import console
     from headrace.cli.look import show_status
+    from headrace.deployment import serve_again
+    from headrace.deployments import register_deployments
 
+    register_deployments(project, settings)
+    serve_again(project, settings, console.report)
     show_status(project, settings, as_json)
 
 

@@ -1,0 +1,42 @@
+"""Registers the deployments in `prefect.yaml` with the local server, so that flows can be started from its UI."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from headrace.errors import ServiceError
+from headrace.files import write_text
+from headrace.identity import sha256
+from headrace.project import Project
+from headrace.services import prefect_environment
+from headrace.settings import Settings
+
+SECONDS = 120
+
+
+def register_deployments(project: Project, settings: Settings) -> bool:
+    """Whether there was anything to register: `prefect.yaml` or the server's database is new.
+
+    Raises:
+        ServiceError: Prefect does not take the file; with what it said.
+    """
+    wanted = _stamp(project)
+    kept = project.state / "prefect" / "deployed"
+    if kept.exists() and kept.read_text(encoding="utf-8") == wanted:
+        return False
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", "prefect.yaml"],
+        cwd=project.root, env={**os.environ, **prefect_environment(project, settings)}, capture_output=True, text=True, timeout=SECONDS)
+    if done.returncode != 0:
+        said = (done.stderr or done.stdout).strip()[-1000:]
+        raise ServiceError(f"Prefect does not take the deployments: {said}", where="prefect.yaml", mend="correct prefect.yaml, then: headrace up")
+    write_text(kept, wanted)
+    return True
+
+
+def _stamp(project: Project) -> str:
+    """Another one when the file changes, or the server starts with a new database."""
+    database = project.state / "prefect" / "prefect.db"
+    return f"{sha256(project.root / 'prefect.yaml')} {database.stat().st_ino if database.exists() else 0}"

@@ -1,0 +1,24 @@
+"""The last lines of a server or of a model's replicas."""
+
+from __future__ import annotations
+
+from headrace.errors import UsageError, near_miss
+from headrace.project import Project
+from headrace.rollout import door, rolling, supervisor
+from headrace.settings import Settings
+
+
+def read(name: str, lines: int, project: Project, settings: Settings) -> dict[str, str]:
+    """Log lines of the service, or of each replica of the model, that `name` names; by source.
+
+    Raises:
+        UsageError: there is no such service or model.
+    """
+    services = sorted(path.stem for path in project.logs.glob("*.log"))
+    models = door.routes(project)
+    if name in models:
+        runner = rolling.runner_for(project, settings, models[name][0].runner)
+        return {replica.id: runner.logs(replica, lines) for replica in runner.list(name)}
+    if name in services:
+        return {name: supervisor.tail(supervisor.log_path(project, name), lines)}
+    raise UsageError(f"no service or model {name!r}; {near_miss(name, [*services, *models])}", mend="headrace status")
