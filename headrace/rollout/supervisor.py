@@ -139,8 +139,8 @@ def ensure(project: Project) -> None:
             _spawn(project)
 
 
-def add(project: Project, program: Program) -> None:
-    """Starts `program`, or leaves it be when it runs just so already; one with another command is replaced.
+def add(project: Project, program: Program) -> bool:
+    """Starts `program`, or leaves it be (False) when it runs just so already; one with another command is replaced.
 
     Raises:
         ServiceError: supervisord does not take it, or the command cannot be started at all.
@@ -148,6 +148,9 @@ def add(project: Project, program: Program) -> None:
     ensure(project)
     path, text = _program_path(project, program.name), _render(project, program)
     before = _read(path)
+    known = states(project).get(program.name) if before == text else None
+    if known is not None and known.state in ("running", "starting"):
+        return False
     if before is not None and before != text:
         remove(project, program.name, program.stop_seconds)
     if before != text:
@@ -158,6 +161,7 @@ def add(project: Project, program: Program) -> None:
             server.supervisor.addProcessGroup(program.name)
         with _expected(ALREADY_STARTED, ALREADY_ADDED):
             server.supervisor.startProcess(program.name, False)
+    return True
 
 
 def stop(project: Project, name: str, stop_seconds: float) -> None:
