@@ -32,7 +32,7 @@ def package_version(version: Version, project: Project, settings: Settings, repo
     """
     from headrace.packaging import build_image, package
 
-    bento = package(version.folder, version.model, version.version, {**version.identity, "run_id": version.run_id}, project)
+    bento = package(version.folder, version.model, version.version, version.identity, project)
     report(f"bento {bento.tag}")
     if settings.on != "docker":
         return Package(bento=bento.tag)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 CHAMPION, CHALLENGER = "champion", "challenger"
 CONTENT = "headrace.content_sha256"
 PREFIX = "headrace."
+IDENTITY = ("data_md5", "data_rows", "git_commit", "lock_sha256", "recipe_sha256", "validation", "content_sha256", "run_id")
+"""Tags that say what a version is; they never change, while those of the gate and of a person's approval do."""
 SERVED_FILES = ("model.onnx", "contract.json")
 
 
@@ -44,8 +46,8 @@ class Version:
 
     @property
     def identity(self) -> dict[str, str]:
-        """The version's tags without their prefix: data_md5, git_commit, lock_sha256, content_sha256, validation."""
-        return {key.removeprefix(PREFIX): value for key, value in self.tags.items() if key.startswith(PREFIX)}
+        """What the version is made of: the tags in `IDENTITY`, without their prefix."""
+        return {name: self.tags[PREFIX + name] for name in IDENTITY if PREFIX + name in self.tags}
 
 
 def register(recipe: Recipe, project: Project, identity: dict[str, str]) -> Version:

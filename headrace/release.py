@@ -161,10 +161,11 @@ def standing(recipe: str, project: Project) -> dict[str, Any] | None:
 
 def _evidence_of(chosen: Version, candidate: Candidate, recipe: Recipe, project: Project) -> dict[str, Any]:
     """On what the chosen version was released: this release's findings, or those of the release that chose it."""
-    if chosen.version == candidate.version.version:
+    if chosen.version == candidate.version.version and not candidate.verdict.same_model:
         return {**registry.evidence(chosen), "verdict": candidate.verdict.to_dict(), **training_facts(recipe, project)}
     earlier = [e for e in journal.entries(project, recipe.name) if e.event == "released" and e.version == chosen.version]
-    return dict(earlier[-1].facts) if earlier else registry.evidence(chosen)
+    verdict = {"verdict": candidate.verdict.to_dict(), **training_facts(recipe, project)}
+    return {**verdict, **(earlier[-1].facts if earlier else registry.evidence(chosen))}
 
 
 def training_facts(recipe: Recipe, project: Project) -> dict[str, Any]:

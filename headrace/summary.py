@@ -60,7 +60,7 @@ def print_status(found: dict[str, Any]) -> None:
     """Services and models, a table each."""
     services = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("service", "state", "address"):
-        services.add_column(column)
+        services.add_column(column, overflow="fold")
     for one in found["services"]:
         services.add_row(one["name"], _coloured(one["state"]), one["address"] or "")
     console.out().print(services)
@@ -70,7 +70,7 @@ def print_status(found: dict[str, Any]) -> None:
         return
     models = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("model", "version", "alias", "replicas", "ready", "address"):
-        models.add_column(column)
+        models.add_column(column, overflow="fold")
     for one in found["models"]:
         models.add_row(one["name"], one["version"], one["alias"] or "", str(one["replicas"]), str(one["ready"]), one["address"])
     console.out().print(models)

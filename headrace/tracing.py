@@ -43,7 +43,7 @@ def trace(reference: str, project: Project, settings: Settings) -> dict[str, Any
         "version": version.version,
         "aliases": list(version.aliases),
         "released_at": released.at if released else None,
-        "verdict": (facts.get("verdict") or {}).get("reasons") or identity.get("gate_reasons"),
+        "verdict": (facts.get("verdict") or {}).get("reasons") or version.tags.get(f"{registry.PREFIX}gate_reasons"),
         "chain": [link for link in links if link["id"]],
     }
 

@@ -1,0 +1,83 @@
+"""A project whose services run for as long as tests need them, driven through the real command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from headrace.project import Project
+from headrace.settings import Settings
+
+HEADRACE = str(Path(sys.executable).with_name("headrace"))
+SECONDS = 240
+
+
+@dataclass
+class Live:
+    """Runs `headrace` in a project of its own."""
+
+    project: Project
+    ports: dict[str, str]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("HEADRACE_", "PREFECT_", "MLFLOW_"))}
+        kept = {name: os.environ[name] for name in ("HEADRACE_BASE_IMAGE", "HEADRACE_DOCKER_HOST") if name in os.environ}
+        return {**clean, **kept, **self.ports, "PATH": path, "COLUMNS": "200"}
+
+    @property
+    def settings(self) -> Settings:
+        """As the commands see them."""
+        fields = {name.removeprefix("HEADRACE_").lower(): value for name, value in self.ports.items()}
+        first, last = json.loads(fields.pop("replica_ports"))
+        return Settings(**{name: int(value) for name, value in fields.items()}, replica_ports=(first, last))
+
+    @property
+    def door(self) -> str:
+        return f"http://127.0.0.1:{self.ports['HEADRACE_DOOR_PORT']}"
+
+    def run(self, *arguments: str, code: int = 0, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        """Runs `headrace ARGUMENTS` and checks its exit code."""
+        done = subprocess.run([HEADRACE, *arguments], cwd=self.project.root, env={**self.environment, **(environment or {})},
+                              capture_output=True, text=True, timeout=SECONDS)
+        assert done.returncode == code, f"{arguments} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    def json(self, *arguments: str, code: int = 0, environment: dict[str, str] | None = None) -> Any:
+        """What `headrace ARGUMENTS --json` prints."""
+        return json.loads(self.run(*arguments, "--json", code=code, environment=environment).stdout)
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Starts `headrace ARGUMENTS` in a process group of its own, its steps readable on standard error."""
+        return subprocess.Popen([HEADRACE, *arguments], cwd=self.project.root, env=self.environment, text=True, start_new_session=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=1)
+
+
+def kill_group(process: subprocess.Popen[str], how: signal.Signals = signal.SIGKILL) -> None:
+    """Ends a command and all it started, as a power cut would."""
+    try:
+        os.killpg(process.pid, how)
+    except ProcessLookupError:
+        return
+    process.wait(30)
+
+
+def steps_until(process: subprocess.Popen[str], step: str | None) -> Sequence[str]:
+    """Reads the steps a release announces, until `step` begins (or to the end)."""
+    assert process.stderr is not None
+    seen = []
+    for line in process.stderr:
+        if line.startswith("▸"):
+            seen.append(line.removeprefix("▸").strip().split("  ")[0])
+            if seen[-1] == step:
+                break
+    return seen

@@ -1,0 +1,198 @@
+"""A whole release through the command line, with every tool at work."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import httpx
+import yaml
+
+from headrace import journal
+from tests.conftest import table
+from tests.release.live import Live
+
+
+def edit_recipe(live: Live, **sections: dict[str, object]) -> None:
+    path = live.project.recipes / "tiny.yaml"
+    recipe = yaml.safe_load(path.read_text())
+    for name, fields in sections.items():
+        recipe[name] = {**(recipe.get(name) or {}), **fields}
+    path.write_text(yaml.safe_dump(recipe))
+
+
+def test_status_names_models_and_services(live: Live) -> None:
+    found = live.json("status")
+    model = next(m for m in found["models"] if m["name"] == "tiny")
+    assert (model["replicas"], model["ready"], model["alias"]) == (2, 2, "champion")
+    assert model["address"].startswith(live.door)
+    assert {s["name"]: s["state"] for s in found["services"]} == {
+        "prefect-server": "ready", "prefect-worker": "ready", "mlflow": "ready", "envoy": "ready"}
+
+
+def test_predict_sends_the_sample_through_the_balancer(live: Live) -> None:
+    answer = live.json("predict", "tiny", "--sample")
+    assert answer["predictions"][0]["label"] in ("big", "small")
+    assert answer["id"].startswith(f"tiny@{answer['version']}:")
+
+
+def test_predict_takes_an_instance_and_names_a_wrong_field(live: Live) -> None:
+    good = '{"length": 30.0, "width": 1.0, "colour": "red"}'
+    assert live.json("predict", "tiny", "--instance", good)["predictions"][0]["label"] == "big"
+    told = live.json("predict", "tiny", "--instance", '{"length": "long", "width": 1.0, "colour": "red"}', code=3)
+    assert "instances.0.length" in told["message"]
+    assert "did you mean" in live.json("predict", "tiny", "--file", "sourc.csv", code=2)["message"]
+
+
+def test_an_unserved_model_is_named(live: Live) -> None:
+    assert "tyni" in live.json("predict", "tyni", "--sample", code=2)["message"]
+
+
+def test_a_second_run_finds_nothing_changed(live: Live) -> None:
+    live.run("run", "tiny")
+    before = journal.entries(live.project)
+    told = live.json("run", "tiny")
+    assert told["unchanged"] is True
+    assert journal.entries(live.project) == before
+
+
+def test_the_curl_line_of_the_summary_works_when_pasted(live: Live) -> None:
+    shown = live.run("run", "tiny").stdout
+    line = next(line for line in shown.splitlines() if line.startswith("curl "))
+    answer = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True, env=live.environment).stdout
+    assert json.loads(answer)["model"] == "tiny"
+
+
+def test_the_summary_says_what_a_person_asks(live: Live) -> None:
+    shown = live.run("run", "tiny").stdout
+    for part in ("data ", "expectations", "training", "test ", "gate", "version", "bento", "replicas", "service", "MLflow", "Prefect",
+                 "Data Docs"):
+        assert part in shown
+
+
+def test_trace_leads_to_the_bytes(live: Live) -> None:
+    answer = live.json("predict", "tiny", "--sample")
+    chain = live.json("trace", answer["id"])
+    links = {link["link"]: link["id"] for link in chain["chain"]}
+    assert links["bento"].startswith("tiny:1-")
+    assert links["git commit"] == subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=live.project.root, capture_output=True, text=True, check=True).stdout.strip()
+    assert links["data"] == live.json("data", "show", "tiny")["md5"]
+    lock = yaml.safe_load((live.project.root / "dvc.lock").read_text())
+    deps = {dep["path"]: dep["md5"] for dep in lock["stages"]["prepare@tiny"]["deps"]}
+    assert links["data"] == deps["data/tiny"]
+
+
+def test_the_registered_version_has_identity_signature_and_example(live: Live) -> None:
+    from headrace import registry
+
+    version = registry.get("tiny@champion", live.project)
+    assert {"data_md5", "git_commit", "lock_sha256", "content_sha256", "run_id"} <= version.identity.keys()
+    described = yaml.safe_load((version.folder / "MLmodel").read_text())
+    assert described["signature"]["inputs"] and described["saved_input_example_info"]
+
+
+def test_mlflow_has_the_curves_and_the_pictures_of_the_run(live: Live) -> None:
+    from headrace import registry
+    from headrace.tracking import client
+
+    version = registry.get("tiny", live.project)
+    store = client(live.project)
+    assert [point.step for point in store.get_metric_history(version.run_id, "val_loss")] == [1, 2, 3]
+    pictures = {Path(found.path).name for found in store.list_artifacts(version.run_id, "evaluation")}
+    assert {"confusion.png", "curves.png", "evaluation.json"} <= pictures
+    assert store.get_run(version.run_id).data.params["train.learning_rate"] == "0.02"
+
+
+def test_the_flow_is_in_prefect_with_all_its_steps(live: Live) -> None:
+    api = f"http://127.0.0.1:{live.ports['HEADRACE_PREFECT_PORT']}/api"
+    runs = httpx.post(f"{api}/task_runs/filter", json={}).json()
+    named = {run["name"].rsplit("-", 1)[0] for run in runs}
+    assert {"ingest", "validate", "prepare", "train", "export", "evaluate", "register", "judge", "package", "roll out", "promote",
+            "conclude"} <= named
+    deployments = {d["name"] for d in httpx.post(f"{api}/deployments/filter", json={}).json()}
+    assert deployments == {"release", "refresh-flights"}
+
+
+def test_a_deployment_runs_from_prefect_with_parameters(live: Live) -> None:
+    api = f"http://127.0.0.1:{live.ports['HEADRACE_PREFECT_PORT']}/api"
+    deployment = next(d for d in httpx.post(f"{api}/deployments/filter", json={}).json() if d["name"] == "release")
+    run = httpx.post(f"{api}/deployments/{deployment['id']}/create_flow_run", json={"parameters": {"recipe_name": "tiny"}}).json()
+    import time
+
+    state = None
+    for _ in range(240):
+        state = httpx.get(f"{api}/flow_runs/{run['id']}").json()["state"]
+        if state["type"] in ("COMPLETED", "FAILED", "CRASHED"):
+            break
+        time.sleep(0.5)
+    assert state is not None and state["type"] == "COMPLETED", state
+
+
+def test_dvc_by_hand_finds_everything_up_to_date(live: Live) -> None:
+    def dvc(*arguments: str) -> str:
+        return subprocess.run(["dvc", *arguments], cwd=live.project.root, env=live.environment, capture_output=True, text=True,
+                              check=True).stdout
+
+    assert "Data and pipelines are up to date" in dvc("repro", "evaluate@tiny")
+    assert "accuracy" in dvc("metrics", "show", "artifacts/tiny/evaluation/metrics.json")
+    assert "index.html" in dvc("plots", "show", "artifacts/tiny/train/curves.csv")
+    assert dvc("params", "diff") is not None
+
+
+def test_a_new_batch_is_validated_then_becomes_a_new_version(live: Live) -> None:
+    before = live.json("data", "show", "tiny")
+    table(60, seed=2).to_csv(live.project.root / "more.csv", index=False)
+    after = live.json("data", "add", "tiny", "more.csv")
+    assert after["md5"] != before["md5"]
+    assert after["rows"] == before["rows"] + 60
+
+
+def test_a_bad_batch_goes_to_quarantine_and_the_version_stays(live: Live) -> None:
+    before = live.json("data", "show", "tiny")
+    bad = table(40, seed=3)
+    bad.loc[5, "length"] = 1e6
+    bad.to_csv(live.project.root / "bad.csv", index=False)
+    told = live.json("data", "add", "tiny", "bad.csv", code=3)
+    assert "expect_column_values_to_be_between" in told["message"]
+    assert live.json("data", "show", "tiny") == before
+    assert list(live.project.quarantine.rglob("report.json"))
+
+
+def test_a_model_that_is_not_better_is_refused_and_the_champion_serves_on(live: Live) -> None:
+    champion = live.json("status")["models"][0]["version"]
+    edit_recipe(live, train={"learning_rate": 0.0005, "epochs": 1}, gate={"require": {"accuracy": ">= 0.3"}})
+    told = live.json("run", "tiny", code=4)
+    assert f"tiny@{champion} goes on serving" in told["message"]
+    assert live.json("predict", "tiny", "--sample")["version"] == champion
+    assert live.json("run", "tiny", code=4)["message"] == told["message"]
+    assert journal.entries(live.project, "tiny")[-1].event == "refused"
+
+
+def test_a_person_approves_before_a_model_serves(live: Live) -> None:
+    champion = live.json("status")["models"][0]["version"]
+    edit_recipe(live, train={"learning_rate": 0.03, "epochs": 4},
+                gate={"approval": "person", "require": {"accuracy": ">= 0.3"}, "beat_champion": {"metric": "accuracy", "margin": -0.5}})
+    told = live.json("run", "tiny", code=4)
+    assert "waits for a person" in told["message"]
+    assert live.json("predict", "tiny", "--sample")["version"] == champion
+    waiting = journal.entries(live.project, "tiny")[-1]
+    assert waiting.event == "awaiting-approval"
+    live.run("approve", f"tiny@{waiting.version}", "--by", "ada")
+    released = live.json("run", "tiny")
+    assert released["version"] == waiting.version
+    assert live.json("predict", "tiny", "--sample")["version"] == waiting.version
+    events = [entry["event"] for entry in live.json("history", "tiny")]
+    assert events[-3:] == ["awaiting-approval", "approved", "released"]
+
+
+def test_down_frees_everything_and_up_brings_it_back(live: Live) -> None:
+    version = live.json("status")["models"][0]["version"]
+    live.run("down")
+    found = live.json("status")
+    assert found["models"] == []
+    assert {s["state"] for s in found["services"]} == {"stopped"}
+    assert "headrace up" in live.json("predict", "tiny", "--sample", code=5)["mend"]
+    live.run("up")
+    assert live.json("predict", "tiny", "--sample")["version"] == version
