@@ -36,6 +36,7 @@ class PredictionApp:
     def __init__(self) -> None:
         self.metrics = Metrics()
         self._model: ServedModel | None = None
+        self._version_header: list[tuple[bytes, bytes]] = []
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="predict")
         self._in_flight = 0
         self._large_in_flight = 0
@@ -55,6 +56,7 @@ class PredictionApp:
     @model.setter
     def model(self, model: ServedModel) -> None:
         self._model = model
+        self._version_header = [(b"x-model-version", model.version.encode("latin-1", "replace"))]
         self.metrics.name_model(model.name, model.version)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -71,9 +73,8 @@ class PredictionApp:
             return
         finally:
             self._in_flight -= 1
-        response.headers["x-request-id"] = request.state.request_id
-        if self._model is not None:
-            response.headers["x-model-version"] = self._model.version
+        response.raw_headers.append((b"x-request-id", request.state.request_id.encode()))
+        response.raw_headers += self._version_header
         self.metrics.count(response.status_code, time.perf_counter() - start)
         await response(scope, receive, send)
 
@@ -121,8 +122,9 @@ class PredictionApp:
                 allowed += sorted(route.methods or ())
         path = request.scope["path"]
         if allowed:
-            raise Refused(405, "method_not_allowed", f"{request.method} is not allowed at {path[:200]}",
-                          {"allow": ", ".join(allowed)})
+            raise Refused(
+                405, "method_not_allowed", f"{request.method} is not allowed at {path[:200]}", {"allow": ", ".join(allowed)}
+            )
         raise Refused(404, "not_found", f"nothing at {path[:200]}")
 
 

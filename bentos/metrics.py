@@ -13,10 +13,16 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._requests = Counter("headrace_requests", "Requests by status", ["model", "version", "status"],
-                                 registry=self.registry)
-        self._seconds = Histogram("headrace_request_seconds", "Seconds from headers to answer", ["model", "version"],
-                                  buckets=SECONDS, registry=self.registry)
+        self._requests = Counter(
+            "headrace_requests", "Requests by status", ["model", "version", "status"], registry=self.registry
+        )
+        self._seconds = Histogram(
+            "headrace_request_seconds",
+            "Seconds from headers to answer",
+            ["model", "version"],
+            buckets=SECONDS,
+            registry=self.registry,
+        )
         self._rows = Counter("headrace_predictions", "Rows predicted", ["model", "version"], registry=self.registry)
         self.in_flight = Gauge("headrace_requests_in_flight", "Requests under way", registry=self.registry)
         self._by_status: dict[int, Counter] = {}

@@ -38,8 +38,15 @@ class V1:
         predictions = await self.app.work(len(body), lambda: predict_body(model, body))
         self.app.metrics.count_rows(len(predictions))
         answer_id = f"{model.name}@{model.version}:{request.state.request_id}"  # `headrace trace` takes it
-        return to_json({"id": answer_id, "model": model.name, "version": model.version,
-                        "request_id": request.state.request_id, "predictions": predictions})
+        return to_json(
+            {
+                "id": answer_id,
+                "model": model.name,
+                "version": model.version,
+                "request_id": request.state.request_id,
+                "predictions": predictions,
+            }
+        )
 
     async def describe(self, request: Request) -> Response:
         return to_json(_description(self._named_model(request)))
@@ -75,21 +82,32 @@ def to_instances(payload: Any) -> list[Any]:
         return [payload]
     instances = payload["instances"]
     if not isinstance(instances, list) or not instances:
-        raise _refusal(ContractViolation("instances", "a list with at least one instance",
-                                         "an empty list" if instances == [] else type(instances).__name__))
+        raise _refusal(
+            ContractViolation(
+                "instances",
+                "a list with at least one instance",
+                "an empty list" if instances == [] else type(instances).__name__,
+            )
+        )
     if len(instances) > MAX_INSTANCES:
-        raise Refused(413, "too_many_instances", f"{len(instances)} instances exceed the limit of {MAX_INSTANCES}",
-                      limit=MAX_INSTANCES)
+        raise Refused(
+            413, "too_many_instances", f"{len(instances)} instances exceed the limit of {MAX_INSTANCES}", limit=MAX_INSTANCES
+        )
     if others := sorted(payload.keys() - {"instances"}):
         raise _refusal(ContractViolation(others[0], "nothing beside instances", "an unknown field"))
     return instances
 
 
 def _refusal(violation: ContractViolation) -> Refused:
-    return Refused(422, "contract_violation", str(violation),
-                   path=violation.path, expected=violation.expected, got=violation.got)
+    return Refused(
+        422, "contract_violation", str(violation), path=violation.path, expected=violation.expected, got=violation.got
+    )
 
 
 def _description(model: ServedModel) -> dict[str, Any]:
-    return {"model": model.name, "version": model.version, "identity": model.identity,
-            "contract": model.contract.model_dump(mode="json")}
+    return {
+        "model": model.name,
+        "version": model.version,
+        "identity": model.identity,
+        "contract": model.contract.model_dump(mode="json"),
+    }

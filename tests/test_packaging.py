@@ -110,8 +110,10 @@ def test_pinned_serving_packages_are_those_of_the_lock() -> None:
 def test_a_build_that_is_killed_leaves_nothing_that_is_trusted(model_dir: Path, tmp_path: Path) -> None:
     """SIGKILL at several moments: each time either no bento or a whole one, and the next run completes it."""
     project = make_project(tmp_path / "killed")
-    program = (f"from pathlib import Path; from headrace.packaging import package; from headrace.project import Project\n"
-               f"package(Path({str(model_dir)!r}), 'halves', '3', {IDENTITY!r}, Project(Path({str(project.root)!r})))")
+    program = (
+        f"from pathlib import Path; from headrace.packaging import package; from headrace.project import Project\n"
+        f"package(Path({str(model_dir)!r}), 'halves', '3', {IDENTITY!r}, Project(Path({str(project.root)!r})))"
+    )
     for tenth in (3, 6, 9, 12, 15):
         process = subprocess.Popen([sys.executable, "-c", program], cwd=CODE, start_new_session=True)
         try:
@@ -134,8 +136,10 @@ def test_a_build_that_is_killed_leaves_nothing_that_is_trusted(model_dir: Path, 
 
 def test_two_builds_at_once_give_one_bento(model_dir: Path, tmp_path: Path) -> None:
     project = make_project(tmp_path / "twice")
-    program = (f"from pathlib import Path; from headrace.packaging import package; from headrace.project import Project\n"
-               f"print(package(Path({str(model_dir)!r}), 'halves', '3', {{}}, Project(Path({str(project.root)!r}))).tag)")
+    program = (
+        f"from pathlib import Path; from headrace.packaging import package; from headrace.project import Project\n"
+        f"print(package(Path({str(model_dir)!r}), 'halves', '3', {{}}, Project(Path({str(project.root)!r}))).tag)"
+    )
     both = [subprocess.Popen([sys.executable, "-c", program], cwd=CODE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     tags = {process.communicate(timeout=120)[0].strip() for process in both}
     assert [process.returncode for process in both] == [0, 0]
@@ -192,7 +196,7 @@ def test_an_image_is_small_and_a_bento_adds_little(docker_engine: Settings, imag
 
 def test_an_image_holds_no_training_package_and_no_installer(image: Image) -> None:
     names = ["torch", "mlflow", "prefect", "dvc", "pandas", "great_expectations", "sklearn", "pip", "setuptools", "bentoml"]
-    found = in_image(image, f"python3.11 -c \"from importlib.util import find_spec as f; print([n for n in {names} if f(n)])\"")
+    found = in_image(image, f'python3.11 -c "from importlib.util import find_spec as f; print([n for n in {names} if f(n)])"')
     assert found.strip() == "['bentoml']"
 
 

@@ -29,15 +29,21 @@ def image_model(folder: Path, bias: float = 0.0, threads: int = 1) -> Path:
         numpy_helper.from_array(np.array([-1, 16], np.int64), "flat"),
     ]
     graph = helper.make_graph(
-        nodes, "tiny_image",
+        nodes,
+        "tiny_image",
         [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["rows", 4, 4])],
         [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["rows", 2])],
         constants,
     )
     contract = Contract(
-        model="halves", task="image-classification", output="probabilities", labels=["upper", "lower"], target="label",
+        model="halves",
+        task="image-classification",
+        output="probabilities",
+        labels=["upper", "lower"],
+        target="label",
         inputs=[InputField(name="pixels", dtype="uint8", shape=(4, 4), minimum=0, maximum=255)],
-        sample={"pixels": [[255] * 4, [255] * 4, [0] * 4, [0] * 4]}, threads=threads,
+        sample={"pixels": [[255] * 4, [255] * 4, [0] * 4, [0] * 4]},
+        threads=threads,
     )
     return _write(folder, graph, contract)
 
@@ -45,20 +51,33 @@ def image_model(folder: Path, bias: float = 0.0, threads: int = 1) -> Path:
 def table_model(folder: Path) -> Path:
     """`minutes = 2 * distance + code`, where the carrier's code is 10 for AA, 20 for BB and 0 for any other."""
     nodes = [
-        helper.make_node("LabelEncoder", ["carrier"], ["code"], domain="ai.onnx.ml",
-                         keys_strings=["AA", "BB"], values_floats=[10.0, 20.0], default_float=0.0),
+        helper.make_node(
+            "LabelEncoder",
+            ["carrier"],
+            ["code"],
+            domain="ai.onnx.ml",
+            keys_strings=["AA", "BB"],
+            values_floats=[10.0, 20.0],
+            default_float=0.0,
+        ),
         helper.make_node("Mul", ["distance", "two"], ["doubled"]),
         helper.make_node("Add", ["doubled", "code"], ["value"]),
     ]
     graph = helper.make_graph(
-        nodes, "tiny_table",
-        [helper.make_tensor_value_info("distance", TensorProto.FLOAT, ["rows"]),
-         helper.make_tensor_value_info("carrier", TensorProto.STRING, ["rows"])],
+        nodes,
+        "tiny_table",
+        [
+            helper.make_tensor_value_info("distance", TensorProto.FLOAT, ["rows"]),
+            helper.make_tensor_value_info("carrier", TensorProto.STRING, ["rows"]),
+        ],
         [helper.make_tensor_value_info("value", TensorProto.FLOAT, ["rows"])],
         [numpy_helper.from_array(np.array(2, np.float32), "two")],
     )
     contract = Contract(
-        model="trips", task="regression", output="value", target="minutes",
+        model="trips",
+        task="regression",
+        output="value",
+        target="minutes",
         inputs=[InputField(name="distance", dtype="float32"), InputField(name="carrier", dtype="string", levels=["AA", "BB"])],
         sample={"distance": 3.5, "carrier": "AA"},
     )

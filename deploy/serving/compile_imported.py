@@ -8,9 +8,19 @@ import py_compile
 import sys
 from pathlib import Path
 
-for name in ("_bentoml_impl.server.app", "_bentoml_sdk", "bentoml._internal.service.loader", "bentoml.models", "msgspec",
-             "onnxruntime", "opentelemetry.instrumentation.asgi", "prometheus_client", "uvicorn.lifespan.on",
-             "uvicorn.protocols.http.httptools_impl", "uvloop"):
+for name in (
+    "_bentoml_impl.server.app",
+    "_bentoml_sdk",
+    "bentoml._internal.service.loader",
+    "bentoml.models",
+    "msgspec",
+    "onnxruntime",
+    "opentelemetry.instrumentation.asgi",
+    "prometheus_client",
+    "uvicorn.lifespan.on",
+    "uvicorn.protocols.http.httptools_impl",
+    "uvloop",
+):
     importlib.import_module(name)
 
 files = {Path(module.__file__) for module in list(sys.modules.values()) if getattr(module, "__file__", None)}

@@ -81,8 +81,11 @@ def find_bento(project: Project, tag: str) -> Bento:
     name, _, version = tag.partition(":")
     found = _locate(project, name, version)
     if not _is_complete(found):
-        raise HeadraceError(f"there is no bento {tag!r} in {project.bentoml_home}", where=name,
-                            mend=f"headrace release {name}   (it builds what is missing)")
+        raise HeadraceError(
+            f"there is no bento {tag!r} in {project.bentoml_home}",
+            where=name,
+            mend=f"headrace release {name}   (it builds what is missing)",
+        )
     return found
 
 
@@ -99,12 +102,16 @@ def _is_complete(bento: Bento) -> bool:
 def _model_files(model_dir: Path, name: str) -> dict[str, bytes]:
     for needed in ("model.onnx", "contract.json"):
         if not (model_dir / needed).is_file():
-            raise HeadraceError(f"{needed} is missing", where=str(model_dir),
-                                mend=f"headrace release {name}   (it trains and exports)")
+            raise HeadraceError(
+                f"{needed} is missing", where=str(model_dir), mend=f"headrace release {name}   (it trains and exports)"
+            )
     served = Contract.read(model_dir / "contract.json").model
     if served != name:
-        raise HeadraceError(f"the contract is of model {served!r}, not {name!r}", where=str(model_dir / "contract.json"),
-                            mend=f"headrace release {name}   (it exports again)")
+        raise HeadraceError(
+            f"the contract is of model {served!r}, not {name!r}",
+            where=str(model_dir / "contract.json"),
+            mend=f"headrace release {name}   (it exports again)",
+        )
     return {file: (model_dir / file).read_bytes() for file in MODEL_FILES if (model_dir / file).is_file()}
 
 
@@ -126,8 +133,11 @@ def _build(bento: Bento, files: dict[str, bytes], sources: dict[str, bytes], pro
         _move(store / "bentos" / bento.name / bento.path.name, bento.path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull("no space left to build the bento", where=str(project.bentoml_home),
-                           mend="free some space, then run the same command") from None
+            raise DiskFull(
+                "no space left to build the bento",
+                where=str(project.bentoml_home),
+                mend="free some space, then run the same command",
+            ) from None
         raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -138,15 +148,29 @@ def _run_bentoml(bento: Bento, scratch: Path) -> None:
     home = scratch / "home"
     home.mkdir()
     # no_image: BentoML would look for uv, and install it, to write a Dockerfile; deploy/serving has ours.
-    environment = {**os.environ, "BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "true",
-                   "BENTOML_ENABLE_FEATURES": "no_image", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {
+        **os.environ,
+        "BENTOML_HOME": str(home),
+        "BENTOML_DO_NOT_TRACK": "true",
+        "BENTOML_ENABLE_FEATURES": "no_image",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     environment.pop("PYTHONPATH", None)
     script = Path(__file__).with_name("build_bento.py")
-    done = subprocess.run([sys.executable, "-P", str(script), str(scratch), bento.tag], env=environment, cwd=scratch,
-                          capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-P", str(script), str(scratch), bento.tag],
+        env=environment,
+        cwd=scratch,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode != 0:
-        raise ServiceError(f"BentoML could not build {bento.tag}:\n{done.stderr.strip()[-2000:]}", where="packaging",
-                           mend="headrace doctor   (it checks the installed packages)")
+        raise ServiceError(
+            f"BentoML could not build {bento.tag}:\n{done.stderr.strip()[-2000:]}",
+            where="packaging",
+            mend="headrace doctor   (it checks the installed packages)",
+        )
 
 
 def _write_all(folder: Path, files: dict[str, bytes]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from headrace.errors import EngineMissing, ServiceError
 from headrace.settings import Settings
 
-MEND = "start Docker (or set docker_host in headrace.toml); or serve as processes: on = \"processes\""
+MEND = 'start Docker (or set docker_host in headrace.toml); or serve as processes: on = "processes"'
 
 
 @dataclass
@@ -40,8 +40,9 @@ class Docker:
         if done.returncode != 0:
             raise EngineMissing(f"no Docker engine answers: {_last_line(done.stderr)}", where=self.host or "docker", mend=MEND)
 
-    def run(self, *arguments: str, data: bytes | None = None, seconds: float = 120,
-            environment: dict[str, str] | None = None) -> str:
+    def run(
+        self, *arguments: str, data: bytes | None = None, seconds: float = 120, environment: dict[str, str] | None = None
+    ) -> str:
         """What `docker ARGUMENTS` prints.
 
         Raises:
@@ -52,8 +53,11 @@ class Docker:
             said = (done.stderr or done.stdout).decode(errors="replace").strip()
             if "Cannot connect to the Docker daemon" in said:
                 raise EngineMissing("the Docker engine stopped answering", where=self.host or "docker", mend=MEND)
-            raise ServiceError(f"docker {arguments[0]} failed:\n{said[-2000:]}", where="docker",
-                               mend=f"docker {' '.join(arguments[:2])} ...   (see its message above)")
+            raise ServiceError(
+                f"docker {arguments[0]} failed:\n{said[-2000:]}",
+                where="docker",
+                mend=f"docker {' '.join(arguments[:2])} ...   (see its message above)",
+            )
         return done.stdout.decode(errors="replace").strip()
 
     def inspect(self, kind: str, *names: str) -> list[dict[str, Any]]:
@@ -66,8 +70,16 @@ class Docker:
 
     def build(self, context: bytes, tag: str, *arguments: str, seconds: float = 1800) -> None:
         """Builds an image from a tar archive. Neither BuildKit nor its plugin is needed, and either may be there."""
-        self.run("build", "--tag", tag, *arguments, "-", data=context, seconds=seconds,
-                 environment={"DOCKER_BUILDKIT": "1" if self._has_buildkit else "0"})
+        self.run(
+            "build",
+            "--tag",
+            tag,
+            *arguments,
+            "-",
+            data=context,
+            seconds=seconds,
+            environment={"DOCKER_BUILDKIT": "1" if self._has_buildkit else "0"},
+        )
 
     def logs(self, name: str, lines: int) -> str:
         """The last lines of a container, errors included, in the order they were written."""
@@ -89,16 +101,33 @@ class Docker:
     def _client(self) -> str | None:
         return shutil.which("docker")
 
-    def _call(self, arguments: list[str], *, data: bytes | None = None, seconds: float,
-              environment: dict[str, str] | None = None, merge: bool = False) -> subprocess.CompletedProcess[bytes]:
+    def _call(
+        self,
+        arguments: list[str],
+        *,
+        data: bytes | None = None,
+        seconds: float,
+        environment: dict[str, str] | None = None,
+        merge: bool = False,
+    ) -> subprocess.CompletedProcess[bytes]:
         command = [self._client or "docker", *(["--host", self.host] if self.host else []), *arguments]
         try:
-            return subprocess.run(command, input=data, stdin=subprocess.DEVNULL if data is None else None,
-                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT if merge else subprocess.PIPE,
-                                  env={**os.environ, **(environment or {})}, timeout=seconds, check=False)
+            return subprocess.run(
+                command,
+                input=data,
+                stdin=subprocess.DEVNULL if data is None else None,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT if merge else subprocess.PIPE,
+                env={**os.environ, **(environment or {})},
+                timeout=seconds,
+                check=False,
+            )
         except subprocess.TimeoutExpired:
-            raise ServiceError(f"docker {arguments[0]} took longer than {seconds:g} s", where="docker",
-                               mend="look at the engine (docker info), then run the same command") from None
+            raise ServiceError(
+                f"docker {arguments[0]} took longer than {seconds:g} s",
+                where="docker",
+                mend="look at the engine (docker info), then run the same command",
+            ) from None
 
 
 def _last_line(said: bytes) -> str:

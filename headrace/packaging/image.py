@@ -98,8 +98,11 @@ def _build_serving_base(docker: Docker, tag: str, base: str, files: dict[str, by
     arguments = ["--build-arg", f"BASE={base}"]
     if wheelhouse.is_dir():
         if not is_current(wheelhouse):
-            raise ServiceError(f"{wheelhouse} does not hold what {REQUIREMENTS.name} asks for today", where="wheelhouse",
-                               mend="python -m headrace.packaging   (or delete the folder, to install over the network)")
+            raise ServiceError(
+                f"{wheelhouse} does not hold what {REQUIREMENTS.name} asks for today",
+                where="wheelhouse",
+                mend="python -m headrace.packaging   (or delete the folder, to install over the network)",
+            )
         context |= {f"wheelhouse/{wheel.name}": wheel.read_bytes() for wheel in wheelhouse.glob("*.whl")}
         arguments += ["--network", "none"]
     else:
@@ -114,9 +117,12 @@ def _base_image(docker: Docker, name: str) -> Image:
         try:
             docker.run("pull", "--quiet", name, seconds=900)
         except ServiceError as error:
-            raise ServiceError(f"the base image {name!r} is not here and cannot be pulled: {error.message}", where="base_image",
-                               mend="set base_image in headrace.toml to a Debian image with Python 3.11 that is here, "
-                                    "or build one: deploy/ci/base-image.sh") from None
+            raise ServiceError(
+                f"the base image {name!r} is not here and cannot be pulled: {error.message}",
+                where="base_image",
+                mend="set base_image in headrace.toml to a Debian image with Python 3.11 that is here, "
+                "or build one: deploy/ci/base-image.sh",
+            ) from None
         image = _require_image(docker, name)
     return image
 

@@ -55,16 +55,36 @@ def _download(folder: Path) -> None:
     """Wheels for Python 3.11 on Linux, whichever Python this one is."""
     machine = {"arm64": "aarch64", "AMD64": "x86_64"}.get(platform.machine(), platform.machine())
     platforms = [f"manylinux_{version}_{machine}" for version in GLIBC] + [f"manylinux2014_{machine}", f"linux_{machine}"]
-    arguments = ["download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:",
-                 "--python-version", "3.11", "--implementation", "cp", "--abi", "cp311", "--abi", "abi3", "--abi", "none",
-                 *[part for name in platforms for part in ("--platform", name)],
-                 "--dest", str(folder), "--requirement", str(REQUIREMENTS)]
+    arguments = [
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--python-version",
+        "3.11",
+        "--implementation",
+        "cp",
+        "--abi",
+        "cp311",
+        "--abi",
+        "abi3",
+        "--abi",
+        "none",
+        *[part for name in platforms for part in ("--platform", name)],
+        "--dest",
+        str(folder),
+        "--requirement",
+        str(REQUIREMENTS),
+    ]
     with tempfile.TemporaryDirectory() as scratch:
         done = subprocess.run([*_pip(Path(scratch)), *arguments], capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise ServiceError(f"pip could not download the serving packages:\n{done.stderr.strip()[-2000:]}",
-                           where=str(REQUIREMENTS),
-                           mend="mend the network or pip's settings, then run the same command")
+        raise ServiceError(
+            f"pip could not download the serving packages:\n{done.stderr.strip()[-2000:]}",
+            where=str(REQUIREMENTS),
+            mend="mend the network or pip's settings, then run the same command",
+        )
 
 
 def _pip(scratch: Path) -> list[str]:
@@ -76,5 +96,8 @@ def _pip(scratch: Path) -> list[str]:
         subprocess.run([sys.executable, "-m", "venv", str(environment)], capture_output=True, text=True, check=True)
         return [str(environment / "bin" / "python"), "-m", "pip"]
     except subprocess.CalledProcessError as error:
-        raise ServiceError(f"no pip here, and none can be made: {error.stderr.strip()[-500:]}", where=sys.executable,
-                           mend="install pip in this environment: python -m ensurepip") from None
+        raise ServiceError(
+            f"no pip here, and none can be made: {error.stderr.strip()[-500:]}",
+            where=sys.executable,
+            mend="install pip in this environment: python -m ensurepip",
+        ) from None

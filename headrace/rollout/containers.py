@@ -11,21 +11,37 @@ from typing import Any
 from headrace.errors import PortTaken, ServiceError
 from headrace.packaging.docker import Docker
 from headrace.project import Project
+from headrace.rollout.ports import is_free
 from headrace.rollout.replicas import Replica, ReplicaSpec, State, new_id
 from headrace.settings import Settings
 
 LOOPBACK = "127.0.0.1"
 PORT_IN_CONTAINER = 3000
 HARDENED = (
-    "--read-only", "--tmpfs", "/tmp:rw,noexec,nosuid,size=64m",  # noqa: S108 (a path inside the container)
-    "--cap-drop", "ALL", "--security-opt", "no-new-privileges",
-    "--memory", "1g", "--pids-limit", "256",
+    "--read-only",
+    "--tmpfs",
+    "/tmp:rw,noexec,nosuid,size=64m",  # noqa: S108 (a path inside the container)
+    "--cap-drop",
+    "ALL",
+    "--security-opt",
+    "no-new-privileges",
+    "--memory",
+    "1g",
+    "--pids-limit",
+    "256",
 )
 """It writes nothing but scratch, gains no rights, and cannot take the machine with it."""
 LIFE = ("--restart", "unless-stopped", "--log-driver", "local", "--log-opt", "max-size=5m", "--log-opt", "max-file=2")
 """The engine is the supervisor: it starts a container that died again, also after a reboot."""
-STATES: dict[str, State] = {"created": "starting", "running": "running", "paused": "running", "restarting": "failed",
-                            "removing": "stopping", "exited": "stopped", "dead": "failed"}
+STATES: dict[str, State] = {
+    "created": "starting",
+    "running": "running",
+    "paused": "running",
+    "restarting": "failed",
+    "removing": "stopping",
+    "exited": "stopped",
+    "dead": "failed",
+}
 
 
 class DockerRunner:
@@ -47,13 +63,29 @@ class DockerRunner:
             PortTaken: something else listens on the port.
         """
         if spec.image is None:
-            raise ServiceError(f"{spec.bento_tag} has no image", where=spec.model,
-                               mend=f"headrace release {spec.model}   (it builds one)")
+            raise ServiceError(
+                f"{spec.bento_tag} has no image", where=spec.model, mend=f"headrace release {spec.model}   (it builds one)"
+            )
+        if not is_free(port, LOOPBACK):  # on the host's network the engine itself would not notice
+            raise _port_taken(spec, port)
         name = new_id(spec)
         try:
-            self.docker.run("run", "--detach", "--name", name, "--pull", "never", *HARDENED, *LIFE, *self._labels(spec, port),
-                            "--env", f"HEADRACE_THREADS={spec.threads}", "--env", f"OMP_NUM_THREADS={spec.threads}",
-                            *self._address(spec.image, port))
+            self.docker.run(
+                "run",
+                "--detach",
+                "--name",
+                name,
+                "--pull",
+                "never",
+                *HARDENED,
+                *LIFE,
+                *self._labels(spec, port),
+                "--env",
+                f"HEADRACE_THREADS={spec.threads}",
+                "--env",
+                f"OMP_NUM_THREADS={spec.threads}",
+                *self._address(spec.image, port),
+            )
         except ServiceError as error:
             self._remove(name)  # a container that could not start would keep its name and wait for a start
             raise self._explained(error, spec, port) from None
@@ -87,8 +119,14 @@ class DockerRunner:
         return self.project.runtime.name
 
     def _labels(self, spec: ReplicaSpec, port: int) -> builtins.list[str]:
-        values = {"project": self._project_label, "model": spec.model, "version": spec.version, "bento": spec.bento_tag,
-                  "threads": spec.threads, "port": port}
+        values = {
+            "project": self._project_label,
+            "model": spec.model,
+            "version": spec.version,
+            "bento": spec.bento_tag,
+            "threads": spec.threads,
+            "port": port,
+        }
         return [part for name, value in values.items() for part in ("--label", f"headrace.{name}={value}")]
 
     def _address(self, image: str, port: int) -> builtins.list[str]:
@@ -107,12 +145,18 @@ class DockerRunner:
 
     def _explained(self, error: ServiceError, spec: ReplicaSpec, port: int) -> ServiceError:
         if re.search(r"port is already allocated|address already in use", error.message):
-            return PortTaken(f"port {port} is taken", where=spec.model,
-                             mend="set replica_ports in headrace.toml to a free range")
+            return _port_taken(spec, port)
         if re.search(r"No such image|Unable to find image", error.message):
-            return ServiceError(f"the image {spec.image} is not on this engine", where=spec.model,
-                                mend=f"headrace release {spec.model}   (it builds what is missing)")
+            return ServiceError(
+                f"the image {spec.image} is not on this engine",
+                where=spec.model,
+                mend=f"headrace release {spec.model}   (it builds what is missing)",
+            )
         return error
+
+
+def _port_taken(spec: ReplicaSpec, port: int) -> PortTaken:
+    return PortTaken(f"port {port} is taken", where=spec.model, mend="set replica_ports in headrace.toml to a free range")
 
 
 def _to_replica(record: dict[str, Any]) -> Replica:

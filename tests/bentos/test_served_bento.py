@@ -67,8 +67,10 @@ def test_one_process_serves(server: Served) -> None:
 
 def test_a_body_over_the_limit_is_refused_while_most_of_it_is_unsent(server: Served) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
-        connection.sendall(f"POST {PREDICT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-                           "content-length: 999999999\r\n\r\n[".encode())
+        connection.sendall(
+            f"POST {PREDICT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            "content-length: 999999999\r\n\r\n[".encode()
+        )
         reply = b""
         while chunk := connection.recv(65536):
             reply += chunk
@@ -164,8 +166,13 @@ async def main():
 asyncio.run(main())
 """
     argv, env = serve_command(project, bento.tag, "127.0.0.1", 1, 1)
-    done = subprocess.run([argv[0], "-P", "-c", program, bento.tag, json.dumps(IMAGE)], env={**env, "PATH": "/usr/bin:/bin"},
-                          capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [argv[0], "-P", "-c", program, bento.tag, json.dumps(IMAGE)],
+        env={**env, "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     answer, ready = done.stdout.strip().splitlines()
     assert json.loads(answer)["predictions"][0]["label"] == "upper"
     assert ready == "200"

@@ -90,8 +90,10 @@ def test_stopping_lets_a_request_in_flight_end(runner: DockerRunner, spec: Repli
     wait_ready(replica.url)
     body = b'{"pixels": [[255, 255, 255, 255], [255, 255, 255, 255], [0, 0, 0, 0], [0, 0, 0, 0]]}'
     with socket.create_connection(replica.endpoint, timeout=20) as connection:
-        head = ("POST /v1/models/halves/predict HTTP/1.1\r\nhost: x\r\n"
-                f"content-type: application/json\r\ncontent-length: {len(body)}")
+        head = (
+            "POST /v1/models/halves/predict HTTP/1.1\r\nhost: x\r\n"
+            f"content-type: application/json\r\ncontent-length: {len(body)}"
+        )
         connection.sendall(f"{head}\r\n\r\n".encode() + body[:-1])
         time.sleep(0.3)
         stopping = subprocess.Popen(["docker", "stop", "--time", "20", replica.id], stdout=subprocess.DEVNULL)
