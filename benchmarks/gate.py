@@ -263,7 +263,7 @@ def _metric_rows(name: str, draw: Callable[[], Drawn], trials: int) -> Iterator[
             with mock.patch.object(paired, "hold_back", lambda bound, *_: bound):
                 unheld = compare(metric, better, *rows, beat, trial)
             answers[metric].append((held.promoted, unheld.promoted, (held.improvement or 0) > 0))
-            methods[metric] = held.method.replace(f", {paired.RESAMPLES} resamples", "").split(", with no row")[0]
+            methods[metric] = held.method.replace(f", {paired.RESAMPLES} resamples", "").split(", which sees")[0]
     for metric, found in answers.items():
         gate, alone, naive = (np.array(column) for column in zip(*found, strict=True))
         yield (

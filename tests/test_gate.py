@@ -150,6 +150,16 @@ def test_delong_of_several_classes_agrees_with_a_bootstrap_within_each_class():
     assert (found.improvement - found.lower) / 1.65 == pytest.approx(spread, rel=0.15)
 
 
+@pytest.mark.parametrize(("rows", "promoted"), [(4, False), (60, True)])
+def test_a_perfect_ranking_beats_a_constant_one_given_enough_rows(rows, promoted):
+    y = np.arange(rows) % 2
+    perfect, constant = np.stack([0.9 - 0.8 * y, 0.1 + 0.8 * y], axis=1), np.full((rows, 2), 0.5)
+    found = contest("auc", y, perfect, constant)
+    assert found.improvement == pytest.approx(0.5)
+    assert found.promoted is promoted
+    assert not contest("auc", y, constant, perfect).promoted
+
+
 def test_the_skewness_correction_agrees_with_the_bca_bootstrap():
     d = np.random.default_rng(1).exponential(size=400)
     corrected = paired.hall(d, LEVEL)
