@@ -232,7 +232,9 @@ def _require_ports(project: Project, settings: Settings) -> None:
             ports.require_free(port, setting, host)
 
 
-def _keep_up(project: Project, program: supervisor.Program, ready: Callable[[], bool], report: Report, wait: bool = True) -> str:
+def _keep_up(
+    project: Project, program: supervisor.Program, ready: Callable[[], bool], report: Report, wait: bool = True
+) -> str:
     """Adds the program and returns `ready` when it is; one that runs but never answers is started anew once.
 
     Without `wait` it returns `starting` where it would wait.

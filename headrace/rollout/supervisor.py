@@ -10,9 +10,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
-import re
-import resource
-import shlex
 import shutil
 import signal
 import socket
@@ -20,19 +17,32 @@ import subprocess
 import sys
 import time
 import xmlrpc.client
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from headrace.errors import ServiceError
 from headrace.files import write_text
 from headrace.project import Project
+from headrace.rollout.programs import (
+    MARK,
+    Program,
+    configuration_path,
+    log_path,
+    program_path,
+    programs_folder,
+    render,
+    socket_path,
+    write_configuration,
+)
 
 if TYPE_CHECKING:
     import psutil
 
-MARK = "HEADRACE_SUPERVISED"
+__all__ = ["Program", "ProgramState", "add", "ensure", "is_up", "log_path", "marked", "remove", "restart", "shutdown",
+           "socket_path", "states", "stop", "tail"]
+
 STATES = {0: "stopped", 10: "starting", 20: "running", 30: "failing", 40: "stopping", 100: "exited", 200: "failed"}
 """supervisord's state codes (supervisor/states.py) in our words; `failing`: died while starting, to be tried again."""
 ANSWER_SECONDS = 10.0
@@ -41,23 +51,6 @@ BAD_NAME, ALREADY_ADDED, ALREADY_STARTED, NOT_RUNNING, SHUTTING_DOWN = 10, 90, 6
 """Faults of supervisor/xmlrpc.py."""
 
 ProgramStateName = Literal["stopped", "starting", "running", "failing", "stopping", "exited", "failed", "unknown"]
-
-
-@dataclass(frozen=True)
-class Program:
-    """A command to keep running."""
-
-    name: str
-    argv: list[str]
-    env: dict[str, str] = field(default_factory=dict)
-    """Set over what supervisord inherited. Never a secret: it stands in a file."""
-    stop_seconds: float = 10.0
-    """From SIGTERM to SIGKILL."""
-    start_seconds: int = 1
-    """Dying sooner counts as a failed start."""
-    start_retries: int = 3
-    priority: int = 500
-    """Lower starts first and stops last."""
 
 
 @dataclass(frozen=True)
@@ -86,15 +79,6 @@ class _UnixTransport(xmlrpc.client.Transport):
         sock.connect(str(self._path))
         connection.sock = sock
         return connection
-
-
-def socket_path(project: Project) -> Path:
-    return project.runtime / "supervisor.sock"
-
-
-def log_path(project: Project, program: str) -> Path:
-    """Where a program's output goes; rotated, so at most three such files."""
-    return project.logs / f"{program}.log"
 
 
 def tail(path: Path, lines: int) -> str:
@@ -135,7 +119,7 @@ def ensure(project: Project) -> None:
     with FileLock(project.locks / "supervisor.lock"):
         if not is_up(project):
             _stop_leftovers(project)
-            _write_configuration(project)
+            write_configuration(project)
             _spawn(project)
 
 
@@ -146,7 +130,7 @@ def add(project: Project, program: Program) -> bool:
         ServiceError: supervisord does not take it, or the command cannot be started at all.
     """
     ensure(project)
-    path, text = _program_path(project, program.name), _render(project, program)
+    path, text = program_path(project, program.name), render(project, program)
     before = _read(path)
     known = states(project).get(program.name) if before == text else None
     if known is not None and known.state in ("running", "starting"):
@@ -156,7 +140,11 @@ def add(project: Project, program: Program) -> bool:
     if before != text:
         write_text(path, text)
     with _server(project) as server:
-        server.supervisor.reloadConfig()
+        try:
+            server.supervisor.reloadConfig()
+        except xmlrpc.client.Fault:
+            path.unlink(missing_ok=True)  # left there it would keep supervisord from reading any other
+            raise
         with _expected(ALREADY_ADDED):
             server.supervisor.addProcessGroup(program.name)
         with _expected(ALREADY_STARTED, ALREADY_ADDED):
@@ -169,6 +157,7 @@ def stop(project: Project, name: str, stop_seconds: float) -> None:
     if not is_up(project):
         return
     with _server(project) as server:
+        _wait_for_own_environment(project, [found] if (found := _info(server, name)) else [])
         with _expected(BAD_NAME, NOT_RUNNING):
             server.supervisor.stopProcess(name, False)
         deadline = time.monotonic() + stop_seconds
@@ -184,7 +173,7 @@ def remove(project: Project, name: str, stop_seconds: float) -> None:
     if is_up(project):
         with _server(project) as server, _expected(BAD_NAME):
             server.supervisor.removeProcessGroup(name)
-    _program_path(project, name).unlink(missing_ok=True)
+    program_path(project, name).unlink(missing_ok=True)
 
 
 def restart(project: Project, name: str, stop_seconds: float) -> None:
@@ -215,11 +204,12 @@ def shutdown(project: Project, stop_seconds: float = 10.0) -> None:
     project.locks.mkdir(parents=True, exist_ok=True)
     with FileLock(project.locks / "supervisor.lock"):
         if is_up(project):
+            _wait_for_own_environment(project, states(project).values())
             with contextlib.suppress(OSError, http.client.HTTPException, xmlrpc.client.Error), _server(project) as server:
                 server.supervisor.shutdown()
             _wait_gone(_supervisords(project), stop_seconds + 5)
         _stop_leftovers(project)
-        for path in _programs(project).glob("*.conf"):
+        for path in programs_folder(project).glob("*.conf"):
             path.unlink(missing_ok=True)
         shutil.rmtree(project.runtime, ignore_errors=True)
 
@@ -249,6 +239,21 @@ def alive(process: psutil.Process) -> bool:
         return False
 
 
+def _wait_for_own_environment(project: Project, programs: Iterable[ProgramState]) -> None:
+    """A process just forked is still supervisord's copy and would swallow SIGTERM; wait until it is the program."""
+    import psutil
+
+    deadline = time.monotonic() + 2.0
+    for program in programs:
+        while program.state == "starting" and program.pid and time.monotonic() < deadline:
+            try:
+                if psutil.Process(program.pid).environ().get(MARK):
+                    break
+            except (psutil.Error, OSError):
+                break
+            time.sleep(0.01)
+
+
 # -- supervisord itself
 
 
@@ -257,7 +262,7 @@ def _spawn(project: Project) -> None:
     # Without the mark, else a supervisord that a program starts would look like a leftover itself.
     environment = {name: value for name, value in os.environ.items() if name != MARK}
     with log.open("wb") as out:
-        started = subprocess.run([sys.executable, "-m", "supervisor.supervisord", "-c", str(_configuration(project))],
+        started = subprocess.run([sys.executable, "-m", "supervisor.supervisord", "-c", str(configuration_path(project))],
                                  stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment, check=False)
     deadline = time.monotonic() + START_SECONDS
     while not is_up(project):
@@ -292,8 +297,10 @@ def _supervisords(project: Project) -> list[psutil.Process]:
     """Found by their command line, since the pid file may be gone or stale."""
     import psutil
 
-    wanted = str(_configuration(project))
-    return [p for p in psutil.process_iter(["cmdline"]) if wanted in (p.info["cmdline"] or []) and alive(p)]
+    wanted = str(configuration_path(project))
+    found = {p.pid: p for p in psutil.process_iter(["cmdline", "ppid"]) if wanted in (p.info["cmdline"] or []) and alive(p)}
+    # One that supervisord just forked has its command line until it becomes the program.
+    return [process for process in found.values() if process.info["ppid"] not in found]
 
 
 def _wait_gone(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
@@ -316,98 +323,7 @@ def _kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-# -- its files
-
-
-def _configuration(project: Project) -> Path:
-    # Through a link in the short runtime folder: supervisord globs this path, and a project's name may hold [, % or a blank.
-    return project.runtime / "conf" / "supervisord.conf"
-
-
-def _programs(project: Project) -> Path:
-    return project.state / "supervisor" / "programs"
-
-
-def _program_path(project: Project, name: str) -> Path:
-    return _programs(project) / f"{name}.conf"
-
-
-def _write_configuration(project: Project) -> None:
-    folder = project.state / "supervisor"
-    _programs(project).mkdir(parents=True, exist_ok=True)
-    project.logs.mkdir(parents=True, exist_ok=True)
-    project.runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for name, target in (("conf", folder), ("logs", project.logs), ("root", project.root)):
-        link = project.runtime / name
-        link.unlink(missing_ok=True)
-        link.symlink_to(target)
-    write_text(folder / "supervisord.conf", f"""\
-[supervisord]
-logfile={project.runtime}/logs/supervisord.log
-logfile_maxbytes=1MB
-logfile_backups=1
-pidfile={project.runtime}/supervisord.pid
-directory={project.runtime}/root
-childlogdir={project.runtime}/logs
-nocleanup=true
-minfds={_file_limit()}
-minprocs=16
-
-[unix_http_server]
-file={socket_path(project)}
-chmod=0700
-
-[rpcinterface:supervisor]
-supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
-
-[include]
-files=programs/*.conf
-""")
-
-
-def _file_limit() -> int:
-    """Envoy and the replicas inherit this limit of open files; each connection is one."""
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    return 8192 if hard == resource.RLIM_INFINITY else min(8192, hard)
-
-
-def _render(project: Project, program: Program) -> str:
-    command = _literal(shlex.join(program.argv))
-    environment = ",".join(f"{name}={_quoted(value)}" for name, value in {**program.env, MARK: str(project.runtime)}.items())
-    return f"""\
-[program:{program.name}]
-command={command}
-directory={project.runtime}/root
-environment={environment}
-priority={program.priority}
-autostart=true
-autorestart=true
-startsecs={program.start_seconds}
-startretries={program.start_retries}
-stopsignal=TERM
-stopwaitsecs={max(1, round(program.stop_seconds))}
-stopasgroup=true
-killasgroup=true
-redirect_stderr=true
-stdout_logfile={project.runtime}/logs/{program.name}.log
-stdout_logfile_maxbytes=5MB
-stdout_logfile_backups=2
-"""
-
-
-def _quoted(value: str) -> str:
-    quote = "'" if '"' in value else '"'
-    if quote in value:
-        raise ServiceError(f"a program's environment cannot hold both kinds of quotes: {value}")
-    return quote + _literal(value) + quote
-
-
-def _literal(value: str) -> str:
-    """supervisord expands % and cuts at a blank before ; or #, also inside quotes."""
-    if re.search(r"\s[;#]|[\r\n]", value):
-        raise ServiceError(f"a program's command cannot hold a blank followed by ; or #: {value}",
-                           mend="give the project's folder a name without them")
-    return value.replace("%", "%%")
+# -- its answers
 
 
 def _read(path: Path) -> str | None:
@@ -415,9 +331,6 @@ def _read(path: Path) -> str | None:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
-
-
-# -- its answers
 
 
 @contextlib.contextmanager

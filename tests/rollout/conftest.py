@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,23 +9,9 @@ import pytest
 
 from headrace.project import Project
 from headrace.rollout import supervisor
-from headrace.rollout.processes import Argv, ProcessRunner
-from headrace.rollout.replicas import ReplicaSpec
+from headrace.rollout.processes import ProcessRunner
 from headrace.settings import Settings
-
-ECHO = Path(__file__).parent / "echo_replica.py"
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on at this moment, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for sock in sockets:
-            sock.bind(("127.0.0.1", 0))
-        return [int(sock.getsockname()[1]) for sock in sockets]
-    finally:
-        for sock in sockets:
-            sock.close()
+from tests.rollout.support import echo_command, free_ports
 
 
 @pytest.fixture
@@ -49,12 +33,6 @@ def settings() -> Settings:
     first = free_ports(1)[0]
     return Settings(door_port=door, door_admin_port=admin, mlflow_port=mlflow, prefect_port=prefect,
                     replica_ports=(first, min(first + 200, 65535)), drain_seconds=10.0, ready_seconds=20.0)
-
-
-def echo_command(spec: ReplicaSpec, host: str, port: int) -> Argv:
-    """The bento tag says how the echo server behaves: `never`, `crash`, `wrong`, or anything else for a good one."""
-    version = "0" if spec.bento_tag == "wrong" else spec.version
-    return [sys.executable, str(ECHO), spec.model, version, str(port), spec.bento_tag], {}
 
 
 @pytest.fixture

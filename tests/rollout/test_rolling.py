@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from load import Load
 
 from headrace.errors import Busy, ServiceError
 from headrace.project import Project
@@ -19,6 +18,7 @@ from headrace.rollout import door, rolling, supervisor
 from headrace.rollout.processes import ProcessRunner
 from headrace.rollout.replicas import Replica, ReplicaSpec
 from headrace.settings import Settings
+from tests.rollout.load import Load
 
 V1, V2 = ReplicaSpec("digits", "1", "good"), ReplicaSpec("digits", "2", "good")
 
@@ -41,7 +41,7 @@ def test_no_request_fails_during_swaps(roll: Any, settings: Settings) -> None:
             roll(ReplicaSpec("digits", version, "good"))
             load.wait_for(version)
     assert load.failures == []
-    assert set(load.answers) == {"1", "2", "3", "4", "5"} - ({"1"} - set(load.answers))
+    assert {"2", "3", "4", "5"} <= set(load.answers)
 
 
 def test_no_request_fails_while_scaling(roll: Any, project: Project, settings: Settings, runner: ProcessRunner) -> None:
@@ -164,9 +164,9 @@ def in_another_process(project: Project, settings: Settings) -> subprocess.Popen
     """A roll-out of version 2, to be killed."""
     code = f"""
 import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from pathlib import Path
-from conftest import echo_command
+from tests.rollout.support import echo_command
 from headrace.project import Project
 from headrace.rollout import rolling
 from headrace.rollout.processes import ProcessRunner

