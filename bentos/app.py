@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -26,8 +27,8 @@ INLINE_BYTES = 16 * 1024
 INLINE_SECONDS = 0.002
 """A request no larger, to a model no slower, is answered on the event loop: a thread would cost more than it frees."""
 MAX_IN_FLIGHT = 512
-MAX_LARGE_IN_FLIGHT = 8
-"""Requests that exceed these get 503 at once, which the balancer sends to another replica; they also bound memory."""
+MAX_HELD_BYTES = 128 * 1024 * 1024
+"""Bodies held at once. A request beyond either gets 503 at once, and the balancer sends it to another replica."""
 
 
 class PredictionApp:
@@ -39,7 +40,7 @@ class PredictionApp:
         self._version_header: list[tuple[bytes, bytes]] = []
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="predict")
         self._in_flight = 0
-        self._large_in_flight = 0
+        self._held_bytes = 0
         # A further protocol is one file beside v1.py and one entry here.
         self.routes: list[Route] = [*V1(self).routes, Route("/metrics", self.show_metrics, methods=["GET"])]
 
@@ -82,13 +83,24 @@ class PredictionApp:
         """Runs `predict` here when it is small (`size` bytes of body), else in the one thread for large work."""
         if size <= INLINE_BYTES and self.model.sample_seconds <= INLINE_SECONDS:
             return predict()
-        if size > INLINE_BYTES and self._large_in_flight >= MAX_LARGE_IN_FLIGHT:
-            raise _overloaded()
-        self._large_in_flight += size > INLINE_BYTES
+        return await asyncio.get_running_loop().run_in_executor(self._thread, predict)
+
+    @contextmanager
+    def held_body(self) -> Iterator[Callable[[int], None]]:
+        """Gives what `read_body` tells of each piece; the memory counts as held until the block ends."""
+        held = 0
+
+        def hold(size: int) -> None:
+            nonlocal held
+            if self._held_bytes + size > MAX_HELD_BYTES:
+                raise _overloaded()
+            self._held_bytes += size
+            held += size
+
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, predict)
+            yield hold
         finally:
-            self._large_in_flight -= size > INLINE_BYTES
+            self._held_bytes -= held
 
     async def show_metrics(self, request: Request) -> Response:
         self.metrics.in_flight.set(self._in_flight)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 BODY_LIMIT_BYTES = int(os.environ.get("HEADRACE_BODY_LIMIT_BYTES", 16 * 1024 * 1024))
@@ -61,8 +62,8 @@ def require_json(request: Request) -> None:
         raise Refused(415, "unsupported_media_type", f"expected no content-encoding, got {encoding}")
 
 
-async def read_body(request: Request) -> bytes:
-    """The whole body.
+async def read_body(request: Request, hold: Callable[[int], None]) -> bytes:
+    """The whole body; `hold` is told the size of each piece and may refuse it.
 
     Raises:
         Refused: 413 as soon as it is known to exceed `BODY_LIMIT_BYTES` (the rest stays unread), 408 when it comes too slowly.
@@ -72,12 +73,18 @@ async def read_body(request: Request) -> bytes:
         raise _too_large()
     chunks: list[bytes] = []
     size = 0
+    more = True
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            async for chunk in request.stream():
+            while more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                chunk, more = message.get("body", b""), message.get("more_body", False)
                 size += len(chunk)
                 if size > BODY_LIMIT_BYTES:
                     raise _too_large()
+                hold(len(chunk))
                 chunks.append(chunk)
     except TimeoutError:
         raise Refused(408, "request_timeout", f"the body did not arrive within {BODY_SECONDS:g} s", _CLOSE) from None

@@ -34,8 +34,9 @@ class V1:
         """`{"instances": [...]}` or one bare instance; answers `{"id", "model", "version", "request_id", "predictions"}`."""
         model = self._named_model(request)
         require_json(request)
-        body = await read_body(request)
-        predictions = await self.app.work(len(body), lambda: predict_body(model, body))
+        with self.app.held_body() as hold:
+            body = await read_body(request, hold)
+            predictions = await self.app.work(len(body), lambda: predict_body(model, body))
         self.app.metrics.count_rows(len(predictions))
         answer_id = f"{model.name}@{model.version}:{request.state.request_id}"  # `headrace trace` takes it
         return to_json(

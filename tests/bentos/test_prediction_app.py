@@ -226,6 +226,16 @@ def test_more_requests_than_the_limit_are_sent_elsewhere(app: PredictionApp, mon
     assert_refused(ask(app, "GET", "/v1/models"), 503, "overloaded")
 
 
+def test_bodies_beyond_the_memory_for_them_are_sent_elsewhere_and_leave_nothing_held(
+    app: PredictionApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app_module, "MAX_HELD_BYTES", 200)
+    read: list[bytes] = []
+    assert_refused(post_stream(app, _chunks(read, 1000)), 503, "overloaded")
+    assert sum(map(len, read)) <= 220
+    assert ask(app, "POST", PREDICT, json=IMAGE).status_code == 200
+
+
 def test_a_large_body_leaves_the_event_loop_free(app: PredictionApp) -> None:
     """While the thread for large work is held up, small requests and health checks go on."""
 
