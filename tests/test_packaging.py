@@ -179,7 +179,9 @@ def test_without_an_engine_the_error_says_what_mends_it(project: Project, bento:
 @pytest.fixture(scope="module")
 def image(docker_engine: Settings, project: Project, bento: Bento) -> Iterator[Image]:
     (project.root / "wheelhouse").symlink_to(CODE / "wheelhouse")
-    yield build_image(project, docker_engine, bento)
+    built = build_image(project, docker_engine, bento)
+    yield built
+    Docker.connect(docker_engine).run("image", "rm", "--force", built.tag)
 
 
 def in_image(image: Image, script: str) -> str:

@@ -13,6 +13,7 @@ import pytest
 
 from headrace.errors import EngineMissing, PortTaken, ServiceError
 from headrace.packaging import build_image, package
+from headrace.packaging.docker import Docker
 from headrace.packaging.sources import CODE
 from headrace.project import Project
 from headrace.rollout.containers import DockerRunner
@@ -30,10 +31,12 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 @pytest.fixture(scope="module")
-def spec(docker_engine: Settings, project: Project, tmp_path_factory: pytest.TempPathFactory) -> ReplicaSpec:
+def spec(docker_engine: Settings, project: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReplicaSpec]:
     (project.root / "wheelhouse").symlink_to(CODE / "wheelhouse")
     bento = package(image_model(tmp_path_factory.mktemp("halves")), "halves", "3", {}, project)
-    return ReplicaSpec("halves", "3", bento.tag, build_image(project, docker_engine, bento).tag, threads=1)
+    image = build_image(project, docker_engine, bento)
+    yield ReplicaSpec("halves", "3", bento.tag, image.tag, threads=1)
+    Docker.connect(docker_engine).run("image", "rm", "--force", image.tag)
 
 
 @pytest.fixture
