@@ -169,7 +169,8 @@ def _wait_ready(spec: ReplicaSpec, started: list[Replica], settings: Settings, r
             pid = now.pid if now else None
             died = now is None or now.state in ("failed", "stopped") or (pid and pids.setdefault(replica.id, pid) != pid)
             if died or time.monotonic() > deadline:
-                raise _not_ready(replica, ENDED if died else unready, settings, runner)
+                why = ENDED if died or now is None else f"{unready}; its process is {now.state}"
+                raise _not_ready(replica, why, settings, runner)
             time.sleep(POLL_SECONDS)
     return started
 
