@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -169,7 +168,6 @@ def _log_graph(run_id: str, export: Path, recipe: Recipe) -> tuple[str, str]:
 
     from headrace.export import run_graph
 
-    logging.getLogger("mlflow").setLevel(logging.ERROR)  # it warns of a missing CUDA provider and of pip's version
     contract = Contract.read(export / "contract.json")
     example = contract.to_feeds([contract.sample])
     with mlflow.start_run(run_id=run_id):

@@ -53,8 +53,8 @@ class Run:
 @cache
 def client(project: Project) -> MlflowClient:
     """The one client of this process, on a database that is ready."""
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("mlflow", "alembic"):  # it logs errors with their traceback; ours are told once, with the mend
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     with registry_errors(project):
         initialise_tracking(project)

@@ -50,6 +50,9 @@ def test_null_is_a_missing_number_where_that_is_allowed() -> None:
         (IMAGE, {"image": "not base64!"}, "instances.0.image"),
         (IMAGE, {"image": base64.b64encode(b"abc").decode()}, "instances.0.image"),
         (IMAGE, {"image": [[0, float("nan")], [1, 2]]}, "instances.0.image"),
+        (IMAGE, {"image": [[0, "1"], [2, 3]]}, "instances.0.image"),
+        (IMAGE, {"image": [[True, False], [True, False]]}, "instances.0.image"),
+        (IMAGE, {"image": [[0, None], [2, 3]]}, "instances.0.image"),
         (IMAGE, {"imgae": [[0, 1], [2, 3]]}, "instances.0.imgae"),
         (IMAGE, {}, "instances.0.image"),
         (IMAGE, [1], "instances.0"),
@@ -72,3 +75,16 @@ def test_what_breaks_the_contract_is_refused_with_its_path(contract: Contract, i
 def test_answers_are_in_the_users_terms() -> None:
     assert IMAGE.to_answers(np.array([[0.25, 0.75]])) == [{"label": 1, "probabilities": {"0": 0.25, "1": 0.75}}]
     assert TABLE.to_answers(np.array([12.5], np.float32)) == [{"minutes": 12.5}]
+
+
+def test_a_byte_without_limits_never_wraps() -> None:
+    field = InputField(name="b", dtype="uint8", shape=(1,))
+    with pytest.raises(ContractViolation):
+        field.to_array([[-1]], "instances")
+
+
+def test_many_rows_name_the_one_at_fault() -> None:
+    rows = [{"distance": float(i), "carrier": "UA"} for i in range(50)]
+    rows[31]["distance"] = "x"
+    with pytest.raises(ContractViolation, match=r"instances.31.distance"):
+        TABLE.to_feeds(rows)

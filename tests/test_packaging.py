@@ -155,7 +155,7 @@ def test_a_missing_file_or_another_models_contract_is_explained(project: Project
 
 
 def test_a_bento_that_is_not_there_is_named(project: Project) -> None:
-    with pytest.raises(HeadraceError, match=r"halves:9-00000000.*\n.*headrace release halves"):
+    with pytest.raises(HeadraceError, match=r"halves:9-00000000.*\n.*headrace run halves"):
         serve_command(project, "halves:9-00000000", "127.0.0.1", 3000, 1)
 
 

@@ -14,6 +14,9 @@ from headrace.config import load_recipe
 from headrace.project import Project
 from headrace.settings import Settings
 
+NEEDED = frozenset({"prefect-server", "envoy"})
+"""What a release waits for; MLflow's UI and the worker come up meanwhile."""
+
 
 @click.command()
 @click.argument("recipe")
@@ -32,7 +35,7 @@ def run(recipe: str, on: str | None, force: bool, as_json: bool) -> None:
     load_recipe(recipe, project)
     if not force and _told_unchanged(recipe, project, settings, as_json):
         return
-    _services_up(project, settings)
+    _services_up(project, settings, NEEDED)
     from headrace.services import prefect_environment
 
     environment = {**os.environ, **prefect_environment(project, settings), "HEADRACE_ROOT": str(project.root),
@@ -70,15 +73,17 @@ def _show(facts: dict[str, Any], project: Project, settings: Settings, as_json: 
     print_summary(facts, project, settings, unchanged)
 
 
-def _services_up(project: Project, settings: Settings) -> None:
+def _services_up(project: Project, settings: Settings, needed: frozenset[str]) -> None:
+    """Starts what is not up; returns when the `needed` ones answer."""
     from headrace import console
     from headrace.deployments import register_deployments
     from headrace.services import status, up
 
-    if all(service["state"] in ("ready", "elsewhere") for service in status(project, settings)["services"]):
+    states = {service["name"]: service["state"] for service in status(project, settings)["services"]}
+    if all(states[name] in ("ready", "elsewhere") for name in needed) and "stopped" not in states.values():
         return
     console.step("up", "Prefect, MLflow, Envoy")
-    up(project, settings, console.report, on_prefect_ready=lambda: register_deployments(project, settings))
+    up(project, settings, console.report, lambda: register_deployments(project, settings), needed)
 
 
 @click.command()
@@ -89,7 +94,9 @@ def up(as_json: bool) -> None:
     Models that were released before serve again.
     """
     project, settings = here()
-    _services_up(project, settings)
+    from headrace.services import NAMES
+
+    _services_up(project, settings, frozenset(NAMES))
     from headrace import console
     from headrace.cli.look import show_status
     from headrace.deployment import serve_again

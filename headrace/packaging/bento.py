@@ -84,7 +84,7 @@ def find_bento(project: Project, tag: str) -> Bento:
         raise HeadraceError(
             f"there is no bento {tag!r} in {project.bentoml_home}",
             where=name,
-            mend=f"headrace release {name}   (it builds what is missing)",
+            mend=f"headrace run {name}   (it builds what is missing)",
         )
     return found
 
@@ -103,14 +103,14 @@ def _model_files(model_dir: Path, name: str) -> dict[str, bytes]:
     for needed in ("model.onnx", "contract.json"):
         if not (model_dir / needed).is_file():
             raise HeadraceError(
-                f"{needed} is missing", where=str(model_dir), mend=f"headrace release {name}   (it trains and exports)"
+                f"{needed} is missing", where=str(model_dir), mend=f"headrace run {name}   (it trains and exports)"
             )
     served = Contract.read(model_dir / "contract.json").model
     if served != name:
         raise HeadraceError(
             f"the contract is of model {served!r}, not {name!r}",
             where=str(model_dir / "contract.json"),
-            mend=f"headrace release {name}   (it exports again)",
+            mend=f"headrace run {name}   (it exports again)",
         )
     return {file: (model_dir / file).read_bytes() for file in MODEL_FILES if (model_dir / file).is_file()}
 

@@ -64,7 +64,7 @@ class DockerRunner:
         """
         if spec.image is None:
             raise ServiceError(
-                f"{spec.bento_tag} has no image", where=spec.model, mend=f"headrace release {spec.model}   (it builds one)"
+                f"{spec.bento_tag} has no image", where=spec.model, mend=f"headrace run {spec.model}   (it builds one)"
             )
         if not is_free(port, LOOPBACK):  # on the host's network the engine itself would not notice
             raise _port_taken(spec, port)
@@ -150,7 +150,7 @@ class DockerRunner:
             return ServiceError(
                 f"the image {spec.image} is not on this engine",
                 where=spec.model,
-                mend=f"headrace release {spec.model}   (it builds what is missing)",
+                mend=f"headrace run {spec.model}   (it builds what is missing)",
             )
         return error
 

@@ -96,7 +96,7 @@ def scale(model: str, replicas: int, project: Project, settings: Settings, runne
     """
     endpoints = door.routes(project).get(model)
     if not endpoints:
-        raise ServiceError(f"no replica serves {model!r}", mend=f"headrace release {model}")
+        raise ServiceError(f"no replica serves {model!r}", mend=f"headrace run {model}")
     return roll_out(_spec(endpoints[-1], model), replicas, project, settings, runner, report)
 
 

@@ -145,7 +145,7 @@ def test_scaling_what_does_not_serve_says_how_to_release_it(
 ) -> None:
     with pytest.raises(ServiceError, match="no replica serves 'zebra'") as caught:
         rolling.scale("zebra", 2, project, settings, runner, quiet)
-    assert caught.value.mend == "headrace release zebra"
+    assert caught.value.mend == "headrace run zebra"
 
 
 def test_a_roll_out_after_supervisord_was_killed_starts_over(

@@ -1,0 +1,201 @@
+"""What goes wrong in the night: each fault ends in a clear error, and the same command again completes the work."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from headrace import journal
+from headrace.settings import database
+from tests.conftest import table
+from tests.release.live import Live, kill_group, steps_until
+
+STEPS = ["ingest", "validate", "prepare", "train", "export", "evaluate", "register", "judge", "package", "roll out"]
+
+
+def another_recipe(live: Live, name: str, **sections: dict[str, object]) -> str:
+    """A recipe of its own data, so that a release of it has every step to do."""
+    recipe = yaml.safe_load((live.project.recipes / "tiny.yaml").read_text())
+    recipe |= {"name": name, "gate": {"require": {"accuracy": ">= 0.5"}}}
+    recipe["data"] = {**recipe["data"], "source": f"{name}.csv"}
+    for section, fields in sections.items():
+        recipe[section] = {**recipe[section], **fields}
+    table(300, seed=sum(name.encode())).to_csv(live.project.root / f"{name}.csv", index=False)
+    (live.project.recipes / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
+    return name
+
+
+def stages_of(live: Live) -> list[psutil.Process]:
+    """Stage processes of this project that are alive."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if "headrace.stages" in " ".join(process.cmdline()) and process.cwd() == str(live.project.root):
+                found.append(process)
+    return found
+
+
+def test_kill_at_every_step_leaves_nothing_half_done(live: Live) -> None:
+    """One release, killed at the beginning of each step in turn; the run after it goes on, and the last completes."""
+    name = another_recipe(live, "killed")
+    for step in STEPS:
+        process = live.start("run", name)
+        assert steps_until(process, step)[-1] == step
+        time.sleep(0.3)  # into the step
+        kill_group(process)
+        assert live.json("predict", "tiny", "--sample")["model"] == "tiny"
+    released = live.json("run", name)
+    assert released["version"] == "1", "a release that was killed registers its model once"
+    assert [e.event for e in journal.entries(live.project, name)] == ["released"]
+    assert live.json("predict", name, "--sample")["version"] == "1"
+    models = {m["name"]: m for m in live.json("status")["models"]}
+    assert (models[name]["replicas"], models[name]["ready"]) == (2, 2)
+    assert not list(live.project.root.rglob("*.part"))
+
+
+def test_a_killed_release_leaves_no_stage_running(live: Live) -> None:
+    name = another_recipe(live, "orphan", train={"epochs": 100000, "learning_rate": 0.001})
+    process = live.start("run", name)
+    assert steps_until(process, "train")[-1] == "train"
+    deadline = time.monotonic() + 60
+    while not stages_of(live) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert stages_of(live)
+    os.kill(process.pid, signal.SIGKILL)  # the flow alone: its stage is another process
+    process.wait(30)
+    while stages_of(live) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not stages_of(live)
+    kill_group(process)
+
+
+def test_a_killed_training_ends_with_the_weights_of_one_never_killed(live: Live) -> None:
+    fields: dict[str, object] = {"epochs": 400, "learning_rate": 0.001, "schedule": "one_cycle"}
+    whole, cut = another_recipe(live, "whole", train=fields), another_recipe(live, "cut", train=fields)
+    (live.project.root / "cut.csv").write_bytes((live.project.root / "whole.csv").read_bytes())
+    live.run("run", whole)
+    checkpoint = live.project.state / "checkpoints" / f"{cut}.pt"
+    process = live.start("run", cut)
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    kill_group(process)
+    assert checkpoint.exists(), "the training was over before it could be killed"
+    live.run("run", cut)
+    weights = [(live.project.artifacts(name) / "train" / "model.pt").read_bytes() for name in (whole, cut)]
+    assert weights[0] == weights[1]
+
+
+def test_ctrl_c_says_how_to_go_on(live: Live) -> None:
+    name = another_recipe(live, "stopped", train={"epochs": 100000, "learning_rate": 0.001})
+    process = live.start("run", name)
+    steps_until(process, "train")
+    deadline = time.monotonic() + 60
+    while not (live.project.state / "checkpoints" / f"{name}.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "interrupted" in said and "mend" in said and "Traceback" not in said
+
+
+def test_two_releases_of_one_recipe_do_not_meet(live: Live) -> None:
+    name = another_recipe(live, "twice")
+    first = live.start("run", name)
+    steps_until(first, "validate")
+    told = live.json("run", name, code=6)
+    assert "is being released by process" in told["message"]
+    assert first.wait(200) == 0
+
+
+def test_a_dead_prefect_server_comes_back_by_itself(live: Live) -> None:
+    server = next(p for p in psutil.process_iter(["pid"]) if _listens(p, int(live.ports["HEADRACE_PREFECT_PORT"])))
+    server.kill()
+    name = another_recipe(live, "revived")
+    assert live.json("run", name)["version"] == "1"
+
+
+def _listens(process: psutil.Process, port: int) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return any(c.laddr and c.laddr.port == port and c.status == psutil.CONN_LISTEN for c in process.net_connections("inet"))
+    return False
+
+
+def test_a_locked_registry_is_told_and_the_next_run_completes(live: Live) -> None:
+    name = another_recipe(live, "locked")
+    with contextlib.closing(sqlite3.connect(database(live.project), isolation_level=None)) as holder:
+        holder.execute("BEGIN EXCLUSIVE")
+        told = live.json("run", name, code=5)
+        assert "locked" in told["message"] and told["mend"]
+        holder.execute("ROLLBACK")
+    assert live.json("run", name)["version"] == "1"
+
+
+def test_a_bad_source_stops_the_flow_before_training(live: Live) -> None:
+    name = another_recipe(live, "spoilt")
+    bad = table(100, seed=5)
+    bad.loc[3, "kind"] = None
+    bad.to_csv(live.project.root / "spoilt.csv", index=False)
+    told = live.json("run", name, code=3)
+    assert "kind" in told["message"]
+    assert not (live.project.artifacts(name) / "train").exists()
+    assert name not in {m["name"] for m in live.json("status")["models"]}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda path: path.unlink(), "no such file"),
+        (lambda path: path.write_text("length,width,colour,kind\n"), "row"),
+        (lambda path: path.write_text(path.read_text()[:2000].rsplit(",", 1)[0]), "cut"),
+        (lambda path: path.write_text(path.read_text().replace("kind", "knd", 1)), "kind"),
+    ],
+    ids=["missing file", "empty", "cut in the middle", "column gone"],
+)
+def test_a_broken_file_is_named(live: Live, spoil: object, said: str, request: pytest.FixtureRequest) -> None:
+    name = another_recipe(live, "b" + str(abs(hash(request.node.name)) % 10**6))
+    spoil(live.project.root / f"{name}.csv")  # type: ignore[operator]
+    told = live.json("run", name, code=3)
+    assert said in told["message"].lower(), told
+    assert told["mend"]
+    (live.project.recipes / f"{name}.yaml").unlink()
+
+
+def test_a_changed_sha256_is_refused(live: Live) -> None:
+    name = another_recipe(live, "changed")
+    path = live.project.recipes / f"{name}.yaml"
+    path.write_text(path.read_text().replace("source: changed.csv", f"source: changed.csv\n  sha256: '{'0' * 64}'"))
+    told = live.json("run", name, code=3)
+    assert "sha256" in told["message"] and "0" * 64 in told["message"]
+
+
+def test_a_taken_port_names_its_holder_and_the_setting(live: Live, tmp_path: Path) -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen()
+        taken = str(sock.getsockname()[1])
+        live.run("down")
+        told = live.json("up", code=5, environment={"HEADRACE_DOOR_PORT": taken})
+    assert told["error"] == "PortTaken" and taken in told["message"] and "door_port" in f"{told['mend']}{told['message']}".lower()
+    live.run("up")
+
+
+def test_no_docker_engine_is_said_with_the_mend(live: Live) -> None:
+    told = live.json("run", "tiny", "--on", "docker", "--force", code=5, environment={"HEADRACE_DOCKER_HOST": "unix:///nowhere.sock"})
+    assert told["error"] == "EngineMissing" and "docker" in told["mend"].lower()
+    assert live.json("predict", "tiny", "--sample")["model"] == "tiny"
+
+
+def test_an_unknown_command_or_recipe_ends_with_2(live: Live) -> None:
+    assert "did you mean 'tiny'" in live.json("run", "tinny", code=2)["message"]
+    assert subprocess.run([*"headrace rum tiny".split()], cwd=live.project.root, env=live.environment, capture_output=True).returncode == 2
