@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> str:
     parser.add_argument("--cache", type=Path, default=Path(".headrace/benchmarks"), help="where the digits are kept")
     asked = parser.parse_args(arguments)
     out = asked.out or (None if asked.quick else Path("docs/benchmarks/gate.md"))
+    digits = small_digits() if asked.quick else mnist(asked.cache.resolve())
     started = time.perf_counter()
     trials = 400 if asked.quick else 20_000
     sections = [
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> str:
         power(trials),
         repeated(trials // 10),
         every_metric(40 if asked.quick else 600),
-        *retrained(retrain(small_digits(), QUICK) if asked.quick else retrain(mnist(asked.cache), FULL)),
+        *retrained(retrain(digits, QUICK if asked.quick else FULL)),
     ]
     text = "\n\n".join([HEAD.format(hardware=hardware(), minutes=(time.perf_counter() - started) / 60), *sections]) + "\n"
     print(text)
