@@ -133,8 +133,8 @@ def every_metric(trials: int) -> str:
     with mock.patch.object(paired, "RESAMPLES", 999):
         rows = [row for name, draw in pairs.items() for row in _metric_rows(name, draw, trials)]
     prose = f"""
-{trials:,} releases each on {METRIC_ROWS} test rows. The third column is the textbook bootstrap alone, without the
-swap test that the gate adds to it: where a few rows carry the metric, its 95 % is not 95 %."""
+{trials:,} releases each on {METRIC_ROWS} test rows. *Bootstrap alone* is the
+textbook bound without the swap test that the gate adds to it: where a few rows carry the metric, its 95 % is not 95 %."""
     header = ("models", "metric", "gate: false promotions", "bootstrap alone", "naive", "method")
     return section("Every metric, equal models, simulated", prose, header, rows)
 
