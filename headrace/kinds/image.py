@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.contract import Contract, Feeds, InputField
-from headrace.errors import RecipeError
+from headrace.errors import DataError, RecipeError
 from headrace.kinds.base import Schema, Shape, class_indices, labels_of, plain
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def pixels(frame: pd.DataFrame, recipe: Recipe) -> NDArray[np.uint8]:
 
     Raises:
         RecipeError: `data.image` does not fit the number of pixel columns.
+        DataError: a pixel is no whole number from 0 to 255.
     """
     assert recipe.data.image is not None
     columns = [column for column in frame.columns if column != recipe.data.target]
@@ -71,4 +72,11 @@ def pixels(frame: pd.DataFrame, recipe: Recipe) -> NDArray[np.uint8]:
             where=f"recipes/{recipe.name}.yaml",
             mend="correct data.image, or name the pixel columns in data.columns",
         )
-    return np.ascontiguousarray(frame[columns].to_numpy(dtype=np.uint8)).reshape(-1, height, width)
+    values = frame[columns].to_numpy()
+    if values.dtype != np.uint8:  # a cast alone would wrap 256 to 0 and cut 0.5 to 0
+        wrong = ~np.isin(values, np.arange(256))
+        if wrong.any():
+            row, column = np.argwhere(wrong)[0]
+            raise DataError(f"a pixel is {values[row, column]}", where=f"column {columns[column]}",
+                            mend="bring pixels as whole numbers from 0 to 255 (multiply by 255 where they run from 0 to 1)")
+    return np.ascontiguousarray(values.astype(np.uint8)).reshape(-1, height, width)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from headrace.contract import Contract, Feeds, InputField
 from headrace.errors import DataError
-from headrace.kinds.base import Categorical, Numeric, Schema, Shape, class_indices, labels_of
+from headrace.kinds.base import Categorical, Numeric, Schema, Shape, class_indices, labels_of, plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,10 +49,10 @@ class Tabular:
                 levels = sorted(set(_texts(values.dropna()).tolist()))
                 categorical.append(Categorical(name=name, levels=levels, nullable=bool(values.isna().any())))
             else:
-                numbers = values.to_numpy(dtype=np.float64, na_value=np.nan)
-                std = float(np.nanstd(numbers))
+                numbers = _finite(train, name)
+                mean, std = float(np.nanmean(numbers)), float(np.nanstd(numbers))
                 # A constant column says nothing; dividing by 1 keeps it at zero instead of NaN.
-                numeric.append(Numeric(name=name, mean=float(np.nanmean(numbers)), std=std if std > 0 else 1.0,
+                numeric.append(Numeric(name=name, mean=mean, std=std if _varies(mean, std) else 1.0,
                                        nullable=bool(np.isnan(numbers).any())))
         if not numeric and not categorical:
             raise DataError("no column is left to predict from", where="data.columns", mend="name feature columns beside the target")
@@ -64,9 +64,11 @@ class Tabular:
         return [*numbers, *texts]
 
     def _sample(self, schema: Schema, row: pd.DataFrame) -> dict[str, Any]:
+        """The row as a client would send it; where it lacks a number that the contract asks for, the mean stands."""
         numbers = {c.name: float(_numbers(row, c.name)[0]) for c in schema.numeric}
+        means = {c.name: None if c.nullable else c.mean for c in schema.numeric}
         texts = {c.name: str(_texts(row[c.name])[0]) for c in schema.categorical}
-        return {name: None if value != value else value for name, value in {**numbers, **texts}.items()}
+        return {**{name: means[name] if value != value else value for name, value in numbers.items()}, **texts}
 
 
 class TabularClassification(Tabular):
@@ -98,13 +100,16 @@ class TabularRegression(Tabular):
 
     def fit(self, train: pd.DataFrame, recipe: Recipe) -> Schema:
         numeric, categorical = self._columns(train, recipe)
-        target = train[recipe.data.target].to_numpy(dtype=np.float64)
-        std = float(target.std())
-        if std == 0:
+        target = _finite(train, recipe.data.target)
+        if missing := int(np.isnan(target).sum()):
+            raise DataError(f"{missing} of {len(target)} training rows have no value", where=f"column {recipe.data.target}",
+                            mend=f"add {recipe.data.target} to data.drop_missing")
+        mean, std = float(target.mean()), float(target.std())
+        if not _varies(mean, std):
             raise DataError(f"every training row has the same value, {target[0]:g}", where=f"column {recipe.data.target}",
                             mend="bring data in which the target varies, or name another column as data.target")
         return Schema(shape=_shape(numeric, categorical, 1), numeric=numeric, categorical=categorical,
-                      target_mean=float(target.mean()), target_std=std)
+                      target_mean=mean, target_std=std)
 
     def targets(self, frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> NDArray[Any]:
         return _numbers(frame, recipe.data.target)
@@ -130,13 +135,36 @@ def _numbers(frame: pd.DataFrame, name: str) -> NDArray[np.float32]:
     return frame[name].to_numpy(dtype=np.float64, na_value=np.nan).astype(np.float32)
 
 
+def _finite(frame: pd.DataFrame, name: str) -> NDArray[np.float64]:
+    """Numbers of a column, NaN for missing.
+
+    Raises:
+        DataError: a value that is no number, infinite, or beyond float32, in which the network computes.
+    """
+    try:
+        numbers: NDArray[np.float64] = frame[name].to_numpy(dtype=np.float64, na_value=np.nan)
+    except (ValueError, TypeError):
+        raise DataError(f"holds {frame[name].dropna().iloc[0]!r}, which is no number", where=f"column {name}",
+                        mend="name another column, or a task that predicts classes") from None
+    if (wrong := np.abs(numbers) > np.finfo(np.float32).max).any():
+        raise DataError(f"{int(wrong.sum())} training rows are infinite or too large, such as {numbers[wrong][0]:g}",
+                        where=f"column {name}", mend=f"expect values of {name} to be between bounds, or leave the column out")
+    return numbers
+
+
+def _varies(mean: float, std: float) -> bool:
+    """Whether values differ by more than float32 can tell; float64's own rounding makes a constant's std not quite zero."""
+    return std > np.finfo(np.float32).eps * abs(mean) and std > np.finfo(np.float32).tiny
+
+
 def _texts(values: pd.Series[Any]) -> NDArray[Any]:
-    """Categories as text, whole numbers without a fraction, and nothing as the empty text."""
+    """Categories as text, each by itself (1.0 is `1` beside 2.5 too), and nothing as the empty text."""
     import pandas as pd
 
-    if pd.api.types.is_float_dtype(values) and (values.dropna() % 1 == 0).all():
-        values = values.astype("Int64")
-    return values.astype("string").fillna("").to_numpy(dtype=object)
+    if isinstance(values.dtype, pd.StringDtype):
+        return values.fillna("").to_numpy(dtype=object)
+    codes, found = pd.factorize(values)
+    return np.array([*(str(plain(value)) for value in found), ""], dtype=object)[codes]
 
 
 def _indices(values: pd.Series[Any], levels: list[str]) -> NDArray[np.int64]:
