@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from headrace.project import Project
 from headrace.settings import Settings
+from tests.conftest import table
 
 HEADRACE = str(Path(sys.executable).with_name("headrace"))
 SECONDS = 240
@@ -81,3 +84,15 @@ def steps_until(process: subprocess.Popen[str], step: str | None) -> Sequence[st
             if seen[-1] == step:
                 break
     return seen
+
+
+def another_recipe(live: Live, name: str, **sections: dict[str, object]) -> str:
+    """A recipe of its own data, so that a release of it has every step to do."""
+    recipe = yaml.safe_load((live.project.recipes / "tiny.yaml").read_text())
+    recipe |= {"name": name, "gate": {"require": {"accuracy": ">= 0.5"}}}
+    recipe["data"] = {**recipe["data"], "source": f"{name}.csv"}
+    for section, fields in sections.items():
+        recipe[section] = {**recipe[section], **fields}
+    table(300, seed=sum(name.encode())).to_csv(live.project.root / f"{name}.csv", index=False)
+    (live.project.recipes / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
+    return name

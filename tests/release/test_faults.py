@@ -18,21 +18,9 @@ import yaml
 from headrace import journal
 from headrace.settings import database
 from tests.conftest import table
-from tests.release.live import Live, kill_group, steps_until
+from tests.release.live import Live, another_recipe, kill_group, steps_until
 
 STEPS = ["ingest", "validate", "prepare", "train", "export", "evaluate", "register", "judge", "package", "roll out"]
-
-
-def another_recipe(live: Live, name: str, **sections: dict[str, object]) -> str:
-    """A recipe of its own data, so that a release of it has every step to do."""
-    recipe = yaml.safe_load((live.project.recipes / "tiny.yaml").read_text())
-    recipe |= {"name": name, "gate": {"require": {"accuracy": ">= 0.5"}}}
-    recipe["data"] = {**recipe["data"], "source": f"{name}.csv"}
-    for section, fields in sections.items():
-        recipe[section] = {**recipe[section], **fields}
-    table(300, seed=sum(name.encode())).to_csv(live.project.root / f"{name}.csv", index=False)
-    (live.project.recipes / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
-    return name
 
 
 def stages_of(live: Live) -> list[psutil.Process]:

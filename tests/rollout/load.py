@@ -13,7 +13,11 @@ from typing import Any
 class Load:
     """Threads that call one model until the block ends; `answers` counts versions, `failures` says what went wrong."""
 
-    def __init__(self, port: int, model: str, fast: int = 4, slow: int = 3, fresh: int = 2) -> None:
+    def __init__(
+        self, port: int, model: str, fast: int = 4, slow: int = 3, fresh: int = 2, instance: dict[str, Any] | None = None
+    ) -> None:
+        """`instance` is what clients send; without one, slow clients ask the echo replica to wait."""
+        self._instance = instance
         self.answers: Counter[str] = Counter()
         self.failures: list[str] = []
         self._stopped = threading.Event()
@@ -40,19 +44,24 @@ class Load:
             time.sleep(0.01)
 
     def _client(self, port: int, model: str, wait: float, keep: bool) -> None:
-        body = json.dumps({"instances": [{"wait": wait}]})
+        body = json.dumps({"instances": [self._instance or {"wait": wait}]}).encode()
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
         while not self._stopped.is_set():
             try:
                 headers = {"content-type": "application/json", **({} if keep else {"connection": "close"})}
-                connection.request("POST", f"/v1/models/{model}/predict", body, headers)
+                connection.putrequest("POST", f"/v1/models/{model}/predict")
+                for name, value in {**headers, "content-length": str(len(body))}.items():
+                    connection.putheader(name, value)
+                connection.endheaders(body[:10])
+                time.sleep(wait if self._instance else 0.0)  # a slow client is still sending when replicas change
+                connection.send(body[10:])
                 response = connection.getresponse()
                 raw = response.read()
                 self._count(response.status, raw)
             except (OSError, http.client.HTTPException) as error:
                 self._fail(f"{type(error).__name__}: {error}")
                 connection.close()
-            time.sleep(0.002)  # bounded: the tests share their machine
+            time.sleep(0.02 if self._instance else 0.002)  # bounded: the tests share their machine
 
     def _count(self, status: int, raw: bytes) -> None:
         if status != 200:

@@ -1,0 +1,57 @@
+"""Releases under a steady load: replicas are swapped, and no request fails. As processes and as containers."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import yaml
+
+from headrace.settings import Settings
+from tests.conftest import ROOT
+from tests.release.live import Live, another_recipe
+from tests.rollout.load import Load
+
+INSTANCE = {"length": 3.0, "width": 0.5, "colour": "red"}
+
+
+def release_under_load(live: Live, name: str, on: str, versions: str) -> Load:
+    """Releases version 1 of a model, then `versions` while clients call it."""
+    another_recipe(live, name)
+    live.run("run", name, "--on", on)
+    with Load(int(live.ports["HEADRACE_DOOR_PORT"]), name, fast=2, slow=2, fresh=1, instance=INSTANCE) as load:
+        load.wait_for("1")
+        for version in versions:
+            path = live.project.recipes / f"{name}.yaml"
+            recipe = yaml.safe_load(path.read_text())
+            recipe["train"]["seed"] = int(version)
+            path.write_text(yaml.safe_dump(recipe))
+            assert live.json("run", name, "--on", on)["version"] == version
+            load.wait_for(version)
+    return load
+
+
+def test_no_request_fails_while_processes_are_swapped(live: Live) -> None:
+    load = release_under_load(live, "swapped", "processes", "23")
+    assert load.failures == []
+    assert all(load.answers[version] for version in "123")
+
+
+def test_no_request_fails_while_containers_are_swapped(live: Live, docker_engine: Settings) -> None:
+    shutil.copytree(ROOT / "wheelhouse", live.project.wheelhouse, dirs_exist_ok=True)
+    load = release_under_load(live, "shipped", "docker", "2")
+    assert load.failures == []
+    assert all(load.answers[version] for version in "12")
+    model = next(m for m in live.json("status")["models"] if m["name"] == "shipped")
+    assert (model["replicas"], model["ready"]) == (2, 2)
+    assert "image" in {link["link"] for link in live.json("trace", "shipped@2")["chain"]}
+    assert live.run("logs", "shipped").stdout
+
+
+@pytest.mark.parametrize("on", ["processes", "docker"])
+def test_where_replicas_run_may_change_without_a_lost_request(live: Live, docker_engine: Settings, on: str) -> None:
+    with Load(int(live.ports["HEADRACE_DOOR_PORT"]), "shipped", fast=2, slow=2, fresh=1, instance=INSTANCE) as load:
+        load.wait_for("2")
+        live.run("run", "shipped", "--on", on)
+        load.wait_for("2", 200)
+    assert load.failures == []
