@@ -75,7 +75,12 @@ def export_graph(model: ServedModel, schema: Schema, example: dict[str, torch.Te
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            model, tuple(example.values()), input_names=list(example), output_names=["answer"], dynamo=True, verbose=False,
+            model,
+            tuple(example.values()),
+            input_names=list(example),
+            output_names=["answer"],
+            dynamo=True,
+            verbose=False,
             dynamic_shapes={"inputs": tuple({0: torch.export.Dim("rows")} for _ in example)},
         )
     assert program is not None
@@ -99,8 +104,14 @@ def with_columns(graph: onnx.ModelProto, schema: Schema) -> onnx.ModelProto:
     texts = [helper.make_tensor_value_info(c.name, TensorProto.STRING, ["rows"]) for c in schema.categorical]
     encoders = [
         helper.make_node(
-            "LabelEncoder", [column.name], [f"columns/index_{i}"], domain="ai.onnx.ml", keys_strings=column.levels,
-            values_int64s=list(range(1, len(column.levels) + 1)), default_int64=0)
+            "LabelEncoder",
+            [column.name],
+            [f"columns/index_{i}"],
+            domain="ai.onnx.ml",
+            keys_strings=column.levels,
+            values_int64s=list(range(1, len(column.levels) + 1)),
+            default_int64=0,
+        )
         for i, column in enumerate(schema.categorical)
     ]
     stacks = [
@@ -112,8 +123,9 @@ def with_columns(graph: onnx.ModelProto, schema: Schema) -> onnx.ModelProto:
     inputs, nodes = [*numbers, *texts], [*encoders, *stacks]
 
     opsets = [*graph.opset_import, helper.make_opsetid("ai.onnx.ml", ML_OPSET)]
-    columns_graph = helper.make_model(helper.make_graph(nodes, "columns", inputs, outputs, [axis]),
-                                      opset_imports=opsets, ir_version=graph.ir_version)
+    columns_graph = helper.make_model(
+        helper.make_graph(nodes, "columns", inputs, outputs, [axis]), opset_imports=opsets, ir_version=graph.ir_version
+    )
     core = onnx.ModelProto()
     core.CopyFrom(graph)
     core.opset_import.append(helper.make_opsetid("ai.onnx.ml", ML_OPSET))
@@ -131,8 +143,13 @@ def _stack(matrix: str, columns: list[str]) -> list[onnx.NodeProto]:
 
     if not columns:
         return []
-    upright = [helper.make_node("Unsqueeze", [name, "columns/axis"], [f"columns/{matrix}_{i}"]) for i, name in enumerate(columns)]
-    return [*upright, helper.make_node("Concat", [f"columns/{matrix}_{i}" for i in range(len(columns))], [f"columns/{matrix}"], axis=1)]
+    upright = [
+        helper.make_node("Unsqueeze", [name, "columns/axis"], [f"columns/{matrix}_{i}"]) for i, name in enumerate(columns)
+    ]
+    return [
+        *upright,
+        helper.make_node("Concat", [f"columns/{matrix}_{i}" for i in range(len(columns))], [f"columns/{matrix}"], axis=1),
+    ]
 
 
 def rename_output(graph: onnx.ModelProto, old: str, new: str) -> None:
@@ -159,8 +176,9 @@ def run_graph(path: Path, feeds: Feeds, batch: int = 4096) -> NDArray[Any]:
     return np.concatenate(parts)
 
 
-def check_parity(model: ServedModel, path: Path, test: pd.DataFrame, schema: Schema, recipe: Recipe,
-                 contract: Contract) -> dict[str, float]:
+def check_parity(
+    model: ServedModel, path: Path, test: pd.DataFrame, schema: Schema, recipe: Recipe, contract: Contract
+) -> dict[str, float]:
     """Largest difference between torch and the graph on test rows, in batches of each size in `PARITY_ROWS`.
 
     Raises:
@@ -179,7 +197,8 @@ def check_parity(model: ServedModel, path: Path, test: pd.DataFrame, schema: Sch
         largest = float(np.maximum(largest, np.abs(wanted - got).max() / scale))
     if not largest <= TOLERANCE:
         raise ExportError(
-            f"the exported graph differs from torch by {largest:.2g} (allowed: {TOLERANCE:g})", where=f"artifacts/{recipe.name}/export",
+            f"the exported graph differs from torch by {largest:.2g} (allowed: {TOLERANCE:g})",
+            where=f"artifacts/{recipe.name}/export",
             mend="look for an operation in the model that ONNX computes otherwise; headrace/models/ is where the models are",
         )
     return {"largest_relative_difference": largest, "tolerance": TOLERANCE}

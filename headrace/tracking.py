@@ -39,7 +39,9 @@ class Run:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        metrics = [Metric(name, value, now, int(row["epoch"])) for row in rows for name, value in row.items() if name != "epoch"]
+        metrics = [
+            Metric(name, value, now, int(row["epoch"])) for row in rows for name, value in row.items() if name != "epoch"
+        ]
         with registry_errors(self.project):
             for start in range(0, len(metrics), 1000):  # MLflow's limit for one batch
                 client(self.project).log_batch(self.id, metrics[start : start + 1000])
@@ -103,7 +105,7 @@ def registry_errors(project: Project) -> Iterator[None]:
         said = str(error)
         where = str(project.mlruns.relative_to(project.root) / "mlflow.db")
         mends = {
-            "database is locked": "another program holds a lock: close it (a database browser, a backup), then run the same command",
+            "database is locked": "close what holds the lock (a database browser, a backup), then run the same command",
             "readonly database": f"make it writable: chmod u+w {where} {where.rsplit('/', 1)[0]}",
             "read-only": f"make it writable: chmod u+w {where} {where.rsplit('/', 1)[0]}",
             "unable to open database": f"make {where.rsplit('/', 1)[0]} a folder that this user can write",
@@ -121,7 +123,9 @@ def registry_errors(project: Project) -> Iterator[None]:
 def _search(experiment: str, project: Project, query: str) -> MlflowRun | None:
     store = client(project)
     found = store.get_experiment_by_name(experiment)
-    runs = store.search_runs([found.experiment_id], query, max_results=1, order_by=["attributes.start_time DESC"]) if found else []
+    runs = (
+        store.search_runs([found.experiment_id], query, max_results=1, order_by=["attributes.start_time DESC"]) if found else []
+    )
     return runs[0] if runs else None
 
 
@@ -133,8 +137,11 @@ def _create(recipe: Recipe, project: Project, tags: dict[str, str]) -> str:
     location = None if load_settings(project).tracking_uri else f"{artifact_root(project)}/{recipe.name}"
     experiment = found.experiment_id if found else store.create_experiment(recipe.name, artifact_location=location)
     run = store.create_run(experiment)
-    store.log_batch(run.info.run_id, params=[Param(k, v) for k, v in parameters(recipe).items()],
-                    tags=[RunTag(k, v) for k, v in tags.items()])
+    store.log_batch(
+        run.info.run_id,
+        params=[Param(k, v) for k, v in parameters(recipe).items()],
+        tags=[RunTag(k, v) for k, v in tags.items()],
+    )
     return str(run.info.run_id)
 
 

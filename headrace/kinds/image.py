@@ -77,6 +77,9 @@ def pixels(frame: pd.DataFrame, recipe: Recipe) -> NDArray[np.uint8]:
         wrong = ~np.isin(values, np.arange(256))
         if wrong.any():
             row, column = np.argwhere(wrong)[0]
-            raise DataError(f"a pixel is {values[row, column]}", where=f"column {columns[column]}",
-                            mend="bring pixels as whole numbers from 0 to 255 (multiply by 255 where they run from 0 to 1)")
+            raise DataError(
+                f"a pixel is {values[row, column]}",
+                where=f"column {columns[column]}",
+                mend="bring pixels as whole numbers from 0 to 255 (multiply by 255 where they run from 0 to 1)",
+            )
     return np.ascontiguousarray(values.astype(np.uint8)).reshape(-1, height, width)

@@ -43,8 +43,11 @@ class Tabular:
         for name in (str(column) for column in train.columns if column != recipe.data.target):
             values = train[name]
             if values.isna().all():
-                raise DataError("no training row has a value here", where=f"column {name}",
-                                mend="leave the column out (data.columns), or bring data that fills it")
+                raise DataError(
+                    "no training row has a value here",
+                    where=f"column {name}",
+                    mend="leave the column out (data.columns), or bring data that fills it",
+                )
             if name in named or not pd.api.types.is_numeric_dtype(values):
                 levels = sorted(set(_texts(values.dropna()).tolist()))
                 categorical.append(Categorical(name=name, levels=levels, nullable=bool(values.isna().any())))
@@ -52,10 +55,15 @@ class Tabular:
                 numbers = _finite(train, name)
                 mean, std = float(np.nanmean(numbers)), float(np.nanstd(numbers))
                 # A constant column says nothing; dividing by 1 keeps it at zero instead of NaN.
-                numeric.append(Numeric(name=name, mean=mean, std=std if _varies(mean, std) else 1.0,
-                                       nullable=bool(np.isnan(numbers).any())))
+                numeric.append(
+                    Numeric(
+                        name=name, mean=mean, std=std if _varies(mean, std) else 1.0, nullable=bool(np.isnan(numbers).any())
+                    )
+                )
         if not numeric and not categorical:
-            raise DataError("no column is left to predict from", where="data.columns", mend="name feature columns beside the target")
+            raise DataError(
+                "no column is left to predict from", where="data.columns", mend="name feature columns beside the target"
+            )
         return numeric, categorical
 
     def _inputs(self, schema: Schema) -> list[InputField]:
@@ -84,8 +92,14 @@ class TabularClassification(Tabular):
 
     def contract(self, schema: Schema, recipe: Recipe, sample: pd.DataFrame) -> Contract:
         return Contract(
-            model=recipe.name, task=recipe.task, inputs=self._inputs(schema), output="probabilities", labels=schema.labels,
-            target=recipe.data.target, sample=self._sample(schema, sample), threads=recipe.serve.threads,
+            model=recipe.name,
+            task=recipe.task,
+            inputs=self._inputs(schema),
+            output="probabilities",
+            labels=schema.labels,
+            target=recipe.data.target,
+            sample=self._sample(schema, sample),
+            threads=recipe.serve.threads,
         )
 
     def evaluate(self, frame: pd.DataFrame, outputs: NDArray[Any], schema: Schema, recipe: Recipe) -> Evaluation:
@@ -102,22 +116,34 @@ class TabularRegression(Tabular):
         numeric, categorical = self._columns(train, recipe)
         target = _finite(train, recipe.data.target)
         if missing := int(np.isnan(target).sum()):
-            raise DataError(f"{missing} of {len(target)} training rows have no value", where=f"column {recipe.data.target}",
-                            mend=f"add {recipe.data.target} to data.drop_missing")
+            raise DataError(
+                f"{missing} of {len(target)} training rows have no value",
+                where=f"column {recipe.data.target}",
+                mend=f"add {recipe.data.target} to data.drop_missing",
+            )
         mean, std = float(target.mean()), float(target.std())
         if not _varies(mean, std):
-            raise DataError(f"every training row has the same value, {target[0]:g}", where=f"column {recipe.data.target}",
-                            mend="bring data in which the target varies, or name another column as data.target")
-        return Schema(shape=_shape(numeric, categorical, 1), numeric=numeric, categorical=categorical,
-                      target_mean=mean, target_std=std)
+            raise DataError(
+                f"every training row has the same value, {target[0]:g}",
+                where=f"column {recipe.data.target}",
+                mend="bring data in which the target varies, or name another column as data.target",
+            )
+        return Schema(
+            shape=_shape(numeric, categorical, 1), numeric=numeric, categorical=categorical, target_mean=mean, target_std=std
+        )
 
     def targets(self, frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> NDArray[Any]:
         return _numbers(frame, recipe.data.target)
 
     def contract(self, schema: Schema, recipe: Recipe, sample: pd.DataFrame) -> Contract:
         return Contract(
-            model=recipe.name, task=recipe.task, inputs=self._inputs(schema), output="value",
-            target=recipe.data.target, sample=self._sample(schema, sample), threads=recipe.serve.threads,
+            model=recipe.name,
+            task=recipe.task,
+            inputs=self._inputs(schema),
+            output="value",
+            target=recipe.data.target,
+            sample=self._sample(schema, sample),
+            threads=recipe.serve.threads,
         )
 
     def evaluate(self, frame: pd.DataFrame, outputs: NDArray[Any], schema: Schema, recipe: Recipe) -> Evaluation:
@@ -144,17 +170,23 @@ def _finite(frame: pd.DataFrame, name: str) -> NDArray[np.float64]:
     try:
         numbers: NDArray[np.float64] = frame[name].to_numpy(dtype=np.float64, na_value=np.nan)
     except (ValueError, TypeError):
-        raise DataError(f"holds {frame[name].dropna().iloc[0]!r}, which is no number", where=f"column {name}",
-                        mend="name another column, or a task that predicts classes") from None
+        raise DataError(
+            f"holds {frame[name].dropna().iloc[0]!r}, which is no number",
+            where=f"column {name}",
+            mend="name another column, or a task that predicts classes",
+        ) from None
     if (wrong := np.abs(numbers) > np.finfo(np.float32).max).any():
-        raise DataError(f"{int(wrong.sum())} training rows are infinite or too large, such as {numbers[wrong][0]:g}",
-                        where=f"column {name}", mend=f"expect values of {name} to be between bounds, or leave the column out")
+        raise DataError(
+            f"{int(wrong.sum())} training rows are infinite or too large, such as {numbers[wrong][0]:g}",
+            where=f"column {name}",
+            mend=f"expect values of {name} to be between bounds, or leave the column out",
+        )
     return numbers
 
 
 def _varies(mean: float, std: float) -> bool:
     """Whether values differ by more than float32 can tell; float64's own rounding makes a constant's std not quite zero."""
-    return std > np.finfo(np.float32).eps * abs(mean) and std > np.finfo(np.float32).tiny
+    return bool(std > np.finfo(np.float32).eps * abs(mean) and std > np.finfo(np.float32).tiny)
 
 
 def _texts(values: pd.Series[Any]) -> NDArray[Any]:

@@ -19,8 +19,10 @@ def choose_device(wanted: str) -> torch.device:
         TrainingError: `cuda` is asked for and there is none.
     """
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise TrainingError("train.device is `cuda`, and torch sees no CUDA GPU here",
-                            mend="set train.device to `auto` in the recipe, or train on a machine with a GPU")
+        raise TrainingError(
+            "train.device is `cuda`, and torch sees no CUDA GPU here",
+            mend="set train.device to `auto` in the recipe, or train on a machine with a GPU",
+        )
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 

@@ -66,8 +66,9 @@ def fit(
     progress = checkpoint.load(checkpoint_path, fingerprint, parts, shuffle) or Progress()
 
     while progress.epoch < config.epochs and not has_stalled(progress, config):
-        train_loss = train_epoch(model, train, config.batch_size, optimizer, schedule, shuffle,
-                                 lambda step: on_step(progress.epoch + 1, step))
+        train_loss = train_epoch(
+            model, train, config.batch_size, optimizer, schedule, shuffle, lambda step: on_step(progress.epoch + 1, step)
+        )
         val_loss, val_metric = evaluate(model, validation)
         record(progress, train_loss, val_loss, val_metric, float(schedule.get_last_lr()[0]), model)
         check_finite(progress, config)
@@ -98,7 +99,9 @@ def train_epoch(
     return float(total) / len(train)
 
 
-def train_step(model: ServedModel, inputs: tuple[Tensor, ...], target: Tensor, optimizer: Optimizer, schedule: LRScheduler) -> Tensor:
+def train_step(
+    model: ServedModel, inputs: tuple[Tensor, ...], target: Tensor, optimizer: Optimizer, schedule: LRScheduler
+) -> Tensor:
     """Forward, backward, update. Returns the loss, detached."""
     with mixed_precision(target.device):
         loss = model.loss(model.raw(*inputs), target)
@@ -134,8 +137,9 @@ def record(progress: Progress, train_loss: float, val_loss: float, val_metric: f
     """Adds an epoch to the history, and keeps its weights if it is the best so far."""
     progress.epoch += 1
     metric = "val_accuracy" if model.classifies else "val_mae"
-    progress.history.append({"epoch": progress.epoch, "train_loss": train_loss, "val_loss": val_loss, metric: val_metric,
-                             "learning_rate": rate})
+    progress.history.append(
+        {"epoch": progress.epoch, "train_loss": train_loss, "val_loss": val_loss, metric: val_metric, "learning_rate": rate}
+    )
     if val_loss < progress.best_val_loss:
         progress.best_val_loss, progress.best_epoch = val_loss, progress.epoch
         progress.best_weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
@@ -151,7 +155,7 @@ def check_finite(progress: Progress, config: TrainConfig) -> None:
     if not (math.isfinite(last["train_loss"]) and math.isfinite(last["val_loss"])):
         raise TrainingError(
             f"the loss became {last['train_loss']} (training) and {last['val_loss']} (validation) in epoch {progress.epoch}",
-            mend=f"lower train.learning_rate (it is {config.learning_rate:g}), and look for extreme values: headrace expectations",
+            mend=f"lower train.learning_rate (now {config.learning_rate:g}), or look for extreme values: headrace expectations",
         )
 
 

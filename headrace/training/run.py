@@ -38,7 +38,8 @@ def train_model(recipe: Recipe, project: Project) -> None:
     seed_everything(recipe.train.seed)
     kind, schema = kind_of(recipe.task), Schema.read(prepared / "schema.json")
     train, validation = (
-        to_device(pd.read_parquet(prepared / f"{name}.parquet"), kind, schema, recipe, device) for name in ("train", "validation")
+        to_device(pd.read_parquet(prepared / f"{name}.parquet"), kind, schema, recipe, device)
+        for name in ("train", "validation")
     )
     model = ServedModel(recipe.model, schema).to(device)
     if schema.shape.image:
@@ -47,11 +48,14 @@ def train_model(recipe: Recipe, project: Project) -> None:
     checkpoint_path = project.state / "checkpoints" / f"{recipe.name}.pt"
     with watch(recipe, project, device, len(train), fingerprint_of(recipe, prepared)) as watcher:
         try:
-            progress = fit(model, train, validation, recipe.train, checkpoint_path, watcher.fingerprint,
-                           watcher.on_epoch, watcher.on_step)
+            progress = fit(
+                model, train, validation, recipe.train, checkpoint_path, watcher.fingerprint, watcher.on_epoch, watcher.on_step
+            )
         except torch.cuda.OutOfMemoryError:
-            raise TrainingError(f"the GPU's memory does not suffice for batches of {recipe.train.batch_size} rows",
-                                mend="lower train.batch_size in the recipe") from None
+            raise TrainingError(
+                f"the GPU's memory does not suffice for batches of {recipe.train.batch_size} rows",
+                mend="lower train.batch_size in the recipe",
+            ) from None
         write_outputs(out, model, progress, recipe, device, len(train), len(validation))
         watcher.finish(out / "model.pt")
     checkpoint_path.unlink(missing_ok=True)
@@ -59,8 +63,10 @@ def train_model(recipe: Recipe, project: Project) -> None:
 
 def to_device(frame: pd.DataFrame, kind: Kind, schema: Schema, recipe: Recipe, device: torch.device) -> Split:
     inputs = kind.encode(frame, schema, recipe)
-    return Split(tuple(torch.from_numpy(array).to(device) for array in inputs.values()),
-                 torch.from_numpy(kind.targets(frame, schema, recipe)).to(device))
+    return Split(
+        tuple(torch.from_numpy(array).to(device) for array in inputs.values()),
+        torch.from_numpy(kind.targets(frame, schema, recipe)).to(device),
+    )
 
 
 def fingerprint_of(recipe: Recipe, prepared: Path) -> str:
@@ -71,25 +77,37 @@ def fingerprint_of(recipe: Recipe, prepared: Path) -> str:
     return digest.hexdigest()
 
 
-def write_outputs(out: Path, model: ServedModel, progress: Progress, recipe: Recipe, device: torch.device,
-                  train_rows: int, validation_rows: int) -> None:
+def write_outputs(
+    out: Path,
+    model: ServedModel,
+    progress: Progress,
+    recipe: Recipe,
+    device: torch.device,
+    train_rows: int,
+    validation_rows: int,
+) -> None:
     out.mkdir(parents=True, exist_ok=True)
     weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
     write_with(out / "model.pt", lambda beside: save_weights(weights, beside))
     with whole(out / "curves.csv") as beside, beside.open("w", newline="") as handle:
         writer = csv.DictWriter(handle, progress.history[0], lineterminator="\n")
         writer.writeheader()
-        writer.writerows({name: int(v) if name == "epoch" else round(v, 8) for name, v in row.items()} for row in progress.history)
-    write_json(out / "summary.json", {
-        "epochs": progress.epoch,
-        "best_epoch": progress.best_epoch,
-        "val_loss": round(progress.best_val_loss, 8),
-        "train_rows": train_rows,
-        "validation_rows": validation_rows,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "device": device.type,
-        "stopped_early": progress.epoch < recipe.train.epochs,
-    })
+        writer.writerows(
+            {name: int(v) if name == "epoch" else round(v, 8) for name, v in row.items()} for row in progress.history
+        )
+    write_json(
+        out / "summary.json",
+        {
+            "epochs": progress.epoch,
+            "best_epoch": progress.best_epoch,
+            "val_loss": round(progress.best_val_loss, 8),
+            "train_rows": train_rows,
+            "validation_rows": validation_rows,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "device": device.type,
+            "stopped_early": progress.epoch < recipe.train.epochs,
+        },
+    )
 
 
 def save_weights(weights: dict[str, torch.Tensor], path: Path) -> None:

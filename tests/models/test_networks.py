@@ -1,0 +1,64 @@
+"""The networks against forward passes written out by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from headrace.kinds.base import Shape
+from headrace.models.registry import CNNConfig, MLPConfig, build
+
+
+def parameters(network: torch.nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (7, 5), (1, 9), (1, 1), (3, 2)])
+def test_cnn_is_conv_relu_pool_then_linear(height: int, width: int) -> None:
+    torch.manual_seed(0)
+    network = build(CNNConfig(channels=[2, 3], dropout=0.5), Shape(image=(1, height, width), outputs=4)).eval()
+    w: dict[str, Any] = dict(network.named_parameters())
+    x = torch.randn(5, 1, height, width)
+    h = x
+    for block in ("features.0", "features.3"):
+        h = F.relu(F.conv2d(h, w[f"{block}.weight"], w[f"{block}.bias"], padding=1))
+        # pooling that keeps odd borders: pad with what can never be the largest
+        h = F.max_pool2d(F.pad(h, (0, h.shape[3] % 2, 0, h.shape[2] % 2), value=float("-inf")), 2)
+    wanted = h.flatten(1) @ w["head.2.weight"].T + w["head.2.bias"]
+    torch.testing.assert_close(network(x), wanted)
+    assert network(x).shape == (5, 4)
+
+
+def test_cnn_parameters_are_counted_by_hand() -> None:
+    network = build(CNNConfig(channels=[32, 64]), Shape(image=(1, 28, 28), outputs=10))
+    assert parameters(network) == (9 * 32 + 32) + (32 * 9 * 64 + 64) + (64 * 7 * 7 * 10 + 10)
+
+
+def test_mlp_is_embeddings_beside_numbers_then_relu_layers() -> None:
+    torch.manual_seed(0)
+    network = build(MLPConfig(hidden=[6, 5], embedding=3, dropout=0.5), Shape(numeric=2, cardinalities=(3, 20), outputs=4)).eval()
+    w: dict[str, Any] = dict(network.named_parameters())
+    numeric, categorical = torch.randn(7, 2), torch.randint(0, 3, (7, 2))
+    first, second = w["embeddings.0.weight"][categorical[:, 0]], w["embeddings.1.weight"][categorical[:, 1]]
+    h = torch.cat([numeric, first, second], 1)
+    h = (h @ w["layers.0.weight"].T + w["layers.0.bias"]).clamp(min=0)
+    h = (h @ w["layers.3.weight"].T + w["layers.3.bias"]).clamp(min=0)
+    torch.testing.assert_close(network(numeric, categorical), h @ w["layers.6.weight"].T + w["layers.6.bias"])
+
+
+@pytest.mark.parametrize(("entries", "width"), [(2, 1), (3, 2), (5, 3), (15, 8), (16, 8), (1000, 8)])
+def test_an_embedding_is_half_its_vocabulary_and_at_most_what_the_recipe_says(entries: int, width: int) -> None:
+    network = build(MLPConfig(hidden=[], embedding=8), Shape(cardinalities=(entries,), outputs=3))
+    assert parameters(network) == entries * width + (width * 3 + 3)
+
+
+def test_dropout_acts_in_training_alone() -> None:
+    torch.manual_seed(0)
+    network = build(MLPConfig(hidden=[64], dropout=0.5), Shape(numeric=3, outputs=2))
+    inputs = torch.randn(4, 3), torch.zeros((4, 0), dtype=torch.int64)
+    assert not torch.equal(network(*inputs), network(*inputs))
+    network.eval()
+    assert torch.equal(network(*inputs), network(*inputs))
