@@ -41,8 +41,11 @@ def _cause(error: BaseException) -> BaseException:
     from headrace.errors import ServiceError
 
     if isinstance(error, httpx.TransportError) or type(error).__name__ == "PrefectHTTPStatusError":
-        return ServiceError(f"the Prefect server stopped answering: {error}", where="prefect-server",
-                            mend="headrace up starts it again; then run the same command")
+        return ServiceError(
+            f"the Prefect server stopped answering: {error}",
+            where="prefect-server",
+            mend="headrace up starts it again; then run the same command",
+        )
     return error
 
 

@@ -78,7 +78,8 @@ def _compare(recipe: Recipe, artifacts: Path, champion: Version, test: Any) -> C
     except (KeyError, ValueError) as error:
         raise HeadraceError(
             f"the champion {champion.name} cannot answer for these rows ({error}): its columns differ",
-            where=f"recipes/{recipe.name}.yaml", mend="remove gate.beat_champion for this one release, or give the recipe another name",
+            where=f"recipes/{recipe.name}.yaml",
+            mend="remove gate.beat_champion for this one release, or give the recipe another name",
         ) from error
     labels, known = (Contract.read(folder / "contract.json").labels for folder in (artifacts / "export", champion.folder))
     if labels is not None and known is not None:

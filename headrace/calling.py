@@ -48,7 +48,9 @@ class Door:
         if response.status_code == 404:
             raise UsageError(said, where=self._base, mend=f"headrace run {model}, or see what is served: headrace status")
         if response.status_code in (400, 413, 415, 422):
-            raise DataError(said, where=f"{self._base}{path}", mend=f"see the fields the model takes: curl {self._base}/v1/models/{model}")
+            raise DataError(
+                said, where=f"{self._base}{path}", mend=f"see the fields the model takes: curl {self._base}/v1/models/{model}"
+            )
         raise ServiceError(f"{response.status_code}: {said}", where=self._base, mend=f"headrace logs {model}")
 
 

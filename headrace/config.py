@@ -281,7 +281,9 @@ def parse_recipe(text: str, where: str) -> Recipe:
     except ValidationError as error:
         mistakes = [_explain(mistake) for mistake in error.errors()]
         mend = f"edit {where}, then: headrace check {Path(where).stem}"
-        raise RecipeError("\n".join(f"{where}: {m}" if i else m for i, m in enumerate(mistakes)), where=where, mend=mend) from None
+        raise RecipeError(
+            "\n".join(f"{where}: {m}" if i else m for i, m in enumerate(mistakes)), where=where, mend=mend
+        ) from None
 
 
 @cache

@@ -124,9 +124,13 @@ class InputField(BaseModel):
             raise ContractViolation(path, f"a number that fits {self.dtype}", f"{np.nanmax(np.abs(numbers)):g}")
         low, high = self._bounds
         if (low is not None and (numbers < low).any()) or (high is not None and (numbers > high).any()):
-            raise ContractViolation(path, f"values from {low:g} to {high:g}" if low is not None and high is not None
-                                    else f"values {'at least' if high is None else 'at most'} {low if high is None else high:g}",
-                                    f"{np.nanmin(numbers):g} to {np.nanmax(numbers):g}" if self.shape else f"{float(numbers):g}")
+            raise ContractViolation(
+                path,
+                f"values from {low:g} to {high:g}"
+                if low is not None and high is not None
+                else f"values {'at least' if high is None else 'at most'} {low if high is None else high:g}",
+                f"{np.nanmin(numbers):g} to {np.nanmax(numbers):g}" if self.shape else f"{float(numbers):g}",
+            )
 
     @property
     def _bounds(self) -> tuple[float | None, float | None]:
@@ -168,9 +172,13 @@ class Contract(BaseModel):
         names = {field.name for field in self.inputs}
         for i, instance in enumerate(instances):
             if not isinstance(instance, dict):
-                raise ContractViolation(f"{start}.{i}", "an object with the fields " + ", ".join(sorted(names)), _describe(instance))
+                raise ContractViolation(
+                    f"{start}.{i}", "an object with the fields " + ", ".join(sorted(names)), _describe(instance)
+                )
             for extra in instance.keys() - names:
-                raise ContractViolation(f"{start}.{i}.{extra}", "one of the fields " + ", ".join(sorted(names)), "an unknown field")
+                raise ContractViolation(
+                    f"{start}.{i}.{extra}", "one of the fields " + ", ".join(sorted(names)), "an unknown field"
+                )
             for field in self.inputs:
                 if field.name not in instance and not field.nullable:
                     raise ContractViolation(f"{start}.{i}.{field.name}", field.dtype, "nothing")

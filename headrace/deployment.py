@@ -41,8 +41,10 @@ def package_version(version: Version, project: Project, settings: Settings, repo
     return Package(bento=bento.tag, image=image.tag, image_digest=image.digest, image_bytes=image.size_bytes)
 
 
-def roll_out_version(recipe: Recipe, version: Version, packaged: Package, project: Project, settings: Settings, report: Report) -> None:
-    """Puts `serve.replicas` replicas of `version` behind the balancer, without losing a request; does nothing when they are there.
+def roll_out_version(
+    recipe: Recipe, version: Version, packaged: Package, project: Project, settings: Settings, report: Report
+) -> None:
+    """Puts `serve.replicas` replicas of `version` behind the balancer, without losing a request.
 
     Raises:
         ServiceError: the new replicas do not become ready; the old ones serve on.
@@ -55,8 +57,12 @@ def roll_out_version(recipe: Recipe, version: Version, packaged: Package, projec
 
 def facts_of(recipe: Recipe, packaged: Package | None, settings: Settings) -> dict[str, Any]:
     """How a version serves, as the journal keeps it."""
-    return {**(packaged.model_dump() if packaged else {}), "replicas": recipe.serve.replicas, "threads": recipe.serve.threads,
-            "on": settings.on}
+    return {
+        **(packaged.model_dump() if packaged else {}),
+        "replicas": recipe.serve.replicas,
+        "threads": recipe.serve.threads,
+        "on": settings.on,
+    }
 
 
 def serve_again(project: Project, settings: Settings, report: Report) -> list[str]:

@@ -28,10 +28,19 @@ def register_deployments(project: Project, settings: Settings) -> bool:
         return False
     done = subprocess.run(
         [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", "prefect.yaml"],
-        cwd=project.root, env={**os.environ, **prefect_environment(project, settings)}, capture_output=True, text=True, timeout=SECONDS)
+        cwd=project.root,
+        env={**os.environ, **prefect_environment(project, settings)},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
     if done.returncode != 0:
         said = (done.stderr or done.stdout).strip()[-1000:]
-        raise ServiceError(f"Prefect does not take the deployments: {said}", where="prefect.yaml", mend="correct prefect.yaml, then: headrace up")
+        raise ServiceError(
+            f"Prefect does not take the deployments: {said}",
+            where="prefect.yaml",
+            mend="correct prefect.yaml, then: headrace up",
+        )
     write_text(kept, wanted)
     return True
 

@@ -29,8 +29,9 @@ def whole(path: Path) -> Iterator[Path]:
         beside.replace(path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(f"no space left to write {path.name}", where=str(path.parent),
-                           mend="free some space, then run the same command") from None
+            raise DiskFull(
+                f"no space left to write {path.name}", where=str(path.parent), mend="free some space, then run the same command"
+            ) from None
         raise
     finally:
         beside.unlink(missing_ok=True)

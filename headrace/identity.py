@@ -14,7 +14,9 @@ def git_commit(project: Project) -> str:
     commit = _git(project, "rev-parse", "HEAD")
     if not commit:
         return "none"
-    changed = _git(project, "status", "--porcelain", "--untracked-files=no", "--", "headrace", "flows", "tasks", "bentos", "recipes")
+    changed = _git(
+        project, "status", "--porcelain", "--untracked-files=no", "--", "headrace", "flows", "tasks", "bentos", "recipes"
+    )
     return commit + ("-dirty" if changed else "")
 
 

@@ -63,8 +63,11 @@ def entries(project: Project, model: str | None = None) -> list[Entry]:
         except ValueError:
             entry = None
         if entry is None or entry.previous != previous:
-            raise HeadraceError("the journal was changed here: this line does not follow the one before it",
-                                where=f"{project.journal}:{number}", mend="restore mlruns/journal.jsonl from a backup")
+            raise HeadraceError(
+                "the journal was changed here: this line does not follow the one before it",
+                where=f"{project.journal}:{number}",
+                mend="restore mlruns/journal.jsonl from a backup",
+            )
         previous = hashlib.sha256(line.encode()).hexdigest()
         found.append(entry)
     return [entry for entry in found if model in (None, entry.model)]

@@ -67,16 +67,23 @@ def _reproduce(target: str, project: Project, error_file: Path) -> bool:
             cause = error.__cause__ if isinstance(error, ReproductionError) else error
             if isinstance(cause, LockError):
                 if time.monotonic() > deadline:
-                    raise Busy("another DVC command holds the project's lock", where=".dvc/tmp",
-                               mend="wait until it is done, then run the same command") from None
+                    raise Busy(
+                        "another DVC command holds the project's lock",
+                        where=".dvc/tmp",
+                        mend="wait until it is done, then run the same command",
+                    ) from None
                 time.sleep(0.2)
                 continue
             raise _stage_error(error, error_file, target) from error
         except DvcException as error:
-            raise HeadraceError(f"DVC could not reproduce {target}: {error}", where="dvc.yaml", mend=f"dvc repro {target}") from error
+            raise HeadraceError(
+                f"DVC could not reproduce {target}: {error}", where="dvc.yaml", mend=f"dvc repro {target}"
+            ) from error
         except OSError as error:
             if error.errno == 28:
-                raise DiskFull("no space left for DVC's cache", where=".dvc/cache", mend="dvc gc --workspace, then the same command") from None
+                raise DiskFull(
+                    "no space left for DVC's cache", where=".dvc/cache", mend="dvc gc --workspace, then the same command"
+                ) from None
             raise
 
 
@@ -84,8 +91,10 @@ def _stage_error(error: Exception, error_file: Path, target: str) -> HeadraceErr
     """The error that the stage left, or one that says how it died."""
     if error_file.exists():
         return HeadraceError.from_dict(json.loads(error_file.read_text(encoding="utf-8")))
-    return HeadraceError(f"the stage {target} ended without a word: {error.__cause__ or error}",
-                         mend=f"run it by hand to see what it prints: dvc repro -s {target}")
+    return HeadraceError(
+        f"the stage {target} ended without a word: {error.__cause__ or error}",
+        mend=f"run it by hand to see what it prints: dvc repro -s {target}",
+    )
 
 
 def _register(recipe: Recipe, project: Project) -> None:

@@ -86,7 +86,9 @@ def find(model: str, project: Project, content: str, data_md5: str) -> Version |
     with registry_errors(project):
         found = client(project).search_model_versions(
             f"name = '{model}' and tags.`{CONTENT}` = '{content}' and tags.`{PREFIX}data_md5` = '{data_md5}'",
-            order_by=["version_number DESC"], max_results=1)
+            order_by=["version_number DESC"],
+            max_results=1,
+        )
     return _version(found[0], project) if found else None
 
 
@@ -172,9 +174,15 @@ def _log_graph(run_id: str, export: Path, recipe: Recipe) -> tuple[str, str]:
     example = contract.to_feeds([contract.sample])
     with mlflow.start_run(run_id=run_id):
         logged = mlflow.onnx.log_model(
-            onnx.load(export / "model.onnx"), name="model", signature=infer_signature(example, run_graph(export / "model.onnx", example)),
-            input_example=example, pip_requirements=[f"onnxruntime=={onnxruntime.__version__}"], save_as_external_data=False,
-            extra_files=[str(export / "contract.json")], metadata={"recipe": recipe.name, "task": recipe.task})
+            onnx.load(export / "model.onnx"),
+            name="model",
+            signature=infer_signature(example, run_graph(export / "model.onnx", example)),
+            input_example=example,
+            pip_requirements=[f"onnxruntime=={onnxruntime.__version__}"],
+            save_as_external_data=False,
+            extra_files=[str(export / "contract.json")],
+            metadata={"recipe": recipe.name, "task": recipe.task},
+        )
     return logged.model_uri, logged.model_id
 
 
@@ -195,11 +203,18 @@ def _folder(found: ModelVersion, project: Project) -> Path:
     import mlflow
 
     uri = client(project).get_model_version_download_uri(found.name, str(found.version))
-    folder = Path(uri.removeprefix("file://")) if uri.startswith(("file://", "/")) else project.state / "cache" / "models" / found.name / str(found.version)
+    folder = (
+        Path(uri.removeprefix("file://"))
+        if uri.startswith(("file://", "/"))
+        else project.state / "cache" / "models" / found.name / str(found.version)
+    )
     if not (folder / "model.onnx").exists():
         if uri.startswith(("file://", "/")):
-            raise RegistryError(f"the files of {found.name}@{found.version} are gone", where=str(folder),
-                                mend="restore mlruns/artifacts from a backup, or build the version again: headrace run " + found.name)
+            raise RegistryError(
+                f"the files of {found.name}@{found.version} are gone",
+                where=str(folder),
+                mend="restore mlruns/artifacts from a backup, or build the version again: headrace run " + found.name,
+            )
         mlflow.artifacts.download_artifacts(uri, dst_path=str(folder))
     contract = folder / "extra_files" / "contract.json"
     if contract.exists() and not (folder / "contract.json").exists():
@@ -209,7 +224,11 @@ def _folder(found: ModelVersion, project: Project) -> Path:
 
 def _aliases(model: str, project: Project) -> dict[str, str]:
     store = client(project)
-    return {k: str(v) for k, v in store.get_registered_model(model).aliases.items()} if store.search_registered_models(f"name = '{model}'") else {}
+    return (
+        {k: str(v) for k, v in store.get_registered_model(model).aliases.items()}
+        if store.search_registered_models(f"name = '{model}'")
+        else {}
+    )
 
 
 def _history(curves: Path) -> list[dict[str, float]]:

@@ -50,8 +50,10 @@ def release_lock(recipe: str, project: Project) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         known = read_json(holder) or {}
-        raise Busy(f"{recipe} is being released by process {known.get('pid', '?')} since {known.get('since', '?')}",
-                   mend="wait until it is done (headrace status), or stop that process; then run the same command") from None
+        raise Busy(
+            f"{recipe} is being released by process {known.get('pid', '?')} since {known.get('since', '?')}",
+            mend="wait until it is done (headrace status), or stop that process; then run the same command",
+        ) from None
     try:
         write_json(holder, {"pid": os.getpid(), "since": time.strftime("%H:%M:%S")})
         yield
@@ -80,7 +82,11 @@ def judge_candidate(recipe: Recipe, candidate: Version, project: Project) -> Can
     is_champion = champion is not None and champion.version == candidate.version
     if not is_champion and not verdict.same_model:
         registry.set_alias(candidate, registry.CHALLENGER, project)
-    registry.set_tags(candidate, {"gate": "passed" if verdict.passed else "refused", "gate_reasons": "; ".join(verdict.reasons)[:4000]}, project)
+    registry.set_tags(
+        candidate,
+        {"gate": "passed" if verdict.passed else "refused", "gate_reasons": "; ".join(verdict.reasons)[:4000]},
+        project,
+    )
     awaits = verdict.passed and not is_champion and recipe.gate.approval == "person" and not _is_approved(candidate, project)
     if not verdict.passed or awaits:
         _record_once(project, "refused" if not verdict.passed else "awaiting-approval", candidate, verdict)
@@ -103,7 +109,9 @@ def promote(chosen: Version, project: Project) -> None:
     registry.drop_alias(chosen.model, registry.CHALLENGER, project)
 
 
-def conclude(recipe: Recipe, candidate: Candidate, serving: dict[str, Any], project: Project, settings: Settings) -> dict[str, Any]:
+def conclude(
+    recipe: Recipe, candidate: Candidate, serving: dict[str, Any], project: Project, settings: Settings
+) -> dict[str, Any]:
     """Writes the journal, last of all, and gives the facts of the release in force.
 
     Args:
@@ -130,15 +138,19 @@ def conclude(recipe: Recipe, candidate: Candidate, serving: dict[str, Any], proj
 def refusal(model: str, version: str, reasons: list[str], serving: str | None) -> ModelRefused:
     """The error that a refused candidate ends in."""
     goes_on = f"{model}@{serving} goes on serving" if serving else "nothing serves yet"
-    return ModelRefused(f"the gate refused {model}@{version}; {goes_on}\n" + "\n".join(f"- {reason}" for reason in reasons),
-                        mend=f"improve the model or the data, or change gate in recipes/{model}.yaml")
+    return ModelRefused(
+        f"the gate refused {model}@{version}; {goes_on}\n" + "\n".join(f"- {reason}" for reason in reasons),
+        mend=f"improve the model or the data, or change gate in recipes/{model}.yaml",
+    )
 
 
 def awaiting(version: Version, serving: Version | None) -> AwaitsApproval:
     """What a release says that waits for a person."""
     goes_on = f"{serving.name} goes on serving" if serving else "nothing serves yet"
-    return AwaitsApproval(f"{version.name} passed the gate and waits for a person; {goes_on}",
-                          mend=f"review it in MLflow, then: headrace approve {version.name} && headrace run {version.model}")
+    return AwaitsApproval(
+        f"{version.name} passed the gate and waits for a person; {goes_on}",
+        mend=f"review it in MLflow, then: headrace approve {version.name} && headrace run {version.model}",
+    )
 
 
 def outcome(recipe: str, project: Project) -> dict[str, Any] | None:
@@ -171,7 +183,10 @@ def _evidence_of(chosen: Version, candidate: Candidate, recipe: Recipe, project:
 def training_facts(recipe: Recipe, project: Project) -> dict[str, Any]:
     """Epochs, rows and metrics, from the stages' own files."""
     artifacts = project.artifacts(recipe.name)
-    return {"training": read_json(artifacts / "train" / "summary.json"), "metrics": read_json(artifacts / "evaluation" / "metrics.json")}
+    return {
+        "training": read_json(artifacts / "train" / "summary.json"),
+        "metrics": read_json(artifacts / "evaluation" / "metrics.json"),
+    }
 
 
 def _is_approved(version: Version, project: Project) -> bool:
@@ -182,9 +197,10 @@ def _record_once(project: Project, event: journal.Event, version: Version, verdi
     """A verdict that is the journal's last word already is not said twice."""
     before = journal.last(project, version.model)
     if before is None or (before.event, before.version) != (event, version.version):
-        journal.record(project, event, version.model, version.version, {**registry.evidence(version), "verdict": verdict.to_dict()})
+        journal.record(
+            project, event, version.model, version.version, {**registry.evidence(version), "verdict": verdict.to_dict()}
+        )
 
 
 def _served(facts: dict[str, Any]) -> tuple[Any, ...]:
     return facts.get("bento"), facts.get("image"), facts.get("on"), facts.get("replicas")
-

@@ -61,8 +61,10 @@ def up(
     supervisor.ensure(project)
     _require_ports(project, settings)
     with ThreadPoolExecutor(3) as pool:
-        starts = [pool.submit(_start_prefect, project, settings, report, on_prefect_ready, "prefect-worker" in wait_for),
-                  pool.submit(_start_door, project, settings)]
+        starts = [
+            pool.submit(_start_prefect, project, settings, report, on_prefect_ready, "prefect-worker" in wait_for),
+            pool.submit(_start_door, project, settings),
+        ]
         if "mlflow" not in wait_for:
             starts[0].exception()  # not at the same time: it would take the processor from what is waited for
         starts.append(pool.submit(_start_mlflow, project, settings, report, "mlflow" in wait_for))
@@ -130,16 +132,26 @@ def _start_prefect(
     server = supervisor.Program(
         "prefect-server",
         [sys.executable, "-m", "prefect", "server", "start", "--host", settings.host, "--port", str(settings.prefect_port)],
-        {**environment, "PREFECT_SERVER_LOGGING_LEVEL": "WARNING", "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",
-         "PREFECT_UI_API_URL": f"{_prefect_address(settings)}/api"},
-        stop_seconds=10.0, start_retries=10, priority=100)
+        {
+            **environment,
+            "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+            "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",
+            "PREFECT_UI_API_URL": f"{_prefect_address(settings)}/api",
+        },
+        stop_seconds=10.0,
+        start_retries=10,
+        priority=100,
+    )
     _keep_up(project, server, lambda: _is_prefect_ready(settings), report)
     _make_pool(settings)
     worker = supervisor.Program(
         "prefect-worker",
         [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", "local"],
         {**environment, "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO"},
-        stop_seconds=10.0, start_retries=10, priority=200)
+        stop_seconds=10.0,
+        start_retries=10,
+        priority=200,
+    )
     supervisor.add(project, worker)
     if ready:
         ready()
@@ -153,11 +165,15 @@ def _is_prefect_ready(settings: Settings) -> bool:
 
 def _make_pool(settings: Settings) -> None:
     """A pool of type process; that it is there already (409) is as good. The worker completes it when it starts."""
-    status_code, body = _call(settings.host, settings.prefect_port, "POST", "/api/work_pools/",
-                              {"name": POOL, "type": "process"}) or (0, "no answer")
+    status_code, body = _call(
+        settings.host, settings.prefect_port, "POST", "/api/work_pools/", {"name": POOL, "type": "process"}
+    ) or (0, "no answer")
     if status_code not in (200, 201, 409):
-        raise ServiceError(f"Prefect's server does not make the work pool {POOL!r}: {body}",
-                           where=".headrace/logs/prefect-server.log", mend="headrace down, then headrace up")
+        raise ServiceError(
+            f"Prefect's server does not make the work pool {POOL!r}: {body}",
+            where=".headrace/logs/prefect-server.log",
+            mend="headrace down, then headrace up",
+        )
 
 
 def _is_worker_online(project: Project, settings: Settings) -> bool:
@@ -168,9 +184,12 @@ def _is_worker_online(project: Project, settings: Settings) -> bool:
         return False
     from datetime import datetime
 
-    return any(worker["status"] == "ONLINE" and worker["last_heartbeat_time"]
-               and datetime.fromisoformat(worker["last_heartbeat_time"]).timestamp() >= program.started_at
-               for worker in answer[1])
+    return any(
+        worker["status"] == "ONLINE"
+        and worker["last_heartbeat_time"]
+        and datetime.fromisoformat(worker["last_heartbeat_time"]).timestamp() >= program.started_at
+        for worker in answer[1]
+    )
 
 
 # -- MLflow
@@ -184,11 +203,31 @@ def _start_mlflow(project: Project, settings: Settings, report: Report, wait: bo
         "mlflow",
         # What `mlflow server` starts after preparing these variables: without the parent that only waits, the server is
         # up in half the time and takes half the memory.
-        [sys.executable, "-m", "uvicorn", "--host", settings.host, "--port", str(settings.mlflow_port), "--workers", "1",
-         "--log-level", "warning", "mlflow.server.fastapi_app:app"],
-        {"_MLFLOW_SERVER_FILE_STORE": tracking_uri(project, settings), "_MLFLOW_SERVER_ARTIFACT_ROOT": artifact_root(project),
-         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"},
-        stop_seconds=5.0, start_retries=10, priority=300)
+        [
+            sys.executable,
+            "-m",
+            "uvicorn",
+            "--host",
+            settings.host,
+            "--port",
+            str(settings.mlflow_port),
+            "--workers",
+            "1",
+            "--log-level",
+            "warning",
+            "mlflow.server.fastapi_app:app",
+        ],
+        {
+            "_MLFLOW_SERVER_FILE_STORE": tracking_uri(project, settings),
+            "_MLFLOW_SERVER_ARTIFACT_ROOT": artifact_root(project),
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "DO_NOT_TRACK": "1",
+        },
+        stop_seconds=5.0,
+        start_retries=10,
+        priority=300,
+    )
     state = _keep_up(project, program, lambda: _is_mlflow_ready(settings), report, wait)
     return [Service("mlflow", state, _mlflow_address(settings))]
 
@@ -218,8 +257,11 @@ def _require_ports(project: Project, settings: Settings) -> None:
     Raises:
         PortTaken: a port is held by a process that this project's supervisord did not start.
     """
-    wanted = [(settings.prefect_port, "prefect_port", settings.host), (settings.door_port, "door_port", settings.host),
-              (settings.door_admin_port, "door_admin_port", "127.0.0.1")]
+    wanted = [
+        (settings.prefect_port, "prefect_port", settings.host),
+        (settings.door_port, "door_port", settings.host),
+        (settings.door_admin_port, "door_admin_port", "127.0.0.1"),
+    ]
     if settings.tracking_uri is None:
         wanted.append((settings.mlflow_port, "mlflow_port", settings.host))
     taken = [(port, setting, host) for port, setting, host in wanted if not ports.is_free(port, host)]
@@ -254,8 +296,11 @@ def _keep_up(
             report(f"{program.name}: {why}; starting it anew")
             supervisor.restart(project, program.name, program.stop_seconds)
     said = supervisor.tail(supervisor.log_path(project, program.name), 8).strip()
-    raise ServiceError(f"{program.name} does not come up: {why}" + (f". Its last words:\n{said}" if said else ""),
-                       where=f".headrace/logs/{program.name}.log", mend="headrace down, then headrace up")
+    raise ServiceError(
+        f"{program.name} does not come up: {why}" + (f". Its last words:\n{said}" if said else ""),
+        where=f".headrace/logs/{program.name}.log",
+        mend="headrace down, then headrace up",
+    )
 
 
 def _wait_ready(project: Project, program: supervisor.Program, ready: Callable[[], bool]) -> str | None:

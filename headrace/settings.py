@@ -71,8 +71,11 @@ def load_settings(project: Project) -> Settings:
     try:
         return ProjectSettings()
     except ValidationError as error:
-        raise SettingsError("; ".join(_explain(mistake) for mistake in error.errors()), where="settings",
-                            mend="correct it in headrace.toml or in the environment (HEADRACE_<FIELD>)") from None
+        raise SettingsError(
+            "; ".join(_explain(mistake) for mistake in error.errors()),
+            where="settings",
+            mend="correct it in headrace.toml or in the environment (HEADRACE_<FIELD>)",
+        ) from None
     except ValueError as error:  # tomllib's error: not valid TOML
         raise SettingsError(f"no valid TOML: {error}", where="headrace.toml", mend="edit headrace.toml") from None
 

@@ -89,7 +89,9 @@ def main(arguments: list[str]) -> int:
             raise
         return _tell(DiskFull("no space left", where=error.filename, mend="free some space, then run the same command"))
     except MemoryError:
-        return _tell(HeadraceError("the memory does not suffice", mend="lower train.batch_size, or use a machine with more memory"))
+        return _tell(
+            HeadraceError("the memory does not suffice", mend="lower train.batch_size, or use a machine with more memory")
+        )
 
 
 def die_with_parent() -> None:
@@ -113,7 +115,7 @@ def _tell(error: HeadraceError) -> int:
     if named:
         Path(named).write_text(json.dumps(error.to_dict()), encoding="utf-8")
     else:
-        print(f"error {error}", file=sys.stderr)
+        sys.stderr.write(f"error {error}\n")
     return error.exit_code
 
 

@@ -19,7 +19,9 @@ def print_summary(facts: dict[str, Any], project: Project, settings: Settings, u
     out, model, version = console.out(), facts["model"], facts["version"]
     out.print()
     if unchanged:
-        out.print(f"[bold green]unchanged[/bold green] nothing differs from the release of {facts['at']}; {model}@{version} serves")
+        out.print(
+            f"[bold green]unchanged[/bold green] nothing differs from the release of {facts['at']}; {model}@{version} serves"
+        )
     else:
         out.print(f"[bold green]released[/bold green] [bold]{model}@{version}[/bold] serves behind the balancer")
     for name, value in _rows(facts, project, settings):
@@ -41,7 +43,11 @@ def _rows(facts: dict[str, Any], project: Project, settings: Settings) -> list[t
     rows = [
         ("data", f"{facts['data_md5']}  {int(facts['data_rows']):,} rows"),
         ("expectations", f"{facts['validation']} passed"),
-        ("training", f"{training['epochs']} epochs on {training['device']}, best {training['best_epoch']}; {training['parameters']:,} parameters"),
+        (
+            "training",
+            f"{training['epochs']} epochs on {training['device']}, best {training['best_epoch']}; "
+            f"{training['parameters']:,} parameters",
+        ),
         ("test", metrics),
         *(("gate" if i == 0 else "", reason) for i, reason in enumerate(verdict["reasons"])),
         ("version", f"{facts['model']}@{facts['version']}  run {facts['run_id']}"),
@@ -84,7 +90,8 @@ def print_history(found: list[Entry]) -> None:
         reasons = (entry.facts.get("verdict") or {}).get("reasons", [])
         colour = {"released": "green", "refused": "red"}.get(entry.event, "yellow")
         console.out().print(f"{entry.at}  [bold]{entry.model}@{entry.version}[/bold]  [{colour}]{entry.event}[/{colour}]")
-        console.out().print(f"    data {entry.facts.get('data_md5')}  git {str(entry.facts.get('git_commit'))[:12]}  run {entry.facts.get('run_id')}")
+        commit = str(entry.facts.get("git_commit"))[:12]
+        console.out().print(f"    data {entry.facts.get('data_md5')}  git {commit}  run {entry.facts.get('run_id')}")
         for reason in reasons:
             console.out().print(f"    {escape(reason)}")
 

@@ -20,19 +20,33 @@ def trace(reference: str, project: Project, settings: Settings) -> dict[str, Any
         UsageError: there is no such model or version.
     """
     version = registry.get(reference.partition(":")[0], project)
-    released = next((e for e in reversed(journal.entries(project, version.model))
-                     if e.event == "released" and e.version == version.version), None)
+    released = next(
+        (
+            e
+            for e in reversed(journal.entries(project, version.model))
+            if e.event == "released" and e.version == version.version
+        ),
+        None,
+    )
     facts = released.facts if released else {}
     identity = version.identity
     commit = identity.get("git_commit", "none")
     links = [
         _link("image", facts.get("image_digest") or facts.get("image"), f"docker image inspect {facts.get('image')}"),
         _link("bento", facts.get("bento"), f"BENTOML_HOME={project.bentoml_home} bentoml get {facts.get('bento')}"),
-        _link("model version", f"models:/{version.model}/{version.version}",
-              f"MLFLOW_TRACKING_URI={tracking_uri(project, settings)} mlflow artifacts download "
-              f"--artifact-uri models:/{version.model}/{version.version} --dst-path ."),
+        _link(
+            "model version",
+            f"models:/{version.model}/{version.version}",
+            f"MLFLOW_TRACKING_URI={tracking_uri(project, settings)} mlflow artifacts download "
+            f"--artifact-uri models:/{version.model}/{version.version} --dst-path .",
+        ),
         _link("served files", f"sha256 {identity.get('content_sha256')}", f"ls {version.folder}"),
-        _link("run", version.run_id, f"http://{settings.host}:{settings.mlflow_port}/#/experiments/{_experiment(version, project)}/runs/{version.run_id}"),
+        _link(
+            "run",
+            version.run_id,
+            f"http://{settings.host}:{settings.mlflow_port}/#/experiments/"
+            f"{_experiment(version, project)}/runs/{version.run_id}",
+        ),
         _link("git commit", commit, None if commit == "none" else f"git checkout {commit.removesuffix('-dirty')}"),
         _link("environment", f"requirements.lock sha256 {identity.get('lock_sha256')}", "make setup"),
         _link("data", identity.get("data_md5"), _data_command(version, project)),

@@ -55,9 +55,11 @@ def _show(recipe: Recipe, project: Project) -> None:
     found = read_json(project.validation_report(recipe.name))
     if not found:
         return
-    failures = [{key: str(failure[key]) for key in ("type", "column", "unexpected", "percent", "samples")} for failure in found["failures"]]
+    columns = ("type", "column", "unexpected", "percent", "samples")
+    failures = [{name: str(failure[name]) for name in columns} for failure in found["failures"]]
+    verdict = f"{found['passed']} of {found['total']} expectations passed on {found['rows']:,} rows"
     create_table_artifact(
         key=f"validation-{recipe.name}",
         table=failures or [{"passed": found["passed"], "of": found["total"], "rows": found["rows"]}],
-        description=f"{recipe.name}: {found['passed']} of {found['total']} expectations passed on {found['rows']:,} rows; {found['docs']}",
+        description=f"{recipe.name}: {verdict}; {found['docs']}",
     )

@@ -12,7 +12,6 @@ from prefect.states import Crashed
 
 from headrace import deployment, release
 from headrace.config import Recipe
-from headrace.data.versions import DataVersion
 from headrace.deployment import Package
 from headrace.project import Project
 from headrace.release import Candidate
@@ -25,8 +24,10 @@ from tasks.telling import report, step
 def close_dead_runs(recipe: Recipe) -> int:
     """Marks runs of this recipe that a kill left `Running`; the release lock says that none is alive. Returns how many."""
     alive = flow_run.get_id()
-    named = FlowRunFilter(name=FlowRunFilterName(any_=[recipe.name]),
-                          state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING])))
+    named = FlowRunFilter(
+        name=FlowRunFilterName(any_=[recipe.name]),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING])),
+    )
     with get_client(sync_client=True) as client:
         dead = [run for run in client.read_flow_runs(flow_run_filter=named) if str(run.id) != str(alive)]
         for run in dead:
@@ -60,6 +61,8 @@ def promote(candidate: Candidate, project: Project) -> None:
 
 
 @task(name="conclude", **PLAIN)
-def conclude(recipe: Recipe, candidate: Candidate, packaged: Package | None, project: Project, settings: Settings) -> dict[str, Any]:
+def conclude(
+    recipe: Recipe, candidate: Candidate, packaged: Package | None, project: Project, settings: Settings
+) -> dict[str, Any]:
     """The journal's line, last of all."""
     return release.conclude(recipe, candidate, deployment.facts_of(recipe, packaged, settings), project, settings)

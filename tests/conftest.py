@@ -17,8 +17,19 @@ from headrace.rollout.ports import next_free
 from tests.docker_engine import docker_engine  # noqa: F401
 
 ROOT = Path(__file__).resolve().parent.parent
-CODE = ("headrace", "flows", "tasks", "bentos", "deploy", ".dvc/config", ".dvcignore", ".gitignore", "pyproject.toml", "prefect.yaml",
-        "requirements.lock")
+CODE = (
+    "headrace",
+    "flows",
+    "tasks",
+    "bentos",
+    "deploy",
+    ".dvc/config",
+    ".dvcignore",
+    ".gitignore",
+    "pyproject.toml",
+    "prefect.yaml",
+    "requirements.lock",
+)
 
 TINY_TABLE = """
 name: tiny
@@ -86,7 +97,9 @@ def make_project(root: Path) -> Project:
 
 def git(root: Path, *arguments: str) -> str:
     identity = ["-c", "user.name=test", "-c", "user.email=test@example.com"]
-    return subprocess.run(["git", "-C", str(root), *identity, *arguments], check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        ["git", "-C", str(root), *identity, *arguments], check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 def table(rows: int, seed: int = 1) -> pd.DataFrame:
@@ -126,5 +139,9 @@ def free_ports() -> Callable[[], dict[str, str]]:
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """Settings of the person who runs the tests do not reach them, except where CI says what engine to use."""
     for name in list(os.environ):
-        if name.startswith("HEADRACE_") and name not in ("HEADRACE_BASE_IMAGE", "HEADRACE_REQUIRE_DOCKER", "HEADRACE_DOCKER_HOST"):
+        if name.startswith("HEADRACE_") and name not in (
+            "HEADRACE_BASE_IMAGE",
+            "HEADRACE_REQUIRE_DOCKER",
+            "HEADRACE_DOCKER_HOST",
+        ):
             monkeypatch.delenv(name)

@@ -11,13 +11,24 @@ import pytest
 from headrace.contract import Contract, ContractViolation, InputField
 
 IMAGE = Contract(
-    model="pictures", task="image-classification", output="probabilities", labels=[0, 1], target="label",
-    inputs=[InputField(name="image", dtype="uint8", shape=(2, 2), minimum=0, maximum=255)], sample={"image": [[0, 1], [2, 3]]},
+    model="pictures",
+    task="image-classification",
+    output="probabilities",
+    labels=[0, 1],
+    target="label",
+    inputs=[InputField(name="image", dtype="uint8", shape=(2, 2), minimum=0, maximum=255)],
+    sample={"image": [[0, 1], [2, 3]]},
 )
 TABLE = Contract(
-    model="flights", task="regression", output="value", target="minutes",
-    inputs=[InputField(name="distance", dtype="float32"), InputField(name="wind", dtype="float32", nullable=True),
-            InputField(name="carrier", dtype="string", levels=["UA", "AA"])],
+    model="flights",
+    task="regression",
+    output="value",
+    target="minutes",
+    inputs=[
+        InputField(name="distance", dtype="float32"),
+        InputField(name="wind", dtype="float32", nullable=True),
+        InputField(name="carrier", dtype="string", levels=["UA", "AA"]),
+    ],
     sample={"distance": 1.0, "wind": None, "carrier": "UA"},
 )
 

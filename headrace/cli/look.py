@@ -61,11 +61,13 @@ def logs(name: str, lines: int, as_json: bool) -> None:
 @click.argument("model")
 @click.option("--sample", is_flag=True, help="Send the sample input of the model's contract.")
 @click.option("--instance", help='One input as JSON, such as \'{"distance": 1400, "carrier": "UA"}\'.')
-@click.option("--file", type=click.Path(path_type=Path), help="A JSON file with one input, or a list of them; - for standard input.")
+@click.option(
+    "--file", type=click.Path(path_type=Path), help="A JSON file with one input, or a list of them; - for standard input."
+)
 @json_option
 def predict(model: str, sample: bool, instance: str | None, file: Path | None, as_json: bool) -> None:
     """Ask MODEL for a prediction, through the balancer, as a client does."""
-    project, settings = here()
+    _, settings = here()
     if [sample, instance is not None, file is not None].count(True) != 1:
         raise UsageError("name one input", mend=f"headrace predict {model} --sample, --instance JSON, or --file FILE")
     from headrace import calling
@@ -86,7 +88,9 @@ def _read(file: Path | None) -> str:
         return sys.stdin.read()
     if not file.is_file():
         siblings = [path.name for path in file.parent.iterdir()] if file.parent.is_dir() else []
-        raise UsageError(f"no file {file}; {near_miss(file.name, siblings)}", where="--file", mend="name a JSON file that is there")
+        raise UsageError(
+            f"no file {file}; {near_miss(file.name, siblings)}", where="--file", mend="name a JSON file that is there"
+        )
     return file.read_text(encoding="utf-8")
 
 
@@ -144,8 +148,11 @@ def trace(reference: str, as_json: bool) -> None:
 def open_page(page: str, as_json: bool) -> None:
     """Open a page in the browser: mlflow, prefect, or the Data Docs of the last validations."""
     project, settings = here()
-    addresses = {"mlflow": f"http://{settings.host}:{settings.mlflow_port}", "prefect": f"http://{settings.host}:{settings.prefect_port}",
-                 "docs": (project.data_docs / "index.html").as_uri()}
+    addresses = {
+        "mlflow": f"http://{settings.host}:{settings.mlflow_port}",
+        "prefect": f"http://{settings.host}:{settings.prefect_port}",
+        "docs": (project.data_docs / "index.html").as_uri(),
+    }
     if page == "docs" and not (project.data_docs / "index.html").exists():
         raise ServiceError("there are no Data Docs yet", mend="headrace run RECIPE validates data and writes them")
     if as_json:

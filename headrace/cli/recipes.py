@@ -27,7 +27,8 @@ def list_recipes(as_json: bool) -> None:
         print_json(found)
         return
     for row in found:
-        click.echo(f"{row['name']:20} {row['task'] or '-':24} {row['model'] or '-':8} {'' if row['sound'] else 'broken: headrace check ' + str(row['name'])}")
+        trouble = "" if row["sound"] else f"broken: headrace check {row['name']}"
+        click.echo(f"{row['name']:20} {row['task'] or '-':24} {row['model'] or '-':8} {trouble}".rstrip())
 
 
 @click.command()
@@ -58,7 +59,9 @@ def new(name: str, data_file: Path, target: str, as_json: bool) -> None:
     if as_json:
         print_json({"recipe": name, "path": str(path), "task": recipe.task, "expectations": len(recipe.expect)})
         return
-    click.echo(f"{path.relative_to(project.root)}: {recipe.task} of {target}, {len(recipe.expect)} expectations, {recipe.model.name}")
+    click.echo(
+        f"{path.relative_to(project.root)}: {recipe.task} of {target}, {len(recipe.expect)} expectations, {recipe.model.name}"
+    )
     click.echo(f"Read it through, then: headrace run {name}")
 
 
@@ -80,7 +83,9 @@ def expectations(recipe: str, as_json: bool) -> None:
 
     click.echo("expect:")
     for one in suite:
-        click.echo("  - " + yaml.safe_dump(one, default_flow_style=True, sort_keys=False, width=10_000, allow_unicode=True).strip())
+        click.echo(
+            "  - " + yaml.safe_dump(one, default_flow_style=True, sort_keys=False, width=10_000, allow_unicode=True).strip()
+        )
 
 
 COMMANDS = [list_recipes, check, new, expectations]

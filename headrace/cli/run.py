@@ -38,12 +38,17 @@ def run(recipe: str, on: str | None, force: bool, as_json: bool) -> None:
     _services_up(project, settings, NEEDED)
     from headrace.services import prefect_environment
 
-    environment = {**os.environ, **prefect_environment(project, settings), "HEADRACE_ROOT": str(project.root),
-                   # Errors are told once, by Headrace; Prefect's UI keeps the whole traceback.
-                   "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}
+    environment = {
+        **os.environ,
+        **prefect_environment(project, settings),
+        "HEADRACE_ROOT": str(project.root),
+        # Errors are told once, by Headrace; Prefect's UI keeps the whole traceback.
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    }
     os.chdir(project.root)
     # The flow takes this process's place: signals, exit code and memory are its own.
-    os.execve(sys.executable, [sys.executable, "-m", "flows", "release", recipe, *(["--json"] if as_json else [])], environment)
+    flow = [sys.executable, "-m", "flows", "release", recipe, *(["--json"] if as_json else [])]
+    os.execve(sys.executable, flow, environment)  # noqa: S606 (a list of our own, no shell)
 
 
 def _told_unchanged(recipe: str, project: Project, settings: Settings, as_json: bool) -> bool:
@@ -76,14 +81,19 @@ def _show(facts: dict[str, Any], project: Project, settings: Settings, as_json: 
 def _services_up(project: Project, settings: Settings, needed: frozenset[str]) -> None:
     """Starts what is not up; returns when the `needed` ones answer."""
     from headrace import console
-    from headrace.deployments import register_deployments
     from headrace.services import status, up
 
     states = {service["name"]: service["state"] for service in status(project, settings)["services"]}
     if all(states[name] in ("ready", "elsewhere") for name in needed) and "stopped" not in states.values():
         return
     console.step("up", "Prefect, MLflow, Envoy")
-    up(project, settings, console.report, lambda: register_deployments(project, settings), needed)
+    up(project, settings, console.report, lambda: _registered(project, settings), needed)
+
+
+def _registered(project: Project, settings: Settings) -> None:
+    from headrace.deployments import register_deployments
+
+    register_deployments(project, settings)
 
 
 @click.command()
@@ -122,7 +132,9 @@ def down(as_json: bool) -> None:
 
 @click.command()
 @click.argument("version")
-@click.option("--by", default=getpass.getuser, show_default="your user name", help="Who approves; kept on the version and in the journal.")
+@click.option(
+    "--by", default=getpass.getuser, show_default="your user name", help="Who approves; kept on the version and in the journal."
+)
 @json_option
 def approve(version: str, by: str, as_json: bool) -> None:
     """Approve VERSION (such as digits@4), for recipes with `approval: person`; then `headrace run` rolls it out.

@@ -15,7 +15,9 @@ from headrace.project import Project, find_project
 from headrace.settings import Settings, load_settings
 
 F = TypeVar("F", bound=Callable[..., Any])
-json_option: Callable[[F], F] = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
+json_option: Callable[[F], F] = click.option(
+    "--json", "as_json", is_flag=True, help="Print the result as JSON on standard output."
+)
 
 
 def here() -> tuple[Project, Settings]:
@@ -50,5 +52,7 @@ def _as_known(error: BaseException) -> HeadraceError | None:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFull("no space left", where=error.filename, mend="free some space, then run the same command")
     if isinstance(error, PermissionError):
-        return HeadraceError("this user may not do that", where=error.filename, mend=f"give this user the right to write {error.filename}")
+        return HeadraceError(
+            "this user may not do that", where=error.filename, mend=f"give this user the right to write {error.filename}"
+        )
     return None

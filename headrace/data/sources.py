@@ -53,7 +53,7 @@ def fetch(uri: str, sha256: str | None, cache_dir: Path, project_root: Path, pro
         return path
     # What carries neither a version nor a sha256 may change at its address: it is fetched each time.
     fixed = sha256 is not None or scheme in ("pypi", "npm")
-    kept = cache_dir / f"{hashlib.sha256(f'{shown(uri)} {sha256}'.encode()).hexdigest()[:16]}-{_file_name(uri)}"
+    kept = cache_dir.resolve() / f"{hashlib.sha256(f'{shown(uri)} {sha256}'.encode()).hexdigest()[:16]}-{_file_name(uri)}"
     if fixed and kept.is_file():
         return kept
     with whole(kept) as beside:
@@ -64,7 +64,9 @@ def fetch(uri: str, sha256: str | None, cache_dir: Path, project_root: Path, pro
 
 def shown(uri: str) -> str:
     """The address for messages and logs: without a password, and without a query, which may hold a signature."""
-    return re.sub(r"(?<=://)[^/@]*@", "", uri).partition("?")[0] if "://" in uri else uri
+    if "://" not in uri or uri.startswith(("pypi://", "npm://")):  # there `@` and `==` stand before a version
+        return uri
+    return re.sub(r"(?<=://)[^/@]*@", "", uri).partition("?")[0]
 
 
 def is_local(uri: str) -> bool:

@@ -29,4 +29,3 @@ class CNN(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         logits: Tensor = self.head(self.features(image))
         return logits
-

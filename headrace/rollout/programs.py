@@ -64,7 +64,9 @@ def write_configuration(project: Project) -> None:
         link = project.runtime / name
         link.unlink(missing_ok=True)
         link.symlink_to(target)
-    write_text(folder / "supervisord.conf", f"""\
+    write_text(
+        folder / "supervisord.conf",
+        f"""\
 [supervisord]
 logfile={project.runtime}/logs/supervisord.log
 logfile_maxbytes=1MB
@@ -85,7 +87,8 @@ supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
 
 [include]
 files=programs/*.conf
-""")
+""",
+    )
 
 
 def _file_limit() -> int:
@@ -121,14 +124,18 @@ stdout_logfile_backups=2
 def _quoted(value: str) -> str:
     quote = "'" if '"' in value else '"'
     if quote in value or value != value.strip("'\""):
-        raise ServiceError(f"a program's environment cannot hold a quote at an end, or both kinds of quotes: {value}",
-                           mend="give the project's folder a name without quotes")
+        raise ServiceError(
+            f"a program's environment cannot hold a quote at an end, or both kinds of quotes: {value}",
+            mend="give the project's folder a name without quotes",
+        )
     return quote + _literal(value) + quote
 
 
 def _literal(value: str) -> str:
     """supervisord expands % and cuts at a blank before ; or #, also inside quotes."""
     if re.search(r"\s[;#]|[\r\n]", value):
-        raise ServiceError(f"a program's command cannot hold a blank followed by ; or #: {value}",
-                           mend="give the project's folder a name without them")
+        raise ServiceError(
+            f"a program's command cannot hold a blank followed by ; or #: {value}",
+            mend="give the project's folder a name without them",
+        )
     return value.replace("%", "%%")

@@ -128,8 +128,9 @@ def _alone(project: Project, model: str) -> Iterator[None]:
         with FileLock(project.locks / f"rollout-{model}.lock", timeout=0):
             yield
     except Timeout:
-        raise Busy(f"another roll-out of {model!r} is under way",
-                   mend="wait for it to end, then run the same command") from None
+        raise Busy(
+            f"another roll-out of {model!r} is under way", mend="wait for it to end, then run the same command"
+        ) from None
 
 
 def _keep(spec: ReplicaSpec, wanted: int, before: Sequence[Endpoint], settings: Settings) -> list[Endpoint]:
@@ -138,8 +139,9 @@ def _keep(spec: ReplicaSpec, wanted: int, before: Sequence[Endpoint], settings: 
     return [e for e in before if _spec(e, spec.model) == spec and e.address in healthy][:wanted]
 
 
-def _start_ready(spec: ReplicaSpec, count: int, project: Project, settings: Settings, runner: Runner,
-                 report: Report) -> list[Replica]:
+def _start_ready(
+    spec: ReplicaSpec, count: int, project: Project, settings: Settings, runner: Runner, report: Report
+) -> list[Replica]:
     """`count` new replicas that have each answered the contract's sample; none is left when one of them does not."""
     started: list[Replica] = []
     taken: list[int] = []
@@ -149,8 +151,10 @@ def _start_ready(spec: ReplicaSpec, count: int, project: Project, settings: Sett
             taken.append(ports.take_port(settings.replica_ports, project.locks / "ports", used))
             started.append(runner.start(spec, taken[-1]))
         if started:
-            report(f"{count} new replica{'s' * (count > 1)} of version {spec.version}: "
-                   + ", ".join(f"{replica.host}:{replica.port}" for replica in started))
+            report(
+                f"{count} new replica{'s' * (count > 1)} of version {spec.version}: "
+                + ", ".join(f"{replica.host}:{replica.port}" for replica in started)
+            )
         return _wait_ready(spec, started, settings, runner)
     except BaseException:
         _stop_all(started, settings, lambda replica: runner, drain_seconds=1.0)
@@ -205,13 +209,23 @@ def _try_out(spec: ReplicaSpec, replica: Replica, settings: Settings) -> str | N
     if status != 200:
         return f"its contract's own sample is answered with {status}: {answer}"
     if str(answer.get("version")) != spec.version:
-        raise ServiceError(f"replica {replica.id} serves version {answer.get('version')}, not {spec.version}",
-                           where=replica.url, mend="release again, so that the bento is built anew")
+        raise ServiceError(
+            f"replica {replica.id} serves version {answer.get('version')}, not {spec.version}",
+            where=replica.url,
+            mend="release again, so that the bento is built anew",
+        )
     return None
 
 
-def _let_in(model: str, before: list[Endpoint], after: list[Endpoint], started: list[Replica], project: Project,
-            settings: Settings, runner: Runner) -> None:
+def _let_in(
+    model: str,
+    before: list[Endpoint],
+    after: list[Endpoint],
+    started: list[Replica],
+    project: Project,
+    settings: Settings,
+    runner: Runner,
+) -> None:
     """Puts the new replicas beside the old ones and returns when Envoy uses them; else everything is as before."""
     try:
         door.change(project, settings, model, [*after, *(e for e in before if e not in after)])
@@ -222,8 +236,9 @@ def _let_in(model: str, before: list[Endpoint], after: list[Endpoint], started: 
         raise
 
 
-def _take_out(model: str, after: list[Endpoint], out: list[Endpoint], project: Project, settings: Settings, runner: Runner,
-              report: Report) -> None:
+def _take_out(
+    model: str, after: list[Endpoint], out: list[Endpoint], project: Project, settings: Settings, runner: Runner, report: Report
+) -> None:
     """Takes `out` out of the balancer, waits until Envoy has let go of them, then lets them finish and stops them."""
     door.change(project, settings, model, after)
     if not out:
@@ -239,8 +254,9 @@ def _take_out(model: str, after: list[Endpoint], out: list[Endpoint], project: P
     _stop_all([_replica(e, model) for e in out], settings, engine)
 
 
-def _stop_all(replicas: Sequence[Replica], settings: Settings, engine: Callable[[Replica], Runner],
-              drain_seconds: float | None = None) -> None:
+def _stop_all(
+    replicas: Sequence[Replica], settings: Settings, engine: Callable[[Replica], Runner], drain_seconds: float | None = None
+) -> None:
     """Drains and stops them at the same time; one that cannot be stopped is left to the next clean-up."""
     limit = settings.drain_seconds if drain_seconds is None else drain_seconds
     if not replicas:
@@ -264,13 +280,31 @@ def _drain(replica: Replica, runner: Runner, limit: float) -> None:
 
 
 def _endpoint(replica: Replica) -> Endpoint:
-    return Endpoint(replica.host, replica.port, replica.id, replica.version, replica.bento_tag, replica.runner,
-                    replica.image, replica.threads)
+    return Endpoint(
+        replica.host,
+        replica.port,
+        replica.id,
+        replica.version,
+        replica.bento_tag,
+        replica.runner,
+        replica.image,
+        replica.threads,
+    )
 
 
 def _replica(endpoint: Endpoint, model: str) -> Replica:
-    return Replica(endpoint.replica, model, endpoint.version, endpoint.bento_tag, endpoint.host, endpoint.port,
-                   cast(Place, endpoint.runner), "running", image=endpoint.image, threads=endpoint.threads)
+    return Replica(
+        endpoint.replica,
+        model,
+        endpoint.version,
+        endpoint.bento_tag,
+        endpoint.host,
+        endpoint.port,
+        cast(Place, endpoint.runner),
+        "running",
+        image=endpoint.image,
+        threads=endpoint.threads,
+    )
 
 
 def _spec(endpoint: Endpoint, model: str) -> ReplicaSpec:

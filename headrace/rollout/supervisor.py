@@ -40,8 +40,22 @@ from headrace.rollout.programs import (
 if TYPE_CHECKING:
     import psutil
 
-__all__ = ["Program", "ProgramState", "add", "ensure", "is_up", "log_path", "marked", "remove", "restart", "shutdown",
-           "socket_path", "states", "stop", "tail"]
+__all__ = [
+    "Program",
+    "ProgramState",
+    "add",
+    "ensure",
+    "is_up",
+    "log_path",
+    "marked",
+    "remove",
+    "restart",
+    "shutdown",
+    "socket_path",
+    "states",
+    "stop",
+    "tail",
+]
 
 STATES = {0: "stopped", 10: "starting", 20: "running", 30: "failing", 40: "stopping", 100: "exited", 200: "failed"}
 """supervisord's state codes (supervisor/states.py) in our words; `failing`: died while starting, to be tried again."""
@@ -262,14 +276,23 @@ def _spawn(project: Project) -> None:
     # Without the mark, else a supervisord that a program starts would look like a leftover itself.
     environment = {name: value for name, value in os.environ.items() if name != MARK}
     with log.open("wb") as out:
-        started = subprocess.run([sys.executable, "-m", "supervisor.supervisord", "-c", str(configuration_path(project))],
-                                 stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment, check=False)
+        started = subprocess.run(
+            [sys.executable, "-m", "supervisor.supervisord", "-c", str(configuration_path(project))],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            env=environment,
+            check=False,
+        )
     deadline = time.monotonic() + START_SECONDS
     while not is_up(project):
         if started.returncode or time.monotonic() > deadline:
             said = tail(log, 5) or tail(project.logs / "supervisord.log", 5)
-            raise ServiceError(f"supervisord does not start: {said.strip() or 'no word from it'}",
-                               where=str(log), mend="headrace down, then headrace up")
+            raise ServiceError(
+                f"supervisord does not start: {said.strip() or 'no word from it'}",
+                where=str(log),
+                mend="headrace down, then headrace up",
+            )
         time.sleep(0.02)
 
 
@@ -343,8 +366,11 @@ def _server(project: Project) -> Iterator[Any]:
         except xmlrpc.client.Fault as fault:
             if fault.faultCode == SHUTTING_DOWN:
                 raise
-            raise ServiceError(f"supervisord refuses: {fault.faultString}", where=".headrace/logs/supervisord.log",
-                               mend="headrace down, then headrace up") from None
+            raise ServiceError(
+                f"supervisord refuses: {fault.faultString}",
+                where=".headrace/logs/supervisord.log",
+                mend="headrace down, then headrace up",
+            ) from None
 
 
 @contextlib.contextmanager

@@ -47,10 +47,18 @@ class Live:
     def door(self) -> str:
         return f"http://127.0.0.1:{self.ports['HEADRACE_DOOR_PORT']}"
 
-    def run(self, *arguments: str, code: int = 0, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str, code: int = 0, environment: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """Runs `headrace ARGUMENTS` and checks its exit code."""
-        done = subprocess.run([HEADRACE, *arguments], cwd=self.project.root, env={**self.environment, **(environment or {})},
-                              capture_output=True, text=True, timeout=SECONDS)
+        done = subprocess.run(
+            [HEADRACE, *arguments],
+            cwd=self.project.root,
+            env={**self.environment, **(environment or {})},
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+        )
         assert done.returncode == code, f"{arguments} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr, done.stderr
         return done
@@ -61,8 +69,16 @@ class Live:
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Starts `headrace ARGUMENTS` in a process group of its own, its steps readable on standard error."""
-        return subprocess.Popen([HEADRACE, *arguments], cwd=self.project.root, env=self.environment, text=True, start_new_session=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=1)
+        return subprocess.Popen(
+            [HEADRACE, *arguments],
+            cwd=self.project.root,
+            env=self.environment,
+            text=True,
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=1,
+        )
 
 
 def kill_group(process: subprocess.Popen[str], how: signal.Signals = signal.SIGKILL) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import yaml
 
 from headrace import journal
 from headrace.settings import database
@@ -174,16 +173,23 @@ def test_a_taken_port_names_its_holder_and_the_setting(live: Live, tmp_path: Pat
         taken = str(sock.getsockname()[1])
         live.run("down")
         told = live.json("up", code=5, environment={"HEADRACE_DOOR_PORT": taken})
-    assert told["error"] == "PortTaken" and taken in told["message"] and "door_port" in f"{told['mend']}{told['message']}".lower()
+    assert (
+        told["error"] == "PortTaken" and taken in told["message"] and "door_port" in f"{told['mend']}{told['message']}".lower()
+    )
     live.run("up")
 
 
 def test_no_docker_engine_is_said_with_the_mend(live: Live) -> None:
-    told = live.json("run", "tiny", "--on", "docker", "--force", code=5, environment={"HEADRACE_DOCKER_HOST": "unix:///nowhere.sock"})
+    told = live.json(
+        "run", "tiny", "--on", "docker", "--force", code=5, environment={"HEADRACE_DOCKER_HOST": "unix:///nowhere.sock"}
+    )
     assert told["error"] == "EngineMissing" and "docker" in told["mend"].lower()
     assert live.json("predict", "tiny", "--sample")["model"] == "tiny"
 
 
 def test_an_unknown_command_or_recipe_ends_with_2(live: Live) -> None:
     assert "did you mean 'tiny'" in live.json("run", "tinny", code=2)["message"]
-    assert subprocess.run([*"headrace rum tiny".split()], cwd=live.project.root, env=live.environment, capture_output=True).returncode == 2
+    assert (
+        subprocess.run(["headrace", "rum", "tiny"], cwd=live.project.root, env=live.environment, capture_output=True).returncode
+        == 2
+    )

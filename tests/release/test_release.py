@@ -28,7 +28,11 @@ def test_status_names_models_and_services(live: Live) -> None:
     assert (model["replicas"], model["ready"], model["alias"]) == (2, 2, "champion")
     assert model["address"].startswith(live.door)
     assert {s["name"]: s["state"] for s in found["services"]} == {
-        "prefect-server": "ready", "prefect-worker": "ready", "mlflow": "ready", "envoy": "ready"}
+        "prefect-server": "ready",
+        "prefect-worker": "ready",
+        "mlflow": "ready",
+        "envoy": "ready",
+    }
 
 
 def test_predict_sends_the_sample_through_the_balancer(live: Live) -> None:
@@ -66,8 +70,20 @@ def test_the_curl_line_of_the_summary_works_when_pasted(live: Live) -> None:
 
 def test_the_summary_says_what_a_person_asks(live: Live) -> None:
     shown = live.run("run", "tiny").stdout
-    for part in ("data ", "expectations", "training", "test ", "gate", "version", "bento", "replicas", "service", "MLflow", "Prefect",
-                 "Data Docs"):
+    for part in (
+        "data ",
+        "expectations",
+        "training",
+        "test ",
+        "gate",
+        "version",
+        "bento",
+        "replicas",
+        "service",
+        "MLflow",
+        "Prefect",
+        "Data Docs",
+    ):
         assert part in shown
 
 
@@ -76,8 +92,12 @@ def test_trace_leads_to_the_bytes(live: Live) -> None:
     chain = live.json("trace", answer["id"])
     links = {link["link"]: link["id"] for link in chain["chain"]}
     assert links["bento"].startswith("tiny:1-")
-    assert links["git commit"] == subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=live.project.root, capture_output=True, text=True, check=True).stdout.strip()
+    assert (
+        links["git commit"]
+        == subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=live.project.root, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    )
     assert links["data"] == live.json("data", "show", "tiny")["md5"]
     lock = yaml.safe_load((live.project.root / "dvc.lock").read_text())
     deps = {dep["path"]: dep["md5"] for dep in lock["stages"]["prepare@tiny"]["deps"]}
@@ -109,8 +129,20 @@ def test_the_flow_is_in_prefect_with_all_its_steps(live: Live) -> None:
     api = f"http://127.0.0.1:{live.ports['HEADRACE_PREFECT_PORT']}/api"
     runs = httpx.post(f"{api}/task_runs/filter", json={}).json()
     named = {run["name"].rsplit("-", 1)[0] for run in runs}
-    assert {"ingest", "validate", "prepare", "train", "export", "evaluate", "register", "judge", "package", "roll out", "promote",
-            "conclude"} <= named
+    assert {
+        "ingest",
+        "validate",
+        "prepare",
+        "train",
+        "export",
+        "evaluate",
+        "register",
+        "judge",
+        "package",
+        "roll out",
+        "promote",
+        "conclude",
+    } <= named
     deployments = {d["name"] for d in httpx.post(f"{api}/deployments/filter", json={}).json()}
     assert deployments == {"release", "refresh-flights"}
 
@@ -118,7 +150,9 @@ def test_the_flow_is_in_prefect_with_all_its_steps(live: Live) -> None:
 def test_a_deployment_runs_from_prefect_with_parameters(live: Live) -> None:
     api = f"http://127.0.0.1:{live.ports['HEADRACE_PREFECT_PORT']}/api"
     deployment = next(d for d in httpx.post(f"{api}/deployments/filter", json={}).json() if d["name"] == "release")
-    run = httpx.post(f"{api}/deployments/{deployment['id']}/create_flow_run", json={"parameters": {"recipe_name": "tiny"}}).json()
+    run = httpx.post(
+        f"{api}/deployments/{deployment['id']}/create_flow_run", json={"parameters": {"recipe_name": "tiny"}}
+    ).json()
     import time
 
     state = None
@@ -132,8 +166,9 @@ def test_a_deployment_runs_from_prefect_with_parameters(live: Live) -> None:
 
 def test_dvc_by_hand_finds_everything_up_to_date(live: Live) -> None:
     def dvc(*arguments: str) -> str:
-        return subprocess.run(["dvc", *arguments], cwd=live.project.root, env=live.environment, capture_output=True, text=True,
-                              check=True).stdout
+        return subprocess.run(
+            ["dvc", *arguments], cwd=live.project.root, env=live.environment, capture_output=True, text=True, check=True
+        ).stdout
 
     assert "Data and pipelines are up to date" in dvc("repro", "evaluate@tiny")
     assert "accuracy" in dvc("metrics", "show", "artifacts/tiny/evaluation/metrics.json")
@@ -172,8 +207,11 @@ def test_a_model_that_is_not_better_is_refused_and_the_champion_serves_on(live: 
 
 def test_a_person_approves_before_a_model_serves(live: Live) -> None:
     champion = live.json("status")["models"][0]["version"]
-    edit_recipe(live, train={"learning_rate": 0.03, "epochs": 4},
-                gate={"approval": "person", "require": {"accuracy": ">= 0.3"}, "beat_champion": {"metric": "accuracy", "margin": -0.5}})
+    edit_recipe(
+        live,
+        train={"learning_rate": 0.03, "epochs": 4},
+        gate={"approval": "person", "require": {"accuracy": ">= 0.3"}, "beat_champion": {"metric": "accuracy", "margin": -0.5}},
+    )
     told = live.json("run", "tiny", code=4)
     assert "waits for a person" in told["message"]
     assert live.json("predict", "tiny", "--sample")["version"] == champion
