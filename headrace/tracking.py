@@ -46,6 +46,15 @@ class Run:
             for start in range(0, len(metrics), 1000):  # MLflow's limit for one batch
                 client(self.project).log_batch(self.id, metrics[start : start + 1000])
 
+    def epochs(self) -> set[int]:
+        """Epochs that are logged already: some, when the run is one that a kill left open."""
+        with registry_errors(self.project):
+            return {point.step for point in client(self.project).get_metric_history(self.id, "val_loss")}
+
+    def fail(self) -> None:
+        with registry_errors(self.project):
+            client(self.project).set_terminated(self.id, "FAILED")
+
     def finish(self, weights: Path) -> None:
         with registry_errors(self.project):
             client(self.project).set_tag(self.id, WEIGHTS, md5(weights))

@@ -14,8 +14,13 @@ from headrace.kinds.registry import kind_of
 from headrace.models.served import ServedModel
 
 
-def make_recipe(task: str = "classification", model: dict[str, Any] | None = None, train: dict[str, Any] | None = None,
-                name: str = "toy", **data: Any) -> Recipe:
+def make_recipe(
+    task: str = "classification",
+    model: dict[str, Any] | None = None,
+    train: dict[str, Any] | None = None,
+    name: str = "toy",
+    **data: Any,
+) -> Recipe:
     """A recipe whose target is `y`; keywords go into its data section."""
     fields = {
         "name": name,

@@ -73,7 +73,7 @@ def test_a_category_reads_the_same_in_every_table(values: Any, levels: list[str]
 
 
 @pytest.mark.parametrize("dtype", ["int64", "float64", "float32", "Int64", "bool", "uint8"])
-def test_numbers_of_every_type_become_float32(dtype: str, tmp_path: Path) -> None:
+def test_numbers_of_every_type_become_float32(dtype: Any, tmp_path: Path) -> None:
     recipe = make_recipe()
     frame = through_parquet(labelled(a=pd.Series([0, 1, 1, 0]).astype(dtype)), tmp_path)
     schema = fitted(frame, recipe)
@@ -160,8 +160,13 @@ def test_a_regression_learns_the_targets_mean_and_deviation() -> None:
 
 @pytest.mark.parametrize(
     ("target", "said"),
-    [([0.1] * 7, "same value"), ([1e9 / 3] * 7, "same value"), ([1.0, 2.0, None], "1 of 3 training rows have no value"),
-     (["far", "near", "far"], "'far', which is no number"), ([1.0, 2.0, float("inf")], "infinite")],
+    [
+        ([0.1] * 7, "same value"),
+        ([1e9 / 3] * 7, "same value"),
+        ([1.0, 2.0, None], "1 of 3 training rows have no value"),
+        (["far", "near", "far"], "'far', which is no number"),
+        ([1.0, 2.0, float("inf")], "infinite"),
+    ],
 )
 def test_a_target_that_cannot_be_learned_is_refused(target: list[Any], said: str) -> None:
     with pytest.raises(DataError, match=said) as caught:

@@ -45,7 +45,7 @@ def load(path: Path, fingerprint: str, parts: dict[str, Any], shuffle: torch.Gen
         state = torch.load(path, weights_only=True, map_location="cpu")
     except Exception:  # a checkpoint of another torch version, or a damaged one: training anew is always right
         return None
-    if state["fingerprint"] != fingerprint:
+    if not isinstance(state, dict) or state.get("fingerprint") != fingerprint:
         return None
     for name, part in parts.items():
         part.load_state_dict(state["parts"][name])

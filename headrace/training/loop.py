@@ -122,6 +122,7 @@ def evaluate(model: ServedModel, split: Split) -> tuple[float, float]:
         inputs, target = split.rows(index)
         with mixed_precision(target.device):
             raw = model.raw(*inputs)
+        raw = raw.float()  # answers in bfloat16 would be rounded to three digits
         loss += model.loss(raw, target) * len(target)
         answer = model.answer(raw)
         metric += (answer.argmax(dim=1) == target).sum() if model.classifies else (answer - target).abs().sum()

@@ -57,7 +57,7 @@ def train_model(recipe: Recipe, project: Project) -> None:
                 mend="lower train.batch_size in the recipe",
             ) from None
         write_outputs(out, model, progress, recipe, device, len(train), len(validation))
-        watcher.finish(out / "model.pt")
+        watcher.finish(progress, out / "model.pt")
     checkpoint_path.unlink(missing_ok=True)
 
 
@@ -70,10 +70,13 @@ def to_device(frame: pd.DataFrame, kind: Kind, schema: Schema, recipe: Recipe, d
 
 
 def fingerprint_of(recipe: Recipe, prepared: Path) -> str:
-    """sha256 over what determines the weights: prepared data, model and training settings, torch's version."""
+    """sha256 over what determines the weights: prepared data, model and training settings, their code, torch's version."""
     digest = hashlib.sha256(f"{recipe.model!r}{recipe.train!r}{torch.__version__}".encode())
     for name in ("schema.json", "train.parquet", "validation.parquet"):
         digest.update((prepared / name).read_bytes())
+    for room in ("kinds", "models", "training"):
+        for source in sorted((Path(__file__).parent.parent / room).glob("*.py")):
+            digest.update(source.read_bytes())
     return digest.hexdigest()
 
 

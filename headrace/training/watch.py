@@ -12,6 +12,7 @@ import torch
 
 from headrace import console, tracking
 from headrace.config import Recipe
+from headrace.errors import TrainingError
 from headrace.project import Project
 from headrace.training.checkpoint import Progress
 
@@ -26,7 +27,8 @@ class Watcher:
         self._run = run
         self._bar = bar
         self._steps = steps
-        self._pending: list[dict[str, float]] = []
+        self._history: list[dict[str, float]] = []
+        self._sent = run.epochs()
         self._flushed = time.monotonic()
 
     def on_step(self, epoch: int, step: int) -> None:
@@ -36,18 +38,27 @@ class Watcher:
         last = progress.history[-1]
         shown = "  ".join(f"{name} {value:.4g}" for name, value in last.items() if name.startswith("val_"))
         self._bar.say(f"epoch {progress.epoch}  {shown}")
-        self._pending.append(last)
+        self._history = progress.history
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        self._run.log_history(self._pending)
-        self._pending, self._flushed = [], time.monotonic()
+        """Sends the epochs that MLflow lacks: also those that a killed training did not come to send."""
+        rows = [row for row in self._history if row["epoch"] not in self._sent]
+        self._run.log_history(rows)
+        self._sent |= {int(row["epoch"]) for row in rows}
+        self._flushed = time.monotonic()
 
-    def finish(self, weights: Path) -> None:
+    def finish(self, progress: Progress, weights: Path) -> None:
         """Marks the MLflow run as the one that made these weights, byte for byte."""
+        self._history = progress.history
         self.flush()
         self._run.finish(weights)
+
+    def fail(self) -> None:
+        """Marks the MLflow run as failed, with the epochs it came to."""
+        self.flush()
+        self._run.fail()
 
 
 @contextmanager
@@ -60,4 +71,9 @@ def watch(recipe: Recipe, project: Project, device: torch.device, rows: int, fin
     steps = math.ceil(rows / recipe.train.batch_size)
     run = tracking.open_run(recipe, project, fingerprint, tags={"device": device.type, "train_rows": str(rows)})
     with console.bar(f"training {recipe.name} on {device.type}", steps * recipe.train.epochs) as bar:
-        yield Watcher(run, fingerprint, bar, steps)
+        watcher = Watcher(run, fingerprint, bar, steps)
+        try:
+            yield watcher
+        except TrainingError:
+            watcher.fail()
+            raise

@@ -39,7 +39,8 @@ def test_cnn_parameters_are_counted_by_hand() -> None:
 
 def test_mlp_is_embeddings_beside_numbers_then_relu_layers() -> None:
     torch.manual_seed(0)
-    network = build(MLPConfig(hidden=[6, 5], embedding=3, dropout=0.5), Shape(numeric=2, cardinalities=(3, 20), outputs=4)).eval()
+    shape = Shape(numeric=2, cardinalities=(3, 20), outputs=4)
+    network = build(MLPConfig(hidden=[6, 5], embedding=3, dropout=0.5), shape).eval()
     w: dict[str, Any] = dict(network.named_parameters())
     numeric, categorical = torch.randn(7, 2), torch.randint(0, 3, (7, 2))
     first, second = w["embeddings.0.weight"][categorical[:, 0]], w["embeddings.1.weight"][categorical[:, 1]]

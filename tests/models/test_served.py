@@ -22,8 +22,12 @@ def regression(mean: float = 100.0, std: float = 20.0) -> ServedModel:
 
 
 def classification(classes: int = 3) -> ServedModel:
-    schema = Schema(shape=Shape(numeric=2, cardinalities=(3,), outputs=classes), numeric=NUMBERS, categorical=COLOURS,
-                    labels=list(range(classes)))
+    schema = Schema(
+        shape=Shape(numeric=2, cardinalities=(3,), outputs=classes),
+        numeric=NUMBERS,
+        categorical=COLOURS,
+        labels=list(range(classes)),
+    )
     torch.manual_seed(0)
     return ServedModel(MLPConfig(hidden=[4]), schema).eval()
 
@@ -44,7 +48,8 @@ def test_numbers_are_standardised_and_missing_ones_are_the_mean() -> None:
 def test_a_table_of_one_sort_gives_the_other_sort_empty() -> None:
     numeric, categorical = ScaleTable(Schema(shape=Shape(numeric=2), numeric=NUMBERS))(torch.zeros(5, 2))
     assert (numeric.shape, categorical.shape, categorical.dtype) == ((5, 2), (5, 0), torch.int64)
-    numeric, categorical = ScaleTable(Schema(shape=Shape(cardinalities=(3,)), categorical=COLOURS))(torch.ones((5, 1), dtype=torch.int64))
+    table = ScaleTable(Schema(shape=Shape(cardinalities=(3,)), categorical=COLOURS))
+    numeric, categorical = table(torch.ones((5, 1), dtype=torch.int64))
     assert (numeric.shape, categorical.shape, numeric.dtype) == ((5, 0), (5, 1), torch.float32)
 
 
@@ -54,7 +59,8 @@ def test_probabilities_sum_to_one_and_follow_the_logits() -> None:
     answer = model(*inputs)
     assert answer.shape == (9, 3)
     torch.testing.assert_close(answer.sum(1), torch.ones(9))
-    torch.testing.assert_close(model.answer(torch.tensor([[0.0, math.log(2), math.log(5)]])), torch.tensor([[0.125, 0.25, 0.625]]))
+    logits = torch.tensor([[0.0, math.log(2), math.log(5)]])
+    torch.testing.assert_close(model.answer(logits), torch.tensor([[0.125, 0.25, 0.625]]))
 
 
 def test_a_regression_answers_in_the_targets_unit() -> None:
