@@ -33,7 +33,7 @@ class TimeSplit(Section):
     """The rows with the last value of `column` are the test set; earlier rows train."""
 
     column: str
-    """A column that can be ordered: a month, a date."""
+    """A column that can be ordered: a month, a date. It orders the rows and is no feature."""
     test: Literal["last"] = "last"
 
 

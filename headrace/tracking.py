@@ -64,16 +64,21 @@ class Run:
 @cache
 def client(project: Project) -> MlflowClient:
     """The one client of this process, on a database that is ready."""
-    for name in ("mlflow", "alembic"):  # it logs errors with their traceback; ours are told once, with the mend
-        logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     with registry_errors(project):
         initialise_tracking(project)
         import mlflow
 
+        _quieten()
         uri = tracking_uri(project, load_settings(project))
         mlflow.set_tracking_uri(uri)
         return mlflow.MlflowClient(uri)
+
+
+def _quieten() -> None:
+    """MLflow logs errors with their traceback, and warns of GPUs that are not there; ours are told once, with the mend."""
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def open_run(recipe: Recipe, project: Project, fingerprint: str, tags: dict[str, str]) -> Run:

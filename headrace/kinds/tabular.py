@@ -40,7 +40,7 @@ class Tabular:
         named = set(recipe.data.categorical or [])
         numeric: list[Numeric] = []
         categorical: list[Categorical] = []
-        for name in (str(column) for column in train.columns if column != recipe.data.target):
+        for name in features(train, recipe):
             values = train[name]
             if values.isna().all():
                 raise DataError(
@@ -151,6 +151,16 @@ class TabularRegression(Tabular):
 
         slices = {c.name: _texts(frame[c.name]) for c in schema.categorical if len(c.levels) <= 30}
         return score_regression(self.targets(frame, schema, recipe), outputs, slices=slices)
+
+
+def features(frame: pd.DataFrame, recipe: Recipe) -> list[str]:
+    """Columns to predict from: all but the target, and but the one that orders a split by time.
+
+    Rows to predict lie after all training rows there, where no network has learned anything.
+    """
+    time = recipe.data.split.time
+    left_out = {recipe.data.target, time.column if time else None}
+    return [str(column) for column in frame.columns if column not in left_out]
 
 
 def _shape(numeric: list[Numeric], categorical: list[Categorical], outputs: int) -> Shape:
