@@ -27,8 +27,8 @@ def whole(path: Path) -> Iterator[Path]:
         with beside.open("rb") as handle:
             os.fsync(handle.fileno())
         beside.replace(path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:  # torch says RuntimeError of a full disk, with the OSError as its context
+        if is_disk_full(error):
             raise DiskFull(
                 f"no space left to write {path.name}", where=str(path.parent), mend="free some space, then run the same command"
             ) from None
@@ -60,3 +60,14 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return None
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether `error`, or what caused it, is a full disk."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if type(error).__name__ == "OperationalError" and "full" in str(error):  # SQLite, where DVC keeps its records
+            return True
+        error = error.__cause__ or error.__context__
+    return False

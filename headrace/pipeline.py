@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 import tempfile
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from headrace.config import Recipe, recipe_names
 from headrace.errors import Busy, DiskFull, HeadraceError
-from headrace.files import write_with
+from headrace.files import is_disk_full, read_json, write_with
 from headrace.project import Project
 from headrace.stages import ERROR_FILE, PARENT
 
@@ -79,8 +78,8 @@ def _reproduce(target: str, project: Project, error_file: Path) -> bool:
             raise HeadraceError(
                 f"DVC could not reproduce {target}: {error}", where="dvc.yaml", mend=f"dvc repro {target}"
             ) from error
-        except OSError as error:
-            if error.errno == 28:
+        except Exception as error:
+            if is_disk_full(error):
                 raise DiskFull(
                     "no space left for DVC's cache", where=".dvc/cache", mend="dvc gc --workspace, then the same command"
                 ) from None
@@ -89,8 +88,9 @@ def _reproduce(target: str, project: Project, error_file: Path) -> bool:
 
 def _stage_error(error: Exception, error_file: Path, target: str) -> HeadraceError:
     """The error that the stage left, or one that says how it died."""
-    if error_file.exists():
-        return HeadraceError.from_dict(json.loads(error_file.read_text(encoding="utf-8")))
+    left = read_json(error_file)
+    if left is not None:
+        return HeadraceError.from_dict(left)
     return HeadraceError(
         f"the stage {target} ended without a word: {error.__cause__ or error}",
         mend=f"run it by hand to see what it prints: dvc repro -s {target}",
@@ -98,24 +98,43 @@ def _stage_error(error: Exception, error_file: Path, target: str) -> HeadraceErr
 
 
 def _register(recipe: Recipe, project: Project) -> None:
-    """Puts the recipe into the list in `dvc.yaml`, if it is not there; comments stay."""
+    """Puts the recipe into the list in `dvc.yaml`, if it is not there; the rest of the file stays as it is."""
     path = project.root / "dvc.yaml"
-    if f"{recipe.name}" in _listed(path):
+    if recipe.name in _listed(path):
         return
+    from filelock import FileLock
     from ruamel.yaml import YAML
 
     yaml = YAML()
     yaml.width = 200
-    content = yaml.load(path)
-    names = next(item["recipes"] for item in content["vars"] if "recipes" in item)
-    names.append(recipe.name)
-    write_with(path, lambda beside: yaml.dump(content, beside))
+    yaml.preserve_quotes = True
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    project.locks.mkdir(parents=True, exist_ok=True)
+    with FileLock(project.locks / "dvc-yaml.lock"):  # two new recipes at once: neither loses the other's name
+        content = yaml.load(path)
+        names = next(item["recipes"] for item in content["vars"] if "recipes" in item)
+        if recipe.name not in names:
+            names.append(recipe.name)
+            write_with(path, lambda beside: yaml.dump(content, beside))
 
 
 def _listed(path: Path) -> list[str]:
+    """Names of the recipes in `dvc.yaml`.
+
+    Raises:
+        HeadraceError: the file has no such list.
+    """
     import yaml
 
-    return next(item["recipes"] for item in yaml.safe_load(path.read_text(encoding="utf-8"))["vars"] if "recipes" in item)
+    try:
+        found: list[str] = next(item["recipes"] for item in yaml.safe_load(path.read_text())["vars"] if "recipes" in item)
+    except (yaml.YAMLError, KeyError, TypeError, StopIteration) as error:
+        raise HeadraceError(
+            f"the list of recipes (vars: - recipes: [...]) cannot be read: {error}",
+            where="dvc.yaml",
+            mend="restore the file: git checkout dvc.yaml",
+        ) from None
+    return found
 
 
 def unknown_in_pipeline(project: Project) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from headrace.config import Recipe, load_recipe
 from headrace.errors import DiskFull, HeadraceError, Interrupted, UsageError, near_miss
+from headrace.files import is_disk_full
 from headrace.project import Project, find_project
 
 Stage = Callable[[Recipe, Project], None]
@@ -71,9 +72,14 @@ STAGES: dict[str, Stage] = {"validate": validate, "prepare": prepare, "train": t
 def main(arguments: list[str]) -> int:
     """Runs one stage; an error is printed, and left for the caller in the file that `HEADRACE_STAGE_ERROR` names."""
     try:
-        if len(arguments) != 2 or arguments[0] not in STAGES:
-            given = arguments[0] if arguments else ""
-            raise UsageError(f"no stage {given!r}; {near_miss(given, STAGES)}", mend="python -m headrace.stages STAGE RECIPE")
+        if len(arguments) != 2:
+            raise UsageError(
+                f"a stage and a recipe are needed; stages: {', '.join(STAGES)}", mend="python -m headrace.stages STAGE RECIPE"
+            )
+        if arguments[0] not in STAGES:
+            raise UsageError(
+                f"no stage {arguments[0]!r}; {near_miss(arguments[0], STAGES)}", mend="python -m headrace.stages STAGE RECIPE"
+            )
         die_with_parent()
         # Threads that spin while they wait slow a small network five times as soon as another program wants a core.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -84,14 +90,15 @@ def main(arguments: list[str]) -> int:
         return _tell(error)
     except KeyboardInterrupt:
         return _tell(Interrupted("interrupted", mend="run the same command to go on from the last checkpoint"))
-    except OSError as error:
-        if error.errno != 28:
-            raise
-        return _tell(DiskFull("no space left", where=error.filename, mend="free some space, then run the same command"))
     except MemoryError:
         return _tell(
             HeadraceError("the memory does not suffice", mend="lower train.batch_size, or use a machine with more memory")
         )
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        where = getattr(error, "filename", None)
+        return _tell(DiskFull("no space left", where=where, mend="free some space, then run the same command"))
 
 
 def die_with_parent() -> None:
@@ -101,13 +108,17 @@ def die_with_parent() -> None:
         threading.Thread(target=_watch, args=(int(parent),), daemon=True).start()
 
 
-def _watch(parent: int) -> None:
-    while True:
-        try:
-            os.kill(parent, 0)
-        except ProcessLookupError:
-            os._exit(1)
-        time.sleep(0.2)
+def _watch(pid: int) -> None:
+    """A dead parent is gone, or a zombie until its own parent looks; another process may have its number by then."""
+    import psutil
+
+    try:
+        parent = psutil.Process(pid)
+        while parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.2)
+    except psutil.Error:
+        pass
+    os._exit(1)
 
 
 def _tell(error: HeadraceError) -> int:

@@ -48,7 +48,7 @@ def quarantine(report: ValidationReport, frame: pd.DataFrame, project: Project, 
         report.to_json(beside / "report.json")
         beside.replace(folder)
     except OSError as error:
-        from headrace.data.versions import is_disk_full
+        from headrace.files import is_disk_full
 
         shutil.rmtree(beside, ignore_errors=True)
         if is_disk_full(error):

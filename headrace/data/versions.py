@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import time
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from headrace.data.tables import batch_files, no_data
 from headrace.errors import Busy, DataError, DiskFull
-from headrace.files import write_text
+from headrace.files import is_disk_full, write_text
 from headrace.project import Project
 
 if TYPE_CHECKING:
@@ -161,17 +160,6 @@ def patient(call: Callable[[], T], project: Project) -> T:
         where=str(project.root / ".dvc" / "tmp" / "lock"),
         mend="wait until it ends, then run the same command",
     )
-
-
-def is_disk_full(error: BaseException | None) -> bool:
-    """Whether `error`, or what caused it, is a full disk."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if type(error).__name__ == "OperationalError" and "full" in str(error):  # SQLite, where DVC keeps its records
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _make_dvc_folder(project: Project) -> None:

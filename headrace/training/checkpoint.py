@@ -34,7 +34,14 @@ def save(path: Path, fingerprint: str, progress: Progress, parts: dict[str, Any]
         "cpu_rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
-    write_with(path, lambda beside: torch.save(state, beside))
+    write_with(path, lambda beside: write(state, beside))
+
+
+def write(state: Any, path: Path) -> None:
+    """Through an open file: torch would otherwise write the file's name into it, so that equal weights differed in bytes,
+    and would not say why a write failed."""
+    with path.open("wb") as handle:
+        torch.save(state, handle)
 
 
 def load(path: Path, fingerprint: str, parts: dict[str, Any], shuffle: torch.Generator) -> Progress | None:

@@ -16,6 +16,7 @@ from headrace.kinds.base import Kind, Schema
 from headrace.kinds.registry import kind_of
 from headrace.models.served import ServedModel
 from headrace.project import Project
+from headrace.training import checkpoint
 from headrace.training.checkpoint import Progress
 from headrace.training.device import choose_device, seed_everything
 from headrace.training.loop import Split, fit
@@ -91,7 +92,7 @@ def write_outputs(
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
     weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
-    write_with(out / "model.pt", lambda beside: save_weights(weights, beside))
+    write_with(out / "model.pt", lambda beside: checkpoint.write(weights, beside))
     with whole(out / "curves.csv") as beside, beside.open("w", newline="") as handle:
         writer = csv.DictWriter(handle, progress.history[0], lineterminator="\n")
         writer.writeheader()
@@ -111,9 +112,3 @@ def write_outputs(
             "stopped_early": progress.epoch < recipe.train.epochs,
         },
     )
-
-
-def save_weights(weights: dict[str, torch.Tensor], path: Path) -> None:
-    """Through an open file: torch would otherwise write the file's name into it, and equal weights would differ in bytes."""
-    with path.open("wb") as handle:
-        torch.save(weights, handle)
