@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
 from headrace import console
+from headrace.files import read_json
 from headrace.journal import Entry
 from headrace.project import Project
 from headrace.rollout.door import address
@@ -57,9 +59,15 @@ def _rows(facts: dict[str, Any], project: Project, settings: Settings) -> list[t
         ("service", f"{address(settings, facts['model'])}/predict"),
         ("MLflow", f"http://{settings.host}:{settings.mlflow_port}"),
         ("Prefect", f"http://{settings.host}:{settings.prefect_port}"),
-        ("Data Docs", (project.data_docs / "index.html").as_uri()),
+        ("Data Docs", data_docs(facts["model"], project)),
     ]
     return [row for row in rows if row[1]]
+
+
+def data_docs(recipe: str, project: Project) -> str:
+    """The page of the last validation: unlike the index it reads well without network."""
+    found = read_json(project.validation_report(recipe)) or {}
+    return Path(found.get("docs") or project.data_docs / "index.html").as_uri()
 
 
 def print_status(found: dict[str, Any]) -> None:

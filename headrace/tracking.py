@@ -150,7 +150,7 @@ def _create(recipe: Recipe, project: Project, tags: dict[str, str]) -> str:
     found = store.get_experiment_by_name(recipe.name)
     location = None if load_settings(project).tracking_uri else f"{artifact_root(project)}/{recipe.name}"
     experiment = found.experiment_id if found else store.create_experiment(recipe.name, artifact_location=location)
-    run = store.create_run(experiment)
+    run = store.create_run(experiment, run_name=f"{recipe.name} {time.strftime('%Y-%m-%d %H:%M:%S')}")
     store.log_batch(
         run.info.run_id,
         params=[Param(k, v) for k, v in parameters(recipe).items()],
