@@ -1,0 +1,160 @@
+"""Processes watched from outside: their memory, when they began and ended, and what they were at the time."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from benchmarks.release_clone import carries
+
+INTERVAL_SECONDS = 0.05
+EVERY_NTH_WITH_PSS = 10
+"""PSS makes the kernel walk a process's pages: half a second apart it costs hardly anything."""
+MB = 1e6
+
+Command = tuple[str, ...]
+NAMES = {
+    "headrace.stages": "shell of a stage",
+    "-m flows": "flow",
+    "prefect server": "prefect-server",
+    "prefect worker": "prefect-worker",
+    "deploy --all": "prefect deploy",
+    "mlflow.server": "mlflow",
+    "bentos.serve": "replica",
+    "supervisord": "supervisord",
+    "bin/headrace": "headrace",
+    "/envoy": "envoy",
+}
+"""A part of a command, and what the process is called."""
+
+
+@dataclass
+class Memory:
+    """Bytes. `rss` counts a page once in each process that shares it, `pss` divides it among them; 0 where not to be had."""
+
+    rss: int = 0
+    pss: int = 0
+
+    def __add__(self, other: Memory) -> Memory:
+        return Memory(self.rss + other.rss, self.pss + other.pss)
+
+    def to_dict(self) -> dict[str, float]:
+        return {"rss_mb": round(self.rss / MB, 1), "pss_mb": round(self.pss / MB, 1)}
+
+
+@dataclass
+class Seen:
+    """One process: when it was first and last seen (seconds since the epoch), and each command it was, by time."""
+
+    pid: int
+    began_at: float
+    last_at: float
+    commands: list[tuple[float, Command]] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """How long it lived; at either end half an interval is missed on average."""
+        return self.last_at - self.began_at + INTERVAL_SECONDS
+
+    @property
+    def name(self) -> str:
+        return name_of(self.commands[-1][1])
+
+
+class Watch(threading.Thread):
+    """Samples every process that carries a token, 20 times a second, until the block ends."""
+
+    def __init__(self, token: str) -> None:
+        super().__init__(daemon=True)
+        self.seen: dict[int, Seen] = {}
+        self.peak = Memory()
+        """The highest sum over all processes at one moment; `rss` and `pss` may come from different moments."""
+        self.at_peak: dict[str, float] = {}
+        """MB of PSS (RSS where there is none) of each process at the peak."""
+        self._token = token
+        self._members: dict[int, psutil.Process] = {}
+        self._strangers: set[int] = set()
+        self._stopped = threading.Event()
+
+    def __enter__(self) -> Watch:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self.join()
+
+    def run(self) -> None:
+        turn = 0
+        while not self._stopped.wait(INTERVAL_SECONDS):
+            self._find_new()
+            self._sample(with_pss=turn % EVERY_NTH_WITH_PSS == 0)
+            turn += 1
+
+    def _find_new(self) -> None:
+        """A process's environment is read once: its children inherit the token, and exec keeps it."""
+        alive = set(psutil.pids())
+        self._strangers &= alive
+        for pid in alive - self._members.keys() - self._strangers:
+            with contextlib.suppress(psutil.Error):
+                process = psutil.Process(pid)
+                if carries(process, self._token):
+                    self._members[pid] = process
+                else:
+                    self._strangers.add(pid)
+
+    def _sample(self, with_pss: bool) -> None:
+        now, found = time.time(), {}
+        for pid, process in list(self._members.items()):
+            try:
+                command = tuple(process.cmdline())
+                if not command or not process.is_running():  # a zombie has none
+                    raise psutil.NoSuchProcess(pid)
+                found[pid] = memory_of([process], with_pss)
+            except psutil.Error:
+                del self._members[pid]
+                continue
+            seen = self.seen.setdefault(pid, Seen(pid, now, now))
+            seen.last_at = now
+            if not seen.commands or seen.commands[-1][1] != command:
+                seen.commands.append((now, command))
+        total = sum(found.values(), Memory())
+        if total.pss > self.peak.pss or (not self.peak.pss and total.rss > self.peak.rss):
+            self.at_peak = {}
+            for pid, memory in found.items():
+                name = self.seen[pid].name
+                self.at_peak[name] = round(self.at_peak.get(name, 0.0) + (memory.pss or memory.rss) / MB, 1)
+        self.peak = Memory(max(self.peak.rss, total.rss), max(self.peak.pss, total.pss))
+
+
+def memory_of(processes: Sequence[psutil.Process], with_pss: bool = True) -> Memory:
+    """The sum over `processes`; one that is gone counts nothing."""
+    total = Memory()
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            pss = getattr(process.memory_full_info(), "pss", 0) if with_pss else 0
+            total += Memory(process.memory_info().rss, pss)
+    return total
+
+
+def tree(pid: int) -> list[psutil.Process]:
+    """A process and all it started."""
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.Error:
+        return []
+
+
+def name_of(command: Command) -> str:
+    """A process in the project's words."""
+    text = " ".join(command)
+    if "headrace.stages" in command[:-1]:
+        return f"stage {command[command.index('headrace.stages') + 1]}"
+    return next((name for part, name in NAMES.items() if part in text), Path(command[0]).name)
