@@ -99,14 +99,16 @@ def with_columns(graph: onnx.ModelProto, schema: Schema) -> onnx.ModelProto:
     import onnx
     from onnx import TensorProto, helper
 
-    axis = helper.make_tensor("columns/axis", TensorProto.INT64, [1], [1])
+    taken = [*(c.name for c in schema.numeric), *(c.name for c in schema.categorical)]
+    front, network = _free("columns/", taken), _free("network/", taken)
+    axis = helper.make_tensor(f"{front}axis", TensorProto.INT64, [1], [1])
     numbers = [helper.make_tensor_value_info(c.name, TensorProto.FLOAT, ["rows"]) for c in schema.numeric]
     texts = [helper.make_tensor_value_info(c.name, TensorProto.STRING, ["rows"]) for c in schema.categorical]
     encoders = [
         helper.make_node(
             "LabelEncoder",
             [column.name],
-            [f"columns/index_{i}"],
+            [f"{front}index_{i}"],
             domain="ai.onnx.ml",
             keys_strings=column.levels,
             values_int64s=list(range(1, len(column.levels) + 1)),
@@ -115,11 +117,11 @@ def with_columns(graph: onnx.ModelProto, schema: Schema) -> onnx.ModelProto:
         for i, column in enumerate(schema.categorical)
     ]
     stacks = [
-        *_stack("numeric", [column.name for column in schema.numeric]),
-        *_stack("categorical", [f"columns/index_{i}" for i in range(len(schema.categorical))]),
+        *_stack(front, "numeric", [column.name for column in schema.numeric]),
+        *_stack(front, "categorical", [f"{front}index_{i}" for i in range(len(schema.categorical))]),
     ]
     matrices = (("numeric", TensorProto.FLOAT, len(numbers)), ("categorical", TensorProto.INT64, len(texts)))
-    outputs = [helper.make_tensor_value_info(f"columns/{name}", kind, ["rows", n]) for name, kind, n in matrices if n]
+    outputs = [helper.make_tensor_value_info(f"{front}{name}", kind, ["rows", n]) for name, kind, n in matrices if n]
     inputs, nodes = [*numbers, *texts], [*encoders, *stacks]
 
     opsets = [*graph.opset_import, helper.make_opsetid("ai.onnx.ml", ML_OPSET)]
@@ -129,27 +131,32 @@ def with_columns(graph: onnx.ModelProto, schema: Schema) -> onnx.ModelProto:
     core = onnx.ModelProto()
     core.CopyFrom(graph)
     core.opset_import.append(helper.make_opsetid("ai.onnx.ml", ML_OPSET))
-    core = onnx.compose.add_prefix(core, "network/")
-    joints = [(output.name, output.name.replace("columns/", "network/", 1)) for output in outputs]
+    core = onnx.compose.add_prefix(core, network)
+    joints = [(output.name, network + output.name.removeprefix(front)) for output in outputs]
     merged = onnx.compose.merge_models(columns_graph, core, joints)
     if "answer" not in {value.name for value in inputs}:
-        rename_output(merged, "network/answer", "answer")
+        rename_output(merged, f"{network}answer", "answer")
     return merged
 
 
-def _stack(matrix: str, columns: list[str]) -> list[onnx.NodeProto]:
-    """Nodes that put vectors `(rows,)` side by side as `columns/<matrix>`, `(rows, columns)`; none for no column."""
+def _free(prefix: str, names: list[str]) -> str:
+    """A prefix that none of `names` begins with: columns may be called anything."""
+    while any(name.startswith(prefix) for name in names):
+        prefix = f"_{prefix}"
+    return prefix
+
+
+def _stack(front: str, matrix: str, columns: list[str]) -> list[onnx.NodeProto]:
+    """Nodes that put vectors `(rows,)` side by side as `<front><matrix>`, `(rows, columns)`; none for no column."""
     from onnx import helper
 
     if not columns:
         return []
-    upright = [
-        helper.make_node("Unsqueeze", [name, "columns/axis"], [f"columns/{matrix}_{i}"]) for i, name in enumerate(columns)
+    upright = [f"{front}{matrix}_{i}" for i in range(len(columns))]
+    turned = [
+        helper.make_node("Unsqueeze", [flat, f"{front}axis"], [name]) for flat, name in zip(columns, upright, strict=True)
     ]
-    return [
-        *upright,
-        helper.make_node("Concat", [f"columns/{matrix}_{i}" for i in range(len(columns))], [f"columns/{matrix}"], axis=1),
-    ]
+    return [*turned, helper.make_node("Concat", upright, [f"{front}{matrix}"], axis=1)]
 
 
 def rename_output(graph: onnx.ModelProto, old: str, new: str) -> None:
