@@ -193,3 +193,29 @@ def test_an_unknown_command_or_recipe_ends_with_2(live: Live) -> None:
         subprocess.run(["headrace", "rum", "tiny"], cwd=live.project.root, env=live.environment, capture_output=True).returncode
         == 2
     )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system of its own")
+def test_a_full_disk_is_told_and_the_next_run_completes(live: Live) -> None:
+    name = another_recipe(live, "full")
+    place = live.project.artifacts(name)
+    place.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", place], check=True)
+    try:
+        told = live.json("run", name, code=7)
+        assert "space" in told["message"] and told["mend"]
+    finally:
+        subprocess.run(["umount", place], check=True)
+    assert live.json("run", name)["version"] == "1"
+
+
+def test_a_prefect_server_that_dies_during_a_release_does_not_spoil_it(live: Live) -> None:
+    name = another_recipe(live, "halfway", train={"epochs": 3000, "learning_rate": 0.001})
+    process = live.start("run", name)
+    steps_until(process, "train")
+    server = next(p for p in psutil.process_iter(["pid"]) if _listens(p, int(live.ports["HEADRACE_PREFECT_PORT"])))
+    server.kill()
+    out, said = process.communicate(timeout=200)
+    if process.returncode != 0:  # Prefect gave up before its server was back
+        assert process.returncode == 5 and "Prefect server" in said and "Traceback" not in said, said
+    assert live.json("run", name)["version"] == "1"
