@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from headrace import tracking
-from headrace.config import Recipe
+from headrace.config import NAME_PATTERN, Recipe
 from headrace.contract import Contract
 from headrace.errors import RegistryError, UsageError, near_miss
-from headrace.files import read_json
+from headrace.files import read_json, write_with
 from headrace.identity import sha256
 from headrace.project import Project
 from headrace.tracking import client, registry_errors
@@ -73,7 +77,7 @@ def register(recipe: Recipe, project: Project, identity: dict[str, str]) -> Vers
             store.create_registered_model(recipe.name, description=f"Built from recipes/{recipe.name}.yaml")
         tags = {PREFIX + key: value for key, value in identity.items()} | {CONTENT: content, PREFIX + "run_id": run.id}
         created = store.create_model_version(recipe.name, source, run.id, tags=tags, model_id=model_id)
-        return _version(created, project)
+        return _with_files(_version(created, project), project)
 
 
 def content_hash(folder: Path) -> str:
@@ -82,18 +86,22 @@ def content_hash(folder: Path) -> str:
 
 
 def find(model: str, project: Project, content: str, data_md5: str) -> Version | None:
-    """The newest version with this content from this data."""
+    """The newest version with this content from this data, unless its files are gone."""
     with registry_errors(project):
         found = client(project).search_model_versions(
             f"name = '{model}' and tags.`{CONTENT}` = '{content}' and tags.`{PREFIX}data_md5` = '{data_md5}'",
             order_by=["version_number DESC"],
             max_results=1,
         )
-    return _version(found[0], project) if found else None
+        if not found:
+            return None
+        with contextlib.suppress(RegistryError):
+            return _with_files(_version(found[0], project), project)
+        return None
 
 
 def versions(model: str, project: Project) -> list[Version]:
-    """All versions of a model, newest first."""
+    """All versions of a model, newest first; a version may be listed whose files are gone."""
     with registry_errors(project):
         found = client(project).search_model_versions(f"name = '{model}'", order_by=["version_number DESC"])
         aliases = _aliases(model, project)
@@ -105,24 +113,31 @@ def get(reference: str, project: Project) -> Version:
 
     Raises:
         UsageError: there is no such model or version.
+        RegistryError: its files are gone.
     """
     model, _, wanted = reference.partition("@")
-    found = versions(model, project)
+    found = versions(model, project) if re.fullmatch(NAME_PATTERN, model) else []
     if not found:
         with registry_errors(project):
             names = [m.name for m in client(project).search_registered_models()]
-        raise UsageError(f"no registered model {model!r}; {near_miss(model, names)}", mend=f"headrace run {model}")
+        if model in names:
+            raise UsageError(f"{model!r} has no version yet", mend=f"headrace run {model}")
+        raise UsageError(f"no registered model {model!r}; {near_miss(model, names)}", mend="headrace status lists the models")
     wanted = wanted.removeprefix("v") or CHAMPION
     for version in found:
         if wanted == version.version or wanted in version.aliases:
-            return version
+            return _with_files(version, project)
     listed = [v.version for v in found] + [alias for v in found for alias in v.aliases]
     raise UsageError(f"{model} has no version {wanted!r}; {near_miss(wanted, listed)}", mend=f"headrace history {model}")
 
 
 def champion(model: str, project: Project) -> Version | None:
-    """The version whose alias is `champion`, if there is one."""
-    return next((v for v in versions(model, project) if CHAMPION in v.aliases), None)
+    """The version whose alias is `champion`, if there is one.
+
+    Raises:
+        RegistryError: its files are gone.
+    """
+    return next((_with_files(v, project) for v in versions(model, project) if CHAMPION in v.aliases), None)
 
 
 def set_alias(version: Version, alias: str, project: Project) -> None:
@@ -199,27 +214,53 @@ def _version(found: ModelVersion, project: Project, aliases: dict[str, str] | No
 
 
 def _folder(found: ModelVersion, project: Project) -> Path:
-    """Local copy of a version's files: the artifact store's own folder where it is on this machine."""
+    """Where a version's files lie: in the artifact store where that is a folder of this machine, else in a cache."""
+    uri = client(project).get_model_version_download_uri(found.name, str(found.version))
+    if uri.startswith(("file://", "/")):
+        return Path(unquote(uri.removeprefix("file://")))
+    return project.state / "cache" / "models" / found.name / str(found.version)
+
+
+def _with_files(version: Version, project: Project) -> Version:
+    """The version, its files at hand: downloaded where the artifact store is elsewhere.
+
+    Raises:
+        RegistryError: they are gone.
+    """
+    if not (version.folder / "model.onnx").exists():
+        _download(version, project)
+    if not (version.folder / "contract.json").exists():  # MLflow keeps what is not the graph in a folder of its own
+        kept = version.folder / "extra_files" / "contract.json"
+        if not kept.exists():
+            raise _gone(version)
+        write_with(version.folder / "contract.json", lambda beside: beside.write_bytes(kept.read_bytes()))
+    return version
+
+
+def _download(version: Version, project: Project) -> None:
+    """All files or none: beside, then renamed."""
     import mlflow
 
-    uri = client(project).get_model_version_download_uri(found.name, str(found.version))
-    folder = (
-        Path(uri.removeprefix("file://"))
-        if uri.startswith(("file://", "/"))
-        else project.state / "cache" / "models" / found.name / str(found.version)
-    )
-    if not (folder / "model.onnx").exists():
+    with registry_errors(project):
+        uri = client(project).get_model_version_download_uri(version.model, version.version)
         if uri.startswith(("file://", "/")):
-            raise RegistryError(
-                f"the files of {found.name}@{found.version} are gone",
-                where=str(folder),
-                mend="restore mlruns/artifacts from a backup, or build the version again: headrace run " + found.name,
-            )
-        mlflow.artifacts.download_artifacts(uri, dst_path=str(folder))
-    contract = folder / "extra_files" / "contract.json"
-    if contract.exists() and not (folder / "contract.json").exists():
-        (folder / "contract.json").write_bytes(contract.read_bytes())
-    return folder
+            raise _gone(version)
+        beside = version.folder.with_name(f".{version.folder.name}.{os.getpid()}.part")
+        try:
+            mlflow.artifacts.download_artifacts(uri, dst_path=str(beside))
+            shutil.rmtree(version.folder, ignore_errors=True)
+            beside.rename(version.folder)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+
+
+def _gone(version: Version) -> RegistryError:
+    return RegistryError(
+        f"the files of {version.name} are gone",
+        where=str(version.folder),
+        mend=f"restore mlruns/artifacts from a backup, or delete {version.name} in the MLflow UI; "
+        f"then: headrace run {version.model}",
+    )
 
 
 def _aliases(model: str, project: Project) -> dict[str, str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrace.config import Recipe
-from headrace.errors import RegistryError
+from headrace.errors import HeadraceError, RegistryError
 from headrace.project import Project
 from headrace.settings import load_settings, tracking_uri
 from headrace.tracking_database import artifact_root, initialise_tracking
@@ -115,6 +115,8 @@ def registry_errors(project: Project) -> Iterator[None]:
     """
     try:
         yield
+    except HeadraceError:
+        raise
     except Exception as error:
         said = str(error)
         where = str(project.mlruns.relative_to(project.root) / "mlflow.db")
@@ -131,6 +133,12 @@ def registry_errors(project: Project) -> Iterator[None]:
         for needle, mend in mends.items():
             if needle in said:
                 raise RegistryError(f"MLflow's database does not take this: {needle}", where=where, mend=mend) from error
+        if type(error).__name__ in ("MlflowException", "RestException"):  # such as an experiment deleted in the UI
+            raise RegistryError(
+                f"MLflow refuses this: {said.splitlines()[0]}",
+                where=where,
+                mend="undo in MLflow what stands in the way (it restores what was deleted), then run the same command",
+            ) from error
         raise
 
 
