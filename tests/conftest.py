@@ -15,6 +15,7 @@ import pytest
 from headrace.project import Project
 from headrace.rollout.ports import next_free
 from tests.docker_engine import docker_engine  # noqa: F401
+from tests.model_rooms import built  # noqa: F401
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = (

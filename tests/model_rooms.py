@@ -1,17 +1,24 @@
-"""Recipes and tables for tests of kinds, models, training and export; no project needed."""
+"""Recipes, tables and a built project for tests of kinds, models, training, export, registry and release."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import pytest
 import yaml
 
-from headrace.config import Recipe, parse_recipe
+from headrace.config import Recipe, load_recipe, parse_recipe
+from headrace.data.ingest import ingest
 from headrace.kinds.base import Schema
 from headrace.kinds.registry import kind_of
-from headrace.models.served import ServedModel
+from headrace.project import Project
+from headrace.stages import STAGES
+
+if TYPE_CHECKING:
+    from headrace.models.served import ServedModel
 
 
 def make_recipe(
@@ -47,5 +54,32 @@ def through_parquet(frame: pd.DataFrame, folder: Path) -> pd.DataFrame:
 def make_model(recipe: Recipe, schema: Schema, seed: int = 0) -> ServedModel:
     import torch
 
+    from headrace.models.served import ServedModel
+
     torch.manual_seed(seed)
     return ServedModel(recipe.model, schema).eval()
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project in which every stage of `tiny` and `pictures` ran once, in this process. Tests that change a recipe or its
+    artifacts take `another` of them."""
+    from tests.conftest import make_project
+
+    project = make_project(tmp_path_factory.mktemp("built") / "clone")
+    for name in ("tiny", "pictures"):
+        recipe = load_recipe(name, project)
+        ingest(recipe, project, lambda line: None)
+        for stage in STAGES.values():
+            stage(recipe, project)
+    return project
+
+
+def another(project: Project, name: str, like: str = "tiny", **sections: dict[str, Any]) -> Recipe:
+    """A recipe called `name` with its own copy of the artifacts of `like`; keywords change its sections."""
+    fields = yaml.safe_load((project.recipes / f"{like}.yaml").read_text()) | {"name": name}
+    for section, changed in sections.items():
+        fields[section] = {**(fields.get(section) or {}), **changed}
+    (project.recipes / f"{name}.yaml").write_text(yaml.safe_dump(fields))
+    shutil.copytree(project.artifacts(like), project.artifacts(name))
+    return load_recipe(name, project)
