@@ -17,7 +17,7 @@ from headrace.files import read_json
 from headrace.pipeline import StageResult, reproduce
 from headrace.project import Project
 from tasks.settings import HOUR, PLAIN
-from tasks.telling import report, step
+from tasks.telling import report, step, told
 
 
 def _is_out_of_reach(task: Any, run: TaskRun, state: State[Any]) -> bool:
@@ -44,9 +44,9 @@ def bring_next_batch(recipe: Recipe, project: Project) -> DataVersion:
 @task(name="validate", timeout_seconds=HOUR, **PLAIN)
 def validate(recipe: Recipe, project: Project) -> StageResult:
     """The data gate; what fails is shown as an artifact in Prefect."""
-    step("validate", f"{len(recipe.expect)} expectations of the recipe")
+    step("validate", "the data gate")
     try:
-        return reproduce("validate", recipe, project)
+        return told(reproduce("validate", recipe, project))
     finally:
         _show(recipe, project)
 
@@ -58,6 +58,7 @@ def _show(recipe: Recipe, project: Project) -> None:
     columns = ("type", "column", "unexpected", "percent", "samples")
     failures = [{name: str(failure[name]) for name in columns} for failure in found["failures"]]
     verdict = f"{found['passed']} of {found['total']} expectations passed on {found['rows']:,} rows"
+    report(verdict)
     create_table_artifact(
         key=f"validation-{recipe.name}",
         table=failures or [{"passed": found["passed"], "of": found["total"], "rows": found["rows"]}],

@@ -12,35 +12,35 @@ from headrace.project import Project
 from headrace.registry import Version
 from headrace.release import Candidate, identity_of, judge_candidate
 from tasks.settings import HOUR, PLAIN
-from tasks.telling import report, step
+from tasks.telling import report, step, told
 
 
 @task(name="prepare", timeout_seconds=HOUR, **PLAIN)
 def prepare(recipe: Recipe, project: Project) -> StageResult:
     """Splits and schema."""
     step("prepare")
-    return _told(reproduce("prepare", recipe, project))
+    return told(reproduce("prepare", recipe, project))
 
 
 @task(name="train", timeout_seconds=24 * HOUR, tags=["train"], **PLAIN)
 def train(recipe: Recipe, project: Project) -> StageResult:
     """Weights; goes on from the last checkpoint when an earlier run was killed."""
     step("train", f"{recipe.model.name}, at most {recipe.train.epochs} epochs")
-    return _told(reproduce("train", recipe, project))
+    return told(reproduce("train", recipe, project))
 
 
 @task(name="export", timeout_seconds=HOUR, **PLAIN)
 def export(recipe: Recipe, project: Project) -> StageResult:
     """The graph that is served, held against torch."""
     step("export", "to ONNX, held against torch")
-    return _told(reproduce("export", recipe, project))
+    return told(reproduce("export", recipe, project))
 
 
 @task(name="evaluate", timeout_seconds=HOUR, **PLAIN)
 def evaluate(recipe: Recipe, project: Project) -> StageResult:
     """Metrics and pictures on the test rows."""
     step("evaluate", "on the test rows")
-    return _told(reproduce("evaluate", recipe, project))
+    return told(reproduce("evaluate", recipe, project))
 
 
 @task(name="register", timeout_seconds=HOUR, **PLAIN)
@@ -60,8 +60,3 @@ def judge(recipe: Recipe, candidate: Version, project: Project) -> Candidate:
     for reason in judged.verdict.reasons:
         report(reason)
     return judged
-
-
-def _told(result: StageResult) -> StageResult:
-    report(f"done in {result.seconds:.1f} s" if result.ran else "unchanged")
-    return result

@@ -5,6 +5,7 @@ from __future__ import annotations
 from prefect import get_run_logger
 
 from headrace import console
+from headrace.pipeline import StageResult
 
 
 def step(name: str, detail: str = "") -> None:
@@ -15,3 +16,9 @@ def step(name: str, detail: str = "") -> None:
 def report(line: str) -> None:
     console.report(line)
     get_run_logger().info("%s", line)
+
+
+def told(result: StageResult) -> StageResult:
+    """Says whether a stage ran or was unchanged, and passes its result on."""
+    report(f"done in {result.seconds:.1f} s" if result.ran else "unchanged")
+    return result
