@@ -44,7 +44,7 @@ def release_lock(recipe: str, project: Project) -> Iterator[None]:
         Busy: another process holds it.
     """
     project.locks.mkdir(parents=True, exist_ok=True)
-    holder = project.locks / f"release-{recipe}.json"
+    holder = _holder(recipe, project)
     lock = FileLock(project.locks / f"release-{recipe}.lock", timeout=0)
     try:
         lock.acquire()
@@ -60,6 +60,11 @@ def release_lock(recipe: str, project: Project) -> Iterator[None]:
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
+
+
+def _holder(recipe: str, project: Project) -> Path:
+    """Who holds the lock; written when the release began."""
+    return project.locks / f"release-{recipe}.json"
 
 
 def identity_of(recipe: Recipe, version: DataVersion, project: Project) -> dict[str, str]:
@@ -127,7 +132,7 @@ def conclude(
         before = journal.last(project, recipe.name, "released")
         if before is None or before.version != chosen.version or _served(before.facts) != _served(kept):
             journal.record(project, "released", recipe.name, chosen.version, kept)
-    freshness.remember(recipe.name, project, settings)
+    freshness.remember(recipe, project, settings, _holder(recipe.name, project).stat().st_mtime_ns)
     if not candidate.verdict.passed:
         raise refusal(recipe.name, candidate.version.version, candidate.verdict.reasons, chosen.version if chosen else None)
     if candidate.awaits_approval:

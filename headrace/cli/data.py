@@ -17,7 +17,7 @@ def data() -> None:
     """Data of a recipe: bring it in, add a batch, see its version."""
 
 
-@data.command("ingest")
+@data.command("ingest", short_help="Bring the source in.")
 @click.argument("recipe")
 @json_option
 def ingest(recipe: str, as_json: bool) -> None:
@@ -31,7 +31,7 @@ def ingest(recipe: str, as_json: bool) -> None:
         _show(bring(found, project, console.report), as_json)
 
 
-@data.command("add")
+@data.command("add", short_help="Add a file as a new batch, validated first.")
 @click.argument("recipe")
 @click.argument("file", type=click.Path(path_type=Path))
 @json_option
@@ -49,7 +49,7 @@ def add(recipe: str, file: Path, as_json: bool) -> None:
         _show(add_batch(found, file, project, console.report), as_json)
 
 
-@data.command("next")
+@data.command("next", short_help="Bring the next batch of the source.")
 @click.argument("recipe")
 @json_option
 def bring_next(recipe: str, as_json: bool) -> None:
@@ -64,7 +64,7 @@ def bring_next(recipe: str, as_json: bool) -> None:
     _show(version, as_json)
 
 
-@data.command("show")
+@data.command("show", short_help="The data version: md5, rows, batches.")
 @click.argument("recipe")
 @json_option
 def show(recipe: str, as_json: bool) -> None:

@@ -15,7 +15,7 @@ from headrace.project import Project
 from headrace.settings import Settings
 
 
-@click.command()
+@click.command(short_help="What runs, where.")
 @json_option
 def status(as_json: bool) -> None:
     """What runs, where: services and models with their version, replicas and address."""
@@ -39,7 +39,7 @@ def show_status(project: Project, settings: Settings, as_json: bool) -> None:
     print_status(found)
 
 
-@click.command()
+@click.command(short_help="The last lines of a service or of replicas.")
 @click.argument("name")
 @click.option("-n", "--lines", default=50, show_default=True, help="How many lines of each.")
 @json_option
@@ -57,7 +57,7 @@ def logs(name: str, lines: int, as_json: bool) -> None:
         click.echo(text)
 
 
-@click.command()
+@click.command(short_help="Ask a model through the balancer.")
 @click.argument("model")
 @click.option("--sample", is_flag=True, help="Send the sample input of the model's contract.")
 @click.option("--instance", help='One input as JSON, such as \'{"distance": 1400, "carrier": "UA"}\'.')
@@ -102,7 +102,7 @@ def _instances(text: str) -> list[Any]:
     return found if isinstance(found, list) else [found]
 
 
-@click.command()
+@click.command(short_help="The release journal.")
 @click.argument("model", required=False)
 @json_option
 def history(model: str | None, as_json: bool) -> None:
@@ -122,7 +122,7 @@ def history(model: str | None, as_json: bool) -> None:
     print_history(found)
 
 
-@click.command()
+@click.command(short_help="Follow a version or an answer back to its bytes.")
 @click.argument("reference")
 @json_option
 def trace(reference: str, as_json: bool) -> None:
@@ -142,7 +142,7 @@ def trace(reference: str, as_json: bool) -> None:
     print_trace(chain)
 
 
-@click.command("open")
+@click.command("open", short_help="Open MLflow, Prefect or Data Docs in the browser.")
 @click.argument("page", type=click.Choice(["mlflow", "prefect", "docs"]))
 @json_option
 def open_page(page: str, as_json: bool) -> None:

@@ -31,7 +31,7 @@ def list_recipes(as_json: bool) -> None:
         click.echo(f"{row['name']:20} {row['task'] or '-':24} {row['model'] or '-':8} {trouble}".rstrip())
 
 
-@click.command()
+@click.command(short_help="Explain every mistake in a recipe.")
 @click.argument("recipe")
 @json_option
 def check(recipe: str, as_json: bool) -> None:
@@ -44,7 +44,7 @@ def check(recipe: str, as_json: bool) -> None:
         click.echo(f"recipes/{recipe}.yaml is sound: {found.task}, {found.model.name}, target {found.data.target}")
 
 
-@click.command()
+@click.command(short_help="Write a recipe for your own data.")
 @click.argument("name")
 @click.option("--data", "data_file", required=True, type=click.Path(path_type=Path), help="A CSV or Parquet file of yours.")
 @click.option("--target", required=True, help="The column to predict.")
@@ -65,7 +65,7 @@ def new(name: str, data_file: Path, target: str, as_json: bool) -> None:
     click.echo(f"Read it through, then: headrace run {name}")
 
 
-@click.command()
+@click.command(short_help="Propose a suite from the data.")
 @click.argument("recipe")
 @json_option
 def expectations(recipe: str, as_json: bool) -> None:

@@ -18,7 +18,7 @@ NEEDED = frozenset({"prefect-server", "envoy"})
 """What a release waits for; MLflow's UI and the worker come up meanwhile."""
 
 
-@click.command()
+@click.command(short_help="Release a model: data to balanced replicas.")
 @click.argument("recipe")
 @click.option("--on", type=click.Choice(["processes", "docker"]), help="Where replicas run (setting `on`).")
 @click.option("--force", is_flag=True, help="Take every step, even if nothing seems to have changed.")
@@ -96,7 +96,7 @@ def _registered(project: Project, settings: Settings) -> None:
     register_deployments(project, settings)
 
 
-@click.command()
+@click.command(short_help="Start the local services; released models serve again.")
 @json_option
 def up(as_json: bool) -> None:
     """Start the local services, or reuse those that run: Prefect server and worker, MLflow, Envoy.
@@ -117,7 +117,7 @@ def up(as_json: bool) -> None:
     show_status(project, settings, as_json)
 
 
-@click.command()
+@click.command(short_help="Stop everything and free the ports.")
 @json_option
 def down(as_json: bool) -> None:
     """Stop everything: replicas are drained, servers stopped, ports freed. Data, models and the journal stay."""
@@ -130,7 +130,7 @@ def down(as_json: bool) -> None:
         print_json({"stopped": True})
 
 
-@click.command()
+@click.command(short_help="Approve a version that waits for a person.")
 @click.argument("version")
 @click.option(
     "--by", default=getpass.getuser, show_default="your user name", help="Who approves; kept on the version and in the journal."

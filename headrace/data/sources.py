@@ -46,7 +46,7 @@ def fetch(uri: str, sha256: str | None, cache_dir: Path, project_root: Path, pro
     """
     scheme = _scheme(uri)
     if scheme in ("", "file"):
-        path = project_root / (unquote(urlsplit(uri).path) if scheme else Path(uri).expanduser())
+        path = local_file(uri, project_root)
         if not path.is_file():
             _no_file(uri, path)
         _check(path, sha256, uri)
@@ -71,6 +71,11 @@ def shown(uri: str) -> str:
 
 def is_local(uri: str) -> bool:
     return _scheme(uri) in ("", "file")
+
+
+def local_file(uri: str, project_root: Path) -> Path:
+    """Where a local source lies, whether it is there or not."""
+    return project_root / (unquote(urlsplit(uri).path) if _scheme(uri) else Path(uri).expanduser())
 
 
 def _scheme(uri: str) -> str:
