@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -132,7 +133,8 @@ def conclude(
         before = journal.last(project, recipe.name, "released")
         if before is None or before.version != chosen.version or _served(before.facts) != _served(kept):
             journal.record(project, "released", recipe.name, chosen.version, kept)
-    freshness.remember(recipe, project, settings, _holder(recipe.name, project).stat().st_mtime_ns)
+    holder = _holder(recipe.name, project)
+    freshness.remember(recipe, project, settings, holder.stat().st_mtime_ns if holder.exists() else 0)
     if not candidate.verdict.passed:
         raise refusal(recipe.name, candidate.version.version, candidate.verdict.reasons, chosen.version if chosen else None)
     if candidate.awaits_approval:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from headrace.cli.shared import here, json_option, print_json
-from headrace.config import load_recipe
+from headrace.config import Recipe, load_recipe
 from headrace.project import Project
 from headrace.settings import Settings
 
@@ -32,8 +32,8 @@ def run(recipe: str, on: str | None, force: bool, as_json: bool) -> None:
     if on:
         os.environ["HEADRACE_ON"] = on
     project, settings = here()
-    load_recipe(recipe, project)
-    if not force and _told_unchanged(recipe, project, settings, as_json):
+    loaded = load_recipe(recipe, project)
+    if not force and _told_unchanged(loaded, project, settings, as_json):
         return
     _services_up(project, settings, NEEDED)
     from headrace.services import prefect_environment
@@ -51,7 +51,7 @@ def run(recipe: str, on: str | None, force: bool, as_json: bool) -> None:
     os.execve(sys.executable, flow, environment)  # noqa: S606 (a list of our own, no shell)
 
 
-def _told_unchanged(recipe: str, project: Project, settings: Settings, as_json: bool) -> bool:
+def _told_unchanged(recipe: Recipe, project: Project, settings: Settings, as_json: bool) -> bool:
     """Says so, and True, when nothing changed since the last release and its replicas serve."""
     from headrace import freshness, release
     from headrace.rollout.replicas import ReplicaSpec
@@ -59,10 +59,10 @@ def _told_unchanged(recipe: str, project: Project, settings: Settings, as_json: 
 
     if not freshness.is_unchanged(recipe, project, settings):
         return False
-    facts = release.standing(recipe, project)
+    facts = release.standing(recipe.name, project)
     if facts is None:
         return False
-    spec = ReplicaSpec(recipe, facts["version"], facts["bento"], facts["image"], facts["threads"])
+    spec = ReplicaSpec(recipe.name, facts["version"], facts["bento"], facts["image"], facts["threads"])
     if not is_serving(spec, facts["replicas"], project, settings):
         return False
     _show(facts, project, settings, as_json, unchanged=True)
