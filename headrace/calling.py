@@ -46,7 +46,9 @@ class Door:
             return answer
         said = _error_of(response)
         if response.status_code == 404:
-            raise UsageError(said, where=self._base, mend=f"headrace run {model}, or see what is served: headrace status")
+            raise UsageError(
+                said, where=self._base, mend="see what is served: headrace status; release another: headrace run NAME"
+            )
         if response.status_code in (400, 413, 415, 422):
             raise DataError(
                 said, where=f"{self._base}{path}", mend=f"see the fields the model takes: curl {self._base}/v1/models/{model}"

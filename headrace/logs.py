@@ -5,6 +5,7 @@ from __future__ import annotations
 from headrace.errors import UsageError, near_miss
 from headrace.project import Project
 from headrace.rollout import door, rolling, supervisor
+from headrace.services import NAMES
 from headrace.settings import Settings
 
 
@@ -14,11 +15,10 @@ def read(name: str, lines: int, project: Project, settings: Settings) -> dict[st
     Raises:
         UsageError: there is no such service or model.
     """
-    services = sorted(path.stem for path in project.logs.glob("*.log"))
     models = door.routes(project)
     if name in models:
         runner = rolling.runner_for(project, settings, models[name][0].runner)
         return {replica.id: runner.logs(replica, lines) for replica in runner.list(name)}
-    if name in services:
+    if name in NAMES:
         return {name: supervisor.tail(supervisor.log_path(project, name), lines)}
-    raise UsageError(f"no service or model {name!r}; {near_miss(name, [*services, *models])}", mend="headrace status")
+    raise UsageError(f"no service or model {name!r}; {near_miss(name, [*NAMES, *models])}", mend="headrace status")

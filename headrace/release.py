@@ -16,7 +16,7 @@ from headrace import freshness, identity, journal, registry
 from headrace.assessment import decide
 from headrace.config import Recipe
 from headrace.data.versions import DataVersion
-from headrace.errors import AwaitsApproval, Busy, ModelRefused
+from headrace.errors import AwaitsApproval, Busy, ModelRefused, UsageError
 from headrace.files import read_json, write_json
 from headrace.gate import Verdict
 from headrace.project import Project
@@ -104,6 +104,8 @@ def judge_candidate(recipe: Recipe, candidate: Version, project: Project) -> Can
 def approve(reference: str, project: Project, by: str) -> Version:
     """Notes a person's approval on a version; the next release of the recipe rolls it out."""
     version = registry.get(reference, project)
+    if registry.CHAMPION in version.aliases:
+        raise UsageError(f"{version.name} is the champion already", mend=f"headrace history {version.model}")
     registry.set_tags(version, {APPROVAL: "approved", "approved_by": by}, project)
     journal.record(project, "approved", version.model, version.version, {"by": by, **registry.evidence(version)})
     return version

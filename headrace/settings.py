@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -58,12 +59,20 @@ class Settings(BaseSettings):
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
 
+INTERNAL = frozenset(
+    "ROOT STAGE_ERROR STAGE_PARENT SUPERVISED THREADS BODY_LIMIT_BYTES MAX_INSTANCES REQUIRE_DOCKER".split()  # noqa: SIM905
+)
+"""Names after `HEADRACE_` that are no settings: what processes tell each other, and the replicas' own limits."""
+
+
 def load_settings(project: Project) -> Settings:
     """Reads `headrace.toml` beside `recipes/`, if any, under the environment.
 
     Raises:
         SettingsError: a value that cannot be, with its field and where it may be set.
     """
+
+    _refuse_unknown_variables()
 
     class ProjectSettings(Settings):
         model_config = SettingsConfigDict(toml_file=project.root / "headrace.toml")
@@ -78,6 +87,18 @@ def load_settings(project: Project) -> Settings:
         ) from None
     except ValueError as error:  # tomllib's error: not valid TOML
         raise SettingsError(f"no valid TOML: {error}", where="headrace.toml", mend="edit headrace.toml") from None
+
+
+def _refuse_unknown_variables() -> None:
+    names = {name.upper() for name in Settings.model_fields}
+    for variable in sorted(os.environ):
+        name = variable.removeprefix("HEADRACE_")
+        if name != variable and name not in names | INTERNAL:
+            raise SettingsError(
+                f"{variable}: no such setting; {near_miss(variable, {f'HEADRACE_{known}' for known in names})}",
+                where="environment",
+                mend=f"unset {variable}, or correct its name",
+            )
 
 
 def tracking_uri(project: Project, settings: Settings) -> str:

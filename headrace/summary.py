@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
-from rich.table import Table
 
 from headrace import console
 from headrace.files import read_json
@@ -70,24 +70,30 @@ def data_docs(recipe: str, project: Project) -> str:
     return Path(found.get("docs") or project.data_docs / "index.html").as_uri()
 
 
-def print_status(found: dict[str, Any]) -> None:
-    """Services and models, a table each."""
-    services = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("service", "state", "address"):
-        services.add_column(column, overflow="fold")
-    for one in found["services"]:
-        services.add_row(one["name"], _coloured(one["state"]), one["address"] or "")
-    console.out().print(services)
+def print_status(found: dict[str, Any], released: list[str]) -> None:
+    """Services and models, a table each; `released` are models that would serve again."""
+    _print_table(("service", "state", "address"), [(s["name"], s["state"], s["address"]) for s in found["services"]])
     console.out().print()
-    if not found["models"]:
+    if found["models"]:
+        columns = ("model", "version", "alias", "replicas", "ready", "address")
+        rows = [(m["name"], m["version"], m["alias"], m["replicas"], m["ready"], m["address"]) for m in found["models"]]
+        _print_table(columns, rows)
+    elif released:
+        console.out().print(f"no model serves; bring back {', '.join(released)}: headrace up")
+    else:
         console.out().print("no model serves; release one: headrace run digits")
-        return
-    models = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("model", "version", "alias", "replicas", "ready", "address"):
-        models.add_column(column, overflow="fold")
-    for one in found["models"]:
-        models.add_row(one["name"], one["version"], one["alias"] or "", str(one["replicas"]), str(one["ready"]), one["address"])
-    console.out().print(models)
+
+
+def _print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Columns side by side, as wide as they are: an address broken in two cannot be copied."""
+    texts = [["" if value is None else str(value) for value in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(columns, *texts, strict=True)]
+    console.out().print(
+        "  ".join(f"[bold]{escape(name.ljust(width))}[/bold]" for name, width in zip(columns, widths, strict=True))
+    )
+    for row in texts:
+        cells = (_coloured(text.ljust(width)) for text, width in zip(row, widths, strict=True))
+        console.out().print("  ".join(cells))
 
 
 def print_history(found: list[Entry]) -> None:
@@ -115,6 +121,7 @@ def print_trace(chain: dict[str, Any]) -> None:
             console.out().print(f"  {'':<14} [dim]{escape(link['get_it'])}[/dim]")
 
 
-def _coloured(state: str) -> str:
-    colour = "green" if state in ("running", "ready") else "red" if state in ("failed", "failing") else "yellow"
-    return f"[{colour}]{state}[/{colour}]"
+def _coloured(text: str) -> str:
+    colours = {"ready": "green", "starting": "yellow", "stopped": "yellow", "failed": "red"}
+    colour = colours.get(text.strip())
+    return f"[{colour}]{text}[/{colour}]" if colour else escape(text)

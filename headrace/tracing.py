@@ -50,7 +50,7 @@ def trace(reference: str, project: Project, settings: Settings) -> dict[str, Any
         _link("git commit", commit, None if commit == "none" else f"git checkout {commit.removesuffix('-dirty')}"),
         _link("environment", f"requirements.lock sha256 {identity.get('lock_sha256')}", "make setup"),
         _link("data", identity.get("data_md5"), _data_command(version, project)),
-        _link("data gate", identity.get("validation"), f"headrace expectations {version.model}"),
+        _link("data gate", identity.get("validation"), "headrace open docs"),
     ]
     return {
         "model": version.model,

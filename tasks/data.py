@@ -30,7 +30,7 @@ def ingest(recipe: Recipe, project: Project) -> DataVersion:
     """Brings the source into `data/`, unless it is there."""
     step("ingest", recipe.data.source)
     version = ingestion.ingest(recipe, project, report)
-    report(f"data {version.md5}, {version.rows:,} rows in {len(version.batches)} batches")
+    report(str(version))
     return version
 
 

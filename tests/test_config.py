@@ -6,8 +6,9 @@ import pytest
 import yaml
 
 from headrace.config import load_recipe, parse_recipe, recipe_names
-from headrace.errors import RecipeError
+from headrace.errors import RecipeError, SettingsError
 from headrace.project import Project, find_project
+from headrace.settings import load_settings
 from tests.conftest import ROOT, TINY_TABLE
 
 
@@ -109,6 +110,19 @@ def test_every_recipe_of_the_repository_is_sound() -> None:
 
 def test_the_project_is_found_from_a_folder_inside_it(project: Project) -> None:
     assert find_project(project.root / "headrace" / "models") == project
+
+
+def test_a_misspelt_setting_in_the_environment_is_told(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADRACE_DOR_PORT", "1")
+    with pytest.raises(SettingsError, match="did you mean 'HEADRACE_DOOR_PORT'"):
+        load_settings(project)
+
+
+@pytest.mark.parametrize("text", ["dor_port = 1", "door_port = 0", "door_port = ["])
+def test_a_mistake_in_the_settings_file_names_it(project: Project, text: str) -> None:
+    (project.root / "headrace.toml").write_text(text)
+    with pytest.raises(SettingsError, match=r"door_port|dor_port|headrace.toml"):
+        load_settings(project)
 
 
 def test_reading_a_recipe_imports_nothing_heavy() -> None:

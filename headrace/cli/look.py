@@ -36,7 +36,7 @@ def show_status(project: Project, settings: Settings, as_json: bool) -> None:
         return
     from headrace.summary import print_status
 
-    print_status(found)
+    print_status(found, sorted(champions))
 
 
 @click.command(short_help="The last lines of a service or of replicas.")

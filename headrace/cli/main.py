@@ -8,6 +8,7 @@ import click
 
 from headrace import __version__
 from headrace.cli import data, look, recipes, run
+from headrace.errors import UsageError, near_miss
 
 EXIT_CODES = """
 Exit codes: 0 done · 1 failed · 2 usage, recipe or settings · 3 data refused · 4 model refused by the gate ·
@@ -15,7 +16,18 @@ Exit codes: 0 done · 1 failed · 2 usage, recipe or settings · 3 data refused 
 """
 
 
-@click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class Commands(click.Group):
+    """Offers the near miss for a command that does not exist."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            raise UsageError(f"no command {args[0]!r}; {near_miss(args[0], self.commands)}", mend="headrace --help")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(
+    cls=Commands, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.version_option(__version__, prog_name="headrace")
 def cli() -> None:
     """From raw data to a governed model endpoint: one recipe, one command.

@@ -35,6 +35,10 @@ def run(recipe: str, on: str | None, force: bool, as_json: bool) -> None:
     loaded = load_recipe(recipe, project)
     if not force and _told_unchanged(loaded, project, settings, as_json):
         return
+    if settings.on == "docker":  # told at once, not after the training
+        from headrace.packaging.docker import Docker
+
+        Docker.connect(settings)
     _services_up(project, settings, NEEDED)
     from headrace.services import prefect_environment
 

@@ -13,7 +13,7 @@ from headrace.data.formats import read_file
 from headrace.data.landing import Report, changing, land, pass_gate
 from headrace.data.quarantine import slug
 from headrace.data.sources import Progress, fetch, is_local, shown
-from headrace.data.tables import Selected, batch_files, read_batch, stored_key
+from headrace.data.tables import Selected, batch_files, read_batch, stored_key, stored_schema
 from headrace.data.versions import DataVersion, data_version, restore, track
 from headrace.errors import DataError, near_miss
 from headrace.project import Project
@@ -44,6 +44,7 @@ def ingest(recipe: Recipe, project: Project, report: Report) -> DataVersion:
         if not first.is_file() and restore(project, recipe.name):
             report(f"data/{recipe.name} came back from DVC's cache")
         if stored_key(first) == key:
+            _require_columns(recipe, project)
             with changing(project, "data"):
                 track(project)
             return data_version(project, recipe.name)
@@ -53,7 +54,7 @@ def ingest(recipe: Recipe, project: Project, report: Report) -> DataVersion:
         _renew_arrived(selected.table, recipe, project, report)
         land(table, project, recipe, FIRST, key)  # last: its key says that all is done
         version = data_version(project, recipe.name)
-        report(f"data/{recipe.name}: {version.rows:,} rows in {len(version.batches)} batch(es), version {version.md5[:12]}")
+        report(f"data/{recipe.name}: {version}")
         return version
 
 
@@ -100,6 +101,28 @@ def source_key(recipe: Recipe, project: Project) -> str:
         "arrive": data.arrive.column if data.arrive else None,
     }
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def _require_columns(recipe: Recipe, project: Project) -> None:
+    """
+    Raises:
+        DataError: the recipe names a column that the data, brought in before, does not have.
+    """
+    stored = stored_schema(project, recipe.name)
+    data = recipe.data
+    named = {
+        "data.target": [data.target],
+        "data.categorical": data.categorical or [],
+        "data.split.time.column": [data.split.time.column] if data.split.time else [],
+    }
+    for field, names in named.items():
+        for name in names:
+            if stored is not None and name not in stored.names:
+                raise DataError(
+                    f"no column {name!r}; {near_miss(name, stored.names)}",
+                    where=field,
+                    mend=f"edit {field} in recipes/{recipe.name}.yaml",
+                )
 
 
 def values_in_order(table: pa.Table, column: str, recipe: Recipe) -> list[Any]:

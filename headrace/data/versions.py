@@ -40,6 +40,10 @@ class DataVersion:
     rows: int
     batches: tuple[Batch, ...]
 
+    def __str__(self) -> str:
+        batches = "1 batch" if len(self.batches) == 1 else f"{len(self.batches)} batches"
+        return f"{self.rows:,} rows in {batches}, version {self.md5[:12]}"
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 

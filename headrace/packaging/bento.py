@@ -169,7 +169,7 @@ def _run_bentoml(bento: Bento, scratch: Path) -> None:
         raise ServiceError(
             f"BentoML could not build {bento.tag}:\n{done.stderr.strip()[-2000:]}",
             where="packaging",
-            mend="headrace doctor   (it checks the installed packages)",
+            mend="make setup   (it installs what requirements.lock pins)",
         )
 
 

@@ -92,7 +92,7 @@ def take_port(ports: tuple[int, int], reservations: Path, used: Collection[int] 
     raise PortTaken(
         f"no port is free from {first} to {last}",
         where="replica_ports",
-        mend="remove a model (headrace remove NAME), or widen replica_ports in headrace.toml",
+        mend="widen replica_ports in headrace.toml, or stop all models: headrace down",
     )
 
 
