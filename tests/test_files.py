@@ -1,0 +1,131 @@
+"""Files are whole or absent, whatever happens on the way."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from headrace.errors import DiskFull
+from headrace.files import is_disk_full, read_json, whole, write_json, write_text, write_with
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+def test_a_file_takes_its_place_when_the_block_ends(tmp_path: Path) -> None:
+    path = tmp_path / "made" / "on" / "the way.json"
+    write_json(path, {"ü": [1, None]})
+    assert read_json(path) == {"ü": [1, None]}
+    with whole(path) as beside:
+        beside.write_text("new")
+        assert read_json(path) == {"ü": [1, None]}, "readers see the old file until the new one is whole"
+    assert path.read_text() == "new"
+    assert names(path.parent) == ["the way.json"]
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), OSError(errno.EIO, "input/output error")])
+def test_an_exception_leaves_the_old_file(error: BaseException, tmp_path: Path) -> None:
+    path = tmp_path / "kept"
+    write_text(path, "old")
+    with pytest.raises(type(error)), whole(path) as beside:
+        beside.write_text("half")
+        raise error
+    assert path.read_text() == "old" and names(tmp_path) == ["kept"]
+
+
+@pytest.mark.parametrize("event", ["os.rename", "half"])
+def test_a_kill_leaves_the_old_file(event: str, tmp_path: Path) -> None:
+    path = tmp_path / "kept"
+    write_text(path, "old")
+    child = f"""
+import os, signal, sys
+from pathlib import Path
+from headrace.files import whole
+die = lambda: os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(lambda name, _: die() if name == {event!r} else None)
+with whole(Path({str(path)!r})) as beside:
+    beside.write_text("half")
+    if {event!r} == "half":
+        die()
+"""
+    done = subprocess.run([sys.executable, "-c", child], env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)})
+    assert done.returncode == -signal.SIGKILL
+    assert path.read_text() == "old"
+    write_text(path, "new")
+    assert path.read_text() == "new"
+
+
+def test_what_is_no_json_is_nothing(tmp_path: Path) -> None:
+    (tmp_path / "cut.json").write_text('{"a": 1')
+    assert read_json(tmp_path / "cut.json") is None
+    assert read_json(tmp_path / "absent.json") is None
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, of 1 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield tmp_path
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+
+
+def _bytes(path: Path) -> None:
+    path.write_bytes(bytes(3_000_000))
+
+
+def _checkpoint(path: Path) -> None:
+    import torch
+
+    from headrace.training import checkpoint
+
+    checkpoint.write({"weights": torch.zeros(750_000)}, path)
+
+
+def _parquet(path: Path) -> None:
+    import numpy as np
+    import pandas as pd
+
+    pd.DataFrame({"a": np.random.default_rng(0).random(400_000)}).to_parquet(path)
+
+
+def _arrays(path: Path) -> None:
+    import numpy as np
+
+    from headrace.assessment import save_arrays
+
+    save_arrays(path, np.zeros(400_000), np.zeros(2))
+
+
+@pytest.mark.parametrize("write", [_bytes, _checkpoint, _parquet, _arrays])
+def test_a_full_disk_is_told_and_leaves_the_old_file(write: Callable[[Path], None], small_disk: Path) -> None:
+    path = small_disk / "kept"
+    write_text(path, "old")
+    with pytest.raises(DiskFull, match="no space left to write kept") as caught:
+        write_with(path, write)
+    assert caught.value.where == str(small_disk) and "free some space" in str(caught.value.mend)
+    assert path.read_text() == "old" and names(small_disk) == ["kept"]
+
+
+def test_a_full_disk_is_seen_behind_other_errors() -> None:
+    try:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError:
+            raise RuntimeError("unexpected pos 704 vs 598")  # noqa: B904 (as torch does)
+    except RuntimeError as error:
+        assert is_disk_full(error)
+    assert not is_disk_full(OSError(errno.EACCES, "Permission denied")) and not is_disk_full(None)
