@@ -63,8 +63,9 @@ def wait_until(true: Callable[[], bool], seconds: float = 90.0) -> None:
 def test_services_start_are_reused_come_back_and_go(project: Project, settings: Settings) -> None:
     hooked: list[str] = []
     found = services.up(project, settings, quiet, lambda: hooked.append(states(project, settings)["prefect-server"]))
-    assert [(service.name, service.state) for service in found if service.name in SERVERS] \
-        and {service.name: service.state for service in found} == dict.fromkeys(SERVERS, "ready")
+    assert [(service.name, service.state) for service in found if service.name in SERVERS] and {
+        service.name: service.state for service in found
+    } == dict.fromkeys(SERVERS, "ready")
     assert hooked == ["ready"]
     assert states(project, settings) == dict.fromkeys(SERVERS, "ready")
 
@@ -97,9 +98,7 @@ def test_nothing_runs_is_a_status_and_down_is_safe(project: Project, settings: S
 
 
 @pytest.mark.parametrize("field", ["prefect_port", "mlflow_port", "door_port", "door_admin_port"])
-def test_a_port_of_another_program_is_named_before_anything_starts(
-    field: str, project: Project, settings: Settings
-) -> None:
+def test_a_port_of_another_program_is_named_before_anything_starts(field: str, project: Project, settings: Settings) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", getattr(settings, field)))
         other.listen()
@@ -123,7 +122,8 @@ def test_the_tracking_database_is_made_once_by_processes_at_the_same_time(projec
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     assert connection.execute("SELECT name, artifact_location FROM experiments").fetchall() == [
-        ("Default", (project.mlruns / "artifacts" / "0").as_uri())]
+        ("Default", (project.mlruns / "artifacts" / "0").as_uri())
+    ]
     connection.close()
     inode = database(project).stat().st_ino
     _initialise(str(project.root))
@@ -133,9 +133,11 @@ def test_the_tracking_database_is_made_once_by_processes_at_the_same_time(projec
 def test_a_killed_initialisation_leaves_no_half_made_database(project: Project) -> None:
     import subprocess
 
-    code = "from pathlib import Path; from headrace.project import Project; " \
-           "from headrace.services import initialise_tracking; " \
-           f"initialise_tracking(Project(Path({str(project.root)!r})))"
+    code = (
+        "from pathlib import Path; from headrace.project import Project; "
+        "from headrace.services import initialise_tracking; "
+        f"initialise_tracking(Project(Path({str(project.root)!r})))"
+    )
     started = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     wait_until(lambda: any(project.mlruns.glob(".mlflow.db.*.part")) if project.mlruns.exists() else False)
     started.kill()
@@ -166,8 +168,10 @@ def test_writers_do_not_fail_each_other_with_the_write_ahead_log(project: Projec
 def test_the_prefect_environment_is_one_that_prefect_accepts(project: Project, settings: Settings) -> None:
     import subprocess
 
-    code = "from prefect.settings import get_current_settings as s; c = s(); " \
-           "print(c.api.url, c.home, c.server.ephemeral.enabled, c.server.analytics_enabled)"
+    code = (
+        "from prefect.settings import get_current_settings as s; c = s(); "
+        "print(c.api.url, c.home, c.server.ephemeral.enabled, c.server.analytics_enabled)"
+    )
     environment = {**os.environ, **services.prefect_environment(project, settings)}
     said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout
     assert said.strip() == f"http://127.0.0.1:{settings.prefect_port}/api {project.state / 'prefect'} False False"

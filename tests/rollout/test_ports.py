@@ -50,8 +50,10 @@ def test_two_takers_never_get_the_same_port(tmp_path: Path) -> None:
     first = free_ports(1)[0]
     wanted = (first, min(first + 30, 65535))
     mine = {ports.take_port(wanted, tmp_path) for _ in range(4)}
-    code = f"from pathlib import Path; from headrace.rollout.ports import take_port; " \
-           f"print(*[take_port({wanted!r}, Path({str(tmp_path)!r})) for _ in range(4)])"
+    code = (
+        f"from pathlib import Path; from headrace.rollout.ports import take_port; "
+        f"print(*[take_port({wanted!r}, Path({str(tmp_path)!r})) for _ in range(4)])"
+    )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     theirs = {int(port) for port in said.split()}
     for port in mine:

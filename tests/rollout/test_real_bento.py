@@ -22,8 +22,14 @@ def test_a_new_version_of_a_bento_takes_over_under_load(project: Project, settin
     """Keep-alive clients call all the while; no request fails and both versions answer."""
     patient = settings.model_copy(update={"ready_seconds": 90.0})
     runner = ProcessRunner(project)
-    specs = [ReplicaSpec("halves", version, package(image_model(tmp_path / f"model-{version}"), "halves", version,
-                                                    {"data_md5": "d41d"}, project).tag) for version in ("1", "2")]
+    specs = [
+        ReplicaSpec(
+            "halves",
+            version,
+            package(image_model(tmp_path / f"model-{version}"), "halves", version, {"data_md5": "d41d"}, project).tag,
+        )
+        for version in ("1", "2")
+    ]
     rolling.roll_out(specs[0], 2, project, patient, runner, lambda line: None)
     assert rolling.is_serving(specs[0], 2, project, patient)
     versions: list[str] = []
@@ -34,8 +40,12 @@ def test_a_new_version_of_a_bento_takes_over_under_load(project: Project, settin
         connection = http.client.HTTPConnection("127.0.0.1", patient.door_port, timeout=20)
         while not stop.wait(0.005):
             try:
-                connection.request("POST", "/v1/models/halves/predict", json.dumps({"instances": [IMAGE]}),
-                                   {"content-type": "application/json"})
+                connection.request(
+                    "POST",
+                    "/v1/models/halves/predict",
+                    json.dumps({"instances": [IMAGE]}),
+                    {"content-type": "application/json"},
+                )
                 response = connection.getresponse()
                 body = json.loads(response.read())
                 assert body["predictions"][0]["label"] == "upper", body

@@ -82,11 +82,14 @@ def test_scaling_up_keeps_the_replicas_that_serve(roll: Any, runner: ProcessRunn
     assert before < {replica.id for replica in roll(V1, 3).replicas}
 
 
-@pytest.mark.parametrize(("behaviour", "said"), [
-    ("crash", "the graph and the contract disagree"),
-    ("never", "/readyz says 503"),
-    ("wrong", "serves version 0, not 2"),
-])
+@pytest.mark.parametrize(
+    ("behaviour", "said"),
+    [
+        ("crash", "the graph and the contract disagree"),
+        ("never", "/readyz says 503"),
+        ("wrong", "serves version 0, not 2"),
+    ],
+)
 def test_when_the_new_replicas_fail_the_old_ones_serve_on(
     behaviour: str, said: str, roll: Any, project: Project, settings: Settings, runner: ProcessRunner
 ) -> None:
@@ -191,5 +194,3 @@ def wait_until(true: Callable[[], bool], seconds: float = 30.0) -> None:
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-

@@ -33,9 +33,14 @@ def pid_of(project: Project, name: str) -> int:
 
 
 def test_a_program_runs_with_its_arguments_and_variables_as_given(project: Project) -> None:
-    argv = [sys.executable, "-c",
-            "import sys, os, time; print(sys.argv[1:], os.environ['ODD'], flush=True); time.sleep(60)",
-            "50 %", 'say "hi"', "it's"]
+    argv = [
+        sys.executable,
+        "-c",
+        "import sys, os, time; print(sys.argv[1:], os.environ['ODD'], flush=True); time.sleep(60)",
+        "50 %",
+        'say "hi"',
+        "it's",
+    ]
     supervisor.add(project, Program("odd", argv, {"ODD": "a=1,b='%(name)s';c"}))
     deadline = time.monotonic() + 30
     while not (said := supervisor.tail(supervisor.log_path(project, "odd"), 5)) and time.monotonic() < deadline:
@@ -64,9 +69,11 @@ def test_adding_what_runs_changes_nothing_and_another_command_replaces_it(projec
 
 
 def test_a_program_that_ignores_sigterm_is_killed_with_its_children(project: Project) -> None:
-    code = ("import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
-            "subprocess.Popen([sys.executable, '-c', 'import signal, time; signal.signal(15, 1); time.sleep(600)']); "
-            "print('up', flush=True); time.sleep(600)")
+    code = (
+        "import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        "subprocess.Popen([sys.executable, '-c', 'import signal, time; signal.signal(15, 1); time.sleep(600)']); "
+        "print('up', flush=True); time.sleep(600)"
+    )
     supervisor.add(project, Program("stubborn", [sys.executable, "-c", code]))
     deadline = time.monotonic() + 30
     while len(supervisor.marked(project)) < 2 and time.monotonic() < deadline:
