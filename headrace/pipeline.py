@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,15 +40,29 @@ def reproduce(stage: str, recipe: Recipe, project: Project) -> StageResult:
     _register(recipe, project)
     error_file = Path(tempfile.mkdtemp(prefix="headrace-")) / "error.json"
     # `python` in dvc.yaml is this environment's, whether or not it is activated.
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    os.environ[ERROR_FILE], os.environ[PARENT] = str(error_file), str(os.getpid())
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     try:
-        ran = _reproduce(f"{stage}@{recipe.name}", project, error_file)
+        with _environment({"PATH": path, ERROR_FILE: str(error_file), PARENT: str(os.getpid())}):
+            ran = _reproduce(f"{stage}@{recipe.name}", project, error_file)
     finally:
-        os.environ.pop(ERROR_FILE), os.environ.pop(PARENT)
         error_file.unlink(missing_ok=True)
         error_file.parent.rmdir()
     return StageResult(stage, ran, time.monotonic() - started)
+
+
+@contextlib.contextmanager
+def _environment(changed: dict[str, str]) -> Iterator[None]:
+    """Variables for the programs that DVC starts; it takes this process's own."""
+    before = {name: os.environ.get(name) for name in changed}
+    os.environ.update(changed)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _reproduce(target: str, project: Project, error_file: Path) -> bool:
