@@ -42,7 +42,7 @@ class Project:
         return self.state / "data_docs"
 
     def validation_report(self, recipe: str) -> Path:
-        """The last validation of all batches, whether it passed or not."""
+        """The last validation of a batch, or of all, whether it passed or not."""
         return self.state / "validation" / f"{recipe}.json"
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from prefect import task
@@ -12,7 +14,7 @@ from headrace.config import Recipe
 from headrace.data import batches
 from headrace.data import ingest as ingestion
 from headrace.data.versions import DataVersion
-from headrace.errors import SourceUnreachable
+from headrace.errors import DataRejected, SourceUnreachable
 from headrace.files import read_json
 from headrace.pipeline import StageResult, reproduce
 from headrace.project import Project
@@ -29,26 +31,36 @@ def _is_out_of_reach(task: Any, run: TaskRun, state: State[Any]) -> bool:
 def ingest(recipe: Recipe, project: Project) -> DataVersion:
     """Brings the source into `data/`, unless it is there."""
     step("ingest", recipe.data.source)
-    version = ingestion.ingest(recipe, project, report)
-    report(str(version))
-    return version
+    with _failures_shown(recipe, project):
+        return ingestion.ingest(recipe, project, report)
 
 
 @task(name="next batch", timeout_seconds=HOUR, **PLAIN)
 def bring_next_batch(recipe: Recipe, project: Project) -> DataVersion:
     """Brings what the source holds next; when everything has arrived, the version stays."""
     step("next batch", recipe.data.source)
-    return batches.next_batch(recipe, project, report)
+    with _failures_shown(recipe, project):
+        return batches.next_batch(recipe, project, report)
 
 
 @task(name="validate", timeout_seconds=HOUR, **PLAIN)
 def validate(recipe: Recipe, project: Project) -> StageResult:
-    """The data gate; what fails is shown as an artifact in Prefect."""
+    """The data gate over all batches."""
     step("validate", "the data gate")
+    with _failures_shown(recipe, project):
+        result = told(reproduce("validate", recipe, project))
+    _show(recipe, project)
+    return result
+
+
+@contextmanager
+def _failures_shown(recipe: Recipe, project: Project) -> Iterator[None]:
+    """What the gate refuses is shown in Prefect too, as a table."""
     try:
-        return told(reproduce("validate", recipe, project))
-    finally:
+        yield
+    except DataRejected:
         _show(recipe, project)
+        raise
 
 
 def _show(recipe: Recipe, project: Project) -> None:

@@ -47,7 +47,9 @@ def ingest(recipe: Recipe, project: Project, report: Report) -> DataVersion:
             _require_columns(recipe, project)
             with changing(project, "data"):
                 track(project)
-            return data_version(project, recipe.name)
+            version = data_version(project, recipe.name)
+            report(f"data/{recipe.name}: {version}, unchanged")
+            return version
         selected = read_source(recipe, project, report)
         table = _first_values(selected.table, recipe, project)
         pass_gate(table, recipe, project, "first")

@@ -63,6 +63,7 @@ def pass_gate(
     """
     frame = to_frame(table)
     found = validate(frame, recipe, project, batch_name, known_labels)
+    found.to_json(project.validation_report(recipe.name))
     if found.success:
         return found
     folder = quarantine(found, frame, project, file)

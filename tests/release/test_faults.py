@@ -11,6 +11,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -136,6 +137,9 @@ def test_a_bad_source_stops_the_flow_before_training(live: Live) -> None:
     told = live.json("run", name, code=3)
     assert "kind" in told["message"]
     assert not (live.project.artifacts(name) / "train").exists()
+    api = f"http://127.0.0.1:{live.ports['HEADRACE_PREFECT_PORT']}/api"
+    shown = httpx.get(f"{api}/artifacts/validation-{name}/latest").json()
+    assert "expect_column_values_to_not_be_null" in shown["data"], "Prefect's UI shows the rows at fault"
     assert name not in {m["name"] for m in live.json("status")["models"]}
 
 
