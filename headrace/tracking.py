@@ -82,9 +82,15 @@ def _quieten() -> None:
 
 
 def open_run(recipe: Recipe, project: Project, fingerprint: str, tags: dict[str, str]) -> Run:
-    """The run that a killed training of the same fingerprint left open, else a new one with the recipe's parameters."""
+    """The run that a killed training of the same fingerprint left open, else a new one with the recipe's parameters.
+
+    Runs that trainings of other fingerprints left open are closed: a recipe trains once at a time, and their checkpoint goes.
+    """
     with registry_errors(project):
         found = _search(recipe.name, project, f"tags.`{FINGERPRINT}` = '{fingerprint}' and attributes.status = 'RUNNING'")
+        others = f"tags.`{FINGERPRINT}` != '{fingerprint}' and attributes.status = 'RUNNING'"
+        while abandoned := _search(recipe.name, project, others):
+            client(project).set_terminated(abandoned.info.run_id, "KILLED")
         return Run(found.info.run_id if found else _create(recipe, project, {FINGERPRINT: fingerprint, **tags}), project)
 
 

@@ -1,0 +1,168 @@
+"""The train stage: its files, its MLflow run, and what a kill or a failure leaves."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from headrace.config import Recipe, load_recipe
+from headrace.errors import TrainingError
+from headrace.files import read_json
+from headrace.project import Project
+from headrace.tracking import client
+from headrace.training.run import fingerprint_of, train_model
+from tests.model_rooms import another
+
+numbers = itertools.count()
+
+
+def untrained(built: Project, like: str = "tiny", **train: Any) -> Recipe:
+    recipe = another(built, f"training-{next(numbers)}", like, train=train)
+    for path in (built.artifacts(recipe.name) / "train").iterdir():
+        path.unlink()
+    return recipe
+
+
+def runs(recipe: Recipe, project: Project) -> list[Any]:
+    store = client(project)
+    experiment = store.get_experiment_by_name(recipe.name)
+    return list(store.search_runs([experiment.experiment_id])) if experiment else []
+
+
+def weights(recipe: Recipe, project: Project) -> bytes:
+    return (project.artifacts(recipe.name) / "train" / "model.pt").read_bytes()
+
+
+@pytest.mark.parametrize("like", ["tiny", "pictures"])
+def test_curves_have_a_row_an_epoch_and_the_summary_counts(like: str, built: Project) -> None:
+    recipe = untrained(built, like, epochs=4)
+    train_model(recipe, built)
+    out = built.artifacts(recipe.name) / "train"
+    rows = list(csv.DictReader((out / "curves.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+    assert list(rows[0]) == ["epoch", "train_loss", "val_loss", "val_accuracy", "learning_rate"]
+    summary, counted = read_json(out / "summary.json"), read_json(built.artifacts(like) / "prepared" / "rows.json")
+    best = min(rows, key=lambda row: float(row["val_loss"]))
+    assert (summary["best_epoch"], summary["val_loss"]) == (int(best["epoch"]), float(best["val_loss"]))
+    assert (summary["epochs"], summary["stopped_early"]) == (4, False)
+    assert (summary["train_rows"], summary["validation_rows"]) == (counted["train"], counted["validation"])
+    assert not (built.state / "checkpoints" / f"{recipe.name}.pt").exists()
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(built: Project) -> None:
+    recipes = [untrained(built, seed=seed) for seed in (3, 3, 4)]
+    for recipe in recipes:
+        train_model(recipe, built)
+    one, again, other = (weights(recipe, built) for recipe in recipes)
+    assert one == again != other
+
+
+def test_the_weights_load_without_pickle(built: Project) -> None:
+    state = torch.load(built.artifacts("tiny") / "train" / "model.pt", weights_only=True)
+    assert all(value.device.type == "cpu" and torch.isfinite(value).all() for value in state.values())
+
+
+def test_the_run_in_mlflow_has_every_epoch_and_the_weights(built: Project) -> None:
+    recipe = untrained(built, epochs=3)
+    train_model(recipe, built)
+    (run,) = runs(recipe, built)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["device"] == "cpu" or torch.cuda.is_available()
+    history = client(built).get_metric_history(run.info.run_id, "val_loss")
+    rows = csv.DictReader((built.artifacts(recipe.name) / "train" / "curves.csv").open())
+    assert [(p.step, pytest.approx(p.value, abs=1e-7)) for p in history] == [
+        (int(r["epoch"]), float(r["val_loss"])) for r in rows
+    ]
+
+
+CHILD = """
+import os, signal, sys
+from pathlib import Path
+from headrace.config import load_recipe
+from headrace.project import Project
+from headrace.training.run import train_model
+project, left = Project(Path(sys.argv[1])), int(sys.argv[4])
+
+def watch(event, args):
+    global left
+    if event == "os.rename" and str(args[1]).endswith(sys.argv[3]):
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(watch)
+train_model(load_recipe(sys.argv[2], project), project)
+"""
+
+
+def killed(recipe: Recipe, project: Project, file: str, time: int) -> None:
+    """Trains in another process, which dies when `file` is about to take its place for the given time."""
+    command = [sys.executable, "-c", CHILD, str(project.root), recipe.name, file, str(time)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    assert subprocess.run(command, env=environment, capture_output=True, timeout=200).returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(("file", "time"), [("{name}.pt", 3), ("curves.csv", 1)], ids=["between epochs", "between files"])
+def test_a_killed_training_goes_on_and_ends_as_one_never_killed(file: str, time: int, built: Project) -> None:
+    never, recipe = untrained(built, epochs=5), untrained(built, epochs=5)
+    train_model(never, built)
+    killed(recipe, built, file.format(name=recipe.name), time)
+    (cut,) = runs(recipe, built)
+    assert cut.info.status == "RUNNING"
+    train_model(recipe, built)
+    for name in ("model.pt", "curves.csv", "summary.json"):
+        made = [(built.artifacts(r.name) / "train" / name).read_bytes() for r in (never, recipe)]
+        assert made[0] == made[1], name
+    (run,) = runs(recipe, built)
+    assert (run.info.run_id, run.info.status) == (cut.info.run_id, "FINISHED")
+    assert [p.step for p in client(built).get_metric_history(run.info.run_id, "train_loss")] == [1, 2, 3, 4, 5]
+
+
+def test_a_training_that_fails_says_so_in_mlflow_and_leaves_no_weights(built: Project) -> None:
+    recipe = untrained(built, learning_rate=1e30, optimizer="sgd", schedule="constant")
+    with pytest.raises(TrainingError, match="loss became"):
+        train_model(recipe, built)
+    assert [run.info.status for run in runs(recipe, built)] == ["FAILED"]
+    assert not (built.artifacts(recipe.name) / "train" / "model.pt").exists()
+    with pytest.raises(TrainingError):  # again: a new run, not the failed one
+        train_model(recipe, built)
+    assert [run.info.status for run in runs(recipe, built)] == ["FAILED", "FAILED"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_told_before_a_run_opens(built: Project) -> None:
+    recipe = untrained(built, device="cuda")
+    with pytest.raises(TrainingError, match="no CUDA GPU"):
+        train_model(recipe, built)
+    assert runs(recipe, built) == []
+
+
+def test_a_fingerprint_names_data_and_settings_and_nothing_else(built: Project) -> None:
+    recipe = untrained(built)
+    prepared = built.artifacts(recipe.name) / "prepared"
+    first = fingerprint_of(recipe, prepared)
+    assert fingerprint_of(another(built, f"{recipe.name}-twin", "tiny", gate={"approval": "person"}), prepared) == first
+    assert fingerprint_of(another(built, f"{recipe.name}-slow", "tiny", train={"learning_rate": 0.5}), prepared) != first
+    assert fingerprint_of(another(built, f"{recipe.name}-wide", "tiny", model={"hidden": [17]}), prepared) != first
+    rows = prepared / "validation.parquet"
+    rows.write_bytes((prepared / "test.parquet").read_bytes())
+    assert fingerprint_of(load_recipe(recipe.name, built), prepared) != first
+
+
+def test_a_checkpoint_of_other_data_is_not_gone_on_from(built: Project) -> None:
+    recipe = untrained(built, epochs=3)
+    killed(recipe, built, f"{recipe.name}.pt", 3)
+    prepared = built.artifacts(recipe.name) / "prepared"
+    (prepared / "train.parquet").write_bytes((prepared / "validation.parquet").read_bytes())
+    train_model(recipe, built)
+    assert read_json(built.artifacts(recipe.name) / "train" / "summary.json")["epochs"] == 3
+    assert sorted(run.info.status for run in runs(recipe, built)) == ["FINISHED", "KILLED"]
