@@ -105,7 +105,7 @@ def steps_until(process: subprocess.Popen[str], step: str | None) -> Sequence[st
 def another_recipe(live: Live, name: str, **sections: dict[str, object]) -> str:
     """A recipe of its own data, so that a release of it has every step to do."""
     recipe = yaml.safe_load((live.project.recipes / "tiny.yaml").read_text())
-    recipe |= {"name": name, "gate": {"require": {"accuracy": ">= 0.5"}}}
+    recipe |= {"name": name, "serve": {"replicas": 1}, "gate": {"require": {"accuracy": ">= 0.5"}}}
     recipe["data"] = {**recipe["data"], "source": f"{name}.csv"}
     for section, fields in sections.items():
         recipe[section] = {**recipe[section], **fields}

@@ -35,7 +35,7 @@ def stages_of(live: Live) -> list[psutil.Process]:
 
 def test_kill_at_every_step_leaves_nothing_half_done(live: Live) -> None:
     """One release, killed at the beginning of each step in turn; the run after it goes on, and the last completes."""
-    name = another_recipe(live, "killed")
+    name = another_recipe(live, "killed", serve={"replicas": 2})
     for step in STEPS:
         process = live.start("run", name)
         assert steps_until(process, step)[-1] == step

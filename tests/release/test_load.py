@@ -17,7 +17,7 @@ INSTANCE = {"length": 3.0, "width": 0.5, "colour": "red"}
 
 def release_under_load(live: Live, name: str, on: str, versions: str) -> Load:
     """Releases version 1 of a model, then `versions` while clients call it."""
-    another_recipe(live, name)
+    another_recipe(live, name, serve={"replicas": 2})
     live.run("run", name, "--on", on)
     with Load(int(live.ports["HEADRACE_DOOR_PORT"]), name, fast=2, slow=2, fresh=1, instance=INSTANCE) as load:
         load.wait_for("1")
