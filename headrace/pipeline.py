@@ -69,14 +69,18 @@ def _reproduce(target: str, project: Project, error_file: Path) -> bool:
     from dvc.exceptions import DvcException, ReproductionError
     from dvc.lock import LockError
 
-    from headrace.data.versions import open_repo
+    from headrace.data.versions import listening, open_repo
 
     deadline = time.monotonic() + LOCK_PATIENCE_SECONDS
     while True:
         try:
             # DVC finds targets from the working folder
-            with open_repo(project) as repo, contextlib.chdir(project.root):
-                return bool(repo.reproduce([target], single_item=True))
+            with open_repo(project) as repo, contextlib.chdir(project.root), listening() as failures:
+                ran = bool(repo.reproduce([target], single_item=True))
+            # DVC only logs that an output did not get into its cache; the next run would make it again.
+            if any(is_disk_full(failure) for failure in failures):
+                raise _cache_full()
+            return ran
         except (LockError, ReproductionError) as error:
             cause = error.__cause__ if isinstance(error, ReproductionError) else error
             if isinstance(cause, LockError):
@@ -95,10 +99,12 @@ def _reproduce(target: str, project: Project, error_file: Path) -> bool:
             ) from error
         except Exception as error:
             if is_disk_full(error):
-                raise DiskFull(
-                    "no space left for DVC's cache", where=".dvc/cache", mend="dvc gc --workspace, then the same command"
-                ) from None
+                raise _cache_full() from None
             raise
+
+
+def _cache_full() -> DiskFull:
+    return DiskFull("no space left for DVC's cache", where=".dvc/cache", mend="dvc gc --workspace, then the same command")
 
 
 def _stage_error(error: Exception, error_file: Path, target: str) -> HeadraceError:
@@ -106,6 +112,8 @@ def _stage_error(error: Exception, error_file: Path, target: str) -> HeadraceErr
     left = read_json(error_file)
     if left is not None:
         return HeadraceError.from_dict(left)
+    if is_disk_full(error):
+        return _cache_full()
     return HeadraceError(
         f"the stage {target} ended without a word: {error.__cause__ or error}",
         mend=f"run it by hand to see what it prints: dvc repro -s {target}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ import yaml
 
 from headrace.config import Recipe, load_recipe
 from headrace.data.ingest import ingest
-from headrace.errors import DataRejected, HeadraceError
-from headrace.files import read_json
+from headrace.errors import DataRejected, DiskFull, HeadraceError
+from headrace.files import read_json, write_json
 from headrace.pipeline import reproduce, unknown_in_pipeline
 from headrace.project import Project
 from headrace.stages import STAGES
-from tests.conftest import make_project
+from tests.conftest import make_project, table
 
 MADE = ("validation.json", "prepared/schema.json", "prepared/train.parquet", "train/model.pt", "train/curves.csv",
         "export/model.onnx", "export/contract.json", "evaluation/metrics.json")  # fmt: skip
@@ -121,6 +122,82 @@ def test_an_unknown_stage_is_told(piped: Project) -> None:
     with pytest.raises(HeadraceError, match="trian@tiny") as caught:
         reproduce("trian", load_recipe("tiny", piped), piped)
     assert caught.value.where == "dvc.yaml"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
+    """A project with data on a file system of its own, of 24 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    root = tmp_path / "small"
+    root.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(root)], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.strip()}")
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
+    try:
+        made = make_project(root / "clone")
+        table(60_000).to_csv(made.root / "source.csv", index=False)
+        ingest(load_recipe("tiny", made), made, lambda line: None)
+        write_json(made.artifacts("tiny") / "validation.json", {"rows": 60_000})
+        yield made
+    finally:
+        subprocess.run(["umount", "-l", str(root)], check=True)
+
+
+@pytest.mark.parametrize("left", [300_000, 1_050_000], ids=["for nothing", "for the files, not for the cache"])
+def test_a_full_disk_is_told_and_the_next_run_completes(
+    left: int, small_disk: Project, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe, fill = load_recipe("tiny", small_disk), small_disk.root.parent / "fill"
+    stat = os.statvfs(small_disk.root)
+    fill.write_bytes(bytes(stat.f_bavail * stat.f_frsize - left))
+    with pytest.raises(DiskFull, match="no space left"):
+        reproduce("prepare", recipe, small_disk)
+    assert "ERROR" not in capfd.readouterr().err, "what is told by the error is not told by DVC as well"
+    fill.unlink()
+    assert reproduce("prepare", recipe, small_disk).ran
+    assert not reproduce("prepare", recipe, small_disk).ran
+    assert "up to date" in dvc(small_disk, "status", "prepare@tiny")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[: len(content) // 2],
+        lambda content: content[: content.index(b"md5")],
+        lambda content: b"\x00" * len(content),
+        lambda content: b"schema: '2.0'\nstages: [\n",
+    ],
+    ids=["empty", "half", "cut in an entry", "zeros", "no YAML"],
+)
+def test_a_damaged_dvc_lock_is_put_right(
+    damage: Callable[[bytes], bytes], piped: Project, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe, path = load_recipe("tiny", piped), piped.root / "dvc.lock"
+    for stage in STAGES:
+        reproduce(stage, recipe, piped)
+    reproduce("validate", recipe, piped)  # whole, and seen to be so
+    whole = path.read_bytes()
+    capfd.readouterr()
+    path.write_bytes(damage(whole))
+    weights = (piped.artifacts("tiny") / "train" / "model.pt").read_bytes()
+    for stage in STAGES:
+        reproduce(stage, recipe, piped)  # where the cut left valid YAML, what it lost comes from DVC's cache
+    assert yaml.safe_load(path.read_bytes()) == yaml.safe_load(whole)
+    assert (piped.artifacts("tiny") / "train" / "model.pt").read_bytes() == weights
+    assert "epoch" not in capfd.readouterr().err
+
+
+def test_a_damaged_dvc_lock_without_a_copy_begins_anew(piped: Project, capfd: pytest.CaptureFixture[str]) -> None:
+    recipe, path = load_recipe("tiny", piped), piped.root / "dvc.lock"
+    weights = (piped.artifacts("tiny") / "train" / "model.pt").read_bytes()
+    path.write_bytes(path.read_bytes()[:300])
+    (piped.state / "dvc.lock").unlink()
+    reproduce("train", recipe, piped)
+    assert "epoch" not in capfd.readouterr().err, "DVC's cache still knows what was trained"
+    assert (piped.artifacts("tiny") / "train" / "model.pt").read_bytes() == weights
 
 
 def test_a_new_recipe_adds_its_name_and_changes_nothing_else(project: Project) -> None:

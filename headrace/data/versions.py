@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from headrace.data.lockfile import keep_whole
 from headrace.data.tables import batch_files, no_data
 from headrace.errors import Busy, DataError, DiskFull
 from headrace.files import is_disk_full, write_text
@@ -81,6 +82,7 @@ def open_repo(project: Project) -> Iterator[Repo]:
     try:
         logger.setLevel(logging.CRITICAL)
         repo.scm_context.quiet = True
+        keep_whole(repo, project)
         yield repo
     finally:
         logger.setLevel(level)
@@ -216,7 +218,7 @@ def _add(repo: Repo, project: Project) -> None:
     pointer = project.root / "data.dvc"
     before = pointer.read_bytes() if pointer.is_file() else None
     try:
-        with _listening() as failures:
+        with listening() as failures:
             patient(lambda: repo.add(str(project.data)), project)
         if _is_cached(repo, project):
             return
@@ -237,7 +239,7 @@ def _add(repo: Repo, project: Project) -> None:
 
 
 @contextmanager
-def _listening() -> Iterator[list[BaseException]]:
+def listening() -> Iterator[list[BaseException]]:
     """The errors that DVC's data layer only logs."""
     failures: list[BaseException] = []
 
@@ -246,15 +248,13 @@ def _listening() -> Iterator[list[BaseException]]:
             if record.exc_info and record.exc_info[1]:
                 failures.append(record.exc_info[1])
 
-    logger, ear = logging.getLogger("dvc_data"), Ear()
-    propagate = logger.propagate
-    logger.addHandler(ear)
-    logger.propagate = False
+    logger = logging.getLogger("dvc_data")
+    handlers, propagate = logger.handlers, logger.propagate
+    logger.handlers, logger.propagate = [Ear()], False  # who listens tells it, once and with the mend
     try:
         yield failures
     finally:
-        logger.propagate = propagate
-        logger.removeHandler(ear)
+        logger.handlers, logger.propagate = handlers, propagate
 
 
 def _cache_full(project: Project) -> DiskFull:
