@@ -16,6 +16,19 @@ from headrace.settings import Settings
 SECONDS = 120
 
 
+def register_in_background(project: Project, settings: Settings) -> None:
+    """Registers them in a process of its own: a release need not wait for what only Prefect's UI uses."""
+    with (project.logs / "deployments.log").open("ab") as log:
+        subprocess.Popen(
+            [sys.executable, "-m", "headrace.deployments"],
+            cwd=project.root,
+            env={**os.environ, "HEADRACE_ROOT": str(project.root)},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
 def register_deployments(project: Project, settings: Settings) -> bool:
     """Whether there was anything to register: `prefect.yaml` or the server's database is new.
 
@@ -49,3 +62,11 @@ def _stamp(project: Project) -> str:
     """Another one when the file changes, or the server starts with a new database."""
     database = project.state / "prefect" / "prefect.db"
     return f"{sha256(project.root / 'prefect.yaml')} {database.stat().st_ino if database.exists() else 0}"
+
+
+if __name__ == "__main__":
+    from headrace.project import find_project
+    from headrace.settings import load_settings
+
+    here = find_project()
+    register_deployments(here, load_settings(here))

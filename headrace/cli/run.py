@@ -85,19 +85,14 @@ def _show(facts: dict[str, Any], project: Project, settings: Settings, as_json: 
 def _services_up(project: Project, settings: Settings, needed: frozenset[str]) -> None:
     """Starts what is not up; returns when the `needed` ones answer."""
     from headrace import console
+    from headrace.deployments import register_in_background
     from headrace.services import status, up
 
     states = {service["name"]: service["state"] for service in status(project, settings)["services"]}
     if all(states[name] in ("ready", "elsewhere") for name in needed) and "stopped" not in states.values():
         return
     console.step("up", "Prefect, MLflow, Envoy")
-    up(project, settings, console.report, lambda: _registered(project, settings), needed)
-
-
-def _registered(project: Project, settings: Settings) -> None:
-    from headrace.deployments import register_deployments
-
-    register_deployments(project, settings)
+    up(project, settings, console.report, lambda: register_in_background(project, settings), needed)
 
 
 @click.command(short_help="Start the local services; released models serve again.")
