@@ -121,7 +121,12 @@ def _watched(recipe: str, made: Clone, *options: str) -> Values:
     facts = json.loads(ran.stdout)
     if not facts.get("version"):
         raise HeadraceError(f"the release gave no version: {ran.stdout[-500:]}", where=recipe, mend=f"headrace run {recipe}")
-    return {**breakdown(recipe, ran, watch, made).to_dict(), "peak": watch.peak.to_dict(), "at_peak": watch.at_peak}
+    return {
+        **breakdown(recipe, ran, watch, made).to_dict(),
+        "peak": watch.peak.to_dict(),
+        "at_peak": watch.at_peak,
+        "others_cpu": round(watch.others, 3),
+    }
 
 
 def _of_runs(releases: list[Values]) -> Values:

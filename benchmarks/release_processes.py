@@ -81,14 +81,22 @@ class Watch(threading.Thread):
         self._members: dict[int, psutil.Process] = {}
         self._strangers: set[int] = set()
         self._stopped = threading.Event()
+        self._cpu: dict[int, tuple[float, float]] = {}
+        """CPU seconds of each process when it was first and last seen."""
+        self.others = 0.0
+        """Share of this machine's CPUs that everything else took meanwhile, 0 to 1."""
 
     def __enter__(self) -> Watch:
+        self._begun = time.monotonic(), _busy_seconds()
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stopped.set()
         self.join()
+        wall, busy = time.monotonic() - self._begun[0], _busy_seconds() - self._begun[1]
+        own = sum(last - first for first, last in self._cpu.values())
+        self.others = max(0.0, busy - own) / (wall * (psutil.cpu_count() or 1))
 
     def run(self) -> None:
         turn = 0
@@ -117,9 +125,14 @@ class Watch(threading.Thread):
                 if not command or not process.is_running():  # a zombie has none
                     raise psutil.NoSuchProcess(pid)
                 found[pid] = memory_of([process], with_pss)
+                used = process.cpu_times()
+                cpu = used.user + used.system
             except psutil.Error:
                 del self._members[pid]
                 continue
+            # One that was there before the watch began has used some already; one that is new has used all of it since.
+            began = cpu if pid not in self._cpu and process.create_time() < now - 1.0 else 0.0
+            self._cpu[pid] = (self._cpu.get(pid, (began, began))[0], cpu)
             seen = self.seen.setdefault(pid, Seen(pid, now, now))
             seen.last_at = now
             if not seen.commands or seen.commands[-1][1] != command:
@@ -131,6 +144,12 @@ class Watch(threading.Thread):
                 name = self.seen[pid].name
                 self.at_peak[name] = round(self.at_peak.get(name, 0.0) + (memory.pss or memory.rss) / MB, 1)
         self.peak = Memory(max(self.peak.rss, total.rss), max(self.peak.pss, total.pss))
+
+
+def _busy_seconds() -> float:
+    """CPU seconds that were not idle, over all CPUs, since the machine started; a guest's are in `user` already."""
+    times = psutil.cpu_times()._asdict()
+    return float(sum(seconds for name, seconds in times.items() if name not in ("idle", "iowait", "guest", "guest_nice")))
 
 
 def memory_of(processes: Sequence[psutil.Process], with_pss: bool = True) -> Memory:

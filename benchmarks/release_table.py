@@ -75,6 +75,7 @@ def _first(found: Values) -> Iterator[Row]:
     peak = middle["peak"]
     parts = sorted(middle["at_peak"].items(), key=lambda part: -part[1])[:5]
     yield "– peak memory, all processes", _memory(peak) + ": " + ", ".join(f"{name} {mb:.0f}" for name, mb in parts), ""
+    yield "– taken by other work on the machine meanwhile", f"{100 * middle['others_cpu']:.0f} % of its CPUs", ""
     changed = found["changed_release"]
     yield "Release of another seed, services up, under load", f"{changed['seconds']:.1f} s", ""
 

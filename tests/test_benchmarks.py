@@ -128,3 +128,14 @@ def test_a_new_table_takes_the_old_ones_place_and_the_prose_stays(tmp_path: Path
     write_table("| new |\n", page)
     write_table("| newer |\n", page)
     assert page.read_text() == f"# Before\n\n{BEGIN}\n\n| newer |\n\n{END}\n\nAfter.\n"
+
+
+def test_work_of_others_is_told_from_our_own() -> None:
+    burn = "import time; end = time.process_time() + 1.0\nwhile time.process_time() < end: pass"
+    with Watch("a-token") as ours:
+        subprocess.run([sys.executable, "-c", burn], env={**os.environ, TOKEN: "a-token"}, check=True)
+    with Watch("a-token") as theirs:
+        subprocess.run([sys.executable, "-c", burn], check=True)
+    own = [last - first for first, last in ours._cpu.values()]
+    assert sum(own) == pytest.approx(1.0, abs=0.3)
+    assert theirs._cpu == {} and theirs.others > 0.1 / (psutil.cpu_count() or 1)
