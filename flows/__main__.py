@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from headrace import interpreter
 from headrace.cli.shared import print_json, tell
 from headrace.project import find_project
 from headrace.settings import load_settings
@@ -56,4 +57,7 @@ def _cause(error: BaseException) -> BaseException:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    interpreter.hurry()
+    code = main(sys.argv[1:])
+    interpreter.leave()
+    sys.exit(code)

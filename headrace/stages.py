@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from headrace import interpreter
 from headrace.config import Recipe, load_recipe
 from headrace.errors import DiskFull, HeadraceError, Interrupted, UsageError, near_miss
 from headrace.files import is_disk_full
@@ -131,4 +132,7 @@ def _tell(error: HeadraceError) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    interpreter.hurry()
+    code = main(sys.argv[1:])
+    interpreter.leave()
+    sys.exit(code)
