@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -218,7 +219,8 @@ def _folder(found: ModelVersion, project: Project) -> Path:
     uri = client(project).get_model_version_download_uri(found.name, str(found.version))
     if uri.startswith(("file://", "/")):
         return Path(unquote(uri.removeprefix("file://")))
-    return project.state / "cache" / "models" / found.name / str(found.version)
+    place = hashlib.sha256(uri.encode()).hexdigest()[:12]  # another server may have a version of this number too
+    return project.state / "cache" / "models" / found.name / f"{found.version}-{place}"
 
 
 def _with_files(version: Version, project: Project) -> Version:
@@ -247,9 +249,10 @@ def _download(version: Version, project: Project) -> None:
             raise _gone(version)
         beside = version.folder.with_name(f".{version.folder.name}.{os.getpid()}.part")
         try:
-            mlflow.artifacts.download_artifacts(uri, dst_path=str(beside))
+            beside.mkdir(parents=True)
+            made = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(beside)))  # it may lie deeper
             shutil.rmtree(version.folder, ignore_errors=True)
-            beside.rename(version.folder)
+            made.rename(version.folder)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
 

@@ -65,6 +65,7 @@ class Run:
 def client(project: Project) -> MlflowClient:
     """The one client of this process, on a database that is ready."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # standard output is for results alone
     with registry_errors(project):
         initialise_tracking(project)
         import mlflow

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from headrace import registry, tracking
@@ -20,6 +25,7 @@ from headrace.config import Recipe
 from headrace.errors import RegistryError, UsageError
 from headrace.project import Project
 from headrace.registry import Version
+from headrace.rollout.ports import next_free
 from headrace.settings import database
 from tests.model_rooms import another
 
@@ -280,3 +286,62 @@ def test_two_recipes_with_equal_weights_have_runs_of_their_own(recipe: Recipe, b
     weights: Any = built.artifacts(recipe.name) / "train" / "model.pt"
     twin = replace(tracking.run_of_weights(another(built, f"{recipe.name[:20]}-twin"), built, weights, []))
     assert twin.id != tracking.run_of_weights(recipe, built, weights, []).id
+
+
+# MLflow elsewhere.
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """The address of a real MLflow server that keeps artifacts itself."""
+    port = next_free(31300)
+    command = [
+        str(Path(sys.executable).with_name("mlflow")),
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
+    stores = ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", str(tmp_path / "artifacts")]
+    process = subprocess.Popen([*command, *stores], cwd=tmp_path, start_new_session=True, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"http://127.0.0.1:{port}/health").is_success:
+                    break
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+ELSEWHERE = """
+import json, shutil, sys
+from pathlib import Path
+from headrace import registry
+from headrace.config import load_recipe
+from headrace.project import Project
+project = Project(Path(sys.argv[1]))
+recipe = load_recipe(sys.argv[2], project)
+first = registry.register(recipe, project, {"data_md5": "aaa"})
+again = registry.register(recipe, project, {"data_md5": "aaa"})
+registry.set_alias(first, "champion", project)
+shutil.rmtree(first.folder)
+champion = registry.champion(recipe.name, project)
+same = registry.content_hash(champion.folder) == registry.content_hash(project.artifacts(recipe.name) / "export")
+beside = [path.name for path in champion.folder.parent.iterdir()]
+print(json.dumps([first.version, again.version, champion.version, same, beside == [champion.folder.name]]))
+"""
+
+
+def test_versions_on_a_server_are_downloaded_whole(server: str, recipe: Recipe, built: Project) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "HEADRACE_TRACKING_URI": server}
+    done = subprocess.run([sys.executable, "-c", ELSEWHERE, str(built.root), recipe.name], capture_output=True, text=True,
+                          env=environment, timeout=200)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == ["1", "1", "1", True, True], "and MLflow prints nothing there"
