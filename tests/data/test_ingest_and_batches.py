@@ -52,7 +52,8 @@ def test_a_second_ingest_reads_nothing_again(project: Project, make_recipe: Any,
     recipe = make_recipe(drop_missing=["y"])
     first = ingest(recipe, project, quiet)
     lines: list[str] = []
-    assert ingest(recipe, project, lines.append) == first and lines == []
+    assert ingest(recipe, project, lines.append) == first
+    assert lines == [f"data/{recipe.name}: {first}, unchanged"]
 
 
 @pytest.mark.parametrize("lost", ["data", "data and cache"])
