@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from headrace.project import Project
-from headrace.rollout.ports import next_free
+from headrace.rollout.ports import is_free
 from tests.docker_engine import docker_engine  # noqa: F401
 from tests.model_rooms import built  # noqa: F401
 
@@ -125,10 +125,10 @@ def images(rows: int, seed: int = 1) -> pd.DataFrame:
 @pytest.fixture(scope="session")
 def free_ports() -> Callable[[], dict[str, str]]:
     """Environment with ports nobody uses: each call takes others."""
-    taken = iter(range(30100, 32000, 40))
+    blocks = iter(range(23100, 31900, 40))  # below the ports that the kernel hands out by itself
 
     def take() -> dict[str, str]:
-        first = next_free(next(taken))
+        first = next(block for block in blocks if all(is_free(port) for port in range(block, block + 4)))
         names = ("DOOR_PORT", "DOOR_ADMIN_PORT", "MLFLOW_PORT", "PREFECT_PORT")
         ports = {f"HEADRACE_{name}": str(first + i) for i, name in enumerate(names)}
         return {**ports, "HEADRACE_REPLICA_PORTS": f"[{first + 5},{first + 39}]"}
