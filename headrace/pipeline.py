@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from headrace.config import Recipe, recipe_names
+from headrace.config import Recipe
 from headrace.errors import Busy, DiskFull, HeadraceError
 from headrace.files import is_disk_full, read_json, write_with
 from headrace.project import Project
@@ -158,8 +158,3 @@ def _listed(path: Path) -> list[str]:
             mend="restore the file: git checkout dvc.yaml",
         ) from None
     return found
-
-
-def unknown_in_pipeline(project: Project) -> list[str]:
-    """Names in `dvc.yaml` that have no recipe any more."""
-    return sorted(set(_listed(project.root / "dvc.yaml")) - set(recipe_names(project)))

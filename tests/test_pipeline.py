@@ -16,7 +16,7 @@ from headrace.config import Recipe, load_recipe
 from headrace.data.ingest import ingest
 from headrace.errors import DataRejected, DiskFull, HeadraceError
 from headrace.files import read_json, write_json
-from headrace.pipeline import reproduce, unknown_in_pipeline
+from headrace.pipeline import reproduce
 from headrace.project import Project
 from headrace.stages import STAGES
 from tests.conftest import make_project, table
@@ -198,21 +198,6 @@ def test_a_damaged_dvc_lock_without_a_copy_begins_anew(piped: Project, capfd: py
     reproduce("train", recipe, piped)
     assert "epoch" not in capfd.readouterr().err, "DVC's cache still knows what was trained"
     assert (piped.artifacts("tiny") / "train" / "model.pt").read_bytes() == weights
-
-
-def test_a_new_recipe_adds_its_name_and_changes_nothing_else(project: Project) -> None:
-    path = project.root / "dvc.yaml"
-    before = path.read_text().splitlines()
-    assert any(line.startswith("#") for line in before)
-    (project.recipes / "new.yaml").write_text((project.recipes / "tiny.yaml").read_text().replace("name: tiny", "name: new"))
-    with pytest.raises(HeadraceError):  # there is no data yet
-        reproduce("prepare", load_recipe("new", project), project)
-    after = path.read_text().splitlines()
-    changed = [(old, new) for old, new in zip(before, after, strict=True) if old != new]
-    assert changed == [("  - recipes: [tiny, pictures]", "  - recipes: [tiny, pictures, new]")]
-    assert unknown_in_pipeline(project) == []
-    (project.recipes / "new.yaml").unlink()
-    assert unknown_in_pipeline(project) == ["new"]
 
 
 @pytest.mark.parametrize("content", ["stages: {}\n", "vars: [\n", "vars:\n  - other: 1\n"])
