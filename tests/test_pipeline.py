@@ -200,6 +200,18 @@ def test_a_damaged_dvc_lock_without_a_copy_begins_anew(piped: Project, capfd: py
     assert (piped.artifacts("tiny") / "train" / "model.pt").read_bytes() == weights
 
 
+def test_a_new_recipe_adds_its_name_and_changes_nothing_else(project: Project) -> None:
+    path = project.root / "dvc.yaml"
+    before = path.read_text().splitlines()
+    assert any(line.startswith("#") for line in before)
+    (project.recipes / "new.yaml").write_text((project.recipes / "tiny.yaml").read_text().replace("name: tiny", "name: new"))
+    with pytest.raises(HeadraceError):  # there is no data yet
+        reproduce("prepare", load_recipe("new", project), project)
+    after = path.read_text().splitlines()
+    changed = [(old, new) for old, new in zip(before, after, strict=True) if old != new]
+    assert changed == [("  - recipes: [tiny, pictures]", "  - recipes: [tiny, pictures, new]")]
+
+
 @pytest.mark.parametrize("content", ["stages: {}\n", "vars: [\n", "vars:\n  - other: 1\n"])
 def test_a_dvc_yaml_without_its_list_is_told(content: str, project: Project) -> None:
     (project.root / "dvc.yaml").write_text(content)
