@@ -67,6 +67,10 @@ class Live:
         """What `headrace ARGUMENTS --json` prints."""
         return json.loads(self.run(*arguments, "--json", code=code, environment=environment).stdout)
 
+    def serving(self, name: str) -> str:
+        """The version of a model that answers now; other models may be served beside it."""
+        return str(next(model["version"] for model in self.json("status")["models"] if model["name"] == name))
+
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Starts `headrace ARGUMENTS` in a process group of its own, its steps readable on standard error."""
         return subprocess.Popen(

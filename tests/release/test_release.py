@@ -196,7 +196,7 @@ def test_a_bad_batch_goes_to_quarantine_and_the_version_stays(live: Live) -> Non
 
 
 def test_a_model_that_is_not_better_is_refused_and_the_champion_serves_on(live: Live) -> None:
-    champion = live.json("status")["models"][0]["version"]
+    champion = live.serving("tiny")
     edit_recipe(live, train={"learning_rate": 0.0005, "epochs": 1}, gate={"require": {"accuracy": ">= 0.3"}})
     told = live.json("run", "tiny", code=4)
     assert f"tiny@{champion} goes on serving" in told["message"]
@@ -206,7 +206,7 @@ def test_a_model_that_is_not_better_is_refused_and_the_champion_serves_on(live: 
 
 
 def test_a_person_approves_before_a_model_serves(live: Live) -> None:
-    champion = live.json("status")["models"][0]["version"]
+    champion = live.serving("tiny")
     edit_recipe(
         live,
         train={"learning_rate": 0.03, "epochs": 4},
@@ -226,7 +226,7 @@ def test_a_person_approves_before_a_model_serves(live: Live) -> None:
 
 
 def test_down_frees_everything_and_up_brings_it_back(live: Live) -> None:
-    version = live.json("status")["models"][0]["version"]
+    version = live.serving("tiny")
     live.run("down")
     found = live.json("status")
     assert found["models"] == []
