@@ -128,13 +128,13 @@ def _train(digits: Digits, rows: int, plan: Plan, seed: int) -> _Model:
     """Headrace's own network and training loop; the seed moves the first weights, the order of rows and the dropout."""
     import torch
 
-    from headrace.models.served import ServedModel
+    from headrace.kinds.registry import kind_of
     from headrace.training.loop import Split, fit
 
     torch.manual_seed(seed)
     height, width = digits.images.shape[1:]
     schema = Schema(shape=Shape(image=(1, height, width), outputs=10), labels=list(range(10)))
-    served = ServedModel(CNNConfig(channels=[8, 16]), schema)
+    served = kind_of("image-classification").module(CNNConfig(channels=[8, 16]), schema)
 
     def split(place: slice) -> Split:
         return Split((torch.from_numpy(digits.images[place]),), torch.from_numpy(digits.labels[place]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import time
 from pathlib import Path
@@ -51,13 +52,16 @@ class ServedModel:
             ContractViolation: an instance breaks the contract; its path starts with `instances.<row>`.
             BrokenAnswer: the graph's output is none.
         """
-        return self.contract.to_answers(self.run(self.to_feeds(instances)))
+        return self.to_answers(self.run(self.to_feeds(instances)))
 
     def to_feeds(self, instances: list[Any]) -> Feeds:
         try:
             return self.contract.to_feeds(instances)
         except OverflowError:  # an integer of hundreds of digits is valid JSON, but no float64
             raise ContractViolation("instances", "numbers that fit 64 bits", "a number too large") from None
+
+    def to_answers(self, outputs: NDArray[Any]) -> list[dict[str, Any]]:
+        return self.contract.to_answers(outputs)
 
     def run(self, feeds: Feeds) -> NDArray[Any]:
         """The graph's first output for all rows of `feeds`: `(rows, classes)` or `(rows,)`."""
@@ -90,6 +94,22 @@ class ServedModel:
         except (ContractViolation, BrokenAnswer) as error:
             raise NotServable(f"the contract's own sample cannot be predicted: {error}") from error
         return time.perf_counter() - start
+
+
+def load(folder: Path, threads: int | None = None) -> ServedModel:
+    """The model in `folder`, as the class that its contract names.
+
+    Raises:
+        NotServable: the class is not there, or the model's parts disagree.
+    """
+    served_by = Contract.read(folder / "contract.json").served_by
+    module, _, name = served_by.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise NotServable(f"the contract names {served_by!r}, which cannot be loaded: {error}") from error
+    model: ServedModel = found(folder, threads)
+    return model
 
 
 def _open(graph: Path, threads: int) -> ort.InferenceSession:

@@ -9,7 +9,7 @@ import bentoml
 from pydantic import BaseModel
 
 from bentos.app import PredictionApp
-from bentos.model import ServedModel
+from bentos.model import load
 
 
 class Arguments(BaseModel):
@@ -40,7 +40,7 @@ class Headrace:
 
     def __init__(self) -> None:
         threads = os.environ.get("HEADRACE_THREADS")
-        app.model = ServedModel(Path(self.stored.path), int(threads) if threads else None)
+        app.model = load(Path(self.stored.path), int(threads) if threads else None)
 
     def __is_ready__(self) -> bool:
         """Ready means: the model is loaded and has predicted its sample."""

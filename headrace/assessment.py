@@ -13,7 +13,6 @@ from headrace.config import Recipe
 from headrace.contract import Contract
 from headrace.errors import HeadraceError
 from headrace.evaluation import Evaluation
-from headrace.export import run_graph
 from headrace.files import read_json, write_json, write_with
 from headrace.gate import Comparison, Verdict, align_classes, compare, judge
 from headrace.kinds.base import Schema
@@ -34,7 +33,7 @@ def evaluate_export(recipe: Recipe, project: Project) -> None:
     out = artifacts / "evaluation"
     kind, schema = kind_of(recipe.task), Schema.read(artifacts / "prepared" / "schema.json")
     test = pd.read_parquet(artifacts / "prepared" / "test.parquet")
-    outputs = answers(artifacts / "export", test, recipe)
+    outputs = kind.answers(artifacts / "export", test, recipe)
     evaluation = kind.evaluate(test, outputs, schema, recipe)
     y_true = kind.targets(test, schema, recipe)
 
@@ -42,12 +41,6 @@ def evaluate_export(recipe: Recipe, project: Project) -> None:
     write_json(out / "evaluation.json", evaluation.to_dict())
     write_json(out / "metrics.json", {name: rounded(value) for name, value in sorted(evaluation.metrics.items())})
     draw(recipe, evaluation, y_true, outputs, artifacts)
-
-
-def answers(folder: Path, test: Any, recipe: Recipe) -> NDArray[Any]:
-    """What the graph in `folder` answers for the rows of `test`, decoded as the service decodes them."""
-    contract = Contract.read(folder / "contract.json")
-    return run_graph(folder / "model.onnx", kind_of(recipe.task).feeds(test, contract, recipe))
 
 
 def decide(recipe: Recipe, project: Project, champion: Version | None) -> Verdict:
@@ -74,7 +67,7 @@ def _compare(recipe: Recipe, artifacts: Path, champion: Version, test: Any) -> C
     with np.load(artifacts / "evaluation" / "predictions.npz") as saved:
         y_true, candidate = saved["y_true"], saved["outputs"]
     try:
-        theirs = answers(champion.folder, test, recipe)
+        theirs = kind_of(recipe.task).answers(champion.folder, test, recipe)
     except Exception as error:  # ONNX Runtime has errors of its own for another type or shape, all plain exceptions
         raise HeadraceError(
             f"the champion {champion.name} cannot answer for these rows ({error}): its columns differ",

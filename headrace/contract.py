@@ -160,6 +160,8 @@ class Contract(BaseModel):
     target: str
     """What is predicted; the name of a regression's answer."""
     sample: dict[str, Any] = Field(description="An instance that works, taken from the test rows.")
+    served_by: str = "bentos.model:ServedModel"
+    """The class that answers in the service, `module:class`; a kind that is more than one graph has its own."""
     threads: int = 1
     """Threads of ONNX Runtime."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,8 @@ from numpy.typing import NDArray
 from headrace.config import Recipe
 from headrace.contract import Contract, Feeds
 from headrace.errors import ExportError
-from headrace.files import write_json, write_with
-from headrace.kinds.base import Schema
+from headrace.files import write_json, write_text, write_with
+from headrace.kinds.base import Kind, Schema
 from headrace.kinds.registry import kind_of
 from headrace.project import Project
 
@@ -38,7 +39,6 @@ def export_model(recipe: Recipe, project: Project) -> None:
         ExportError: the graph's answers differ from torch's.
     """
     import pandas as pd
-    import torch
 
     artifacts = project.artifacts(recipe.name)
     out = artifacts / "export"
@@ -46,29 +46,46 @@ def export_model(recipe: Recipe, project: Project) -> None:
     kind, schema = kind_of(recipe.task), Schema.read(artifacts / "prepared" / "schema.json")
     test = pd.read_parquet(artifacts / "prepared" / "test.parquet")
     contract = kind.contract(schema, recipe, test.iloc[:1])
-
     model = load_weights(recipe, schema, artifacts / "train" / "model.pt")
-    example = {name: torch.from_numpy(array) for name, array in kind.encode(test.iloc[[0, -1]], schema, recipe).items()}
-    graph = export_graph(model, schema, example)
-    write_with(out / "model.onnx", lambda beside: save_graph(graph, beside))
+    parity = kind.export(model, schema, recipe, contract, test, out)
+    if schema.tokenizer is not None:
+        write_text(out / "tokenizer.json", schema.tokenizer)
     contract.write(out / "contract.json")
-    write_json(out / "parity.json", check_parity(model, out / "model.onnx", test, schema, recipe, contract))
+    write_json(out / "parity.json", parity)
+
+
+def export_one_graph(
+    kind: Kind, model: ServedModel, schema: Schema, recipe: Recipe, contract: Contract, test: pd.DataFrame, folder: Path
+) -> dict[str, float]:
+    """Writes the whole model as one graph, `model.onnx`, and holds it against torch.
+
+    Raises:
+        ExportError: the graph's answers differ from torch's.
+    """
+    import torch
+
+    example = {name: torch.from_numpy(array) for name, array in kind.encode(test.iloc[[0, -1]], schema, recipe).items()}
+    graph = kind.complete(export_graph(model, example, kind.dynamic), schema)
+    write_with(folder / "model.onnx", lambda beside: save_graph(graph, beside))
+    return check_parity(model, folder / "model.onnx", test, schema, recipe, contract)
 
 
 def load_weights(recipe: Recipe, schema: Schema, path: Path) -> ServedModel:
     """The trained model, ready to answer."""
     import torch
 
-    from headrace.models.served import ServedModel
-
-    model = ServedModel(recipe.model, schema)
+    model = kind_of(recipe.task).module(recipe.model, schema)
     model.load_state_dict(torch.load(path, weights_only=True))
     return model.eval()
 
 
-def export_graph(model: ServedModel, schema: Schema, example: dict[str, torch.Tensor]) -> onnx.ModelProto:
-    """The model as a graph that takes any number of rows; for tables, one input a column."""
+def export_graph(
+    model: torch.nn.Module, example: dict[str, torch.Tensor], dynamic: Mapping[str, Mapping[int, str]]
+) -> onnx.ModelProto:
+    """The model as a graph that takes any number of rows, and any size along the axes that `dynamic` names."""
     import torch
+
+    axes = {name: {0: torch.export.Dim("rows"), **_dims(dynamic.get(name, {}))} for name in example}
 
     for noisy in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
@@ -81,14 +98,20 @@ def export_graph(model: ServedModel, schema: Schema, example: dict[str, torch.Te
             output_names=["answer"],
             dynamo=True,
             verbose=False,
-            dynamic_shapes={"inputs": tuple({0: torch.export.Dim("rows")} for _ in example)},
+            dynamic_shapes={"inputs": tuple(axes.values())},
         )
     assert program is not None
     graph: onnx.ModelProto = program.model_proto
     for node in graph.graph.node:  # traces of the file the network was written in: not part of the model
         del node.metadata_props[:]
         node.doc_string = ""
-    return graph if schema.shape.image else with_columns(graph, schema)
+    return graph
+
+
+def _dims(axes: Mapping[int, str]) -> dict[int, Any]:
+    import torch
+
+    return {axis: torch.export.Dim(name) for axis, name in axes.items()}
 
 
 def with_columns(graph: onnx.ModelProto, schema: Schema) -> onnx.ModelProto:

@@ -54,10 +54,8 @@ def through_parquet(frame: pd.DataFrame, folder: Path) -> pd.DataFrame:
 def make_model(recipe: Recipe, schema: Schema, seed: int = 0) -> ServedModel:
     import torch
 
-    from headrace.models.served import ServedModel
-
     torch.manual_seed(seed)
-    return ServedModel(recipe.model, schema).eval()
+    return kind_of(recipe.task).module(recipe.model, schema).eval()
 
 
 @pytest.fixture(scope="session")

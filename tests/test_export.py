@@ -42,7 +42,8 @@ class Exported:
         self.model: ServedModel = make_model(recipe, self.schema)
         self.contract: Contract = self.kind.contract(self.schema, recipe, frame.iloc[:1])
         folder.mkdir(parents=True, exist_ok=True)
-        self.graph = export_graph(self.model, self.schema, self.inputs(frame.iloc[:2]))
+        graph = export_graph(self.model, self.inputs(frame.iloc[:2]), self.kind.dynamic)
+        self.graph = self.kind.complete(graph, self.schema)
         self.path = folder / "model.onnx"
         save_graph(self.graph, self.path)
         self.contract.write(folder / "contract.json")
@@ -267,5 +268,5 @@ def test_a_graph_that_disagrees_is_refused(name: str, wrong: float, request: pyt
 
 def test_a_test_set_of_one_row_is_enough(table: Exported) -> None:
     one = table.frame.iloc[[7]].reset_index(drop=True)
-    graph = export_graph(table.model, table.schema, table.inputs(one.iloc[[0, -1]]))
+    graph = table.kind.complete(export_graph(table.model, table.inputs(one.iloc[[0, -1]]), table.kind.dynamic), table.schema)
     assert graph.SerializeToString(deterministic=True) == table.graph.SerializeToString(deterministic=True)

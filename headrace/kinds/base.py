@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +13,13 @@ from pydantic import BaseModel, ConfigDict
 from headrace.contract import Contract, Feeds
 
 if TYPE_CHECKING:
+    import onnx
     import pandas as pd
 
     from headrace.config import Recipe
     from headrace.evaluation import Evaluation
+    from headrace.models.registry import ModelConfig
+    from headrace.models.served import ServedModel
 
 
 class Shape(BaseModel):
@@ -28,6 +32,12 @@ class Shape(BaseModel):
     """Number of numeric columns."""
     cardinalities: tuple[int, ...] = ()
     """Entries of each categorical column's vocabulary, with 0 for unknown."""
+    vocabulary: int = 0
+    """Tokens of a text's vocabulary, the special ones included."""
+    length: int = 0
+    """Most tokens of a text."""
+    features: int = 0
+    """Features of a graph's node."""
     outputs: int = 1
     """Classes, or 1 for a regression."""
 
@@ -62,6 +72,10 @@ class Schema(BaseModel):
     labels: list[str | int] | None = None
     target_mean: float = 0.0
     target_std: float = 1.0
+    tokenizer: str | None = None
+    """Of texts: what the library `tokenizers` writes as tokenizer.json."""
+    extra: dict[str, Any] = {}
+    """What a kind of one's own learned beyond these."""
 
     def write(self, path: Path) -> None:
         path.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -71,36 +85,68 @@ class Schema(BaseModel):
         return cls.model_validate_json(path.read_text(encoding="utf-8"))
 
 
-class Kind(Protocol):
-    """One kind of task."""
+class Kind(ABC):
+    """One kind of task. A kind with one exported graph says what stands up to `evaluate`; the rest has a default."""
 
+    dynamic: ClassVar[dict[str, dict[int, str]]] = {}
+    """Axes of inputs of the exported graph that may have any size, beside the rows: input to axis to its name."""
+
+    @abstractmethod
     def fit(self, train: pd.DataFrame, recipe: Recipe) -> Schema:
         """Learns the schema from the training rows.
 
         Raises:
             DataError: the rows cannot be learned from (one class only, a column of nothing).
         """
-        ...
 
+    @abstractmethod
     def encode(self, frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> dict[str, NDArray[Any]]:
         """Inputs of the network as the training loop takes them, rows first, in the order of its arguments."""
-        ...
 
+    @abstractmethod
     def targets(self, frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> NDArray[Any]:
         """`(rows,)`: class indices (int64) or values (float32), in the target's own unit."""
-        ...
 
-    def feeds(self, frame: pd.DataFrame, contract: Contract, recipe: Recipe) -> Feeds:
-        """Rows of a table as the served graph takes them."""
-        ...
+    @abstractmethod
+    def module(self, config: ModelConfig, schema: Schema) -> ServedModel:
+        """The network that `config` names, between this kind's preprocessing and its answer."""
 
+    @abstractmethod
     def contract(self, schema: Schema, recipe: Recipe, sample: pd.DataFrame) -> Contract:
         """The agreement with clients; `sample` is one row."""
-        ...
 
+    @abstractmethod
+    def feeds(self, frame: pd.DataFrame, contract: Contract, recipe: Recipe) -> Feeds:
+        """Rows of a table as the served graph takes them."""
+
+    @abstractmethod
     def evaluate(self, frame: pd.DataFrame, outputs: NDArray[Any], schema: Schema, recipe: Recipe) -> Evaluation:
-        """Metrics of the graph's `outputs` for the rows of `frame`."""
-        ...
+        """Metrics of `outputs`, as `answers` gave them for the rows of `frame`."""
+
+    def complete(self, graph: onnx.ModelProto, schema: Schema) -> onnx.ModelProto:
+        """Puts in front of the exported graph whatever turns clients' fields into its inputs."""
+        return graph
+
+    def export(
+        self, model: ServedModel, schema: Schema, recipe: Recipe, contract: Contract, test: pd.DataFrame, folder: Path
+    ) -> dict[str, float]:
+        """Writes the served graph (`model.onnx`) into `folder`, and holds it against torch on rows of `test`.
+
+        Returns:
+            What the comparison found: `largest_relative_difference`, `tolerance`.
+
+        Raises:
+            ExportError: the graph's answers differ from torch's.
+        """
+        from headrace.export import export_one_graph
+
+        return export_one_graph(self, model, schema, recipe, contract, test, folder)
+
+    def answers(self, folder: Path, frame: pd.DataFrame, recipe: Recipe) -> NDArray[Any]:
+        """What the graph in `folder` answers for the rows of `frame`, decoded as the service decodes them; rows first."""
+        from headrace.export import run_graph
+
+        return run_graph(folder / "model.onnx", self.feeds(frame, Contract.read(folder / "contract.json"), recipe))
 
 
 def class_indices(frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> NDArray[np.int64]:

@@ -9,16 +9,18 @@ from numpy.typing import NDArray
 
 from headrace.contract import Contract, Feeds, InputField
 from headrace.errors import DataError, RecipeError
-from headrace.kinds.base import Schema, Shape, class_indices, labels_of, plain
+from headrace.kinds.base import Kind, Schema, Shape, class_indices, labels_of, plain
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from headrace.config import Recipe
     from headrace.evaluation import Evaluation
+    from headrace.models.registry import ModelConfig
+    from headrace.models.served import ServedModel
 
 
-class ImageClassification:
+class ImageClassification(Kind):
     """One label an image."""
 
     def fit(self, train: pd.DataFrame, recipe: Recipe) -> Schema:
@@ -31,6 +33,12 @@ class ImageClassification:
 
     def targets(self, frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> NDArray[Any]:
         return class_indices(frame, schema, recipe)
+
+    def module(self, config: ModelConfig, schema: Schema) -> ServedModel:
+        from headrace.models.registry import build
+        from headrace.models.served import Classifier, ScaleImage
+
+        return Classifier(ScaleImage(), build(config, schema.shape))
 
     def feeds(self, frame: pd.DataFrame, contract: Contract, recipe: Recipe) -> Feeds:
         return {"image": pixels(frame, recipe)}

@@ -9,16 +9,19 @@ from numpy.typing import NDArray
 
 from headrace.contract import Contract, Feeds, InputField
 from headrace.errors import DataError
-from headrace.kinds.base import Categorical, Numeric, Schema, Shape, class_indices, labels_of, plain
+from headrace.kinds.base import Categorical, Kind, Numeric, Schema, Shape, class_indices, labels_of, plain
 
 if TYPE_CHECKING:
+    import onnx
     import pandas as pd
 
     from headrace.config import Recipe
     from headrace.evaluation import Evaluation
+    from headrace.models.registry import ModelConfig
+    from headrace.models.served import ServedModel
 
 
-class Tabular:
+class Tabular(Kind):
     """What both tabular kinds share: columns to inputs."""
 
     def encode(self, frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> dict[str, NDArray[Any]]:
@@ -33,6 +36,11 @@ class Tabular:
             field.name: _texts(frame[field.name]) if field.dtype == "string" else _numbers(frame, field.name)
             for field in contract.inputs
         }
+
+    def complete(self, graph: onnx.ModelProto, schema: Schema) -> onnx.ModelProto:
+        from headrace.export import with_columns
+
+        return with_columns(graph, schema)
 
     def _columns(self, train: pd.DataFrame, recipe: Recipe) -> tuple[list[Numeric], list[Categorical]]:
         import pandas as pd
@@ -90,6 +98,12 @@ class TabularClassification(Tabular):
     def targets(self, frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> NDArray[Any]:
         return class_indices(frame, schema, recipe)
 
+    def module(self, config: ModelConfig, schema: Schema) -> ServedModel:
+        from headrace.models.registry import build
+        from headrace.models.served import Classifier, ScaleTable
+
+        return Classifier(ScaleTable(schema), build(config, schema.shape))
+
     def contract(self, schema: Schema, recipe: Recipe, sample: pd.DataFrame) -> Contract:
         return Contract(
             model=recipe.name,
@@ -134,6 +148,12 @@ class TabularRegression(Tabular):
 
     def targets(self, frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> NDArray[Any]:
         return _numbers(frame, recipe.data.target)
+
+    def module(self, config: ModelConfig, schema: Schema) -> ServedModel:
+        from headrace.models.registry import build
+        from headrace.models.served import Regressor, ScaleTable
+
+        return Regressor(ScaleTable(schema), build(config, schema.shape), schema.target_mean, schema.target_std)
 
     def contract(self, schema: Schema, recipe: Recipe, sample: pd.DataFrame) -> Contract:
         return Contract(

@@ -2,13 +2,90 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from headrace.kinds.base import Schema
-from headrace.models import registry
-from headrace.models.registry import ModelConfig
+
+
+class ServedModel(nn.Module):
+    """What the training loop and the export know of a model. One subclass an answer: a class, a value, a text."""
+
+    metric_name: ClassVar[str]
+    """What `metric` measures, such as `accuracy`."""
+
+    def __init__(self, preprocess: nn.Module, network: nn.Module) -> None:
+        super().__init__()
+        self.preprocess = preprocess
+        self.network = network
+
+    def raw(self, *inputs: Tensor) -> Tensor:
+        """What the loss takes: logits `(batch, classes)`, or the standardised value `(batch, 1)`."""
+        outputs: Tensor = self.network(*self.preprocess(*inputs))
+        return outputs
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.answer(self.raw(*inputs))
+
+    def answer(self, raw: Tensor) -> Tensor:
+        """What the served graph gives for `raw`."""
+        raise TypeError(f"{type(self).__name__} has no answer")
+
+    def loss(self, raw: Tensor, target: Tensor) -> Tensor:
+        """Mean loss of a batch, a scalar."""
+        raise TypeError(f"{type(self).__name__} has no loss")
+
+    def metric(self, raw: Tensor, target: Tensor) -> Tensor:
+        """Mean of `metric_name` over a batch, a scalar: what a person watches beside the loss."""
+        raise TypeError(f"{type(self).__name__} has no metric")
+
+
+class Classifier(ServedModel):
+    """Logits `(batch, classes)` to probabilities; targets are class indices `(batch,)`."""
+
+    metric_name = "accuracy"
+
+    def answer(self, raw: Tensor) -> Tensor:
+        return raw.softmax(dim=1)
+
+    def loss(self, raw: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(raw, target)
+
+    def metric(self, raw: Tensor, target: Tensor) -> Tensor:
+        return (raw.argmax(dim=1) == target).float().mean()
+
+
+class Regressor(ServedModel):
+    """The standardised value `(batch, 1)` to values `(batch,)` in the target's own unit."""
+
+    metric_name = "mae"
+
+    def __init__(self, preprocess: nn.Module, network: nn.Module, mean: float, std: float) -> None:
+        super().__init__(preprocess, network)
+        self.target_mean: Tensor
+        self.target_std: Tensor
+        self.register_buffer("target_mean", torch.tensor(mean))
+        self.register_buffer("target_std", torch.tensor(std))
+
+    def answer(self, raw: Tensor) -> Tensor:
+        return raw[:, 0] * self.target_std + self.target_mean
+
+    def loss(self, raw: Tensor, target: Tensor) -> Tensor:
+        """The Huber loss of the standardised target: robust to the long tail of real targets."""
+        return F.smooth_l1_loss(raw[:, 0], (target - self.target_mean) / self.target_std)
+
+    def metric(self, raw: Tensor, target: Tensor) -> Tensor:
+        return (self.answer(raw) - target).abs().mean()
+
+
+class AsIs(nn.Module):
+    """Inputs that need no preprocessing."""
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return inputs
 
 
 class ScaleImage(nn.Module):
@@ -40,34 +117,3 @@ class ScaleTable(nn.Module):
         numeric = inputs[0]
         scaled = (numeric - self.mean) / self.std
         return torch.where(torch.isnan(scaled), torch.zeros_like(scaled), scaled), categorical
-
-
-class ServedModel(nn.Module):
-    """From a row as a client sends it to the answer: `(batch, classes)` probabilities, or `(batch,)` values."""
-
-    def __init__(self, config: ModelConfig, schema: Schema) -> None:
-        super().__init__()
-        self.preprocess = ScaleImage() if schema.shape.image else ScaleTable(schema)
-        self.network = registry.build(config, schema.shape)
-        self.classifies = schema.labels is not None
-        self.target_mean: Tensor
-        self.target_std: Tensor
-        self.register_buffer("target_mean", torch.tensor(schema.target_mean))
-        self.register_buffer("target_std", torch.tensor(schema.target_std))
-
-    def raw(self, *inputs: Tensor) -> Tensor:
-        """Logits `(batch, classes)`, or the standardised value `(batch, 1)`: what the loss takes."""
-        outputs: Tensor = self.network(*self.preprocess(*inputs))
-        return outputs
-
-    def answer(self, raw: Tensor) -> Tensor:
-        return raw.softmax(dim=1) if self.classifies else raw[:, 0] * self.target_std + self.target_mean
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.answer(self.raw(*inputs))
-
-    def loss(self, raw: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy, or the Huber loss of the standardised target (robust to the long tail of real targets)."""
-        if self.classifies:
-            return F.cross_entropy(raw, target)
-        return F.smooth_l1_loss(raw[:, 0], (target - self.target_mean) / self.target_std)

@@ -10,11 +10,13 @@ import headrace
 CODE = Path(headrace.__file__).resolve().parent.parent
 SERVING = CODE / "deploy" / "serving"
 REQUIREMENTS = SERVING / "requirements-serving.txt"
+SHARED = ("__init__.py", "contract.py")
+"""Light modules of `headrace` that training and serving have in common."""
 
 
 def served_files() -> dict[str, Path]:
-    """Path inside the bento's `src` to the file itself: the service, and the contract it shares with training."""
-    files = [*sorted((CODE / "bentos").glob("*.py")), CODE / "headrace" / "__init__.py", CODE / "headrace" / "contract.py"]
+    """Path inside the bento's `src` to the file itself: the service, and what it shares with training."""
+    files = [*sorted((CODE / "bentos").glob("*.py")), *(CODE / "headrace" / name for name in SHARED)]
     return {file.relative_to(CODE).as_posix(): file for file in files} | {REQUIREMENTS.name: REQUIREMENTS}
 
 

@@ -114,7 +114,7 @@ def train_step(
 
 @torch.inference_mode()
 def evaluate(model: ServedModel, split: Split) -> tuple[float, float]:
-    """Mean loss, and accuracy or mean absolute error."""
+    """Mean loss, and mean of the model's metric."""
     model.eval()
     loss = torch.zeros((), device=split.target.device)
     metric = torch.zeros((), device=split.target.device)
@@ -124,8 +124,7 @@ def evaluate(model: ServedModel, split: Split) -> tuple[float, float]:
             raw = model.raw(*inputs)
         raw = raw.float()  # answers in bfloat16 would be rounded to three digits
         loss += model.loss(raw, target) * len(target)
-        answer = model.answer(raw)
-        metric += (answer.argmax(dim=1) == target).sum() if model.classifies else (answer - target).abs().sum()
+        metric += model.metric(raw, target) * len(target)
     return float(loss) / len(split), float(metric) / len(split)
 
 
@@ -137,7 +136,7 @@ def batches(n: int, size: int, shuffle: torch.Generator, device: torch.device) -
 def record(progress: Progress, train_loss: float, val_loss: float, val_metric: float, rate: float, model: ServedModel) -> None:
     """Adds an epoch to the history, and keeps its weights if it is the best so far."""
     progress.epoch += 1
-    metric = "val_accuracy" if model.classifies else "val_mae"
+    metric = f"val_{model.metric_name}"
     progress.history.append(
         {"epoch": progress.epoch, "train_loss": train_loss, "val_loss": val_loss, metric: val_metric, "learning_rate": rate}
     )

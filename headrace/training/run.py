@@ -42,7 +42,7 @@ def train_model(recipe: Recipe, project: Project) -> None:
         to_device(pd.read_parquet(prepared / f"{name}.parquet"), kind, schema, recipe, device)
         for name in ("train", "validation")
     )
-    model = ServedModel(recipe.model, schema).to(device)
+    model = kind.module(recipe.model, schema).to(device)
     if schema.shape.image:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from headrace.kinds.base import Categorical, Numeric, Schema, Shape
+from headrace.kinds.registry import kind_of
 from headrace.models.registry import CNNConfig, MLPConfig
 from headrace.models.served import ScaleImage, ScaleTable, ServedModel
 
@@ -18,7 +19,7 @@ COLOURS = [Categorical(name="c", levels=["blue", "red"], nullable=False)]
 def regression(mean: float = 100.0, std: float = 20.0) -> ServedModel:
     schema = Schema(shape=Shape(numeric=2, outputs=1), numeric=NUMBERS, target_mean=mean, target_std=std)
     torch.manual_seed(0)
-    return ServedModel(MLPConfig(hidden=[]), schema).eval()
+    return kind_of("regression").module(MLPConfig(hidden=[]), schema).eval()
 
 
 def classification(classes: int = 3) -> ServedModel:
@@ -29,7 +30,7 @@ def classification(classes: int = 3) -> ServedModel:
         labels=list(range(classes)),
     )
     torch.manual_seed(0)
-    return ServedModel(MLPConfig(hidden=[4]), schema).eval()
+    return kind_of("classification").module(MLPConfig(hidden=[4]), schema).eval()
 
 
 def test_pixels_run_from_minus_one_to_one() -> None:
@@ -93,7 +94,8 @@ def test_what_scales_travels_with_the_weights() -> None:
 
 
 def test_an_image_model_answers_for_bytes() -> None:
-    model = ServedModel(CNNConfig(channels=[2]), Schema(shape=Shape(image=(1, 3, 5), outputs=2), labels=["a", "b"])).eval()
+    schema = Schema(shape=Shape(image=(1, 3, 5), outputs=2), labels=["a", "b"])
+    model = kind_of("image-classification").module(CNNConfig(channels=[2]), schema).eval()
     answer = model(torch.randint(0, 256, (4, 3, 5), dtype=torch.uint8))
     assert answer.shape == (4, 2)
     torch.testing.assert_close(answer.sum(1), torch.ones(4))

@@ -13,6 +13,7 @@ import torch
 from headrace.config import TrainConfig
 from headrace.errors import TrainingError
 from headrace.kinds.base import Numeric, Schema, Shape
+from headrace.kinds.registry import kind_of
 from headrace.models.registry import MLPConfig
 from headrace.models.served import ServedModel
 from headrace.training import loop
@@ -44,7 +45,7 @@ def kill_in(epoch: int) -> Callable[[Progress], None]:
 def model(seed: int = 0, dropout: float = 0.3, hidden: int = 8) -> ServedModel:
     seed_everything(seed)
     schema = Schema(shape=Shape(numeric=2, outputs=2), numeric=NUMBERS, labels=["no", "yes"])
-    return ServedModel(MLPConfig(hidden=[hidden], dropout=dropout), schema)
+    return kind_of("classification").module(MLPConfig(hidden=[hidden], dropout=dropout), schema)
 
 
 def rows(n: int, seed: int = 1, noise: float = 0.0) -> Split:
@@ -97,7 +98,7 @@ def test_evaluation_is_the_mean_over_all_rows_however_they_are_cut(monkeypatch: 
 
 def test_a_regression_is_evaluated_by_its_absolute_error() -> None:
     schema = Schema(shape=Shape(numeric=2, outputs=1), numeric=NUMBERS, target_mean=100.0, target_std=10.0)
-    made = ServedModel(MLPConfig(hidden=[]), schema)
+    made = kind_of("regression").module(MLPConfig(hidden=[]), schema)
     for parameter in made.parameters():
         torch.nn.init.zeros_(parameter)  # so that every answer is the mean, 100
     loss, mae = evaluate(made, Split((torch.zeros(2, 2),), torch.tensor([105.0, 130.0])))
