@@ -64,6 +64,19 @@ class Arrival(Section):
     """How many values the first version of the data holds."""
 
 
+class TextConfig(Section):
+    """For text tasks: which column holds the text, and into which tokens it is cut."""
+
+    column: str
+    tokens: Literal["words", "pieces", "characters"] = "pieces"
+    """`words`; `pieces` of words by byte-pair encoding, which know every text; or `characters`."""
+    vocabulary: int = Field(default=8000, ge=8)
+    """Most tokens to learn from the training rows."""
+    length: int = Field(default=256, ge=1)
+    """Most tokens of a text that the network reads; what is longer is cut."""
+    lowercase: bool = True
+
+
 class DataConfig(Section):
     """Where the data comes from, and what its columns mean."""
 
@@ -83,6 +96,8 @@ class DataConfig(Section):
     """Rows with nothing in one of these columns are left out at ingest, and counted."""
     image: tuple[int, int] | None = None
     """Height and width, for image tasks: the columns but the target are its pixels, row by row."""
+    text: TextConfig | None = None
+    """For text tasks."""
     arrive: Arrival | None = None
     split: SplitConfig = SplitConfig()
 

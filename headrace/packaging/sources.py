@@ -10,7 +10,7 @@ import headrace
 CODE = Path(headrace.__file__).resolve().parent.parent
 SERVING = CODE / "deploy" / "serving"
 REQUIREMENTS = SERVING / "requirements-serving.txt"
-SHARED = ("__init__.py", "contract.py")
+SHARED = ("__init__.py", "contract.py", "text.py")
 """Light modules of `headrace` that training and serving have in common."""
 
 

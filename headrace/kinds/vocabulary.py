@@ -1,0 +1,85 @@
+"""Learns a tokenizer from the training rows, with the library `tokenizers`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from headrace.errors import DataError
+from headrace.text import SPECIAL, UNKNOWN
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from headrace.config import TextConfig
+
+
+def learn_vocabulary(texts: Iterable[str], config: TextConfig) -> str:
+    """A tokenizer.json of at most `config.vocabulary` tokens, the special ones of `headrace.text` first.
+
+    `words`: whole words that stand twice or more; `pieces`: byte-pair encoding over bytes (Sennrich et al. 2016,
+    arXiv:1508.07909), which knows every text; `characters`: one token a character.
+
+    Raises:
+        DataError: the texts leave no token but the special ones, or one alone.
+    """
+    tokenizer = _MAKERS[config.tokens](list(texts), config)
+    learned = tokenizer.get_vocab_size() - len(SPECIAL)
+    if learned < 2:
+        raise DataError(
+            f"the texts of the training rows give a vocabulary of {learned} token{'' if learned == 1 else 's'}",
+            where=f"column {config.column}",
+            mend="bring real texts, name another column as data.text.column, or choose data.text.tokens: characters",
+        )
+    text: str = tokenizer.to_str()
+    return text
+
+
+def _normalised(tokenizer: Tokenizer, config: TextConfig) -> Tokenizer:
+    from tokenizers import normalizers
+
+    steps = [normalizers.NFKC(), *([normalizers.Lowercase()] if config.lowercase else [])]
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    return tokenizer
+
+
+def _words(texts: list[str], config: TextConfig) -> Tokenizer:
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    tokenizer = _normalised(Tokenizer(models.WordLevel(unk_token=SPECIAL[UNKNOWN])), config)
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=config.vocabulary, min_frequency=2, special_tokens=list(SPECIAL), show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _pieces(texts: list[str], config: TextConfig) -> Tokenizer:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = _normalised(Tokenizer(models.BPE()), config)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocabulary,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _characters(texts: list[str], config: TextConfig) -> Tokenizer:
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = _normalised(Tokenizer(models.WordLevel(unk_token=SPECIAL[UNKNOWN])), config)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    trainer = trainers.WordLevelTrainer(vocab_size=config.vocabulary, special_tokens=list(SPECIAL), show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+_MAKERS = {"words": _words, "pieces": _pieces, "characters": _characters}

@@ -1,0 +1,62 @@
+"""Text to token ids and back, by the `tokenizer.json` that lies beside a served graph. Shared by training and serving."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+PAD, UNKNOWN, START, END = 0, 1, 2, 3
+SPECIAL = ("[PAD]", "[UNK]", "[BOS]", "[EOS]")
+"""The first tokens of every vocabulary, in the order of the ids above."""
+
+
+class Encoder:
+    """Turns texts into token ids of one vocabulary.
+
+    Raises:
+        ValueError: `tokenizer` is no tokenizer.json.
+    """
+
+    def __init__(self, tokenizer: str) -> None:
+        """`tokenizer` is the content of a tokenizer.json."""
+        self._json = tokenizer
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        from tokenizers import Tokenizer
+
+        try:
+            return Tokenizer.from_str(self._json)
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(f"no tokenizer.json: {error}") from None
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens, the special ones included."""
+        return int(self._tokenizer.get_vocab_size())
+
+    def tokens(self, text: str) -> list[int]:
+        """Ids of one text, without padding, start or end."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode(self, texts: Sequence[str], length: int) -> NDArray[np.int64]:
+        """`(rows, longest)`: ids of each text, cut after `length` and filled up with `PAD`; at least one column."""
+        found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        rows = [one.ids[:length] for one in found]
+        ids = np.full((len(rows), max([1, *map(len, rows)])), PAD, dtype=np.int64)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = row
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`; special tokens leave nothing."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
