@@ -9,119 +9,20 @@ import re
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from headrace.data.config import DataConfig
 from headrace.errors import RecipeError, near_miss
-from headrace.kinds.registry import KINDS, KindEntry
-from headrace.models.registry import MODELS, ModelConfig
+from headrace.extensions import importable, is_dotted
+from headrace.kinds.registry import KindEntry, entry_of
+from headrace.models.registry import MODELS, ModelConfig, config_of
 from headrace.project import Project
+from headrace.section import Section
 
 NAME_PATTERN = r"^[a-z][a-z0-9-]{0,39}$"
-Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
-
-
-class Section(BaseModel):
-    """A part of the recipe: unknown fields are mistakes, and nothing changes after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TimeSplit(Section):
-    """The rows with the last value of `column` are the test set; earlier rows train."""
-
-    column: str
-    """A column that can be ordered: a month, a date. It orders the rows and is no feature."""
-    test: Literal["last"] = "last"
-
-
-class SplitConfig(Section):
-    """How rows are divided. A row's place depends on its content alone, so it never moves when data arrives."""
-
-    test: Fraction = 0.2
-    """Share of rows for the test set (unless split by `time`)."""
-    validation: Fraction = 0.1
-    """Share of rows for early stopping."""
-    seed: int = 7
-    """Another seed gives another division."""
-    time: TimeSplit | None = None
-
-    @model_validator(mode="after")
-    def _leaves_rows_to_train_on(self) -> SplitConfig:
-        if self.time is None and self.test + self.validation >= 1:
-            raise ValueError(f"test {self.test} and validation {self.validation} leave no rows to train on; lower one")
-        return self
-
-
-class Arrival(Section):
-    """For a source that holds a whole history: take the `first` values now, `headrace data next` brings the following."""
-
-    column: str
-    """The column whose values arrive one by one, in ascending order."""
-    first: int = Field(ge=1)
-    """How many values the first version of the data holds."""
-
-
-class TextConfig(Section):
-    """For text tasks: which column holds the text, and into which tokens it is cut."""
-
-    column: str
-    tokens: Literal["words", "pieces", "characters"] = "pieces"
-    """`words`; `pieces` of words by byte-pair encoding, which know every text; or `characters`."""
-    vocabulary: int = Field(default=8000, ge=8)
-    """Most tokens to learn from the training rows."""
-    length: int = Field(default=256, ge=1)
-    """Most tokens of a text that the network reads; what is longer is cut."""
-    lowercase: bool = True
-
-
-class DataConfig(Section):
-    """Where the data comes from, and what its columns mean."""
-
-    source: str
-    """A path, or a URI: pypi://PACKAGE==VERSION/PATH, npm://PACKAGE@VERSION/PATH, https://, s3://."""
-    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
-    """Of the file at `source`; a file that differs is refused."""
-    target: str
-    """The column to predict."""
-    header: bool = True
-    """Whether the first line of a CSV names the columns."""
-    columns: list[str] | None = None
-    """Columns to keep, or all names of a CSV without header; `pixel[784]` stands for pixel_0 to pixel_783."""
-    categorical: list[str] | None = None
-    """Columns to treat as categories; by default those that hold text."""
-    drop_missing: list[str] = []
-    """Rows with nothing in one of these columns are left out at ingest, and counted."""
-    image: tuple[int, int] | None = None
-    """Height and width, for image tasks: the columns but the target are its pixels, row by row."""
-    text: TextConfig | None = None
-    """For text tasks."""
-    arrive: Arrival | None = None
-    split: SplitConfig = SplitConfig()
-
-    @field_validator("columns")
-    @classmethod
-    def _expand(cls, columns: list[str] | None) -> list[str] | None:
-        if columns is None:
-            return None
-        found = [name for column in columns for name in _expand_column(column)]
-        if twice := {name for name in found if found.count(name) > 1} if len(found) < 500 else None:
-            raise ValueError(f"{sorted(twice)} stand there twice")
-        return found
-
-    @model_validator(mode="after")
-    def _columns_exist(self) -> DataConfig:
-        if not self.header and self.columns is None:
-            raise ValueError("`header: false` needs `columns`, the names of the columns in order")
-        if self.columns is not None:
-            named = {"target": [self.target], "categorical": self.categorical or [], "drop_missing": self.drop_missing}
-            for field, names in named.items():
-                for name in names:
-                    if name not in self.columns:
-                        raise ValueError(f"{field} {name!r} is not among columns; {near_miss(name, self.columns)}")
-        return self
 
 
 class Expectation(BaseModel):
@@ -207,7 +108,7 @@ class Recipe(Section):
     name: str = Field(pattern=NAME_PATTERN)
     """Lower-case letters, digits and dashes; the file's name without `.yaml`."""
     task: str
-    """A key of `headrace.kinds.registry.KINDS`."""
+    """A key of `headrace.kinds.registry.KINDS`, or `module:Class` of a kind of one's own."""
     data: DataConfig
     expect: list[Expectation]
     """The suite that every batch has to pass."""
@@ -219,8 +120,7 @@ class Recipe(Section):
     @field_validator("task")
     @classmethod
     def _known_task(cls, task: str) -> str:
-        if task not in KINDS:
-            raise ValueError(f"{task!r} is no task; {near_miss(task, KINDS)}")
+        entry_of(task)
         return task
 
     @field_validator("model", mode="before")
@@ -230,14 +130,12 @@ class Recipe(Section):
             return value
         if not isinstance(value, dict) or "name" not in value:
             raise ValueError(f"needs a `name`; {near_miss('', MODELS)}")
-        if value["name"] not in MODELS:
-            raise ValueError(f"{value['name']!r} is no model; {near_miss(str(value['name']), MODELS)}")
-        return MODELS[value["name"]].model_validate(value)
+        return config_of(str(value["name"])).model_validate(value)
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Recipe:
-        entry = KINDS[self.task]
-        if self.model.name not in entry.models:
+        entry = self.kind
+        if entry.models and not is_dotted(self.model.name) and self.model.name not in entry.models:
             raise ValueError(f"model: {self.model.name!r} does not fit task {self.task!r}; it takes {', '.join(entry.models)}")
         if entry.is_image and self.data.image is None:
             raise ValueError("data.image: an image task needs height and width, such as [28, 28]")
@@ -249,7 +147,12 @@ class Recipe(Section):
 
     @property
     def kind(self) -> KindEntry:
-        return KINDS[self.task]
+        return entry_of(self.task)
+
+    @property
+    def own_classes(self) -> list[str]:
+        """Paths `module:Class` of what this recipe takes from outside the registries."""
+        return [name for name in (self.task, self.model.name) if is_dotted(name)]
 
 
 def recipe_names(project: Project) -> list[str]:
@@ -271,6 +174,7 @@ def load_recipe(name: str, project: Project) -> Recipe:
             mend="name one of the recipes, or write a new one: headrace new NAME --data FILE --target COLUMN",
         )
     where = str(path.relative_to(project.root))
+    importable(project.root)
     recipe = parse_recipe(path.read_text(encoding="utf-8"), where)
     if recipe.name != name:
         raise RecipeError(f"name: {recipe.name!r} differs from the file's name", where=where, mend=f"write `name: {name}`")
@@ -309,11 +213,6 @@ def expectation_types() -> frozenset[str]:
         raise RecipeError("Great Expectations is not installed", mend="make setup")
     core = Path(spec.submodule_search_locations[0]) / "expectations" / "core"
     return frozenset(path.stem for path in core.glob("expect_*.py"))
-
-
-def _expand_column(column: str) -> list[str]:
-    found = re.fullmatch(r"(.+)\[(\d+)\]", column)
-    return [f"{found[1]}_{i}" for i in range(int(found[2]))] if found else [column]
 
 
 def _explain(mistake: Any) -> str:

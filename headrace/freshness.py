@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from headrace.config import Recipe
-from headrace.data.sources import is_local, local_file
+from headrace.data.addresses import is_local, local_files
+from headrace.extensions import code_files, own_sources
 from headrace.files import read_json, write_json
 from headrace.project import Project
 from headrace.settings import Settings
@@ -56,10 +57,13 @@ def _kept(recipe: Recipe, project: Project) -> Path:
 def _written_by_people(recipe: Recipe, project: Project) -> Iterator[Path]:
     """The recipe, its source where that is a file, the environment and the code."""
     singles = [project.recipes / f"{recipe.name}.yaml", project.root / "requirements.lock"]
-    if is_local(recipe.data.source):
-        singles.append(local_file(recipe.data.source, project.root))
+    for file in recipe.data.files:
+        if is_local(file.uri):
+            singles.extend(local_files(file.uri, project.root))
     yield from (path for path in singles if path.is_file())
     yield from _files(project.root / name for name in CODE)
+    for source in own_sources(recipe.own_classes, project.root):
+        yield from code_files(source)
 
 
 def _made(recipe: Recipe, project: Project) -> Iterator[Path]:

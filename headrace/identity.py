@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 from headrace.project import Project
 
 
-def git_commit(project: Project) -> str:
-    """The commit of the code, with `-dirty` when tracked code or recipes differ from it; `none` outside git."""
+def git_commit(project: Project, own_code: Iterable[Path] = ()) -> str:
+    """The commit of the code, with `-dirty` when tracked code or recipes differ from it; `none` outside git.
+
+    Args:
+        own_code: files or folders of a user's own that count as code.
+    """
     commit = _git(project, "rev-parse", "HEAD")
     if not commit:
         return "none"
     changed = _git(
         project, "status", "--porcelain", "--untracked-files=no", "--", "headrace", "flows", "tasks", "bentos", "recipes"
     )
-    return commit + ("-dirty" if changed else "")
+    # A file of one's own that git does not know is in no commit either.
+    own = [str(path) for path in own_code]
+    return commit + ("-dirty" if changed or (own and _git(project, "status", "--porcelain", "--", *own)) else "")
 
 
 def lock_hash(project: Project) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from headrace.config import Recipe
 from headrace.errors import Busy, DiskFull, HeadraceError
+from headrace.extensions import is_dotted, own_sources
 from headrace.files import is_disk_full, read_json, write_with
 from headrace.project import Project
 from headrace.stages import ERROR_FILE, PARENT
@@ -121,12 +122,14 @@ def _stage_error(error: Exception, error_file: Path, target: str) -> HeadraceErr
 
 
 def _register(recipe: Recipe, project: Project) -> None:
-    """Puts the recipe into the list in `dvc.yaml`, if it is not there; the rest of the file stays as it is."""
+    """Puts the recipe and the code of its kind and model into `dvc.yaml`, if it is not there; the rest stays as it is."""
     path = project.root / "dvc.yaml"
-    if recipe.name in _listed(path):
+    code = code_of(recipe, project)
+    if _listed(path).get(recipe.name) == code:
         return
     from filelock import FileLock
     from ruamel.yaml import YAML
+    from ruamel.yaml.comments import CommentedMap
 
     yaml = YAML()
     yaml.width = 200
@@ -135,14 +138,25 @@ def _register(recipe: Recipe, project: Project) -> None:
     project.locks.mkdir(parents=True, exist_ok=True)
     with FileLock(project.locks / "dvc-yaml.lock"):  # two new recipes at once: neither loses the other's name
         content = yaml.load(path)
-        names = next(item["recipes"] for item in content["vars"] if "recipes" in item)
-        if recipe.name not in names:
-            names.append(recipe.name)
+        recipes = next(item["recipes"] for item in content["vars"] if "recipes" in item)
+        if recipes.get(recipe.name) != code:
+            recipes[recipe.name] = CommentedMap(code)
+            recipes[recipe.name].fa.set_flow_style()
             write_with(path, lambda beside: yaml.dump(content, beside))
 
 
-def _listed(path: Path) -> list[str]:
-    """Names of the recipes in `dvc.yaml`.
+def code_of(recipe: Recipe, project: Project) -> dict[str, str]:
+    """Where the code of the recipe's kind and model lies, relative to the project: what its stages depend on."""
+    named = {"kind": (recipe.task, "headrace/kinds"), "model": (recipe.model.name, "headrace/models")}
+    found = {part: own_sources([name] if is_dotted(name) else [], project.root) for part, (name, _) in named.items()}
+    return {
+        part: found[part][0].relative_to(project.root.resolve()).as_posix() if found[part] else ours
+        for part, (_, ours) in named.items()
+    }
+
+
+def _listed(path: Path) -> dict[str, dict[str, str]]:
+    """The recipes in `dvc.yaml`, each with the code of its kind and model.
 
     Raises:
         HeadraceError: the file has no such list.
@@ -150,10 +164,11 @@ def _listed(path: Path) -> list[str]:
     import yaml
 
     try:
-        found: list[str] = next(item["recipes"] for item in yaml.safe_load(path.read_text())["vars"] if "recipes" in item)
-    except (yaml.YAMLError, KeyError, TypeError, StopIteration) as error:
+        vars_ = yaml.safe_load(path.read_text())["vars"]
+        found: dict[str, dict[str, str]] = dict(next(item["recipes"] for item in vars_ if "recipes" in item))
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, StopIteration) as error:
         raise HeadraceError(
-            f"the list of recipes (vars: - recipes: [...]) cannot be read: {error}",
+            f"the recipes (vars: - recipes: {...}) cannot be read: {error}",
             where="dvc.yaml",
             mend="restore the file: git checkout dvc.yaml",
         ) from None

@@ -17,6 +17,7 @@ from headrace.assessment import decide
 from headrace.config import Recipe
 from headrace.data.versions import DataVersion
 from headrace.errors import AwaitsApproval, Busy, ModelRefused, UsageError
+from headrace.extensions import own_sources
 from headrace.files import read_json, write_json
 from headrace.gate import Verdict
 from headrace.project import Project
@@ -74,7 +75,7 @@ def identity_of(recipe: Recipe, version: DataVersion, project: Project) -> dict[
     return {
         "data_md5": version.md5,
         "data_rows": str(version.rows),
-        "git_commit": identity.git_commit(project),
+        "git_commit": identity.git_commit(project, own_sources(recipe.own_classes, project.root)),
         "lock_sha256": identity.lock_hash(project),
         "recipe_sha256": identity.sha256(project.recipes / f"{recipe.name}.yaml"),
         "validation": f"{validation.get('passed')} of {validation.get('total')} expectations",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -87,13 +88,20 @@ def make_project(root: Path) -> Project:
     (root / "recipes").mkdir()
     (root / "recipes" / "tiny.yaml").write_text(TINY_TABLE)
     (root / "recipes" / "pictures.yaml").write_text(TINY_IMAGES)
-    (root / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text().replace("[digits, flights]", "[tiny, pictures]"))
+    (root / "dvc.yaml").write_text(pipeline_of("tiny", "pictures"))
     table(400).to_csv(root / "source.csv", index=False)
     images(300).to_csv(root / "pictures.csv", index=False, header=False)
     git(root, "init", "--quiet", "--initial-branch=main")
     git(root, "add", "--all")
     git(root, "commit", "--quiet", "--message", "A clone")
     return Project(root)
+
+
+def pipeline_of(*recipes: str) -> str:
+    """The repository's dvc.yaml, for other recipes."""
+    head, ours, tail = re.split(r"((?:      [a-z-]+: \{kind: .*\}\n)+)", (ROOT / "dvc.yaml").read_text())
+    code = ours.splitlines()[0].partition(":")[2]
+    return head + "".join(f"      {name}:{code}\n" for name in recipes) + tail
 
 
 def git(root: Path, *arguments: str) -> str:

@@ -20,7 +20,7 @@ from headrace.errors import EngineMissing, HeadraceError, ServiceError
 from headrace.packaging import Bento, Image, build_image, find_bento, package, serve_command
 from headrace.packaging.docker import Docker
 from headrace.packaging.image import bento_layer
-from headrace.packaging.sources import CODE, REQUIREMENTS, served_files
+from headrace.packaging.sources import CODE, REQUIREMENTS, SHARED, served_files
 from headrace.project import Project
 from headrace.settings import Settings
 from tests.serving import make_project
@@ -84,12 +84,12 @@ def test_bentoml_finds_the_bento_and_its_model(bento: Bento, project: Project) -
 
 def test_a_bento_holds_the_service_and_the_contract_and_nothing_of_training(bento: Bento) -> None:
     code = {name for name in contents(bento.path / "src") if name.endswith(".py")}
-    assert code == {name for name in served_files() if name.endswith(".py")}
-    assert {name for name in code if name.startswith("headrace")} == {"headrace/__init__.py", "headrace/contract.py"}
+    assert code == {name for name in served_files("bentos.model:ServedModel", CODE) if name.endswith(".py")}
+    assert {name for name in code if name.startswith("headrace")} == {f"headrace/{name}" for name in SHARED}
 
 
 def test_served_code_imports_nothing_but_the_contract_from_the_package() -> None:
-    for name, file in served_files().items():
+    for name, file in served_files("bentos.model:ServedModel", CODE).items():
         if name.endswith(".py"):
             imported = set(re.findall(r"^\s*(?:from|import)\s+(headrace[\w.]*)", file.read_text(), re.MULTILINE))
             assert imported <= {"headrace.contract"}, name

@@ -88,6 +88,8 @@ class Schema(BaseModel):
 class Kind(ABC):
     """One kind of task. A kind with one exported graph says what stands up to `evaluate`; the rest has a default."""
 
+    metrics: ClassVar[dict[str, Any]] = {}
+    """Metric to `higher` or `lower`: of a kind of one's own; the built-in ones have theirs in the registry."""
     dynamic: ClassVar[dict[str, dict[int, str]]] = {}
     """Axes of inputs of the exported graph that may have any size, beside the rows: input to axis to its name."""
 

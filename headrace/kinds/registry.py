@@ -1,10 +1,13 @@
-"""The tasks a recipe can name. One entry each; adding a kind is one file beside this one and one entry in `KINDS`."""
+"""The tasks a recipe can name. One entry each; adding a kind is one file beside this one and one entry in `KINDS`, or a class
+of one's own that the recipe names by its path."""
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+from headrace.errors import near_miss
+from headrace.extensions import is_dotted, load_class
 
 if TYPE_CHECKING:
     from headrace.kinds.base import Kind
@@ -37,8 +40,23 @@ KINDS: dict[str, KindEntry] = {
 }
 
 
+def entry_of(task: str) -> KindEntry:
+    """The entry of `task`: a key of `KINDS`, or the path `module:Class` of a `Kind` of one's own, which fits every model.
+
+    Raises:
+        ValueError: no such task, or no such class; with the near miss.
+    """
+    if not is_dotted(task):
+        if task not in KINDS:
+            raise ValueError(f"{task!r} is no task; {near_miss(task, KINDS)}")
+        return KINDS[task]
+    metrics = getattr(load_class(task), "metrics", None)
+    if not metrics:
+        raise ValueError(f"{task!r} says no metrics; write such as `metrics = {{'accuracy': 'higher'}}` into the class")
+    return KindEntry(task, metrics, models=())
+
+
 def kind_of(task: str) -> Kind:
-    """The implementation of `task`, a key of `KINDS`."""
-    module, _, cls = KINDS[task].implements.partition(":")
-    kind: Kind = getattr(importlib.import_module(module), cls)()
+    """The implementation of `task`."""
+    kind: Kind = load_class(entry_of(task).implements)()
     return kind

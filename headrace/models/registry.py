@@ -1,14 +1,17 @@
 """The models a recipe can name. One entry each: its settings, and the dotted path of the module it builds.
 
-Adding a family is one file beside this one and one entry in `MODELS`. Nothing here imports torch.
+Adding a family is one file beside this one and one entry in `MODELS`, or a class of one's own that the recipe names by its
+path `module:Class`; its settings are the class's own `Config`. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from headrace.errors import near_miss
+from headrace.extensions import is_dotted, load_class
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,8 +52,23 @@ class MLPConfig(ModelConfig):
 MODELS: dict[str, type[ModelConfig]] = {"cnn": CNNConfig, "mlp": MLPConfig}
 
 
+def config_of(name: str) -> type[ModelConfig]:
+    """The settings that the model `name` takes: of an entry of `MODELS`, or of a class of one's own.
+
+    Raises:
+        ValueError: no such model, or no such class; with the near miss.
+    """
+    if not is_dotted(name):
+        if name not in MODELS:
+            raise ValueError(f"{name!r} is no model; {near_miss(name, MODELS)}")
+        return MODELS[name]
+    config = getattr(load_class(name), "Config", ModelConfig)
+    if not (isinstance(config, type) and issubclass(config, ModelConfig)):
+        raise ValueError(f"{name!r}: its Config has to be a subclass of headrace.models.registry.ModelConfig")
+    return config
+
+
 def build(config: ModelConfig, shape: Any) -> nn.Module:
-    """The torch module that `config` names, for inputs and outputs of `shape` (a `headrace.kinds.Shape`)."""
-    module, _, cls = config.builds.partition(":")
-    network: nn.Module = getattr(importlib.import_module(module), cls)(config, shape)
+    """The torch module that `config` names, for inputs and outputs of `shape` (a `headrace.kinds.base.Shape`)."""
+    network: nn.Module = load_class(config.name if is_dotted(config.name) else config.builds)(config, shape)
     return network

@@ -65,7 +65,8 @@ def package(model_dir: Path, name: str, version: str, identity: dict[str, str], 
     """
     files = _model_files(model_dir, name)
     files["identity.json"] = _identity_bytes(name, version, identity)
-    sources = {path: file.read_bytes() for path, file in served_files().items()}
+    served_by = Contract.read(model_dir / "contract.json").served_by
+    sources = {path: file.read_bytes() for path, file in served_files(served_by, project.root).items()}
     found = _locate(project, name, f"{version}-{digest({**files, **{f'src/{k}': v for k, v in sources.items()}})}")
     if not _is_complete(found):
         _build(found, files, sources, project)

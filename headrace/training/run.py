@@ -11,6 +11,7 @@ import torch
 
 from headrace.config import Recipe
 from headrace.errors import TrainingError
+from headrace.extensions import code_files, own_sources
 from headrace.files import whole, write_json, write_with
 from headrace.kinds.base import Kind, Schema
 from headrace.kinds.registry import kind_of
@@ -47,7 +48,7 @@ def train_model(recipe: Recipe, project: Project) -> None:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     checkpoint_path = project.state / "checkpoints" / f"{recipe.name}.pt"
-    with watch(recipe, project, device, len(train), fingerprint_of(recipe, prepared)) as watcher:
+    with watch(recipe, project, device, len(train), fingerprint_of(recipe, prepared, project.root)) as watcher:
         try:
             progress = fit(
                 model, train, validation, recipe.train, checkpoint_path, watcher.fingerprint, watcher.on_epoch, watcher.on_step
@@ -70,7 +71,7 @@ def to_device(frame: pd.DataFrame, kind: Kind, schema: Schema, recipe: Recipe, d
     )
 
 
-def fingerprint_of(recipe: Recipe, prepared: Path) -> str:
+def fingerprint_of(recipe: Recipe, prepared: Path, root: Path) -> str:
     """sha256 over what determines the weights: prepared data, model and training settings, their code, torch's version."""
     digest = hashlib.sha256(f"{recipe.model!r}{recipe.train!r}{torch.__version__}".encode())
     for name in ("schema.json", "train.parquet", "validation.parquet"):
@@ -78,6 +79,9 @@ def fingerprint_of(recipe: Recipe, prepared: Path) -> str:
     for room in ("kinds", "models", "training"):
         for source in sorted((Path(__file__).parent.parent / room).glob("*.py")):
             digest.update(source.read_bytes())
+    for source in own_sources(recipe.own_classes, root):
+        for file in code_files(source):
+            digest.update(file.read_bytes())
     return digest.hexdigest()
 
 

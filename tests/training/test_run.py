@@ -149,13 +149,23 @@ def test_a_gpu_that_is_not_there_is_told_before_a_run_opens(built: Project) -> N
 def test_a_fingerprint_names_data_and_settings_and_nothing_else(built: Project) -> None:
     recipe = untrained(built)
     prepared = built.artifacts(recipe.name) / "prepared"
-    first = fingerprint_of(recipe, prepared)
-    assert fingerprint_of(another(built, f"{recipe.name}-twin", "tiny", gate={"approval": "person"}), prepared) == first
-    assert fingerprint_of(another(built, f"{recipe.name}-slow", "tiny", train={"learning_rate": 0.5}), prepared) != first
-    assert fingerprint_of(another(built, f"{recipe.name}-wide", "tiny", model={"hidden": [17]}), prepared) != first
+
+    def of(name: str, **sections: dict[str, Any]) -> str:
+        return fingerprint_of(another(built, f"{recipe.name}-{name}", "tiny", **sections), prepared, built.root)
+
+    first = fingerprint_of(recipe, prepared, built.root)
+    assert (
+        fingerprint_of(another(built, f"{recipe.name}-twin", "tiny", gate={"approval": "person"}), prepared, built.root)
+        == first
+    )
+    assert (
+        fingerprint_of(another(built, f"{recipe.name}-slow", "tiny", train={"learning_rate": 0.5}), prepared, built.root)
+        != first
+    )
+    assert of("wide", model={"hidden": [17]}) != first
     rows = prepared / "validation.parquet"
     rows.write_bytes((prepared / "test.parquet").read_bytes())
-    assert fingerprint_of(load_recipe(recipe.name, built), prepared) != first
+    assert fingerprint_of(load_recipe(recipe.name, built), prepared, built.root) != first
 
 
 def test_a_checkpoint_of_other_data_is_not_gone_on_from(built: Project) -> None:

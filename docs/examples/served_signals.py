@@ -1,0 +1,37 @@
+"""The served side of `signals.py`: goes into the bento, so it imports nothing but `bentos`, `headrace.contract` and numpy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bentos.model import ServedModel
+from headrace.contract import ContractViolation, Feeds
+
+
+class SignalModel(ServedModel):
+    """Decodes signals, and answers with a direction instead of a label."""
+
+    def to_feeds(self, instances: list[Any]) -> Feeds:
+        texts = self.contract.to_feeds(instances)["signal"]
+        try:
+            return {"signal": np.stack([decode(text) for text in texts])}
+        except ValueError as error:
+            raise ContractViolation("instances", "two numbers such as 0.1,0.9", str(error)) from None
+
+    def to_answers(self, outputs: NDArray[Any]) -> list[dict[str, Any]]:
+        return [{"direction": answer["label"]} for answer in super().to_answers(outputs)]
+
+
+def decode(text: str) -> NDArray[np.float32]:
+    """`(2,)`: the samples of a signal.
+
+    Raises:
+        ValueError: they are no two numbers.
+    """
+    samples = np.array([float(part) for part in text.split(",")], dtype=np.float32)
+    if samples.shape != (2,):
+        raise ValueError(f"{len(samples)} numbers")
+    return samples
