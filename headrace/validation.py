@@ -310,7 +310,7 @@ def _bad_pixels(frame: pd.DataFrame, recipe: Recipe) -> tuple[Failure, list[int]
     import numpy as np
     import pandas as pd
 
-    columns = [column for column in frame.columns if column != recipe.data.target]
+    columns = recipe.data.features(frame.columns)
     bad = np.zeros(len(frame), dtype=bool)
     first: dict[int, Any] = {}
     for column in columns:

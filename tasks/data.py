@@ -30,7 +30,7 @@ def _is_out_of_reach(task: Any, run: TaskRun, state: State[Any]) -> bool:
 @task(name="ingest", retries=2, retry_delay_seconds=[2, 10], retry_condition_fn=_is_out_of_reach, timeout_seconds=HOUR, **PLAIN)
 def ingest(recipe: Recipe, project: Project) -> DataVersion:
     """Brings the source into `data/`, unless it is there."""
-    step("ingest", recipe.data.source)
+    step("ingest", recipe.data.origin)
     with _failures_shown(recipe, project):
         return ingestion.ingest(recipe, project, report)
 
@@ -38,7 +38,7 @@ def ingest(recipe: Recipe, project: Project) -> DataVersion:
 @task(name="next batch", timeout_seconds=HOUR, **PLAIN)
 def bring_next_batch(recipe: Recipe, project: Project) -> DataVersion:
     """Brings what the source holds next; when everything has arrived, the version stays."""
-    step("next batch", recipe.data.source)
+    step("next batch", recipe.data.origin)
     with _failures_shown(recipe, project):
         return batches.next_batch(recipe, project, report)
 

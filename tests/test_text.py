@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from headrace.config import TextConfig
+from headrace.data.config import TextConfig
 from headrace.errors import DataError
 from headrace.kinds.vocabulary import learn_vocabulary
 from headrace.text import END, PAD, SPECIAL, START, UNKNOWN, Encoder

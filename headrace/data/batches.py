@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headrace.data.graphs import check_edges, node_ids
 from headrace.data.ingest import arrived_name, ingest, read_source, values_in_order
 from headrace.data.landing import Report, changing, land, pass_gate
 from headrace.data.quarantine import slug
@@ -35,8 +36,8 @@ def add_batch(recipe: Recipe, file: Path, project: Project, report: Report) -> D
         if like is None:
             raise no_data(recipe.name, project)
         selected = read_batch(file, recipe.data, like)
-        if selected.dropped:
-            report(f"{selected.dropped:,} rows left out: nothing in {', '.join(recipe.data.drop_missing)}")
+        for line in selected.left_out:
+            report(line)
         if not selected.table.num_rows:
             raise DataError(
                 "the batch holds no rows", where=str(file), mend="bring a file with at least one row below its header"
@@ -44,6 +45,8 @@ def add_batch(recipe: Recipe, file: Path, project: Project, report: Report) -> D
         twin = _twin(selected.table, project, recipe)
         if twin is not None:
             return _already_in(twin, file, recipe, project, report)
+        if recipe.data.graph is not None:
+            check_edges(selected.table, recipe.data, node_ids(read_arrow(project, recipe), recipe.data), file)
         return _add(selected.table, slug(file.name), file.name, recipe, project, report, file)
 
 
@@ -75,7 +78,7 @@ def next_batch(recipe: Recipe, project: Project, report: Report) -> DataVersion:
         if not later:
             raise DataError(
                 f"the source holds no {arrive.column} after {last}: everything has arrived",
-                where=recipe.data.source,
+                where=recipe.data.origin,
                 mend=f"bring newer rows as a file: headrace data add {recipe.name} FILE",
             )
         table = source.filter(pc.equal(source[arrive.column], later[0]))

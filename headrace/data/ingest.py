@@ -9,11 +9,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headrace.data.addresses import is_local, shown
+from headrace.data.assembly import assemble
 from headrace.data.formats import read_file
 from headrace.data.landing import Report, changing, land, pass_gate
+from headrace.data.packages import Progress
 from headrace.data.quarantine import slug
-from headrace.data.sources import Progress, fetch, is_local, shown
-from headrace.data.tables import Selected, batch_files, read_batch, stored_key, stored_schema
+from headrace.data.sources import content_sha256, fetch, fetch_all
+from headrace.data.tables import Selected, batch_files, stored_key, stored_schema
 from headrace.data.versions import DataVersion, data_version, restore, track
 from headrace.errors import DataError, near_miss
 from headrace.project import Project
@@ -22,10 +25,13 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from headrace.config import Recipe
+    from headrace.data.config import SourceFile
 
 FIRST = "0000-first.parquet"
 LAYOUT = 1
 """Raised when the same source would be written in another way."""
+SHAPING = {"format", "encoding", "skip_rows", "rename", "join", "drop_duplicates", "graph"}
+"""Further fields of the data section on which the landed table depends."""
 
 
 def ingest(recipe: Recipe, project: Project, report: Report) -> DataVersion:
@@ -64,17 +70,18 @@ def read_source(recipe: Recipe, project: Project, report: Report) -> Selected:
     """The whole source as the recipe asks for it.
 
     Raises:
-        SourceError, DataError, DiskFull: as `fetch` and `read_batch`.
+        SourceError, DataError, DiskFull: as `fetch` and `assemble`.
     """
     data = recipe.data
-    report(f"source {shown(data.source)}")
-    with _bar(Path(data.source).name) as progress:
-        path = fetch(data.source, data.sha256, source_cache(project), project.root, progress)
-    selected = read_batch(path, data)
-    if selected.dropped:
-        report(f"{selected.dropped:,} rows left out: nothing in {', '.join(data.drop_missing)}")
+    report(f"source {shown(data.origin)}")
+    wanted = [(file.uri, file.sha256) for file in data.files]
+    with _bar(Path(data.origin).name) as progress:
+        paths = fetch_all(wanted, source_cache(project), project.root, progress)
+    selected = assemble(paths, data)
+    for line in selected.left_out:
+        report(line)
     if not selected.table.num_rows:
-        raise DataError("no rows", where=str(path), mend="correct data.source, or data.drop_missing, in the recipe")
+        raise DataError("no rows", where=str(paths[0]), mend="correct data.source, or data.drop_missing, in the recipe")
     return selected
 
 
@@ -89,20 +96,31 @@ def source_key(recipe: Recipe, project: Project) -> str:
         SourceError: a local source is gone.
     """
     data = recipe.data
-    content = data.sha256
-    if content is None and is_local(data.source):
-        with fetch(data.source, None, source_cache(project), project.root).open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
+    contents = [_content(file, project) for file in data.files]
     fields: dict[str, Any] = {
         "layout": LAYOUT,
-        "content": content or data.source,
+        "content": contents[0] if len(contents) == 1 else contents,
         "header": data.header,
         "columns": data.columns,
         "drop_missing": data.drop_missing,
         "image": [data.target] if data.image else None,
         "arrive": data.arrive.column if data.arrive else None,
     }
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+    # What a recipe leaves at its default is left out, so that a new field changes no version that was there before.
+    said = data.model_dump(include=SHAPING, exclude_defaults=True)
+    for section in ("join", "graph"):
+        if section in said:
+            said[section] = {k: v for k, v in said[section].items() if k not in ("source", "edges", "sha256")}
+    if data.parts:
+        said["parts"] = [(file.part, file.role) for file in data.files]
+    return hashlib.sha256(json.dumps(fields | said, sort_keys=True).encode()).hexdigest()
+
+
+def _content(file: SourceFile, project: Project) -> str:
+    """Stands for what one file of the source holds: its sha256, or its address where that is all we know."""
+    if file.sha256 is not None or not is_local(file.uri):
+        return file.sha256 or file.uri
+    return content_sha256(fetch(file.uri, None, source_cache(project), project.root), file.uri)
 
 
 def _require_columns(recipe: Recipe, project: Project) -> None:
@@ -116,6 +134,8 @@ def _require_columns(recipe: Recipe, project: Project) -> None:
         "data.target": [data.target],
         "data.categorical": data.categorical or [],
         "data.split.time.column": [data.split.time.column] if data.split.time else [],
+        "data.split.given.column": [data.split.given.column] if data.split.given else [],
+        "data.split.group.column": [data.split.group.column] if data.split.group else [],
     }
     for field, names in named.items():
         for name in names:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from headrace.config import Recipe
+    from headrace.data.splitting import GivenSplit, PerClass
 
 CHUNK_ROWS = 20_000
 """Rows hashed at once: bounds memory, since every number is widened to 64 bits for hashing."""
@@ -27,27 +28,37 @@ class Splits:
     train: pd.DataFrame
     validation: pd.DataFrame
     test: pd.DataFrame
+    rest: pd.DataFrame
+    """Rows of none of the three: those that a split by `per_class` counts as unlabelled; else empty."""
 
 
 def split(frame: pd.DataFrame, recipe: Recipe) -> Splits:
-    """Divides `frame` as `recipe.data.split` says: by content, or by time with the last value as the test set.
+    """Divides `frame` as `recipe.data.split` says. The columns of `given` and of a group by value have done their work
+    then, and are left out.
 
     Raises:
-        DataError: a part would be empty, or the column of time is gone or has gaps.
+        DataError: a part would be empty, or a column that divides rows is gone or has gaps.
     """
     config = recipe.data.split
-    place = positions(frame, config.seed)
-    if config.time is None:
-        is_test = place < config.test
-        is_validation = ~is_test & (place < config.test + config.validation)
+    place = positions(_keys(frame, recipe), config.seed)
+    if config.per_class is not None:
+        masks = _per_class(frame, place, config.per_class, recipe.data.target)
     else:
-        is_test = _is_last(frame, config.time.column)
-        is_validation = ~is_test & (place < config.validation)
-    parts = Splits(
-        train=frame[~is_test & ~is_validation].reset_index(drop=True),
-        validation=frame[is_validation].reset_index(drop=True),
-        test=frame[is_test].reset_index(drop=True),
-    )
+        if config.time is not None:
+            is_test = _is_last(frame, config.time.column)
+        elif config.given is not None:
+            is_test = _is_given(frame, config.given)
+        else:
+            is_test = place < config.test
+        first = 0.0 if config.time or config.given else config.test
+        is_validation = ~is_test & (place >= first) & (place < first + config.validation)
+        masks = (~is_test & ~is_validation, is_validation, is_test)
+    done = {config.given.column} if config.given else set()
+    if config.group is not None and config.group.alike == "value":
+        done.add(config.group.column)
+    kept = frame[[column for column in frame.columns if column not in done - {recipe.data.target}]]
+    rest = ~(masks[0] | masks[1] | masks[2])
+    parts = Splits(*(kept[mask].reset_index(drop=True) for mask in (*masks, rest)))
     for name, part in (("training", parts.train), ("validation", parts.validation), ("test", parts.test)):
         if part.empty:
             raise DataError(
@@ -98,19 +109,71 @@ def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
+def _keys(frame: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
+    """What a row's place depends on: all that it holds, or the name of its group or node."""
+    group, graph = recipe.data.split.group, recipe.data.graph
+    if group is not None:
+        _present(frame, group.column, "data.split.group.column", "group")
+        key = frame[[group.column]]
+        return key if group.alike == "value" else key.assign(**{group.column: same_words(key[group.column])})
+    return frame[[graph.node]] if graph is not None else frame  # edges grow; a node stays where it is
+
+
+def same_words(texts: pd.Series[Any]) -> pd.Series[Any]:
+    """Each text's words alone: lower case, without links, @names, digits, signs, and the RT that passes a tweet on. A text
+    of no words stays as it is."""
+    words = texts.astype("string").str.lower().str.replace(r"https?://\S+|@\w+|[\W\d_]+", " ", regex=True)
+    words = words.str.replace(r"\brt\b", " ", regex=True).str.split().str.join(" ")
+    return words.where(words != "", texts.astype("string"))
+
+
+def _per_class(
+    frame: pd.DataFrame, place: NDArray[np.float64], config: PerClass, target: str
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Rows in the order of their places: the first of each class train, the next validate, the next test.
+
+    Raises:
+        DataError: a class has too few rows, or nothing would be left to validate and test with.
+    """
+    order = np.argsort(place, kind="stable")
+    labels = frame[target]
+    rank = labels.iloc[order].groupby(labels.iloc[order]).cumcount().to_numpy()
+    is_train, is_validation, is_test = (np.zeros(len(frame), dtype=bool) for _ in range(3))
+    is_train[order[rank < config.train]] = True
+    for label, count in labels.value_counts().items():
+        if count < config.train:
+            raise DataError(
+                f"class {label!r} has {count} rows, and {config.train} of each are to train",
+                where="data.split.per_class.train",
+                mend=f"lower it to {count} or less, or bring more rows of that class",
+            )
+    further = order[rank >= config.train]
+    if len(further) < config.validation + config.test:
+        raise DataError(
+            f"{len(further)} rows are left for {config.validation} of validation and {config.test} of test",
+            where="data.split.per_class",
+            mend="lower validation and test, or bring more rows",
+        )
+    is_validation[further[: config.validation]] = True
+    is_test[further[config.validation : config.validation + config.test]] = True
+    return is_train, is_validation, is_test
+
+
+def _is_given(frame: pd.DataFrame, given: GivenSplit) -> NDArray[np.bool_]:
+    _present(frame, given.column, "data.split.given.column", "part")
+    is_test: NDArray[np.bool_] = (frame[given.column].astype(str) == str(given.test)).to_numpy()
+    if not is_test.any():
+        values = [str(value) for value in frame[given.column].unique()[:50]]
+        raise DataError(
+            f"no row has {given.column} {given.test!r}; {near_miss(str(given.test), values)}",
+            where="data.split.given.test",
+            mend="name a value that the test rows have",
+        )
+    return is_test
+
+
 def _is_last(frame: pd.DataFrame, column: str) -> NDArray[np.bool_]:
-    if column not in frame.columns:
-        raise DataError(
-            f"no column {column!r}; {near_miss(column, map(str, frame.columns[:200]))}",
-            where="data.split.time.column",
-            mend="correct the recipe, or keep the column (data.columns)",
-        )
-    if missing := int(frame[column].isna().sum()):
-        raise DataError(
-            f"{missing} rows have no value in {column!r}, so they have no place in time",
-            where="data.split.time.column",
-            mend=f"add {column} to data.drop_missing",
-        )
+    _present(frame, column, "data.split.time.column", "place in time")
     last: NDArray[np.bool_] = (frame[column] == frame[column].max()).to_numpy()
     if last.all():
         raise DataError(
@@ -121,6 +184,28 @@ def _is_last(frame: pd.DataFrame, column: str) -> NDArray[np.bool_]:
     return last
 
 
+def _present(frame: pd.DataFrame, column: str, field: str, lacks: str) -> None:
+    """
+    Raises:
+        DataError: the column is gone or has gaps.
+    """
+    if column not in frame.columns:
+        raise DataError(
+            f"no column {column!r}; {near_miss(column, map(str, frame.columns[:200]))}",
+            where=field,
+            mend="correct the recipe, or keep the column (data.columns)",
+        )
+    if missing := int(frame[column].isna().sum()):
+        raise DataError(
+            f"{missing} rows have no value in {column!r}, so they have no {lacks}",
+            where=field,
+            mend=f"add {column} to data.drop_missing",
+        )
+
+
 def _described(recipe: Recipe) -> str:
     config = recipe.data.split
-    return f"the last {config.time.column}" if config.time else f"test {config.test:g}, validation {config.validation:g}"
+    if config.time or config.given:
+        tests = f"the last {config.time.column}" if config.time else f"the given {config.given.column}" if config.given else ""
+        return f"{tests}, validation {config.validation:g}"
+    return f"test {config.test:g}, validation {config.validation:g}"

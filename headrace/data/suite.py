@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from headrace.data.config import PART
 from headrace.errors import RecipeError, near_miss
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def native(recipe: Recipe, frame: pd.DataFrame) -> list[GXExpectation]:
         RecipeError: with the field and the near miss.
     """
     where = f"recipes/{recipe.name}.yaml"
-    columns = [*map(str, frame.columns), *(recipe.data.columns or [])]
+    columns = [*map(str, frame.columns), *(recipe.data.landed or [])]
     found = []
     for i, expectation in enumerate(recipe.expect):
         for field in COLUMN_FIELDS:
@@ -70,10 +71,13 @@ def implicit_expectations(frame: pd.DataFrame, recipe: Recipe, known_labels: Seq
     target = recipe.data.target
     always: list[tuple[str, dict[str, Any]]] = [
         ("expect_table_row_count_to_be_between", {"min_value": 1}),
-        ("expect_table_columns_to_match_set", {"column_set": list(recipe.data.columns or [target]), "exact_match": False}),
+        ("expect_table_columns_to_match_set", {"column_set": list(recipe.data.landed or [target]), "exact_match": False}),
     ]
     if target in frame.columns:
         always.append(("expect_column_values_to_not_be_null", {"column": target}))
+    if recipe.data.parts:
+        always.append(("expect_column_values_to_be_in_set", {"column": PART, "value_set": recipe.data.parts}))
+        always.append(("expect_column_values_to_not_be_null", {"column": PART}))
     named = any(e.type == "expect_column_values_to_be_in_set" and e.arguments.get("column") == target for e in recipe.expect)
     if known_labels is not None and not named and target in frame.columns:
         labels = [plain(label) for label in known_labels]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from headrace.data.formats import read_file
+from headrace.data.reading import Reading
 from headrace.errors import DataError, near_miss
 
 if TYPE_CHECKING:
@@ -22,15 +26,16 @@ KEY = "headrace.source"
 
 @dataclass(frozen=True)
 class Selected:
-    """What a file gave: its table with the recipe's columns, and what was left out."""
+    """What a source or a file gave: its table with the recipe's columns, and what was left out."""
 
     table: pa.Table
-    dropped: int
-    """Rows with nothing in one of `data.drop_missing`."""
+    left_out: tuple[str, ...]
+    """One line a reason, with the count."""
 
 
-def read_batch(path: Path, data: DataConfig, like: pa.Schema | None = None) -> Selected:
-    """Reads one file as a batch: the recipe's columns in their order, rows of `drop_missing` left out.
+def read_batch(path: Path, data: DataConfig, like: pa.Schema) -> Selected:
+    """Reads one file as a later batch: a table with the landed columns, in their order, without the rows that the recipe
+    leaves out. It may use the names of the source (`data.rename`), and UTF-8 where the source has another encoding.
 
     Args:
         like: the schema of the batches already there; its columns are the ones to find, its texts stay text.
@@ -38,22 +43,45 @@ def read_batch(path: Path, data: DataConfig, like: pa.Schema | None = None) -> S
     Raises:
         DataError: as `read_file`; a column is gone, or holds text where the other batches hold numbers.
     """
-    text = [f.name for f in like if str(f.type) == "string"] if like else []
-    table = read_file(path, data.header, None if data.header else data.columns, text)
-    table = select(table, data.columns or (like.names if like else table.column_names), path)
-    if data.target not in table.column_names:
-        raise DataError(
-            f"no target column {data.target!r}; {near_miss(data.target, table.column_names)}",
-            where=str(path),
-            mend="correct data.target in the recipe",
-        )
-    if like is not None:
-        check_types(table, like, path)
-    kept = table
+    text = [field.name for field in like if str(field.type) == "string"]
+    is_bare = not data.header and data.landed == data.columns
+    reading = Reading(header=not is_bare, names=data.columns if is_bare else None, text=text)
+    try:
+        table = read_file(path, reading)
+    except DataError:
+        if data.encoding == "utf-8":
+            raise
+        table = read_file(path, replace(reading, encoding=data.encoding))
+    table = table.rename_columns([data.rename.get(name, name) for name in table.column_names])
+    table = select(table, data.landed or like.names, path)
+    check_types(table, like, path)
+    selected = tidy(table, data, path)
+    return Selected(compact(selected.table, data), selected.left_out)
+
+
+def tidy(table: pa.Table, data: DataConfig, path: Path) -> Selected:
+    """`table` without the rows that the recipe leaves out, and why so many are.
+
+    Raises:
+        DataError: a column that the recipe names here is gone.
+    """
+    import pyarrow as pa
+
+    kept, said = table, list[str]()
     for name in data.drop_missing:
         select(kept, [name], path)
         kept = kept.filter(_present(kept[name]))
-    return Selected(compact(kept, data), table.num_rows - kept.num_rows)
+    if dropped := table.num_rows - kept.num_rows:
+        said.append(f"{dropped:,} rows left out: nothing in {', '.join(data.drop_missing)}")
+    for name in data.drop_duplicates:
+        select(kept, [name], path)
+        is_first, contradicts = _duplicates(kept, name, data.target)
+        if contradicts.any():
+            said.append(f"{contradicts.sum():,} rows left out: the same {name} with more than one {data.target}")
+        if repeated := int((~is_first & ~contradicts).sum()):
+            said.append(f"{repeated:,} rows left out: their {name} stood before")
+        kept = kept.filter(pa.array(is_first & ~contradicts))
+    return Selected(kept, tuple(said))
 
 
 def select(table: pa.Table, names: list[str], path: Path) -> pa.Table:
@@ -156,7 +184,7 @@ def read_arrow(project: Project, recipe: Recipe) -> pa.Table:
     if not files:
         raise no_data(recipe.name, project)
     tables = [read_file(path) for path in files]
-    names = recipe.data.columns or tables[0].column_names
+    names = recipe.data.landed or tables[0].column_names
     tables = [select(table, names, path) for table, path in zip(tables, files, strict=True)]
     try:
         return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
@@ -202,6 +230,18 @@ def _present(column: pa.ChunkedArray) -> pa.ChunkedArray:
     from pyarrow import types
 
     return pc.is_valid(column) if not types.is_floating(column.type) else pc.invert(pc.is_null(column, nan_is_null=True))
+
+
+def _duplicates(table: pa.Table, name: str, target: str) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Of each row: whether its value in column `name` stands there for the first time, and whether rows with this value
+    have different targets. Rows without a value are no duplicates."""
+    import pandas as pd
+
+    codes = pd.factorize(table[name].to_pandas())[0]
+    is_first = ~pd.Series(codes).duplicated().to_numpy() | (codes < 0)
+    targets = pd.factorize(table[target].to_pandas())[0]
+    varies = pd.Series(targets).groupby(codes).transform("nunique").to_numpy() > 1  # -1 is a group like any other here
+    return is_first, varies & (codes >= 0) & (name != target)
 
 
 def _are_pixels(column: pa.ChunkedArray) -> bool:

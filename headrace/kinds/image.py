@@ -72,7 +72,7 @@ def pixels(frame: pd.DataFrame, recipe: Recipe) -> NDArray[np.uint8]:
         DataError: a pixel is no whole number from 0 to 255.
     """
     assert recipe.data.image is not None
-    columns = [column for column in frame.columns if column != recipe.data.target]
+    columns = recipe.data.features(frame.columns)
     height, width = recipe.data.image
     if len(columns) != height * width:
         raise RecipeError(

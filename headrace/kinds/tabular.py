@@ -174,13 +174,11 @@ class TabularRegression(Tabular):
 
 
 def features(frame: pd.DataFrame, recipe: Recipe) -> list[str]:
-    """Columns to predict from: all but the target, and but the one that orders a split by time.
+    """Columns to predict from: all but the target, and but those that divide rows.
 
-    Rows to predict lie after all training rows there, where no network has learned anything.
+    By time, rows to predict lie after all training rows, where no network has learned anything.
     """
-    time = recipe.data.split.time
-    left_out = {recipe.data.target, time.column if time else None}
-    return [str(column) for column in frame.columns if column not in left_out]
+    return recipe.data.features(map(str, frame.columns))
 
 
 def _shape(numeric: list[Numeric], categorical: list[Categorical], outputs: int) -> Shape:

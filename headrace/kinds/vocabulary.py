@@ -11,7 +11,7 @@ from headrace.text import SPECIAL, UNKNOWN
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from headrace.config import TextConfig
+    from headrace.data.config import TextConfig
 
 
 def learn_vocabulary(texts: Iterable[str], config: TextConfig) -> str:

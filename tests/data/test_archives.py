@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace.data.archives import extract_member
+from headrace.data.archives import extract
 from headrace.errors import SourceError
 
 
@@ -22,7 +22,7 @@ def tar_of(path: Path, members: dict[str, bytes]) -> Path:
 
 def test_a_member_is_found_below_the_top_folder(tmp_path: Path) -> None:
     archive = tar_of(tmp_path / "p.tar.gz", {"pkg-1.0/pkg/t.csv": b"a\n1\n"})
-    extract_member(archive, "pkg/t.csv", tmp_path / "out")
+    extract(archive, "pkg/t.csv", tmp_path / "out")
     assert (tmp_path / "out").read_bytes() == b"a\n1\n"
 
 
@@ -30,13 +30,13 @@ def test_a_wrong_path_offers_the_member_of_the_same_name(tmp_path: Path) -> None
     with zipfile.ZipFile(tmp_path / "p.whl", "w") as archive:
         archive.writestr("pkg/data/t.csv", "a\n")
     with pytest.raises(SourceError, match=r"did you mean 'pkg/data/t\.csv'"):
-        extract_member(tmp_path / "p.whl", "pkg/t.csv", tmp_path / "out")
+        extract(tmp_path / "p.whl", "pkg/t.csv", tmp_path / "out")
 
 
 def test_nothing_is_written_where_the_archive_says(tmp_path: Path) -> None:
     folder = tmp_path / "inner"
     folder.mkdir()
-    extract_member(tar_of(tmp_path / "p.tar.gz", {"../evil": b"x"}), "../evil", folder / "out")
+    extract(tar_of(tmp_path / "p.tar.gz", {"../evil": b"x"}), "../evil", folder / "out")
     assert [p.name for p in folder.iterdir()] == ["out"] and not (tmp_path / "evil").exists()
 
 
@@ -46,10 +46,10 @@ def test_a_link_is_no_member(tmp_path: Path) -> None:
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(link)
     with pytest.raises(SourceError, match="holds no"):
-        extract_member(tmp_path / "p.tar", "t.csv", tmp_path / "out")
+        extract(tmp_path / "p.tar", "t.csv", tmp_path / "out")
 
 
 def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
     (tmp_path / "p.zip").write_bytes(b"not a zip")
     with pytest.raises(SourceError, match="neither a zip nor a tar"):
-        extract_member(tmp_path / "p.zip", "t.csv", tmp_path / "out")
+        extract(tmp_path / "p.zip", "t.csv", tmp_path / "out")

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from headrace.data.formats import read_file
+from headrace.data.reading import Reading
 from headrace.errors import DataError
 
 TEXT = "a,b,c\n1,x,0.5\n2,y,1.5\n3,z,2.5\n"
@@ -98,7 +99,7 @@ def test_types_are_told_from_the_whole_file_not_its_beginning(tmp_path: Path) ->
 
 
 def test_text_columns_keep_leading_zeros(tmp_path: Path) -> None:
-    assert read_file(write(tmp_path / "t.csv", "zip\n01234\n"), text=["zip"]).to_pydict() == {"zip": ["01234"]}
+    assert read_file(write(tmp_path / "t.csv", "zip\n01234\n"), Reading(text=["zip"])).to_pydict() == {"zip": ["01234"]}
 
 
 def test_a_name_standing_twice_is_refused(tmp_path: Path) -> None:
@@ -108,9 +109,9 @@ def test_a_name_standing_twice_is_refused(tmp_path: Path) -> None:
 
 def test_a_csv_without_header_takes_the_given_names(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", "1,2\n3,4\n")
-    assert read_file(path, header=False, names=["a", "b"]).to_pydict() == {"a": [1, 3], "b": [2, 4]}
+    assert read_file(path, Reading(header=False, names=["a", "b"])).to_pydict() == {"a": [1, 3], "b": [2, 4]}
     with pytest.raises(DataError, match="2 columns, and the recipe names 3"):
-        read_file(path, header=False, names=["a", "b", "c"])
+        read_file(path, Reading(header=False, names=["a", "b", "c"]))
 
 
 def test_nested_parquet_columns_are_refused_by_name(tmp_path: Path) -> None:

@@ -1,0 +1,165 @@
+"""From the files of a source to one table: parts below each other, joined columns, a graph's neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from headrace.data.config import PART
+from headrace.data.formats import read_file
+from headrace.data.graphs import pack, with_edges
+from headrace.data.images import read_images
+from headrace.data.reading import Reading
+from headrace.data.tables import Selected, compact, select, tidy
+from headrace.errors import DataError, near_miss
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from headrace.data.config import DataConfig, SourceFile
+
+
+def assemble(paths: Sequence[Path], data: DataConfig) -> Selected:
+    """One table out of the files of `data.files`, which lie at `paths`: the recipe's columns in their order, without the
+    rows that it leaves out.
+
+    Raises:
+        DataError: a file cannot be read as the recipe says, or the files do not fit together.
+    """
+    files = list(zip(data.files, paths, strict=True))
+    table = _below_each_other(_tables(files, data), data)
+    table = renamed(table, data, paths[0])
+    wanted = data.columns or [name for name in table.column_names if name != PART or not data.parts]
+    table = select(table, wanted + ([PART] if data.parts and PART not in wanted else []), paths[0])
+    if data.target not in table.column_names:
+        raise DataError(
+            f"no target column {data.target!r}; {near_miss(data.target, table.column_names)}",
+            where=str(paths[0]),
+            mend="correct data.target in the recipe",
+        )
+    selected = tidy(table, data, paths[0])
+    table, said = selected.table, selected.left_out
+    for file, path in files:
+        if file.role == "edges" and data.graph is not None:
+            if data.graph.pack is not None:
+                table = pack(table, data)
+            table, isolated = with_edges(table, path, data)
+            said = (*said, f"{isolated:,} nodes have no edge") if isolated else said
+    return Selected(compact(table, data), said)
+
+
+def reading_of(data: DataConfig) -> Reading:
+    """How the recipe says that its files are read."""
+    names = None if data.header else data.columns
+    return Reading(data.format, data.header, names, (), data.encoding, data.skip_rows)
+
+
+def renamed(table: pa.Table, data: DataConfig, path: Path) -> pa.Table:
+    """
+    Raises:
+        DataError: a name that is to change is not there.
+    """
+    for name in data.rename:
+        if name not in table.column_names:
+            raise DataError(
+                f"no column {name!r} to rename; {near_miss(name, table.column_names[:200])}",
+                where=str(path),
+                mend="correct data.rename in the recipe",
+            )
+    return table.rename_columns([data.rename.get(name, name) for name in table.column_names])
+
+
+def _tables(files: list[tuple[SourceFile, Path]], data: DataConfig) -> list[tuple[pa.Table, Path]]:
+    """The tables of the source in order, each with its part, and with the columns joined to it."""
+    import pyarrow as pa
+
+    labels = iter([path for file, path in files if file.role == "labels"])
+    joined = next(((read_file(path, reading_of(data)), path) for file, path in files if file.role == "join"), None)
+    found = []
+    for file, path in files:
+        if file.role == "images":
+            table = read_images(path, next(labels), data.target, data.image)
+        elif file.role == "table":
+            table = read_file(path, reading_of(data))
+        else:
+            continue
+        if joined is not None:
+            table = _joined(table, path, *joined, data)
+        if data.parts:
+            if PART in table.column_names:
+                raise DataError(
+                    f"a source in parts gets a column {PART!r}, and the file has one already",
+                    where=str(path),
+                    mend=f"rename the file's column (data.rename: {{{PART}: …}})",
+                )
+            table = table.append_column(PART, pa.array([file.part], pa.string()).take(pa.array([0] * table.num_rows)))
+        found.append((table, path))
+    return found
+
+
+def _joined(table: pa.Table, path: Path, other: pa.Table, other_path: Path, data: DataConfig) -> pa.Table:
+    """`table` with the columns of `other`, where the key is the same; what stands there already stays."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    assert data.join is not None
+    key = data.join.key
+    for side, place in ((table, path), (other, other_path)):
+        if key not in side.column_names:
+            raise DataError(
+                f"no column {key!r} to join by; {near_miss(key, side.column_names)}",
+                where=str(place),
+                mend="correct data.join.key in the recipe",
+            )
+    if len(other[key].unique()) != other.num_rows:
+        raise DataError(
+            f"{other.num_rows - len(other[key].unique()):,} rows repeat a {key}, so it is not clear which one to join",
+            where=str(other_path),
+            mend="name a key that each row has for itself (data.join.key)",
+        )
+    try:
+        rows = pc.index_in(table[key], other[key].combine_chunks().cast(table.schema.field(key).type))
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            f"the {key} of the two tables cannot be compared: {error}", where=str(other_path), mend="correct data.join.key"
+        ) from None
+    for name in other.column_names:
+        if name == key:
+            continue
+        values = other[name].take(rows)
+        if name not in table.column_names:
+            table = table.append_column(name, values)
+        elif table[name].null_count:
+            i = table.column_names.index(name)
+            table = table.set_column(i, name, pc.coalesce(table[name], values.cast(table[name].type)))
+    return table
+
+
+def _below_each_other(tables: list[tuple[pa.Table, Path]], data: DataConfig) -> pa.Table:
+    """
+    Raises:
+        DataError: a column that is wanted stands in some of the tables only, or holds numbers here and text there.
+    """
+    import pyarrow as pa
+
+    first, first_path = tables[0]
+    back = {ours: theirs for theirs, ours in data.rename.items()}
+    wanted = [back.get(name, name) for name in data.columns] if data.columns else None
+    for table, path in tables[1:]:
+        for name in set(first.column_names) ^ set(table.column_names):
+            if wanted is None or name in wanted:
+                lacks = path if name in first.column_names else first_path
+                raise DataError(
+                    f"no column {name!r}, which stands in {(first_path if lacks == path else path).name}",
+                    where=str(lacks),
+                    mend="leave it out (data.columns), or bring it from another table (data.join)",
+                )
+    try:
+        return pa.concat_tables([table for table, _ in tables], promote_options="permissive").combine_chunks()
+    except pa.ArrowException as error:
+        raise DataError(
+            f"the files of the source do not fit together: {str(error).splitlines()[0]}",
+            where=data.origin,
+            mend="correct the column in one of the files, or leave it out (data.columns)",
+        ) from None
