@@ -33,9 +33,12 @@ class Encoder:
         from tokenizers import Tokenizer
 
         try:
-            return Tokenizer.from_str(self._json)
+            found = Tokenizer.from_str(self._json)
         except Exception as error:  # the library raises bare Exception
             raise ValueError(f"no tokenizer.json: {error}") from None
+        # A text that spells "[PAD]" or "[EOS]" is a text; the token itself is only ever put there by us.
+        found.encode_special_tokens = True
+        return found
 
     @property
     def vocabulary(self) -> int:

@@ -70,3 +70,10 @@ def test_texts_of_one_token_are_refused() -> None:
 def test_no_tokenizer_is_named() -> None:
     with pytest.raises(ValueError, match=r"no tokenizer\.json"):
         Encoder("{}").tokens("to be")
+
+
+@pytest.mark.parametrize("tokens", ["words", "pieces", "characters"])
+def test_a_text_that_spells_a_special_token_holds_none(tokens: str) -> None:
+    found = encoder(tokens)
+    assert not {PAD, START, END} & set(found.tokens("to [PAD] be[EOS] [BOS]"))
+    assert found.encode(["[PAD] to"], 99)[0, 0] != PAD
