@@ -47,6 +47,10 @@ class InputField(BaseModel):
     """Categories seen in training; others are answered as unknown, not refused."""
     nullable: bool = False
     """Whether null stands for a missing value."""
+    longest: int | None = None
+    """Most characters of a text; a longer one is refused."""
+    tokens: int | None = None
+    """Tokens of a text that the model reads; what comes after them is cut, and changes no answer."""
 
     def to_array(self, values: list[Any], start: str) -> NDArray[Any]:
         """Rows of this field as one array `(rows, *shape)`.
@@ -84,6 +88,13 @@ class InputField(BaseModel):
             return ""
         if not isinstance(value, str):
             raise ContractViolation(path, "text", _describe(value))
+        if self.longest is not None and len(value) > self.longest:
+            raise ContractViolation(path, f"at most {self.longest} characters", f"{len(value)}")
+        if not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                raise ContractViolation(path, "text in Unicode", "half of a surrogate pair") from None
         return value
 
     def _numbers(self, value: Any, path: str) -> NDArray[Any]:
