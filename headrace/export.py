@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import onnx
     import pandas as pd
     import torch
+    from mlflow.models import ModelSignature
 
     from headrace.models.served import ServedModel
 
@@ -180,6 +181,29 @@ def _stack(front: str, matrix: str, columns: list[str]) -> list[onnx.NodeProto]:
         helper.make_node("Unsqueeze", [flat, f"{front}axis"], [name]) for flat, name in zip(columns, upright, strict=True)
     ]
     return [*turned, helper.make_node("Concat", upright, [f"{front}{matrix}"], axis=1)]
+
+
+def signature_of(graph: onnx.ModelProto) -> ModelSignature:
+    """MLflow's signature of the graph's inputs and outputs: a tensor each, axes of any size as -1."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema as Specs
+    from mlflow.types import TensorSpec
+    from onnx.helper import tensor_dtype_to_np_dtype
+
+    def specs(values: Iterable[onnx.ValueInfoProto]) -> Specs:
+        tensors = [(value.name, value.type.tensor_type) for value in values]
+        return Specs(
+            [
+                TensorSpec(
+                    np.dtype(tensor_dtype_to_np_dtype(tensor.elem_type)),
+                    tuple(d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim),
+                    name,
+                )
+                for name, tensor in tensors
+            ]
+        )
+
+    return ModelSignature(inputs=specs(graph.graph.input), outputs=specs(graph.graph.output))
 
 
 def rename_output(graph: onnx.ModelProto, old: str, new: str) -> None:

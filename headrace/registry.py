@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from headrace import tracking
+from headrace.artifact import CONTRACT, GRAPH, served_parts
 from headrace.config import NAME_PATTERN, Recipe
 from headrace.contract import Contract
 from headrace.errors import RegistryError, UsageError, near_miss
 from headrace.files import read_json, write_with
 from headrace.identity import sha256
+from headrace.kinds.registry import kind_of
 from headrace.project import Project
 from headrace.tracking import client, registry_errors
 
@@ -29,7 +31,6 @@ CONTENT = "headrace.content_sha256"
 PREFIX = "headrace."
 IDENTITY = ("data_md5", "data_rows", "git_commit", "lock_sha256", "recipe_sha256", "validation", "content_sha256", "run_id")
 """Tags that say what a version is; they never change, while those of the gate and of a person's approval do."""
-SERVED_FILES = ("model.onnx", "contract.json")
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,8 @@ def register(recipe: Recipe, project: Project, identity: dict[str, str]) -> Vers
 
 
 def content_hash(folder: Path) -> str:
-    """sha256 over graph and contract: what is served."""
-    return sha256(*(folder / name for name in SERVED_FILES))
+    """sha256 over all that is served: graphs, contract, tokenizer."""
+    return sha256(*served_parts(folder))
 
 
 def find(model: str, project: Project, content: str, data_md5: str) -> Version | None:
@@ -177,26 +178,25 @@ def _log_evaluation(project: Project, run_id: str, artifacts: Path) -> None:
 
 
 def _log_graph(run_id: str, export: Path, recipe: Recipe) -> tuple[str, str]:
-    """Logs the graph with signature, input example and contract; returns its address and MLflow's model id."""
+    """Logs the graph with signature, input example and what lies beside it; returns its address and MLflow's model id."""
     import mlflow
     import mlflow.onnx
     import onnx
     import onnxruntime
-    from mlflow.models import infer_signature
 
-    from headrace.export import run_graph
+    from headrace.export import signature_of
 
-    contract = Contract.read(export / "contract.json")
-    example = contract.to_feeds([contract.sample])
+    contract = Contract.read(export / CONTRACT)
+    graph = onnx.load(export / GRAPH)
     with mlflow.start_run(run_id=run_id):
         logged = mlflow.onnx.log_model(
-            onnx.load(export / "model.onnx"),
+            graph,
             name="model",
-            signature=infer_signature(example, run_graph(export / "model.onnx", example)),
-            input_example=example,
+            signature=signature_of(graph),
+            input_example=kind_of(recipe.task).example(contract, export),
             pip_requirements=[f"onnxruntime=={onnxruntime.__version__}"],
             save_as_external_data=False,
-            extra_files=[str(export / "contract.json")],
+            extra_files=[str(path) for path in served_parts(export) if path.name != GRAPH],
             metadata={"recipe": recipe.name, "task": recipe.task},
         )
     return logged.model_uri, logged.model_id
@@ -229,13 +229,14 @@ def _with_files(version: Version, project: Project) -> Version:
     Raises:
         RegistryError: they are gone.
     """
-    if not (version.folder / "model.onnx").exists():
+    if not (version.folder / GRAPH).exists():
         _download(version, project)
-    if not (version.folder / "contract.json").exists():  # MLflow keeps what is not the graph in a folder of its own
-        kept = version.folder / "extra_files" / "contract.json"
-        if not kept.exists():
-            raise _gone(version)
-        write_with(version.folder / "contract.json", lambda beside: beside.write_bytes(kept.read_bytes()))
+    # MLflow keeps what is not the graph in a folder of its own
+    for kept in served_parts(version.folder / "extra_files"):
+        if not (version.folder / kept.name).exists():
+            write_with(version.folder / kept.name, lambda beside, kept=kept: beside.write_bytes(kept.read_bytes()))  # type: ignore[misc]
+    if not (version.folder / CONTRACT).exists():
+        raise _gone(version)
     return version
 
 

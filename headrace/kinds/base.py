@@ -134,6 +134,8 @@ class Kind(ABC):
     ) -> dict[str, float]:
         """Writes the served graph (`model.onnx`) into `folder`, and holds it against torch on rows of `test`.
 
+        Further files are served when their names fit `headrace.artifact.PATTERNS`.
+
         Returns:
             What the comparison found: `largest_relative_difference`, `tolerance`.
 
@@ -143,6 +145,10 @@ class Kind(ABC):
         from headrace.export import export_one_graph
 
         return export_one_graph(self, model, schema, recipe, contract, test, folder)
+
+    def example(self, contract: Contract, folder: Path) -> Feeds:
+        """Feeds of the graph in `folder` (`model.onnx`), one row: the registry's input example."""
+        return contract.to_feeds([contract.sample])
 
     def answers(self, folder: Path, frame: pd.DataFrame, recipe: Recipe) -> NDArray[Any]:
         """What the graph in `folder` answers for the rows of `frame`, decoded as the service decodes them; rows first."""

@@ -13,14 +13,12 @@ from pathlib import Path
 
 import psutil
 
+from headrace.artifact import CONTRACT, GRAPH, served_parts
 from headrace.contract import Contract
 from headrace.errors import DiskFull, HeadraceError, ServiceError
 from headrace.files import write_text
 from headrace.packaging.sources import digest, served_files
 from headrace.project import Project
-
-MODEL_FILES = ("model.onnx", "model.onnx.data", "contract.json", "tokenizer.json")
-"""What a bento takes from a model's folder; the first and the contract have to be there."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ def _is_complete(bento: Bento) -> bool:
 
 
 def _model_files(model_dir: Path, name: str) -> dict[str, bytes]:
-    for needed in ("model.onnx", "contract.json"):
+    for needed in (GRAPH, CONTRACT):
         if not (model_dir / needed).is_file():
             raise HeadraceError(
                 f"{needed} is missing", where=str(model_dir), mend=f"headrace run {name}   (it trains and exports)"
@@ -113,7 +111,7 @@ def _model_files(model_dir: Path, name: str) -> dict[str, bytes]:
             where=str(model_dir / "contract.json"),
             mend=f"headrace run {name}   (it exports again)",
         )
-    return {file: (model_dir / file).read_bytes() for file in MODEL_FILES if (model_dir / file).is_file()}
+    return {part.name: part.read_bytes() for part in served_parts(model_dir)}
 
 
 def _identity_bytes(name: str, version: str, identity: dict[str, str]) -> bytes:
