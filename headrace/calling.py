@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 
+from headrace.contract import Contract
 from headrace.errors import DataError, ServiceError, UsageError
 from headrace.rollout.door import address
 from headrace.settings import Settings
@@ -19,14 +20,14 @@ class Door:
     def __init__(self, settings: Settings) -> None:
         self._base = address(settings)
 
-    def sample(self, model: str) -> Any:
-        """The sample input of the model's contract.
+    def contract(self, model: str) -> Contract:
+        """What the model takes and gives.
 
         Raises:
             ServiceError: the door does not answer, or no replica is ready.
             UsageError: no such model is served.
         """
-        return self._call("GET", model, f"/v1/models/{model}")["contract"]["sample"]
+        return Contract.model_validate(self._call("GET", model, f"/v1/models/{model}")["contract"])
 
     def predict(self, model: str, instances: list[Any]) -> dict[str, Any]:
         """Predictions for `instances`, with the model's version and the request's id.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -59,21 +58,49 @@ def logs(name: str, lines: int, as_json: bool) -> None:
 
 @click.command(short_help="Ask a model through the balancer.")
 @click.argument("model")
-@click.option("--sample", is_flag=True, help="Send the sample input of the model's contract.")
-@click.option("--instance", help='One input as JSON, such as \'{"distance": 1400, "carrier": "UA"}\'.')
+@click.argument("fields", nargs=-1, metavar="[FIELD=VALUE]...")
+@click.option("--text", help="One text, for a model that takes a text.")
 @click.option(
-    "--file", type=click.Path(path_type=Path), help="A JSON file with one input, or a list of them; - for standard input."
+    "--file",
+    type=click.Path(path_type=Path),
+    help="A picture (PNG, JPEG), a text, a table (CSV, Parquet), or JSON with one input or a list of them; - for JSON from "
+    "standard input.",
 )
+@click.option("--instance", help='One input as JSON, such as \'{"distance": 1400, "carrier": "UA"}\'.')
+@click.option("--sample", is_flag=True, help="Send the sample input of the model's contract.")
 @json_option
-def predict(model: str, sample: bool, instance: str | None, file: Path | None, as_json: bool) -> None:
-    """Ask MODEL for a prediction, through the balancer, as a client does."""
+def predict(
+    model: str,
+    fields: tuple[str, ...],
+    text: str | None,
+    file: Path | None,
+    instance: str | None,
+    sample: bool,
+    as_json: bool,
+) -> None:
+    """Ask MODEL for a prediction, through the balancer, as a client does.
+
+    Give its fields (headrace predict flights distance=1400 carrier=UA …), a --text, a --file, or the --sample.
+    """
     _, settings = here()
-    if [sample, instance is not None, file is not None].count(True) != 1:
-        raise UsageError("name one input", mend=f"headrace predict {model} --sample, --instance JSON, or --file FILE")
-    from headrace import calling
+    if [bool(fields), text is not None, file is not None, instance is not None, sample].count(True) != 1:
+        raise UsageError(
+            "name one input",
+            mend=f"headrace predict {model} FIELD=VALUE…, --text TEXT, --file FILE, --instance JSON or --sample",
+        )
+    from headrace import calling, inputs
 
     door = calling.Door(settings)
-    instances = [door.sample(model)] if sample else _instances(instance if instance is not None else _read(file))
+    if instance is not None or (file is not None and str(file) == "-"):
+        instances = inputs.from_json(instance if instance is not None else sys.stdin.read())
+    else:
+        contract = door.contract(model)
+        if sample:
+            instances = [contract.sample]
+        elif file is not None:
+            instances = inputs.from_file(file, contract)
+        else:
+            instances = inputs.from_fields(fields, contract) if text is None else inputs.from_text(text, contract)
     answer = door.predict(model, instances)
     if as_json:
         print_json(answer)
@@ -81,25 +108,6 @@ def predict(model: str, sample: bool, instance: str | None, file: Path | None, a
     for prediction in answer["predictions"]:
         click.echo(json.dumps(prediction, ensure_ascii=False))
     click.echo(click.style(f"{answer['model']}@{answer['version']}  id {answer['id']}", dim=True), err=True)
-
-
-def _read(file: Path | None) -> str:
-    if file is None or str(file) == "-":
-        return sys.stdin.read()
-    if not file.is_file():
-        siblings = [path.name for path in file.parent.iterdir()] if file.parent.is_dir() else []
-        raise UsageError(
-            f"no file {file}; {near_miss(file.name, siblings)}", where="--file", mend="name a JSON file that is there"
-        )
-    return file.read_text(encoding="utf-8")
-
-
-def _instances(text: str) -> list[Any]:
-    try:
-        found = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"no valid JSON: {error}", mend='write one input such as {"field": 1}, or a list of them') from None
-    return found if isinstance(found, list) else [found]
 
 
 @click.command(short_help="The release journal.")

@@ -1,0 +1,128 @@
+"""What a person gives `headrace predict`, as instances of a model's contract: fields, a text, a file."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from headrace.contract import Contract, InputField
+from headrace.errors import DataError, UsageError, near_miss
+
+PICTURES = (".png", ".jpg", ".jpeg")
+TABLES = (".csv", ".csv.gz", ".tsv", ".tab", ".parquet", ".pq")
+FILES = (".json", ".jsonl", ".txt", *PICTURES, *TABLES)
+
+
+def from_fields(pairs: Sequence[str], contract: Contract) -> list[Any]:
+    """One instance from `name=value` pairs; nothing after `=` is a missing value.
+
+    Raises:
+        UsageError: no pair, no such field, or no number where the field takes one.
+    """
+    fields = {field.name: field for field in contract.inputs}
+    instance: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise UsageError(f"{pair!r} is no field with a value", mend=f"write it as NAME=VALUE: {', '.join(fields)}")
+        if name not in fields:
+            raise UsageError(
+                f"{contract.model} takes no field {name!r}; {near_miss(name, fields)}",
+                mend=f"its fields: {', '.join(fields)}",
+            )
+        instance[name] = _value(value, fields[name])
+    return [instance]
+
+
+def from_text(text: str, contract: Contract) -> list[Any]:
+    """One instance of a model that takes one text.
+
+    Raises:
+        UsageError: the model takes something else.
+    """
+    return [{_only(contract, "string", "text").name: text}]
+
+
+def from_file(path: Path, contract: Contract) -> list[Any]:
+    """Instances from a file, by its ending: JSON (one or a list), JSON lines, a table, a picture, a text.
+
+    Raises:
+        UsageError: the file is missing, of another format, or nothing this model takes.
+        DataError: the file is damaged.
+    """
+    if not path.is_file():
+        siblings = [found.name for found in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UsageError(f"no file {path}; {near_miss(path.name, siblings)}", where="--file", mend="name a file that is there")
+    ending = next((e for e in sorted(FILES, key=len, reverse=True) if path.name.lower().endswith(e)), "")
+    if ending in PICTURES:
+        return [{_only(contract, "uint8", "image").name: base64.b64encode(path.read_bytes()).decode()}]
+    if ending in TABLES:
+        return _rows(path, contract)
+    if ending not in FILES:
+        raise UsageError(
+            f"cannot tell what {path.name} holds", where="--file", mend=f"use a name that ends in {', '.join(FILES)}"
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"not UTF-8 text at byte {error.start}", where=str(path), mend="save the file as UTF-8") from None
+    if ending == ".txt":
+        return from_text(text, contract)
+    return from_json(text if ending == ".json" else f"[{','.join(line for line in text.splitlines() if line.strip())}]")
+
+
+def from_json(text: str) -> list[Any]:
+    """One instance, or a list of them.
+
+    Raises:
+        UsageError: it is no JSON.
+    """
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"no valid JSON: {error}", mend='write one input such as {"field": 1}, or a list of them') from None
+    return found if isinstance(found, list) else [found]
+
+
+def _value(text: str, field: InputField) -> Any:
+    if field.dtype == "string":
+        return text
+    if text == "":
+        return None
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise UsageError(f"{field.name}: {text!r} is no number", mend=f"write such as {field.name}=1.5") from None
+
+
+def _only(contract: Contract, dtype: str, what: str) -> InputField:
+    """The one field of `dtype` that a model takes which is asked for a picture or a text."""
+    found = [field for field in contract.inputs if field.dtype == dtype]
+    if len(found) != 1:
+        raise UsageError(
+            f"{contract.model} takes no {what}",
+            mend=f"give its fields: headrace predict {contract.model} "
+            + " ".join(f"{field.name}=…" for field in contract.inputs),
+        )
+    return found[0]
+
+
+def _rows(path: Path, contract: Contract) -> list[Any]:
+    from headrace.data.formats import read_file
+    from headrace.data.reading import Reading
+
+    texts = [field.name for field in contract.inputs if field.dtype == "string"]
+    table = read_file(path, Reading(text=texts))
+    names = [field.name for field in contract.inputs]
+    lacking = [field.name for field in contract.inputs if not field.nullable and field.name not in table.column_names]
+    if lacking:
+        raise DataError(
+            f"no column {lacking[0]!r}; {near_miss(lacking[0], table.column_names)}",
+            where=str(path),
+            mend=f"bring the columns {', '.join(names)}",
+        )
+    rows: list[Any] = table.select([name for name in names if name in table.column_names]).to_pylist()
+    return rows
