@@ -9,7 +9,7 @@ from headrace.project import Project
 
 
 def prepare(recipe: Recipe, project: Project) -> None:
-    """Writes `prepared/{train,validation,test}.parquet`, `schema.json` (learned from the training rows alone) and `rows.json`.
+    """Writes `prepared/{train,validation,test}.parquet`, `schema.json` and `rows.json`.
 
     Raises:
         DataError: a split is empty, a column holds nothing, or there is one class only.
@@ -19,7 +19,7 @@ def prepare(recipe: Recipe, project: Project) -> None:
 
     out = project.artifacts(recipe.name) / "prepared"
     splits = split(read_batches(project, recipe), recipe)
-    schema = kind_of(recipe.task).fit(splits.train, recipe)
+    schema = kind_of(recipe.task).learn(splits, recipe)
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     for name, frame in parts.items():
         write_with(out / f"{name}.parquet", lambda beside, frame=frame: frame.to_parquet(beside, index=False))  # type: ignore[misc]

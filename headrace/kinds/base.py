@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from headrace.config import Recipe
+    from headrace.data.splits import Splits
     from headrace.evaluation import Evaluation
     from headrace.models.registry import ModelConfig
     from headrace.models.served import ServedModel
@@ -100,6 +101,15 @@ class Kind(ABC):
         Raises:
             DataError: the rows cannot be learned from (one class only, a column of nothing).
         """
+
+    def learn(self, splits: Splits, recipe: Recipe) -> Schema:
+        """As `fit`, from all that is there: for a kind whose rows belong together, such as the nodes of a graph. Labels of
+        other rows than the training ones stay unseen.
+
+        Raises:
+            DataError: as `fit`.
+        """
+        return self.fit(splits.train, recipe)
 
     @abstractmethod
     def encode(self, frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> dict[str, NDArray[Any]]:
