@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +87,14 @@ def export_graph(
     import torch
 
     axes = {name: {0: torch.export.Dim("rows"), **_dims(dynamic.get(name, {}))} for name in example}
+    return to_graph(model, example, {"inputs": tuple(axes.values())}, ["answer"])
+
+
+def to_graph(
+    model: torch.nn.Module, example: Mapping[str, torch.Tensor], dynamic_shapes: Any, outputs: Sequence[str]
+) -> onnx.ModelProto:
+    """A module as a graph with the inputs of `example` and these outputs; `dynamic_shapes` is as `torch.export` has it."""
+    import torch
 
     for noisy in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
@@ -96,10 +104,10 @@ def export_graph(
             model,
             tuple(example.values()),
             input_names=list(example),
-            output_names=["answer"],
+            output_names=list(outputs),
             dynamo=True,
             verbose=False,
-            dynamic_shapes={"inputs": tuple(axes.values())},
+            dynamic_shapes=dynamic_shapes,
         )
     assert program is not None
     graph: onnx.ModelProto = program.model_proto
