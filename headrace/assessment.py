@@ -14,9 +14,9 @@ from headrace.contract import Contract
 from headrace.errors import HeadraceError
 from headrace.evaluation import Evaluation
 from headrace.files import read_json, write_json, write_with
-from headrace.gate import Comparison, Verdict, align_classes, compare, judge
+from headrace.gate import Comparison, Verdict, align_classes, compare, compare_rows, judge
 from headrace.kinds.base import Schema
-from headrace.kinds.registry import kind_of
+from headrace.kinds.registry import CLASSIFICATION, REGRESSION, kind_of
 from headrace.project import Project
 from headrace.registry import Version, content_hash
 
@@ -35,7 +35,7 @@ def evaluate_export(recipe: Recipe, project: Project) -> None:
     test = pd.read_parquet(artifacts / "prepared" / "test.parquet")
     outputs = kind.answers(artifacts / "export", test, recipe)
     evaluation = kind.evaluate(test, outputs, schema, recipe)
-    y_true = kind.targets(test, schema, recipe)
+    y_true = kind.truth(test, schema, recipe)
 
     write_with(out / "predictions.npz", lambda beside: save_arrays(beside, y_true=y_true, outputs=outputs))
     write_json(out / "evaluation.json", evaluation.to_dict())
@@ -62,22 +62,26 @@ def decide(recipe: Recipe, project: Project, champion: Version | None) -> Verdic
 
 
 def _compare(recipe: Recipe, artifacts: Path, champion: Version, test: Any) -> Comparison:
-    beat = recipe.gate.beat_champion
+    beat, kind = recipe.gate.beat_champion, kind_of(recipe.task)
     assert beat is not None
     with np.load(artifacts / "evaluation" / "predictions.npz") as saved:
         y_true, candidate = saved["y_true"], saved["outputs"]
     try:
-        theirs = kind_of(recipe.task).answers(champion.folder, test, recipe)
+        theirs = kind.answers(champion.folder, test, recipe)
     except Exception as error:  # ONNX Runtime has errors of its own for another type or shape, all plain exceptions
         raise HeadraceError(
             f"the champion {champion.name} cannot answer for these rows ({error}): its columns differ",
             where=f"recipes/{recipe.name}.yaml",
             mend="remove gate.beat_champion for this one release, or give the recipe another name",
         ) from error
+    metric, better, seed = beat.metric, recipe.kind.metrics[beat.metric], recipe.data.split.seed
+    if metric not in CLASSIFICATION | REGRESSION:
+        ours, theirs = (kind.row_scores(metric, y_true, outputs) for outputs in (candidate, theirs))
+        return compare_rows(metric, better, ours, theirs, beat, seed)
     labels, known = (Contract.read(folder / "contract.json").labels for folder in (artifacts / "export", champion.folder))
     if labels is not None and known is not None:
         theirs = align_classes(theirs, known, labels)
-    return compare(beat.metric, recipe.kind.metrics[beat.metric], y_true, candidate, theirs, beat, recipe.data.split.seed)
+    return compare(metric, better, y_true, candidate, theirs, beat, seed)
 
 
 def draw(recipe: Recipe, evaluation: Evaluation, y_true: NDArray[Any], outputs: NDArray[Any], artifacts: Path) -> None:

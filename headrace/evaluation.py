@@ -50,8 +50,10 @@ class SliceScore(Result):
     rows: int
     accuracy: float | None = None
     mae: float | None = None
+    score: float | None = None
+    """Of a metric by rows: `Evaluation.sliced_by` names it."""
     standard_error: float | None = None
-    """Of `mae`."""
+    """Of `mae` or of `score`."""
     bias: float | None = None
     """Mean of prediction minus truth: above zero the model says too much."""
 
@@ -70,11 +72,16 @@ class CalibrationBin(Result):
 class Evaluation(Result):
     """What one model does on one set of rows. A metric that these rows leave undefined is absent, and a note says why."""
 
-    task: Literal["classification", "regression"]
+    task: Literal["classification", "regression", "scores"]
+    """`scores`: metrics that are means or quotients over rows (`headrace.row_scores`)."""
     rows: int
     metrics: dict[str, float]
     notes: list[str] = []
     slices: list[SliceScore] = []
+    sliced_by: str | None = None
+    """The metric of `slices`, for `scores`."""
+    samples: list[dict[str, str]] = []
+    """Answers for a person to read, such as a prompt and its text."""
     labels: list[str] = []
     classes: list[ClassScore] = []
     confusion: list[list[int]] = []
@@ -115,7 +122,7 @@ def score_classification(
         rows=len(y),
         metrics={name: value for name, value in metrics.items() if np.isfinite(value)},
         notes=notes,
-        slices=_slice(slices, len(y), lambda at: {"accuracy": float((predicted[at] == y[at]).mean())}),
+        slices=slice_rows(slices, len(y), lambda at: {"accuracy": float((predicted[at] == y[at]).mean())}),
         labels=[str(label) for label in labels],
         classes=_class_scores(y, predicted, labels),
         confusion=_confusion(y, predicted, p.shape[1]),
@@ -148,7 +155,7 @@ def score_regression(
         rows=len(y),
         metrics={name: value for name, value in metrics.items() if np.isfinite(value)},
         notes=[] if np.isfinite(metrics["r2"]) else ["the true values do not vary, so r2 is undefined"],
-        slices=_slice(slices, len(y), lambda at: _error_scores(residual[at])),
+        slices=slice_rows(slices, len(y), lambda at: _error_scores(residual[at])),
         residual_quantiles={f"{q:g}": float(v) for q, v in zip(QUANTILES, np.quantile(residual, QUANTILES), strict=True)},
     )
 
@@ -306,9 +313,10 @@ def _calibrate(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> tup
     return bins, float(sum(b.rows * abs(b.confidence - b.accuracy) for b in bins) / len(right))
 
 
-def _slice(
+def slice_rows(
     slices: Mapping[str, NDArray[Any]] | None, rows: int, score: Callable[[NDArray[np.bool_]], dict[str, float]]
 ) -> list[SliceScore]:
+    """`score` of the rows that share a value, for each value of each column (name to values `(rows,)`)."""
     found = []
     for column, values in (slices or {}).items():
         if len(values) != rows:

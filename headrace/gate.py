@@ -16,6 +16,7 @@ from headrace.errors import ExportError, HeadraceError, RecipeError, near_miss
 from headrace.evaluation import Result, as_probabilities, as_values, classification_metric, regression_metric
 from headrace.kinds.registry import CLASSIFICATION, REGRESSION, Better
 from headrace.paired import Bound
+from headrace.row_scores import as_parts, total
 
 if TYPE_CHECKING:
     from headrace.config import BeatChampion, GateConfig
@@ -111,6 +112,37 @@ def compare(
     values = (measure(y, ours), measure(y, theirs))
     won, lost = _discordant(y, ours, theirs) if metric in CLASSIFICATION else (None, None)
     return _conclude(metric, better, values, _bound(metric, better, y, ours, theirs, beat, seed), beat, len(y), won, lost)
+
+
+def compare_rows(
+    metric: str,
+    better: Better,
+    candidate: NDArray[Any],
+    champion: NDArray[Any],
+    beat: BeatChampion,
+    seed: int,
+) -> Comparison:
+    """Compares two models by what each test row adds to a metric: scores `(rows,)`, or amounts and weights `(rows, 2)`.
+
+    For kinds with metrics of their own, see `headrace.row_scores`; the same arguments give the same answer.
+
+    Raises:
+        TrainingError: no rows.
+        ExportError: scores that are NaN or of another shape, or two models measured on different rows.
+    """
+    ours = _checked(lambda parts, _: as_parts(parts), candidate, 0, "candidate")
+    theirs = _checked(lambda parts, _: as_parts(parts), champion, 0, "champion")
+    if ours.shape != theirs.shape or not np.array_equal(ours[:, 1], theirs[:, 1]):
+        raise ExportError(
+            f"the candidate was measured on {len(ours):,} rows and the champion on {len(theirs):,}, or they weigh differently",
+            mend="measure both on the same test rows: headrace run NAME",
+        )
+    if np.array_equal(ours, theirs):
+        bound = Bound(0.0, 0.0, "identical outputs")
+    else:
+        first, second = (ours, theirs) if better == "higher" else (theirs, ours)
+        bound = paired.quotient(first, second, beat.margin, beat.confidence, np.random.default_rng(seed))
+    return _conclude(metric, better, (total(ours), total(theirs)), bound, beat, len(ours), None, None)
 
 
 def judge(

@@ -83,10 +83,23 @@ def mean(differences: Floats, margin: float, confidence: float, rng: np.random.G
     Up to LARGE rows a BCa bootstrap (Efron & Tibshirani 1993, chapter 14), above it a t bound corrected for skewness; held
     back by the swap test.
     """
-    if len(differences) < 2 or np.ptp(differences) == 0:
+    ones = np.ones_like(differences)
+    return quotient(np.stack([differences, ones], axis=1), np.stack([0 * ones, ones], axis=1), margin, confidence, rng)
+
+
+def quotient(first: Floats, second: Floats, margin: float, confidence: float, rng: np.random.Generator) -> Bound:
+    """A bound on the difference of two quotients of sums, from amounts and weights `(rows, 2)` with the same weights in both.
+
+    The rows' linear parts (the delta method), as a mean; held back by the swap test on the amounts. Weights of 1 make it a
+    difference of two means.
+    """
+    weights = first[:, 1]
+    saved = (first[:, 0] - second[:, 0]) / weights.mean()
+    if len(saved) < 2 or np.ptp(saved) == 0:
         return Bound(None, None, "too few rows that differ")
-    bound = hall(differences, confidence) if len(differences) > LARGE else _bca(differences, confidence, rng)
-    return hold_back(bound, swap_test(differences - margin, rng), margin, confidence)
+    differences = saved + saved.mean() * (1 - weights / weights.mean())
+    bound = hall(differences, confidence) if len(saved) > LARGE else _bca(differences, confidence, rng)
+    return hold_back(bound, swap_test(saved - margin * weights / weights.mean(), rng), margin, confidence)
 
 
 def swap_test(differences: Floats, rng: np.random.Generator) -> float:

@@ -32,7 +32,8 @@ def draw_evaluation(
 ) -> list[Path]:
     """Draws what `evaluation` says of `model` into `folder`; gives the files written, pictures and tables.
 
-    `y_true` holds class indices or values `(rows,)`, `outputs` probabilities `(rows, classes)` or values `(rows,)`.
+    `y_true` holds class indices or values `(rows,)`, `outputs` probabilities `(rows, classes)` or values `(rows,)`; neither
+    is looked at for a kind with scores of its own.
     """
     drawn: dict[str, Callable[[], Figure]] = {}
     tables: dict[str, tuple[Sequence[str], Iterable[Sequence[Any]]]] = {}
@@ -48,7 +49,7 @@ def draw_evaluation(
             ("confidence", "accuracy", "rows"),
             [(b.confidence, b.accuracy, b.rows) for b in evaluation.calibration],
         )
-    else:
+    elif evaluation.task == "regression":
         predicted = outputs.reshape(-1).astype(np.float64)
         residual = predicted - y_true
         drawn["residuals"] = lambda: residuals(evaluation, predicted, residual, model)
@@ -176,7 +177,7 @@ def residuals(evaluation: Evaluation, predicted: NDArray[np.float64], residual: 
 
 
 def slices(evaluation: Evaluation, model: str) -> Figure:
-    """The error (or accuracy) of each value of each slice column, against that of all rows."""
+    """The error (or accuracy, or score) of each value of each slice column, against that of all rows."""
     metric = _slice_metric(evaluation)
     columns = list(dict.fromkeys(s.column for s in evaluation.slices))
     groups = [[s for s in evaluation.slices if s.column == column] for column in columns]
@@ -279,11 +280,11 @@ def _write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]
 
 
 def _slice_metric(evaluation: Evaluation) -> str:
-    return "accuracy" if evaluation.task == "classification" else "mae"
+    return evaluation.sliced_by or ("accuracy" if evaluation.task == "classification" else "mae")
 
 
 def _slice_value(score: SliceScore) -> float:
-    value = score.mae if score.accuracy is None else score.accuracy
+    value = next((value for value in (score.accuracy, score.mae, score.score) if value is not None), None)
     assert value is not None
     return value
 

@@ -37,6 +37,8 @@ class Shape(BaseModel):
     """Tokens of a text's vocabulary, the special ones included."""
     length: int = 0
     """Most tokens of a text."""
+    answer_length: int = 0
+    """Most tokens of a text that is the answer."""
     features: int = 0
     """Features of a graph's node."""
     outputs: int = 1
@@ -134,6 +136,19 @@ class Kind(ABC):
     @abstractmethod
     def evaluate(self, frame: pd.DataFrame, outputs: NDArray[Any], schema: Schema, recipe: Recipe) -> Evaluation:
         """Metrics of `outputs`, as `answers` gave them for the rows of `frame`."""
+
+    def truth(self, frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> NDArray[Any]:
+        """What `answers` is held against, rows first; kept beside it. By default what the network is trained towards."""
+        return self.targets(frame, schema, recipe)
+
+    def row_scores(self, metric: str, y_true: NDArray[Any], outputs: NDArray[Any]) -> NDArray[Any]:
+        """What each row adds to `metric`, for the paired comparison of two models: only for a metric that is none of
+        classification or regression.
+
+        Returns:
+            `(rows,)` scores whose mean is the metric, or `(rows, 2)` amounts and weights whose sums' quotient it is.
+        """
+        raise TypeError(f"{type(self).__name__} names the metric {metric!r} and has no row_scores for it")
 
     def complete(self, graph: onnx.ModelProto, schema: Schema) -> onnx.ModelProto:
         """Puts in front of the exported graph whatever turns clients' fields into its inputs."""
