@@ -164,8 +164,8 @@ class Contract(BaseModel):
     """The recipe's name."""
     task: str
     inputs: list[InputField]
-    output: Literal["probabilities", "value"]
-    """`probabilities`: the graph gives `(rows, classes)`; `value`: `(rows,)`."""
+    output: Literal["probabilities", "value", "text"]
+    """`probabilities`: the graph gives `(rows, classes)`; `value`: `(rows,)`; `text`: the class that answers makes one."""
     labels: list[str | int] | None = None
     """Class names in the order of the graph's output, for classification."""
     target: str
