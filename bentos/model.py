@@ -39,7 +39,7 @@ class ServedModel:
         self.identity = _read_identity(folder / "identity.json")
         self.name = self.contract.model
         self.version = self.identity.get("version", "0")
-        self._session = _open(folder / "model.onnx", threads or self.contract.threads)
+        self._session = open_session(folder / "model.onnx", threads or self.contract.threads)
         self._inputs = [graph_input.name for graph_input in self._session.get_inputs()]
         self._output = self._session.get_outputs()[0].name
         self._check_inputs()
@@ -112,7 +112,8 @@ def load(folder: Path, threads: int | None = None) -> ServedModel:
     return model
 
 
-def _open(graph: Path, threads: int) -> ort.InferenceSession:
+def open_session(graph: Path, threads: int) -> ort.InferenceSession:
+    """A graph as a replica runs it."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
