@@ -314,6 +314,8 @@ def _bad_pixels(frame: pd.DataFrame, recipe: Recipe) -> tuple[Failure, list[int]
     bad = np.zeros(len(frame), dtype=bool)
     first: dict[int, Any] = {}
     for column in columns:
+        if frame[column].dtype == np.uint8:  # nothing else fits into it
+            continue
         numbers = pd.to_numeric(frame[column], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
         wrong = ~((numbers >= 0) & (numbers <= 255))
         for row in np.flatnonzero(wrong & ~bad)[:SAMPLES]:

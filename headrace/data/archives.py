@@ -57,9 +57,11 @@ def matching(pattern: str, names: Iterable[str]) -> list[str]:
 
 def pack_files(files: Iterable[tuple[str, Opener]], to: Path) -> None:
     """Writes a zip that depends on names and contents alone."""
-    with zipfile.ZipFile(to, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as packed:
+    with zipfile.ZipFile(to, "w", compresslevel=1) as packed:
         for name, opener in files:
-            with opener() as source, packed.open(zipfile.ZipInfo(name, EPOCH), "w", force_zip64=True) as file:
+            info = zipfile.ZipInfo(name, EPOCH)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            with opener() as source, packed.open(info, "w", force_zip64=True) as file:
                 shutil.copyfileobj(source, file, 1 << 20)
 
 
@@ -79,7 +81,7 @@ def _members(archive: Path, stack: ExitStack) -> dict[str, tuple[int, Opener]]:
         zipped = stack.enter_context(zipfile.ZipFile(archive))
         return {info.filename: (info.file_size, _zip_opener(zipped, info)) for info in zipped.infolist() if not info.is_dir()}
     if tarfile.is_tarfile(archive):
-        tarred = stack.enter_context(tarfile.open(archive))  # noqa: SIM115: the stack closes it
+        tarred = stack.enter_context(tarfile.open(archive))  # noqa: SIM115 (the stack closes it)
         # Links are left out: a link could point anywhere.
         files = [info for info in tarred.getmembers() if info.isfile()]
         return {info.name.removeprefix("./"): (info.size, _tar_opener(tarred, info)) for info in files}

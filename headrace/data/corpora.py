@@ -20,6 +20,8 @@ SUMMARY_WORDS = (3, 20)
 """A docstring whose first paragraph has fewer or more words is no pair of a summary and a body."""
 BODY_WORDS = 15
 """Nor is one with less text below."""
+TESTS = {"tests"}
+"""Folders whose code documents nothing for a reader."""
 
 
 def read_texts(path: Path, reading: Reading) -> pa.Table:
@@ -50,7 +52,7 @@ def read_docstrings(path: Path, reading: Reading) -> pa.Table:
     """One row a class or function whose docstring has a summary and a body: `file`, `name`, `body`, `summary`.
 
     The summary is the first paragraph on one line (PEP 257), the body all that follows. Kept are summaries of 3 to 20 words
-    that begin with a letter, over bodies of at least 15 words. Files that this Python cannot parse are left out.
+    that begin with a letter, over bodies of at least 15 words. Tests, and files that this Python cannot parse, are left out.
 
     Raises:
         DataError: a file is no text in its encoding, or no docstring is kept.
@@ -58,7 +60,7 @@ def read_docstrings(path: Path, reading: Reading) -> pa.Table:
     import pyarrow as pa
 
     texts = _texts(path, reading.encoding) if zipfile.is_zipfile(path) else [(path.name, path.read_text(reading.encoding))]
-    rows = [(name, *found) for name, source in texts for found in _pairs(source)]
+    rows = [(name, *found) for name, source in texts if not TESTS & set(name.split("/")) for found in _pairs(source)]
     if not rows:
         raise DataError(
             "no docstring there has a summary and a body", where=str(path), mend="name packages with documented functions"
@@ -91,6 +93,8 @@ def _decoded(raw: bytes, encoding: str, path: Path) -> str:
 
 def _pairs(source: str) -> Iterator[tuple[str, str, str]]:
     """Name, body and summary of each docstring that is kept, in the order of the source."""
+    if not ('"""' in source or "'''" in source):
+        return  # no docstring of several lines: parsing takes most of the time
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a strange escape in a text is not our business
