@@ -87,7 +87,7 @@ class InputField(BaseModel):
         if value is None and self.nullable:
             return ""
         if not isinstance(value, str):
-            raise ContractViolation(path, "text", _describe(value))
+            raise ContractViolation(path, "text", describe(value))
         if self.longest is not None and len(value) > self.longest:
             raise ContractViolation(path, f"at most {self.longest} characters", f"{len(value)}")
         if not value.isascii():
@@ -103,13 +103,13 @@ class InputField(BaseModel):
         if value is None and self.nullable:
             value = float("nan")
         if isinstance(value, bool | str | dict) or value is None:
-            raise ContractViolation(path, self._expected(), _describe(value))
+            raise ContractViolation(path, self._expected(), describe(value))
         try:
             numbers = np.asarray(value)
             if numbers.dtype.kind not in "iuf":  # text, true and false, null or an object among the numbers
                 raise TypeError
         except (ValueError, TypeError, OverflowError):
-            raise ContractViolation(path, self._expected(), _describe(value)) from None
+            raise ContractViolation(path, self._expected(), describe(value)) from None
         if numbers.shape != self.shape:
             raise ContractViolation(path, self._expected(), f"shape {list(numbers.shape)}")
         self._check_range(numbers, path)
@@ -171,6 +171,8 @@ class Contract(BaseModel):
     target: str
     """What is predicted; the name of a regression's answer."""
     sample: dict[str, Any] = Field(description="An instance that works, taken from the test rows.")
+    examples: list[dict[str, Any]] = []
+    """Further instances that work, where there are several ways to ask."""
     served_by: str = "bentos.model:ServedModel"
     """The class that answers in the service, `module:class`; a kind that is more than one graph has its own."""
     threads: int = 1
@@ -186,7 +188,7 @@ class Contract(BaseModel):
         for i, instance in enumerate(instances):
             if not isinstance(instance, dict):
                 raise ContractViolation(
-                    f"{start}.{i}", "an object with the fields " + ", ".join(sorted(names)), _describe(instance)
+                    f"{start}.{i}", "an object with the fields " + ", ".join(sorted(names)), describe(instance)
                 )
             for extra in instance.keys() - names:
                 raise ContractViolation(
@@ -219,7 +221,8 @@ class Contract(BaseModel):
         return cls.model_validate_json(path.read_text(encoding="utf-8"))
 
 
-def _describe(value: Any) -> str:
+def describe(value: Any) -> str:
+    """A value a client sent, in a few characters: its type and how it begins."""
     if value is None:
         return "null"
     shown = repr(value)
