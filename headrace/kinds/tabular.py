@@ -60,14 +60,7 @@ class Tabular(Kind):
                 levels = sorted(set(_texts(values.dropna()).tolist()))
                 categorical.append(Categorical(name=name, levels=levels, nullable=bool(values.isna().any())))
             else:
-                numbers = _finite(train, name)
-                mean, std = float(np.nanmean(numbers)), float(np.nanstd(numbers))
-                # A constant column says nothing; dividing by 1 keeps it at zero instead of NaN.
-                numeric.append(
-                    Numeric(
-                        name=name, mean=mean, std=std if _varies(mean, std) else 1.0, nullable=bool(np.isnan(numbers).any())
-                    )
-                )
+                numeric.append(numeric_column(train, name))
         if not numeric and not categorical:
             raise DataError(
                 "no column is left to predict from", where="data.columns", mend="name feature columns beside the target"
@@ -128,7 +121,7 @@ class TabularRegression(Tabular):
 
     def fit(self, train: pd.DataFrame, recipe: Recipe) -> Schema:
         numeric, categorical = self._columns(train, recipe)
-        target = _finite(train, recipe.data.target)
+        target = finite(train, recipe.data.target)
         if missing := int(np.isnan(target).sum()):
             raise DataError(
                 f"{missing} of {len(target)} training rows have no value",
@@ -181,6 +174,18 @@ def features(frame: pd.DataFrame, recipe: Recipe) -> list[str]:
     return recipe.data.features(map(str, frame.columns))
 
 
+def numeric_column(frame: pd.DataFrame, name: str) -> Numeric:
+    """What is learned of a column of numbers, at least one of which is there.
+
+    Raises:
+        DataError: as `finite`.
+    """
+    numbers = finite(frame, name)
+    mean, std = float(np.nanmean(numbers)), float(np.nanstd(numbers))
+    # A constant column says nothing; dividing by 1 keeps it at zero instead of NaN.
+    return Numeric(name=name, mean=mean, std=std if _varies(mean, std) else 1.0, nullable=bool(np.isnan(numbers).any()))
+
+
 def _shape(numeric: list[Numeric], categorical: list[Categorical], outputs: int) -> Shape:
     return Shape(numeric=len(numeric), cardinalities=tuple(len(c.levels) + 1 for c in categorical), outputs=outputs)
 
@@ -189,7 +194,7 @@ def _numbers(frame: pd.DataFrame, name: str) -> NDArray[np.float32]:
     return frame[name].to_numpy(dtype=np.float64, na_value=np.nan).astype(np.float32)
 
 
-def _finite(frame: pd.DataFrame, name: str) -> NDArray[np.float64]:
+def finite(frame: pd.DataFrame, name: str) -> NDArray[np.float64]:
     """Numbers of a column, NaN for missing.
 
     Raises:
