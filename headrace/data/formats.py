@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -38,7 +39,7 @@ def read_file(path: Path, reading: Reading | None = None) -> pa.Table:
     if path.stat().st_size == 0:
         raise DataError("the file is empty (0 bytes)", where=str(path), mend="fetch or export it again")
     table = _read(path, reading)
-    twice = sorted({name for name in table.column_names if table.column_names.count(name) > 1})
+    twice = sorted(name for name, count in Counter(table.column_names).items() if count > 1)
     if twice:
         raise DataError(
             f"column {twice[0]!r} stands there twice", where=str(path), mend="rename one of the two columns in the file"

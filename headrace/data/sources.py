@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, NoReturn
 
 from headrace.data import packages
 from headrace.data.addresses import file_name, is_local, local_file, local_files, scheme_of, shown
@@ -114,14 +115,13 @@ def _pack_local(uri: str, project_root: Path, to: Path) -> None:
             mend="correct the pattern in data.source (`*` stands for any characters), or bring the files there",
         )
     root = project_root.resolve()
-    names = [path.resolve() for path in files]
-    pack_files(
-        (
-            (n.relative_to(root).as_posix() if n.is_relative_to(root) else n.as_posix(), (lambda n=n: n.open("rb")))
-            for n in names
-        ),
-        to,
-    )
+    resolved = [path.resolve() for path in files]
+    shown_as = [path.relative_to(root) if path.is_relative_to(root) else path for path in resolved]
+    pack_files(((name.as_posix(), partial(_opened, path)) for name, path in zip(shown_as, resolved, strict=True)), to)
+
+
+def _opened(path: Path) -> IO[bytes]:
+    return path.open("rb")
 
 
 def _check(path: Path, sha256: str | None, uri: str) -> None:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-    from headrace.config import DataConfig, Recipe
+    from headrace.config import Recipe
+    from headrace.data.config import DataConfig
     from headrace.project import Project
 
 KEY = "headrace.source"
@@ -90,8 +91,9 @@ def select(table: pa.Table, names: list[str], path: Path) -> pa.Table:
     Raises:
         DataError: a column is gone; the near miss is offered.
     """
+    known = set(table.column_names)
     for name in names:
-        if name not in table.column_names:
+        if name not in known:
             raise DataError(
                 f"no column {name!r}; {near_miss(name, table.column_names[:200])}",
                 where=str(path),
