@@ -12,6 +12,7 @@ HeadraceError                     exit code 1
 ├── ExportError                   1   the exported graph disagrees with torch
 ├── ModelRefused                  4   the model gate refused a candidate
 │   └── AwaitsApproval            4   a person has to approve it first
+├── NotReproduced                 4   a version trained again differs
 ├── ServiceError                  5   a server, a port, an engine, a database
 │   ├── PortTaken                 5
 │   ├── EngineMissing             5
@@ -106,6 +107,12 @@ class ModelRefused(HeadraceError):
 
 class AwaitsApproval(ModelRefused):
     """The candidate passed the gate, and the recipe asks for a person's approval."""
+
+
+class NotReproduced(HeadraceError):
+    """A version trained again from its own code and data came out otherwise."""
+
+    exit_code = 4
 
 
 class ServiceError(HeadraceError):

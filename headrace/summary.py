@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
@@ -14,6 +14,9 @@ from headrace.journal import Entry
 from headrace.project import Project
 from headrace.rollout.door import address
 from headrace.settings import Settings
+
+if TYPE_CHECKING:
+    from headrace.reproduction import Reproduction
 
 
 def print_summary(facts: dict[str, Any], project: Project, settings: Settings, unchanged: bool = False) -> None:
@@ -119,6 +122,21 @@ def print_trace(chain: dict[str, Any]) -> None:
         console.out().print(f"  [cyan]{link['link']:<14}[/cyan] {escape(str(link['id']))}")
         if link["get_it"]:
             console.out().print(f"  {'':<14} [dim]{escape(link['get_it'])}[/dim]")
+
+
+def print_reproduction(found: Reproduction) -> None:
+    """That the weights are the same, and from what they were made."""
+    console.out().print(
+        f"[bold]{found.version}[/bold] trained again on {found.device}: [green]identical, byte for byte[/green]"
+    )
+    rows = {
+        "code": found.code,
+        "data": found.data_md5,
+        "served files": f"sha256 {found.content_sha256_now}",
+        "metrics": "  ".join(f"{name} {value:.4g}" for name, value in found.metrics_now.items() if value is not None),
+    }
+    for name, text in rows.items():
+        console.out().print(f"  [cyan]{name:<14}[/cyan] {escape(text)}")
 
 
 def _coloured(text: str) -> str:

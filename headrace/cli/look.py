@@ -150,6 +150,28 @@ def trace(reference: str, as_json: bool) -> None:
     print_trace(chain)
 
 
+@click.command(short_help="Train a version again and compare it byte for byte.")
+@click.argument("reference")
+@json_option
+def reproduce(reference: str, as_json: bool) -> None:
+    """Train REFERENCE (such as digits@3) again, from its own commit, data and recipe, and compare the weights.
+
+    Works in a folder of its own: nothing of the project changes.
+    """
+    project, _ = here()
+    from headrace import console
+    from headrace.reproduction import reproduce as train_again
+
+    console.step("reproduce", reference)
+    found = train_again(reference, project, console.report)
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+        return
+    from headrace.summary import print_reproduction
+
+    print_reproduction(found)
+
+
 @click.command("open", short_help="Open MLflow, Prefect or Data Docs in the browser.")
 @click.argument("page", type=click.Choice(["mlflow", "prefect", "docs"]))
 @json_option
@@ -170,4 +192,4 @@ def open_page(page: str, as_json: bool) -> None:
         click.echo(addresses[page])
 
 
-COMMANDS = [status, logs, predict, history, trace, open_page]
+COMMANDS = [status, logs, predict, history, trace, reproduce, open_page]
