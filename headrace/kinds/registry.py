@@ -21,6 +21,7 @@ CLASSIFICATION: dict[str, Better] = {
     "log_loss": "lower",
 }
 REGRESSION: dict[str, Better] = {"mae": "lower", "rmse": "lower", "r2": "higher"}
+SUMMARISATION: dict[str, Better] = {"rouge_l": "higher", "rouge_l_gain": "higher", "rouge_l_baseline": "higher"}
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,21 @@ class KindEntry:
     metrics: dict[str, Better]
     models: tuple[str, ...]
     is_image: bool = False
+    is_text: bool = False
+    is_graph: bool = False
 
 
 KINDS: dict[str, KindEntry] = {
-    "image-classification": KindEntry("headrace.kinds.image:ImageClassification", CLASSIFICATION, ("cnn",), is_image=True),
+    "image-classification": KindEntry("headrace.kinds.image:ImageClassification", CLASSIFICATION, ("cnn", "mlp"), is_image=True),
     "classification": KindEntry("headrace.kinds.tabular:TabularClassification", CLASSIFICATION, ("mlp",)),
     "regression": KindEntry("headrace.kinds.tabular:TabularRegression", REGRESSION, ("mlp",)),
+    "text-classification": KindEntry(
+        "headrace.kinds.text:TextClassification", CLASSIFICATION, ("recurrent", "attention"), is_text=True
+    ),
+    "summarisation": KindEntry("headrace.kinds.summaries:Summarisation", SUMMARISATION, ("seq2seq",), is_text=True),
+    "node-classification": KindEntry(
+        "headrace.kinds.nodes:NodeClassification", CLASSIFICATION, ("gcn", "gat"), is_graph=True
+    ),
 }
 
 

@@ -9,9 +9,11 @@ from headrace.models.registry import CNNConfig
 
 
 class CNN(nn.Module):
-    """Blocks of 3 × 3 convolution, ReLU and 2 × 2 max pooling, then one linear layer.
+    """Blocks of 3 × 3 convolutions with ReLU, each block ended by 2 × 2 max pooling; then one linear layer.
 
-    Takes `(batch, channels, height, width)`, gives logits `(batch, classes)`.
+    With batch norm (Ioffe & Szegedy 2015, arXiv:1502.03167) between convolution and ReLU, and spatial dropout (Tompson et al.
+    2015, arXiv:1411.4280) after each block, where the settings ask for them. Takes `(batch, channels, height, width)`, gives
+    logits `(batch, classes)`.
     """
 
     def __init__(self, config: CNNConfig, shape: Shape) -> None:
@@ -20,12 +22,27 @@ class CNN(nn.Module):
         channels, height, width = shape.image
         blocks: list[nn.Module] = []
         for width_out in config.channels:
-            # ceil_mode lets an image of odd size, or one pixel high, pass through every block
-            blocks += [nn.Conv2d(channels, width_out, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)]
+            blocks += _block(config, channels, width_out)
             channels, height, width = width_out, (height + 1) // 2, (width + 1) // 2
         self.features = nn.Sequential(*blocks)
-        self.head = nn.Sequential(nn.Flatten(), nn.Dropout(config.dropout), nn.Linear(channels * height * width, shape.outputs))
+        pool: list[nn.Module] = []
+        if config.pooling == "average":
+            pool, height, width = [nn.AdaptiveAvgPool2d(1)], 1, 1
+        linear = nn.Linear(channels * height * width, shape.outputs)
+        self.head = nn.Sequential(*pool, nn.Flatten(), nn.Dropout(config.dropout), linear)
 
     def forward(self, image: Tensor) -> Tensor:
         logits: Tensor = self.head(self.features(image))
         return logits
+
+
+def _block(config: CNNConfig, channels: int, width_out: int) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for i in range(config.convolutions):
+        # batch norm has a bias of its own
+        layers.append(nn.Conv2d(channels if i == 0 else width_out, width_out, 3, padding=1, bias=not config.batch_norm))
+        layers += [nn.BatchNorm2d(width_out)] if config.batch_norm else []
+        layers.append(nn.ReLU())
+    # ceil_mode lets an image of odd size, or one pixel high, pass through every block
+    layers.append(nn.MaxPool2d(2, ceil_mode=True))
+    return [*layers, nn.Dropout2d(config.dropout2d)] if config.dropout2d else layers

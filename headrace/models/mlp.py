@@ -1,6 +1,8 @@
-"""A dense network for tables, with an embedding for each categorical column."""
+"""A dense network: for tables, with an embedding for each categorical column, and for images, pixel by pixel."""
 
 from __future__ import annotations
+
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -13,21 +15,21 @@ class MLP(nn.Module):
     """Embeddings beside the numbers, then linear layers with ReLU.
 
     Entity embeddings as in Guo & Berkhahn 2016 (arXiv:1604.06737). Takes `numeric` `(batch, columns)` float32 and
-    `categorical` `(batch, columns)` int64, gives `(batch, outputs)`.
+    `categorical` `(batch, columns)` int64, or images `(batch, channels, height, width)` alone; gives `(batch, outputs)`.
     """
 
     def __init__(self, config: MLPConfig, shape: Shape) -> None:
         super().__init__()
         widths = [min(config.embedding, (n + 1) // 2) for n in shape.cardinalities]
         self.embeddings = nn.ModuleList(nn.Embedding(n, width) for n, width in zip(shape.cardinalities, widths, strict=True))
-        features = shape.numeric + sum(widths)
+        features = (prod(shape.image) if shape.image else shape.numeric) + sum(widths)
         layers: list[nn.Module] = []
         for width in config.hidden:
             layers += [nn.Linear(features, width), nn.ReLU(), nn.Dropout(config.dropout)]
             features = width
         self.layers = nn.Sequential(*layers, nn.Linear(features, shape.outputs))
 
-    def forward(self, numeric: Tensor, categorical: Tensor) -> Tensor:
-        embedded = [embedding(categorical[:, i]) for i, embedding in enumerate(self.embeddings)]
-        outputs: Tensor = self.layers(torch.cat([numeric, *embedded], dim=1))
+    def forward(self, numeric: Tensor, categorical: Tensor | None = None) -> Tensor:
+        embedded = [] if categorical is None else [part(categorical[:, i]) for i, part in enumerate(self.embeddings)]
+        outputs: Tensor = self.layers(torch.cat([numeric.flatten(1), *embedded], dim=1))
         return outputs

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from headrace.errors import near_miss
 from headrace.extensions import is_dotted, load_class
@@ -26,18 +26,26 @@ class ModelConfig(BaseModel):
 
 
 class CNNConfig(ModelConfig):
-    """Convolution, ReLU and pooling, once for each entry of `channels`, then one linear layer."""
+    """Blocks of convolutions, ReLU and pooling, one for each entry of `channels`, then one linear layer."""
 
     builds = "headrace.models.cnn:CNN"
     name: Literal["cnn"] = "cnn"
     channels: list[Annotated[int, Field(ge=1)]] = Field(default=[32, 64], min_length=1)
     """Output channels of each block; every block halves height and width."""
+    convolutions: int = Field(default=1, ge=1, le=4)
+    """Convolutions in a block."""
+    batch_norm: bool = False
+    """Whether each convolution is followed by batch normalisation."""
+    dropout2d: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Probability of dropping a whole channel after each block."""
+    pooling: Literal["flatten", "average"] = "flatten"
+    """What the linear layer sees: every place of the last block, or its average over all places."""
     dropout: float = Field(default=0.25, ge=0.0, lt=1.0)
     """Probability of dropping a feature before the linear layer."""
 
 
 class MLPConfig(ModelConfig):
-    """A dense network; each categorical column gets an embedding."""
+    """A dense network; each categorical column of a table gets an embedding."""
 
     builds = "headrace.models.mlp:MLP"
     name: Literal["mlp"] = "mlp"
@@ -49,7 +57,172 @@ class MLPConfig(ModelConfig):
     """Longest embedding of a categorical column; short vocabularies get fewer dimensions."""
 
 
-MODELS: dict[str, type[ModelConfig]] = {"cnn": CNNConfig, "mlp": MLPConfig}
+Pooling = Literal["max", "mean", "last", "attention"]
+
+
+class RecurrentConfig(ModelConfig):
+    """An embedding of tokens, recurrent layers, pooling over their states, one linear layer."""
+
+    builds = "headrace.models.recurrent:Recurrent"
+    name: Literal["recurrent"] = "recurrent"
+    cell: Literal["lstm", "gru"] = "gru"
+    bidirectional: bool = True
+    """Whether a second direction reads each text from its end."""
+    embedding: int = Field(default=128, ge=1)
+    """Features of a token."""
+    hidden: int = Field(default=128, ge=1)
+    """Features of a state, in each direction."""
+    layers: int = Field(default=1, ge=1)
+    pooling: list[Pooling] = Field(default=["max", "mean"], min_length=1)
+    """How the states of a text become one vector; several stand side by side."""
+    dropout: float = Field(default=0.3, ge=0.0, lt=1.0)
+    """Probability of dropping a feature in front of each layer and of the linear one."""
+    token_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Probability that a token is made an unknown one in training."""
+
+
+class AttentionConfig(ModelConfig):
+    """A transformer encoder: embedding of tokens, pre-norm blocks, pooling, one linear layer."""
+
+    builds = "headrace.models.attention:Attention"
+    name: Literal["attention"] = "attention"
+    width: int = Field(default=128, ge=2)
+    """Features of a state; `heads` divides it."""
+    heads: int = Field(default=4, ge=1)
+    """Attention heads of a block."""
+    layers: int = Field(default=2, ge=1)
+    """Blocks."""
+    expansion: int = Field(default=4, ge=1)
+    """How many times wider than a state the dense layer of a block is."""
+    positions: Literal["learned", "rotary"] = "rotary"
+    pooling: list[Pooling] = Field(default=["mean"], min_length=1)
+    """How the states of a text become one vector; several stand side by side."""
+    dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Probability of dropping a feature, anywhere in a block."""
+    token_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Probability that a token is made an unknown one in training."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> AttentionConfig:
+        if self.width % self.heads or (self.positions == "rotary" and self.width // self.heads % 2):
+            even = ", an even number of features each (rotary positions turn pairs)" if self.positions == "rotary" else ""
+            raise ValueError(f"{self.heads} heads cannot share width {self.width}{even}; try width 128, heads 4")
+        return self
+
+
+class Seq2SeqConfig(ModelConfig):
+    """A transformer encoder-decoder over one vocabulary, with a pointer that copies tokens of the source."""
+
+    builds = "headrace.models.seq2seq:Seq2Seq"
+    name: Literal["seq2seq"] = "seq2seq"
+    width: int = Field(default=128, ge=2)
+    """Features of a state; `heads` divides it."""
+    heads: int = Field(default=4, ge=1)
+    """Attention heads of a layer."""
+    encoder_layers: int = Field(default=2, ge=1)
+    decoder_layers: int = Field(default=2, ge=1)
+    expansion: int = Field(default=4, ge=1)
+    """How many times wider than a state the dense part of a layer is."""
+    dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Probability of dropping a feature of an embedding, or of what a part of a layer adds."""
+    beams: int = Field(default=4, ge=1, le=32)
+    """Texts that the search for the best one keeps at a time; 1 is greedy search."""
+    length_penalty: float = Field(default=1.0, ge=0.0)
+    """Higher favours longer answers; 0 takes the likeliest."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Seq2SeqConfig:
+        if self.width % self.heads:
+            raise ValueError(f"{self.heads} heads cannot share width {self.width}; try width 128, heads 4")
+        return self
+
+
+class RecurrentLanguageConfig(ModelConfig):
+    """A language model: embedding of tokens, recurrent layers, and the embedding again as output."""
+
+    builds = "headrace.models.language:RecurrentLanguage"
+    name: Literal["recurrent-language"] = "recurrent-language"
+    cell: Literal["lstm", "gru"] = "lstm"
+    embedding: int = Field(default=128, ge=1)
+    """Features of a token."""
+    hidden: int = Field(default=384, ge=1)
+    """Features of a state."""
+    layers: int = Field(default=1, ge=1)
+    dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Probability of dropping a feature in front of each layer and of the output."""
+
+
+class GPTConfig(ModelConfig):
+    """A language model: a causal transformer with rotary positions, whose keys and values are kept while it writes."""
+
+    builds = "headrace.models.causal:GPT"
+    name: Literal["gpt"] = "gpt"
+    width: int = Field(default=128, ge=2)
+    """Features of a state; `heads` divides it."""
+    heads: int = Field(default=4, ge=1)
+    """Attention heads of a block."""
+    layers: int = Field(default=4, ge=1)
+    """Blocks."""
+    expansion: int = Field(default=4, ge=1)
+    """How many times wider than a state the dense part of a block is."""
+    dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Probability of dropping a feature of an embedding, or of what a part of a block adds."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> GPTConfig:
+        if self.width % self.heads or self.width // self.heads % 2:
+            raise ValueError(
+                f"{self.heads} heads cannot share width {self.width}, an even number of features each; try width 128, heads 4"
+            )
+        return self
+
+
+GraphPooling = Literal["mean", "max", "sum", "attention"]
+
+
+class GCNConfig(ModelConfig):
+    """Graph convolutions with ReLU between; a whole graph's nodes are pooled, and one linear layer follows."""
+
+    builds = "headrace.models.graph:GCN"
+    name: Literal["gcn"] = "gcn"
+    hidden: list[Annotated[int, Field(ge=1)]] = Field(default=[64], min_length=1)
+    """Features of a node after each hidden layer; one more layer gives a node's answer."""
+    dropout: float = Field(default=0.5, ge=0.0, lt=1.0)
+    """Probability of dropping a feature in front of each layer."""
+    pooling: GraphPooling = "mean"
+    """How the nodes of a whole graph become one vector."""
+
+
+class GATConfig(ModelConfig):
+    """Graph attention with ELU between; a whole graph's nodes are pooled, and one linear layer follows."""
+
+    builds = "headrace.models.graph:GAT"
+    name: Literal["gat"] = "gat"
+    hidden: list[Annotated[int, Field(ge=1)]] = Field(default=[8], min_length=1)
+    """Features of a node after each hidden layer, in each head; one more layer gives a node's answer."""
+    heads: int = Field(default=8, ge=1)
+    """Attention heads of a hidden layer; they stand side by side."""
+    output_heads: int = Field(default=1, ge=1)
+    """Attention heads of the layer that gives a node's answer; they are averaged."""
+    dropout: float = Field(default=0.6, ge=0.0, lt=1.0)
+    """Probability of dropping a feature in front of each layer."""
+    attention_dropout: float = Field(default=0.6, ge=0.0, lt=1.0)
+    """Probability that a node does not hear one of its neighbours in training."""
+    pooling: GraphPooling = "mean"
+    """How the nodes of a whole graph become one vector."""
+
+
+MODELS: dict[str, type[ModelConfig]] = {
+    "cnn": CNNConfig,
+    "mlp": MLPConfig,
+    "recurrent": RecurrentConfig,
+    "attention": AttentionConfig,
+    "seq2seq": Seq2SeqConfig,
+    "recurrent-language": RecurrentLanguageConfig,
+    "gpt": GPTConfig,
+    "gcn": GCNConfig,
+    "gat": GATConfig,
+}
 
 
 def config_of(name: str) -> type[ModelConfig]:

@@ -32,9 +32,53 @@ def test_cnn_is_conv_relu_pool_then_linear(height: int, width: int) -> None:
     assert network(x).shape == (5, 4)
 
 
+def test_cnn_with_all_its_options_is_the_same_written_out() -> None:
+    """Two convolutions a block, each normalised by the running statistics, then the mean over all places."""
+    torch.manual_seed(0)
+    config = CNNConfig(channels=[3, 4], convolutions=2, batch_norm=True, dropout2d=0.5, pooling="average", dropout=0.5)
+    network = build(config, Shape(image=(2, 7, 6), outputs=4))
+    for _ in range(3):  # running statistics that are neither 0 nor 1
+        network(torch.randn(8, 2, 7, 6) * 2 + 1)
+    network.eval()
+    w: dict[str, Any] = network.state_dict()
+    x = torch.randn(5, 2, 7, 6)
+    h = x
+    for block, end in ((0, False), (3, True), (8, False), (11, True)):
+        h = F.conv2d(h, w[f"features.{block}.weight"], padding=1)
+        mean, variance, scale, shift = (
+            w[f"features.{block + 1}.{name}"].view(1, -1, 1, 1) for name in ("running_mean", "running_var", "weight", "bias")
+        )
+        h = F.relu((h - mean) / (variance + 1e-5).sqrt() * scale + shift)
+        h = F.max_pool2d(h, 2, ceil_mode=True) if end else h
+    torch.testing.assert_close(network(x), h.mean(dim=(2, 3)) @ w["head.3.weight"].T + w["head.3.bias"])
+
+
 def test_cnn_parameters_are_counted_by_hand() -> None:
     network = build(CNNConfig(channels=[32, 64]), Shape(image=(1, 28, 28), outputs=10))
     assert parameters(network) == (9 * 32 + 32) + (32 * 9 * 64 + 64) + (64 * 7 * 7 * 10 + 10)
+    network = build(
+        CNNConfig(channels=[8], convolutions=2, batch_norm=True, pooling="average"), Shape(image=(1, 9, 9), outputs=3)
+    )
+    assert parameters(network) == (9 * 8 + 2 * 8) + (8 * 9 * 8 + 2 * 8) + (8 * 3 + 3)
+
+
+def test_dropout2d_drops_whole_channels_in_training_alone() -> None:
+    torch.manual_seed(0)
+    network = build(CNNConfig(channels=[64], dropout2d=0.5), Shape(image=(1, 4, 4), outputs=2))
+    kept = network.features(torch.rand(1, 1, 4, 4) + 1) != 0
+    whole = network.eval().features(torch.rand(1, 1, 4, 4) + 1) != 0
+    lost = whole.any((2, 3)) & ~kept.any((2, 3))
+    assert lost.any() and not lost.all()
+    assert torch.equal(kept[0, ~lost[0]].any(2).any(1), whole[0, ~lost[0]].any(2).any(1))
+
+
+def test_an_image_goes_through_a_dense_network_pixel_by_pixel() -> None:
+    torch.manual_seed(0)
+    network = build(MLPConfig(hidden=[6]), Shape(image=(1, 3, 4), outputs=5)).eval()
+    w: dict[str, Any] = dict(network.named_parameters())
+    image = torch.randn(7, 1, 3, 4)
+    h = (image.reshape(7, 12) @ w["layers.0.weight"].T + w["layers.0.bias"]).clamp(min=0)
+    torch.testing.assert_close(network(image), h @ w["layers.3.weight"].T + w["layers.3.bias"])
 
 
 def test_mlp_is_embeddings_beside_numbers_then_relu_layers() -> None:
