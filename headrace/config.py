@@ -139,6 +139,10 @@ class Recipe(Section):
             raise ValueError(f"model: {self.model.name!r} does not fit task {self.task!r}; it takes {', '.join(entry.models)}")
         if entry.is_image and self.data.image is None:
             raise ValueError("data.image: an image task needs height and width, such as [28, 28]")
+        if entry.is_text and self.data.text is None:
+            raise ValueError("data.text: a text task needs the column of the text, such as {column: text}")
+        if entry.is_graph and self.data.graph is None:
+            raise ValueError("data.graph: a graph task needs the nodes' ids and their edges, such as {node: id, edges: edges.txt}")
         named = list(self.gate.require) + ([self.gate.beat_champion.metric] if self.gate.beat_champion else [])
         for metric in named:
             if metric not in entry.metrics:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from headrace.project import Project
 
 if TYPE_CHECKING:
     import onnx
+    import onnxruntime
     import pandas as pd
     import torch
     from mlflow.models import ModelSignature
@@ -228,11 +229,15 @@ def save_graph(graph: onnx.ModelProto, path: Path) -> None:
     path.write_bytes(graph.SerializeToString(deterministic=True))
 
 
-def run_graph(path: Path, feeds: Feeds, batch: int = 4096) -> NDArray[Any]:
-    """Answers of the graph for all rows, `(rows,)` or `(rows, classes)`, computed batch by batch."""
+def open_graph(path: Path) -> onnxruntime.InferenceSession:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def run_graph(path: Path, feeds: Feeds, batch: int = 4096) -> NDArray[Any]:
+    """Answers of the graph for all rows, `(rows,)` or `(rows, classes)`, computed batch by batch."""
+    session = open_graph(path)
     rows = len(next(iter(feeds.values())))
     parts = [session.run(None, {k: v[i : i + batch] for k, v in feeds.items()})[0] for i in range(0, rows, batch)]
     return np.concatenate(parts)
@@ -246,14 +251,40 @@ def check_parity(
     Raises:
         ExportError: it exceeds `TOLERANCE`.
     """
+    kind = kind_of(recipe.task)
+    frames = [test.iloc[:rows] for rows in PARITY_ROWS]
+    pairs = ((kind.encode(frame, schema, recipe), kind.feeds(frame, contract, recipe)) for frame in frames)
+    return compare(model, path, pairs, recipe)
+
+
+def compare(model: ServedModel, path: Path, pairs: Iterable[tuple[Feeds, Feeds]], recipe: Recipe) -> dict[str, float]:
+    """Largest difference between torch and the graph, each on its own form of the same batches.
+
+    Args:
+        pairs: the inputs of `model`, and those of the graph at `path`.
+
+    Raises:
+        ExportError: it exceeds `TOLERANCE`.
+    """
     import torch
 
-    kind, largest = kind_of(recipe.task), 0.0
-    for rows in PARITY_ROWS:
-        frame = test.iloc[:rows]
-        with torch.inference_mode():
-            wanted = model(*(torch.from_numpy(a) for a in kind.encode(frame, schema, recipe).values())).numpy()
-        got = run_graph(path, kind.feeds(frame, contract, recipe))
+    def answers() -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+        for inputs, feeds in pairs:
+            with torch.inference_mode():
+                wanted = model(*(torch.from_numpy(array) for array in inputs.values())).numpy()
+            yield wanted, run_graph(path, feeds)
+
+    return agreement(answers(), recipe)
+
+
+def agreement(answers: Iterable[tuple[NDArray[Any], NDArray[Any]]], recipe: Recipe) -> dict[str, float]:
+    """Largest difference between what torch answers and what the graph does.
+
+    Raises:
+        ExportError: it exceeds `TOLERANCE`.
+    """
+    largest = 0.0
+    for wanted, got in answers:
         scale = max(1.0, float(np.abs(wanted).max()))
         # np.maximum, since Python's max would pass over a NaN
         largest = float(np.maximum(largest, np.abs(wanted - got).max() / scale))

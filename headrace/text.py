@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 PAD, UNKNOWN, START, END = 0, 1, 2, 3
 SPECIAL = ("[PAD]", "[UNK]", "[BOS]", "[EOS]")
 """The first tokens of every vocabulary, in the order of the ids above."""
+TOKENS_PER_RUN = 16_384
+"""Rows times length of what a graph answers at once, so that its memory does not grow with what a client sends."""
 
 
 class Encoder:
@@ -52,14 +54,37 @@ class Encoder:
 
     def encode(self, texts: Sequence[str], length: int) -> NDArray[np.int64]:
         """`(rows, longest)`: ids of each text, cut after `length` and filled up with `PAD`; at least one column."""
+        return padded(self.cut(texts, length))
+
+    def cut(self, texts: Sequence[str], length: int) -> list[list[int]]:
+        """Ids of each text, at most `length`."""
         found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        rows = [one.ids[:length] for one in found]
-        ids = np.full((len(rows), max([1, *map(len, rows)])), PAD, dtype=np.int64)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = row
-        return ids
+        return [one.ids[:length] for one in found]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`; special tokens leave nothing."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
+
+
+def padded(rows: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+    """`(rows, longest)`, filled up with `PAD`; at least one column."""
+    ids = np.full((len(rows), max([1, *map(len, rows)])), PAD, dtype=np.int64)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+    return ids
+
+
+def answer_by_length(rows: Sequence[Sequence[int]], run: Callable[[NDArray[np.int64]], NDArray[Any]]) -> NDArray[Any]:
+    """What `run` answers for the token ids of each row, in the order of `rows`.
+
+    Rows of like length go together, so that little is filled up, and at most `TOKENS_PER_RUN` at once (a longer row alone).
+    """
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    parts: list[list[int]] = [[]]
+    for i in order:  # the longest so far is the latest
+        if parts[-1] and (len(parts[-1]) + 1) * len(rows[i]) > TOKENS_PER_RUN:
+            parts.append([])
+        parts[-1].append(i)
+    answers = np.concatenate([run(padded([rows[i] for i in part])) for part in parts])
+    return answers[np.argsort(order)]

@@ -1,0 +1,105 @@
+"""A transformer encoder over tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from headrace.kinds.base import Shape
+from headrace.models.registry import AttentionConfig
+from headrace.models.sequences import Pooling, TokenDropout, lengths_of, valid_positions
+from headrace.text import PAD
+
+ROTARY_BASE = 10_000.0
+
+
+class Attention(nn.Module):
+    """Embedding, pre-norm transformer blocks, pooling over their states, one linear layer.
+
+    Vaswani et al. 2017 (arXiv:1706.03762) with the norm in front of each part (Xiong et al. 2020, arXiv:2002.04745). Takes
+    tokens `(batch, length)` int64 filled up with padding, gives `(batch, outputs)`.
+    """
+
+    def __init__(self, config: AttentionConfig, shape: Shape) -> None:
+        super().__init__()
+        rotary = config.positions == "rotary"
+        self.token_dropout = TokenDropout(config.token_dropout)
+        self.embedding = nn.Embedding(shape.vocabulary, config.width, padding_idx=PAD)
+        self.positions = None if rotary else nn.Embedding(shape.length, config.width)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        if self.positions is not None:
+            nn.init.normal_(self.positions.weight, std=0.02)
+        with torch.no_grad():
+            self.embedding.weight[PAD].zero_()
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(
+            Block(config.width, config.heads, config.width * config.expansion, config.dropout, rotary)
+            for _ in range(config.layers)
+        )
+        self.norm = nn.LayerNorm(config.width)
+        self.pooling = Pooling(config.pooling, config.width)
+        self.head = nn.Linear(self.pooling.features, shape.outputs)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        lengths = lengths_of(tokens)
+        valid = valid_positions(tokens, lengths)
+        states = self.embedding(self.token_dropout(tokens))
+        if self.positions is not None:
+            states = states + self.positions(torch.arange(tokens.shape[1], device=tokens.device))
+        states = self.dropout(states)
+        for block in self.blocks:
+            states = block(states, valid[:, None, None, :])
+        logits: Tensor = self.head(self.dropout(self.pooling(self.norm(states), valid, lengths)))
+        return logits
+
+
+class Block(nn.Module):
+    """Self-attention, then a dense layer of `hidden` features with GELU; each adds to what it reads."""
+
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float, rotary: bool) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = SelfAttention(width, heads, dropout, rotary)
+        self.dense_norm = nn.LayerNorm(width)
+        self.dense = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, width))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, states: Tensor, seen: Tensor) -> Tensor:
+        states = states + self.dropout(self.attention(self.attention_norm(states), seen))
+        found: Tensor = states + self.dropout(self.dense(self.dense_norm(states)))
+        return found
+
+
+class SelfAttention(nn.Module):
+    """Every position reads those that `seen` `(B, 1, 1, L)` lets it read; `(B, L, width)` to the same shape."""
+
+    def __init__(self, width: int, heads: int, dropout: float, rotary: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.p = dropout
+        self.rotary = rotary
+        self.joint = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, states: Tensor, seen: Tensor) -> Tensor:
+        rows, length, width = states.shape
+        joint = self.joint(states).view(rows, length, 3, self.heads, width // self.heads)
+        query, key, value = joint.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, L, width / heads)
+        if self.rotary:
+            query, key = rotate(query), rotate(key)
+        p = self.p if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, dropout_p=p)
+        found: Tensor = self.out(mixed.transpose(1, 2).reshape(rows, length, width))
+        return found
+
+
+def rotate(states: Tensor) -> Tensor:
+    """Turns each pair of features by an angle that grows with the position: rotary positions, Su et al. 2021
+    (arXiv:2104.09864, eq. 34), with the pairs taken from the two halves. `(..., L, features)`, features even."""
+    half = states.shape[-1] // 2
+    frequency = ROTARY_BASE ** (-torch.arange(half, device=states.device, dtype=torch.float32) / half)
+    angle = torch.arange(states.shape[-2], device=states.device, dtype=torch.float32)[:, None] * frequency
+    cos, sin = angle.cos().to(states.dtype), angle.sin().to(states.dtype)
+    first, second = states[..., :half], states[..., half:]
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)

@@ -1,0 +1,113 @@
+"""A recurrent network over tokens: LSTM or GRU, in one direction or both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headrace.kinds.base import Shape
+from headrace.models.registry import RecurrentConfig
+from headrace.models.sequences import Pooling, TokenDropout, lengths_of, reversing, take, valid_positions
+from headrace.text import PAD
+
+CELLS: dict[str, type[nn.LSTM] | type[nn.GRU]] = {"lstm": nn.LSTM, "gru": nn.GRU}
+
+
+class Recurrent(nn.Module):
+    """Embedding, layers of LSTM or GRU, pooling over their states, one linear layer.
+
+    Takes tokens `(batch, length)` int64 filled up with padding, gives `(batch, outputs)`.
+    """
+
+    def __init__(self, config: RecurrentConfig, shape: Shape) -> None:
+        super().__init__()
+        width = config.hidden * (2 if config.bidirectional else 1)
+        self.token_dropout = TokenDropout(config.token_dropout)
+        self.embedding = nn.Embedding(shape.vocabulary, config.embedding, padding_idx=PAD)
+        self.layers = nn.ModuleList(
+            Layer(config.cell, width if i else config.embedding, config.hidden, config.bidirectional)
+            for i in range(config.layers)
+        )
+        self.dropout = nn.Dropout(config.dropout)
+        self.pooling = StatePooling(config.pooling, width, config.bidirectional)
+        self.head = nn.Linear(self.pooling.features, shape.outputs)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        lengths = lengths_of(tokens)
+        valid = valid_positions(tokens, lengths)
+        states = self.embedding(self.token_dropout(tokens))
+        for layer in self.layers:
+            states = layer(self.dropout(states), valid, lengths)
+        logits: Tensor = self.head(self.dropout(self.pooling(states, valid, lengths)))
+        return logits
+
+
+class Layer(nn.Module):
+    """One layer, `(B, L, features)` to `(B, L, hidden)`, twice as wide where it reads in both directions.
+
+    The second direction reads each text turned round within its own length, so that padding comes last for both and no state
+    of a text has seen any. The result is that of a packed sequence, whose kernels take three times as long on a CPU.
+    """
+
+    def __init__(self, cell: str, features: int, hidden: int, bidirectional: bool) -> None:
+        super().__init__()
+        self.cell = cell
+        self.hidden = hidden
+        self.forwards = CELLS[cell](features, hidden, batch_first=True)
+        self.backwards = CELLS[cell](features, hidden, batch_first=True) if bidirectional else None
+
+    def forward(self, inputs: Tensor, valid: Tensor, lengths: Tensor) -> Tensor:
+        if torch.onnx.is_in_onnx_export():
+            return self._as_operator(inputs, lengths)
+        states: Tensor = self.forwards(inputs)[0]
+        if self.backwards is None:
+            return states
+        turned = reversing(valid, lengths)
+        return torch.cat([states, take(self.backwards(take(inputs, turned))[0], turned)], dim=2)
+
+    def _as_operator(self, inputs: Tensor, lengths: Tensor) -> Tensor:
+        """ONNX's own operator, which knows each row's length; traced, torch's layers would become a loop, or be unrolled."""
+        directions = [self.forwards] if self.backwards is None else [self.forwards, self.backwards]
+        parts = [[_gates_in_onnx_order(part, self.cell) for part in direction.parameters()] for direction in directions]
+        weights = [torch.stack([w for w, _, _, _ in parts]), torch.stack([r for _, r, _, _ in parts])]
+        biases = torch.stack([torch.cat([b, c]) for _, _, b, c in parts])
+        rows, length = inputs.shape[:2]
+        attributes: dict[str, Any] = {
+            "hidden_size": self.hidden,
+            "direction": "forward" if self.backwards is None else "bidirectional",
+        }
+        if self.cell == "gru":
+            attributes["linear_before_reset"] = 1  # the form that torch has
+        states = torch.onnx.ops.symbolic(
+            self.cell.upper(),
+            [inputs.transpose(0, 1), *weights, biases, lengths.int()],
+            attributes,
+            dtype=inputs.dtype,
+            shape=(length, len(directions), rows, self.hidden),
+        )
+        return states.permute(2, 0, 1, 3).flatten(2)
+
+
+def _gates_in_onnx_order(part: Tensor, cell: str) -> Tensor:
+    """Rows of a weight or bias: torch has the gates input, forget, cell, output or reset, update, new; ONNX input, output,
+    forget, cell or update, reset, hidden (operators LSTM and GRU)."""
+    gates = part.chunk(4 if cell == "lstm" else 3)
+    return torch.cat([gates[i] for i in ((0, 3, 1, 2) if cell == "lstm" else (1, 0, 2))])
+
+
+class StatePooling(Pooling):
+    """`last` is the state in which a direction has read the whole text: the first one of the direction that reads backwards."""
+
+    def __init__(self, ways: Sequence[str], features: int, bidirectional: bool) -> None:
+        super().__init__(ways, features)
+        self.bidirectional = bidirectional
+
+    def last(self, states: Tensor, valid: Tensor, lengths: Tensor) -> Tensor:
+        ends = super().last(states, valid, lengths)
+        if not self.bidirectional:
+            return ends
+        hidden = states.shape[2] // 2
+        return torch.cat([ends[:, :hidden], states[:, 0, hidden:]], dim=1)

@@ -1,0 +1,92 @@
+"""What networks over padded token sequences share: which positions count, and how states become one vector.
+
+B: rows. L: positions, filled up with `headrace.text.PAD`. H: features of a state. Padding never changes an answer. A row
+of padding alone (a text without tokens) is read as one token of padding, so that every row has something to pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from headrace.text import PAD, UNKNOWN
+
+
+def lengths_of(tokens: Tensor) -> Tensor:
+    """Tokens of each row `(B, L)`, without padding: `(B,)` int64, at least 1."""
+    return (tokens != PAD).sum(dim=1).clamp(min=1)
+
+
+def valid_positions(tokens: Tensor, lengths: Tensor) -> Tensor:
+    """Which positions of `tokens` `(B, L)` belong to their text: `(B, L)` bool, at least one in a row."""
+    return torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
+
+
+def reversing(valid: Tensor, lengths: Tensor) -> Tensor:
+    """Index `(B, L)` that turns each text round within its own length and leaves its padding where it is."""
+    position = torch.arange(valid.shape[1], device=valid.device)
+    return torch.where(valid, lengths[:, None] - 1 - position, position)
+
+
+def take(states: Tensor, index: Tensor) -> Tensor:
+    """States `(B, L, H)` in the order of `index` `(B, M)`: `(B, M, H)`."""
+    return states.gather(1, index[:, :, None].expand(-1, -1, states.shape[2]))
+
+
+class Trim(nn.Module):
+    """Cuts a batch `(B, L)` after its longest text: less to compute, the same answer.
+
+    Only where the length is known without waiting: not on a GPU, and not while a graph is traced.
+    """
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        if tokens.is_cuda or torch.compiler.is_compiling():
+            return (tokens,)
+        return (tokens[:, : int(lengths_of(tokens).max())],)
+
+
+class TokenDropout(nn.Module):
+    """In training, makes each token an unknown one with probability `p`: word dropout as in Iyyer et al. 2015 (ACL)."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return tokens
+        dropped = (torch.rand(tokens.shape, device=tokens.device) < self.p) & (tokens != PAD)
+        return tokens.masked_fill(dropped, UNKNOWN)
+
+
+class Pooling(nn.Module):
+    """States `(B, L, H)` to one vector a row, `(B, len(ways) * H)`: the ways side by side.
+
+    `attention` weighs the states by a learned score, as in Yang et al. 2016 (NAACL, section 2.2).
+    """
+
+    def __init__(self, ways: Sequence[str], features: int) -> None:
+        super().__init__()
+        self.ways = ways
+        self.features = len(ways) * features
+        if "attention" in ways:
+            self.score = nn.Sequential(nn.Linear(features, features), nn.Tanh(), nn.Linear(features, 1, bias=False))
+
+    def forward(self, states: Tensor, valid: Tensor, lengths: Tensor) -> Tensor:
+        return torch.cat([getattr(self, way)(states, valid, lengths) for way in self.ways], dim=1)
+
+    def max(self, states: Tensor, valid: Tensor, lengths: Tensor) -> Tensor:
+        return states.masked_fill(~valid[:, :, None], float("-inf")).amax(dim=1)
+
+    def mean(self, states: Tensor, valid: Tensor, lengths: Tensor) -> Tensor:
+        return states.masked_fill(~valid[:, :, None], 0.0).sum(dim=1) / lengths[:, None]
+
+    def attention(self, states: Tensor, valid: Tensor, lengths: Tensor) -> Tensor:
+        scores: Tensor = self.score(states)
+        weights = scores.masked_fill(~valid[:, :, None], float("-inf")).softmax(dim=1)
+        return (weights * states).sum(dim=1)
+
+    def last(self, states: Tensor, valid: Tensor, lengths: Tensor) -> Tensor:
+        return take(states, lengths[:, None] - 1)[:, 0]
