@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from headrace.data.archives import is_pattern
 from headrace.data.config import PART
-from headrace.data.formats import read_file
+from headrace.data.formats import read_file, read_packed
 from headrace.data.graphs import pack, with_edges
 from headrace.data.images import read_images
 from headrace.data.reading import Reading
@@ -29,7 +30,6 @@ def assemble(paths: Sequence[Path], data: DataConfig) -> Selected:
     """
     files = list(zip(data.files, paths, strict=True))
     table = _below_each_other(_tables(files, data), data)
-    table = renamed(table, data, paths[0])
     wanted = data.columns or [name for name in table.column_names if name != PART or not data.parts]
     table = select(table, wanted + ([PART] if data.parts and PART not in wanted else []), paths[0])
     if data.target not in table.column_names:
@@ -55,7 +55,7 @@ def reading_of(data: DataConfig) -> Reading:
     return Reading(data.format, data.header, names, (), data.encoding, data.skip_rows)
 
 
-def renamed(table: pa.Table, data: DataConfig, path: Path) -> pa.Table:
+def _renamed(table: pa.Table, data: DataConfig, path: Path) -> pa.Table:
     """
     Raises:
         DataError: a name that is to change is not there.
@@ -72,30 +72,39 @@ def renamed(table: pa.Table, data: DataConfig, path: Path) -> pa.Table:
 
 def _tables(files: list[tuple[SourceFile, Path]], data: DataConfig) -> list[tuple[pa.Table, Path]]:
     """The tables of the source in order, each with its part, and with the columns joined to it."""
-    import pyarrow as pa
-
     labels = iter([path for file, path in files if file.role == "labels"])
     joined = next(((read_file(path, reading_of(data)), path) for file, path in files if file.role == "join"), None)
-    found = []
+    found: list[tuple[pa.Table, Path]] = []
     for file, path in files:
         if file.role == "images":
-            table = read_images(path, next(labels), data.target, data.image)
+            tables = [(read_images(path, next(labels), data.target, data.image), path)]
+        elif file.role == "table" and is_pattern(file.uri):
+            tables = read_packed(path, reading_of(data))
         elif file.role == "table":
-            table = read_file(path, reading_of(data))
+            tables = [(read_file(path, reading_of(data)), path)]
         else:
             continue
         if joined is not None:
-            table = _joined(table, path, *joined, data)
-        if data.parts:
-            if PART in table.column_names:
-                raise DataError(
-                    f"a source in parts gets a column {PART!r}, and the file has one already",
-                    where=str(path),
-                    mend=f"rename the file's column (data.rename: {{{PART}: …}})",
-                )
-            table = table.append_column(PART, pa.array([file.part], pa.string()).take(pa.array([0] * table.num_rows)))
-        found.append((table, path))
+            tables = [(_joined(table, place, *joined, data), place) for table, place in tables]
+        tables = [(_renamed(table, data, place), place) for table, place in tables]
+        found += [(_with_part(table, place, file.part) if data.parts else table, place) for table, place in tables]
     return found
+
+
+def _with_part(table: pa.Table, path: Path, part: str | None) -> pa.Table:
+    """
+    Raises:
+        DataError: there is such a column already.
+    """
+    import pyarrow as pa
+
+    if PART in table.column_names:
+        raise DataError(
+            f"a source in parts gets a column {PART!r}, and the file has one already",
+            where=str(path),
+            mend=f"call the file's column something else (data.rename: {{{PART}: NAME}})",
+        )
+    return table.append_column(PART, pa.repeat(pa.scalar(part, pa.string()), table.num_rows))
 
 
 def _joined(table: pa.Table, path: Path, other: pa.Table, other_path: Path, data: DataConfig) -> pa.Table:
@@ -144,11 +153,9 @@ def _below_each_other(tables: list[tuple[pa.Table, Path]], data: DataConfig) -> 
     import pyarrow as pa
 
     first, first_path = tables[0]
-    back = {ours: theirs for theirs, ours in data.rename.items()}
-    wanted = [back.get(name, name) for name in data.columns] if data.columns else None
     for table, path in tables[1:]:
         for name in set(first.column_names) ^ set(table.column_names):
-            if wanted is None or name in wanted:
+            if data.columns is None or name in data.columns:
                 lacks = path if name in first.column_names else first_path
                 raise DataError(
                     f"no column {name!r}, which stands in {(first_path if lacks == path else path).name}",

@@ -177,6 +177,7 @@ class DataConfig(Section):
                 "categorical": self.categorical or [],
                 "drop_missing": self.drop_missing,
                 "drop_duplicates": self.drop_duplicates,
+                "text.column": [self.text.column] if self.text else [],
                 "graph.node": [self.graph.node] if self.graph else [],
                 "split.given.column": [self.split.given.column] if self.split.given else [],
                 "split.group.column": [self.split.group.column] if self.split.group else [],
@@ -202,12 +203,6 @@ class DataConfig(Section):
         given = self.split.given
         if given is not None and self.parts and given.column == PART and given.test not in self.parts:
             raise ValueError(f"split.given.test: {given.test!r} is no part of source; {near_miss(str(given.test), self.parts)}")
-        return self
-
-    @model_validator(mode="after")
-    def _graph_fits(self) -> DataConfig:
-        if self.split.per_class is not None and self.drop_duplicates:
-            raise ValueError("split.per_class: nodes are never duplicates; take out drop_duplicates")
         return self
 
     @property

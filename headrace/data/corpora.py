@@ -44,7 +44,7 @@ def read_lines(raw: bytes, path: Path, reading: Reading) -> pa.Table:
     """
     import pyarrow as pa
 
-    lines = [line for line in _decoded(raw, reading.encoding, path).split("\n") if line.strip()]
+    lines = [line for line in decoded(raw, reading.encoding, path).split("\n") if line.strip()]
     return pa.table({"text": pa.array(lines, pa.string())})
 
 
@@ -73,12 +73,17 @@ def _texts(path: Path, encoding: str) -> Iterator[tuple[str, str]]:
     try:
         with zipfile.ZipFile(path) as files:
             for name in files.namelist():
-                yield name, _decoded(files.read(name), encoding, Path(name))
+                yield name, decoded(files.read(name), encoding, Path(name))
     except zipfile.BadZipFile as error:
         raise DataError(f"the zip is cut or damaged: {error}", where=str(path), mend="fetch it again") from None
 
 
-def _decoded(raw: bytes, encoding: str, path: Path) -> str:
+def decoded(raw: bytes, encoding: str, path: Path) -> str:
+    """`raw` as text, with line ends as `\\n`.
+
+    Raises:
+        DataError: it is no text in `encoding`; it says in which line.
+    """
     try:
         text = as_utf8(raw, encoding, path).decode("utf-8-sig")
     except UnicodeDecodeError as error:

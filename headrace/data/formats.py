@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NoReturn
+from zipfile import ZipFile
 
 from headrace.data.corpora import read_docstrings, read_lines, read_texts
 from headrace.data.delimited import as_utf8, read_csv, unpacked
@@ -23,7 +26,7 @@ ENDINGS = {
     "texts": (".txt.zip",),
     "docstrings": (".py", ".py.zip"),
 }
-"""Formats, and the endings of file names that say them. Many files (a pattern) come as one zip."""
+"""Formats, and the endings of file names that say them. Texts, and the files of a pattern, come as one zip."""
 FORMATS = tuple(ending for endings in ENDINGS.values() for ending in endings)
 
 
@@ -47,10 +50,33 @@ def read_file(path: Path, reading: Reading | None = None) -> pa.Table:
     return _plain_types(table, path)
 
 
+def read_packed(path: Path, reading: Reading) -> list[tuple[pa.Table, Path]]:
+    """The tables in the zip `path`, which holds the files of a pattern, each with its name; many texts are one table.
+
+    Raises:
+        DataError: as `read_file`.
+    """
+    with ZipFile(path) as files, TemporaryDirectory() as folder:
+        names = files.namelist()
+        kind = reading.format or _kind(_ending(Path(names[0]), None)).replace("lines", "texts")
+        if kind in ("texts", "docstrings"):
+            return [(read_file(path, replace(reading, format=kind)), path)]
+        found = []
+        for number, name in enumerate(names):
+            place = Path(folder) / str(number) / Path(name).name
+            place.parent.mkdir()
+            place.write_bytes(files.read(name))
+            found.append((read_file(place, reading), Path(name)))
+        return found
+
+
+def _kind(ending: str) -> str:
+    return next(name for name, endings in ENDINGS.items() if ending in endings)
+
+
 def _read(path: Path, reading: Reading) -> pa.Table:
     ending = _ending(path, reading.format)
-    kind = next(name for name, endings in ENDINGS.items() if ending in endings)
-    match kind:
+    match _kind(ending):
         case "csv" | "tsv":
             return read_csv(path, ending, reading)
         case "parquet":

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from headrace.data.config import EDGES
+from headrace.data.corpora import decoded
+from headrace.data.delimited import unpacked
 from headrace.errors import DataError, near_miss
 
 if TYPE_CHECKING:
@@ -51,9 +53,10 @@ def with_edges(table: pa.Table, path: Path, data: DataConfig) -> tuple[pa.Table,
 
     nodes = node_ids(table, data)
     near: dict[str, set[str]] = {node: set() for node in nodes}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    text = decoded(unpacked(path, path.suffix if path.suffix == ".gz" else ""), data.encoding, path)
+    for number, line in enumerate(text.splitlines(), start=1):
         ends = line.replace(",", " ").split()
-        if not ends:
+        if not ends or line.startswith("#"):  # how SNAP and others write remarks
             continue
         if len(ends) != 2:
             raise DataError(
