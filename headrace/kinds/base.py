@@ -41,6 +41,8 @@ class Shape(BaseModel):
     """Most tokens of a text that is the answer."""
     features: int = 0
     """Features of a graph's node."""
+    whole: bool = False
+    """Whether one answer is for a whole graph, not for a node."""
     outputs: int = 1
     """Classes, or 1 for a regression."""
 
