@@ -7,7 +7,7 @@ READY := .venv/.ready
 FIND_LINKS := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS))
 RECIPE ?= digits
 
-.PHONY: run test setup check unit lock bench bench-gate clean help
+.PHONY: run test setup check unit lock recipes bench bench-gate clean help
 
 run: $(READY)  ## release a model (RECIPE=digits): ends with a working, balanced endpoint
 	@$(BIN)/headrace run $(RECIPE)
@@ -38,6 +38,9 @@ unit: $(READY)  ## the tests (PYTEST_ARGS="-k gate" for some)
 lock: $(READY)  ## resolve requirements.lock anew
 	$(BIN)/uv pip compile pyproject.toml --extra dev $(FIND_LINKS) --no-header --no-annotate --quiet --output-file requirements.lock
 	sed -i 's/^\(torch==[0-9.]*\).*/\1/' requirements.lock  # a CPU build's name would bind every machine to it
+
+recipes: $(READY)  ## train all recipes in full (NAMES="digits cora" for some); writes the results into README.md
+	$(BIN)/python -m benchmarks.recipes $(NAMES)
 
 bench: $(READY)  ## measure a release, its steps, the image and the replicas; writes docs/benchmarks/release.md
 	$(BIN)/python -m benchmarks.release
