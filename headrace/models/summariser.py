@@ -1,0 +1,115 @@
+"""An encoder-decoder as it is trained, and the two graphs as which it is served."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from headrace.beam import DECODER, ENCODER, GraphSteps
+from headrace.errors import ExportError
+from headrace.export import PARITY_ROWS, TOLERANCE, open_graph, save_graph, to_graph
+from headrace.files import write_with
+from headrace.kinds.base import Shape
+from headrace.kinds.summaries import IGNORED
+from headrace.models.seq2seq import Reading, Seq2Seq, Step
+from headrace.models.served import AsIs, ServedModel
+from headrace.text import END, START
+
+
+class Summarising(ServedModel):
+    """Log-probabilities `(N, V)` of what follows the N tokens of a batch of summaries, with or without their padding; targets
+    `(B, T)` are the tokens that follow, `IGNORED` where none does."""
+
+    metric_name = "token_accuracy"
+    loss_options = frozenset({"label_smoothing"})
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(AsIs(), network)
+
+    def answer(self, raw: Tensor) -> Tensor:
+        return raw
+
+    def loss(self, raw: Tensor, target: Tensor) -> Tensor:
+        smoothing = self.label_smoothing if self.training else 0.0
+        # log-probabilities are their own log-softmax
+        return F.cross_entropy(raw, _beside(raw, target), ignore_index=IGNORED, label_smoothing=smoothing)
+
+    def metric(self, raw: Tensor, target: Tensor) -> Tensor:
+        wanted = _beside(raw, target)
+        return (raw.argmax(dim=1) == wanted).sum() / (wanted != IGNORED).sum()
+
+
+def _beside(raw: Tensor, target: Tensor) -> Tensor:
+    """The targets of `raw`, `(N,)`."""
+    return target.flatten() if target.numel() == len(raw) else target[target != IGNORED]
+
+
+def export_graphs(model: ServedModel, shape: Shape, folder: Path) -> None:
+    """Writes the graphs of `Reading` and of `Step` into `folder`."""
+    rows, source, beams, past = (torch.export.Dim(name) for name in ("rows", "source", "beams", "past"))
+    network = _network(model)
+    reading = Reading(network)
+    sources = torch.from_numpy(_random_tokens(2, 3, shape, seed=0))
+    encoder = to_graph(reading, {"source": sources}, {"source": {0: rows, 1: source}}, ["memory", "pointed"])
+    write_with(folder / ENCODER, lambda beside: save_graph(encoder, beside))
+
+    memory, pointed = reading(sources)
+    example = {
+        "tokens": torch.full((2, 4), START),
+        "source": sources,
+        "memory": memory,
+        "pointed": pointed,
+        "past": torch.zeros(2, 4, *memory.shape[1:4], 5, memory.shape[5]),
+    }
+    axes = {
+        "tokens": {0: rows, 1: beams},
+        "source": {0: rows, 1: source},
+        "memory": {0: rows, 4: source},
+        "pointed": {0: rows, 2: source},
+        "past": {0: rows, 1: beams, 5: past},
+    }
+    decoder = to_graph(Step(network), example, axes, ["log_probabilities", "present"])
+    write_with(folder / DECODER, lambda beside: save_graph(decoder, beside))
+
+
+def check_parity(model: ServedModel, shape: Shape, folder: Path, recipe: str) -> dict[str, float]:
+    """Largest difference between torch, which reads whole summaries at once, and the graphs, token by token: on random
+    tokens, for sources and summaries of one token and of the most there may be.
+
+    Raises:
+        ExportError: it exceeds `TOLERANCE`.
+    """
+    largest = 0.0
+    for seed, (rows, read, written) in enumerate(product(PARITY_ROWS, (1, shape.length), (1, shape.answer_length))):
+        source = _random_tokens(rows, read, shape, seed)
+        summary = np.concatenate([np.full((rows, 1), START), _random_tokens(rows, written, shape, seed + 100)], axis=1)
+        with torch.inference_mode():
+            wanted = model(torch.from_numpy(source), torch.from_numpy(summary)).numpy().reshape(rows, written + 1, -1)
+        steps = GraphSteps(open_graph(folder / ENCODER), open_graph(folder / DECODER), source)
+        same = np.zeros((rows, 1), dtype=np.int64)
+        got = np.concatenate([steps(token[:, None], same if i else None) for i, token in enumerate(summary.T)], axis=1)
+        # np.maximum, since Python's max would pass over a NaN
+        largest = float(np.maximum(largest, np.abs(wanted - got).max() / max(1.0, float(np.abs(wanted).max()))))
+    if not largest <= TOLERANCE:
+        raise ExportError(
+            f"the exported graphs differ from torch by {largest:.2g} (allowed: {TOLERANCE:g})",
+            where=f"artifacts/{recipe}/export",
+            mend="look for an operation in the model that ONNX computes otherwise; headrace/models/ is where the models are",
+        )
+    return {"largest_relative_difference": largest, "tolerance": TOLERANCE}
+
+
+def _network(model: ServedModel) -> Seq2Seq:
+    assert isinstance(model.network, Seq2Seq)
+    return model.network
+
+
+def _random_tokens(rows: int, length: int, shape: Shape, seed: int) -> NDArray[np.int64]:
+    """`(rows, length)`: no special ones."""
+    return np.random.default_rng(seed).integers(END + 1, shape.vocabulary, (rows, length))
