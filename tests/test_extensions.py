@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import yaml
@@ -16,6 +18,8 @@ from headrace.data.ingest import ingest
 from headrace.errors import RecipeError
 from headrace.extensions import load_class, own_sources
 from headrace.freshness import snapshot
+from headrace.kinds.registry import KINDS
+from headrace.models.registry import MODELS, ModelConfig
 from headrace.packaging.bento import package
 from headrace.pipeline import reproduce
 from headrace.project import Project
@@ -55,6 +59,22 @@ def test_a_model_of_ones_own_goes_from_recipe_to_answer(own: Project) -> None:
     assert metrics["accuracy"] > 0.7
     served = load(own.artifacts("mine") / "export")
     assert served.predict([{"length": 30.0, "width": 1.0, "colour": "red"}])[0]["label"] == "big"
+
+
+def test_a_family_in_the_registry_needs_one_entry(own: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    class GatedConfig(ModelConfig):
+        builds = "gated:GatedMLP"
+        name: Literal["gated"] = "gated"
+        width: int = 24
+
+    monkeypatch.setitem(MODELS, "gated", GatedConfig)
+    fits = replace(KINDS["classification"], models=(*KINDS["classification"].models, "gated"))
+    monkeypatch.setitem(KINDS, "classification", fits)
+    recipe_with(own, "wide", model={"name": "gated", "width": 16})
+    run_stages(own, "wide")
+    assert (
+        load(own.artifacts("wide") / "export").predict([{"length": 30.0, "width": 1.0, "colour": "red"}])[0]["label"] == "big"
+    )
 
 
 def test_a_kind_of_ones_own_decodes_and_answers_in_its_own_terms(own: Project) -> None:
