@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import re
 import shutil
@@ -119,7 +120,9 @@ def _pack(pattern: str, members: dict[str, tuple[int, Opener]], archive: Path, t
 def _near(folder: str, names: list[str]) -> str:
     """The folder that was probably meant."""
     folders = {name.rpartition("/")[0] for name in names}
-    return near_miss(folder, sorted(folders | {path.partition("/")[2] for path in folders} - {""})[:200])
+    folders |= {path.partition("/")[2] for path in folders}
+    close = difflib.get_close_matches(folder, sorted(folders), n=1)
+    return f"did you mean {close[0]!r}?" if close else near_miss(folder, sorted(folders - {""}, key=len)[:10])
 
 
 def _find(member: str, members: dict[str, tuple[int, Opener]], archive: Path) -> str:

@@ -59,7 +59,10 @@ def read_docstrings(path: Path, reading: Reading) -> pa.Table:
     """
     import pyarrow as pa
 
-    texts = _texts(path, reading.encoding) if zipfile.is_zipfile(path) else [(path.name, path.read_text(reading.encoding))]
+    if zipfile.is_zipfile(path):
+        texts = _texts(path, reading.encoding)
+    else:
+        texts = iter([(path.name, decoded(path.read_bytes(), reading.encoding, path))])
     rows = [(name, *found) for name, source in texts if not TESTS & set(name.split("/")) for found in _pairs(source)]
     if not rows:
         raise DataError(

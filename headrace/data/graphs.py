@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ import numpy as np
 from headrace.data.config import EDGES
 from headrace.data.corpora import decoded
 from headrace.data.delimited import unpacked
-from headrace.errors import DataError, near_miss
+from headrace.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -120,9 +121,21 @@ def node_ids(table: pa.Table, data: DataConfig) -> list[str]:
     return ids
 
 
+def no_gaps(table: pa.Table, data: DataConfig) -> pa.Table:
+    """A CSV says no edges, or no words, with nothing: an empty text."""
+    import pyarrow.compute as pc
+
+    assert data.graph is not None
+    for name in {EDGES, data.graph.pack} & set(table.column_names):
+        i = table.column_names.index(name)
+        table = table.set_column(i, name, pc.fill_null(table[name].cast("string"), ""))
+    return table
+
+
 def _unknown(node: str, where: str, known: Iterable[str]) -> DataError:
+    close = difflib.get_close_matches(node, list(known)[:5000], n=1)
     return DataError(
-        f"an edge leads to node {node!r}, which no row has; {near_miss(node, sorted(known)[:5000])}",
+        f"an edge leads to node {node!r}, which no row has" + (f"; did you mean {close[0]!r}?" if close else ""),
         where=where,
         mend="take the edge out, or bring a row for the node",
     )

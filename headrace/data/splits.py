@@ -122,8 +122,10 @@ def _keys(frame: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
 def same_words(texts: pd.Series[Any]) -> pd.Series[Any]:
     """Each text's words alone: lower case, without links, @names, digits, signs, and the RT that passes a tweet on. A text
     of no words stays as it is."""
-    words = texts.astype("string").str.lower().str.replace(r"https?://\S+|@\w+|[\W\d_]+", " ", regex=True)
-    words = words.str.replace(r"\brt\b", " ", regex=True).str.split().str.join(" ")
+    words = texts.astype("string").str.lower()
+    for nothing in (r"https?://\S+|@\w+", r"[\W\d_]+", r"\brt\b"):
+        words = words.str.replace(nothing, " ", regex=True)
+    words = words.str.split().str.join(" ")
     return words.where(words != "", texts.astype("string"))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.data.formats import read_file
+from headrace.data.graphs import no_gaps
 from headrace.data.reading import Reading
 from headrace.errors import DataError, near_miss
 
@@ -56,6 +57,8 @@ def read_batch(path: Path, data: DataConfig, like: pa.Schema) -> Selected:
     table = table.rename_columns([data.rename.get(name, name) for name in table.column_names])
     table = select(table, data.landed or like.names, path)
     check_types(table, like, path)
+    if data.graph is not None:
+        table = no_gaps(table, data)
     selected = tidy(table, data, path)
     return Selected(compact(selected.table, data), selected.left_out)
 

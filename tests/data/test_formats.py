@@ -118,3 +118,49 @@ def test_nested_parquet_columns_are_refused_by_name(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": [1], "tags": [["x"]]}), tmp_path / "t.parquet")
     with pytest.raises(DataError, match="'tags'"):
         read_file(tmp_path / "t.parquet")
+
+
+def test_a_named_encoding_is_read_and_a_byte_outside_it_is_told_with_its_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", "a,b\n1,“x”\n2,é\n".encode("cp1252"))
+    assert read_file(path, Reading(encoding="cp1252")).to_pydict() == {"a": [1, 2], "b": ["“x”", "é"]}
+    path.write_bytes(b"a,b\n1,x\n2,\x81\n")
+    with pytest.raises(DataError, match="byte 0x81 is no cp1252 text") as caught:
+        read_file(path, Reading(encoding="cp1252"))
+    assert str(caught.value.where).endswith("line 3") and "data.encoding" in str(caught.value.mend)
+    assert read_file(path, Reading(encoding="mac_roman")).to_pydict()["b"] == ["x", "Å"]
+
+
+def test_rows_below_the_names_are_skipped_and_still_counted(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.tab", "a\tb\nc\td\nclass\t\n\n1\tx\n2\ty\n")
+    assert read_file(path, Reading(skip_rows=2)).to_pydict() == {"a": [1, 2], "b": ["x", "y"]}
+    with pytest.raises(DataError, match="row 6 has 1 columns where 2"):
+        read_file(write(tmp_path / "t.tab", "a\tb\nc\td\nclass\t\n0\tw\n1\tx\n2\n3\tz\n"), Reading(skip_rows=2))
+
+
+def test_a_named_format_is_read_whatever_the_file_is_called(tmp_path: Path) -> None:
+    path = write(tmp_path / "cora.content", "1\tx\n")
+    with pytest.raises(DataError, match="cannot tell the format") as caught:
+        read_file(path)
+    assert "data.format" in str(caught.value.mend)
+    assert read_file(path, Reading(format="tsv", header=False, names=["a", "b"])).to_pydict() == {"a": [1], "b": ["x"]}
+    packed = write(tmp_path / "t.data.gz", gzip.compress(TEXT.encode()))
+    assert read_file(packed, Reading(format="csv")).num_rows == 3
+
+
+def test_json_lines_are_a_table(tmp_path: Path) -> None:
+    text = '{"a": 1, "b": "x"}\n{"b": "é", "a": null}\n'
+    assert read_file(write(tmp_path / "t.jsonl", text)).to_pydict() == {"a": [1, None], "b": ["x", "é"]}
+    assert read_file(write(tmp_path / "t.jsonl.gz", gzip.compress(text.encode()))).num_rows == 2
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (b'{"a": 1}\n{"a": ', "no valid JSON lines"),
+        (b'{"a": 1}\n{"a": "x"}\n', "no valid JSON lines.*row 1"),
+        (b'{"a": "x"}\n{"a": "\xe9"}\n', "line 2: not UTF-8"),
+    ],
+)
+def test_json_lines_that_are_cut_mixed_or_no_text_are_refused(tmp_path: Path, raw: bytes, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        read_file(write(tmp_path / "t.jsonl", raw))

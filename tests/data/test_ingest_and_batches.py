@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from headrace.data.batches import add_batch, next_batch
-from headrace.data.ingest import FIRST, ingest
+from headrace.data.ingest import FIRST, ingest, source_key
+from headrace.data.splits import split
 from headrace.data.tables import batch_files, read_batches
 from headrace.data.versions import DataVersion, data_version, is_tracked
 from headrace.errors import DataError, DataRejected, RecipeError, SourceError
@@ -243,3 +244,61 @@ def test_a_damaged_batch_is_named(project: Project, begun: Any) -> None:
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(DataError, match="no whole Parquet file"):
         read_batches(project, recipe)
+
+
+def test_a_source_in_parts_lands_splits_and_takes_batches_of_known_parts_only(
+    project: Project, make_recipe: Any, tmp_path: Path
+) -> None:
+    for name, values in (("a", range(40)), ("b", range(40, 50))):
+        (project.root / f"{name}.csv").write_text("n,Y\n" + "".join(f"{n},{n}\n" for n in values))
+    recipe = make_recipe(
+        source={"train": "a.csv", "test": "b.csv"},
+        rename={"Y": "y"},
+        columns=["n", "y"],
+        split={"given": {}, "validation": 0.2},
+    )
+    version = ingest(recipe, project, quiet)
+    assert ingest(recipe, project, quiet) == version and version.rows == 50
+    parts = split(read_batches(project, recipe), recipe)
+    assert set(parts.test["n"]) == set(range(40, 50)) and list(parts.train.columns) == ["n", "y"]
+    with pytest.raises(DataError, match="no column 'part'"):
+        add_batch(recipe, batch(tmp_path, "n,y\n90,90\n"), project, quiet)
+    with pytest.raises(DataRejected, match=r"in_set part: 1 rows .* 'tset'"):
+        add_batch(recipe, batch(tmp_path, "n,y,part\n90,90,tset\n"), project, quiet)
+    assert add_batch(recipe, batch(tmp_path, "n,y,part\n90,90,test\n"), project, quiet).rows == 51
+    (project.root / "b.csv").write_text("n,Y\n1,1\n")
+    assert ingest(recipe, project, quiet).rows == 42
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"encoding": "cp1252"},
+        {"drop_duplicates": ["kind"]},
+        {"rename": {"kind": "sort"}},
+        {"join": {"source": "more.csv", "key": "day"}},
+        {"source": {"all": "toy.csv"}},
+        {"skip_rows": 1},
+    ],
+)
+def test_another_way_of_reading_makes_another_key(
+    project: Project, make_recipe: Any, toy_csv: Path, change: dict[str, Any]
+) -> None:
+    (project.root / "more.csv").write_text("day,more\n1,2\n")
+    assert source_key(make_recipe(), project) != source_key(make_recipe(**change), project)
+
+
+def test_the_key_of_a_plain_source_stays_so_that_its_version_does(project: Project, make_recipe: Any) -> None:
+    """The key that a plain recipe had before sources could have several files: another one would make new versions of all."""
+    recipe = make_recipe(source="https://example.org/t.csv", sha256="0" * 64)
+    assert source_key(recipe, project) == "3a3e59a0b2af3aa0a3ab5ee8e4320cfe33d1e6b942507a5efd15f5de8b7b151d"
+
+
+def test_a_batch_may_be_in_utf8_where_the_source_is_not(project: Project, make_recipe: Any, tmp_path: Path) -> None:
+    (project.root / "toy.csv").write_bytes("text,y\n“é”,1\n“è”,2\n".encode("mac_roman"))
+    recipe = make_recipe(encoding="mac_roman")
+    ingest(recipe, project, quiet)
+    add_batch(recipe, batch(tmp_path, "text,y\nü,3\n"), project, quiet)
+    (tmp_path / "mac.csv").write_bytes("text,y\nö,4\n".encode("mac_roman"))
+    add_batch(recipe, tmp_path / "mac.csv", project, quiet)
+    assert read_batches(project, recipe)["text"].tolist() == ["“é”", "“è”", "ü", "ö"]

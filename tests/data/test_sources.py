@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from headrace.data.sources import fetch
+from headrace.data import packages
+from headrace.data.sources import fetch, fetch_all
 from headrace.errors import SourceError
 
 CONTENT = b"a,b\n1,2\n"
@@ -135,6 +136,90 @@ def test_pip_brings_a_member_of_a_wheel_and_honours_its_configuration(tmp_path: 
     assert fetch("pypi://tinydata==1.0/tinydata/t.csv", SHA256, tmp_path / "cache", tmp_path) == path
     with pytest.raises(SourceError, match=r"tinydata==2\.0"):
         fetch("pypi://tinydata==2.0/tinydata/t.csv", None, tmp_path / "cache", tmp_path)
+
+
+WHEEL = {"tinydata/a.py": b"A = 1\n", "tinydata/sub/b.py": b"B = 2\n", "tinydata/t.csv": CONTENT}
+
+
+def wheel_of(links: Path, tags: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A wheel that pip finds without a network."""
+    links.mkdir(exist_ok=True)
+    about = {
+        "METADATA": b"Metadata-Version: 2.1\nName: tinydata\nVersion: 1.0\n",
+        "WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tags}\n".encode(),
+        "RECORD": b"",
+    }
+    path = links / f"tinydata-1.0-{tags}.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        for name, content in {**WHEEL, **{f"tinydata-1.0.dist-info/{n}": c for n, c in about.items()}}.items():
+            wheel.writestr(name, content)
+    monkeypatch.setenv("PIP_FIND_LINKS", str(links))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    return path
+
+
+def test_files_of_one_package_come_with_one_download_and_a_pattern_as_a_zip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel_of(tmp_path / "links", "py3-none-any", monkeypatch)
+    calls: list[str] = []
+    once = packages.fetch_members
+    monkeypatch.setattr(packages, "fetch_members", lambda p, wanted, tell: (calls.append(str(p)), once(p, wanted, tell)))
+    python = "".join(f"{hashlib.sha256(WHEEL[n]).hexdigest()}  {n}\n" for n in ("tinydata/a.py", "tinydata/sub/b.py"))
+    wanted = [
+        ("pypi://tinydata==1.0/tinydata/t.csv", SHA256),
+        ("pypi://tinydata==1.0/tinydata/*.py", hashlib.sha256(python.encode()).hexdigest()),
+    ]
+    table, packed = fetch_all(wanted, tmp_path / "cache", tmp_path)
+    with zipfile.ZipFile(packed) as files:
+        assert files.namelist() == ["tinydata/a.py", "tinydata/sub/b.py"]
+    assert table.read_bytes() == CONTENT and calls == ["pypi://tinydata==1.0"]
+    shutil.rmtree(tmp_path / "links")
+    assert fetch_all(wanted, tmp_path / "cache", tmp_path) == [table, packed]
+
+
+def test_of_a_package_nothing_is_kept_when_one_of_its_files_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheel_of(tmp_path / "links", "py3-none-any", monkeypatch)
+    wanted = [("pypi://tinydata==1.0/tinydata/t.csv", SHA256), ("pypi://tinydata==1.0/tinydata/a.py", "0" * 64)]
+    with pytest.raises(SourceError, match=r"a\.py has sha256"):
+        fetch_all(wanted, tmp_path / "cache", tmp_path)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_wheel_of_another_interpreter_is_named_by_its_tags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tags = "cp36-cp36m-win_amd64"
+    wheel_of(tmp_path / "links", tags, monkeypatch)
+    uri = "pypi://tinydata==1.0/tinydata/t.csv"
+    with pytest.raises(SourceError, match="cannot be fetched"):
+        fetch(uri, None, tmp_path / "cache", tmp_path)
+    assert fetch(f"{uri}?wheel={tags}", SHA256, tmp_path / "cache", tmp_path).read_bytes() == CONTENT
+    with pytest.raises(SourceError, match="'py38' are no tags"):
+        fetch(f"{uri}?wheel=py38", None, tmp_path / "cache", tmp_path)
+
+
+def test_a_pattern_of_local_files_follows_them(tmp_path: Path) -> None:
+    texts = tmp_path / "project" / "texts"
+    texts.mkdir(parents=True)
+    (texts / "b.txt").write_text("two")
+    (texts / "a.txt").write_text("one")
+    (texts / "a.md").write_text("no")
+    root = tmp_path / "project"
+
+    def found(uri: str) -> dict[str, bytes]:
+        with zipfile.ZipFile(fetch(uri, None, tmp_path / "cache", root)) as files:
+            return {name: files.read(name) for name in files.namelist()}
+
+    assert found("texts/*.txt") == {"texts/a.txt": b"one", "texts/b.txt": b"two"}
+    (texts / "c.txt").write_text("three")
+    assert list(found(f"file://{texts}/*.txt")) == list(found("texts/*.txt")) == ["texts/a.txt", "texts/b.txt", "texts/c.txt"]
+    with pytest.raises(SourceError, match=r"no file is like texts/\*\.csv"):
+        found("texts/*.csv")
+
+
+def test_a_pattern_on_a_server_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="a server cannot be asked for one"):
+        fetch("https://127.0.0.1:1/*.csv", None, tmp_path, tmp_path)
 
 
 @pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed")

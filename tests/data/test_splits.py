@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from headrace.data.splits import positions, split
+from headrace.data.splits import positions, same_words, split
 from headrace.errors import DataError
 
 
@@ -71,3 +71,85 @@ def test_a_split_that_cannot_be_says_why(make_recipe: Any, frame: pd.DataFrame, 
     recipe = make_recipe(split={"time": {"column": time}} if time else {})
     with pytest.raises(DataError, match=said):
         split(frame, recipe)
+
+
+def test_given_rows_are_the_test_set_and_their_column_is_gone(make_recipe: Any) -> None:
+    frame = rows(400).assign(part=["train", "train", "train", "test"] * 100)
+    parts = split(frame, make_recipe(split={"given": {}, "validation": 0.2}))
+    assert keys(parts.test) == set(range(3, 400, 4)) and keys(parts.train) | keys(parts.validation) == keys(frame) - keys(
+        parts.test
+    )
+    assert 30 < len(parts.validation) < 90 and all("part" not in p.columns for p in (parts.train, parts.validation, parts.test))
+    years = split(rows(90).assign(year=[2016, 2017, 2018] * 30), make_recipe(split={"given": {"column": "year", "test": 2018}}))
+    assert len(years.test) == 30
+
+
+def test_a_given_value_that_no_row_has_offers_the_near_miss(make_recipe: Any) -> None:
+    frame = rows(8).assign(part=["train", "test"] * 4)
+    with pytest.raises(DataError, match="no row has part 'tset'; did you mean 'test'"):
+        split(frame, make_recipe(split={"given": {"test": "tset"}}))
+    with pytest.raises(DataError, match="no column 'prat'; did you mean 'part'"):
+        split(frame, make_recipe(split={"given": {"column": "prat"}}))
+
+
+def test_rows_of_a_group_fall_together_wherever_more_of_them_come(make_recipe: Any) -> None:
+    recipe = make_recipe(split={"group": {"column": "person"}, "test": 0.3})
+    frame = rows(1000).assign(person=[f"p{i % 90}" for i in range(1000)])
+    place = {key: name for name in ("train", "validation", "test") for key in keys(getattr(split(frame, recipe), name))}
+    assert all(len({place[n] for n in range(person, 1000, 90)}) == 1 for person in range(90))
+    more = pd.concat([frame, rows(500, start=1000).assign(person=[f"p{i % 120}" for i in range(500)])], ignore_index=True)
+    after = split(more, recipe)
+    assert all(
+        place[key] == name for name in ("train", "validation", "test") for key in keys(getattr(after, name)) if key < 1000
+    )
+    assert "person" not in after.train.columns
+
+
+TWEETS = [
+    "RT @anna: The flight was LATE again!! http://t.co/abc",
+    "the flight was late again",
+    "The flight, was late: again 2 http://t.co/xyz #",
+    "The flight was early again",
+    "!!!",
+    "???",
+]
+
+
+def test_texts_with_the_same_words_are_one_group(make_recipe: Any) -> None:
+    words = same_words(pd.Series(TWEETS)).tolist()
+    assert words == ["the flight was late again"] * 3 + ["the flight was early again", "!!!", "???"]
+    recipe = make_recipe(split={"group": {"column": "text", "alike": "words"}, "test": 0.4})
+    many = pd.DataFrame(
+        {"text": [f"{dress} word{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(300) for dress in ("", "RT @x", "7")]}
+    )
+    parts = split(many.assign(y=1), recipe)
+    seen = [set(same_words(part["text"])) for part in (parts.train, parts.validation, parts.test)]
+    assert sum(map(len, seen)) == 300 and len(set.union(*seen)) == 300
+
+
+def nodes(n: int) -> pd.DataFrame:
+    return pd.DataFrame({"id": np.arange(n), "y": np.arange(n) % 3, "edges": ""})
+
+
+def test_per_class_takes_so_many_of_each_and_leaves_the_rest_unlabelled(make_recipe: Any) -> None:
+    recipe = make_recipe(split={"per_class": {"train": 5, "validation": 20, "test": 50}}, graph={"node": "id", "edges": "e"})
+    parts = split(nodes(120), recipe)
+    assert parts.train["y"].value_counts().to_dict() == {0: 5, 1: 5, 2: 5}
+    assert [len(p) for p in (parts.train, parts.validation, parts.test, parts.rest)] == [15, 20, 50, 35]
+    everyone = pd.concat([parts.train, parts.validation, parts.test, parts.rest])["id"]
+    assert sorted(everyone) == list(range(120))
+    shuffled = split(nodes(120).sample(frac=1, random_state=0).assign(edges="1 2"), recipe)
+    assert set(shuffled.train["id"]) == set(parts.train["id"]) and set(shuffled.test["id"]) == set(parts.test["id"])
+
+
+@pytest.mark.parametrize(
+    ("per_class", "said"),
+    [({"train": 41}, "class 0 has 40 rows, and 41"), ({"train": 30, "validation": 10, "test": 21}, "30 rows are left for 10")],
+)
+def test_too_few_rows_for_a_split_per_class_are_told(make_recipe: Any, per_class: dict[str, int], said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        split(nodes(120), make_recipe(split={"per_class": per_class}))
+
+
+def test_only_a_split_per_class_leaves_rows_over(make_recipe: Any) -> None:
+    assert split(rows(500), make_recipe()).rest.empty
