@@ -129,7 +129,8 @@ def _train(digits: Digits, rows: int, plan: Plan, seed: int) -> _Model:
     import torch
 
     from headrace.kinds.registry import kind_of
-    from headrace.training.loop import Split, fit
+    from headrace.training.loop import fit
+    from headrace.training.rows import Split
 
     torch.manual_seed(seed)
     height, width = digits.images.shape[1:]

@@ -21,6 +21,7 @@ from headrace.kinds.registry import KindEntry, entry_of
 from headrace.models.registry import MODELS, ModelConfig, config_of
 from headrace.project import Project
 from headrace.section import Section
+from headrace.training.config import TrainConfig as TrainConfig
 
 NAME_PATTERN = r"^[a-z][a-z0-9-]{0,39}$"
 
@@ -41,28 +42,6 @@ class Expectation(BaseModel):
     @property
     def arguments(self) -> dict[str, Any]:
         return dict(self.__pydantic_extra__ or {})
-
-
-class EarlyStopping(Section):
-    """Stop when the validation loss has not fallen for `patience` epochs; the best epoch's weights are kept."""
-
-    patience: int = Field(default=2, ge=1)
-
-
-class TrainConfig(Section):
-    """The training loop's settings."""
-
-    epochs: int = Field(default=10, ge=1)
-    batch_size: int = Field(default=128, ge=1)
-    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
-    learning_rate: float = Field(default=0.002, gt=0.0)
-    weight_decay: float = Field(default=0.01, ge=0.0)
-    schedule: Literal["constant", "one_cycle"] = "one_cycle"
-    """How the learning rate moves: not at all, or up and down once (Smith 2018, arXiv:1803.09820)."""
-    early_stopping: EarlyStopping | None = None
-    seed: int = 7
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto` takes a CUDA GPU when there is one."""
 
 
 class BeatChampion(Section):
@@ -143,6 +122,8 @@ class Recipe(Section):
             raise ValueError("data.text: a text task needs the column of the text, such as {column: text}")
         if entry.is_graph and self.data.graph is None:
             raise ValueError("data.graph: a graph task needs the nodes' ids and their edges, such as {node: id, edges: edges.txt}")
+        if self.train.augment and entry.models and not entry.is_image:
+            raise ValueError(f"train.augment: changes images, and {self.task!r} has none; leave it out")
         named = list(self.gate.require) + ([self.gate.beat_champion.metric] if self.gate.beat_champion else [])
         for metric in named:
             if metric not in entry.metrics:

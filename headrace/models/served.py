@@ -16,9 +16,16 @@ class ServedModel(nn.Module):
 
     metric_name: ClassVar[str]
     """What `metric` measures, such as `accuracy`."""
+    loss_options: ClassVar[frozenset[str]] = frozenset()
+    """What of `label_smoothing` and `class_weights` the training loss minds."""
+    label_smoothing: float = 0.0
+    """Share of each training label that is spread over all classes."""
+    class_weights: Tensor | None
+    """What a training row of each class counts for, `(classes,)`; nothing where all count the same."""
 
     def __init__(self, preprocess: nn.Module, network: nn.Module) -> None:
         super().__init__()
+        self.register_buffer("class_weights", None, persistent=False)
         self.preprocess = preprocess
         self.network = network
 
@@ -47,12 +54,18 @@ class Classifier(ServedModel):
     """Logits `(batch, classes)` to probabilities; targets are class indices `(batch,)`."""
 
     metric_name = "accuracy"
+    loss_options = frozenset({"label_smoothing", "class_weights"})
 
     def answer(self, raw: Tensor) -> Tensor:
         return raw.softmax(dim=1)
 
     def loss(self, raw: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(raw, target)
+        if not self.training:
+            return F.cross_entropy(raw, target)
+        if self.class_weights is None:
+            return F.cross_entropy(raw, target, label_smoothing=self.label_smoothing)
+        # the mean over rows, not over weights: a batch with few rare rows counts for less, and the sum over batches is exact
+        return F.cross_entropy(raw, target, self.class_weights, reduction="none", label_smoothing=self.label_smoothing).mean()
 
     def metric(self, raw: Tensor, target: Tensor) -> Tensor:
         return (raw.argmax(dim=1) == target).float().mean()

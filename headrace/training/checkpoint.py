@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,11 @@ import torch
 
 from headrace.files import write_with
 
+EVERY_SECONDS = 60.0
+"""Within an epoch; at the end of each epoch there is one in any case."""
+MOST_OF_THE_TIME = 0.05
+"""Share of the time that checkpoints within an epoch may take."""
+
 
 @dataclass
 class Progress:
@@ -17,24 +23,64 @@ class Progress:
 
     epoch: int = 0
     """Epochs completed."""
+    step: int = 0
+    """Batches done of the epoch under way."""
+    loss_sum: float = 0.0
+    """Of the epoch under way: the loss of each row read so far, added up."""
+    loss_rows: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     """One row an epoch: epoch, train_loss, val_loss, the metric, learning_rate."""
     best_epoch: int = 0
     best_val_loss: float = float("inf")
     best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    is_compiled: bool | None = None
+    """Whether the model is compiled; None until that is chosen."""
 
 
-def save(path: Path, fingerprint: str, progress: Progress, parts: dict[str, Any], shuffle: torch.Generator) -> None:
-    """Writes a checkpoint whole or not at all; `parts` are the model, optimizer and schedule (by `state_dict`)."""
-    state = {
-        "fingerprint": fingerprint,
-        "progress": vars(progress),
-        "parts": {name: part.state_dict() for name, part in parts.items()},
-        "shuffle": shuffle.get_state(),
-        "cpu_rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-    write_with(path, lambda beside: write(state, beside))
+class Checkpoints:
+    """The one checkpoint of a run: restored at its start, replaced as it goes."""
+
+    def __init__(self, path: Path, fingerprint: str, parts: dict[str, Any]) -> None:
+        """`parts` have `state_dict` and `load_state_dict`; `fingerprint` names data and settings."""
+        self.path = path
+        self.fingerprint = fingerprint
+        self.parts = parts
+        self.next = time.monotonic() + EVERY_SECONDS
+
+    def is_due(self) -> bool:
+        """Whether a long epoch has gone on for long enough without one."""
+        return time.monotonic() >= self.next
+
+    def save(self, progress: Progress) -> None:
+        """Writes all of it or nothing."""
+        started = time.monotonic()
+        state = {
+            "fingerprint": self.fingerprint,
+            "progress": vars(progress),
+            "parts": {name: part.state_dict() for name, part in self.parts.items()},
+            "cpu_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+        write_with(self.path, lambda beside: write(state, beside))
+        ended = time.monotonic()
+        self.next = ended + max(EVERY_SECONDS, (ended - started) / MOST_OF_THE_TIME)
+
+    def load(self) -> Progress | None:
+        """Restores everything; None when there is no checkpoint, or it is of other data or settings."""
+        if not self.path.exists():
+            return None
+        try:
+            state = torch.load(self.path, weights_only=True, map_location="cpu")
+        except Exception:  # a checkpoint of another torch version, or a damaged one: training anew is always right
+            return None
+        if not isinstance(state, dict) or state.get("fingerprint") != self.fingerprint:
+            return None
+        for name, part in self.parts.items():
+            part.load_state_dict(state["parts"][name])
+        torch.set_rng_state(state["cpu_rng"])
+        if torch.cuda.is_available() and state["cuda_rng"]:
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        return Progress(**state["progress"])
 
 
 def write(state: Any, path: Path) -> None:
@@ -42,22 +88,3 @@ def write(state: Any, path: Path) -> None:
     and would not say why a write failed."""
     with path.open("wb") as handle:
         torch.save(state, handle)
-
-
-def load(path: Path, fingerprint: str, parts: dict[str, Any], shuffle: torch.Generator) -> Progress | None:
-    """Restores everything from `path`; None when there is no checkpoint, or it is of other data or settings."""
-    if not path.exists():
-        return None
-    try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception:  # a checkpoint of another torch version, or a damaged one: training anew is always right
-        return None
-    if not isinstance(state, dict) or state.get("fingerprint") != fingerprint:
-        return None
-    for name, part in parts.items():
-        part.load_state_dict(state["parts"][name])
-    shuffle.set_state(state["shuffle"])
-    torch.set_rng_state(state["cpu_rng"])
-    if torch.cuda.is_available() and state["cuda_rng"]:
-        torch.cuda.set_rng_state_all(state["cuda_rng"])
-    return Progress(**state["progress"])

@@ -3,77 +3,79 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
-from headrace.config import TrainConfig
-from headrace.errors import TrainingError
+from headrace import console
+from headrace.console import Report
 from headrace.models.served import ServedModel
-from headrace.training import checkpoint
-from headrace.training.checkpoint import Progress
-from headrace.training.device import mixed_precision
+from headrace.training import compiling, graphs
+from headrace.training.augment import Augment
+from headrace.training.averaging import make_average
+from headrace.training.checkpoint import Checkpoints, Progress
+from headrace.training.config import TrainConfig
+from headrace.training.device import choose_precision
+from headrace.training.draws import generator
+from headrace.training.losses import Losses, not_finite
+from headrace.training.rows import Rows
+from headrace.training.step import Objective, Step, autocast
+from headrace.training.update import Update
 
-EVALUATION_BATCH = 4096
+EVALUATION_BATCH = 512
 OnEpoch = Callable[[Progress], None]
 OnStep = Callable[[int, int], None]
 
 
-@dataclass
-class Split:
-    """Inputs `(N, ...)` each and targets `(N,)`, held on the device: a batch is one indexing, without a DataLoader."""
-
-    inputs: tuple[Tensor, ...]
-    target: Tensor
-
-    def __len__(self) -> int:
-        return len(self.target)
-
-    def rows(self, index: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        return tuple(part[index] for part in self.inputs), self.target[index]
-
-
 def fit(
     model: ServedModel,
-    train: Split,
-    validation: Split,
+    train: Rows,
+    validation: Rows,
     config: TrainConfig,
     checkpoint_path: Path,
     fingerprint: str,
     on_epoch: OnEpoch,
     on_step: OnStep,
+    say: Report = console.report,
 ) -> Progress:
     """Trains `model` in place and leaves the best epoch's weights in it; goes on from a checkpoint of the same run.
 
     Args:
         fingerprint: names data and settings; a checkpoint of another run is not used.
         on_epoch: called after each epoch, before the checkpoint is written.
-        on_step: called with the epoch and the steps done in it.
+        on_step: called with the epoch and the batches done in it.
+        say: takes a line on what the engine chose.
 
     Raises:
         TrainingError: the loss is no longer a number.
     """
-    optimizer = make_optimizer(model, config)
-    steps = math.ceil(len(train) / config.batch_size)
-    schedule = make_schedule(optimizer, config, steps)
-    shuffle = torch.Generator().manual_seed(config.seed)
-    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
-    progress = checkpoint.load(checkpoint_path, fingerprint, parts, shuffle) or Progress()
+    precision = choose_precision(config.precision, train.device)
+    batches = math.ceil(len(train) / config.batch_size)
+    update = Update(model, config, steps=math.ceil(batches / config.accumulate) * config.epochs)
+    average = make_average(model, config)
+    checkpoints = Checkpoints(checkpoint_path, fingerprint, {"model": model, "update": update, "average": average})
+    progress = checkpoints.load() or Progress()
+    step = make_step(Step(Objective(model), update, precision, config.batch_size), train, config, progress, checkpoints, say)
+
+    def after_batch(losses: Losses, has_moved: bool) -> None:
+        on_step(progress.epoch + 1, progress.step)
+        if has_moved:
+            average.after_step()
+            if checkpoints.is_due():
+                losses.read()
+                checkpoints.save(progress)
 
     while progress.epoch < config.epochs and not has_stalled(progress, config):
-        train_loss = train_epoch(
-            model, train, config.batch_size, optimizer, schedule, shuffle, lambda step: on_step(progress.epoch + 1, step)
-        )
-        val_loss, val_metric = evaluate(model, validation)
-        record(progress, train_loss, val_loss, val_metric, float(schedule.get_last_lr()[0]), model)
-        check_finite(progress, config)
+        train_loss = train_epoch(model, train, step, config, progress, after_batch)
+        is_first_average = average.after_epoch(progress.epoch + 1)
+        with average.in_place(train, config.batch_size):
+            val_loss, val_metric = evaluate(model, validation, precision)
+            record(progress, train_loss, val_loss, val_metric, update.rate, model, starts_anew=is_first_average)
+        if not math.isfinite(val_loss):
+            raise not_finite(val_loss, progress.epoch, "on the validation rows", config)
         on_epoch(progress)
-        checkpoint.save(checkpoint_path, fingerprint, progress, parts, shuffle)
+        checkpoints.save(progress)
 
     model.load_state_dict(progress.best_weights)
     return progress
@@ -81,66 +83,63 @@ def fit(
 
 def train_epoch(
     model: ServedModel,
-    train: Split,
-    batch_size: int,
-    optimizer: Optimizer,
-    schedule: LRScheduler,
-    shuffle: torch.Generator,
-    on_step: Callable[[int], None],
+    train: Rows,
+    step: Step,
+    config: TrainConfig,
+    progress: Progress,
+    after_batch: Callable[[Losses, bool], None],
 ) -> float:
-    """One pass over the rows in a fresh order; returns the mean loss."""
+    """One pass over the rows in a fresh order, from batch `progress.step` on; returns the mean loss."""
     model.train()
-    total = torch.zeros((), device=train.target.device)
-    for step, index in enumerate(batches(len(train), batch_size, shuffle, train.target.device)):
-        inputs, target = train.rows(index)
-        loss = train_step(model, inputs, target, optimizer, schedule)
-        total += loss * len(target)  # stays on the device: reading it each step would make the GPU wait
-        on_step(step + 1)
-    return float(total) / len(train)
-
-
-def train_step(
-    model: ServedModel, inputs: tuple[Tensor, ...], target: Tensor, optimizer: Optimizer, schedule: LRScheduler
-) -> Tensor:
-    """Forward, backward, update. Returns the loss, detached."""
-    with mixed_precision(target.device):
-        loss = model.loss(model.raw(*inputs), target)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    schedule.step()
-    return loss.detach()
+    losses = Losses(progress, config)
+    augment = Augment(config.augment, config.seed) if config.augment else None
+    group_rows = config.batch_size * config.accumulate
+    shuffle = generator(config.seed, "order", progress.epoch)
+    for inputs, target in train.batches(config.batch_size, shuffle, progress.step):
+        if augment:
+            inputs = augment(inputs, progress.epoch, progress.step)
+        seen = progress.step * config.batch_size
+        share = len(target) / min(group_rows, len(train) - seen // group_rows * group_rows)
+        ends = (progress.step + 1) % config.accumulate == 0 or seen + len(target) == len(train)
+        loss = step((inputs, target), share, ends)
+        progress.step += 1
+        losses.add(loss, len(target))
+        after_batch(losses, ends)
+    return losses.mean()
 
 
 @torch.inference_mode()
-def evaluate(model: ServedModel, split: Split) -> tuple[float, float]:
+def evaluate(model: ServedModel, rows: Rows, precision: torch.dtype = torch.float32) -> tuple[float, float]:
     """Mean loss, and mean of the model's metric."""
     model.eval()
-    loss = torch.zeros((), device=split.target.device)
-    metric = torch.zeros((), device=split.target.device)
-    for index in torch.split(torch.arange(len(split), device=split.target.device), EVALUATION_BATCH):
-        inputs, target = split.rows(index)
-        with mixed_precision(target.device):
+    loss = torch.zeros((), device=rows.device)
+    metric = torch.zeros((), device=rows.device)
+    for inputs, target in rows.batches(EVALUATION_BATCH):
+        with autocast(target.device, precision):
             raw = model.raw(*inputs)
         raw = raw.float()  # answers in bfloat16 would be rounded to three digits
         loss += model.loss(raw, target) * len(target)
         metric += model.metric(raw, target) * len(target)
-    return float(loss) / len(split), float(metric) / len(split)
+    return float(loss) / len(rows), float(metric) / len(rows)
 
 
-def batches(n: int, size: int, shuffle: torch.Generator, device: torch.device) -> Iterator[Tensor]:
-    """Row indices `(B,)` of each batch; shuffled on the CPU, so that every device sees the same order."""
-    return iter(torch.split(torch.randperm(n, generator=shuffle).to(device), size))
-
-
-def record(progress: Progress, train_loss: float, val_loss: float, val_metric: float, rate: float, model: ServedModel) -> None:
-    """Adds an epoch to the history, and keeps its weights if it is the best so far."""
+def record(
+    progress: Progress,
+    train_loss: float,
+    val_loss: float,
+    val_metric: float,
+    rate: float,
+    model: ServedModel,
+    starts_anew: bool = False,
+) -> None:
+    """Adds an epoch to the history, and keeps its weights if it is the best so far, or the first that counts."""
     progress.epoch += 1
+    progress.step, progress.loss_sum, progress.loss_rows = 0, 0.0, 0
     metric = f"val_{model.metric_name}"
     progress.history.append(
         {"epoch": progress.epoch, "train_loss": train_loss, "val_loss": val_loss, metric: val_metric, "learning_rate": rate}
     )
-    if val_loss < progress.best_val_loss:
+    if val_loss < progress.best_val_loss or starts_anew:
         progress.best_val_loss, progress.best_epoch = val_loss, progress.epoch
         progress.best_weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
 
@@ -150,27 +149,16 @@ def has_stalled(progress: Progress, config: TrainConfig) -> bool:
     return config.early_stopping is not None and progress.epoch - progress.best_epoch >= config.early_stopping.patience
 
 
-def check_finite(progress: Progress, config: TrainConfig) -> None:
-    last = progress.history[-1]
-    if not (math.isfinite(last["train_loss"]) and math.isfinite(last["val_loss"])):
-        raise TrainingError(
-            f"the loss became {last['train_loss']} (training) and {last['val_loss']} (validation) in epoch {progress.epoch}",
-            mend=f"lower train.learning_rate (now {config.learning_rate:g}), or look for extreme values: headrace expectations",
+def make_step(step: Step, train: Rows, config: TrainConfig, progress: Progress, checkpoints: Checkpoints, say: Report) -> Step:
+    """The fastest way to run `step`: compiled where that is chosen, as a CUDA graph where it can be recorded."""
+    batches = math.ceil(len(train) / config.batch_size) * (config.epochs - progress.epoch) - progress.step
+    if progress.is_compiled is None:
+        batch = next(train.batches(config.batch_size))
+        memory = checkpoints.path.with_suffix(".compiled.json")
+        progress.is_compiled = compiling.should_compile(
+            config.compile, step, batch, batches, memory, checkpoints.fingerprint, say
         )
-
-
-def make_optimizer(model: ServedModel, config: TrainConfig) -> Optimizer:
-    """The optimizer the recipe names; fused into one kernel where the device has that."""
-    rate, decay = config.learning_rate, config.weight_decay
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(model.parameters(), lr=rate, weight_decay=decay, momentum=0.9, nesterov=True)
-    if config.optimizer == "adam":
-        return torch.optim.Adam(model.parameters(), lr=rate, weight_decay=decay, fused=True)
-    return torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay, fused=True)
-
-
-def make_schedule(optimizer: Optimizer, config: TrainConfig, steps: int) -> LRScheduler:
-    """How the learning rate moves over `steps` an epoch; `train.learning_rate` is its peak."""
-    if config.schedule == "one_cycle":
-        return OneCycleLR(optimizer, max_lr=config.learning_rate, total_steps=max(2, steps * config.epochs))
-    return LambdaLR(optimizer, lambda _: 1.0)
+    if progress.is_compiled:
+        step.compiled = compiling.compiled(step.objective)
+    is_graph = config.compile != "off" and graphs.fits(step.update, train.device, config.accumulate)
+    return graphs.GraphStep(step, say) if is_graph else step

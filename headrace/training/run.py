@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from headrace import console
 from headrace.config import Recipe
-from headrace.errors import TrainingError
 from headrace.extensions import code_files, own_sources
 from headrace.files import whole, write_json, write_with
 from headrace.kinds.base import Kind, Schema
@@ -19,8 +19,11 @@ from headrace.models.served import ServedModel
 from headrace.project import Project
 from headrace.training import checkpoint
 from headrace.training.checkpoint import Progress
-from headrace.training.device import choose_device, seed_everything
-from headrace.training.loop import Split, fit
+from headrace.training.device import choose_device, choose_precision, seed_everything
+from headrace.training.emphasis import emphasise
+from headrace.training.faults import memory_errors, nondeterminism
+from headrace.training.loop import fit
+from headrace.training.rows import Split
 from headrace.training.watch import watch
 
 if TYPE_CHECKING:
@@ -37,6 +40,7 @@ def train_model(recipe: Recipe, project: Project) -> None:
 
     prepared, out = project.artifacts(recipe.name) / "prepared", project.artifacts(recipe.name) / "train"
     device = choose_device(recipe.train.device)
+    precision = choose_precision(recipe.train.precision, device)
     seed_everything(recipe.train.seed)
     kind, schema = kind_of(recipe.task), Schema.read(prepared / "schema.json")
     train, validation = (
@@ -46,19 +50,22 @@ def train_model(recipe: Recipe, project: Project) -> None:
     model = kind.module(recipe.model, schema).to(device)
     if schema.shape.image:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    emphasise(model, recipe.train, train.target, schema.labels)
 
     checkpoint_path = project.state / "checkpoints" / f"{recipe.name}.pt"
-    with watch(recipe, project, device, len(train), fingerprint_of(recipe, prepared, project.root)) as watcher:
-        try:
+    fingerprint = fingerprint_of(recipe, prepared, project.root)
+    with watch(recipe, project, device, len(train), fingerprint) as watcher:
+        with memory_errors(recipe.train), nondeterminism() as varying:
             progress = fit(
-                model, train, validation, recipe.train, checkpoint_path, watcher.fingerprint, watcher.on_epoch, watcher.on_step
+                model, train, validation, recipe.train, checkpoint_path, fingerprint, watcher.on_epoch, watcher.on_step
             )
-        except torch.cuda.OutOfMemoryError:
-            raise TrainingError(
-                f"the GPU's memory does not suffice for batches of {recipe.train.batch_size} rows",
-                mend="lower train.batch_size in the recipe",
-            ) from None
-        write_outputs(out, model, progress, recipe, device, len(train), len(validation))
+        if varying:
+            names = ", ".join(sorted(varying))
+            console.report(f"not deterministic on {device.type}, so the same run may give slightly other weights: {names}")
+        write_weights(out, model, progress)
+        summary = summary_of(model, progress, recipe, len(train), len(validation))
+        how = {"device": device.type, "precision": str(precision).removeprefix("torch."), "deterministic": not varying}
+        write_json(out / "summary.json", summary | how)
         watcher.finish(progress, out / "model.pt")
     checkpoint_path.unlink(missing_ok=True)
 
@@ -85,15 +92,8 @@ def fingerprint_of(recipe: Recipe, prepared: Path, root: Path) -> str:
     return digest.hexdigest()
 
 
-def write_outputs(
-    out: Path,
-    model: ServedModel,
-    progress: Progress,
-    recipe: Recipe,
-    device: torch.device,
-    train_rows: int,
-    validation_rows: int,
-) -> None:
+def write_weights(out: Path, model: ServedModel, progress: Progress) -> None:
+    """`model.pt` and `curves.csv`."""
     out.mkdir(parents=True, exist_ok=True)
     weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
     write_with(out / "model.pt", lambda beside: checkpoint.write(weights, beside))
@@ -103,16 +103,19 @@ def write_outputs(
         writer.writerows(
             {name: int(v) if name == "epoch" else round(v, 8) for name, v in row.items()} for row in progress.history
         )
-    write_json(
-        out / "summary.json",
-        {
-            "epochs": progress.epoch,
-            "best_epoch": progress.best_epoch,
-            "val_loss": round(progress.best_val_loss, 8),
-            "train_rows": train_rows,
-            "validation_rows": validation_rows,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "device": device.type,
-            "stopped_early": progress.epoch < recipe.train.epochs,
-        },
-    )
+
+
+def summary_of(
+    model: ServedModel, progress: Progress, recipe: Recipe, train_rows: int, validation_rows: int
+) -> dict[str, object]:
+    """What a reader of `summary.json` is told first."""
+    return {
+        "epochs": progress.epoch,
+        "best_epoch": progress.best_epoch,
+        "val_loss": round(progress.best_val_loss, 8),
+        "train_rows": train_rows,
+        "validation_rows": validation_rows,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "stopped_early": progress.epoch < recipe.train.epochs,
+        "compiled": progress.is_compiled,
+    }
