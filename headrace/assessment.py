@@ -35,6 +35,8 @@ def evaluate_export(recipe: Recipe, project: Project) -> None:
     test = pd.read_parquet(artifacts / "prepared" / "test.parquet")
     outputs = kind.answers(artifacts / "export", test, recipe)
     evaluation = kind.evaluate(test, outputs, schema, recipe)
+    if samples := kind.samples(artifacts / "export", test, recipe):
+        evaluation = evaluation.model_copy(update={"samples": samples})
     y_true = kind.truth(test, schema, recipe)
 
     write_with(out / "predictions.npz", lambda beside: save_arrays(beside, y_true=y_true, outputs=outputs))

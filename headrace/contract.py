@@ -47,6 +47,8 @@ class InputField(BaseModel):
     """Categories seen in training; others are answered as unknown, not refused."""
     nullable: bool = False
     """Whether null stands for a missing value."""
+    default: float | None = None
+    """What a number is that is not given; the field may then be left out, or null."""
     longest: int | None = None
     """Most characters of a text; a longer one is refused."""
     tokens: int | None = None
@@ -58,6 +60,8 @@ class InputField(BaseModel):
         Raises:
             ContractViolation: a value of another type or shape, or out of range.
         """
+        if self.default is not None:
+            values = [self.default if value is None else value for value in values]
         if self.dtype == "string":
             return np.array([self._text(value, f"{start}.{i}.{self.name}") for i, value in enumerate(values)], dtype=object)
         found = self._all_at_once(values)
@@ -153,7 +157,7 @@ class InputField(BaseModel):
     def _expected(self) -> str:
         kind = {"float32": "a number", "int64": "a whole number", "uint8": "a whole number from 0 to 255"}[self.dtype]
         shaped = f"{kind} in shape {list(self.shape)}" if self.shape else kind
-        return f"{shaped} or null" if self.nullable else shaped
+        return f"{shaped} or null" if self.nullable or self.default is not None else shaped
 
 
 class Contract(BaseModel):
@@ -195,7 +199,7 @@ class Contract(BaseModel):
                     f"{start}.{i}.{extra}", "one of the fields " + ", ".join(sorted(names)), "an unknown field"
                 )
             for field in self.inputs:
-                if field.name not in instance and not field.nullable:
+                if field.name not in instance and not field.nullable and field.default is None:
                     raise ContractViolation(f"{start}.{i}.{field.name}", field.dtype, "nothing")
         return {field.name: field.to_array([row.get(field.name) for row in instances], start) for field in self.inputs}
 

@@ -66,6 +66,18 @@ class Encoder:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
+    def decoding(self) -> Callable[[int], str]:
+        """Decodes one text id by id: each call gives the characters that its id completes, often none or several."""
+        from tokenizers.decoders import DecodeStream
+
+        stream = DecodeStream(skip_special_tokens=True)
+        return lambda token: stream.step(self._tokenizer, token) or ""
+
+    def located(self, text: str) -> tuple[list[int], list[int]]:
+        """Ids as `tokens`, and for each the place in `text` of its first character."""
+        found = self._tokenizer.encode(text, add_special_tokens=False)
+        return found.ids, [start for start, _ in found.offsets]
+
 
 def padded(rows: Sequence[Sequence[int]]) -> NDArray[np.int64]:
     """`(rows, longest)`, filled up with `PAD`; at least one column."""

@@ -152,6 +152,10 @@ class Kind(ABC):
         """
         raise TypeError(f"{type(self).__name__} names the metric {metric!r} and has no row_scores for it")
 
+    def samples(self, folder: Path, frame: pd.DataFrame, recipe: Recipe) -> list[dict[str, str]]:
+        """Answers of the graph in `folder` for a person to read, kept in the evaluation; none by default."""
+        return []
+
     def complete(self, graph: onnx.ModelProto, schema: Schema) -> onnx.ModelProto:
         """Puts in front of the exported graph whatever turns clients' fields into its inputs."""
         return graph

@@ -21,6 +21,7 @@ CLASSIFICATION: dict[str, Better] = {
     "log_loss": "lower",
 }
 REGRESSION: dict[str, Better] = {"mae": "lower", "rmse": "lower", "r2": "higher"}
+GENERATION: dict[str, Better] = {"bits_per_character": "lower"}
 SUMMARISATION: dict[str, Better] = {"rouge_l": "higher", "rouge_l_gain": "higher", "rouge_l_baseline": "higher"}
 
 
@@ -42,6 +43,9 @@ KINDS: dict[str, KindEntry] = {
     "regression": KindEntry("headrace.kinds.tabular:TabularRegression", REGRESSION, ("mlp",)),
     "text-classification": KindEntry(
         "headrace.kinds.text:TextClassification", CLASSIFICATION, ("recurrent", "attention"), is_text=True
+    ),
+    "text-generation": KindEntry(
+        "headrace.kinds.generation:TextGeneration", GENERATION, ("recurrent-language", "gpt"), is_text=True
     ),
     "summarisation": KindEntry("headrace.kinds.summaries:Summarisation", SUMMARISATION, ("seq2seq",), is_text=True),
     "node-classification": KindEntry(

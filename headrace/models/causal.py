@@ -1,0 +1,165 @@
+"""A causal transformer: every token reads those before it.
+
+B: rows. L: tokens of this step. P: tokens remembered. V: vocabulary. D: width. H: heads. N: blocks.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from headrace.kinds.base import Shape
+from headrace.models.language import LanguageNetwork, TiedOutput
+from headrace.models.registry import GPTConfig
+
+ROTARY_BASE = 10_000.0
+
+
+class GPT(LanguageNetwork):
+    """Embedding, pre-norm blocks of causal attention and a dense part, and the embedding again as output.
+
+    As GPT-2 (Radford et al. 2019), with rotary positions (Su et al. 2021, arXiv:2104.09864) and squared ReLU (So et al. 2021,
+    arXiv:2109.08668). It remembers keys and values `(B, N, 2, H, P, D / H)` before they are turned: positions count from the
+    oldest token remembered, so that the oldest may be forgotten and nothing else changes.
+    """
+
+    states = ("past",)
+    growing: ClassVar[dict[str, int]] = {"past": 4}
+
+    def __init__(self, config: GPTConfig, shape: Shape) -> None:
+        super().__init__()
+        width = config.width
+        self.heads = config.heads
+        self.embedding = nn.Embedding(shape.vocabulary, width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(
+            Block(width, config.heads, width * config.expansion, config.dropout) for _ in range(config.layers)
+        )
+        self.norm = nn.LayerNorm(width, bias=False)
+        self.out = TiedOutput(self.embedding)
+        nn.init.normal_(self.embedding.weight, std=width**-0.5)
+
+    def start(self, rows: int) -> tuple[Tensor, ...]:
+        width = self.embedding.embedding_dim
+        return (self.embedding.weight.new_zeros(rows, len(self.blocks), 2, self.heads, 0, width // self.heads),)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        states, turns = self.dropout(self.embedding(tokens)), angles(tokens.shape[1], self._features, tokens.device)
+        for block in self.blocks:
+            states = block(states, turns)
+        return self._logits(states)
+
+    def step(self, tokens: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        (past,) = states
+        read, length = past.shape[4], tokens.shape[1]
+        turns = angles(read + length, self._features, tokens.device)
+        places = torch.arange(read + length, device=tokens.device)
+        seen = places[None, :] <= places[read:, None]  # (L, P + L): those before, and the token itself
+        features, kept = self.embedding(tokens), []
+        for i, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            features, present = block.step(features, past[:, i], turns, seen)
+            kept.append(present)
+        return self._logits(features), torch.stack(kept, dim=1)
+
+    def _logits(self, states: Tensor) -> Tensor:
+        logits: Tensor = self.out(self.norm(states))
+        return logits
+
+    @property
+    def _features(self) -> int:
+        return self.embedding.embedding_dim // self.heads
+
+
+class Block(nn.Module):
+    """Attention to the tokens before, then a dense part of `hidden` features; each adds to what it reads."""
+
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width, bias=False)
+        self.attention = CausalAttention(width, heads, dropout)
+        self.dense_norm = nn.LayerNorm(width, bias=False)
+        self.dense = Dense(width, hidden)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, states: Tensor, turns: Tensor) -> Tensor:
+        states = states + self.dropout(self.attention(self.attention_norm(states), turns))
+        added: Tensor = self.dropout(self.dense(self.dense_norm(states)))
+        return states + added
+
+    def step(self, states: Tensor, past: Tensor, turns: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """`states` `(B, L, D)` after `past` `(B, 2, H, P, D / H)`; gives the states and `(B, 2, H, P + L, D / H)`."""
+        read, present = self.attention.step(self.attention_norm(states), past, turns, seen)
+        states = states + read
+        added: Tensor = self.dense(self.dense_norm(states))
+        return states + added, present
+
+
+class Dense(nn.Module):
+    """Two linear layers with squared ReLU between, `(..., D)` to the same shape."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(width, hidden, bias=False)
+        self.outer = nn.Linear(hidden, width, bias=False)
+        nn.init.zeros_(self.outer.weight)  # a block begins as one that adds nothing
+
+    def forward(self, states: Tensor) -> Tensor:
+        out: Tensor = self.outer(self.inner(states).relu().square())
+        return out
+
+
+class CausalAttention(nn.Module):
+    """Every token reads itself and those before; queries and keys are turned by `angles` of their positions."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.p = dropout
+        self.joint = nn.Linear(width, 3 * width, bias=False)
+        self.outer = nn.Linear(width, width, bias=False)
+        nn.init.zeros_(self.outer.weight)
+
+    def forward(self, states: Tensor, turns: Tensor) -> Tensor:
+        query, key, value = self._split(states)
+        p = self.p if self.training else 0.0
+        return self._join(
+            F.scaled_dot_product_attention(turn(query, turns), turn(key, turns), value, dropout_p=p, is_causal=True)
+        )
+
+    def step(self, states: Tensor, past: Tensor, turns: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        query, key, value = self._split(states)
+        present = torch.cat([past, torch.stack([key, value], dim=1)], dim=3)
+        keys, values = present.unbind(1)
+        read = F.scaled_dot_product_attention(
+            turn(query, turns[:, -states.shape[1] :]), turn(keys, turns), values, attn_mask=seen
+        )
+        return self._join(read), present
+
+    def _split(self, states: Tensor) -> tuple[Tensor, ...]:
+        """Query, key and value, `(B, H, L, D / H)` each."""
+        rows, length, width = states.shape
+        joint: Tensor = self.joint(states).view(rows, length, 3, self.heads, width // self.heads)
+        return joint.permute(2, 0, 3, 1, 4).unbind(0)
+
+    def _join(self, read: Tensor) -> Tensor:
+        joined: Tensor = self.outer(read.transpose(1, 2).flatten(2))
+        return joined
+
+
+def angles(length: int, features: int, device: torch.device) -> Tensor:
+    """Cosines and sines by which positions 0 to `length` - 1 are turned: `(2, length, features / 2)`."""
+    half = features // 2
+    frequency = ROTARY_BASE ** (-torch.arange(half, device=device, dtype=torch.float32) / half)
+    angle = torch.arange(length, device=device, dtype=torch.float32)[:, None] * frequency
+    return torch.stack([angle.cos(), angle.sin()])
+
+
+def turn(states: Tensor, turns: Tensor) -> Tensor:
+    """Turns each pair of features by its position's angle (Su et al. 2021, eq. 34), pairs taken from the two halves."""
+    cos, sin = turns.to(states.dtype).unbind(0)
+    first, second = states.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)

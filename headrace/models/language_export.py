@@ -1,0 +1,119 @@
+"""A language model as the graph of one step, held against torch."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from headrace.errors import ExportError
+from headrace.export import PARITY_ROWS, TOLERANCE, open_graph, save_graph, to_graph
+from headrace.files import write_text, write_with
+from headrace.generation import STEPS, TOKENS, State, StepLayout, Steps
+from headrace.kinds.base import Shape
+from headrace.models.language import LanguageNetwork
+from headrace.models.served import ServedModel
+from headrace.text import END
+
+if TYPE_CHECKING:
+    import onnx
+
+
+class Step(nn.Module):
+    """What is exported: `LanguageNetwork.step` as a module of its own."""
+
+    def __init__(self, network: LanguageNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, tokens: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        return self.network.step(tokens, *states)
+
+
+def export_step(model: ServedModel, shape: Shape, folder: Path) -> StepLayout:
+    """Writes `model.onnx` and `served_steps.json` into `folder`.
+
+    The graph takes `tokens` `(rows, length)` and the states by their names, of any number of rows, tokens and remembered
+    tokens; it gives `logits` and each state as `next_` and its name.
+    """
+    network = _network(model)
+    layout = StepLayout(
+        length=shape.length,
+        states=tuple(
+            State(name=name, shape=tuple(start.shape[1:]), grows=network.growing.get(name))
+            for name, start in zip(network.states, network.start(1), strict=True)
+        ),
+    )
+    rows, length, past = (torch.export.Dim(name) for name in ("rows", "length", "past"))
+    # sizes of an example are traced as themselves where they are 0 or 1
+    example = {TOKENS: _random_tokens(2, 3, shape, seed=0)} | {
+        state.name: torch.zeros(2, *(5 if state.grows == axis + 1 else size for axis, size in enumerate(state.shape)))
+        for state in layout.states
+    }
+    axes = [{0: rows} if state.grows is None else {0: rows, state.grows: past} for state in layout.states]
+    outputs = ["logits", *(f"next_{state.name}" for state in layout.states)]
+    graph = to_graph(Step(network).eval(), example, {"tokens": {0: rows, 1: length}, "states": tuple(axes)}, outputs)
+    _forget_traced_sizes(graph, layout, shape.vocabulary)
+    write_with(folder / "model.onnx", lambda beside: save_graph(graph, beside))
+    write_text(folder / STEPS, layout.model_dump_json(indent=1) + "\n")
+    return layout
+
+
+def _forget_traced_sizes(graph: onnx.ModelProto, layout: StepLayout, vocabulary: int) -> None:
+    """Says of each output which axes may have any size: tracing a recurrent layer leaves the example's length there."""
+    from onnx import TensorProto, helper
+
+    del graph.graph.value_info[:]
+    shapes: list[list[str | int | None]] = [["rows", "length", vocabulary]]
+    shapes += [
+        ["rows", *("present" if state.grows == axis + 1 else size for axis, size in enumerate(state.shape))]
+        for state in layout.states
+    ]
+    values = [
+        helper.make_tensor_value_info(output.name, TensorProto.FLOAT, sizes)
+        for output, sizes in zip(graph.graph.output, shapes, strict=True)
+    ]
+    del graph.graph.output[:]
+    graph.graph.output.extend(values)
+
+
+def check_parity(model: ServedModel, shape: Shape, folder: Path, layout: StepLayout, recipe: str) -> dict[str, float]:
+    """Largest difference between torch, which reads whole texts, and the graph: at once, in two steps, and token by token;
+    on random tokens, for texts of one token and of the most there may be.
+
+    Raises:
+        ExportError: it exceeds `TOLERANCE`.
+    """
+    session, largest = open_graph(folder / "model.onnx"), 0.0
+    for seed, (rows, length) in enumerate(product(PARITY_ROWS, (1, shape.length))):
+        tokens = _random_tokens(rows, length, shape, seed)
+        with torch.inference_mode():
+            wanted = model(tokens).numpy()
+        for stride in {length, max(1, length * 2 // 3), 1}:
+            steps = Steps(session, layout, rows)
+            got = np.concatenate([steps(part.numpy()) for part in torch.split(tokens, stride, dim=1)], axis=1)
+            # np.maximum, since Python's max would pass over a NaN
+            largest = float(np.maximum(largest, np.abs(wanted - got).max() / max(1.0, float(np.abs(wanted).max()))))
+    if not largest <= TOLERANCE:
+        raise ExportError(
+            f"the exported graph differs from torch by {largest:.2g} (allowed: {TOLERANCE:g})",
+            where=f"artifacts/{recipe}/export",
+            mend="look for an operation in the model that ONNX computes otherwise; headrace/models/ is where the models are",
+        )
+    return {"largest_relative_difference": largest, "tolerance": TOLERANCE}
+
+
+def _network(model: ServedModel) -> LanguageNetwork:
+    assert isinstance(model.network, LanguageNetwork)
+    return model.network
+
+
+def _random_tokens(rows: int, length: int, shape: Shape, seed: int) -> Tensor:
+    """`(rows, length)`: no special ones."""
+    found: NDArray[np.int64] = np.random.default_rng(seed).integers(END, shape.vocabulary, (rows, length))
+    return torch.from_numpy(found)
