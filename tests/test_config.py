@@ -103,7 +103,7 @@ def test_columns_in_short_form_are_expanded() -> None:
 
 def test_every_recipe_of_the_repository_is_sound() -> None:
     project = Project(ROOT)
-    assert recipe_names(project) == ["digits", "flights"]
+    assert {"digits", "flights"} <= set(recipe_names(project))
     for name in recipe_names(project):
         assert load_recipe(name, project).name == name
 
