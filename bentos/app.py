@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from bentos.http import Refused, request_id_of
 from bentos.metrics import Metrics
 from bentos.model import ServedModel
+from bentos.streams import Streams
 from bentos.v1 import V1
 
 logger = logging.getLogger("headrace.serve")
@@ -39,6 +40,7 @@ class PredictionApp:
         self._model: ServedModel | None = None
         self._version_header: list[tuple[bytes, bytes]] = []
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="predict")
+        self.streams = Streams(self._thread)
         self._in_flight = 0
         self._held_bytes = 0
         # A further protocol is one file beside v1.py and one entry here.
@@ -69,15 +71,14 @@ class PredictionApp:
         self._in_flight += 1
         try:
             response = await self._answer(request)
+            response.raw_headers.append((b"x-request-id", request.state.request_id.encode()))
+            response.raw_headers += self._version_header
+            self.metrics.count(response.status_code, time.perf_counter() - start)
+            await response(scope, receive, send)
         except ClientDisconnect:
             self.metrics.count(499, time.perf_counter() - start)
-            return
         finally:
             self._in_flight -= 1
-        response.raw_headers.append((b"x-request-id", request.state.request_id.encode()))
-        response.raw_headers += self._version_header
-        self.metrics.count(response.status_code, time.perf_counter() - start)
-        await response(scope, receive, send)
 
     async def work(self, size: int, predict: Callable[[], Result]) -> Result:
         """Runs `predict` here when it is small (`size` bytes of body), else in the one thread for large work."""

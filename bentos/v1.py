@@ -11,6 +11,7 @@ from starlette.routing import Route
 
 from bentos.http import Refused, parse_json, read_body, require_json, to_json
 from bentos.model import ServedModel
+from bentos.streams import Streaming
 from headrace.contract import ContractViolation
 
 if TYPE_CHECKING:
@@ -31,23 +32,36 @@ class V1:
         ]
 
     async def predict(self, request: Request) -> Response:
-        """`{"instances": [...]}` or one bare instance; answers `{"id", "model", "version", "request_id", "predictions"}`."""
+        """`{"instances": [...]}` or one bare instance; answers `{"id", "model", "version", "request_id", "predictions"}`.
+
+        A model that can answer piece by piece takes `"stream": true` beside them, and sends its answer to one instance as
+        server-sent events.
+        """
         model = self._named_model(request)
         require_json(request)
         with self.app.held_body() as hold:
             body = await read_body(request, hold)
+            if isinstance(model, Streaming):
+                return await self._write(request, model, await self.app.work(len(body), lambda: parse_json(body)))
             predictions = await self.app.work(len(body), lambda: predict_body(model, body))
         self.app.metrics.count_rows(len(predictions))
-        answer_id = f"{model.name}@{model.version}:{request.state.request_id}"  # `headrace trace` takes it
-        return to_json(
-            {
-                "id": answer_id,
-                "model": model.name,
-                "version": model.version,
-                "request_id": request.state.request_id,
-                "predictions": predictions,
-            }
-        )
+        return to_json({**_identity(request, model), "predictions": predictions})
+
+    async def _write(self, request: Request, model: Any, payload: Any) -> Response:
+        """Whole answers, or the events of one."""
+        payload, is_stream = take_stream(payload)
+        instances = to_instances(payload)
+        if is_stream and len(instances) > 1:
+            raise _refusal(ContractViolation("instances", "one instance, to stream its answer", f"{len(instances)}"))
+        try:
+            streams = model.streams(instances)
+        except ContractViolation as violation:
+            raise _refusal(violation) from None
+        identity = _identity(request, model)
+        self.app.metrics.count_rows(len(instances))
+        if is_stream:
+            return self.app.streams.respond(request, streams[0], identity)
+        return to_json({**identity, "predictions": await self.app.streams.join(request, model, streams)})
 
     async def describe(self, request: Request) -> Response:
         return to_json(_description(self._named_model(request)))
@@ -73,6 +87,15 @@ def predict_body(model: ServedModel, body: bytes) -> list[dict[str, Any]]:
         return model.predict(to_instances(parse_json(body)))
     except ContractViolation as violation:
         raise _refusal(violation) from None
+
+
+def take_stream(payload: Any) -> tuple[Any, bool]:
+    """The payload without its `stream`, and what that says."""
+    if not isinstance(payload, dict) or "stream" not in payload:
+        return payload, False
+    if not isinstance(payload["stream"], bool):
+        raise _refusal(ContractViolation("stream", "true or false", type(payload["stream"]).__name__))
+    return {name: value for name, value in payload.items() if name != "stream"}, payload["stream"]
 
 
 def to_instances(payload: Any) -> list[Any]:
@@ -103,6 +126,13 @@ def _refusal(violation: ContractViolation) -> Refused:
     return Refused(
         422, "contract_violation", str(violation), path=violation.path, expected=violation.expected, got=violation.got
     )
+
+
+def _identity(request: Request, model: ServedModel) -> dict[str, Any]:
+    """What every answer says of where it came from."""
+    request_id = request.state.request_id
+    answer_id = f"{model.name}@{model.version}:{request_id}"  # `headrace trace` takes it
+    return {"id": answer_id, "model": model.name, "version": model.version, "request_id": request_id}
 
 
 def _description(model: ServedModel) -> dict[str, Any]:

@@ -144,7 +144,7 @@ class InputField(BaseModel):
                 f"values from {low:g} to {high:g}"
                 if low is not None and high is not None
                 else f"values {'at least' if high is None else 'at most'} {low if high is None else high:g}",
-                f"{np.nanmin(numbers):g} to {np.nanmax(numbers):g}" if self.shape else f"{float(numbers):g}",
+                f"{np.nanmin(numbers):g} to {np.nanmax(numbers):g}" if numbers.ndim else f"{float(numbers):g}",
             )
 
     @property

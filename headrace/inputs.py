@@ -101,6 +101,8 @@ def _value(text: str, field: InputField) -> Any:
 def _only(contract: Contract, dtype: str, what: str) -> InputField:
     """The one field of `dtype` that a model takes which is asked for a picture or a text."""
     found = [field for field in contract.inputs if field.dtype == dtype]
+    if len(found) > 1:  # such as a prompt, and beside it a text that ends the answer
+        found = [field for field in found if not field.nullable]
     if len(found) != 1:
         raise UsageError(
             f"{contract.model} takes no {what}",
@@ -117,7 +119,8 @@ def _rows(path: Path, contract: Contract) -> list[Any]:
     texts = [field.name for field in contract.inputs if field.dtype == "string"]
     table = read_file(path, Reading(text=texts))
     names = [field.name for field in contract.inputs]
-    lacking = [field.name for field in contract.inputs if not field.nullable and field.name not in table.column_names]
+    needed = [field.name for field in contract.inputs if not field.nullable and field.default is None]
+    lacking = [name for name in needed if name not in table.column_names]
     if lacking:
         raise DataError(
             f"no column {lacking[0]!r}; {near_miss(lacking[0], table.column_names)}",

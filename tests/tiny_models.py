@@ -9,6 +9,11 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from headrace.contract import Contract, InputField
+from headrace.data.config import TextConfig
+from headrace.generation import STEPS, State, StepLayout
+from headrace.kinds.generation import generation_inputs
+from headrace.kinds.vocabulary import learn_vocabulary
+from headrace.text import END, START
 
 OPSETS = [helper.make_opsetid("", 18), helper.make_opsetid("ai.onnx.ml", 3)]
 
@@ -82,6 +87,59 @@ def table_model(folder: Path) -> Path:
         sample={"distance": 3.5, "carrier": "AA"},
     )
     return _write(folder, graph, contract)
+
+
+LETTERS = "abc "
+BIGRAMS = {"start": "1000", "a": "0400", "b": "2030", "c": "0001", " ": "6000"}
+"""What comes after what: logits of "abc " in digits; after a space the end is as likely as an a."""
+
+
+def language_model(folder: Path, length: int = 4) -> Path:
+    """A step graph whose logits depend on the last token alone, and which remembers the tokens before.
+
+    Tokens are characters: ids 4 to 7 stand for "abc ". `BIGRAMS` are the logits of what follows; -9 of everything else.
+    """
+    table = np.full((8, 8), -9, np.float32)
+    for row, name in enumerate(["start", *LETTERS]):
+        table[START if name == "start" else row + 3, 4:] = [int(digit) for digit in BIGRAMS[name]]
+    table[7, END] = 6
+    nodes = [
+        helper.make_node("Gather", ["table", "tokens"], ["logits"]),
+        helper.make_node("Cast", ["tokens"], ["read"], to=TensorProto.FLOAT),
+        helper.make_node("Concat", ["past", "read"], ["next_past"], axis=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tiny_language",
+        [
+            helper.make_tensor_value_info("tokens", TensorProto.INT64, ["rows", "length"]),
+            helper.make_tensor_value_info("past", TensorProto.FLOAT, ["rows", "past"]),
+        ],
+        [
+            helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["rows", "length", 8]),
+            helper.make_tensor_value_info("next_past", TensorProto.FLOAT, ["rows", "present"]),
+        ],
+        [numpy_helper.from_array(table, "table")],
+    )
+    contract = Contract(
+        model="letters",
+        task="text-generation",
+        output="text",
+        target="text",
+        inputs=generation_inputs(length),
+        sample={"prompt": "a", "max_tokens": 3, "temperature": 0.0},
+        served_by="bentos.generation:GenerationModel",
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / STEPS).write_text(StepLayout(length=length, states=(State(name="past", shape=(0,), grows=1),)).model_dump_json())
+    (folder / "tokenizer.json").write_text(letters_tokenizer())
+    return _write(folder, graph, contract)
+
+
+def letters_tokenizer() -> str:
+    """Characters, "abc " alone."""
+    config = TextConfig(column="text", tokens="characters", lowercase=False)
+    return learn_vocabulary(["aaaabbbcc "], config)  # the frequent ones first
 
 
 def _write(folder: Path, graph: onnx.GraphProto, contract: Contract) -> Path:

@@ -33,6 +33,8 @@ MOST_TOKENS = 1000
 """Most tokens that a client may ask for."""
 CHARACTERS_A_TOKEN = 20
 """A prompt of more characters than its tokens could have is refused before it is cut into any."""
+LONGEST_STOP = 100
+"""Characters at which a client may have a text end."""
 SHOWN_PROMPT = 60
 """Characters of a test text's beginning, as a prompt to look at."""
 SAMPLES = 3
@@ -84,19 +86,10 @@ class TextGeneration(Kind):
         return LanguageModel(network)
 
     def contract(self, schema: Schema, recipe: Recipe, sample: pd.DataFrame) -> Contract:
-        length, usual = schema.shape.length, Writing()
         return Contract(
             model=recipe.name,
             task=recipe.task,
-            inputs=[
-                InputField(name="prompt", dtype="string", nullable=True, longest=length * CHARACTERS_A_TOKEN),
-                InputField(name="max_tokens", dtype="int64", minimum=1, maximum=MOST_TOKENS, default=usual.max_tokens),
-                InputField(name="temperature", dtype="float32", minimum=0, maximum=10, default=usual.temperature),
-                InputField(name="top_k", dtype="int64", minimum=0, default=usual.top_k),
-                InputField(name="top_p", dtype="float32", minimum=0, maximum=1, default=usual.top_p),
-                InputField(name="seed", dtype="int64", minimum=-1, default=-1),
-                InputField(name="stop", dtype="string", nullable=True, longest=100),
-            ],
+            inputs=generation_inputs(schema.shape.length),
             output="text",
             target=recipe.data.target,
             sample={"prompt": _beginning(texts_of(sample, recipe)[0]), "max_tokens": 20, "temperature": 0.0},
@@ -157,6 +150,20 @@ class TextGeneration(Kind):
         return [
             {"prompt": p, "text": "".join(piece.text for piece in language.write(language.prompt(p), writing))} for p in prompts
         ]
+
+
+def generation_inputs(length: int) -> list[InputField]:
+    """What a client may send: a prompt of at most `length` tokens, and how to go on (`headrace.generation.Writing`)."""
+    usual = Writing()
+    return [
+        InputField(name="prompt", dtype="string", longest=length * CHARACTERS_A_TOKEN),
+        InputField(name="max_tokens", dtype="int64", minimum=1, maximum=MOST_TOKENS, default=usual.max_tokens),
+        InputField(name="temperature", dtype="float32", minimum=0, maximum=10, default=usual.temperature),
+        InputField(name="top_k", dtype="int64", minimum=0, default=usual.top_k),
+        InputField(name="top_p", dtype="float32", minimum=0, maximum=1, default=usual.top_p),
+        InputField(name="seed", dtype="int64", minimum=-1, default=-1),
+        InputField(name="stop", dtype="string", nullable=True, longest=LONGEST_STOP),
+    ]
 
 
 def texts_of(frame: pd.DataFrame, recipe: Recipe) -> list[str]:

@@ -48,6 +48,7 @@ class LanguageModel(ServedModel):
     """Logits `(B, L, V)` of the next token; targets are those tokens `(B, L)`, with `PAD` where none follows."""
 
     metric_name = "bits_per_token"
+    rows_at_once = 16
 
     def __init__(self, network: LanguageNetwork) -> None:
         super().__init__(AsIs(), network)

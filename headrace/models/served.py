@@ -16,6 +16,8 @@ class ServedModel(nn.Module):
 
     metric_name: ClassVar[str]
     """What `metric` measures, such as `accuracy`."""
+    rows_at_once: ClassVar[int] = 4096
+    """Most rows that are evaluated together, where a row's answer is large."""
     loss_options: ClassVar[frozenset[str]] = frozenset()
     """What of `label_smoothing` and `class_weights` the training loss minds."""
     label_smoothing: float = 0.0

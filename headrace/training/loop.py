@@ -114,7 +114,7 @@ def evaluate(model: ServedModel, rows: Rows, precision: torch.dtype = torch.floa
     model.eval()
     loss = torch.zeros((), device=rows.device)
     metric = torch.zeros((), device=rows.device)
-    for inputs, target in rows.batches(EVALUATION_BATCH):
+    for inputs, target in rows.batches(min(EVALUATION_BATCH, model.rows_at_once)):
         with autocast(target.device, precision):
             raw = model.raw(*inputs)
         raw = raw.float()  # answers in bfloat16 would be rounded to three digits
