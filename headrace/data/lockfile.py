@@ -1,8 +1,9 @@
-"""`dvc.lock` stays whole. DVC writes it in place: a kill or a full disk in that instant would leave half of it."""
+"""DVC's own files stay whole. It writes them in place: a kill or a full disk in that instant would leave half of them."""
 
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -38,6 +39,36 @@ def keep_whole(repo: Repo, project: Project) -> None:
             write_with(path, lambda beside: beside.write_bytes(copy.read_bytes()))
         else:
             path.unlink()
+
+
+def drop_torn_table(repo: Repo) -> None:
+    """Removes DVC's table of who reads and writes what (`.dvc/tmp/rwlock`) where it was cut: DVC would refuse all work.
+
+    Those that it named were killed with its writer, or say so anew.
+    """
+    import json
+
+    from dvc.lock import LockError, make_lock
+    from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
+
+    def is_torn() -> bool:
+        try:
+            json.loads(table.read_bytes())
+        except FileNotFoundError:
+            return False
+        except ValueError:
+            return True
+        return False
+
+    if repo.tmp_dir is None:
+        return
+    table, guard = Path(repo.tmp_dir) / RWLOCK_FILE, Path(repo.tmp_dir) / RWLOCK_LOCK
+    if is_torn():
+        hardlink = repo.config["core"].get("hardlink_lock", False)
+        # who holds the guard may be writing the table at this moment
+        with contextlib.suppress(LockError), make_lock(str(guard), tmp_dir=repo.tmp_dir, hardlink_lock=hardlink):
+            if is_torn():
+                table.unlink()
 
 
 def _is_whole(content: bytes) -> bool:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from headrace.data.lockfile import keep_whole
+from headrace.data.lockfile import drop_torn_table, keep_whole
 from headrace.data.tables import batch_files, no_data
 from headrace.errors import Busy, DataError, DiskFull
 from headrace.files import is_disk_full, write_text
@@ -83,6 +83,7 @@ def open_repo(project: Project) -> Iterator[Repo]:
         logger.setLevel(logging.CRITICAL)
         repo.scm_context.quiet = True
         keep_whole(repo, project)
+        drop_torn_table(repo)
         yield repo
     finally:
         logger.setLevel(level)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -127,6 +128,17 @@ def test_a_full_disk_leaves_the_version_before(small_disk: Project, kilobytes: i
         land(noise, small_disk, recipe, "0001-big.parquet")
     assert "free some space" in str(caught.value.mend)
     assert data_version(small_disk, "toy") == before and is_tracked(small_disk)
+
+
+@pytest.mark.parametrize("left", [b"", b'{"write": {"/a": {"pid'], ids=["nothing", "half"])
+def test_a_table_of_readers_and_writers_that_a_kill_cut_stops_nobody(left: bytes, project: Project, make_recipe: Any) -> None:
+    first(project, make_recipe())
+    table = project.root / ".dvc" / "tmp" / "rwlock"
+    assert table.exists(), "DVC keeps its table elsewhere now"
+    table.write_bytes(left)
+    (project.raw("toy") / "0001-more.parquet").write_bytes((project.raw("toy") / "0000-first.parquet").read_bytes())
+    track(project)
+    assert is_tracked(project) and not any(json.loads(table.read_bytes()).values())
 
 
 def test_dvcs_lock_held_by_another_process_is_waited_for_then_busy(
