@@ -52,11 +52,21 @@ def request_id_of(request: Request) -> str:
     return given if SANE_ID.fullmatch(given) else os.urandom(16).hex()
 
 
+def media_type(request: Request) -> str:
+    """What the body says that it is, without parameters."""
+    return header(request, b"content-type").partition(";")[0].strip().lower()
+
+
 def require_json(request: Request) -> None:
     """Refuses (415) whatever does not say that it is plain JSON."""
-    kind = header(request, b"content-type").partition(";")[0].strip().lower()
+    kind = media_type(request)
     if kind != "application/json":
         raise Refused(415, "unsupported_media_type", f"expected content-type application/json, got {kind or 'none'}")
+    require_plain(request)
+
+
+def require_plain(request: Request) -> None:
+    """Refuses (415) a compressed body."""
     encoding = header(request, b"content-encoding")
     if encoding not in ("", "identity"):
         raise Refused(415, "unsupported_media_type", f"expected no content-encoding, got {encoding}")

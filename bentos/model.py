@@ -64,7 +64,7 @@ class ServedModel:
         return self.contract.to_answers(outputs)
 
     def run(self, feeds: Feeds) -> NDArray[Any]:
-        """The graph's first output for all rows of `feeds`: `(rows, classes)` or `(rows,)`."""
+        """The graph's first output for all rows of `feeds`: `(rows, *contract.answer_shape)`."""
         rows = len(next(iter(feeds.values())))
         parts = [self._run_part(feeds, start) for start in range(0, rows, ROWS_PER_RUN)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -73,7 +73,7 @@ class ServedModel:
         part = {name: feeds[name][start : start + ROWS_PER_RUN] for name in self._inputs}
         output: NDArray[Any] = self._session.run([self._output], part)[0]
         rows = len(next(iter(part.values())))
-        expected = (rows, len(self.contract.labels or ())) if self.contract.output == "probabilities" else (rows,)
+        expected = (rows, *self.contract.answer_shape)
         if output.shape != expected:
             raise BrokenAnswer(f"the graph gave shape {output.shape}, the contract says {expected}")
         if not np.isfinite(output).all():

@@ -9,10 +9,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from bentos.http import Refused, parse_json, read_body, require_json, to_json
+from bentos.http import Refused, media_type, parse_json, read_body, require_json, require_plain, to_json
 from bentos.model import ServedModel
+from bentos.pictures import instance_of, work_of
 from bentos.streams import Streaming
 from headrace.contract import ContractViolation
+from headrace.pictures import MAX_FILE_BYTES, MEDIA_TYPES
 
 if TYPE_CHECKING:
     from bentos.app import PredictionApp
@@ -35,16 +37,27 @@ class V1:
         """`{"instances": [...]}` or one bare instance; answers `{"id", "model", "version", "request_id", "predictions"}`.
 
         A model that can answer piece by piece takes `"stream": true` beside them, and sends its answer to one instance as
-        server-sent events.
+        server-sent events. A model of images takes a PNG or JPEG file as the whole body too.
         """
         model = self._named_model(request)
+        if media_type(request) in MEDIA_TYPES:
+            return await self._look(request, model)
         require_json(request)
         with self.app.held_body() as hold:
             body = await read_body(request, hold)
             if isinstance(model, Streaming):
                 return await self._write(request, model, await self.app.work(len(body), lambda: parse_json(body)))
-            predictions = await self.app.work(len(body), lambda: predict_body(model, body))
+            predictions = await self.app.work(work_of(body), lambda: predict_body(model, body))
         self.app.metrics.count_rows(len(predictions))
+        return to_json({**_identity(request, model), "predictions": predictions})
+
+    async def _look(self, request: Request, model: ServedModel) -> Response:
+        """The answer to a picture."""
+        require_plain(request)
+        with self.app.held_body() as hold:
+            body = await read_body(request, hold)
+            predictions = await self.app.work(MAX_FILE_BYTES, lambda: predict_picture(model, body))
+        self.app.metrics.count_rows(1)
         return to_json({**_identity(request, model), "predictions": predictions})
 
     async def _write(self, request: Request, model: Any, payload: Any) -> Response:
@@ -96,6 +109,18 @@ def take_stream(payload: Any) -> tuple[Any, bool]:
     if not isinstance(payload["stream"], bool):
         raise _refusal(ContractViolation("stream", "true or false", type(payload["stream"]).__name__))
     return {name: value for name, value in payload.items() if name != "stream"}, payload["stream"]
+
+
+def predict_picture(model: ServedModel, body: bytes) -> list[dict[str, Any]]:
+    """From a PNG or JPEG file to its prediction.
+
+    Raises:
+        Refused: 415 or 422, with what was expected.
+    """
+    try:
+        return model.predict([instance_of(body, model)])
+    except ContractViolation as violation:
+        raise _refusal(violation) from None
 
 
 def to_instances(payload: Any) -> list[Any]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from headrace.config import Recipe
 from headrace.contract import Contract
 from headrace.errors import HeadraceError
-from headrace.evaluation import Evaluation
+from headrace.evaluation import Evaluation, before_scaling
 from headrace.files import read_json, write_json, write_with
 from headrace.gate import Comparison, Verdict, align_classes, compare, compare_rows, judge
 from headrace.kinds.base import Schema
@@ -38,6 +38,8 @@ def evaluate_export(recipe: Recipe, project: Project) -> None:
     if samples := kind.samples(artifacts / "export", test, recipe):
         evaluation = evaluation.model_copy(update={"samples": samples})
     y_true = kind.truth(test, schema, recipe)
+    if temperature := Contract.read(artifacts / "export" / "contract.json").temperature:
+        evaluation = before_scaling(evaluation, y_true, outputs, temperature)
 
     write_with(out / "predictions.npz", lambda beside: save_arrays(beside, y_true=y_true, outputs=outputs))
     write_json(out / "evaluation.json", evaluation.to_dict())

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from headrace.data.config import DataConfig
 from headrace.errors import RecipeError, near_miss
 from headrace.extensions import importable, is_dotted
-from headrace.kinds.registry import KindEntry, entry_of
+from headrace.kinds.registry import CALIBRATION, INTERVALS, KindEntry, entry_of
 from headrace.models.registry import MODELS, ModelConfig, config_of
 from headrace.project import Project
 from headrace.section import Section
@@ -121,14 +121,32 @@ class Recipe(Section):
         if entry.is_text and self.data.text is None:
             raise ValueError("data.text: a text task needs the column of the text, such as {column: text}")
         if entry.is_graph and self.data.graph is None:
-            raise ValueError("data.graph: a graph task needs the nodes' ids and their edges, such as {node: id, edges: edges.txt}")
+            raise ValueError(
+                "data.graph: a graph task needs the nodes' ids and their edges, such as {node: id, edges: edges.txt}"
+            )
         if self.train.augment and entry.models and not entry.is_image:
             raise ValueError(f"train.augment: changes images, and {self.task!r} has none; leave it out")
         named = list(self.gate.require) + ([self.gate.beat_champion.metric] if self.gate.beat_champion else [])
         for metric in named:
             if metric not in entry.metrics:
                 raise ValueError(f"gate: {metric!r} is no metric of {self.task!r}; {near_miss(metric, entry.metrics)}")
+        self._honesty_fits(entry)
         return self
+
+    def _honesty_fits(self, entry: KindEntry) -> None:
+        """Intervals belong to regressions, temperatures to classifications, and the gate asks for what there is."""
+        beat, interval = self.gate.beat_champion, getattr(self.model, "interval", None)
+        if beat and beat.metric in CALIBRATION:
+            raise ValueError(f"gate.beat_champion: {beat.metric} belongs to all rows together; set a bound in gate.require")
+        if interval and not (INTERVALS.keys() <= entry.metrics.keys() or is_dotted(self.task)):
+            raise ValueError(f"model.interval: is for regressions, and {self.task!r} is none; leave it out")
+        if interval and self.data.target == "interval":
+            raise ValueError("data.target: an answer holds its interval under this name; rename the column (data.rename)")
+        if self.train.calibrate and not (CALIBRATION.keys() <= entry.metrics.keys() or is_dotted(self.task)):
+            raise ValueError(f"train.calibrate: is for probabilities, and {self.task!r} gives none; leave it out")
+        asked = [*self.gate.require, *([beat.metric] if beat else [])]
+        if not interval and not is_dotted(self.task) and (metric := next(iter(INTERVALS.keys() & asked), "")):
+            raise ValueError(f"gate: {metric!r} needs intervals; set model.interval, such as 0.9")
 
     @property
     def kind(self) -> KindEntry:

@@ -1,4 +1,4 @@
-"""What goes into a model and what comes out: shared by training and serving. Light: numpy and pydantic alone.
+"""What goes into a model and what comes out: shared by training and serving. Light: numpy and pydantic (Pillow for a picture).
 
 A contract lies beside every served graph as `contract.json`. Clients speak in *instances*, one mapping of field names to
 values a row; the graph takes *feeds*, one array a field with the rows first.
@@ -15,11 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from headrace.pictures import MAX_PIXELS, BadPicture, decode, is_picture
+
 Feeds = dict[str, NDArray[Any]]
-DType = Literal["float32", "int64", "uint8", "string"]
+DType = Literal["float32", "float64", "int64", "uint8", "string"]
 
 
-LARGEST: dict[str, float] = {"float32": float(np.finfo(np.float32).max), "int64": 2.0**53, "uint8": 255.0}
+LARGEST: dict[str, float] = {
+    "float32": float(np.finfo(np.float32).max),
+    "float64": float(np.finfo(np.float64).max),
+    "int64": 2.0**53,
+    "uint8": 255.0,
+}
 """Of each type's magnitude; whole numbers beyond 2^53 do not survive JSON."""
 
 
@@ -47,6 +54,11 @@ class InputField(BaseModel):
     """Categories seen in training; others are answered as unknown, not refused."""
     nullable: bool = False
     """Whether null stands for a missing value."""
+    boolean: bool = False
+    """Whether it is true or false, which reach the graph as 1 and 0."""
+    accepts: list[str] = []
+    """Of an image, the ways to send it: `array`; `base64` of the raw bytes; `image/png` and `image/jpeg`, in base64 or as the
+    body of a request. Files become grey and are stretched to `shape`; light stays light."""
     default: float | None = None
     """What a number is that is not given; the field may then be left out, or null."""
     longest: int | None = None
@@ -64,10 +76,12 @@ class InputField(BaseModel):
             values = [self.default if value is None else value for value in values]
         if self.dtype == "string":
             return np.array([self._text(value, f"{start}.{i}.{self.name}") for i, value in enumerate(values)], dtype=object)
+        if self.dtype == "uint8" and self.shape:
+            values = self._unpacked(values, start)
         found = self._all_at_once(values)
         if found is not None:
             return found
-        # One by one, to name the row at fault (or to unpack base64).
+        # One by one, to name the row at fault.
         rows = [self._numbers(value, f"{start}.{i}.{self.name}") for i, value in enumerate(values)]
         return np.stack(rows) if rows else np.zeros((0, *self.shape), self.dtype)
 
@@ -76,6 +90,8 @@ class InputField(BaseModel):
         if not self.shape:
             if self.nullable:
                 values = [float("nan") if value is None else value for value in values]
+            if self.boolean:
+                values = [float(value) if value is True or value is False else value for value in values]
             if not all(type(value) in (int, float) for value in values):
                 return None
         try:
@@ -102,10 +118,10 @@ class InputField(BaseModel):
         return value
 
     def _numbers(self, value: Any, path: str) -> NDArray[Any]:
-        if isinstance(value, str) and self.dtype == "uint8" and self.shape:
-            return self._packed(value, path)
         if value is None and self.nullable:
             value = float("nan")
+        if self.boolean and isinstance(value, bool):
+            value = float(value)
         if isinstance(value, bool | str | dict) or value is None:
             raise ContractViolation(path, self._expected(), describe(value))
         try:
@@ -119,22 +135,40 @@ class InputField(BaseModel):
         self._check_range(numbers, path)
         return numbers.astype(self.dtype)
 
-    def _packed(self, value: str, path: str) -> NDArray[Any]:
-        """Base64 of the raw bytes, row by row."""
+    def _unpacked(self, values: list[Any], start: str) -> list[Any]:
+        """The values with base64 and files as arrays."""
+        if not any(isinstance(value, str | bytes) for value in values):
+            return values
+        left = MAX_PIXELS
+        found = []
+        for i, value in enumerate(values):
+            if isinstance(value, str | bytes):
+                value, pixels = self._image(value, f"{start}.{i}.{self.name}", left)
+                left -= pixels
+            found.append(value)
+        return found
+
+    def _image(self, value: str | bytes, path: str, most_pixels: int) -> tuple[NDArray[np.uint8], int]:
+        """An image from base64 of its raw bytes, row by row, or from a file; and how many pixels a file cost to decode."""
         try:
-            raw = base64.b64decode(value, validate=True)
-        except binascii.Error:
-            raise ContractViolation(path, "base64 of raw bytes", "text that is not base64") from None
-        if len(raw) != int(np.prod(self.shape)):
-            raise ContractViolation(path, f"{int(np.prod(self.shape))} bytes", f"{len(raw)} bytes")
-        return np.frombuffer(raw, np.uint8).reshape(self.shape)
+            raw = value if isinstance(value, bytes) else base64.b64decode(value, validate=True)
+        except (binascii.Error, ValueError):  # ValueError: letters beyond ASCII
+            raise ContractViolation(path, self._expected(), "text that is not base64") from None
+        if "image/png" in self.accepts and is_picture(raw):
+            try:
+                return decode(raw, (self.shape[0], self.shape[1]), most_pixels)
+            except BadPicture as error:
+                raise ContractViolation(path, f"a PNG or JPEG file of at most {MAX_PIXELS:,} pixels", str(error)) from None
+        if isinstance(value, bytes) or len(raw) != int(np.prod(self.shape)):
+            raise ContractViolation(path, self._expected(), f"{len(raw):,} bytes that are neither")
+        return np.frombuffer(raw, np.uint8).reshape(self.shape), 0
 
     def _check_range(self, numbers: NDArray[Any], path: str) -> None:
         missing = np.isnan(numbers)
         if np.isinf(numbers).any() or (missing.any() and not self.nullable):
             raise ContractViolation(path, "a finite number", "NaN or infinity")
-        if self.dtype in ("uint8", "int64") and (numbers[~missing] % 1).any():
-            raise ContractViolation(path, "whole numbers", "a fraction")
+        if (self.dtype in ("uint8", "int64") or self.boolean) and (numbers[~missing] % 1).any():
+            raise ContractViolation(path, "true or false" if self.boolean else "whole numbers", "a fraction")
         if (np.abs(numbers[~missing]) > LARGEST[self.dtype]).any():
             raise ContractViolation(path, f"a number that fits {self.dtype}", f"{np.nanmax(np.abs(numbers)):g}")
         low, high = self._bounds
@@ -155,8 +189,13 @@ class InputField(BaseModel):
         return max(0.0, self.minimum or 0.0), min(255.0, 255.0 if self.maximum is None else self.maximum)
 
     def _expected(self) -> str:
-        kind = {"float32": "a number", "int64": "a whole number", "uint8": "a whole number from 0 to 255"}[self.dtype]
+        if self.boolean:
+            return "true, false or null" if self.nullable else "true or false"
+        kind = {"int64": "a whole number", "uint8": "a whole number from 0 to 255"}.get(self.dtype, "a number")
         shaped = f"{kind} in shape {list(self.shape)}" if self.shape else kind
+        if self.dtype == "uint8" and self.shape:
+            files = ", or a PNG or JPEG file" if self.accepts else ""
+            shaped = f"{shaped}, base64 of {int(np.prod(self.shape)):,} bytes{files}"
         return f"{shaped} or null" if self.nullable or self.default is not None else shaped
 
 
@@ -169,7 +208,13 @@ class Contract(BaseModel):
     task: str
     inputs: list[InputField]
     output: Literal["probabilities", "value", "text"]
-    """`probabilities`: the graph gives `(rows, classes)`; `value`: `(rows,)`; `text`: the class that answers makes one."""
+    """`probabilities`: the graph gives `(rows, classes)`; `value`: `(rows,)`, or `(rows, 3)` with an `interval`; `text`: the
+    class that answers makes one."""
+    interval: float | None = None
+    """Of a value: the share of true values that the interval beside it is to hold; the graph gives `(rows, 3)` then: value,
+    lower and upper bound."""
+    temperature: float | None = None
+    """What logits were divided by, for probabilities that can be believed; fitted on validation rows."""
     labels: list[str | int] | None = None
     """Class names in the order of the graph's output, for classification."""
     target: str
@@ -203,8 +248,17 @@ class Contract(BaseModel):
                     raise ContractViolation(f"{start}.{i}.{field.name}", field.dtype, "nothing")
         return {field.name: field.to_array([row.get(field.name) for row in instances], start) for field in self.inputs}
 
+    @property
+    def answer_shape(self) -> tuple[int, ...]:
+        """Of one row of the graph's output."""
+        if self.output == "probabilities":
+            return (len(self.labels or ()),)
+        return () if self.interval is None else (3,)
+
     def to_answers(self, outputs: NDArray[Any]) -> list[dict[str, Any]]:
         """The graph's output in the user's terms: a label with probabilities, or a value."""
+        if self.output == "value" and self.interval is not None:
+            return [{self.target: value, "interval": [low, high]} for value, low, high in outputs.astype(float).tolist()]
         if self.output == "value":
             return [{self.target: float(value)} for value in outputs]
         assert self.labels is not None

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from headrace.errors import ExportError, TrainingError
-from headrace.kinds.registry import CLASSIFICATION, REGRESSION
+from headrace.kinds.registry import CALIBRATION, CLASSIFICATION, INTERVALS, REGRESSION
 
 CALIBRATION_BINS = 15
 MOST_SLICE_VALUES = 20
@@ -56,6 +56,8 @@ class SliceScore(Result):
     """Of `mae` or of `score`."""
     bias: float | None = None
     """Mean of prediction minus truth: above zero the model says too much."""
+    coverage: float | None = None
+    """Share of true values inside the interval, where there is one."""
 
 
 class CalibrationBin(Result):
@@ -89,6 +91,10 @@ class Evaluation(Result):
     calibration: list[CalibrationBin] = []
     calibration_error: float | None = None
     """Expected calibration error (Guo et al. 2017, arXiv:1706.04599, eq. 3), 15 bins of equal width."""
+    calibration_error_before: float | None = None
+    """The same without the temperature that was fitted on the validation rows, where one was."""
+    interval: float | None = None
+    """Share of true values that the intervals are to hold."""
     residual_quantiles: dict[str, float] = {}
     """Quantiles of prediction minus truth, in the target's unit."""
 
@@ -120,7 +126,7 @@ def score_classification(
     return Evaluation(
         task="classification",
         rows=len(y),
-        metrics={name: value for name, value in metrics.items() if np.isfinite(value)},
+        metrics={name: value for name, value in metrics.items() if np.isfinite(value)} | dict.fromkeys(CALIBRATION, error),
         notes=notes,
         slices=slice_rows(slices, len(y), lambda at: {"accuracy": float((predicted[at] == y[at]).mean())}),
         labels=[str(label) for label in labels],
@@ -132,9 +138,15 @@ def score_classification(
 
 
 def score_regression(
-    y_true: NDArray[Any], y_pred: NDArray[Any], slices: Mapping[str, NDArray[Any]] | None = None
+    y_true: NDArray[Any],
+    y_pred: NDArray[Any],
+    slices: Mapping[str, NDArray[Any]] | None = None,
+    interval: float | None = None,
 ) -> Evaluation:
     """Scores predicted values `(rows,)` against true ones `(rows,)`, in the target's unit.
+
+    Args:
+        interval: the share of true values that intervals are to hold; `y_pred` is `(rows, 3)` then: value, lower, upper.
 
     Raises:
         TrainingError: no rows, or NaN or infinity among the true values.
@@ -150,12 +162,17 @@ def score_regression(
         )
     metrics = {name: regression_metric(name)(y, predicted) for name in REGRESSION}
     residual = predicted - y
+    scores: dict[str, NDArray[np.float64]] = {}
+    if interval is not None:
+        scores = {name: interval_scores(name, y, y_pred) for name in INTERVALS}
+        metrics |= {name: float(rows.mean()) for name, rows in scores.items()}
     return Evaluation(
         task="regression",
         rows=len(y),
         metrics={name: value for name, value in metrics.items() if np.isfinite(value)},
         notes=[] if np.isfinite(metrics["r2"]) else ["the true values do not vary, so r2 is undefined"],
-        slices=slice_rows(slices, len(y), lambda at: _error_scores(residual[at])),
+        slices=slice_rows(slices, len(y), lambda at: _error_scores(residual[at]) | _coverage(scores, at)),
+        interval=interval,
         residual_quantiles={f"{q:g}": float(v) for q, v in zip(QUANTILES, np.quantile(residual, QUANTILES), strict=True)},
     )
 
@@ -195,8 +212,40 @@ def as_probabilities(outputs: NDArray[Any], rows: int) -> NDArray[np.float64]:
     return scaled
 
 
+def interval_scores(metric: str, y_true: NDArray[Any], outputs: NDArray[Any]) -> NDArray[np.float64]:
+    """What each row adds to `coverage` (1 inside of its interval, else 0) or to `interval_width`, `(rows,)`.
+
+    Raises:
+        ExportError: `outputs` hold no intervals.
+    """
+    if outputs.ndim != 2 or outputs.shape[1] != 3:
+        raise ExportError(
+            f"outputs of shape {outputs.shape} hold no intervals, and {metric} is asked for",
+            mend="set model.interval in the recipe, such as 0.9, or take the metric out of the gate",
+        )
+    _, low, high = outputs.astype(np.float64).T
+    scores: NDArray[np.float64] = high - low if metric == "interval_width" else ((low <= y_true) & (y_true <= high)) * 1.0
+    return scores
+
+
+def expected_calibration_error(y: NDArray[Any], p: NDArray[np.float64]) -> float:
+    """Of probabilities `(rows, classes)` against class indices `(rows,)` (Guo et al. 2017, arXiv:1706.04599, eq. 3)."""
+    return _calibrate(p.max(axis=1), p.argmax(axis=1) == y)[1]
+
+
+def before_scaling(evaluation: Evaluation, y_true: NDArray[Any], outputs: NDArray[Any], temperature: float) -> Evaluation:
+    """`evaluation` with the calibration error that the same logits would have without `temperature`.
+
+    softmax(z / T) to the power of T is softmax(z), up to its sum.
+    """
+    p = as_probabilities(outputs, len(y_true))
+    powers = np.exp(temperature * np.log(np.clip(p, np.finfo(np.float64).tiny, None) / p.max(axis=1, keepdims=True)))
+    error = expected_calibration_error(np.asarray(y_true), powers / powers.sum(axis=1, keepdims=True))
+    return evaluation.model_copy(update={"calibration_error_before": error})
+
+
 def as_values(outputs: NDArray[Any], rows: int) -> NDArray[np.float64]:
-    """Checks that `outputs` are finite values `(rows,)`; `(rows, 1)` is flattened.
+    """Checks that `outputs` are finite values `(rows,)`; of `(rows, 3)`, value with interval, the first is taken.
 
     Raises:
         TrainingError: no rows.
@@ -204,11 +253,11 @@ def as_values(outputs: NDArray[Any], rows: int) -> NDArray[np.float64]:
     """
     values = np.asarray(outputs, dtype=np.float64)
     _check_rows(rows)
-    if values.shape not in ((rows,), (rows, 1)):
+    if values.shape not in ((rows,), (rows, 1), (rows, 3)):
         raise ExportError(f"outputs of shape {values.shape} for {rows} rows; a regression gives one value a row")
-    values = values.reshape(rows)
-    _check_finite(values[:, None])
-    return values
+    values = values.reshape(rows, -1)
+    _check_finite(values)
+    return values[:, 0]
 
 
 def auc(y: NDArray[Any], p: NDArray[np.float64]) -> float:
@@ -330,6 +379,10 @@ def _error_scores(residual: NDArray[np.float64]) -> dict[str, float]:
     size = np.abs(residual)
     scores = {"mae": float(size.mean()), "bias": float(residual.mean())}
     return scores | {"standard_error": float(size.std(ddof=1) / np.sqrt(len(size)))} if len(size) > 1 else scores
+
+
+def _coverage(scores: Mapping[str, NDArray[np.float64]], at: NDArray[np.bool_]) -> dict[str, float]:
+    return {"coverage": float(scores["coverage"][at].mean())} if scores else {}
 
 
 def _natural(text: str) -> tuple[bool, float, str]:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 ML_OPSET = 3
 PARITY_ROWS = (1, 33)
+PARITY_SEED = 7
 TOLERANCE = 1e-4
 """Largest difference between torch and ONNX Runtime, relative to the largest answer: float32 sums in another order."""
 
@@ -47,8 +48,8 @@ def export_model(recipe: Recipe, project: Project) -> None:
     out.mkdir(parents=True, exist_ok=True)
     kind, schema = kind_of(recipe.task), Schema.read(artifacts / "prepared" / "schema.json")
     test = pd.read_parquet(artifacts / "prepared" / "test.parquet")
-    contract = kind.contract(schema, recipe, test.iloc[:1])
     model = load_weights(recipe, schema, artifacts / "train" / "model.pt")
+    contract = kind.contract(schema, recipe, test.iloc[:1]).model_copy(update=model.describe())
     parity = kind.export(model, schema, recipe, contract, test, out)
     if schema.tokenizer is not None:
         write_text(out / "tokenizer.json", schema.tokenizer)
@@ -127,7 +128,8 @@ def _dims(axes: Mapping[int, str]) -> dict[int, Any]:
 def with_columns(graph: onnx.ModelProto, schema: Schema) -> onnx.ModelProto:
     """Puts named columns in front of a graph that takes `numeric` and `categorical`: one input a column.
 
-    Numbers are stacked; texts become their index in the vocabulary (0 when unknown) by ONNX's LabelEncoder.
+    Numbers are stacked, as doubles where a column is one; texts become their index in the vocabulary (0 when unknown) by
+    ONNX's LabelEncoder.
     """
     import onnx
     from onnx import TensorProto, helper
@@ -135,7 +137,14 @@ def with_columns(graph: onnx.ModelProto, schema: Schema) -> onnx.ModelProto:
     taken = [*(c.name for c in schema.numeric), *(c.name for c in schema.categorical)]
     front, network = _free("columns/", taken), _free("network/", taken)
     axis = helper.make_tensor(f"{front}axis", TensorProto.INT64, [1], [1])
-    numbers = [helper.make_tensor_value_info(c.name, TensorProto.FLOAT, ["rows"]) for c in schema.numeric]
+    wide = any(c.wide for c in schema.numeric)
+    number = TensorProto.DOUBLE if wide else TensorProto.FLOAT
+    numbers = [
+        helper.make_tensor_value_info(c.name, TensorProto.DOUBLE if c.wide else TensorProto.FLOAT, ["rows"])
+        for c in schema.numeric
+    ]
+    narrow = {c.name: f"{front}double_{i}" for i, c in enumerate(schema.numeric) if wide and not c.wide}
+    casts = [helper.make_node("Cast", [name], [double], to=number) for name, double in narrow.items()]
     texts = [helper.make_tensor_value_info(c.name, TensorProto.STRING, ["rows"]) for c in schema.categorical]
     encoders = [
         helper.make_node(
@@ -150,12 +159,12 @@ def with_columns(graph: onnx.ModelProto, schema: Schema) -> onnx.ModelProto:
         for i, column in enumerate(schema.categorical)
     ]
     stacks = [
-        *_stack(front, "numeric", [column.name for column in schema.numeric]),
+        *_stack(front, "numeric", [narrow.get(column.name, column.name) for column in schema.numeric]),
         *_stack(front, "categorical", [f"{front}index_{i}" for i in range(len(schema.categorical))]),
     ]
-    matrices = (("numeric", TensorProto.FLOAT, len(numbers)), ("categorical", TensorProto.INT64, len(texts)))
+    matrices = (("numeric", number, len(numbers)), ("categorical", TensorProto.INT64, len(texts)))
     outputs = [helper.make_tensor_value_info(f"{front}{name}", kind, ["rows", n]) for name, kind, n in matrices if n]
-    inputs, nodes = [*numbers, *texts], [*encoders, *stacks]
+    inputs, nodes = [*numbers, *texts], [*encoders, *casts, *stacks]
 
     opsets = [*graph.opset_import, helper.make_opsetid("ai.onnx.ml", ML_OPSET)]
     columns_graph = helper.make_model(
@@ -246,13 +255,15 @@ def run_graph(path: Path, feeds: Feeds, batch: int = 4096) -> NDArray[Any]:
 def check_parity(
     model: ServedModel, path: Path, test: pd.DataFrame, schema: Schema, recipe: Recipe, contract: Contract
 ) -> dict[str, float]:
-    """Largest difference between torch and the graph on test rows, in batches of each size in `PARITY_ROWS`.
+    """Largest difference between torch and the graph, on test rows and on fresh ones, in batches of each size in
+    `PARITY_ROWS`.
 
     Raises:
         ExportError: it exceeds `TOLERANCE`.
     """
-    kind = kind_of(recipe.task)
+    kind, rng = kind_of(recipe.task), np.random.default_rng(PARITY_SEED)
     frames = [test.iloc[:rows] for rows in PARITY_ROWS]
+    frames += [fresh for rows in PARITY_ROWS if (fresh := kind.fresh(schema, recipe, rows, rng)) is not None]
     pairs = ((kind.encode(frame, schema, recipe), kind.feeds(frame, contract, recipe)) for frame in frames)
     return compare(model, path, pairs, recipe)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.evaluation import Evaluation, SliceScore
+from headrace.evaluation import Evaluation, SliceScore, as_values
 from headrace.files import write_with
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6f6f6f"
 MOST_CLASSES = 30
 MOST_NUMBERED = 16
 MOST_POINTS = 5_000
+TITLES = {"mae": "MAE", "rmse": "RMSE", "r2": "R²"}
 
 
 def draw_evaluation(
@@ -50,7 +51,7 @@ def draw_evaluation(
             [(b.confidence, b.accuracy, b.rows) for b in evaluation.calibration],
         )
     elif evaluation.task == "regression":
-        predicted = outputs.reshape(-1).astype(np.float64)
+        predicted = as_values(outputs, len(y_true))
         residual = predicted - y_true
         drawn["residuals"] = lambda: residuals(evaluation, predicted, residual, model)
         shown = _thin(len(residual))
@@ -171,7 +172,7 @@ def residuals(evaluation: Evaluation, predicted: NDArray[np.float64], residual: 
         else f"{evaluation.rows:,} test rows"
     )
     metrics = ", ".join(
-        f"{name.upper() if name != 'r2' else 'R²'} {evaluation.metrics[name]:.4g}" for name in evaluation.metrics
+        f"{TITLES.get(name, name.replace('_', ' '))} {evaluation.metrics[name]:.4g}" for name in evaluation.metrics
     )
     return _titled(figure, model, f"{metrics}\n{points}" + (f"; {beyond:,} beyond the edge" if beyond else ""))
 

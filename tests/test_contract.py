@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import io
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from headrace import contract as contract_module
 from headrace.contract import Contract, ContractViolation, InputField
 
 IMAGE = Contract(
@@ -42,6 +45,73 @@ def test_images_become_one_array() -> None:
 def test_raw_bytes_may_come_as_base64() -> None:
     packed = base64.b64encode(bytes([0, 1, 2, 255])).decode()
     np.testing.assert_array_equal(IMAGE.to_feeds([{"image": packed}])["image"][0], [[0, 1], [2, 255]])
+
+
+PICTURE = IMAGE.model_copy(
+    update={"inputs": [IMAGE.inputs[0].model_copy(update={"accepts": ["array", "base64", "image/png", "image/jpeg"]})]}
+)
+
+
+def file_of(pixels: Any, kind: str = "PNG") -> bytes:
+    held = io.BytesIO()
+    Image.fromarray(np.asarray(pixels, np.uint8)).save(held, kind)
+    return held.getvalue()
+
+
+def test_a_file_may_come_as_base64_or_as_bytes() -> None:
+    raw = file_of([[0, 1], [2, 255]])
+    rows = [{"image": base64.b64encode(raw).decode()}, {"image": raw}, {"image": [[9, 9], [9, 9]]}, {"image": "AAECAw=="}]
+    found = PICTURE.to_feeds(rows)["image"]
+    assert found.dtype == np.uint8
+    assert found.tolist() == [[[0, 1], [2, 255]], [[0, 1], [2, 255]], [[9, 9], [9, 9]], [[0, 1], [2, 3]]]
+
+
+def test_a_contract_that_takes_no_files_refuses_them() -> None:
+    with pytest.raises(ContractViolation, match="base64 of 4 bytes, got"):
+        IMAGE.to_feeds([{"image": base64.b64encode(file_of([[0, 1], [2, 255]])).decode()}])
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (file_of([[1, 2], [3, 4]])[:40], "damaged|cannot be read"),
+        (b"GIF89a", "6 bytes that are neither"),
+        (b"\x00\x01\x02\x03", "4 bytes that are neither"),
+        (base64.b64encode(b"12345").decode(), "PNG or JPEG file, got 5 bytes"),
+        ("ä", "not base64"),
+        ("", "0 bytes"),
+    ],
+)
+def test_a_picture_that_cannot_be_taken_names_its_row_and_what_was_expected(value: Any, said: str) -> None:
+    with pytest.raises(ContractViolation, match=said) as caught:
+        PICTURE.to_feeds([{"image": [[0, 0], [0, 0]]}, {"image": value}])
+    assert caught.value.path == "instances.1.image"
+
+
+def test_the_pictures_of_a_request_share_one_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contract_module, "MAX_PIXELS", 10)
+    raw = base64.b64encode(file_of([[1, 2], [3, 4]])).decode()
+    PICTURE.to_feeds([{"image": raw}] * 2)
+    with pytest.raises(ContractViolation) as caught:
+        PICTURE.to_feeds([{"image": raw}] * 3)
+    assert caught.value.path == "instances.2.image"
+
+
+def test_true_and_false_are_one_and_zero() -> None:
+    field = InputField(name="paid", dtype="float32", nullable=True, boolean=True)
+    found = field.to_array([True, False, None, 1, 0.0], "instances")
+    np.testing.assert_array_equal(found, np.array([1, 0, np.nan, 1, 0], np.float32))
+    assert found.dtype == np.float32
+    for wrong in (0.5, "true", [True]):
+        with pytest.raises(ContractViolation, match="expected true"):
+            field.to_array([True, wrong], "instances")
+
+
+def test_doubles_keep_their_digits() -> None:
+    moment = 1_700_000_000.125
+    assert InputField(name="t", dtype="float64").to_array([moment], "instances")[0] == moment
+    with pytest.raises(ContractViolation):
+        InputField(name="t", dtype="float64").to_array([float("inf")], "instances")
 
 
 def test_null_is_a_missing_number_where_that_is_allowed() -> None:
@@ -86,6 +156,13 @@ def test_what_breaks_the_contract_is_refused_with_its_path(contract: Contract, i
 def test_answers_are_in_the_users_terms() -> None:
     assert IMAGE.to_answers(np.array([[0.25, 0.75]])) == [{"label": 1, "probabilities": {"0": 0.25, "1": 0.75}}]
     assert TABLE.to_answers(np.array([12.5], np.float32)) == [{"minutes": 12.5}]
+    sure = TABLE.model_copy(update={"interval": 0.9})
+    assert sure.to_answers(np.array([[12.5, 10, 15.25]], np.float32)) == [{"minutes": 12.5, "interval": [10.0, 15.25]}]
+
+
+def test_the_shape_of_an_answer_follows_from_what_is_answered() -> None:
+    sure = TABLE.model_copy(update={"interval": 0.9})
+    assert [contract.answer_shape for contract in (IMAGE, TABLE, sure)] == [(2,), (), (3,)]
 
 
 def test_a_byte_without_limits_never_wraps() -> None:

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from headrace.errors import ExportError, TrainingError
-from headrace.evaluation import Evaluation, score_classification, score_regression
+from headrace.evaluation import (
+    Evaluation,
+    as_values,
+    before_scaling,
+    interval_scores,
+    score_classification,
+    score_regression,
+)
 
 LABELS = ["cat", "dog", "owl"]
 Y = np.array([0, 0, 1, 1, 2])
@@ -63,6 +70,35 @@ def test_regression_metrics_agree_with_numbers_worked_by_hand():
     found = score_regression(np.array([1.0, 2.0, 3.0, 6.0]), np.array([1.0, 3.0, 3.0, 4.0]))
     assert found.metrics == {"mae": 0.75, "rmse": pytest.approx(np.sqrt(5 / 4)), "r2": pytest.approx(1 - 5 / 14)}
     assert found.residual_quantiles["0.5"] == 0.0
+
+
+def test_intervals_are_scored_by_what_they_hold_and_how_wide_they_are():
+    y = np.array([1.0, 2.0, 3.0, 6.0])
+    outputs = np.array([[1.0, 0.0, 2.0], [3.0, 2.0, 4.0], [3.0, 3.5, 4.0], [4.0, 1.0, 5.0]])
+    found = score_regression(y, outputs, {"by": np.array(["x", "x", "z", "z"])}, interval=0.9)
+    assert (found.metrics["mae"], found.metrics["coverage"], found.metrics["interval_width"]) == (0.75, 0.5, 8.5 / 4)
+    assert [s.coverage for s in found.slices] == [1.0, 0.0]
+    assert found.interval == 0.9
+    assert interval_scores("coverage", y, outputs).tolist() == [1, 1, 0, 0]
+    with pytest.raises(ExportError, match="hold no intervals"):
+        interval_scores("coverage", y, outputs[:, 0])
+
+
+def test_a_model_without_intervals_is_compared_with_one_that_has_them():
+    assert as_values(np.array([[1.0, 0.0, 2.0]]), 1).tolist() == as_values(np.array([1.0]), 1).tolist()
+    with pytest.raises(ExportError, match="NaN"):
+        as_values(np.array([[1.0, np.nan, 2.0]]), 1)
+
+
+def test_the_calibration_error_before_the_temperature_is_that_of_the_plain_logits():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 3, (200, 3))
+    y = rng.integers(0, 3, 200)
+    softmax = [np.exp(z) / np.exp(z).sum(axis=1, keepdims=True) for z in (logits, logits / 2.5)]
+    plain, scaled = (score_classification(y, p, LABELS) for p in softmax)
+    found = before_scaling(scaled, y, softmax[1], 2.5)
+    assert found.calibration_error_before == pytest.approx(plain.calibration_error)
+    assert found.metrics["calibration_error"] == scaled.calibration_error != plain.calibration_error
 
 
 def test_slices_show_where_a_model_errs_and_in_which_direction():
@@ -135,5 +171,6 @@ def test_an_evaluation_survives_json():
     for found in (
         score_classification(Y, P, LABELS, {"by": np.array(list("aabbc"))}),
         score_regression(np.zeros(2), np.ones(2)),
+        score_regression(np.zeros(2), np.ones((2, 3)), interval=0.5),
     ):
         assert Evaluation.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False))) == found

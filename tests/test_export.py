@@ -165,6 +165,83 @@ def test_rows_beyond_one_batch_keep_their_order(table: Exported) -> None:
     np.testing.assert_allclose(run_graph(table.path, feeds, batch=4), run_graph(table.path, feeds), rtol=1e-6)
 
 
+def test_fresh_rows_reach_the_edges_of_what_clients_may_send(table: Exported, pictures: Exported) -> None:
+    """The rows that parity is measured on: gaps, levels known and unknown, numbers far out; images black and white."""
+    rng = np.random.default_rng(0)
+    fresh = table.kind.fresh(table.schema, table.recipe, 400, rng)
+    assert fresh is not None
+    assert fresh["wind"].isna().any() and not fresh["size"].isna().any()
+    assert set(fresh["colour"]) >= {"red", "green", "blue", ""} and len(set(fresh["colour"])) == 5
+    assert fresh["size"].abs().max() == 1e30
+    table.assert_agrees(fresh)
+    images_only = pictures.kind.fresh(pictures.schema, pictures.recipe, 33, rng)
+    assert images_only is not None and {0, 255} <= {v for row in images_only.to_numpy() if len(set(row)) == 1 for v in row}
+    pictures.assert_agrees(images_only)
+    alone = pictures.kind.fresh(pictures.schema, pictures.recipe, 1, rng)
+    assert alone is not None and len(alone) == 1
+
+
+def test_parity_fails_where_test_rows_alone_would_not_show_it(tmp_path: Path) -> None:
+    """A graph that is wrong for levels that no test row has."""
+    frame = mixed(40).assign(colour=["red"] * 39 + ["blue"])
+    made = Exported(frame, make_recipe(model={"name": "mlp", "hidden": [16]}, categorical=["colour", "month"]), tmp_path)
+    graph = onnx.load(made.path)
+    encoder = next(node for node in graph.graph.node if node.op_type == "LabelEncoder" and node.input[0] == "colour")
+    next(a for a in encoder.attribute if a.name == "default_int64").i = 1
+    onnx.save(graph, tmp_path / "model.onnx")
+    made.assert_agrees(frame.iloc[:33])
+    with pytest.raises(ExportError, match="differs from torch"):
+        parity(made, tmp_path / "model.onnx")
+
+
+def test_doubles_beside_floats_are_answered_as_by_torch(tmp_path: Path) -> None:
+    day = 1_700_000_000 + np.random.default_rng(0).permutation(np.arange(0, 86_400, 1_440))
+    frame = mixed(60).assign(moment=day)[["size", "moment", "colour", "wind", "y"]]
+    made = Exported(frame, make_recipe(model={"name": "mlp", "hidden": [16]}), tmp_path)
+    for rows in (1, 33, 60):
+        made.assert_agrees(frame.iloc[:rows])
+    later = frame.assign(moment=frame["moment"] + 7)  # less than float32 can tell at this height
+    assert not np.array_equal(made.graph_answers(frame), made.graph_answers(later))
+    made.assert_agrees(later)
+    assert Served(tmp_path).predict([made.contract.sample])
+
+
+def test_a_value_with_its_interval_is_answered_as_by_torch(tmp_path: Path) -> None:
+    recipe = make_recipe("regression", {"name": "mlp", "hidden": [16], "interval": 0.9}, categorical=["colour", "month"])
+    made = Exported(mixed(60).assign(y=np.random.default_rng(1).normal(1000, 300, 60)), recipe, tmp_path)
+    for rows in (1, 33):
+        made.assert_agrees(mixed(rows, seed=rows))
+    assert made.graph_answers(mixed(5)).shape == (5, 3)
+    (answer,) = Served(tmp_path).predict([made.contract.sample])
+    assert answer["interval"][0] <= answer["y"] <= answer["interval"][1]
+    assert parity(made, made.path)["largest_relative_difference"] <= 1e-5
+
+
+def test_a_temperature_is_part_of_the_graph(tmp_path: Path) -> None:
+    frame, recipe = mixed(60), make_recipe(model={"name": "mlp", "hidden": [16]}, categorical=["colour", "month"])
+    plain = Exported(frame, recipe, tmp_path / "plain")
+    plain.model.temperature.fill_(2.5)  # type: ignore[operator]
+    path = tmp_path / "scaled.onnx"
+    save_graph(plain.kind.complete(export_graph(plain.model, plain.inputs(frame.iloc[:2]), {}), plain.schema), path)
+    scaled = run_graph(path, plain.kind.feeds(frame, plain.contract, recipe))
+    powers = plain.graph_answers(frame) ** (1 / 2.5)
+    np.testing.assert_allclose(scaled, powers / powers.sum(axis=1, keepdims=True), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"name": "cnn", "channels": [4, 3], "convolutions": 2, "batch_norm": True, "dropout2d": 0.2, "pooling": "average"},
+        {"name": "mlp", "hidden": [8, 8]},
+    ],
+    ids=["normed and averaged", "dense"],
+)
+def test_every_network_for_images_is_answered_as_by_torch(model: dict[str, Any], tmp_path: Path) -> None:
+    made = Exported(images(40, 5, 7), make_recipe("image-classification", model, image=[5, 7]), tmp_path)
+    for rows in (1, 33):
+        made.assert_agrees(images(rows, 5, 7, seed=rows))
+
+
 def test_the_service_gives_the_answers_of_torch(table: Exported) -> None:
     """From JSON rows through contract and graph: the label and probabilities that torch gives for the row in the table."""
     frame = mixed(5, seed=9)

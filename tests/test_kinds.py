@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
-from headrace.config import Recipe
+from headrace.config import Recipe, parse_recipe
 from headrace.contract import Contract, Feeds
 from headrace.errors import DataError, RecipeError
 from headrace.kinds.base import Schema
@@ -80,6 +81,88 @@ def test_numbers_of_every_type_become_float32(dtype: Any, tmp_path: Path) -> Non
     found = encoded(frame, schema, recipe)["numeric"]
     assert found.dtype == np.float32
     assert found[:, 0].tolist() == [0, 1, 1, 0]
+
+
+DAY = 1_700_000_000 + np.arange(0, 86_400, 3_600)
+"""Unix seconds of one day: float32 would round them to a multiple of 128."""
+
+
+def test_large_numbers_that_differ_little_keep_what_tells_them_apart() -> None:
+    recipe = make_recipe()
+    frame = labelled(moment=DAY, small=np.arange(24.0))
+    schema = fitted(frame, recipe)
+    wide, narrow = schema.numeric
+    assert (wide.wide, narrow.wide) == (True, False)
+    assert [wide.mean, wide.std] == pytest.approx([DAY.mean(), DAY.std()], rel=1e-12)
+    found = encoded(frame, schema, recipe)["numeric"]
+    assert found.dtype == np.float64 and found[:, 0].tolist() == DAY.tolist()
+    contract = kind_of(recipe.task).contract(schema, recipe, frame.iloc[:1])
+    assert [field.dtype for field in contract.inputs] == ["float64", "float32"]
+    assert_same_feeds(contract.to_feeds(as_client(frame, contract)), kind_of(recipe.task).feeds(frame, contract, recipe))
+
+
+@pytest.mark.parametrize(
+    ("values", "wide"),
+    [(DAY * 1000, True), (DAY - DAY[0], False), (DAY * 0 + DAY[0], False), (np.linspace(0, 1e9, 24), False)],
+    ids=["milliseconds", "from midnight on", "constant", "spread"],
+)
+def test_doubles_are_for_columns_that_need_them(values: Any, wide: bool) -> None:
+    assert fitted(labelled(a=values), make_recipe()).numeric[0].wide == wide
+
+
+@pytest.mark.parametrize("gap", [False, True])
+def test_true_and_false_are_a_number_and_travel_as_themselves(gap: bool, tmp_path: Path) -> None:
+    recipe = make_recipe()
+    frame = through_parquet(labelled(flag=[True, False, None if gap else True, True]), tmp_path)
+    schema = fitted(frame, recipe)
+    (column,) = schema.numeric
+    assert (column.boolean, column.nullable, schema.categorical) == (True, gap, [])
+    kind = kind_of(recipe.task)
+    contract = kind.contract(schema, recipe, frame.iloc[[1]])
+    assert contract.sample == {"flag": False}
+    sent = [{"flag": True}, {"flag": False}, {"flag": None if gap else True}, {"flag": 1}]
+    assert_same_feeds(contract.to_feeds(json.loads(json.dumps(sent))), kind.feeds(frame, contract, recipe))
+    assert kind.contract(schema, recipe, frame.iloc[[2]]).sample == {"flag": None if gap else True}
+
+
+def test_classifications_are_scored_for_each_category_too() -> None:
+    recipe = make_recipe()
+    frame = labelled(colour=["red", "red", "blue", "blue"], many=[str(i) for i in range(4)])
+    schema = fitted(frame, recipe)
+    outputs = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
+    found = kind_of(recipe.task).evaluate(frame, outputs, schema, recipe)
+    assert [(s.value, s.accuracy) for s in found.slices if s.column == "colour"] == [("blue", 0.5), ("red", 1.0)]
+
+
+def test_a_regression_with_an_interval_says_so_and_is_scored_by_it() -> None:
+    recipe = make_recipe("regression", {"name": "mlp", "interval": 0.8})
+    frame = pd.DataFrame({"a": [1.0, 2.0, 3.0, 4.0], "y": [10.0, 20.0, 30.0, 41.0]})
+    kind, schema = kind_of(recipe.task), fitted(frame, recipe)
+    assert kind.contract(schema, recipe, frame.iloc[:1]).interval == 0.8
+    outputs = np.array([[10.0, 9.0, 12.0], [20.0, 18.0, 20.0], [30.0, 30.0, 31.0], [40.0, 39.0, 40.0]])
+    metrics = kind.evaluate(frame, outputs, schema, recipe).metrics
+    assert (metrics["mae"], metrics["coverage"], metrics["interval_width"]) == (0.25, 0.75, 1.75)
+    y = kind.targets(frame, schema, recipe)
+    assert kind.row_scores("coverage", y, outputs).tolist() == [1, 1, 1, 0]
+    assert kind.row_scores("interval_width", y, outputs).tolist() == [3, 2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "said"),
+    [
+        ("regression", {"gate": {"require": {"coverage": ">= 0.8"}}}, "'coverage' needs intervals"),
+        ("classification", {"model": {"name": "mlp", "interval": 0.9}}, r"model\.interval: is for regressions"),
+        ("regression", {"train": {"calibrate": "temperature"}}, r"train\.calibrate: is for probabilities"),
+        ("classification", {"gate": {"beat_champion": {"metric": "calibration_error"}}}, r"set a bound in gate\.require"),
+        ("regression", {"model": {"name": "mlp", "interval": 1.5}}, "less than 1"),
+        ("regression", {"model": {"name": "mlp", "interval": 0.9}, "target": "interval"}, "an answer holds its interval"),
+    ],
+)
+def test_intervals_and_temperatures_where_they_do_not_fit_are_told(task: str, changes: dict[str, Any], said: str) -> None:
+    fields = make_recipe(task).model_dump(mode="json")
+    fields["data"]["target"] = changes.pop("target", "y")
+    with pytest.raises(RecipeError, match=said):
+        parse_recipe(yaml.safe_dump({**fields, **changes}), "recipes/toy.yaml")
 
 
 def test_missing_numbers_stay_missing_until_the_network_fills_them() -> None:
@@ -207,6 +290,8 @@ def as_client(frame: pd.DataFrame, contract: Contract) -> list[dict[str, Any]]:
                 instance[field.name] = None
             elif field.dtype == "string":
                 instance[field.name] = value if isinstance(value, str) else f"{value:g}"
+            elif field.boolean:
+                instance[field.name] = bool(value)
             else:
                 instance[field.name] = float(value)
         rows.append(instance)

@@ -56,6 +56,10 @@ class Numeric(BaseModel):
     std: float
     nullable: bool
     """Missing values are filled with the mean."""
+    boolean: bool = False
+    """True and false, as 1 and 0."""
+    wide: bool = False
+    """Values lie so close together, and so far from zero, that float32 would lose what tells them apart."""
 
 
 class Categorical(BaseModel):
@@ -155,6 +159,11 @@ class Kind(ABC):
     def samples(self, folder: Path, frame: pd.DataFrame, recipe: Recipe) -> list[dict[str, str]]:
         """Answers of the graph in `folder` for a person to read, kept in the evaluation; none by default."""
         return []
+
+    def fresh(self, schema: Schema, recipe: Recipe, rows: int, rng: np.random.Generator) -> pd.DataFrame | None:
+        """Rows that no data holds: random ones, and the edges of whatever clients may send. The exported graph is held
+        against torch on them; None, the default, leaves it at rows of the test set."""
+        return None
 
     def complete(self, graph: onnx.ModelProto, schema: Schema) -> onnx.ModelProto:
         """Puts in front of the exported graph whatever turns clients' fields into its inputs."""

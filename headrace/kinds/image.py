@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from headrace.contract import Contract, Feeds, InputField
 from headrace.errors import DataError, RecipeError
 from headrace.kinds.base import Kind, Schema, Shape, class_indices, labels_of, plain
+from headrace.pictures import MEDIA_TYPES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,9 +44,22 @@ class ImageClassification(Kind):
     def feeds(self, frame: pd.DataFrame, contract: Contract, recipe: Recipe) -> Feeds:
         return {"image": pixels(frame, recipe)}
 
+    def fresh(self, schema: Schema, recipe: Recipe, rows: int, rng: np.random.Generator) -> pd.DataFrame:
+        """Noise, and where there is room for them a black, a white and a chequered image."""
+        import pandas as pd
+
+        assert schema.shape.image is not None
+        _, height, width = schema.shape.image
+        noise = rng.integers(0, 256, (rows, height * width), dtype=np.uint8)
+        chequered = (np.indices((height, width)).sum(0) % 2 * 255).reshape(-1)
+        for row, edge in zip(range(1, rows), (0, 255, chequered), strict=False):
+            noise[row] = edge
+        return pd.DataFrame(noise).add_prefix("pixel_")
+
     def contract(self, schema: Schema, recipe: Recipe, sample: pd.DataFrame) -> Contract:
         assert recipe.data.image is not None
-        image = InputField(name="image", dtype="uint8", shape=recipe.data.image, minimum=0, maximum=255)
+        accepts = ["array", "base64", *MEDIA_TYPES]
+        image = InputField(name="image", dtype="uint8", shape=recipe.data.image, minimum=0, maximum=255, accepts=accepts)
         return Contract(
             model=recipe.name,
             task=recipe.task,

@@ -20,9 +20,14 @@ CLASSIFICATION: dict[str, Better] = {
     "auc": "higher",
     "log_loss": "lower",
 }
+CALIBRATION: dict[str, Better] = {"calibration_error": "lower"}
+"""Of all rows together: a bound can be set on it, but two models cannot be compared row by row."""
 REGRESSION: dict[str, Better] = {"mae": "lower", "rmse": "lower", "r2": "higher"}
+INTERVALS: dict[str, Better] = {"coverage": "higher", "interval_width": "lower"}
+"""Of a regression with `model.interval`."""
 GENERATION: dict[str, Better] = {"bits_per_character": "lower"}
 SUMMARISATION: dict[str, Better] = {"rouge_l": "higher", "rouge_l_gain": "higher", "rouge_l_baseline": "higher"}
+
 
 
 @dataclass(frozen=True)
@@ -38,18 +43,20 @@ class KindEntry:
 
 
 KINDS: dict[str, KindEntry] = {
-    "image-classification": KindEntry("headrace.kinds.image:ImageClassification", CLASSIFICATION, ("cnn", "mlp"), is_image=True),
-    "classification": KindEntry("headrace.kinds.tabular:TabularClassification", CLASSIFICATION, ("mlp",)),
-    "regression": KindEntry("headrace.kinds.tabular:TabularRegression", REGRESSION, ("mlp",)),
+    "image-classification": KindEntry(
+        "headrace.kinds.image:ImageClassification", CLASSIFICATION | CALIBRATION, ("cnn", "mlp"), is_image=True
+    ),
+    "classification": KindEntry("headrace.kinds.tabular:TabularClassification", CLASSIFICATION | CALIBRATION, ("mlp",)),
+    "regression": KindEntry("headrace.kinds.tabular:TabularRegression", REGRESSION | INTERVALS, ("mlp",)),
     "text-classification": KindEntry(
-        "headrace.kinds.text:TextClassification", CLASSIFICATION, ("recurrent", "attention"), is_text=True
+        "headrace.kinds.text:TextClassification", CLASSIFICATION | CALIBRATION, ("recurrent", "attention"), is_text=True
     ),
     "text-generation": KindEntry(
         "headrace.kinds.generation:TextGeneration", GENERATION, ("recurrent-language", "gpt"), is_text=True
     ),
     "summarisation": KindEntry("headrace.kinds.summaries:Summarisation", SUMMARISATION, ("seq2seq",), is_text=True),
     "node-classification": KindEntry(
-        "headrace.kinds.nodes:NodeClassification", CLASSIFICATION, ("gcn", "gat"), is_graph=True
+        "headrace.kinds.nodes:NodeClassification", CLASSIFICATION | CALIBRATION, ("gcn", "gat"), is_graph=True
     ),
 }
 

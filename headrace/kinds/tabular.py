@@ -20,20 +20,28 @@ if TYPE_CHECKING:
     from headrace.models.registry import ModelConfig
     from headrace.models.served import ServedModel
 
+MOST_SLICED_LEVELS = 30
+COARSEST = 1e-4
+"""Standard deviations; where float32 rounds a column's values by more, they are scaled in float64."""
+
 
 class Tabular(Kind):
     """What both tabular kinds share: columns to inputs."""
 
     def encode(self, frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> dict[str, NDArray[Any]]:
-        """`numeric` `(rows, columns)` float32 with NaN for missing, `categorical` `(rows, columns)` int64; those there are."""
-        numeric = [_numbers(frame, column.name) for column in schema.numeric]
+        """`numeric` `(rows, columns)` with NaN for missing, float64 where a column needs it and else float32; `categorical`
+        `(rows, columns)` int64; those there are."""
+        wide = any(column.wide for column in schema.numeric)
+        numeric = [_numbers(frame, column.name, wide) for column in schema.numeric]
         categorical = [_indices(frame[column.name], column.levels) for column in schema.categorical]
         matrices: dict[str, list[NDArray[Any]]] = {"numeric": [*numeric], "categorical": [*categorical]}
         return {name: np.stack(columns, axis=1) for name, columns in matrices.items() if columns}
 
     def feeds(self, frame: pd.DataFrame, contract: Contract, recipe: Recipe) -> Feeds:
         return {
-            field.name: _texts(frame[field.name]) if field.dtype == "string" else _numbers(frame, field.name)
+            field.name: _texts(frame[field.name])
+            if field.dtype == "string"
+            else _numbers(frame, field.name, wide=field.dtype == "float64")
             for field in contract.inputs
         }
 
@@ -41,6 +49,20 @@ class Tabular(Kind):
         from headrace.export import with_columns
 
         return with_columns(graph, schema)
+
+    def fresh(self, schema: Schema, recipe: Recipe, rows: int, rng: np.random.Generator) -> pd.DataFrame:
+        """Numbers around the training rows' and far beyond them, gaps where they are allowed, levels known and unknown."""
+        import pandas as pd
+
+        columns: dict[str, Any] = {}
+        for number in schema.numeric:
+            values = number.mean + number.std * rng.choice([0.0, 1.0, 3.0, 1e4], rows) * rng.standard_normal(rows)
+            values = rng.integers(0, 2, rows).astype(np.float64) if number.boolean else values
+            edges = [-1e30, 1e30, *([np.nan] if number.nullable else [])]
+            columns[number.name] = np.where(rng.random(rows) < 0.1, rng.choice(edges, rows), values)
+        for category in schema.categorical:
+            columns[category.name] = rng.choice([*category.levels, "", "never seen before"], rows)
+        return pd.DataFrame(columns)
 
     def _columns(self, train: pd.DataFrame, recipe: Recipe) -> tuple[list[Numeric], list[Categorical]]:
         import pandas as pd
@@ -56,7 +78,7 @@ class Tabular(Kind):
                     where=f"column {name}",
                     mend="leave the column out (data.columns), or bring data that fills it",
                 )
-            if name in named or not pd.api.types.is_numeric_dtype(values):
+            if name in named or not (pd.api.types.is_numeric_dtype(values) or _are_booleans(values)):
                 levels = sorted(set(_texts(values.dropna()).tolist()))
                 categorical.append(Categorical(name=name, levels=levels, nullable=bool(values.isna().any())))
             else:
@@ -68,16 +90,21 @@ class Tabular(Kind):
         return numeric, categorical
 
     def _inputs(self, schema: Schema) -> list[InputField]:
-        numbers = [InputField(name=c.name, dtype="float32", nullable=c.nullable) for c in schema.numeric]
+        numbers = [
+            InputField(name=c.name, dtype="float64" if c.wide else "float32", nullable=c.nullable, boolean=c.boolean)
+            for c in schema.numeric
+        ]
         texts = [InputField(name=c.name, dtype="string", levels=c.levels, nullable=c.nullable) for c in schema.categorical]
         return [*numbers, *texts]
 
     def _sample(self, schema: Schema, row: pd.DataFrame) -> dict[str, Any]:
         """The row as a client would send it; where it lacks a number that the contract asks for, the mean stands."""
-        numbers = {c.name: float(_numbers(row, c.name)[0]) for c in schema.numeric}
-        means = {c.name: None if c.nullable else c.mean for c in schema.numeric}
-        texts = {c.name: str(_texts(row[c.name])[0]) for c in schema.categorical}
-        return {**{name: means[name] if value != value else value for name, value in numbers.items()}, **texts}
+        numbers = {c.name: _sampled(c, float(_numbers(row, c.name, c.wide)[0])) for c in schema.numeric}
+        return {**numbers, **{c.name: str(_texts(row[c.name])[0]) for c in schema.categorical}}
+
+    def _slices(self, frame: pd.DataFrame, schema: Schema) -> dict[str, NDArray[Any]]:
+        """Values of the categories that are few enough to look at one by one."""
+        return {c.name: _texts(frame[c.name]) for c in schema.categorical if len(c.levels) <= MOST_SLICED_LEVELS}
 
 
 class TabularClassification(Tabular):
@@ -113,11 +140,12 @@ class TabularClassification(Tabular):
         from headrace.evaluation import score_classification
 
         assert schema.labels is not None
-        return score_classification(class_indices(frame, schema, recipe), outputs, [str(label) for label in schema.labels])
+        labels = [str(label) for label in schema.labels]
+        return score_classification(class_indices(frame, schema, recipe), outputs, labels, self._slices(frame, schema))
 
 
 class TabularRegression(Tabular):
-    """One value a row."""
+    """One value a row, with an interval beside it where `model.interval` asks for one."""
 
     def fit(self, train: pd.DataFrame, recipe: Recipe) -> Schema:
         numeric, categorical = self._columns(train, recipe)
@@ -143,10 +171,16 @@ class TabularRegression(Tabular):
         return _numbers(frame, recipe.data.target)
 
     def module(self, config: ModelConfig, schema: Schema) -> ServedModel:
+        from headrace.models.interval import IntervalRegressor
         from headrace.models.registry import build
         from headrace.models.served import Regressor, ScaleTable
 
-        return Regressor(ScaleTable(schema), build(config, schema.shape), schema.target_mean, schema.target_std)
+        scale, mean, std = ScaleTable(schema), schema.target_mean, schema.target_std
+        level = interval_of(config)
+        if level is None:
+            return Regressor(scale, build(config, schema.shape), mean, std)
+        network = build(config, schema.shape.model_copy(update={"outputs": 3}))
+        return IntervalRegressor(scale, network, mean, std, level)
 
     def contract(self, schema: Schema, recipe: Recipe, sample: pd.DataFrame) -> Contract:
         return Contract(
@@ -154,6 +188,7 @@ class TabularRegression(Tabular):
             task=recipe.task,
             inputs=self._inputs(schema),
             output="value",
+            interval=interval_of(recipe.model),
             target=recipe.data.target,
             sample=self._sample(schema, sample),
             threads=recipe.serve.threads,
@@ -162,8 +197,19 @@ class TabularRegression(Tabular):
     def evaluate(self, frame: pd.DataFrame, outputs: NDArray[Any], schema: Schema, recipe: Recipe) -> Evaluation:
         from headrace.evaluation import score_regression
 
-        slices = {c.name: _texts(frame[c.name]) for c in schema.categorical if len(c.levels) <= 30}
-        return score_regression(self.targets(frame, schema, recipe), outputs, slices=slices)
+        y_true, slices = self.targets(frame, schema, recipe), self._slices(frame, schema)
+        return score_regression(y_true, outputs, slices, interval_of(recipe.model))
+
+    def row_scores(self, metric: str, y_true: NDArray[Any], outputs: NDArray[Any]) -> NDArray[Any]:
+        from headrace.evaluation import interval_scores
+
+        return interval_scores(metric, y_true, outputs)
+
+
+def interval_of(config: ModelConfig) -> float | None:
+    """The share of true values that intervals are to hold; a network of one's own may have the setting too."""
+    level: float | None = getattr(config, "interval", None)
+    return level
 
 
 def features(frame: pd.DataFrame, recipe: Recipe) -> list[str]:
@@ -181,17 +227,42 @@ def numeric_column(frame: pd.DataFrame, name: str) -> Numeric:
         DataError: as `finite`.
     """
     numbers = finite(frame, name)
-    mean, std = float(np.nanmean(numbers)), float(np.nanstd(numbers))
-    # A constant column says nothing; dividing by 1 keeps it at zero instead of NaN.
-    return Numeric(name=name, mean=mean, std=std if _varies(mean, std) else 1.0, nullable=bool(np.isnan(numbers).any()))
+    centre = numbers[np.isfinite(numbers)][0]
+    # Around a value of the column's own: sums of large numbers would lose the digits in which they differ.
+    mean, std = float(centre + np.nanmean(numbers - centre)), float(np.nanstd(numbers - centre))
+    varies = std > 8 * np.finfo(np.float64).eps * abs(mean) and std > np.finfo(np.float32).tiny
+    return Numeric(
+        name=name,
+        mean=mean,
+        std=std if varies else 1.0,  # a constant column says nothing; dividing by 1 keeps it at zero instead of NaN
+        nullable=bool(np.isnan(numbers).any()),
+        boolean=_are_booleans(frame[name]),
+        wide=bool(varies and np.finfo(np.float32).eps * np.nanmax(np.abs(numbers)) > COARSEST * std),
+    )
+
+
+def _are_booleans(values: pd.Series[Any]) -> bool:
+    """True and false, perhaps with gaps."""
+    import pandas as pd
+
+    return pd.api.types.infer_dtype(values, skipna=True) == "boolean"
+
+
+def _sampled(column: Numeric, value: float) -> float | bool | None:
+    """A number as a client would send it; the mean, or null, where there is none."""
+    if value != value:
+        if column.nullable:
+            return None
+        value = round(column.mean) if column.boolean else column.mean
+    return bool(value) if column.boolean else value
 
 
 def _shape(numeric: list[Numeric], categorical: list[Categorical], outputs: int) -> Shape:
     return Shape(numeric=len(numeric), cardinalities=tuple(len(c.levels) + 1 for c in categorical), outputs=outputs)
 
 
-def _numbers(frame: pd.DataFrame, name: str) -> NDArray[np.float32]:
-    return frame[name].to_numpy(dtype=np.float64, na_value=np.nan).astype(np.float32)
+def _numbers(frame: pd.DataFrame, name: str, wide: bool = False) -> NDArray[Any]:
+    return frame[name].to_numpy(dtype=np.float64, na_value=np.nan).astype(np.float64 if wide else np.float32)
 
 
 def finite(frame: pd.DataFrame, name: str) -> NDArray[np.float64]:

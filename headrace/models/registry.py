@@ -55,6 +55,8 @@ class MLPConfig(ModelConfig):
     """Probability of dropping a hidden feature."""
     embedding: int = Field(default=8, ge=1)
     """Longest embedding of a categorical column; short vocabularies get fewer dimensions."""
+    interval: float | None = Field(default=None, gt=0.0, lt=1.0)
+    """Of a regression: the share of true values that an interval beside the value is to hold. The value is a median then."""
 
 
 Pooling = Literal["max", "mean", "last", "attention"]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from headrace.kinds.base import Schema
+from headrace.models.calibration import calibration_error, fit_temperature
 
 
 class ServedModel(nn.Module):
@@ -16,14 +17,16 @@ class ServedModel(nn.Module):
 
     metric_name: ClassVar[str]
     """What `metric` measures, such as `accuracy`."""
-    rows_at_once: ClassVar[int] = 4096
-    """Most rows that are evaluated together, where a row's answer is large."""
     loss_options: ClassVar[frozenset[str]] = frozenset()
     """What of `label_smoothing` and `class_weights` the training loss minds."""
     label_smoothing: float = 0.0
     """Share of each training label that is spread over all classes."""
     class_weights: Tensor | None
     """What a training row of each class counts for, `(classes,)`; nothing where all count the same."""
+    calibrations: ClassVar[frozenset[str]] = frozenset()
+    """What `calibrate` can be asked to fit."""
+    rows_at_once: ClassVar[int] = 4096
+    """Most rows that are evaluated together, where a row's answer is large."""
 
     def __init__(self, preprocess: nn.Module, network: nn.Module) -> None:
         super().__init__()
@@ -51,15 +54,40 @@ class ServedModel(nn.Module):
         """Mean of `metric_name` over a batch, a scalar: what a person watches beside the loss."""
         raise TypeError(f"{type(self).__name__} has no metric")
 
+    def is_calibrated(self, how: str | None) -> bool:
+        """Whether `calibrate` has something to fit."""
+        return how in self.calibrations
+
+    def calibrate(self, raw: Tensor, target: Tensor, how: str | None) -> dict[str, float]:
+        """Fits what makes the answers honest, by `raw` and `target` of all validation rows, once training is done.
+
+        Args:
+            how: `train.calibrate` of the recipe.
+
+        Returns:
+            What was found, by name.
+        """
+        return {}
+
+    def describe(self) -> dict[str, Any]:
+        """Fields of the contract that the weights decide."""
+        return {}
+
 
 class Classifier(ServedModel):
     """Logits `(batch, classes)` to probabilities; targets are class indices `(batch,)`."""
 
     metric_name = "accuracy"
     loss_options = frozenset({"label_smoothing", "class_weights"})
+    calibrations = frozenset({"temperature"})
+
+    def __init__(self, preprocess: nn.Module, network: nn.Module) -> None:
+        super().__init__(preprocess, network)
+        self.temperature: Tensor
+        self.register_buffer("temperature", torch.tensor(1.0))
 
     def answer(self, raw: Tensor) -> Tensor:
-        return raw.softmax(dim=1)
+        return (raw / self.temperature).softmax(dim=1)
 
     def loss(self, raw: Tensor, target: Tensor) -> Tensor:
         if not self.training:
@@ -71,6 +99,21 @@ class Classifier(ServedModel):
 
     def metric(self, raw: Tensor, target: Tensor) -> Tensor:
         return (raw.argmax(dim=1) == target).float().mean()
+
+    def calibrate(self, raw: Tensor, target: Tensor, how: str | None) -> dict[str, float]:
+        self.temperature.fill_(1.0)
+        before = calibration_error(self.answer(raw), target)
+        self.temperature.fill_(fit_temperature(raw, target))
+        after = calibration_error(self.answer(raw), target)
+        return {
+            "temperature": float(self.temperature),
+            "val_calibration_error_before": before,
+            "val_calibration_error": after,
+        }
+
+    def describe(self) -> dict[str, Any]:
+        temperature = float(self.temperature)
+        return {} if temperature == 1.0 else {"temperature": temperature}
 
 
 class Regressor(ServedModel):
@@ -110,6 +153,10 @@ class ScaleImage(nn.Module):
         return (image.unsqueeze(1).float() / 127.5 - 1.0,)
 
 
+FARTHEST = 1e6
+"""Standard deviations: a value beyond says no more than one so far out, and would overflow in the layers that follow."""
+
+
 class ScaleTable(nn.Module):
     """Fills missing numbers with the training mean and standardises; categorical indices pass through.
 
@@ -121,8 +168,10 @@ class ScaleTable(nn.Module):
         self.has_numeric, self.has_categorical = bool(schema.numeric), bool(schema.categorical)
         self.mean: Tensor
         self.std: Tensor
-        self.register_buffer("mean", torch.tensor([c.mean for c in schema.numeric], dtype=torch.float32))
-        self.register_buffer("std", torch.tensor([c.std for c in schema.numeric], dtype=torch.float32))
+        # where float32 could not tell a column's values apart, differences are taken in float64
+        dtype = torch.float64 if any(c.wide for c in schema.numeric) else torch.float32
+        self.register_buffer("mean", torch.tensor([c.mean for c in schema.numeric], dtype=dtype))
+        self.register_buffer("std", torch.tensor([c.std for c in schema.numeric], dtype=dtype))
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         rows = inputs[0].shape[0]
@@ -130,5 +179,5 @@ class ScaleTable(nn.Module):
         if not self.has_numeric:
             return categorical.new_zeros((rows, 0), dtype=torch.float32), categorical
         numeric = inputs[0]
-        scaled = (numeric - self.mean) / self.std
+        scaled = ((numeric - self.mean) / self.std).clamp(-FARTHEST, FARTHEST).float()
         return torch.where(torch.isnan(scaled), torch.zeros_like(scaled), scaled), categorical

@@ -80,6 +80,9 @@ class TrainConfig(Section):
     seed: int = 7
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes a CUDA GPU when there is one."""
+    calibrate: Literal["temperature"] | None = None
+    """What is fitted on the validation rows after training: `temperature` divides the logits by one number, so that
+    probabilities can be believed (Guo et al. 2017, arXiv:1706.04599)."""
 
     @field_validator("class_weights")
     @classmethod

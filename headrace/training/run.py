@@ -18,6 +18,7 @@ from headrace.kinds.registry import kind_of
 from headrace.models.served import ServedModel
 from headrace.project import Project
 from headrace.training import checkpoint
+from headrace.training.calibration import calibrate
 from headrace.training.checkpoint import Progress
 from headrace.training.device import choose_device, choose_precision, seed_everything
 from headrace.training.emphasis import emphasise
@@ -59,13 +60,14 @@ def train_model(recipe: Recipe, project: Project) -> None:
             progress = fit(
                 model, train, validation, recipe.train, checkpoint_path, fingerprint, watcher.on_epoch, watcher.on_step
             )
+            calibration = calibrate(model, validation, recipe.train)
         if varying:
             names = ", ".join(sorted(varying))
             console.report(f"not deterministic on {device.type}, so the same run may give slightly other weights: {names}")
         write_weights(out, model, progress)
         summary = summary_of(model, progress, recipe, len(train), len(validation))
         how = {"device": device.type, "precision": str(precision).removeprefix("torch."), "deterministic": not varying}
-        write_json(out / "summary.json", summary | how)
+        write_json(out / "summary.json", summary | how | calibration)
         watcher.finish(progress, out / "model.pt")
     checkpoint_path.unlink(missing_ok=True)
 

@@ -1,0 +1,46 @@
+"""What makes answers honest after training, fitted on rows that trained nothing: a temperature, a margin."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+LARGEST_TEMPERATURE = 100.0
+
+
+def fit_temperature(logits: Tensor, target: Tensor) -> float:
+    """The temperature T for which softmax(logits / T) is likeliest for the class indices `target` (Guo et al. 2017,
+    arXiv:1706.04599).
+
+    The loss is convex in 1/T, so the one minimum is found on the line, between 1/100 and 100. `logits` are `(rows, classes)`.
+    """
+    from scipy.optimize import minimize_scalar
+
+    logits, target = logits.double().cpu(), target.cpu()
+
+    def loss(inverse: float) -> float:
+        return float(F.cross_entropy(logits * inverse, target))
+
+    bounds = (1 / LARGEST_TEMPERATURE, LARGEST_TEMPERATURE)
+    return float(1 / minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6}).x)
+
+
+def conformal_margin(lower: Tensor, upper: Tensor, target: Tensor, level: float) -> float:
+    """By how much the bounds `(rows,)` have to move outwards (inwards where negative) to hold `level` of new rows like these.
+
+    Conformalised quantile regression (Romano et al. 2019, arXiv:1905.03222, eq. 8): the (1 + 1/rows) · level quantile of how
+    far each target lies outside of its interval. Where rows are too few for the level, the farthest of them decides.
+    """
+    outside = torch.maximum(lower - target, target - upper).double().sort().values
+    place = math.ceil((len(outside) + 1) * level)
+    return float(outside[min(place, len(outside)) - 1])
+
+
+def calibration_error(probabilities: Tensor, target: Tensor) -> float:
+    """Expected calibration error of `(rows, classes)` against class indices, as the evaluation has it."""
+    from headrace.evaluation import expected_calibration_error
+
+    return expected_calibration_error(target.cpu().numpy(), probabilities.double().cpu().numpy())

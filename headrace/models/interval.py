@@ -1,0 +1,55 @@
+"""A value with an interval beside it: quantile regression, made to hold by rows that trained nothing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from headrace.models.calibration import conformal_margin
+from headrace.models.served import Regressor
+
+
+class IntervalRegressor(Regressor):
+    """Three standardised quantiles `(batch, 3)` (lower, median, upper) to value, lower and upper bound `(batch, 3)` in the
+    target's own unit.
+
+    The quantiles are trained by the pinball loss (Koenker & Bassett 1978, Econometrica 46:33); `calibrate` then sets the margin
+    that conformalised quantile regression adds (Romano et al. 2019, arXiv:1905.03222), so that the interval holds `level` of
+    new rows that are like the validation rows, however well the quantiles were learned.
+    """
+
+    def __init__(self, preprocess: nn.Module, network: nn.Module, mean: float, std: float, level: float) -> None:
+        super().__init__(preprocess, network, mean, std)
+        self.level = level
+        self.quantiles: Tensor
+        self.margin: Tensor
+        self.register_buffer("quantiles", torch.tensor([(1 - level) / 2, 0.5, (1 + level) / 2]))
+        self.register_buffer("margin", torch.tensor(0.0))
+
+    def answer(self, raw: Tensor) -> Tensor:
+        low, value, high = (raw * self.target_std + self.target_mean).unbind(1)
+        # quantiles are learned apart and may cross
+        low, high = torch.minimum(low, value) - self.margin, torch.maximum(high, value) + self.margin
+        # a margin below zero takes the bounds inwards, though never past the value
+        return torch.stack([value, torch.minimum(low, value), torch.maximum(high, value)], dim=1)
+
+    def loss(self, raw: Tensor, target: Tensor) -> Tensor:
+        """The pinball losses' sum over the quantiles, the median's twice: half of it is the absolute error."""
+        above = ((target - self.target_mean) / self.target_std).unsqueeze(1) - raw
+        lower, middle, upper = torch.maximum(self.quantiles * above, (self.quantiles - 1) * above).mean(0)
+        loss: Tensor = lower + 2 * middle + upper
+        return loss
+
+    def metric(self, raw: Tensor, target: Tensor) -> Tensor:
+        error: Tensor = self.answer(raw)[:, 0] - target
+        return error.abs().mean()
+
+    def is_calibrated(self, how: str | None) -> bool:
+        return True
+
+    def calibrate(self, raw: Tensor, target: Tensor, how: str | None) -> dict[str, float]:
+        self.margin.zero_()
+        _, low, high = self.answer(raw).unbind(1)
+        before = ((low <= target) & (target <= high)).double().mean()
+        self.margin.fill_(conformal_margin(low, high, target, self.level))
+        return {"interval_margin": float(self.margin), "val_coverage_before": float(before)}
