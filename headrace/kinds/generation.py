@@ -86,20 +86,25 @@ class TextGeneration(Kind):
         return LanguageModel(network)
 
     def contract(self, schema: Schema, recipe: Recipe, sample: pd.DataFrame) -> Contract:
+        length = schema.shape.length
         return Contract(
             model=recipe.name,
             task=recipe.task,
-            inputs=generation_inputs(schema.shape.length),
+            inputs=generation_inputs(length),
             output="text",
             target=recipe.data.target,
-            sample={"prompt": _beginning(texts_of(sample, recipe)[0]), "max_tokens": 20, "temperature": 0.0},
+            sample={
+                "prompt": _beginning(texts_of(sample, recipe)[0], _encoder(schema), length),
+                "max_tokens": 20,
+                "temperature": 0.0,
+            },
             served_by="bentos.generation:GenerationModel",
             threads=recipe.serve.threads,
         )
 
     def feeds(self, frame: pd.DataFrame, contract: Contract, recipe: Recipe) -> Feeds:
-        """What a client sends to have the rows' beginnings continued."""
-        return contract.to_feeds([{"prompt": _beginning(text)} for text in texts_of(frame, recipe)])
+        """What a client sends who has the rows' texts continued."""
+        return contract.to_feeds([{"prompt": text} for text in texts_of(frame, recipe)])
 
     def export(
         self, model: ServedModel, schema: Schema, recipe: Recipe, contract: Contract, test: pd.DataFrame, folder: Path
@@ -145,7 +150,8 @@ class TextGeneration(Kind):
     def samples(self, folder: Path, frame: pd.DataFrame, recipe: Recipe) -> list[dict[str, str]]:
         """A text from nothing, and continuations of the first rows' beginnings."""
         language = _open(folder)
-        prompts = ["", *(_beginning(text) for text in texts_of(frame, recipe)[: SAMPLES - 1])]
+        shown = texts_of(frame, recipe)[: SAMPLES - 1]
+        prompts = ["", *(_beginning(text, language.encoder, language.layout.length) for text in shown)]
         writing = Writing(seed=recipe.train.seed)
         return [
             {"prompt": p, "text": "".join(piece.text for piece in language.write(language.prompt(p), writing))} for p in prompts
@@ -202,9 +208,13 @@ def _open(folder: Path) -> Language:
     return Language(folder, open_graph(folder / "model.onnx"))
 
 
-def _all_ids(frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> list[list[int]]:
+def _encoder(schema: Schema) -> Encoder:
     assert schema.tokenizer is not None
-    encoder = Encoder(schema.tokenizer)
+    return Encoder(schema.tokenizer)
+
+
+def _all_ids(frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> list[list[int]]:
+    encoder = _encoder(schema)
     return [[START, *encoder.tokens(text), END] for text in texts_of(frame, recipe)]
 
 
@@ -225,10 +235,12 @@ def _passage_bits(language: Language, text: str) -> NDArray[np.float64]:
     return np.stack([bits, characters], axis=1)
 
 
-def _beginning(text: str) -> str:
-    """Whole words of the text's beginning, without white space around them."""
-    cut = text.lstrip()[: SHOWN_PROMPT + 1]
-    return (cut if len(cut) <= SHOWN_PROMPT else cut[:SHOWN_PROMPT].rpartition(" ")[0] or cut[:SHOWN_PROMPT]).rstrip()
+def _beginning(text: str, encoder: Encoder, length: int) -> str:
+    """The text's beginning, without white space around it: as much as `SHOWN_PROMPT` and `length` tokens allow."""
+    cut = text.strip()[:SHOWN_PROMPT].rstrip()
+    while len(encoder.tokens(cut)) > length:
+        cut = cut[: len(cut) // 2].rstrip()
+    return cut
 
 
 def _notes(frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> list[str]:
