@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 from bentos.http import Refused
 
 logger = logging.getLogger("headrace.serve")
-MAX_TEXTS = 64
+MAX_TEXTS = 16
 """Written at once; a request beyond them gets 503, and the balancer sends it to another replica."""
 Event = dict[str, Any]
 
