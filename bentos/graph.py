@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,13 @@ class NodeModel(ServedModel):
         self._answers = NodeAnswers(self._graph, int(hops), self.run_part, self.contract)
 
     def _warm(self) -> float:
-        """Every way to ask has to work, not the sample alone."""
+        """Every way to ask has to work, not the sample alone; the slowest counts."""
         seconds = super()._warm()
         try:
-            self.predict(self.contract.examples)
+            for example in self.contract.examples:
+                start = time.perf_counter()
+                self.predict([example])
+                seconds = max(seconds, time.perf_counter() - start)
         except (ContractViolation, BrokenAnswer) as error:
             raise NotServable(f"an example of the contract cannot be predicted: {error}") from error
         return seconds

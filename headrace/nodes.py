@@ -23,7 +23,7 @@ HOPS = "headrace.hops"
 NODES_PER_RUN = 1024
 """So many known nodes are answered together, with all that is around them."""
 MOST_CELLS = 2**25
-"""Nodes times features of a graph that a client sends: 128 MiB of numbers."""
+"""Nodes times features of a graph that is taken at once: 128 MiB of numbers."""
 WAYS = {"node": {"node"}, "features": {"features", "neighbours"}, "nodes": {"nodes", "edges"}}
 """The field that says how a client asks, and the fields that belong to it."""
 FIELDS = set().union(*WAYS.values())
@@ -60,6 +60,11 @@ class NodeAnswers:
 
     def known(self, places: Indices) -> NDArray[Any]:
         """`(len(places), C)`: for nodes of the stored graph."""
+        is_small = len(self.graph.ids) * self.graph.features <= MOST_CELLS
+        return self._all[places] if is_small else self.in_parts(places)
+
+    def in_parts(self, places: Indices) -> NDArray[Any]:
+        """As `known`, from what lies around these nodes alone."""
         found = [np.zeros((0, len(self.contract.labels or ())))]
         for start in range(0, len(places), NODES_PER_RUN):
             wanted = places[start : start + NODES_PER_RUN]
@@ -72,6 +77,11 @@ class NodeAnswers:
         seen = self.graph.around(neighbours, self.hops - 1)
         part = self.graph.part(seen).with_node(features, np.searchsorted(seen, neighbours))
         return self.run(part)[-1:]
+
+    @cached_property
+    def _all(self) -> NDArray[Any]:
+        """For every node of a stored graph that is small enough to be answered at once, and then never again."""
+        return self.run(self.graph.part(np.arange(len(self.graph.ids))))
 
     @cached_property
     def _sorted(self) -> list[str]:

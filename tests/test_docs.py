@@ -202,7 +202,9 @@ def spellings(default: Any) -> list[str]:
         return [f"{default >> 20} MiB"]
     if isinstance(default, float):
         return [f"`{default}`", f"`{default:g}`"]
-    return [f"`{list(default) if isinstance(default, tuple) else default}`"]
+    if isinstance(default, list | tuple):
+        return [f"`[{', '.join(str(value) for value in default)}]`"]
+    return [f"`{default}`"]
 
 
 def test_models_of_the_table_are_those_of_the_registry() -> None:

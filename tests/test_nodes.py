@@ -49,15 +49,18 @@ def first(answers: list[dict[str, Any]]) -> list[float]:
 
 def test_known_nodes_are_answered_as_in_the_whole_graph(asked: NodeAnswers, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = two_rounds(asked.graph.part(np.arange(60)))
+    at_once = asked.answer([{"node": f"p{i}"} for i in range(60)])
+    monkeypatch.setattr(nodes, "MOST_CELLS", 0)
     together = asked.answer([{"node": f"p{i}"} for i in range(60)])
     alone = [asked.answer([{"node": f"p{i}"}])[0] for i in range(60)]
     monkeypatch.setattr(nodes, "NODES_PER_RUN", 7)
     in_parts = asked.answer([{"node": f"p{i}"} for i in range(60)])
-    for answers in (together, alone, in_parts):
+    for answers in (at_once, together, alone, in_parts):
         np.testing.assert_allclose(first(answers), whole[:, 0], atol=1e-6)
 
 
-def test_an_answer_looks_at_no_more_than_it_depends_on(asked: NodeAnswers) -> None:
+def test_an_answer_looks_at_no_more_than_it_depends_on(asked: NodeAnswers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes, "MOST_CELLS", 0)
     seen: list[Part] = []
 
     def watched(part: Part) -> NDArray[Any]:
@@ -67,6 +70,20 @@ def test_an_answer_looks_at_no_more_than_it_depends_on(asked: NodeAnswers) -> No
     NodeAnswers(asked.graph, 3, watched, CONTRACT).answer([{"node": "p5"}])
     assert [len(part.features) for part in seen] == [len(asked.graph.around(np.array([5]), 3))]
     assert len(seen[0].features) < 60
+
+
+def test_the_nodes_of_a_small_graph_are_answered_once(asked: NodeAnswers) -> None:
+    runs: list[int] = []
+
+    def watched(part: Part) -> NDArray[Any]:
+        runs.append(len(part.features))
+        return two_rounds(part)
+
+    seen = NodeAnswers(asked.graph, 3, watched, CONTRACT)
+    assert runs == []
+    seen.answer([{"node": "p5"}])
+    seen.answer([{"node": "p6"}, {"node": "p5"}])
+    assert runs == [60]
 
 
 def test_a_new_node_is_answered_as_if_it_had_been_in_the_graph(asked: NodeAnswers) -> None:

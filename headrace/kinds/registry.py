@@ -29,7 +29,6 @@ GENERATION: dict[str, Better] = {"bits_per_character": "lower"}
 SUMMARISATION: dict[str, Better] = {"rouge_l": "higher", "rouge_l_gain": "higher", "rouge_l_baseline": "higher"}
 
 
-
 @dataclass(frozen=True)
 class KindEntry:
     """Where a kind is implemented (`module:class`), its metrics and the models that fit it."""
@@ -56,7 +55,7 @@ KINDS: dict[str, KindEntry] = {
     ),
     "summarisation": KindEntry("headrace.kinds.summaries:Summarisation", SUMMARISATION, ("seq2seq",), is_text=True),
     "node-classification": KindEntry(
-        "headrace.kinds.nodes:NodeClassification", CLASSIFICATION | CALIBRATION, ("gcn", "gat"), is_graph=True
+        "headrace.kinds.nodes:NodeClassification", CLASSIFICATION | CALIBRATION, ("gcn", "gat", "appnp"), is_graph=True
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Graph convolution and graph attention, for nodes or, with a readout behind them, for whole graphs.
+"""Graph convolution, attention and propagation, for nodes or, with a readout behind them, for whole graphs.
 
 N: nodes. F: features of a node. E: directed edges, `(E, 2)` from which node to which. Self-loops and normalisation are made
 inside, so that a node without edges is answered from its own features.
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from headrace.kinds.base import Shape
-from headrace.models.registry import GATConfig, GCNConfig
+from headrace.models.registry import APPNPConfig, GATConfig, GCNConfig
 
 
 class Bags(NamedTuple):
@@ -42,6 +42,11 @@ class Links(NamedTuple):
     def gather(self, messages: Tensor) -> Tensor:
         """The sum of what reaches each node: `(E + N, ...)` to `(N, ...)`."""
         return messages.new_zeros((self.nodes, *messages.shape[1:])).index_add(0, self.target, messages)
+
+    def strengths(self) -> Tensor:
+        """The entries of `D^-1/2 (A + I) D^-1/2`, one a link, `(E + N,)`."""
+        scale = self.gather(self.weight).rsqrt()  # a node's loop makes its degree at least 1
+        return self.weight * scale[self.source] * scale[self.target]
 
 
 def links(edges: Tensor, weight: Tensor | None, nodes: int) -> Links:
@@ -79,9 +84,7 @@ class GraphConvolution(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, features: Tensor | Bags, along: Links) -> Tensor:
-        scale = along.gather(along.weight).rsqrt()  # a node's loop makes its degree at least 1
-        strength = along.weight * scale[along.source] * scale[along.target]
-        return along.gather(self.project(features)[along.source] * strength[:, None]) + self.bias
+        return along.gather(self.project(features)[along.source] * along.strengths()[:, None]) + self.bias
 
 
 class GraphAttention(nn.Module):
@@ -136,48 +139,60 @@ class Readout(nn.Module):
 
 
 class GraphNetwork(nn.Module):
-    """Layers of convolution or attention with an activation between them.
+    """Gives logits of nodes, `(N, outputs)`; or of whole graphs, `(B, outputs)`, by a readout and a linear layer behind it."""
 
-    For nodes the last layer gives the logits `(N, outputs)`. For whole graphs a readout and a linear layer follow.
-    """
+    hops: int
+    """Over how many edges the answer for a node looks; the degree of what it sees is one further."""
 
-    def __init__(self, layers: list[nn.Module], activation: nn.Module, readout: Readout | None, head: nn.Module | None) -> None:
+    def __init__(self, config: GCNConfig | GATConfig | APPNPConfig, shape: Shape, activation: nn.Module, width: int) -> None:
+        """`width`: features of a node that the readout takes."""
         super().__init__()
-        self.layers = nn.ModuleList(layers)
         self.activation = activation
-        self.readout, self.head = readout, head
+        self.readout = Readout(config.pooling, width) if shape.whole else None
+        self.head = nn.Linear(width, shape.outputs) if shape.whole else None
 
-    @property
-    def hops(self) -> int:
-        """Over how many edges a node's answer looks; the degree of what it sees is one further."""
-        return len(self.layers)
+    def states(self, features: Tensor | Bags, along: Links) -> Tensor:
+        """What comes out at each node."""
+        raise TypeError(f"{type(self).__name__} has no states")
 
     def forward(
         self, features: Tensor | Bags, edges: Tensor, weight: Tensor | None = None, there: Tensor | None = None
     ) -> Tensor:
         """`features` `(N, F)`, `edges` `(E, 2)`, `weight` `(E,)`; `there` `(B, n)` with B * n = N for whole graphs."""
         nodes = features.starts.shape[0] if isinstance(features, Bags) else features.shape[0]
-        along = links(edges, weight, nodes)
-        h: Tensor | Bags = features
-        for i, layer in enumerate(self.layers):
-            h = layer(self.activation(h) if i else h, along)
-        assert isinstance(h, Tensor)
+        h = self.states(features, links(edges, weight, nodes))
         if self.readout is None or self.head is None or there is None:
             return h
         logits: Tensor = self.head(self.readout(self.activation(h).unflatten(0, there.shape), there))
         return logits
 
 
-class GCN(GraphNetwork):
+class Layered(GraphNetwork):
+    """Layers of convolution or attention, with an activation between them."""
+
+    layers: nn.ModuleList
+
+    @property
+    def hops(self) -> int:  # type: ignore[override]
+        return len(self.layers)
+
+    def states(self, features: Tensor | Bags, along: Links) -> Tensor:
+        h: Tensor = self.layers[0](features, along)
+        for layer in self.layers[1:]:
+            h = layer(self.activation(h), along)
+        return h
+
+
+class GCN(Layered):
     """Graph convolutions with ReLU between them."""
 
     def __init__(self, config: GCNConfig, shape: Shape) -> None:
-        widths = [shape.features, *config.hidden, *([] if shape.whole else [shape.outputs])]
-        layers: list[nn.Module] = [GraphConvolution(width, after, config.dropout) for width, after in pairwise(widths)]
-        super().__init__(layers, nn.ReLU(), *ending(config.pooling, widths[-1], shape))
+        widths = widths_of(config.hidden, shape)
+        super().__init__(config, shape, nn.ReLU(), widths[-1])
+        self.layers = nn.ModuleList(GraphConvolution(one, after, config.dropout) for one, after in pairwise(widths))
 
 
-class GAT(GraphNetwork):
+class GAT(Layered):
     """Graph attention with ELU between; the heads of a hidden layer stand side by side, those of the last are averaged."""
 
     def __init__(self, config: GATConfig, shape: Shape) -> None:
@@ -189,9 +204,32 @@ class GAT(GraphNetwork):
             width = config.heads * hidden
         if not shape.whole:
             layers.append(GraphAttention(width, shape.outputs, config.output_heads, True, *drops))
-        super().__init__(layers, nn.ELU(), *ending(config.pooling, width, shape))
+        super().__init__(config, shape, nn.ELU(), width)
+        self.layers = nn.ModuleList(layers)
 
 
-def ending(pooling: str, width: int, shape: Shape) -> tuple[Readout | None, nn.Module | None]:
-    """What follows the layers where one answer is for a whole graph."""
-    return (Readout(pooling, width), nn.Linear(width, shape.outputs)) if shape.whole else (None, None)
+class APPNP(GraphNetwork):
+    """Each node by itself first, then what was found travels: `Z <- (1 - a) D^-1/2 (A + I) D^-1/2 Z + a H`, again and again
+    (Gasteiger, Bojchevski, Guennemann 2019, arXiv:1810.05997, eq. 4)."""
+
+    def __init__(self, config: APPNPConfig, shape: Shape) -> None:
+        widths = widths_of(config.hidden, shape)
+        super().__init__(config, shape, nn.ReLU(), widths[-1])
+        self.hops, self.teleport, self.edge_dropout = config.steps, config.teleport, config.edge_dropout
+        self.layers = nn.ModuleList(Projection(one, after, config.dropout) for one, after in pairwise(widths))
+        self.biases = nn.ParameterList(torch.zeros(width) for width in widths[1:])
+
+    def states(self, features: Tensor | Bags, along: Links) -> Tensor:
+        h: Tensor = self.layers[0](features) + self.biases[0]
+        for layer, bias in zip(self.layers[1:], self.biases[1:], strict=True):
+            h = layer(self.activation(h)) + bias
+        z, strengths = h, along.strengths()
+        for _ in range(self.hops):
+            heard = F.dropout(strengths, self.edge_dropout, self.training)
+            z = (1 - self.teleport) * along.gather(z[along.source] * heard[:, None]) + self.teleport * h
+        return z
+
+
+def widths_of(hidden: list[int], shape: Shape) -> list[int]:
+    """Features of a node before and after each layer; a last layer gives logits, unless a readout is to follow."""
+    return [shape.features, *hidden, *([] if shape.whole else [shape.outputs])]

@@ -14,12 +14,15 @@ from headrace.models.sequences import Pooling, TokenDropout, lengths_of, reversi
 from headrace.text import PAD
 
 CELLS: dict[str, type[nn.LSTM] | type[nn.GRU]] = {"lstm": nn.LSTM, "gru": nn.GRU}
+EMBEDDING_STD = 0.1
+"""Of new embeddings. At torch's own 1.0 the cells saturate, and a rare word keeps its random place for good."""
 
 
 class Recurrent(nn.Module):
     """Embedding, layers of LSTM or GRU, pooling over their states, one linear layer.
 
-    Takes tokens `(batch, length)` int64 filled up with padding, gives `(batch, outputs)`.
+    With `skip` the embeddings are pooled too, beside the states, after Lai et al. 2015 (AAAI, eq. 3). Takes tokens
+    `(batch, length)` int64 filled up with padding, gives `(batch, outputs)`.
     """
 
     def __init__(self, config: RecurrentConfig, shape: Shape) -> None:
@@ -27,21 +30,29 @@ class Recurrent(nn.Module):
         width = config.hidden * (2 if config.bidirectional else 1)
         self.token_dropout = TokenDropout(config.token_dropout)
         self.embedding = nn.Embedding(shape.vocabulary, config.embedding, padding_idx=PAD)
+        nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
+        with torch.no_grad():
+            self.embedding.weight[PAD].zero_()
         self.layers = nn.ModuleList(
             Layer(config.cell, width if i else config.embedding, config.hidden, config.bidirectional)
             for i in range(config.layers)
         )
         self.dropout = nn.Dropout(config.dropout)
-        self.pooling = StatePooling(config.pooling, width, config.bidirectional)
-        self.head = nn.Linear(self.pooling.features, shape.outputs)
+        self.states = StatePooling(config.pooling, width, config.bidirectional)
+        self.words = Pooling(config.pooling, config.embedding) if config.skip else None
+        self.head = nn.Linear(self.states.features + (self.words.features if self.words else 0), shape.outputs)
 
     def forward(self, tokens: Tensor) -> Tensor:
         lengths = lengths_of(tokens)
         valid = valid_positions(tokens, lengths)
-        states = self.embedding(self.token_dropout(tokens))
-        for layer in self.layers:
-            states = layer(self.dropout(states), valid, lengths)
-        logits: Tensor = self.head(self.dropout(self.pooling(states, valid, lengths)))
+        words = self.dropout(self.embedding(self.token_dropout(tokens)))
+        states = words
+        for i, layer in enumerate(self.layers):
+            states = layer(self.dropout(states) if i else states, valid, lengths)
+        pooled = self.states(states, valid, lengths)
+        if self.words is not None:
+            pooled = torch.cat([pooled, self.words(words, valid, lengths)], dim=1)
+        logits: Tensor = self.head(self.dropout(pooled))
         return logits
 
 

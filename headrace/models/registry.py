@@ -75,6 +75,8 @@ class RecurrentConfig(ModelConfig):
     hidden: int = Field(default=128, ge=1)
     """Features of a state, in each direction."""
     layers: int = Field(default=1, ge=1)
+    skip: bool = True
+    """Whether the tokens' own embeddings are pooled beside the states: a short way to learn what single words say."""
     pooling: list[Pooling] = Field(default=["max", "mean"], min_length=1)
     """How the states of a text become one vector; several stand side by side."""
     dropout: float = Field(default=0.3, ge=0.0, lt=1.0)
@@ -214,6 +216,26 @@ class GATConfig(ModelConfig):
     """How the nodes of a whole graph become one vector."""
 
 
+class APPNPConfig(ModelConfig):
+    """Dense layers for each node by itself, whose answers then travel along the edges; a whole graph's nodes are pooled, and
+    one linear layer follows."""
+
+    builds = "headrace.models.graph:APPNP"
+    name: Literal["appnp"] = "appnp"
+    hidden: list[Annotated[int, Field(ge=1)]] = Field(default=[64], min_length=1)
+    """Features of a node after each hidden layer; one more layer gives what travels."""
+    steps: int = Field(default=10, ge=1)
+    """How many edges far it travels."""
+    teleport: float = Field(default=0.1, gt=0.0, lt=1.0)
+    """What a node keeps of its own in each step."""
+    dropout: float = Field(default=0.5, ge=0.0, lt=1.0)
+    """Probability of dropping a feature in front of each layer."""
+    edge_dropout: float = Field(default=0.5, ge=0.0, lt=1.0)
+    """Probability that an edge carries nothing in a step of training."""
+    pooling: GraphPooling = "mean"
+    """How the nodes of a whole graph become one vector."""
+
+
 MODELS: dict[str, type[ModelConfig]] = {
     "cnn": CNNConfig,
     "mlp": MLPConfig,
@@ -224,6 +246,7 @@ MODELS: dict[str, type[ModelConfig]] = {
     "gpt": GPTConfig,
     "gcn": GCNConfig,
     "gat": GATConfig,
+    "appnp": APPNPConfig,
 }
 
 

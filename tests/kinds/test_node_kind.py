@@ -219,7 +219,7 @@ def test_an_export_that_differs_is_refused(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_champion_answers_for_nodes_that_it_never_saw(tmp_path: Path) -> None:
     """As new ones beside those that it knows; what it does not know of them, features and neighbours, is left out."""
-    recipe, landed = recipe_of(), nodes_of(*clubs())
+    recipe, landed = recipe_of({"name": "appnp", "hidden": [4], "steps": 3}), nodes_of(*clubs())
     kind = kind_of(recipe.task)
     old = landed[landed["name"] != "m79"].reset_index(drop=True)
     old["edges"] = [" ".join(end for end in ends.split() if end != "m79") for ends in old["edges"]]

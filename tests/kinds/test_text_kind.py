@@ -32,7 +32,10 @@ from tests.model_rooms import fitted, make_model, make_recipe
 
 MODELS: dict[str, dict[str, Any]] = {
     "lstm": {"name": "recurrent", "cell": "lstm", "embedding": 6, "hidden": 5, "layers": 2, "pooling": ["max", "last"]},
-    "gru": {"name": "recurrent", "embedding": 6, "hidden": 5, "bidirectional": False, "pooling": ["mean", "attention"]},
+    "gru": {
+        **{"name": "recurrent", "cell": "gru", "embedding": 6, "hidden": 5},
+        **{"bidirectional": False, "skip": False, "pooling": ["mean", "attention"]},
+    },
     "rotary": {"name": "attention", "width": 8, "heads": 2, "layers": 2, "positions": "rotary"},
     "learned": {"name": "attention", "width": 8, "heads": 2, "positions": "learned", "pooling": ["last", "attention"]},
 }

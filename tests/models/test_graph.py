@@ -11,12 +11,16 @@ from torch.nn import functional as F
 
 from headrace.kinds.base import Shape
 from headrace.models.graph import Bags, GraphAttention, GraphConvolution, GraphNetwork, Readout, links
-from headrace.models.registry import GATConfig, GCNConfig, ModelConfig, build
+from headrace.models.registry import APPNPConfig, GATConfig, GCNConfig, ModelConfig, build
 
 N = 6
 EDGES = torch.tensor([[0, 1], [1, 2], [2, 0], [3, 4]])  # a triangle, a pair, and node 5 alone
 BOTH = torch.cat([EDGES, EDGES.flip(1)])
-CONFIGS: list[ModelConfig] = [GCNConfig(hidden=[7]), GATConfig(hidden=[3], heads=2, output_heads=2)]
+CONFIGS: list[ModelConfig] = [
+    GCNConfig(hidden=[7]),
+    GATConfig(hidden=[3], heads=2, output_heads=2),
+    APPNPConfig(hidden=[7], steps=2),
+]
 
 
 def adjacency(edges: Tensor = BOTH, nodes: int = N) -> Tensor:
@@ -66,6 +70,21 @@ def test_attention_is_a_softmax_over_neighbours_and_oneself(mean: bool) -> None:
     torch.testing.assert_close(layer(x, links(BOTH, None, N)), wanted + w["bias"])
 
 
+def test_propagation_is_personalised_pagerank() -> None:
+    """With steps without end, the network's answer is that of the closed form, eq. 3 of the paper."""
+    net = network(APPNPConfig(hidden=[5], steps=200, teleport=0.2))
+    w = randomised(net)
+    x = torch.randn(N, 4)
+    a = adjacency()
+    d = torch.diag(a.sum(1) ** -0.5)
+    h = (x @ w["layers.0.weight"] + w["biases.0"]).relu() @ w["layers.1.weight"] + w["biases.1"]
+    wanted = 0.2 * torch.linalg.inv(torch.eye(N) - 0.8 * d @ a @ d) @ h
+    torch.testing.assert_close(net(x, BOTH), wanted, rtol=1e-4, atol=1e-5)
+    once = network(APPNPConfig(hidden=[5], steps=1, teleport=0.2))
+    randomised(once)
+    torch.testing.assert_close(once(x, BOTH), 0.8 * d @ a @ d @ h + 0.2 * h)
+
+
 def test_shares_sum_to_one_where_they_arrive_however_large_the_scores() -> None:
     layer = GraphAttention(4, 3, heads=2, mean=False, dropout=0.0, attention_dropout=0.0).eval()
     randomised(layer)
@@ -94,7 +113,7 @@ def test_renaming_the_nodes_renames_the_answers(config: ModelConfig) -> None:
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
-def test_an_answer_depends_on_as_many_edges_as_there_are_layers(config: ModelConfig) -> None:
+def test_an_answer_looks_over_as_many_edges_as_the_network_says(config: ModelConfig) -> None:
     """On a path of five nodes, the features of one that is three edges away change nothing, of one two edges away do."""
     net = network(config)
     path = torch.tensor([[0, 1], [1, 2], [2, 3], [3, 4]])
@@ -131,7 +150,11 @@ def test_few_features_are_multiplied_as_the_full_matrix(config: ModelConfig) -> 
 
 
 def test_dropout_drops_features_and_neighbours_in_training_alone() -> None:
-    for config in (GCNConfig(dropout=0.5), GATConfig(dropout=0.0, attention_dropout=0.5)):
+    for config in (
+        GCNConfig(dropout=0.5),
+        GATConfig(dropout=0.0, attention_dropout=0.5),
+        APPNPConfig(dropout=0.0, edge_dropout=0.5),
+    ):
         net, x = network(config), torch.randn(N, 4)
         assert torch.equal(net(x, BOTH), net(x, BOTH))
         net.train()
@@ -165,7 +188,7 @@ def test_a_readout_counts_the_nodes_that_are_there(pooling: str) -> None:
 
 
 @pytest.mark.parametrize("pooling", ["mean", "max", "sum", "attention"])
-@pytest.mark.parametrize("kind", [GCNConfig, GATConfig])
+@pytest.mark.parametrize("kind", [GCNConfig, GATConfig, APPNPConfig])
 def test_a_whole_graph_is_answered_alike_alone_and_in_a_batch(kind: Any, pooling: str) -> None:
     """Three nodes and two edges, alone, and filled up to five nodes beside another graph."""
     net = network(kind(hidden=[4], pooling=pooling), whole=True)

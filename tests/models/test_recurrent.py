@@ -27,7 +27,7 @@ def texts(lengths: list[int], columns: int = 12) -> Tensor:
 
 def network(**fields: Any) -> nn.Module:
     torch.manual_seed(0)
-    config = RecurrentConfig(**{"embedding": 5, "hidden": 4, "dropout": 0.0, **fields})
+    config = RecurrentConfig(**{"embedding": 5, "hidden": 4, "dropout": 0.0, "skip": False, **fields})
     return build(config, SHAPE).eval()
 
 
@@ -53,7 +53,7 @@ def test_a_layer_is_torchs_own_on_packed_sequences(cell: str, bidirectional: boo
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_a_padded_batch_is_answered_as_each_text_alone(cell: str, layers: int, pooling: str) -> None:
-    model = network(cell=cell, layers=layers, pooling=[pooling])
+    model = network(cell=cell, layers=layers, pooling=[pooling], skip=layers == 2)
     tokens = texts(LENGTHS)
     alone = torch.cat([model(tokens[i : i + 1, :n]) for i, n in enumerate(LENGTHS)])
     torch.testing.assert_close(model(tokens), alone)
@@ -76,8 +76,20 @@ def test_the_last_state_is_the_final_hidden_state_of_torchs_own_layer() -> None:
     torch.testing.assert_close(model(tokens), model.head(final))
 
 
+def test_words_are_pooled_beside_the_states() -> None:
+    plain, model = network(pooling=["mean"]), network(pooling=["mean"], skip=True)
+    assert isinstance(model, Recurrent) and isinstance(plain, Recurrent)
+    plain.load_state_dict(
+        {name: value for name, value in model.state_dict().items() if "head" not in name}
+        | {"head.weight": model.head.weight[:, :8], "head.bias": model.head.bias}
+    )
+    tokens = texts(LENGTHS)
+    means = torch.stack([model.embedding(tokens[i, :n]).mean(dim=0) for i, n in enumerate(LENGTHS)])
+    torch.testing.assert_close(model(tokens), plain(tokens) + means @ model.head.weight[:, 8:].T)
+
+
 def test_a_text_of_no_token_is_answered() -> None:
-    model = network()
+    model = network(skip=True)
     empty = model(torch.full((2, 1), PAD))
     assert torch.isfinite(empty).all()
     torch.testing.assert_close(model(torch.full((2, 7), PAD)), empty)
