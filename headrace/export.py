@@ -285,10 +285,10 @@ def compare(model: ServedModel, path: Path, pairs: Iterable[tuple[Feeds, Feeds]]
                 wanted = model(*(torch.from_numpy(array) for array in inputs.values())).numpy()
             yield wanted, run_graph(path, feeds)
 
-    return agreement(answers(), recipe)
+    return agreement(answers(), recipe.name)
 
 
-def agreement(answers: Iterable[tuple[NDArray[Any], NDArray[Any]]], recipe: Recipe) -> dict[str, float]:
+def agreement(answers: Iterable[tuple[NDArray[Any], NDArray[Any]]], recipe: str) -> dict[str, float]:
     """Largest difference between what torch answers and what the graph does.
 
     Raises:
@@ -302,7 +302,7 @@ def agreement(answers: Iterable[tuple[NDArray[Any], NDArray[Any]]], recipe: Reci
     if not largest <= TOLERANCE:
         raise ExportError(
             f"the exported graph differs from torch by {largest:.2g} (allowed: {TOLERANCE:g})",
-            where=f"artifacts/{recipe.name}/export",
+            where=f"artifacts/{recipe}/export",
             mend="look for an operation in the model that ONNX computes otherwise; headrace/models/ is where the models are",
         )
     return {"largest_relative_difference": largest, "tolerance": TOLERANCE}

@@ -149,7 +149,7 @@ class NodeClassification(Kind):
             wanted = model(torch.from_numpy(places)).numpy()
         # Few nodes see but a part of the stored graph; many see nearly all of it.
         pairs += [(wanted[:rows], nodes.in_parts(places[:rows])) for rows in PARITY_ROWS] + [(wanted, nodes.known(places))]
-        return agreement(pairs, recipe)
+        return agreement(pairs, recipe.name)
 
     def answers(self, folder: Path, frame: pd.DataFrame, recipe: Recipe) -> NDArray[Any]:
         """As the service answers: of a node that it does not know, from its features and those neighbours that it knows."""

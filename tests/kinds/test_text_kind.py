@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +41,7 @@ MODELS: dict[str, dict[str, Any]] = {
 GOOD, BAD, OTHER = ["fine", "lovely", "great"], ["awful", "broken", "late"], ["the", "plane", "seat", "was", "a", "bag", "my"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def reviews(rows: int, seed: int = 0) -> pd.DataFrame:
