@@ -54,7 +54,8 @@ def from_file(path: Path, contract: Contract) -> list[Any]:
         DataError: the file is damaged.
     """
     if not path.is_file():
-        siblings = [found.name for found in path.parent.iterdir()] if path.parent.is_dir() else []
+        beside = path.parent.iterdir() if path.parent.is_dir() else []
+        siblings = [found.name for found in beside if found.name.lower().endswith(FILES)]
         raise UsageError(f"no file {path}; {near_miss(path.name, siblings)}", where="--file", mend="name a file that is there")
     ending = next((e for e in sorted(FILES, key=len, reverse=True) if path.name.lower().endswith(e)), "")
     if ending in PICTURES:
@@ -104,12 +105,18 @@ def _only(contract: Contract, dtype: str, what: str) -> InputField:
     if len(found) > 1:  # such as a prompt, and beside it a text that ends the answer
         found = [field for field in found if not field.nullable]
     if len(found) != 1:
-        raise UsageError(
-            f"{contract.model} takes no {what}",
-            mend=f"give its fields: headrace predict {contract.model} "
-            + " ".join(f"{field.name}=…" for field in contract.inputs),
-        )
+        raise UsageError(f"{contract.model} takes no {what}", mend=f"headrace predict {contract.model} {_how(contract)}")
     return found[0]
+
+
+def _how(contract: Contract) -> str:
+    """What the command takes for this model."""
+    asked = [field for field in contract.inputs if not field.nullable] or contract.inputs
+    if [field.dtype for field in asked] == ["uint8"]:
+        return "--file PICTURE.png"
+    if [field.dtype for field in asked] == ["string"] and asked[0].levels is None:
+        return "--text TEXT"
+    return " ".join(f"{field.name}=…" for field in asked)
 
 
 def _rows(path: Path, contract: Contract) -> list[Any]:

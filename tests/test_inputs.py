@@ -56,15 +56,17 @@ def test_a_text_goes_into_the_one_field_that_takes_it(tmp_path: Path) -> None:
     assert inputs.from_text("so glad", TEXT) == [{"text": "so glad"}]
     (tmp_path / "mood.txt").write_text("so glad", encoding="utf-8")
     assert inputs.from_file(tmp_path / "mood.txt", TEXT) == [{"text": "so glad"}]
-    with pytest.raises(UsageError, match="digits takes no text"):
+    with pytest.raises(UsageError, match="digits takes no text") as told:
         inputs.from_text("five", IMAGE)
+    assert told.value.mend == "headrace predict digits --file PICTURE.png"
 
 
 def test_a_picture_travels_as_base64(tmp_path: Path) -> None:
     (tmp_path / "five.PNG").write_bytes(b"\x89PNG")
     assert inputs.from_file(tmp_path / "five.PNG", IMAGE) == [{"image": base64.b64encode(b"\x89PNG").decode()}]
-    with pytest.raises(UsageError, match="trips takes no image"):
+    with pytest.raises(UsageError, match="trips takes no image") as told:
         inputs.from_file(tmp_path / "five.PNG", TABLE)
+    assert told.value.mend == "headrace predict trips distance=… carrier=…"
 
 
 def test_a_table_gives_a_row_each_and_leaves_other_columns_out(tmp_path: Path) -> None:
