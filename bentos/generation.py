@@ -15,6 +15,8 @@ from headrace.generation import Language, Writing
 
 MOST_TEXTS = 32
 """Prompts in one request."""
+MOST_TOKENS_TOGETHER = 32_000
+"""Tokens that the prompts of one request may ask for together."""
 
 
 class GenerationModel(ServedModel):
@@ -30,11 +32,14 @@ class GenerationModel(ServedModel):
         Advancing an iterator takes one step of the graph. All instances are checked before the first step.
 
         Raises:
-            ContractViolation: also for a prompt of more tokens than the model reads, or more than `MOST_TEXTS` prompts.
+            ContractViolation: also for a prompt of more tokens than the model reads, for more than `MOST_TEXTS` prompts, or for
+                more than `MOST_TOKENS_TOGETHER` tokens to write.
         """
         if len(instances) > MOST_TEXTS:
             raise ContractViolation("instances", f"at most {MOST_TEXTS} prompts", f"{len(instances)}")
         feeds = self.to_feeds(instances)
+        if (tokens := int(feeds["max_tokens"].sum())) > MOST_TOKENS_TOGETHER:
+            raise ContractViolation("instances", f"max_tokens of at most {MOST_TOKENS_TOGETHER:,} together", f"{tokens:,}")
         prompts = [self._prompt(text, row) for row, text in enumerate(feeds["prompt"])]
         return [self._events(prompt, _writing(feeds, row)) for row, prompt in enumerate(prompts)]
 

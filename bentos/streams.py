@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
@@ -22,6 +23,9 @@ from bentos.http import Refused
 logger = logging.getLogger("headrace.serve")
 MAX_TEXTS = 16
 """Written at once; a request beyond them gets 503, and the balancer sends it to another replica."""
+COMMENT = b": writing\n\n"
+SILENT_SECONDS = 0.5
+"""A text that grows by nothing to show for so long sends a comment, which keeps the balancer from taking it for stuck."""
 Event = dict[str, Any]
 
 
@@ -58,6 +62,8 @@ class Streams:
     def respond(self, request: Request, steps: Iterator[Event], last: Event) -> StreamingResponse:
         """Server-sent events as they come, those without text left out; `last` is added to the last one.
 
+        A failure amid them becomes an event named `error`.
+
         Raises:
             Refused: too many at once.
         """
@@ -66,11 +72,17 @@ class Streams:
         return _Events(self._lines(request, steps, last), held)
 
     async def _lines(self, request: Request, steps: Iterator[Event], last: Event) -> AsyncIterator[bytes]:
+        sent = time.monotonic()
         try:
             async for event in self._take(steps):
                 is_last = event.keys() != {"text"}
                 if is_last or event["text"]:
                     yield _line({**event, **last} if is_last else event)
+                elif time.monotonic() - sent > SILENT_SECONDS:
+                    yield COMMENT
+                else:
+                    continue
+                sent = time.monotonic()
         except Exception:  # the status is long sent: the client learns of it as an event
             logger.exception("request %s failed", request.state.request_id)
             hidden = {"code": "internal", "message": "the server failed; its log names the request id"}

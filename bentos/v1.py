@@ -165,5 +165,6 @@ def _description(model: ServedModel) -> dict[str, Any]:
         "model": model.name,
         "version": model.version,
         "identity": model.identity,
+        "streams": isinstance(model, Streaming),
         "contract": model.contract.model_dump(mode="json"),
     }

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
 from headrace.contract import Contract
-from headrace.errors import DataError, ServiceError, UsageError
+from headrace.errors import DataError, HeadraceError, ServiceError, UsageError
 from headrace.rollout.door import address
 from headrace.settings import Settings
 
-SECONDS = 30.0
+LONGER_SECONDS = 5.0
+"""Waited for longer than the door waits for a model, so that its own word on it comes first."""
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a model says of itself."""
+
+    contract: Contract
+    streams: bool
+    """Whether it can answer piece by piece."""
 
 
 class Door:
@@ -19,15 +32,18 @@ class Door:
 
     def __init__(self, settings: Settings) -> None:
         self._base = address(settings)
+        self._patience = settings.request_seconds
+        self._seconds = settings.request_seconds + LONGER_SECONDS
 
-    def contract(self, model: str) -> Contract:
+    def describe(self, model: str) -> Described:
         """What the model takes and gives.
 
         Raises:
             ServiceError: the door does not answer, or no replica is ready.
             UsageError: no such model is served.
         """
-        return Contract.model_validate(self._call("GET", model, f"/v1/models/{model}")["contract"])
+        found = self._call("GET", f"/v1/models/{model}", model)
+        return Described(Contract.model_validate(found["contract"]), bool(found.get("streams")))
 
     def predict(self, model: str, instances: list[Any]) -> dict[str, Any]:
         """Predictions for `instances`, with the model's version and the request's id.
@@ -35,26 +51,77 @@ class Door:
         Raises:
             DataError: an instance breaks the contract; the message names the field.
         """
-        return self._call("POST", model, f"/v1/models/{model}/predict", {"instances": instances})
+        return self._call("POST", f"/v1/models/{model}/predict", model, {"instances": instances})
 
-    def _call(self, method: str, model: str, path: str, body: Any = None) -> dict[str, Any]:
+    def stream(self, model: str, instance: Any) -> Iterator[dict[str, Any]]:
+        """The answer to `instance` as it is written: events with a `text` each; the last one also says what `predict` says.
+
+        Raises:
+            DataError: the instance breaks the contract.
+            ServiceError: also when the answer breaks off, however much of it has come.
+        """
+        path = f"/v1/models/{model}/predict"
+        body = {"instances": [instance], "stream": True}
+        begun = False
         try:
-            response = httpx.request(method, self._base + path, json=body, timeout=SECONDS)
+            with httpx.stream("POST", self._base + path, json=body, timeout=self._seconds) as response:
+                if response.status_code != 200:
+                    response.read()
+                    raise self._refusal(response, path, model)
+                begun = True
+                yield from self._whole(_events(response.iter_bytes()), model)
         except httpx.TransportError as error:
-            raise ServiceError(f"the balancer does not answer ({error})", where=self._base, mend="headrace up") from None
-        if response.status_code == 200:
-            answer: dict[str, Any] = response.json()
-            return answer
+            raise self._broken_off(model) if begun else self._silent(error) from None
+
+    def _whole(self, events: Iterator[tuple[str, dict[str, Any]]], model: str) -> Iterator[dict[str, Any]]:
+        """The events' data, down to the last one, which has an `id`."""
+        for name, data in events:
+            if name == "error":
+                said, request = data["error"]["message"], data["request_id"]
+                raise ServiceError(f"{said} ({request})", where=self._base, mend=f"headrace logs {model}")
+            yield data
+            if "id" in data:
+                return
+        raise self._broken_off(model)
+
+    def _call(self, method: str, path: str, model: str, body: Any = None) -> dict[str, Any]:
+        try:
+            response = httpx.request(method, self._base + path, json=body, timeout=self._seconds)
+        except httpx.TransportError as error:
+            raise self._silent(error) from None
+        if response.status_code != 200:
+            raise self._refusal(response, path, model)
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    def _silent(self, error: httpx.TransportError) -> ServiceError:
+        return ServiceError(f"the balancer does not answer ({error})", where=self._base, mend="headrace up")
+
+    def _broken_off(self, model: str) -> ServiceError:
+        why = f"its replica was stopped, or wrote nothing for {self._patience:g} s (request_seconds)"
+        return ServiceError(f"the answer broke off: {why}", where=self._base, mend=f"ask again; headrace logs {model}")
+
+    def _refusal(self, response: httpx.Response, path: str, model: str) -> HeadraceError:
         said = _error_of(response)
         if response.status_code == 404:
-            raise UsageError(
-                said, where=self._base, mend="see what is served: headrace status; release another: headrace run NAME"
-            )
+            mend = "see what is served: headrace status; release another: headrace run NAME"
+            return UsageError(said, where=self._base, mend=mend)
         if response.status_code in (400, 413, 415, 422):
-            raise DataError(
-                said, where=f"{self._base}{path}", mend=f"see the fields the model takes: curl {self._base}/v1/models/{model}"
-            )
-        raise ServiceError(f"{response.status_code}: {said}", where=self._base, mend=f"headrace logs {model}")
+            mend = f"see the fields the model takes: curl {self._base}/v1/models/{model}"
+            return DataError(said, where=f"{self._base}{path}", mend=mend)
+        return ServiceError(f"{response.status_code}: {said}", where=self._base, mend=f"headrace logs {model}")
+
+
+def _events(chunks: Iterable[bytes]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and data of each server-sent event (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
+    held = b""
+    for chunk in chunks:
+        *whole, held = (held + chunk).split(b"\n\n")
+        for block in whole:
+            # By "\n" alone: a text may hold other characters that Python takes for the end of a line.
+            fields = dict(line.split(": ", 1) for line in block.decode().split("\n"))
+            if "data" in fields:  # else a comment
+                yield fields.get("event", "message"), json.loads(fields["data"])
 
 
 def _error_of(response: httpx.Response) -> str:

@@ -41,7 +41,7 @@ class Settings(BaseSettings):
     ready_seconds: float = Field(default=60.0, gt=0.0)
     """How long a new replica may take until it is ready."""
     request_seconds: float = Field(default=30.0, gt=0.0)
-    """How long a model may take to answer one request; then the door answers 504."""
+    """How long a model may be silent: before its answer, then the door says 504, or amid a stream, which then ends."""
     max_request_bytes: int = Field(default=16 * 1024 * 1024, ge=1024, le=2**32 - 1)
     """A larger request is refused at the door with 413."""
     tracking_uri: str | None = None

@@ -1,10 +1,6 @@
-"""Commands that look: status, logs, a prediction, the journal, where a model came from."""
+"""Commands that look: status, logs, the journal, where a model came from."""
 
 from __future__ import annotations
-
-import json
-import sys
-from pathlib import Path
 
 import click
 
@@ -54,60 +50,6 @@ def logs(name: str, lines: int, as_json: bool) -> None:
     for source, text in found.items():
         click.echo(click.style(f"== {source}", bold=True))
         click.echo(text)
-
-
-@click.command(short_help="Ask a model through the balancer.")
-@click.argument("model")
-@click.argument("fields", nargs=-1, metavar="[FIELD=VALUE]...")
-@click.option("--text", help="One text, for a model that takes a text.")
-@click.option(
-    "--file",
-    type=click.Path(path_type=Path),
-    help="A picture (PNG, JPEG), a text, a table (CSV, Parquet), or JSON with one input or a list of them; - for JSON from "
-    "standard input.",
-)
-@click.option("--instance", help='One input as JSON, such as \'{"distance": 1400, "carrier": "UA"}\'.')
-@click.option("--sample", is_flag=True, help="Send the sample input of the model's contract.")
-@json_option
-def predict(
-    model: str,
-    fields: tuple[str, ...],
-    text: str | None,
-    file: Path | None,
-    instance: str | None,
-    sample: bool,
-    as_json: bool,
-) -> None:
-    """Ask MODEL for a prediction, through the balancer, as a client does.
-
-    Give its fields (headrace predict flights distance=1400 carrier=UA …), a --text, a --file, or the --sample.
-    """
-    _, settings = here()
-    if [bool(fields), text is not None, file is not None, instance is not None, sample].count(True) != 1:
-        raise UsageError(
-            "name one input",
-            mend=f"headrace predict {model} FIELD=VALUE…, --text TEXT, --file FILE, --instance JSON or --sample",
-        )
-    from headrace import calling, inputs
-
-    door = calling.Door(settings)
-    if instance is not None or (file is not None and str(file) == "-"):
-        instances = inputs.from_json(instance if instance is not None else sys.stdin.read())
-    else:
-        contract = door.contract(model)
-        if sample:
-            instances = [contract.sample]
-        elif file is not None:
-            instances = inputs.from_file(file, contract)
-        else:
-            instances = inputs.from_fields(fields, contract) if text is None else inputs.from_text(text, contract)
-    answer = door.predict(model, instances)
-    if as_json:
-        print_json(answer)
-        return
-    for prediction in answer["predictions"]:
-        click.echo(json.dumps(prediction, ensure_ascii=False))
-    click.echo(click.style(f"{answer['model']}@{answer['version']}  id {answer['id']}", dim=True), err=True)
 
 
 @click.command(short_help="The release journal.")
@@ -192,4 +134,4 @@ def open_page(page: str, as_json: bool) -> None:
         click.echo(addresses[page])
 
 
-COMMANDS = [status, logs, predict, history, trace, reproduce, open_page]
+COMMANDS = [status, logs, history, trace, reproduce, open_page]

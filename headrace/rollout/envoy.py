@@ -164,7 +164,9 @@ def model_routes(model: str, settings: Settings) -> list[Json]:
     """`/v1/models/<model>` and all below it, but not `/v1/models/<model>-2`."""
     action = {
         "cluster": model,
-        "timeout": f"{settings.request_seconds:g}s",
+        # A limit on silence, not on the whole: a text that is written piece by piece may take as long as it lives.
+        "timeout": "0s",
+        "idle_timeout": f"{settings.request_seconds:g}s",
         "retry_policy": retry_policy(),
     }
     return [
