@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from encodings.aliases import aliases
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ByteSize, Field, field_validator, model_validator
 
 from headrace.data.splitting import SplitConfig
 from headrace.errors import near_miss
@@ -119,6 +119,9 @@ class DataConfig(Section):
     graph: GraphConfig | None = None
     """For graphs."""
     arrive: Arrival | None = None
+    memory: ByteSize | None = Field(default=None, gt=0)
+    """Most memory that the table may take, such as `512MB`; a larger one of named columns goes through every stage in chunks.
+    By default a sixteenth of the memory that is free."""
     split: SplitConfig = SplitConfig()
 
     @field_validator("source", mode="before")

@@ -127,11 +127,16 @@ def _read_parquet(path: Path) -> pa.Table:
         with pq.ParquetFile(path) as file:
             return file.read()
     except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"no whole Parquet file: {first_line(error)}",
-            where=str(path),
-            mend="fetch or export it again; it may have been cut in the middle",
-        ) from None
+        raise not_whole(path, error) from None
+
+
+def not_whole(path: Path, error: Exception) -> DataError:
+    """Of a Parquet file that cannot be read to its end."""
+    return DataError(
+        f"no whole Parquet file: {first_line(error)}",
+        where=str(path),
+        mend="fetch or export it again; it may have been cut in the middle",
+    )
 
 
 def _read_jsonl(path: Path, ending: str, reading: Reading) -> pa.Table:
@@ -159,9 +164,25 @@ def _plain_types(table: pa.Table, path: Path) -> pa.Table:
     """Every column as a number, a text or a time: the types that later steps know."""
     import pyarrow as pa
 
+    try:
+        return table.cast(plain_schema(table.schema, path))
+    except pa.ArrowException as error:
+        raise DataError(
+            f"a value does not fit its column: {first_line(error)}", where=str(path), mend="correct the value in the file"
+        ) from None
+
+
+def plain_schema(schema: pa.Schema, path: Path) -> pa.Schema:
+    """The types in which columns of `schema` land.
+
+    Raises:
+        DataError: a column holds what is no number, text or time.
+    """
+    import pyarrow as pa
+
     types = pa.types
     plain = []
-    for field in table.schema:
+    for field in schema:
         kind = field.type
         if types.is_dictionary(kind):
             kind = kind.value_type
@@ -180,9 +201,4 @@ def _plain_types(table: pa.Table, path: Path) -> pa.Table:
                 mend="leave it out (data.columns), or write it as plain columns",
             )
         plain.append(pa.field(field.name, kind))
-    try:
-        return table.cast(pa.schema(plain))
-    except pa.ArrowException as error:
-        raise DataError(
-            f"a value does not fit its column: {first_line(error)}", where=str(path), mend="correct the value in the file"
-        ) from None
+    return pa.schema(plain)

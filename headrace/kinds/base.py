@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,6 +94,26 @@ class Schema(BaseModel):
         return cls.model_validate_json(path.read_text(encoding="utf-8"))
 
 
+class Learner(Protocol):
+    """Learns a schema from training rows that come piece by piece."""
+
+    def add(self, train: pd.DataFrame) -> None:
+        """Takes further training rows in.
+
+        Raises:
+            DataError: values that cannot be learned from.
+        """
+        ...
+
+    def schema(self) -> Schema:
+        """What all rows together say.
+
+        Raises:
+            DataError: they cannot be learned from (one class only, a column of nothing).
+        """
+        ...
+
+
 class Kind(ABC):
     """One kind of task. A kind with one exported graph says what stands up to `evaluate`; the rest has a default."""
 
@@ -118,6 +138,11 @@ class Kind(ABC):
             DataError: as `fit`.
         """
         return self.fit(splits.train, recipe)
+
+    def learner(self, recipe: Recipe) -> Learner | None:
+        """Learns what `fit` does, piece by piece: for a table larger than memory. None, the default, where a row means
+        nothing without the others; rows of a kind with a learner are encoded and judged one by one."""
+        return None
 
     @abstractmethod
     def encode(self, frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> dict[str, NDArray[Any]]:
@@ -224,9 +249,23 @@ def labels_of(train: pd.DataFrame, recipe: Recipe) -> list[str | int]:
     Raises:
         DataError: fewer than two.
     """
+    return sorted_labels(distinct_labels(train, recipe), recipe)
+
+
+def distinct_labels(train: pd.DataFrame, recipe: Recipe) -> set[str | int]:
+    """Labels of these rows."""
+    return {plain(value) for value in train[recipe.data.target].unique()}
+
+
+def sorted_labels(found: set[str | int], recipe: Recipe) -> list[str | int]:
+    """Labels in the order of their indices.
+
+    Raises:
+        DataError: fewer than two.
+    """
     from headrace.errors import DataError
 
-    labels = sorted({plain(value) for value in train[recipe.data.target].unique()}, key=lambda v: (isinstance(v, str), v))
+    labels = sorted(found, key=lambda v: (isinstance(v, str), v))
     if len(labels) < 2:
         raise DataError(
             f"the training rows hold one class only: {labels}",

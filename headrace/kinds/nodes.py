@@ -18,7 +18,7 @@ from headrace.data.config import EDGES
 from headrace.errors import DataError
 from headrace.graph import Graph, Part, make_graph, undirected
 from headrace.kinds.base import Kind, Schema, Shape, class_indices, labels_of, plain
-from headrace.kinds.tabular import finite, numeric_column
+from headrace.kinds.columns import finite, numeric_column
 from headrace.nodes import HOPS, NodeAnswers
 
 if TYPE_CHECKING:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headrace.contract import Contract, Feeds, InputField
-from headrace.errors import DataError
-from headrace.kinds.base import Categorical, Kind, Numeric, Schema, Shape, class_indices, labels_of, plain
+from headrace.kinds.base import Kind, Learner, Numeric, Schema, class_indices
+from headrace.kinds.columns import ClassLearner, ValueLearner, texts_of
 
 if TYPE_CHECKING:
     import onnx
@@ -21,12 +22,18 @@ if TYPE_CHECKING:
     from headrace.models.served import ServedModel
 
 MOST_SLICED_LEVELS = 30
-COARSEST = 1e-4
-"""Standard deviations; where float32 rounds a column's values by more, they are scaled in float64."""
 
 
 class Tabular(Kind):
     """What both tabular kinds share: columns to inputs."""
+
+    @abstractmethod
+    def learner(self, recipe: Recipe) -> Learner: ...
+
+    def fit(self, train: pd.DataFrame, recipe: Recipe) -> Schema:
+        learner = self.learner(recipe)
+        learner.add(train)
+        return learner.schema()
 
     def encode(self, frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> dict[str, NDArray[Any]]:
         """`numeric` `(rows, columns)` with NaN for missing, float64 where a column needs it and else float32; `categorical`
@@ -39,7 +46,7 @@ class Tabular(Kind):
 
     def feeds(self, frame: pd.DataFrame, contract: Contract, recipe: Recipe) -> Feeds:
         return {
-            field.name: _texts(frame[field.name])
+            field.name: texts_of(frame[field.name])
             if field.dtype == "string"
             else _numbers(frame, field.name, wide=field.dtype == "float64")
             for field in contract.inputs
@@ -64,31 +71,6 @@ class Tabular(Kind):
             columns[category.name] = rng.choice([*category.levels, "", "never seen before"], rows)
         return pd.DataFrame(columns)
 
-    def _columns(self, train: pd.DataFrame, recipe: Recipe) -> tuple[list[Numeric], list[Categorical]]:
-        import pandas as pd
-
-        named = set(recipe.data.categorical or [])
-        numeric: list[Numeric] = []
-        categorical: list[Categorical] = []
-        for name in features(train, recipe):
-            values = train[name]
-            if values.isna().all():
-                raise DataError(
-                    "no training row has a value here",
-                    where=f"column {name}",
-                    mend="leave the column out (data.columns), or bring data that fills it",
-                )
-            if name in named or not (pd.api.types.is_numeric_dtype(values) or _are_booleans(values)):
-                levels = sorted(set(_texts(values.dropna()).tolist()))
-                categorical.append(Categorical(name=name, levels=levels, nullable=bool(values.isna().any())))
-            else:
-                numeric.append(numeric_column(train, name))
-        if not numeric and not categorical:
-            raise DataError(
-                "no column is left to predict from", where="data.columns", mend="name feature columns beside the target"
-            )
-        return numeric, categorical
-
     def _inputs(self, schema: Schema) -> list[InputField]:
         numbers = [
             InputField(name=c.name, dtype="float64" if c.wide else "float32", nullable=c.nullable, boolean=c.boolean)
@@ -100,20 +82,18 @@ class Tabular(Kind):
     def _sample(self, schema: Schema, row: pd.DataFrame) -> dict[str, Any]:
         """The row as a client would send it; where it lacks a number that the contract asks for, the mean stands."""
         numbers = {c.name: _sampled(c, float(_numbers(row, c.name, c.wide)[0])) for c in schema.numeric}
-        return {**numbers, **{c.name: str(_texts(row[c.name])[0]) for c in schema.categorical}}
+        return {**numbers, **{c.name: str(texts_of(row[c.name])[0]) for c in schema.categorical}}
 
     def _slices(self, frame: pd.DataFrame, schema: Schema) -> dict[str, NDArray[Any]]:
         """Values of the categories that are few enough to look at one by one."""
-        return {c.name: _texts(frame[c.name]) for c in schema.categorical if len(c.levels) <= MOST_SLICED_LEVELS}
+        return {c.name: texts_of(frame[c.name]) for c in schema.categorical if len(c.levels) <= MOST_SLICED_LEVELS}
 
 
 class TabularClassification(Tabular):
     """One label a row."""
 
-    def fit(self, train: pd.DataFrame, recipe: Recipe) -> Schema:
-        labels = labels_of(train, recipe)
-        numeric, categorical = self._columns(train, recipe)
-        return Schema(shape=_shape(numeric, categorical, len(labels)), numeric=numeric, categorical=categorical, labels=labels)
+    def learner(self, recipe: Recipe) -> Learner:
+        return ClassLearner(recipe)
 
     def targets(self, frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> NDArray[Any]:
         return class_indices(frame, schema, recipe)
@@ -147,25 +127,8 @@ class TabularClassification(Tabular):
 class TabularRegression(Tabular):
     """One value a row, with an interval beside it where `model.interval` asks for one."""
 
-    def fit(self, train: pd.DataFrame, recipe: Recipe) -> Schema:
-        numeric, categorical = self._columns(train, recipe)
-        target = finite(train, recipe.data.target)
-        if missing := int(np.isnan(target).sum()):
-            raise DataError(
-                f"{missing} of {len(target)} training rows have no value",
-                where=f"column {recipe.data.target}",
-                mend=f"add {recipe.data.target} to data.drop_missing",
-            )
-        mean, std = float(target.mean()), float(target.std())
-        if not _varies(mean, std):
-            raise DataError(
-                f"every training row has the same value, {target[0]:g}",
-                where=f"column {recipe.data.target}",
-                mend="bring data in which the target varies, or name another column as data.target",
-            )
-        return Schema(
-            shape=_shape(numeric, categorical, 1), numeric=numeric, categorical=categorical, target_mean=mean, target_std=std
-        )
+    def learner(self, recipe: Recipe) -> Learner:
+        return ValueLearner(recipe)
 
     def targets(self, frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> NDArray[Any]:
         return _numbers(frame, recipe.data.target)
@@ -212,42 +175,6 @@ def interval_of(config: ModelConfig) -> float | None:
     return level
 
 
-def features(frame: pd.DataFrame, recipe: Recipe) -> list[str]:
-    """Columns to predict from: all but the target, and but those that divide rows.
-
-    By time, rows to predict lie after all training rows, where no network has learned anything.
-    """
-    return recipe.data.features(map(str, frame.columns))
-
-
-def numeric_column(frame: pd.DataFrame, name: str) -> Numeric:
-    """What is learned of a column of numbers, at least one of which is there.
-
-    Raises:
-        DataError: as `finite`.
-    """
-    numbers = finite(frame, name)
-    centre = numbers[np.isfinite(numbers)][0]
-    # Around a value of the column's own: sums of large numbers would lose the digits in which they differ.
-    mean, std = float(centre + np.nanmean(numbers - centre)), float(np.nanstd(numbers - centre))
-    varies = std > 8 * np.finfo(np.float64).eps * abs(mean) and std > np.finfo(np.float32).tiny
-    return Numeric(
-        name=name,
-        mean=mean,
-        std=std if varies else 1.0,  # a constant column says nothing; dividing by 1 keeps it at zero instead of NaN
-        nullable=bool(np.isnan(numbers).any()),
-        boolean=_are_booleans(frame[name]),
-        wide=bool(varies and np.finfo(np.float32).eps * np.nanmax(np.abs(numbers)) > COARSEST * std),
-    )
-
-
-def _are_booleans(values: pd.Series[Any]) -> bool:
-    """True and false, perhaps with gaps."""
-    import pandas as pd
-
-    return pd.api.types.infer_dtype(values, skipna=True) == "boolean"
-
-
 def _sampled(column: Numeric, value: float) -> float | bool | None:
     """A number as a client would send it; the mean, or null, where there is none."""
     if value != value:
@@ -257,54 +184,12 @@ def _sampled(column: Numeric, value: float) -> float | bool | None:
     return bool(value) if column.boolean else value
 
 
-def _shape(numeric: list[Numeric], categorical: list[Categorical], outputs: int) -> Shape:
-    return Shape(numeric=len(numeric), cardinalities=tuple(len(c.levels) + 1 for c in categorical), outputs=outputs)
-
-
 def _numbers(frame: pd.DataFrame, name: str, wide: bool = False) -> NDArray[Any]:
     return frame[name].to_numpy(dtype=np.float64, na_value=np.nan).astype(np.float64 if wide else np.float32)
-
-
-def finite(frame: pd.DataFrame, name: str) -> NDArray[np.float64]:
-    """Numbers of a column, NaN for missing.
-
-    Raises:
-        DataError: a value that is no number, infinite, or beyond float32, in which the network computes.
-    """
-    try:
-        numbers: NDArray[np.float64] = frame[name].to_numpy(dtype=np.float64, na_value=np.nan)
-    except (ValueError, TypeError):
-        raise DataError(
-            f"holds {frame[name].dropna().iloc[0]!r}, which is no number",
-            where=f"column {name}",
-            mend="name another column, or a task that predicts classes",
-        ) from None
-    if (wrong := np.abs(numbers) > np.finfo(np.float32).max).any():
-        raise DataError(
-            f"{int(wrong.sum())} training rows are infinite or too large, such as {numbers[wrong][0]:g}",
-            where=f"column {name}",
-            mend=f"expect values of {name} to be between bounds, or leave the column out",
-        )
-    return numbers
-
-
-def _varies(mean: float, std: float) -> bool:
-    """Whether values differ by more than float32 can tell; float64's own rounding makes a constant's std not quite zero."""
-    return bool(std > np.finfo(np.float32).eps * abs(mean) and std > np.finfo(np.float32).tiny)
-
-
-def _texts(values: pd.Series[Any]) -> NDArray[Any]:
-    """Categories as text, each by itself (1.0 is `1` beside 2.5 too), and nothing as the empty text."""
-    import pandas as pd
-
-    if isinstance(values.dtype, pd.StringDtype):
-        return values.fillna("").to_numpy(dtype=object)
-    codes, found = pd.factorize(values)
-    return np.array([*(str(plain(value)) for value in found), ""], dtype=object)[codes]
 
 
 def _indices(values: pd.Series[Any], levels: list[str]) -> NDArray[np.int64]:
     """Level i becomes i + 1, anything else 0."""
     import pandas as pd
 
-    return pd.Categorical(_texts(values), categories=levels).codes.astype(np.int64) + 1
+    return pd.Categorical(texts_of(values), categories=levels).codes.astype(np.int64) + 1

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from headrace.training.order import cut, window_rows, windows
 
 Batch = tuple[tuple[Tensor, ...], Tensor]
 """Inputs `(B, ...)` each, and targets `(B, ...)`, on the device that trains."""
@@ -18,6 +21,11 @@ class Rows(Protocol):
 
     @property
     def device(self) -> torch.device: ...
+
+    @property
+    def target(self) -> Tensor:
+        """Targets of all rows `(N, ...)`: on the device, or mapped from a file."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -47,6 +55,11 @@ class Split:
             for start in range(first * size, len(self), size):
                 yield tuple(part[start : start + size] for part in self.inputs), self.target[start : start + size]
             return
-        order = torch.randperm(len(self), generator=shuffle).to(self.device)
-        for index in torch.split(order, size)[first:]:
+        order = windows(len(self), window_rows(row_bytes((*self.inputs, self.target))), shuffle)
+        for (index,) in cut(((window.index().to(self.device),) for window in order), size, first * size):
             yield tuple(part.index_select(0, index) for part in self.inputs), self.target.index_select(0, index)
+
+
+def row_bytes(tensors: Iterable[Tensor]) -> int:
+    """What a row takes in all of the tensors together."""
+    return sum(tensor.element_size() * math.prod(tensor.shape[1:]) for tensor in tensors)
