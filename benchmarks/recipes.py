@@ -73,8 +73,11 @@ def facts(recipe: Recipe, project: Project) -> dict[str, Any]:
 
 
 def digest(recipe: Recipe) -> str:
-    """Of what decides a result: task, data, model and training."""
-    decides = recipe.model_dump(mode="json", include={"task", "data", "model", "train"}, serialize_as_any=True)
+    """Of what decides a result: task, data, model and training; what stands at its default counts as unsaid, so that a new
+    field makes no result stale."""
+    decides = recipe.model_dump(
+        mode="json", include={"task", "data", "model", "train"}, serialize_as_any=True, exclude_defaults=True
+    )
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 

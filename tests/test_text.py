@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from headrace.data.config import TextConfig
-from headrace.errors import DataError
+from headrace.errors import DataError, RecipeError
 from headrace.kinds.vocabulary import learn_vocabulary
 from headrace.text import END, PAD, SPECIAL, START, UNKNOWN, Encoder
 
@@ -52,6 +52,19 @@ def test_lowercase_makes_cases_the_same() -> None:
     folded, kept = encoder("words", lowercase=True), encoder("words")
     assert folded.tokens("TO") == folded.tokens("to")
     assert kept.tokens("TO") != kept.tokens("to")
+
+
+def test_what_is_replaced_is_no_token_any_more() -> None:
+    links, runs = r"https?://\S+", r"(.)(?=\1\1)"
+    config = TextConfig(column="text", tokens="words", vocabulary=400, replace={links: " link ", runs: ""})
+    found = Encoder(learn_vocabulary(["so good http://a.b/1", "so good https://c.d/2", "soooo good"], config))
+    assert found.tokens("so http://never.seen/x") == [*found.tokens("so"), *found.tokens("link")]
+    assert UNKNOWN not in found.tokens("link") and found.tokens("goooooood") == found.tokens("good")
+
+
+def test_a_pattern_that_is_none_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"'\(' is no regular expression.*\n?.*"):
+        learn_vocabulary(TEXTS, TextConfig(column="text", tokens="words", replace={"(": ""}))
 
 
 def test_the_vocabulary_is_the_same_again_and_no_larger_than_asked() -> None:

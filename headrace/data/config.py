@@ -80,6 +80,8 @@ class TextConfig(Section):
     length: int = Field(default=256, ge=1)
     """Most tokens of a text that the network reads; what is longer is cut."""
     lowercase: bool = True
+    replace: dict[str, str] = {}
+    """Regular expressions, and what stands for each match before a text is cut into tokens, in training and in the service."""
 
 
 class DataConfig(Section):
@@ -90,7 +92,7 @@ class DataConfig(Section):
     parts by name, which land in a column `part`; and in place of each `{images: …, labels: …}` in IDX."""
     sha256: Tree | None = None
     """Of the file at `source`; in the same form where `source` has several. A file that differs is refused."""
-    format: Literal["csv", "tsv", "parquet", "jsonl", "lines", "texts", "docstrings"] | None = None
+    format: Literal["csv", "tsv", "parquet", "jsonl", "lines", "texts", "docstrings", "sdf"] | None = None
     """How the files are read, where their names do not say it."""
     encoding: str = "utf-8"
     """Of text files."""

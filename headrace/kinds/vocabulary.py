@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from headrace.errors import DataError
+from headrace.errors import DataError, RecipeError
 from headrace.text import SPECIAL, UNKNOWN
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+    from tokenizers.normalizers import Replace
 
     from headrace.data.config import TextConfig
 
@@ -36,11 +37,29 @@ def learn_vocabulary(texts: Iterable[str], config: TextConfig) -> str:
 
 
 def _normalised(tokenizer: Tokenizer, config: TextConfig) -> Tokenizer:
+    """Replacements come before lower case, so that a pattern sees what the client wrote."""
     from tokenizers import normalizers
 
-    steps = [normalizers.NFKC(), *([normalizers.Lowercase()] if config.lowercase else [])]
-    tokenizer.normalizer = normalizers.Sequence(steps)
+    replaced = [_replacement(pattern, content) for pattern, content in config.replace.items()]
+    lowercase = [normalizers.Lowercase()] if config.lowercase else []
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), *replaced, *lowercase])
     return tokenizer
+
+
+def _replacement(pattern: str, content: str) -> Replace:
+    """
+    Raises:
+        RecipeError: the pattern is no regular expression that `tokenizers` reads (Oniguruma's).
+    """
+    from tokenizers import Regex
+    from tokenizers.normalizers import Replace
+
+    try:
+        return Replace(Regex(pattern), content)
+    except Exception as error:  # the library raises bare exceptions
+        raise RecipeError(
+            f"{pattern!r} is no regular expression: {error}", where="data.text.replace", mend="correct the pattern"
+        ) from error
 
 
 def _words(texts: list[str], config: TextConfig) -> Tokenizer:

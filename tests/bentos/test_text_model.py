@@ -28,7 +28,7 @@ LONGEST = 1000
 
 def word_counter(folder: Path, nullable: bool = False, length: int = 6) -> Path:
     """Two classes: logits are how often `good` and how often `bad` stand among the first `length` words of a text."""
-    config: Any = SimpleNamespace(column="text", tokens="words", vocabulary=50, length=length, lowercase=True)
+    config: Any = SimpleNamespace(column="text", tokens="words", vocabulary=50, length=length, lowercase=True, replace={})
     tokenizer = learn_vocabulary(["good good bad bad plane plane"], config)
     vocabulary = json.loads(tokenizer)["model"]["vocab"]
     counted = np.array([vocabulary["good"], vocabulary["bad"]], np.int64).reshape(1, 1, 2)
