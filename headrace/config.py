@@ -126,6 +126,8 @@ class Recipe(Section):
             )
         if self.train.augment and entry.models and not entry.is_image:
             raise ValueError(f"train.augment: changes images, and {self.task!r} has none; leave it out")
+        if self.train.processes > 1 and entry.is_graph:
+            raise ValueError("train.processes: every step sees the whole graph, which cannot be shared out; leave it out")
         named = list(self.gate.require) + ([self.gate.beat_champion.metric] if self.gate.beat_champion else [])
         for metric in named:
             if metric not in entry.metrics:

@@ -44,6 +44,10 @@ class Settings(BaseSettings):
     """How long a model may be silent: before its answer, then the door says 504, or amid a stream, which then ends."""
     max_request_bytes: int = Field(default=16 * 1024 * 1024, ge=1024, le=2**32 - 1)
     """A larger request is refused at the door with 413."""
+    train_nodes: int = Field(default=1, ge=1)
+    """Machines that share a training's processes."""
+    train_rendezvous: str | None = None
+    """Where they meet: host and port, of the machine that runs `headrace`. The port is open to the network meanwhile."""
     tracking_uri: str | None = None
     """MLflow's tracking and registry; by default SQLite in `mlruns/`."""
 

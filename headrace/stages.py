@@ -87,19 +87,26 @@ def main(arguments: list[str]) -> int:
         project = find_project()
         STAGES[arguments[0]](load_recipe(arguments[1], project), project)
         return 0
-    except HeadraceError as error:
-        return _tell(error)
     except KeyboardInterrupt:
         return _tell(Interrupted("interrupted", mend="run the same command to go on from the last checkpoint"))
-    except MemoryError:
-        return _tell(
-            HeadraceError("the memory does not suffice", mend="lower train.batch_size, or use a machine with more memory")
-        )
     except Exception as error:
-        if not is_disk_full(error):
+        known = told(error)
+        if known is None:
             raise
+        return _tell(known)
+
+
+def told(error: Exception) -> HeadraceError | None:
+    """What a user can mend, as the error that says so; None for anything else."""
+    if isinstance(error, HeadraceError):
+        return error
+    if isinstance(error, MemoryError):
+        mend = "lower train.batch_size, or use a machine with more memory"
+        return HeadraceError("the memory does not suffice", mend=mend)
+    if is_disk_full(error):
         where = getattr(error, "filename", None)
-        return _tell(DiskFull("no space left", where=where, mend="free some space, then run the same command"))
+        return DiskFull("no space left", where=where, mend="free some space, then run the same command")
+    return None
 
 
 def die_with_parent() -> None:

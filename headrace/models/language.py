@@ -62,6 +62,9 @@ class LanguageModel(ServedModel):
     def metric(self, raw: Tensor, target: Tensor) -> Tensor:
         return self.loss(raw, target) / math.log(2)
 
+    def counted(self, target: Tensor) -> Tensor:
+        return (target != PAD).sum()
+
 
 class TiedOutput(nn.Module):
     """Features `(..., D)` to logits `(..., V)` by the embedding's own weights (Press & Wolf 2017, arXiv:1608.05859)."""

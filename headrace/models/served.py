@@ -27,6 +27,8 @@ class ServedModel(nn.Module):
     """What `calibrate` can be asked to fit."""
     rows_at_once: ClassVar[int] = 4096
     """Most rows that are evaluated together, where a row's answer is large."""
+    is_preprocessed: bool = False
+    """Whether `raw` takes what `preprocess` gives: in training, where rows are preprocessed once."""
 
     def __init__(self, preprocess: nn.Module, network: nn.Module) -> None:
         super().__init__()
@@ -36,7 +38,7 @@ class ServedModel(nn.Module):
 
     def raw(self, *inputs: Tensor) -> Tensor:
         """What the loss takes: logits `(batch, classes)`, or the standardised value `(batch, 1)`."""
-        outputs: Tensor = self.network(*self.preprocess(*inputs))
+        outputs: Tensor = self.network(*(inputs if self.is_preprocessed else self.preprocess(*inputs)))
         return outputs
 
     def forward(self, *inputs: Tensor) -> Tensor:
@@ -53,6 +55,11 @@ class ServedModel(nn.Module):
     def metric(self, raw: Tensor, target: Tensor) -> Tensor:
         """Mean of `metric_name` over a batch, a scalar: what a person watches beside the loss."""
         raise TypeError(f"{type(self).__name__} has no metric")
+
+    def counted(self, target: Tensor) -> int | Tensor:
+        """What `loss` and `metric` are means over, of these targets: rows, or such as tokens. Of several processes that share
+        a batch each one weighs as much as it counts."""
+        return len(target)
 
     def is_calibrated(self, how: str | None) -> bool:
         """Whether `calibrate` has something to fit."""

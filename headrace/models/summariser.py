@@ -45,6 +45,9 @@ class Summarising(ServedModel):
         wanted = _beside(raw, target)
         return (raw.argmax(dim=1) == wanted).sum() / (wanted != IGNORED).sum()
 
+    def counted(self, target: Tensor) -> Tensor:
+        return (target != IGNORED).sum()
+
 
 def _beside(raw: Tensor, target: Tensor) -> Tensor:
     """The targets of `raw`, `(N,)`."""

@@ -22,10 +22,17 @@ class Augment:
         self.config = config
         self.seed = seed
 
-    def __call__(self, inputs: tuple[Tensor, ...], epoch: int, step: int) -> tuple[Tensor, ...]:
-        """The first input `(B, H, W)` or `(B, C, H, W)` changed, as float32 in its own range; the others as they are."""
+    def __call__(
+        self, inputs: tuple[Tensor, ...], epoch: int, step: int, rows: slice | None = None, of: int = 0
+    ) -> tuple[Tensor, ...]:
+        """The first input `(B, H, W)` or `(B, C, H, W)` changed, as float32 in its own range; the others as they are.
+
+        Args:
+            rows: of a batch of `of` rows, which `inputs` are; all of them by default. A row is changed as in the whole batch.
+        """
         image, *others = inputs
-        draws = torch.rand(len(image), DRAWS, generator=generator(self.seed, "augment", epoch, step))
+        draws = torch.rand(of or len(image), DRAWS, generator=generator(self.seed, "augment", epoch, step))
+        draws = draws if rows is None else draws[rows]
         moved = affine(self.config, draws, image.shape[-2], image.shape[-1]).to(image.device, non_blocking=True)
         return resample(image, moved), *others
 

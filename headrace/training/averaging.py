@@ -17,6 +17,7 @@ from torch.optim.swa_utils import update_bn
 from headrace.models.served import ServedModel
 from headrace.training.config import TrainConfig
 from headrace.training.rows import Rows
+from headrace.training.shards import local
 
 
 class NoAverage:
@@ -53,7 +54,7 @@ class Average(NoAverage):
     @torch.no_grad()
     def take(self, share: float) -> None:
         """Moves the average by `share` of its distance to the weights."""
-        torch._foreach_lerp_(self.average, self.current, share)
+        torch._foreach_lerp_(local(self.average), local(self.current), share)
         self.taken += 1
 
     @contextmanager
@@ -72,7 +73,7 @@ class Average(NoAverage):
     @torch.no_grad()
     def _fill(self, tensors: list[Tensor]) -> None:
         """Copies, rather than exchanges, so that the weights stay where a CUDA graph writes them."""
-        torch._foreach_copy_(self.current, tensors)
+        torch._foreach_copy_(local(self.current), local(tensors))
 
     def _settle(self, train: Rows, batch_size: int) -> None:
         """Buffers follow what the average of the weights needs."""
@@ -82,9 +83,8 @@ class Average(NoAverage):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.taken = state["taken"]
-        torch._foreach_copy_(
-            self.average, [tensor.to(mine) for tensor, mine in zip(state["average"], self.average, strict=True)]
-        )
+        saved = [tensor.to(mine.device) for tensor, mine in zip(state["average"], self.average, strict=True)]
+        torch._foreach_copy_(local(self.average), local(saved))
 
 
 class MovingAverage(Average):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from headrace.files import write_with
+from headrace.training.processes import OneProcess
 
 EVERY_SECONDS = 60.0
 """Within an epoch; at the end of each epoch there is one in any case."""
@@ -40,11 +41,13 @@ class Progress:
 class Checkpoints:
     """The one checkpoint of a run: restored at its start, replaced as it goes."""
 
-    def __init__(self, path: Path, fingerprint: str, parts: dict[str, Any]) -> None:
-        """`parts` have `state_dict` and `load_state_dict`; `fingerprint` names data and settings."""
+    def __init__(self, path: Path, fingerprint: str, parts: dict[str, Any], processes: OneProcess | None = None) -> None:
+        """`parts` have `state_dict` and `load_state_dict`; `fingerprint` names data and settings. Of several processes each
+        one calls `save` and `load` as the others do, and the first one writes."""
         self.path = path
         self.fingerprint = fingerprint
         self.parts = parts
+        self.processes = processes or OneProcess()
         self.next = time.monotonic() + EVERY_SECONDS
 
     def is_due(self) -> bool:
@@ -57,11 +60,11 @@ class Checkpoints:
         state = {
             "fingerprint": self.fingerprint,
             "progress": vars(progress),
-            "parts": {name: part.state_dict() for name, part in self.parts.items()},
-            "cpu_rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "parts": {name: self.processes.whole(part.state_dict()) for name, part in self.parts.items()},
+            "random": self.processes.random_states(),
         }
-        write_with(self.path, lambda beside: write(state, beside))
+        if self.processes.is_first:
+            write_with(self.path, lambda beside: write(state, beside))
         ended = time.monotonic()
         self.next = ended + max(EVERY_SECONDS, (ended - started) / MOST_OF_THE_TIME)
 
@@ -76,10 +79,8 @@ class Checkpoints:
         if not isinstance(state, dict) or state.get("fingerprint") != self.fingerprint:
             return None
         for name, part in self.parts.items():
-            part.load_state_dict(state["parts"][name])
-        torch.set_rng_state(state["cpu_rng"])
-        if torch.cuda.is_available() and state["cuda_rng"]:
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
+            part.load_state_dict(self.processes.restored(part, state["parts"][name]))
+        self.processes.restore_random_states(state["random"])
         return Progress(**state["progress"])
 
 

@@ -77,12 +77,22 @@ class TrainConfig(Section):
     """Of the forward pass: `auto` takes bfloat16 on a GPU that has it, and float32 on the CPU."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Whether torch.compile builds kernels for the model; `auto` measures it when the run is long enough to pay it back."""
+    processes: int = Field(default=1, ge=1)
+    """How many train together, each with its share of every batch; on GPUs each takes one. See `docs/scaling.md`."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """What each of several processes holds: all of the model (Li et al. 2020, arXiv:2006.15704), or its part of every weight,
+    gradient and moment (Zhao et al. 2023, arXiv:2304.11277)."""
     seed: int = 7
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes a CUDA GPU when there is one."""
     calibrate: Literal["temperature"] | None = None
     """What is fitted on the validation rows after training: `temperature` divides the logits by one number, so that
     probabilities can be believed (Guo et al. 2017, arXiv:1706.04599)."""
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process holds a part of every tensor alone."""
+        return self.processes > 1 and self.strategy == "fsdp"
 
     @field_validator("class_weights")
     @classmethod
@@ -97,6 +107,18 @@ class TrainConfig(Section):
     def _momentum_is_used(self) -> TrainConfig:
         if self.momentum is not None and self.optimizer not in MOMENTUM:
             raise ValueError(f"momentum: {self.optimizer} has its own; leave it out, or take one of {', '.join(MOMENTUM)}")
+        return self
+
+    @model_validator(mode="after")
+    def _processes_have_work(self) -> TrainConfig:
+        if self.processes > self.batch_size:
+            raise ValueError(
+                f"processes: {self.processes} cannot share batches of {self.batch_size} rows; lower it, or raise batch_size"
+            )
+        if self.processes > 1 and self.compile == "on":
+            raise ValueError("compile: is for one process; leave it out, or set processes: 1")
+        if self.is_sharded and self.optimizer == "muon":
+            raise ValueError("strategy: muon needs whole matrices, and fsdp divides them; take ddp, or another optimizer")
         return self
 
     @model_validator(mode="after")

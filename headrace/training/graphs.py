@@ -36,7 +36,7 @@ class GraphStep(Step):
         self.inputs: tuple[Tensor, ...] = ()
         self.target = self.loss = torch.empty(0)
 
-    def __call__(self, batch: Batch, share: float = 1.0, ends: bool = True) -> Tensor:
+    def __call__(self, batch: Batch, share: float | Tensor = 1.0, ends: bool = True) -> Tensor:
         if not self.can_record or len(batch[1]) != self.size:
             return super().__call__(batch, share, ends)
         if self.warmed < WARM_UP:

@@ -19,6 +19,7 @@ from headrace.training.config import TrainConfig
 from headrace.training.device import choose_precision
 from headrace.training.draws import generator
 from headrace.training.losses import Losses, not_finite
+from headrace.training.processes import OneProcess
 from headrace.training.rows import Rows
 from headrace.training.step import Objective, Step, autocast
 from headrace.training.update import Update
@@ -26,6 +27,7 @@ from headrace.training.update import Update
 EVALUATION_BATCH = 512
 OnEpoch = Callable[[Progress], None]
 OnStep = Callable[[int, int], None]
+ALONE = OneProcess()
 
 
 def fit(
@@ -38,6 +40,7 @@ def fit(
     on_epoch: OnEpoch,
     on_step: OnStep,
     say: Report = console.report,
+    processes: OneProcess = ALONE,
 ) -> Progress:
     """Trains `model` in place and leaves the best epoch's weights in it; goes on from a checkpoint of the same run.
 
@@ -46,38 +49,47 @@ def fit(
         on_epoch: called after each epoch, before the checkpoint is written.
         on_step: called with the epoch and the batches done in it.
         say: takes a line on what the engine chose.
+        processes: those that train together, of which this is one; they have the same rows and the same `model`.
 
     Raises:
         TrainingError: the loss is no longer a number.
     """
     precision = choose_precision(config.precision, train.device)
     batches = math.ceil(len(train) / config.batch_size)
+    objective = Objective(model)
+    wrapped = processes.wrap(objective, next(train.batches(config.batch_size)))
     update = Update(model, config, steps=math.ceil(batches / config.accumulate) * config.epochs)
     average = make_average(model, config)
-    checkpoints = Checkpoints(checkpoint_path, fingerprint, {"model": model, "update": update, "average": average})
+    parts = {"model": model, "update": update, "average": average}
+    checkpoints = Checkpoints(checkpoint_path, fingerprint, parts, processes)
     progress = checkpoints.load() or Progress()
-    step = make_step(Step(Objective(model), update, precision, config.batch_size), train, config, progress, checkpoints, say)
+    step = Step(wrapped, update, precision, config.batch_size)
+    if processes.size > 1:
+        progress.is_compiled = False  # compiled code may wait for gradients in another order in each process
+        step = processes.shared(step, say)
+    else:
+        step = make_step(step, train, config, progress, checkpoints, say)
 
     def after_batch(losses: Losses, has_moved: bool) -> None:
         on_step(progress.epoch + 1, progress.step)
         if has_moved:
             average.after_step()
-            if checkpoints.is_due():
+            if processes.agreed(checkpoints.is_due()):
                 losses.read()
                 checkpoints.save(progress)
 
     while progress.epoch < config.epochs and not has_stalled(progress, config):
-        train_loss = train_epoch(model, train, step, config, progress, after_batch)
+        train_loss = train_epoch(model, train, step, config, progress, after_batch, processes)
         is_first_average = average.after_epoch(progress.epoch + 1)
         with average.in_place(train, config.batch_size):
-            val_loss, val_metric = evaluate(model, validation, precision)
-            record(progress, train_loss, val_loss, val_metric, update.rate, model, starts_anew=is_first_average)
+            val_loss, val_metric = evaluate(model, validation, precision, processes)
+            record(progress, train_loss, val_loss, val_metric, update.rate, model, is_first_average, processes)
         if not math.isfinite(val_loss):
             raise not_finite(val_loss, progress.epoch, "on the validation rows", config)
         on_epoch(progress)
         checkpoints.save(progress)
 
-    model.load_state_dict(progress.best_weights)
+    processes.fill(model, progress.best_weights)
     return progress
 
 
@@ -88,38 +100,46 @@ def train_epoch(
     config: TrainConfig,
     progress: Progress,
     after_batch: Callable[[Losses, bool], None],
+    processes: OneProcess = ALONE,
 ) -> float:
     """One pass over the rows in a fresh order, from batch `progress.step` on; returns the mean loss."""
     model.train()
-    losses = Losses(progress, config)
+    losses = Losses(progress, config, processes)
     augment = Augment(config.augment, config.seed) if config.augment else None
     group_rows = config.batch_size * config.accumulate
     shuffle = generator(config.seed, "order", progress.epoch)
-    for inputs, target in train.batches(config.batch_size, shuffle, progress.step):
+    for batch in train.batches(config.batch_size, shuffle, progress.step):
+        rows, mine = len(batch[1]), processes.share(batch[1], model.counted)
+        inputs, target = processes.take(batch)
         if augment:
-            inputs = augment(inputs, progress.epoch, progress.step)
+            inputs = augment(inputs, progress.epoch, progress.step, processes.rows(rows), rows)
         seen = progress.step * config.batch_size
-        share = len(target) / min(group_rows, len(train) - seen // group_rows * group_rows)
-        ends = (progress.step + 1) % config.accumulate == 0 or seen + len(target) == len(train)
-        loss = step((inputs, target), share, ends)
+        share = rows / min(group_rows, len(train) - seen // group_rows * group_rows)
+        ends = (progress.step + 1) % config.accumulate == 0 or seen + rows == len(train)
+        loss = step((inputs, target), share * mine, ends)
         progress.step += 1
-        losses.add(loss, len(target))
+        losses.add(processes.weighed(loss, mine), rows)
         after_batch(losses, ends)
     return losses.mean()
 
 
 @torch.inference_mode()
-def evaluate(model: ServedModel, rows: Rows, precision: torch.dtype = torch.float32) -> tuple[float, float]:
-    """Mean loss, and mean of the model's metric."""
+def evaluate(
+    model: ServedModel, rows: Rows, precision: torch.dtype = torch.float32, processes: OneProcess = ALONE
+) -> tuple[float, float]:
+    """Mean loss, and mean of the model's metric; the same in each process."""
     model.eval()
     loss = torch.zeros((), device=rows.device)
     metric = torch.zeros((), device=rows.device)
-    for inputs, target in rows.batches(min(EVALUATION_BATCH, model.rows_at_once)):
+    for batch in rows.batches(min(EVALUATION_BATCH, model.rows_at_once)):
+        weight = len(batch[1]) * processes.share(batch[1], model.counted)
+        inputs, target = processes.take(batch)
         with autocast(target.device, precision):
             raw = model.raw(*inputs)
         raw = raw.float()  # answers in bfloat16 would be rounded to three digits
-        loss += model.loss(raw, target) * len(target)
-        metric += model.metric(raw, target) * len(target)
+        loss += model.loss(raw, target) * weight
+        metric += model.metric(raw, target) * weight
+    loss, metric = processes.total(torch.stack([loss, metric])).unbind()
     return float(loss) / len(rows), float(metric) / len(rows)
 
 
@@ -131,6 +151,7 @@ def record(
     rate: float,
     model: ServedModel,
     starts_anew: bool = False,
+    processes: OneProcess = ALONE,
 ) -> None:
     """Adds an epoch to the history, and keeps its weights if it is the best so far, or the first that counts."""
     progress.epoch += 1
@@ -141,7 +162,8 @@ def record(
     )
     if val_loss < progress.best_val_loss or starts_anew:
         progress.best_val_loss, progress.best_epoch = val_loss, progress.epoch
-        progress.best_weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+        state = processes.whole(model.state_dict())
+        progress.best_weights = {name: value.detach().cpu().clone() for name, value in state.items() if value is not None}
 
 
 def has_stalled(progress: Progress, config: TrainConfig) -> bool:

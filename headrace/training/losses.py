@@ -10,6 +10,7 @@ from torch import Tensor
 from headrace.errors import TrainingError
 from headrace.training.checkpoint import Progress
 from headrace.training.config import TrainConfig
+from headrace.training.processes import OneProcess
 
 READ_EVERY = 1000
 """Batches; a loss that is no number is found after so many at the latest."""
@@ -18,12 +19,14 @@ READ_EVERY = 1000
 class Losses:
     """Adds the losses of an epoch up into `progress`, each weighed by its rows."""
 
-    def __init__(self, progress: Progress, config: TrainConfig) -> None:
+    def __init__(self, progress: Progress, config: TrainConfig, processes: OneProcess) -> None:
         self.progress = progress
         self.config = config
+        self.processes = processes
         self.unread: list[tuple[Tensor, int]] = []
 
     def add(self, loss: Tensor, rows: int) -> None:
+        """Of `rows` rows, of which this process may have done a part: what it adds to their mean loss."""
         self.unread.append((loss, rows))
         if len(self.unread) == READ_EVERY:
             self.read()
@@ -36,7 +39,7 @@ class Losses:
         """
         if not self.unread:
             return
-        values = torch.stack([loss for loss, _ in self.unread]).tolist()
+        values = self.processes.total(torch.stack([loss for loss, _ in self.unread])).tolist()
         first = self.progress.step - len(values) + 1
         for step, (value, (_, rows)) in enumerate(zip(values, self.unread, strict=True), first):
             if not math.isfinite(value):

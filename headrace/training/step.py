@@ -36,7 +36,7 @@ class Step:
         self.size = size
         self.compiled = compiled
 
-    def __call__(self, batch: Batch, share: float = 1.0, ends: bool = True) -> Tensor:
+    def __call__(self, batch: Batch, share: float | Tensor = 1.0, ends: bool = True) -> Tensor:
         """Returns the loss of the batch, on its device: reading it here would make a GPU wait.
 
         Args:
@@ -48,13 +48,14 @@ class Step:
             self.update()
         return loss
 
-    def backward(self, batch: Batch, share: float = 1.0) -> Tensor:
+    def backward(self, batch: Batch, share: float | Tensor = 1.0) -> Tensor:
         """Adds the gradients of `share` times the mean loss of the batch."""
         inputs, target = batch
         with autocast(target.device, self.precision):
             objective = self.compiled if self.compiled is not None and len(target) == self.size else self.objective
             loss: Tensor = objective(inputs, target)
-        (loss if share == 1.0 else loss * share).backward()  # type: ignore[no-untyped-call]
+        is_whole = isinstance(share, float) and share == 1.0  # asking a tensor would make a GPU wait
+        (loss if is_whole else loss * share).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
 
