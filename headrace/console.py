@@ -58,6 +58,11 @@ class Bar:
         self._task: TaskID | None = progress.add_task(name, total=total, said="") if progress else None
         self._moved = 0.0
 
+    @property
+    def is_drawn(self) -> bool:
+        """Whether there is a terminal to draw on."""
+        return self._progress is not None
+
     def move(self, done: int) -> None:
         if self._progress is None or self._task is None or time.monotonic() - self._moved < BAR_SECONDS:
             return  # a tenth of a second is smooth enough; drawing each step would slow small models

@@ -25,7 +25,14 @@ from headrace.settings import Settings
 from tests.conftest import ROOT, git, make_project
 from tests.release.live import Live
 
-PAGES = ["README.md", "docs/recipes.md", "docs/operations.md", "docs/deployments.md", "docs/architecture.md"]
+PAGES = [
+    "README.md",
+    "docs/recipes.md",
+    "docs/training.md",
+    "docs/operations.md",
+    "docs/deployments.md",
+    "docs/architecture.md",
+]
 OTHERS = ["CHANGELOG.md", "CONTRIBUTING.md"]
 NOT_RUN = 4
 """Blocks that no test can run; each says why in a comment above it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from headrace.kinds.base import Shape
 from headrace.models.registry import CNNConfig
@@ -36,12 +37,24 @@ class CNN(nn.Module):
         return logits
 
 
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm that takes one value a channel too, as a last batch of one row has where images shrink to a single place.
+
+    One value has no spread: the running statistics stand in for those of the batch, and stay as they are.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training and input.numel() == self.num_features:
+            return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(input)
+
+
 def _block(config: CNNConfig, channels: int, width_out: int) -> list[nn.Module]:
     layers: list[nn.Module] = []
     for i in range(config.convolutions):
         # batch norm has a bias of its own
         layers.append(nn.Conv2d(channels if i == 0 else width_out, width_out, 3, padding=1, bias=not config.batch_norm))
-        layers += [nn.BatchNorm2d(width_out)] if config.batch_norm else []
+        layers += [BatchNorm(width_out)] if config.batch_norm else []
         layers.append(nn.ReLU())
     # ceil_mode lets an image of odd size, or one pixel high, pass through every block
     layers.append(nn.MaxPool2d(2, ceil_mode=True))

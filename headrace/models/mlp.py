@@ -31,5 +31,6 @@ class MLP(nn.Module):
 
     def forward(self, numeric: Tensor, categorical: Tensor | None = None) -> Tensor:
         embedded = [] if categorical is None else [part(categorical[:, i]) for i, part in enumerate(self.embeddings)]
-        outputs: Tensor = self.layers(torch.cat([numeric.flatten(1), *embedded], dim=1))
+        numbers = numeric.flatten(1)
+        outputs: Tensor = self.layers(torch.cat([numbers, *embedded], dim=1) if embedded else numbers)
         return outputs

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, AdamW, Muon, Optimizer, RMSprop
+from torch.optim import SGD, AdamW, Muon, Optimizer, RMSprop
 
 from headrace.training.config import MOMENTUM, TrainConfig
+from headrace.training.fused import FusedAdam
 
 
 @dataclass
@@ -60,7 +61,8 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
     rate = torch.tensor(config.learning_rate, device=device) if on_gpu else config.learning_rate
     if config.optimizer == "rmsprop":
         return [RMSprop(groups, lr=rate, momentum=momentum, foreach=True, capturable=on_gpu)]
-    return [(Adam if config.optimizer == "adam" else AdamW)(groups, lr=rate, fused=True, capturable=on_gpu)]
+    is_adamw = config.optimizer == "adamw"
+    return [FusedAdam(groups, lr=rate, fused=True, capturable=on_gpu, decoupled_weight_decay=is_adamw)]
 
 
 def decaying(weights: list[Tensor], rest: list[Tensor], decay: float) -> list[dict[str, object]]:

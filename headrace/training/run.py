@@ -18,6 +18,7 @@ from headrace.kinds.registry import kind_of
 from headrace.models.served import ServedModel
 from headrace.project import Project
 from headrace.training import checkpoint
+from headrace.training.ahead import preprocessed
 from headrace.training.calibration import calibrate
 from headrace.training.checkpoint import Progress
 from headrace.training.device import choose_device, choose_precision, seed_everything
@@ -57,9 +58,8 @@ def train_model(recipe: Recipe, project: Project) -> None:
     fingerprint = fingerprint_of(recipe, prepared, project.root)
     with watch(recipe, project, device, len(train), fingerprint) as watcher:
         with memory_errors(recipe.train), nondeterminism() as varying:
-            progress = fit(
-                model, train, validation, recipe.train, checkpoint_path, fingerprint, watcher.on_epoch, watcher.on_step
-            )
+            with preprocessed(model, recipe.train, train, validation) as rows:
+                progress = fit(model, *rows, recipe.train, checkpoint_path, fingerprint, watcher.on_epoch, watcher.on_step)
             calibration = calibrate(model, validation, recipe.train)
         if varying:
             names = ", ".join(sorted(varying))

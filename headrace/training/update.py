@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from headrace.training.config import TrainConfig
+from headrace.training.fused import move
 from headrace.training.optimizers import make_optimizers, parameters_of
 from headrace.training.schedules import make_schedule
 
@@ -50,8 +51,7 @@ class Update:
         if self.config.gradient_clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip, foreach=True)
         for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            move(optimizer)
 
     @torch.no_grad()
     def _add_l1(self) -> None:

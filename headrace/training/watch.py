@@ -17,16 +17,20 @@ from headrace.project import Project
 from headrace.training.checkpoint import Progress
 
 FLUSH_SECONDS = 2.0
+LINES = 16
+"""Where there is no terminal, of so many epochs a line is printed, and of the first, the last and the best."""
 
 
 class Watcher:
     """Moves the bar each step; sends finished epochs to MLflow in batches."""
 
-    def __init__(self, run: tracking.Run, fingerprint: str, bar: console.Bar, steps: int) -> None:
+    def __init__(self, run: tracking.Run, fingerprint: str, bar: console.Bar, steps: int, epochs: int) -> None:
         self.fingerprint = fingerprint
         self._run = run
         self._bar = bar
         self._steps = steps
+        self._every = 1 if bar.is_drawn else math.ceil(epochs / LINES)
+        self._told = 0
         self._history: list[dict[str, float]] = []
         self._sent = run.epochs()
         self._flushed = time.monotonic()
@@ -35,12 +39,17 @@ class Watcher:
         self._bar.move((epoch - 1) * self._steps + step)
 
     def on_epoch(self, progress: Progress) -> None:
-        last = progress.history[-1]
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in last.items() if name.startswith("val_"))
-        self._bar.say(f"epoch {progress.epoch}  {shown}")
+        if not self._told or progress.epoch % self._every == 0:
+            self._tell(progress, progress.epoch)
         self._history = progress.history
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
+
+    def _tell(self, progress: Progress, epoch: int, before: str = "") -> None:
+        row = progress.history[epoch - 1]
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if name.startswith("val_"))
+        self._bar.say(f"{before}epoch {epoch}  {shown}")
+        self._told = epoch
 
     def flush(self) -> None:
         """Sends the epochs that MLflow lacks: also those that a killed training did not come to send."""
@@ -51,6 +60,10 @@ class Watcher:
 
     def finish(self, progress: Progress, weights: Path) -> None:
         """Marks the MLflow run as the one that made these weights, byte for byte."""
+        if self._every > 1:
+            if self._told != progress.epoch:
+                self._tell(progress, progress.epoch)
+            self._tell(progress, progress.best_epoch, "best: ")
         self._history = progress.history
         self.flush()
         self._run.finish(weights)
@@ -71,7 +84,7 @@ def watch(recipe: Recipe, project: Project, device: torch.device, rows: int, fin
     steps = math.ceil(rows / recipe.train.batch_size)
     run = tracking.open_run(recipe, project, fingerprint, tags={"device": device.type, "train_rows": str(rows)})
     with console.bar(f"training {recipe.name} on {device.type}", steps * recipe.train.epochs) as bar:
-        watcher = Watcher(run, fingerprint, bar, steps)
+        watcher = Watcher(run, fingerprint, bar, steps, recipe.train.epochs)
         try:
             yield watcher
         except TrainingError:

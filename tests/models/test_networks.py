@@ -96,6 +96,27 @@ def test_mlp_is_embeddings_beside_numbers_then_relu_layers() -> None:
     torch.testing.assert_close(network(numeric, categorical), h @ w["layers.6.weight"].T + w["layers.6.bias"])
 
 
+def test_batch_norm_takes_a_last_batch_of_one_row_that_shrank_to_one_place() -> None:
+    """Torch's own refuses it in training. The running statistics stand in, and do not move."""
+    torch.manual_seed(0)
+    network = build(CNNConfig(channels=[3, 4], batch_norm=True, dropout=0.0), Shape(image=(1, 2, 2), outputs=2))
+    for _ in range(3):
+        network(torch.randn(8, 1, 2, 2) * 2 + 1)
+    norms = [part for part in network.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    before = [(norm.running_mean.clone(), norm.running_var.clone()) for norm in norms]
+    one = torch.randn(1, 1, 2, 2)
+    seen: list[torch.Tensor] = []
+    handle = norms[1].register_forward_pre_hook(lambda part, inputs: seen.append(inputs[0].detach()))
+    network(one).sum().backward()
+    handle.remove()
+    assert seen[0].shape == (1, 4, 1, 1)
+    assert not torch.equal(norms[0].running_mean, before[0][0])  # 2 × 2 values have a spread
+    assert torch.equal(norms[1].running_mean, before[1][0]) and torch.equal(norms[1].running_var, before[1][1])
+    wanted = F.batch_norm(seen[0], *before[1], norms[1].weight, norms[1].bias)
+    torch.testing.assert_close(norms[1](seen[0]), wanted)
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters())
+
+
 @pytest.mark.parametrize(("entries", "width"), [(2, 1), (3, 2), (5, 3), (15, 8), (16, 8), (1000, 8)])
 def test_an_embedding_is_half_its_vocabulary_and_at_most_what_the_recipe_says(entries: int, width: int) -> None:
     network = build(MLPConfig(hidden=[], embedding=8), Shape(cardinalities=(entries,), outputs=3))

@@ -1,0 +1,167 @@
+"""Four ways to train the same model on the same rows: each gives a function that trains a round and tells its seconds."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from benchmarks.training_models import Workload, synchronise
+from headrace.models.served import ServedModel
+from headrace.training import graphs
+from headrace.training.ahead import preprocessed
+from headrace.training.checkpoint import Progress
+from headrace.training.config import TrainConfig
+from headrace.training.device import choose_precision, seed_everything
+from headrace.training.loop import train_epoch
+from headrace.training.rows import Rows, Split
+from headrace.training.step import Objective, Step, autocast
+from headrace.training.update import Update
+
+RATE = 1e-3
+Round = Callable[[], float]
+Loop = Callable[[Workload, ServedModel, torch.device], Round]
+"""The model is on the device; a round trains it further."""
+
+
+def timed(device: torch.device, work: Callable[[], object]) -> float:
+    synchronise(device)
+    started = time.perf_counter()
+    work()
+    synchronise(device)
+    return time.perf_counter() - started
+
+
+def engine(workload: Workload, model: ServedModel, device: torch.device) -> Round:
+    """Headrace: the loop that `headrace run` trains with, in its deterministic mode, with its record of losses."""
+    config = TrainConfig(batch_size=workload.batch_size, epochs=10**6, learning_rate=RATE)
+    update = Update(model, config, steps=10**9)
+    step = Step(Objective(model), update, choose_precision("auto", device), workload.batch_size)
+    if graphs.fits(update, device, 1):
+        step = graphs.GraphStep(step, print)
+    held = Split(tuple(part.to(device) for part in workload.inputs), workload.target.to(device))
+    progress = Progress()
+
+    def work(rows: Rows) -> None:
+        for _ in range(workload.epochs):
+            progress.step, progress.loss_sum, progress.loss_rows = 0, 0.0, 0
+            train_epoch(model, rows, step, config, progress, lambda losses, has_moved: None)
+            progress.epoch += 1
+
+    def round_() -> float:
+        seed_everything(0)  # the mode that every training runs in; the others run in torch's own
+        try:
+            with preprocessed(model, config, held) as (rows,):  # once a run, so it is no part of an epoch
+                return timed(device, lambda: work(rows))
+        finally:
+            torch.set_deterministic_debug_mode("default")
+
+    return round_
+
+
+def loader_of(workload: Workload) -> DataLoader[Any]:
+    return DataLoader(TensorDataset(*workload.inputs, workload.target), workload.batch_size, shuffle=True)
+
+
+def data_loader(workload: Workload, model: ServedModel, device: torch.device) -> Round:
+    """The loop of the tutorials: a DataLoader, AdamW as it comes, the loss read in each step."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
+    loader, precision = loader_of(workload), choose_precision("auto", device)
+
+    def work() -> float:
+        total = 0.0
+        for _ in range(workload.epochs):
+            for batch in loader:
+                *inputs, target = (part.to(device) for part in batch)
+                optimizer.zero_grad()
+                with autocast(device, precision):
+                    loss = model.loss(model.raw(*inputs), target)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                total += loss.item()
+        return total
+
+    return lambda: timed(device, work)
+
+
+def lightning(workload: Workload, model: ServedModel, device: torch.device) -> Round:
+    """Lightning's Trainer with everything beside the training turned off; from its second epoch on, without its start."""
+    import pytorch_lightning as pl  # type: ignore[import-not-found]
+
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+    class Module(pl.LightningModule):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def training_step(self, batch: Any, _: int) -> Any:
+            return self.model.loss(self.model.raw(*batch[:-1]), batch[-1])
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.AdamW(self.parameters(), lr=RATE)
+
+    class Clock(pl.Callback):  # type: ignore[misc]
+        started = 0.0
+
+        def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+            if trainer.current_epoch == 1:
+                synchronise(device)
+                self.started = time.perf_counter()
+
+    module, loader = Module(), loader_of(workload)
+    off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    options = off | {
+        "accelerator": "gpu" if device.type == "cuda" else "cpu",
+        "devices": 1,
+        "precision": "bf16-mixed" if choose_precision("auto", device) == torch.bfloat16 else "32-true",
+        "max_epochs": 1 + workload.epochs,
+    }
+
+    def round_() -> float:
+        clock = Clock()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pl.Trainer(callbacks=[clock], **options).fit(module, loader)
+        synchronise(device)
+        ended = time.perf_counter()
+        module.to(device)  # Lightning takes the model back to the CPU
+        return ended - clock.started
+
+    return round_
+
+
+def tuned(workload: Workload, model: ServedModel, device: torch.device) -> Round:
+    """What a specialist writes for this one model: rows on the device as the network takes them, one gather a batch, fused
+    AdamW, no waiting."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, fused=True)
+    inputs, target = tuple(part.to(device) for part in workload.inputs), workload.target.to(device)
+    network: Callable[..., Tensor] = model.raw
+    if type(model).raw is ServedModel.raw:
+        network, inputs = model.network, model.preprocess(*inputs)
+    precision = choose_precision("auto", device)
+
+    def work() -> float:
+        total = torch.zeros((), device=device)
+        for _ in range(workload.epochs):
+            for index in torch.randperm(len(target), device=device).split(workload.batch_size):
+                with autocast(device, precision):
+                    raw = network(*(part.index_select(0, index) for part in inputs))
+                    loss = model.loss(raw, target.index_select(0, index))
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                total += loss.detach()
+        return total.item()
+
+    return lambda: timed(device, work)
+
+
+LOOPS: dict[str, Loop] = {"Headrace": engine, "DataLoader loop": data_loader, "Lightning": lightning, "tuned by hand": tuned}
