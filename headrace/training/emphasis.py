@@ -30,7 +30,8 @@ def emphasise(model: ServedModel, config: TrainConfig, target: Tensor, labels: S
             )
     model.label_smoothing = config.label_smoothing
     if config.class_weights != "none":
-        model.class_weights = class_weights(config.class_weights, target, labels or []).to(target.device)
+        device = next(model.parameters()).device  # the targets may lie in a file
+        model.class_weights = class_weights(config.class_weights, target, labels or []).to(device)
 
 
 def class_weights(wanted: str | dict[str | int, float], target: Tensor, labels: Sequence[str | int]) -> Tensor:
