@@ -151,7 +151,7 @@ def tuned(workload: Workload, model: ServedModel, device: torch.device) -> Round
     def work() -> float:
         total = torch.zeros((), device=device)
         for _ in range(workload.epochs):
-            for index in torch.randperm(len(target), device=device).split(workload.batch_size):
+            for index in torch.split(torch.randperm(len(target), device=device), workload.batch_size):
                 with autocast(device, precision):
                     raw = network(*(part.index_select(0, index) for part in inputs))
                     loss = model.loss(raw, target.index_select(0, index))

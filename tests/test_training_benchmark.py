@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def test_a_round_trains_every_parameter(name: str, place: int, workloads: list[W
     assert not model.is_preprocessed and not torch.are_deterministic_algorithms_enabled()
 
 
-def test_loops_start_from_the_same_weights_and_take_as_many_steps(workloads: list[Workload], monkeypatch) -> None:
+def test_loops_start_from_the_same_weights_and_take_as_many_steps(workloads: list[Workload]) -> None:
     """On rows that are all alike no order matters, and all loops but Headrace's schedule and decay end alike."""
     whole = workloads[1]
     workload = Workload(
@@ -86,10 +87,12 @@ def test_aims_are_judged_by_the_ratio_within_each_round() -> None:
     assert re.search(r"\| 1\.5× Lightning, MLP \| .* \| 1\.50× \| met \|", text)
 
 
-def test_where_lightning_cannot_be_had_the_benchmark_says_so_and_goes_on(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_where_lightning_cannot_be_had_the_benchmark_says_so_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(benchmark, "LIGHTNING", "0.0.0")
-    monkeypatch.setattr(benchmark.sys, "path", [*benchmark.sys.path])
-    monkeypatch.setattr(benchmark.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setenv("UV_OFFLINE", "1")
     assert benchmark.bring_lightning(tmp_path) is False
     assert "without Lightning" in capsys.readouterr().err

@@ -103,18 +103,19 @@ def test_batch_norm_takes_a_last_batch_of_one_row_that_shrank_to_one_place() -> 
     for _ in range(3):
         network(torch.randn(8, 1, 2, 2) * 2 + 1)
     norms = [part for part in network.modules() if isinstance(part, torch.nn.BatchNorm2d)]
-    before = [(norm.running_mean.clone(), norm.running_var.clone()) for norm in norms]
+    states = [norm.state_dict() for norm in norms]  # the statistics themselves, not copies
+    before = [(state["running_mean"].clone(), state["running_var"].clone()) for state in states]
     one = torch.randn(1, 1, 2, 2)
     seen: list[torch.Tensor] = []
     handle = norms[1].register_forward_pre_hook(lambda part, inputs: seen.append(inputs[0].detach()))
     network(one).sum().backward()
     handle.remove()
     assert seen[0].shape == (1, 4, 1, 1)
-    assert not torch.equal(norms[0].running_mean, before[0][0])  # 2 × 2 values have a spread
-    assert torch.equal(norms[1].running_mean, before[1][0]) and torch.equal(norms[1].running_var, before[1][1])
+    assert not torch.equal(states[0]["running_mean"], before[0][0])  # 2 × 2 values have a spread
+    assert torch.equal(states[1]["running_mean"], before[1][0]) and torch.equal(states[1]["running_var"], before[1][1])
     wanted = F.batch_norm(seen[0], *before[1], norms[1].weight, norms[1].bias)
     torch.testing.assert_close(norms[1](seen[0]), wanted)
-    assert all(torch.isfinite(p.grad).all() for p in network.parameters())
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
 
 
 @pytest.mark.parametrize(("entries", "width"), [(2, 1), (3, 2), (5, 3), (15, 8), (16, 8), (1000, 8)])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from headrace.kinds.base import Categorical, Numeric, Schema, Shape
 from headrace.kinds.registry import kind_of
@@ -42,11 +44,14 @@ def mixed_rows() -> Split:
 @pytest.mark.parametrize(
     ("make_model", "make_rows"), [(mixed_model, mixed_rows), (image_model, lambda: image_rows(100))], ids=["table", "images"]
 )
-def test_the_weights_are_those_of_preprocessing_each_batch(make_model, make_rows, tmp_path: Path, monkeypatch) -> None:
+def test_the_weights_are_those_of_preprocessing_each_batch(
+    make_model: Callable[[], ServedModel], make_rows: Callable[[], Split], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain, quick = make_model(), make_model()
     train(plain, make_rows(), CONFIG, tmp_path / "plain")
     with preprocessed(quick, CONFIG, make_rows()) as (rows,):
         monkeypatch.setattr(quick.preprocess, "forward", None)  # it is not called any more
+        assert isinstance(rows, Split)
         train(quick, rows, CONFIG, tmp_path / "quick")
     assert largest_difference(weights(plain), weights(quick)) == 0
 
@@ -87,7 +92,7 @@ def test_a_split_without_rows_is_left_alone() -> None:
     assert left_alone(table_model(), CONFIG, table_rows(0))
 
 
-def test_rows_that_would_be_shuffled_in_another_order_are_left_alone(monkeypatch) -> None:
+def test_rows_that_would_be_shuffled_in_another_order_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ahead, "window_rows", lambda size: 1_000_000 // size)
     assert not left_alone(image_model(), CONFIG, image_rows(1_000_000 // (36 * 4 + 8)))
     assert left_alone(image_model(), CONFIG, image_rows(1_000_000 // (36 * 4 + 8) + 1))
@@ -99,8 +104,8 @@ def test_a_model_of_ones_own_with_its_own_way_to_the_network_is_left_alone() -> 
     assert left_alone(model, CONFIG, table_rows(10))
 
     class Own(type(table_model())):  # type: ignore[misc]
-        def raw(self, *inputs):
-            return self.network(*self.preprocess(*inputs)) * 2
+        def raw(self, *inputs: Tensor) -> Tensor:
+            return super().raw(*inputs) * 2  # type: ignore[no-any-return]
 
     model = table_model()
     model.__class__ = Own
