@@ -8,10 +8,9 @@ from torch.nn import functional as F
 
 from headrace.kinds.base import Shape
 from headrace.models.registry import AttentionConfig
+from headrace.models.rotary import angles, turn
 from headrace.models.sequences import Pooling, TokenDropout, lengths_of, valid_positions
 from headrace.text import PAD
-
-ROTARY_BASE = 10_000.0
 
 
 class Attention(nn.Module):
@@ -87,19 +86,9 @@ class SelfAttention(nn.Module):
         joint = self.joint(states).view(rows, length, 3, self.heads, width // self.heads)
         query, key, value = joint.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, L, width / heads)
         if self.rotary:
-            query, key = rotate(query), rotate(key)
+            turns = angles(length, width // self.heads, states.device)
+            query, key = turn(query, turns), turn(key, turns)
         p = self.p if self.training else 0.0
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, dropout_p=p)
         found: Tensor = self.out(mixed.transpose(1, 2).reshape(rows, length, width))
         return found
-
-
-def rotate(states: Tensor) -> Tensor:
-    """Turns each pair of features by an angle that grows with the position: rotary positions, Su et al. 2021
-    (arXiv:2104.09864, eq. 34), with the pairs taken from the two halves. `(..., L, features)`, features even."""
-    half = states.shape[-1] // 2
-    frequency = ROTARY_BASE ** (-torch.arange(half, device=states.device, dtype=torch.float32) / half)
-    angle = torch.arange(states.shape[-2], device=states.device, dtype=torch.float32)[:, None] * frequency
-    cos, sin = angle.cos().to(states.dtype), angle.sin().to(states.dtype)
-    first, second = states[..., :half], states[..., half:]
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)

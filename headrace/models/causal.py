@@ -14,8 +14,7 @@ from torch.nn import functional as F
 from headrace.kinds.base import Shape
 from headrace.models.language import LanguageNetwork, TiedOutput
 from headrace.models.registry import GPTConfig
-
-ROTARY_BASE = 10_000.0
+from headrace.models.rotary import angles, turn
 
 
 class GPT(LanguageNetwork):
@@ -148,18 +147,3 @@ class CausalAttention(nn.Module):
     def _join(self, read: Tensor) -> Tensor:
         joined: Tensor = self.outer(read.transpose(1, 2).flatten(2))
         return joined
-
-
-def angles(length: int, features: int, device: torch.device) -> Tensor:
-    """Cosines and sines by which positions 0 to `length` - 1 are turned: `(2, length, features / 2)`."""
-    half = features // 2
-    frequency = ROTARY_BASE ** (-torch.arange(half, device=device, dtype=torch.float32) / half)
-    angle = torch.arange(length, device=device, dtype=torch.float32)[:, None] * frequency
-    return torch.stack([angle.cos(), angle.sin()])
-
-
-def turn(states: Tensor, turns: Tensor) -> Tensor:
-    """Turns each pair of features by its position's angle (Su et al. 2021, eq. 34), pairs taken from the two halves."""
-    cos, sin = turns.to(states.dtype).unbind(0)
-    first, second = states.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from headrace.config import parse_recipe
 from headrace.errors import RecipeError
 from headrace.kinds.base import Shape
-from headrace.models.attention import Attention, Block, rotate
+from headrace.models.attention import Attention, Block
 from headrace.models.registry import AttentionConfig, build
+from headrace.models.rotary import angles, turn
 from headrace.text import PAD
 
 SHAPE = Shape(vocabulary=30, length=12, outputs=3)
@@ -62,20 +63,24 @@ def test_blocks_with_learned_positions_are_torchs_own_layers() -> None:
     torch.testing.assert_close(model(tokens), model.head(means))
 
 
+def rotated(states: Tensor) -> Tensor:
+    return turn(states, angles(states.shape[-2], states.shape[-1], states.device))
+
+
 def test_rotation_is_multiplication_by_complex_numbers() -> None:
     """Feature i with feature i + half as real and imaginary part, turned by position / 10000^(i / half)."""
     torch.manual_seed(0)
     states = torch.randn(2, 3, 7, 6)
     pairs = torch.complex(states[..., :3], states[..., 3:])
-    turn = torch.tensor([[complex(0, position * 10_000 ** (-i / 3)) for i in range(3)] for position in range(7)]).exp()
-    wanted = pairs * turn
-    torch.testing.assert_close(rotate(states), torch.cat([wanted.real, wanted.imag], dim=-1))
+    turns = torch.tensor([[complex(0, position * 10_000 ** (-i / 3)) for i in range(3)] for position in range(7)]).exp()
+    wanted = pairs * turns
+    torch.testing.assert_close(rotated(states), torch.cat([wanted.real, wanted.imag], dim=-1))
 
 
 def test_rotated_products_depend_on_the_distance_alone() -> None:
     torch.manual_seed(0)
     query, key = torch.randn(4).expand(9, 4), torch.randn(4).expand(9, 4)
-    products = rotate(query) @ rotate(key).T
+    products = rotated(query) @ rotated(key).T
     for distance in range(-8, 9):
         line = products.diagonal(distance)
         torch.testing.assert_close(line, line[:1].expand_as(line))

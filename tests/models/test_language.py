@@ -14,10 +14,11 @@ from headrace.errors import ExportError
 from headrace.export import open_graph
 from headrace.generation import StepLayout, Steps
 from headrace.kinds.base import Shape
-from headrace.models.causal import GPT, CausalAttention, angles
+from headrace.models.causal import GPT, CausalAttention
 from headrace.models.language import LanguageModel, LanguageNetwork, RecurrentLanguage
 from headrace.models.language_export import check_parity, export_step
 from headrace.models.registry import GPTConfig, RecurrentLanguageConfig, build
+from headrace.models.rotary import angles
 from headrace.text import PAD
 
 SHAPE = Shape(vocabulary=13, length=6)

@@ -1,0 +1,23 @@
+"""Rotary positions (Su et al. 2021, arXiv:2104.09864): what a position says is an angle by which features are turned."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BASE = 10_000.0
+
+
+def angles(length: int, features: int, device: torch.device) -> Tensor:
+    """Cosines and sines by which positions 0 to `length` - 1 are turned: `(2, length, features / 2)`, `features` even."""
+    half = features // 2
+    frequency = BASE ** (-torch.arange(half, device=device, dtype=torch.float32) / half)
+    angle = torch.arange(length, device=device, dtype=torch.float32)[:, None] * frequency
+    return torch.stack([angle.cos(), angle.sin()])
+
+
+def turn(states: Tensor, turns: Tensor) -> Tensor:
+    """Turns each pair of features of `(..., L, features)` by its position's angle (eq. 34), pairs taken from the two halves."""
+    cos, sin = turns.to(states.dtype).unbind(0)
+    first, second = states.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
