@@ -9,15 +9,16 @@ from torch.nn import functional as F
 from headrace.kinds.base import Shape
 from headrace.models.registry import AttentionConfig
 from headrace.models.rotary import angles, turn
-from headrace.models.sequences import Pooling, TokenDropout, lengths_of, valid_positions
+from headrace.models.sequences import Heads, Pooling, TokenDropout, lengths_of, valid_positions
 from headrace.text import PAD
 
 
 class Attention(nn.Module):
     """Embedding, pre-norm transformer blocks, pooling over their states, one linear layer.
 
-    Vaswani et al. 2017 (arXiv:1706.03762) with the norm in front of each part (Xiong et al. 2020, arXiv:2002.04745). Takes
-    tokens `(batch, length)` int64 filled up with padding, gives `(batch, outputs)`.
+    Vaswani et al. 2017 (arXiv:1706.03762) with the norm in front of each part (Xiong et al. 2020, arXiv:2002.04745). With
+    `skip` the embeddings are pooled too and judged beside the states. Takes tokens `(batch, length)` int64 filled up with
+    padding, gives `(batch, outputs)`; in training and with `skip` as `Heads` does.
     """
 
     def __init__(self, config: AttentionConfig, shape: Shape) -> None:
@@ -26,7 +27,7 @@ class Attention(nn.Module):
         self.token_dropout = TokenDropout(config.token_dropout)
         self.embedding = nn.Embedding(shape.vocabulary, config.width, padding_idx=PAD)
         self.positions = None if rotary else nn.Embedding(shape.length, config.width)
-        nn.init.normal_(self.embedding.weight, std=0.02)
+        nn.init.normal_(self.embedding.weight, std=0.1 if config.skip else 0.02)  # pooled alone, small ones learn slowly
         if self.positions is not None:
             nn.init.normal_(self.positions.weight, std=0.02)
         with torch.no_grad():
@@ -38,18 +39,23 @@ class Attention(nn.Module):
         )
         self.norm = nn.LayerNorm(config.width)
         self.pooling = Pooling(config.pooling, config.width)
-        self.head = nn.Linear(self.pooling.features, shape.outputs)
+        self.words = Pooling(config.pooling, config.width) if config.skip else None
+        self.heads = Heads([part.features for part in (self.pooling, self.words) if part is not None], shape.outputs)
 
     def forward(self, tokens: Tensor) -> Tensor:
         lengths = lengths_of(tokens)
         valid = valid_positions(tokens, lengths)
-        states = self.embedding(self.token_dropout(tokens))
+        words = self.embedding(self.token_dropout(tokens))
+        states = words
         if self.positions is not None:
             states = states + self.positions(torch.arange(tokens.shape[1], device=tokens.device))
         states = self.dropout(states)
         for block in self.blocks:
             states = block(states, valid[:, None, None, :])
-        logits: Tensor = self.head(self.dropout(self.pooling(self.norm(states), valid, lengths)))
+        views = [self.pooling(self.norm(states), valid, lengths)]
+        if self.words is not None:
+            views.append(self.words(self.dropout(words), valid, lengths))
+        logits: Tensor = self.heads(*(self.dropout(view) for view in views))
         return logits
 
 

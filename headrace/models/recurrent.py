@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from headrace.kinds.base import Shape
 from headrace.models.registry import RecurrentConfig
-from headrace.models.sequences import Pooling, TokenDropout, lengths_of, reversing, take, valid_positions
+from headrace.models.sequences import Heads, Pooling, TokenDropout, lengths_of, reversing, take, valid_positions
 from headrace.text import PAD
 
 CELLS: dict[str, type[nn.LSTM] | type[nn.GRU]] = {"lstm": nn.LSTM, "gru": nn.GRU}
@@ -21,8 +21,8 @@ EMBEDDING_STD = 0.1
 class Recurrent(nn.Module):
     """Embedding, layers of LSTM or GRU, pooling over their states, one linear layer.
 
-    With `skip` the embeddings are pooled too, beside the states, after Lai et al. 2015 (AAAI, eq. 3). Takes tokens
-    `(batch, length)` int64 filled up with padding, gives `(batch, outputs)`.
+    With `skip` the embeddings are pooled too and judged beside the states. Takes tokens `(batch, length)` int64 filled up with
+    padding, gives `(batch, outputs)`; in training and with `skip` as `Heads` does.
     """
 
     def __init__(self, config: RecurrentConfig, shape: Shape) -> None:
@@ -40,7 +40,7 @@ class Recurrent(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.states = StatePooling(config.pooling, width, config.bidirectional)
         self.words = Pooling(config.pooling, config.embedding) if config.skip else None
-        self.head = nn.Linear(self.states.features + (self.words.features if self.words else 0), shape.outputs)
+        self.heads = Heads([part.features for part in (self.states, self.words) if part is not None], shape.outputs)
 
     def forward(self, tokens: Tensor) -> Tensor:
         lengths = lengths_of(tokens)
@@ -49,10 +49,10 @@ class Recurrent(nn.Module):
         states = words
         for i, layer in enumerate(self.layers):
             states = layer(self.dropout(states) if i else states, valid, lengths)
-        pooled = self.states(states, valid, lengths)
+        views = [self.states(states, valid, lengths)]
         if self.words is not None:
-            pooled = torch.cat([pooled, self.words(words, valid, lengths)], dim=1)
-        logits: Tensor = self.head(self.dropout(pooled))
+            views.append(self.words(words, valid, lengths))
+        logits: Tensor = self.heads(*(self.dropout(view) for view in views))
         return logits
 
 

@@ -76,7 +76,8 @@ class RecurrentConfig(ModelConfig):
     """Features of a state, in each direction."""
     layers: int = Field(default=1, ge=1)
     skip: bool = True
-    """Whether the tokens' own embeddings are pooled beside the states: a short way to learn what single words say."""
+    """Whether the tokens' own embeddings are pooled too and judged beside the states: a short way to learn what single words
+    say."""
     pooling: list[Pooling] = Field(default=["max", "mean"], min_length=1)
     """How the states of a text become one vector; several stand side by side."""
     dropout: float = Field(default=0.3, ge=0.0, lt=1.0)
@@ -99,6 +100,8 @@ class AttentionConfig(ModelConfig):
     expansion: int = Field(default=4, ge=1)
     """How many times wider than a state the dense layer of a block is."""
     positions: Literal["learned", "rotary"] = "rotary"
+    skip: bool = False
+    """Whether the tokens' own embeddings are pooled too and judged beside the states."""
     pooling: list[Pooling] = Field(default=["mean"], min_length=1)
     """How the states of a text become one vector; several stand side by side."""
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)

@@ -97,8 +97,11 @@ class Classifier(ServedModel):
         return (raw / self.temperature).softmax(dim=1)
 
     def loss(self, raw: Tensor, target: Tensor) -> Tensor:
+        """In training a network may give several logits a row, `(batch, views, classes)`: each is judged alone."""
         if not self.training:
             return F.cross_entropy(raw, target)
+        if raw.dim() == 3:
+            raw, target = raw.flatten(0, 1), target.repeat_interleave(raw.shape[1])
         if self.class_weights is None:
             return F.cross_entropy(raw, target, label_smoothing=self.label_smoothing)
         # the mean over rows, not over weights: a batch with few rare rows counts for less, and the sum over batches is exact

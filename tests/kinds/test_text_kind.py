@@ -223,7 +223,7 @@ def test_a_graph_that_disagrees_is_refused(tmp_path: Path, monkeypatch: pytest.M
     import headrace.export as export
 
     def wrongly(graph: onnx.ModelProto, path: Path) -> None:
-        bias = next(tensor for tensor in graph.graph.initializer if tensor.name.endswith("head.bias"))
+        bias = next(tensor for tensor in graph.graph.initializer if tensor.name.endswith("heads.each.0.bias"))
         bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.array([0.1, 0], np.float32), bias.name))
         path.write_bytes(graph.SerializeToString())
 

@@ -73,19 +73,20 @@ def test_the_last_state_is_the_final_hidden_state_of_torchs_own_layer() -> None:
     tokens = texts(LENGTHS)
     packed = pack_padded_sequence(model.embedding(tokens), torch.tensor(LENGTHS), batch_first=True, enforce_sorted=False)
     final = reference(packed)[1].transpose(0, 1).flatten(1)
-    torch.testing.assert_close(model(tokens), model.head(final))
+    torch.testing.assert_close(model(tokens), model.heads(final))
 
 
-def test_words_are_pooled_beside_the_states() -> None:
-    plain, model = network(pooling=["mean"]), network(pooling=["mean"], skip=True)
-    assert isinstance(model, Recurrent) and isinstance(plain, Recurrent)
-    plain.load_state_dict(
-        {name: value for name, value in model.state_dict().items() if "head" not in name}
-        | {"head.weight": model.head.weight[:, :8], "head.bias": model.head.bias}
-    )
+def test_the_answer_is_the_mean_of_what_states_and_words_say() -> None:
+    model = network(pooling=["mean"], skip=True)
+    assert isinstance(model, Recurrent)
     tokens = texts(LENGTHS)
+    plain = network(pooling=["mean"])
+    by_states = {name: value for name, value in model.state_dict().items() if "each.1" not in name}
+    plain.load_state_dict(by_states)
     means = torch.stack([model.embedding(tokens[i, :n]).mean(dim=0) for i, n in enumerate(LENGTHS)])
-    torch.testing.assert_close(model(tokens), plain(tokens) + means @ model.head.weight[:, 8:].T)
+    by_words = model.heads.each[1](means)
+    torch.testing.assert_close(model(tokens).softmax(dim=1), (plain(tokens).softmax(dim=1) + by_words.softmax(dim=1)) / 2)
+    torch.testing.assert_close(model.train()(tokens), torch.stack([plain(tokens), by_words], dim=1))
 
 
 def test_a_text_of_no_token_is_answered() -> None:

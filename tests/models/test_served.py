@@ -6,11 +6,12 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from headrace.kinds.base import Categorical, Numeric, Schema, Shape
 from headrace.kinds.registry import kind_of
 from headrace.models.registry import CNNConfig, MLPConfig
-from headrace.models.served import ScaleImage, ScaleTable, ServedModel
+from headrace.models.served import AsIs, Classifier, ScaleImage, ScaleTable, ServedModel
 
 NUMBERS = [Numeric(name="a", mean=10.0, std=2.0, nullable=True), Numeric(name="b", mean=-1.0, std=0.5, nullable=False)]
 COLOURS = [Categorical(name="c", levels=["blue", "red"], nullable=False)]
@@ -77,6 +78,13 @@ def test_the_classification_loss_is_the_mean_negative_log_likelihood() -> None:
     raw = torch.tensor([[0.0, math.log(3)], [2.0, 2.0]])
     wanted = (-math.log(0.75) - math.log(0.5)) / 2
     assert float(classification(2).loss(raw, torch.tensor([1, 0]))) == pytest.approx(wanted)
+
+
+def test_several_logits_a_row_are_judged_each_alone_in_training() -> None:
+    model = Classifier(AsIs(), nn.Identity()).train()
+    raw, target = torch.randn(5, 2, 3), torch.tensor([0, 1, 2, 0, 1])
+    each = torch.stack([nn.functional.cross_entropy(raw[:, i], target) for i in range(2)])
+    torch.testing.assert_close(model.loss(raw, target), each.mean())
 
 
 def test_the_regression_loss_is_hubers_in_standard_deviations() -> None:
