@@ -59,7 +59,7 @@ def launch(recipe: Recipe, project: Project, say: Report = console.report) -> No
         handler, meeting, is_head = rendezvous(recipe, settings, folder)
         agent = Agent(worker_spec(recipe, project, here, handler, meeting, is_head), logs(here, folder), folder, say)
         try:
-            result = agent.run()
+            result: RunResult | None = agent.run()
         except RendezvousError as error:
             raise not_all_came(settings, error) from None
         except SignalException as stopped:
@@ -68,8 +68,8 @@ def launch(recipe: Recipe, project: Project, say: Report = console.report) -> No
             raise SystemExit(128 + stopped.sigval) from None
         finally:
             handler.shutdown()
-    if result.is_failed():
-        raise why(result, folder, recipe)
+    if result is None or result.is_failed():
+        raise why(result, folder, recipe, settings)
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -126,10 +126,13 @@ def deaths(result: RunResult, size: int) -> str:
     return ", ".join(f"process {rank + 1} of {size} was ended by {killed[rank].signal_name()}" for rank in sorted(killed))
 
 
-def why(result: RunResult, folder: Path, recipe: Recipe) -> HeadraceError:
-    """What the training said, or what a process left when it failed."""
+def why(result: RunResult | None, folder: Path, recipe: Recipe, settings: Settings) -> HeadraceError:
+    """What the training said, or what a process left when it failed; no result is what torch gives where another machine
+    ended the training."""
     if left := read_json(error_file(folder)):
         return HeadraceError.from_dict(left)
+    if result is None:
+        return not_all_came(settings, RuntimeError("another one ended the training"))
     for rank in sorted(result.failures):
         if (log := log_file(folder, rank)).exists():
             return TrainingError(
@@ -212,6 +215,8 @@ def rendezvous(recipe: Recipe, settings: Settings, folder: Path) -> tuple[Rendez
         ) from None
     is_head = mine in addresses
     use_interface_of(mine)
+    # Torch would let the processes meet in one store after every new start, where those that died have left their addresses.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     parameters = RendezvousParameters(
         backend="c10d",
         endpoint=str(settings.train_rendezvous),

@@ -56,8 +56,9 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
         return [Muon(parameters.matrices, config.learning_rate, decay, momentum, adjust_lr_fn="match_rms_adamw"), adamw]
     groups = decaying(parameters.decayed, parameters.rest, decay)
     if config.optimizer == "sgd":
-        return [SGD(groups, lr=config.learning_rate, momentum=momentum, nesterov=momentum > 0, fused=True)]
-    on_gpu = device.type == "cuda"  # where a CUDA graph reads the rate from the device
+        named = {"foreach": True} if config.is_sharded else {"fused": True}  # the fused kernel takes whole tensors alone
+        return [SGD(groups, lr=config.learning_rate, momentum=momentum, nesterov=momentum > 0, **named)]
+    on_gpu = device.type == "cuda" and config.processes == 1  # where a CUDA graph reads the rate from the device
     rate = torch.tensor(config.learning_rate, device=device) if on_gpu else config.learning_rate
     if config.optimizer == "rmsprop":
         return [RMSprop(groups, lr=rate, momentum=momentum, foreach=True, capturable=on_gpu)]

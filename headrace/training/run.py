@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import hashlib
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,7 +13,7 @@ from headrace import console
 from headrace.config import Recipe
 from headrace.extensions import code_files, own_sources
 from headrace.files import whole, write_json, write_with
-from headrace.kinds.base import Kind, Schema
+from headrace.kinds.base import Schema
 from headrace.kinds.registry import kind_of
 from headrace.models.served import ServedModel
 from headrace.project import Project
@@ -24,67 +24,91 @@ from headrace.training.checkpoint import Progress
 from headrace.training.device import choose_device, choose_precision, seed_everything
 from headrace.training.emphasis import emphasise
 from headrace.training.faults import memory_errors, nondeterminism
+from headrace.training.loading import load_rows
 from headrace.training.loop import fit
-from headrace.training.rows import Split
-from headrace.training.watch import watch
-
-if TYPE_CHECKING:
-    import pandas as pd
+from headrace.training.processes import OneProcess
+from headrace.training.watch import Nobody, watch
 
 
 def train_model(recipe: Recipe, project: Project) -> None:
-    """Trains on `prepared/` and writes `train/model.pt`, `train/curves.csv` and `train/summary.json`.
+    """Trains on `prepared/` and writes `train/model.pt`, `train/curves.csv` and `train/summary.json`; in processes of their
+    own, where the recipe asks for several.
 
     Raises:
         TrainingError: no rows, a loss that is no number, a device that is not there, memory that does not suffice.
     """
-    import pandas as pd
+    if recipe.train.processes == 1:
+        train(recipe, project, OneProcess())
+    else:
+        from headrace.training.launch import launch
 
+        launch(recipe, project)
+
+
+def train(recipe: Recipe, project: Project, processes: OneProcess) -> None:
+    """What each of `processes` does; the first of them writes.
+
+    Raises:
+        TrainingError: as `train_model`.
+    """
     prepared, out = project.artifacts(recipe.name) / "prepared", project.artifacts(recipe.name) / "train"
     device = choose_device(recipe.train.device)
     precision = choose_precision(recipe.train.precision, device)
     seed_everything(recipe.train.seed)
     kind, schema = kind_of(recipe.task), Schema.read(prepared / "schema.json")
-    train, validation = (
-        to_device(pd.read_parquet(prepared / f"{name}.parquet"), kind, schema, recipe, device)
+    rows, validation = (
+        load_rows(prepared / f"{name}.parquet", kind, schema, recipe, device, project.state / "encoded")
         for name in ("train", "validation")
     )
-    model = kind.module(recipe.model, schema).to(device)
-    if schema.shape.image:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    emphasise(model, recipe.train, train.target, schema.labels)
+    model = on_device(kind.module(recipe.model, schema), schema, device)
+    emphasise(model, recipe.train, rows.target, schema.labels)
 
     checkpoint_path = project.state / "checkpoints" / f"{recipe.name}.pt"
     fingerprint = fingerprint_of(recipe, prepared, project.root)
-    with watch(recipe, project, device, len(train), fingerprint) as watcher:
+    processes.begin(fingerprint, recipe.train.seed)
+    watching = watch(recipe, project, device, len(rows), fingerprint) if processes.is_first else nullcontext(Nobody())
+    with watching as watcher:
         with memory_errors(recipe.train), nondeterminism() as varying:
-            with preprocessed(model, recipe.train, train, validation) as rows:
-                progress = fit(model, *rows, recipe.train, checkpoint_path, fingerprint, watcher.on_epoch, watcher.on_step)
+            watched = (watcher.on_epoch, watcher.on_step, watcher.say)
+            with preprocessed(model, recipe.train, rows, validation) as (learned, held):
+                progress = fit(model, learned, held, recipe.train, checkpoint_path, fingerprint, *watched, processes)
+            if not processes.is_first:
+                return
+            if recipe.train.is_sharded:  # what trained is in parts
+                model = on_device(kind.module(recipe.model, schema), schema, device)
+                model.load_state_dict(progress.best_weights)
             calibration = calibrate(model, validation, recipe.train)
         if varying:
             names = ", ".join(sorted(varying))
             console.report(f"not deterministic on {device.type}, so the same run may give slightly other weights: {names}")
         write_weights(out, model, progress)
-        summary = summary_of(model, progress, recipe, len(train), len(validation))
+        summary = summary_of(model, progress, recipe, len(rows), len(validation))
         how = {"device": device.type, "precision": str(precision).removeprefix("torch."), "deterministic": not varying}
-        write_json(out / "summary.json", summary | how | calibration)
+        scale = {"processes": processes.size, "strategy": recipe.train.strategy} if processes.size > 1 else {}
+        write_json(out / "summary.json", summary | how | scale | calibration)
         watcher.finish(progress, out / "model.pt")
     checkpoint_path.unlink(missing_ok=True)
 
 
-def to_device(frame: pd.DataFrame, kind: Kind, schema: Schema, recipe: Recipe, device: torch.device) -> Split:
-    inputs = kind.encode(frame, schema, recipe)
-    return Split(
-        tuple(torch.from_numpy(array).to(device) for array in inputs.values()),
-        torch.from_numpy(kind.targets(frame, schema, recipe)).to(device),
-    )
+def on_device(model: ServedModel, schema: Schema, device: torch.device) -> ServedModel:
+    """The model where it trains, laid out as its device reads it fastest."""
+    model = model.to(device)
+    if schema.shape.image:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
 
 
 def fingerprint_of(recipe: Recipe, prepared: Path, root: Path) -> str:
-    """sha256 over what determines the weights: prepared data, model and training settings, their code, torch's version."""
-    digest = hashlib.sha256(f"{recipe.model!r}{recipe.train!r}{torch.__version__}".encode())
+    """sha256 over what determines the weights: prepared data, model and training settings, their code, torch's version.
+
+    Not how many processes train, and how: the steps are the same, and a run that lost a machine may go on without it.
+    """
+    settings = recipe.train.model_copy(update={"processes": 1, "strategy": "ddp"})
+    digest = hashlib.sha256(f"{recipe.model!r}{settings!r}{torch.__version__}".encode())
     for name in ("schema.json", "train.parquet", "validation.parquet"):
-        digest.update((prepared / name).read_bytes())
+        with (prepared / name).open("rb") as part:
+            while block := part.read(2**20):  # the files may be larger than memory
+                digest.update(block)
     for room in ("kinds", "models", "training"):
         for source in sorted((Path(__file__).parent.parent / room).glob("*.py")):
             digest.update(source.read_bytes())

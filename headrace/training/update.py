@@ -11,6 +11,7 @@ from headrace.training.config import TrainConfig
 from headrace.training.fused import move
 from headrace.training.optimizers import make_optimizers, parameters_of
 from headrace.training.schedules import make_schedule
+from headrace.training.shards import local
 
 
 class Update:
@@ -57,8 +58,9 @@ class Update:
     def _add_l1(self) -> None:
         """The gradient of l1 · Σ|w| is l1 · sign(w)."""
         touched = [weight for weight in self.weights if weight.grad is not None]
-        signs = torch._foreach_sign(touched)
-        torch._foreach_add_([weight.grad for weight in touched if weight.grad is not None], signs, alpha=self.config.l1)
+        signs = torch._foreach_sign(local(touched))
+        gradients = local(weight.grad for weight in touched if weight.grad is not None)
+        torch._foreach_add_(gradients, signs, alpha=self.config.l1)
 
     def state_dict(self) -> dict[str, Any]:
         return {"done": self.done, "optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}

@@ -21,7 +21,23 @@ LINES = 16
 """Where there is no terminal, of so many epochs a line is printed, and of the first, the last and the best."""
 
 
-class Watcher:
+class Nobody:
+    """Watches in the processes that only help."""
+
+    def on_step(self, epoch: int, step: int) -> None:
+        """Not seen."""
+
+    def on_epoch(self, progress: Progress) -> None:
+        """Not seen."""
+
+    def say(self, line: str) -> None:
+        """Not heard."""
+
+    def finish(self, progress: Progress, weights: Path) -> None:
+        """Not marked."""
+
+
+class Watcher(Nobody):
     """Moves the bar each step; sends finished epochs to MLflow in batches."""
 
     def __init__(self, run: tracking.Run, fingerprint: str, bar: console.Bar, steps: int, epochs: int) -> None:
@@ -34,6 +50,9 @@ class Watcher:
         self._history: list[dict[str, float]] = []
         self._sent = run.epochs()
         self._flushed = time.monotonic()
+
+    def say(self, line: str) -> None:
+        console.report(line)
 
     def on_step(self, epoch: int, step: int) -> None:
         self._bar.move((epoch - 1) * self._steps + step)
