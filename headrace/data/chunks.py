@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headrace.data.formats import not_whole, plain_schema
+from headrace.data.formats import not_whole
 from headrace.errors import DataError
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from headrace.project import Project
 
 SHARE = 16
-"""Of the free memory, the part that a table may take: a stage that holds a table as a whole was seen to need up to 12 times
-its bytes, with copies, splits and hashes."""
+"""Of the free memory, the part that a table may take: a stage that holds it as a whole has copies, parts and hashes of it
+beside it, and other programs want room too."""
 CHUNK_BYTES = 32 * 2**20
 """Of a chunk, as Arrow holds it."""
 CHUNK_SHARE = 8
@@ -114,6 +114,7 @@ class RowGroups:
     def abandon(self) -> None:
         """Lets the file go as it is."""
         self._waiting.clear()
+        self._writer.is_open = False  # else it would write the file's end when it is collected
         self._file.close()
 
     def _write(self, rows: int) -> None:
@@ -179,8 +180,7 @@ def in_chunks(files: Sequence[Path], data: DataConfig) -> Chunks:
     schemas = []
     for path, file in zip(files, opened, strict=True):
         select(file.schema_arrow.empty_table(), names, path)
-        plain = plain_schema(file.schema_arrow, path)
-        schemas.append(pa.schema([plain.field(name) for name in names]))
+        schemas.append(pa.schema([pa.field(name, file.schema_arrow.field(name).type) for name in names]))
     try:
         schema = pa.unify_schemas(schemas, promote_options="permissive")
     except pa.ArrowException as error:

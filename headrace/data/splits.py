@@ -3,6 +3,7 @@ never moves when data is appended, and duplicates fall together: nothing leaks."
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,33 +41,83 @@ def split(frame: pd.DataFrame, recipe: Recipe) -> Splits:
         DataError: a part would be empty, or a column that divides rows is gone or has gaps.
     """
     config = recipe.data.split
-    place = positions(_keys(frame, recipe), config.seed)
     if config.per_class is not None:
+        place = positions(_keys(frame, recipe), config.seed)
         masks = _per_class(frame, place, config.per_class, recipe.data.target)
     else:
-        if config.time is not None:
-            is_test = _is_last(frame, config.time.column)
-        elif config.given is not None:
-            is_test = _is_given(frame, config.given)
-        else:
-            is_test = place < config.test
-        first = 0.0 if config.time or config.given else config.test
-        is_validation = ~is_test & (place >= first) & (place < first + config.validation)
-        masks = (~is_test & ~is_validation, is_validation, is_test)
+        masks = divide(frame, recipe, None if config.time is None else last_value(frame, config.time.column))
+    kept = frame[kept_columns(list(frame.columns), recipe)]
+    rest = ~(masks[0] | masks[1] | masks[2])
+    parts = Splits(*(kept[mask].reset_index(drop=True) for mask in (*masks, rest)))
+    values: Any = frame[config.given.column].unique()[:50] if config.given else []
+    check_parts({"training": len(parts.train), "validation": len(parts.validation), "test": len(parts.test)}, recipe, values)
+    return parts
+
+
+Masks = tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]
+"""Of training, validation and test rows, `(rows,)` each."""
+
+
+def divide(frame: pd.DataFrame, recipe: Recipe, last: Any = None) -> Masks:
+    """Which rows of `frame`, a table or a piece of one, are of which part; not for a split by `per_class`.
+
+    Args:
+        last: of a split by time, the last value of its column in the whole table.
+
+    Raises:
+        DataError: a column that divides rows is gone or has gaps.
+    """
+    config = recipe.data.split
+    place = positions(_keys(frame, recipe), config.seed)
+    if config.time is not None:
+        is_test = (frame[config.time.column] == last).to_numpy()
+    elif config.given is not None:
+        is_test = _is_given(frame, config.given)
+    else:
+        is_test = place < config.test
+    first = 0.0 if config.time or config.given else config.test
+    is_validation = ~is_test & (place >= first) & (place < first + config.validation)
+    return ~is_test & ~is_validation, is_validation, is_test
+
+
+def kept_columns(columns: list[str], recipe: Recipe) -> list[str]:
+    """Columns that are left after the division: those of `given` and of a group by value have done their work."""
+    config = recipe.data.split
     done = {config.given.column} if config.given else set()
     if config.group is not None and config.group.alike == "value":
         done.add(config.group.column)
-    kept = frame[[column for column in frame.columns if column not in done - {recipe.data.target}]]
-    rest = ~(masks[0] | masks[1] | masks[2])
-    parts = Splits(*(kept[mask].reset_index(drop=True) for mask in (*masks, rest)))
-    for name, part in (("training", parts.train), ("validation", parts.validation), ("test", parts.test)):
-        if part.empty:
+    return [column for column in columns if column not in done - {recipe.data.target}]
+
+
+def check_parts(rows: dict[str, int], recipe: Recipe, values: Iterable[Any] = ()) -> None:
+    """
+    Args:
+        rows: of `training`, `validation` and `test`.
+        values: some that the column of a given split holds.
+
+    Raises:
+        DataError: a part has no row.
+    """
+    given, time = recipe.data.split.given, recipe.data.split.time
+    if given is not None and not rows["test"]:
+        raise DataError(
+            f"no row has {given.column} {given.test!r}; {near_miss(str(given.test), map(str, values))}",
+            where="data.split.given.test",
+            mend="name a value that the test rows have",
+        )
+    if time is not None and not rows["training"] + rows["validation"]:
+        raise DataError(
+            f"column {time.column!r} holds one value only, so no earlier rows are left to train on",
+            where="data.split.time.column",
+            mend="bring rows of at least two times, or split by shares",
+        )
+    for name, count in rows.items():
+        if not count:
             raise DataError(
-                f"the {name} set would be empty: {len(frame)} rows divided by {_described(recipe)}",
+                f"the {name} set would be empty: {sum(rows.values())} rows divided by {_described(recipe)}",
                 where="data.split",
                 mend="bring more rows, or change data.split (test, validation, seed, time)",
             )
-    return parts
 
 
 def positions(frame: pd.DataFrame, seed: int) -> NDArray[np.float64]:
@@ -164,26 +215,17 @@ def _per_class(
 def _is_given(frame: pd.DataFrame, given: GivenSplit) -> NDArray[np.bool_]:
     _present(frame, given.column, "data.split.given.column", "part")
     is_test: NDArray[np.bool_] = (frame[given.column].astype(str) == str(given.test)).to_numpy()
-    if not is_test.any():
-        values = [str(value) for value in frame[given.column].unique()[:50]]
-        raise DataError(
-            f"no row has {given.column} {given.test!r}; {near_miss(str(given.test), values)}",
-            where="data.split.given.test",
-            mend="name a value that the test rows have",
-        )
     return is_test
 
 
-def _is_last(frame: pd.DataFrame, column: str) -> NDArray[np.bool_]:
+def last_value(frame: pd.DataFrame, column: str) -> Any:
+    """Of a split by time, the value that the test rows have.
+
+    Raises:
+        DataError: the column is gone or has gaps.
+    """
     _present(frame, column, "data.split.time.column", "place in time")
-    last: NDArray[np.bool_] = (frame[column] == frame[column].max()).to_numpy()
-    if last.all():
-        raise DataError(
-            f"column {column!r} holds one value only, so no earlier rows are left to train on",
-            where="data.split.time.column",
-            mend="bring rows of at least two times, or split by shares",
-        )
-    return last
+    return frame[column].max()
 
 
 def _present(frame: pd.DataFrame, column: str, field: str, lacks: str) -> None:

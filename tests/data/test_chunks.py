@@ -1,0 +1,185 @@
+"""A table in chunks goes through every stage as one in memory does: same rows, same schema, same weights, same metrics."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from headrace.data import chunks as chunks_module
+from headrace.data.chunks import Chunks, RowGroups, head, in_chunks, large
+from headrace.errors import DataError
+from headrace.kinds.base import Schema
+from headrace.preparation import prepare
+from headrace.project import Project
+
+SMALL = "4kB"
+ROWS = 900
+
+
+def table(rows: int = ROWS, seed: int = 1) -> pd.DataFrame:
+    """Numbers with gaps, whole numbers with gaps late in the table, categories, months, a class and a value."""
+    rng = np.random.default_rng(seed)
+    far, whole = 1e6 + rng.normal(0, 5, rows), rng.integers(0, 50, rows).astype(float)
+    whole[rows - 3 :] = np.nan
+    near = np.where(rng.random(rows) < 0.05, np.nan, rng.normal(0, 1, rows))
+    colour = rng.choice(["red", "green", "blue", None], rows, p=[0.5, 0.3, 0.15, 0.05])
+    return pd.DataFrame(
+        {
+            "far": far,
+            "near": near,
+            "whole": pd.array(whole, dtype="Int64"),
+            "colour": colour,
+            "code": rng.integers(0, 4, rows),
+            "month": 1 + 3 * np.arange(rows) // rows,
+            "label": np.where(np.nan_to_num(near) + (colour == "red") > 0.3, "yes", "no"),
+            "y": 100 + 3 * np.nan_to_num(near) + rng.normal(0, 0.1, rows),
+        }
+    )
+
+
+def landed(project: Project, *batches: pd.DataFrame, name: str = "toy") -> None:
+    """Batches as they lie in data/, in row groups of 100 rows."""
+    folder = project.raw(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, batch in enumerate(batches):
+        pq.write_table(pa.Table.from_pandas(batch), folder / f"{i:04d}-b.parquet", row_group_size=100)
+
+
+def test_chunks_hold_the_table_with_the_types_it_has_as_a_whole(project: Project, make_recipe: Any) -> None:
+    landed(project, table(300), table(300, seed=2).assign(code=lambda t: t["code"] + 0.5))
+    recipe = make_recipe(memory=SMALL)
+    found = large(project, recipe)
+    assert found is not None and found.rows == 600 and found.size < 10
+    frames = list(found.frames())
+    from headrace.data.tables import read_batches
+
+    whole = read_batches(project, recipe)
+    assert max(map(len, frames)) == found.size and len(frames) >= 600 / found.size
+    pd.testing.assert_frame_equal(pd.concat(frames), whole, check_index_type=False)
+    assert all((frame.dtypes == whole.dtypes).all() for frame in frames)
+
+
+def test_what_memory_can_hold_and_what_a_kind_cannot_take_in_pieces_stays_whole(project: Project, make_recipe: Any) -> None:
+    landed(project, table())
+    assert large(project, make_recipe()) is None
+    assert large(project, make_recipe(memory="1GB")) is None
+    assert large(project, make_recipe(memory=SMALL)) is not None
+    images = make_recipe(task="image-classification", image=[2, 2], memory=SMALL)
+    assert large(project, images) is None
+
+
+def test_the_bytes_that_are_written_do_not_depend_on_the_pieces(tmp_path: Path) -> None:
+    rows = pa.Table.from_pandas(table(500), preserve_index=False)
+    for name, sizes in (("one", [500]), ("many", [1, 99, 250, 150]), ("even", [100] * 5)):
+        writer, start = RowGroups(tmp_path / name, rows.schema, 128), 0
+        for size in sizes:
+            writer.add(rows.slice(start, size))
+            start += size
+        writer.close({"key": "k"})
+        assert writer.written == 500
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "many").read_bytes() == (tmp_path / "even").read_bytes()
+    file = pq.ParquetFile(tmp_path / "one")
+    assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [128, 128, 128, 116]
+    assert len(head(tmp_path / "one", 10)) == 10
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+@pytest.mark.parametrize(
+    "split",
+    [
+        {"test": 0.2, "validation": 0.2},
+        {"time": {"column": "month"}, "validation": 0.2},
+        {"given": {"column": "code", "test": 3}, "validation": 0.2},
+        {"group": {"column": "person"}, "test": 0.3, "validation": 0.3},
+    ],
+)
+def test_prepared_in_chunks_is_prepared_as_a_whole(project: Project, make_recipe: Any, task: str, split: Any) -> None:
+    landed(
+        project, table().assign(person="p" + (table()["whole"].fillna(7)).astype("str")), table(300, seed=5).assign(person="q")
+    )
+    columns = {"target": "label" if task == "classification" else "y", "categorical": ["colour", "code"], "split": split}
+    found = {}
+    for memory in ("1GB", SMALL):
+        prepare(make_recipe(task=task, memory=memory, **columns), project)
+        out = project.artifacts("toy") / "prepared"
+        found[memory] = (
+            [pd.read_parquet(out / f"{part}.parquet") for part in ("train", "validation", "test")],
+            Schema.read(out / "schema.json"),
+            json.loads((out / "rows.json").read_text()),
+        )
+    (whole, schema, rows), (pieces, learned, counted) = found.values()
+    assert counted == rows and sum(rows.values()) == 1200
+    for ours, theirs in zip(pieces, whole, strict=True):
+        pd.testing.assert_frame_equal(ours, theirs, check_dtype=False)
+    for mine, wanted in zip(learned.numeric, schema.numeric, strict=True):
+        assert (mine.mean, mine.std) == pytest.approx((wanted.mean, wanted.std), rel=1e-9)
+        assert mine.model_copy(update={"mean": wanted.mean, "std": wanted.std}) == wanted
+    rest = {"numeric": [], "target_mean": 0.0, "target_std": 0.0}
+    assert learned.model_copy(update=rest) == schema.model_copy(update=rest)
+    assert (learned.target_mean, learned.target_std) == pytest.approx((schema.target_mean, schema.target_std), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("change", "fields", "said"),
+    [
+        ({"near": np.inf}, {}, r"1 training rows are infinite or too large, such as inf"),
+        ({"label": "same"}, {}, "one class only"),
+        ({"month": 1}, {"split": {"time": {"column": "month"}}}, "holds one value only"),
+        ({}, {"split": {"given": {"column": "label", "test": "yess"}}}, "no row has label 'yess'; did you mean 'yes'"),
+        ({}, {"split": {"per_class": {"train": 5, "validation": 9, "test": 9}}}, "raise data.memory"),
+        ({"colour": None}, {}, "no training row has a value here"),
+    ],
+)
+def test_what_cannot_be_prepared_is_said_as_of_a_whole_table_and_changes_nothing(
+    project: Project, make_recipe: Any, change: dict[str, Any], fields: dict[str, Any], said: str
+) -> None:
+    frame = table(300)
+    for column, value in change.items():
+        if column == "near":
+            frame.loc[[100, 101, 102, 103], column] = value  # one of them trains, whatever the division
+        else:
+            frame[column] = value
+    landed(project, frame.astype({"colour": "str"} if "colour" in change else {}))
+    out = project.artifacts("toy") / "prepared"
+    out.mkdir(parents=True)
+    (out / "schema.json").write_text("before")
+    (out / ".train.parquet.1.part").write_text("of a run that was killed")
+    with pytest.raises(DataError) as raised:
+        prepare(make_recipe(task="classification", target="label", memory=SMALL, **fields), project)
+    assert re.search(said.replace("1 training rows", r"\d+ training rows"), str(raised.value)), str(raised.value)
+    if "near" in change:
+        assert "rows 10" in str(raised.value) or "rows 9" in str(raised.value)
+    assert [path.name for path in out.iterdir()] == ["schema.json"] and (out / "schema.json").read_text() == "before"
+
+
+def test_a_damaged_batch_says_after_which_row(project: Project, make_recipe: Any) -> None:
+    landed(project, table(300))
+    path = project.raw("toy") / "0000-b.parquet"
+    end = pq.read_metadata(path)
+    at = end.row_group(1).column(0).data_page_offset
+    raw = bytearray(path.read_bytes())
+    raw[at : at + 40] = b"\xff" * 40
+    path.write_bytes(bytes(raw))
+    with pytest.raises(DataError, match="no whole Parquet file") as raised:
+        prepare(make_recipe(memory=SMALL), project)
+    assert "after row 100" in str(raised.value)
+    path.write_bytes(bytes(raw[:-500]))
+    with pytest.raises(DataError, match="cut in the middle"):
+        prepare(make_recipe(memory=SMALL), project)
+
+
+def test_a_chunk_is_of_the_bytes_that_were_allowed(project: Project, make_recipe: Any) -> None:
+    landed(project, table())
+    data = make_recipe(memory="16kB").data
+    found = in_chunks(sorted(project.raw("toy").iterdir()), data)
+    assert isinstance(found, Chunks)
+    sizes = [piece.nbytes for piece in found.tables()]
+    assert max(sizes) <= 16_000 / chunks_module.CHUNK_SHARE * 1.3
