@@ -14,6 +14,8 @@ import psutil
 from benchmarks.release_clone import carries
 
 INTERVAL_SECONDS = 0.05
+SETTLED_SECONDS = 1.0
+"""Until it is the program it was started for, a new process has no environment, or that of its parent."""
 EVERY_NTH_WITH_PSS = 10
 """PSS makes the kernel walk a process's pages: half a second apart it costs hardly anything."""
 MB = 1e6
@@ -114,7 +116,7 @@ class Watch(threading.Thread):
                 process = psutil.Process(pid)
                 if carries(process, self._token):
                     self._members[pid] = process
-                else:
+                elif time.time() - process.create_time() > SETTLED_SECONDS:
                     self._strangers.add(pid)
 
     def _sample(self, with_pss: bool) -> None:

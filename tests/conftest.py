@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -14,9 +15,11 @@ import pandas as pd
 import pytest
 
 from headrace.project import Project
-from headrace.rollout.ports import is_free
 from tests.docker_engine import docker_engine  # noqa: F401
 from tests.model_rooms import built  # noqa: F401
+from tests.ports import lease
+
+pytest_plugins = ["tests.workers"]
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = (
@@ -142,17 +145,17 @@ def images(rows: int, seed: int = 1) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="session")
-def free_ports() -> Callable[[], dict[str, str]]:
+def free_ports() -> Iterator[Callable[[], dict[str, str]]]:
     """Environment with ports nobody uses: each call takes others."""
-    blocks = iter(range(23100, 31900, 40))  # below the ports that the kernel hands out by itself
+    with contextlib.ExitStack() as held:
 
-    def take() -> dict[str, str]:
-        first = next(block for block in blocks if all(is_free(port) for port in range(block, block + 4)))
-        names = ("DOOR_PORT", "DOOR_ADMIN_PORT", "MLFLOW_PORT", "PREFECT_PORT")
-        ports = {f"HEADRACE_{name}": str(first + i) for i, name in enumerate(names)}
-        return {**ports, "HEADRACE_REPLICA_PORTS": f"[{first + 5},{first + 39}]"}
+        def take() -> dict[str, str]:
+            ports = held.enter_context(lease())
+            names = ("DOOR_PORT", "DOOR_ADMIN_PORT", "MLFLOW_PORT", "PREFECT_PORT")
+            named = {f"HEADRACE_{name}": str(port) for name, port in zip(names, ports, strict=False)}
+            return {**named, "HEADRACE_REPLICA_PORTS": f"[{ports[4]},{ports[-1]}]"}
 
-    return take
+        yield take
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import httpx
 
 from headrace.packaging import Bento, serve_command
 from headrace.project import Project
+from tests.ports import free_port
 
 
 class Served(NamedTuple):
@@ -26,20 +26,13 @@ class Served(NamedTuple):
     log: Path
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
-
-
 def make_project(root: Path) -> Project:
     (root / "recipes").mkdir(parents=True)
     (root / "dvc.yaml").touch()
     return Project(root)
 
 
-def wait_ready(url: str, seconds: float = 60, alive: subprocess.Popen[bytes] | None = None) -> None:
+def wait_ready(url: str, seconds: float = 120, alive: subprocess.Popen[bytes] | None = None) -> None:
     """Until `url`/readyz gives 200; fails when it does not within `seconds`, or when the process `alive` ends before."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -20,7 +20,7 @@ from headrace.errors import PortTaken
 from headrace.project import Project
 from headrace.rollout import ports, supervisor
 from headrace.settings import Settings, database
-from tests.rollout.support import free_ports
+from tests.ports import free_ports
 
 SERVERS = ["prefect-server", "prefect-worker", "mlflow", "envoy"]
 
@@ -59,7 +59,6 @@ def wait_until(true: Callable[[], bool], seconds: float = 90.0) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.timeout(400)
 def test_services_start_are_reused_come_back_and_go(project: Project, settings: Settings) -> None:
     hooked: list[str] = []
     found = services.up(project, settings, quiet, lambda: hooked.append(states(project, settings)["prefect-server"]))

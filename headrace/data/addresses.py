@@ -58,5 +58,5 @@ def local_files(uri: str, project_root: Path) -> list[Path]:
     path = local_file(uri, project_root)
     if not is_pattern(str(path)):
         return [path]
-    folder = Path(str(path).partition("*")[0]).parent
+    folder = Path(f"{str(path).partition('*')[0]}*").parent
     return [Path(name) for name in matching(str(path), (str(p) for p in folder.rglob("*") if p.is_file()))]

@@ -19,7 +19,7 @@ from headrace.settings import Settings
 from tests.conftest import table
 
 HEADRACE = str(Path(sys.executable).with_name("headrace"))
-SECONDS = 240
+SECONDS = 480
 
 
 @dataclass

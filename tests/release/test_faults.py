@@ -9,16 +9,17 @@ import socket
 import sqlite3
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 
-from headrace import journal
+from headrace import journal, services
 from headrace.settings import database
-from tests.conftest import table
-from tests.release.live import Live, another_recipe, kill_group, steps_until
+from tests.conftest import make_project, table
+from tests.release.live import SECONDS, Live, another_recipe, kill_group, steps_until
 
 STEPS = ["ingest", "validate", "prepare", "train", "export", "evaluate", "register", "judge", "package", "roll out"]
 
@@ -33,6 +34,14 @@ def stages_of(live: Live) -> list[psutil.Process]:
     return found
 
 
+def run_until(live: Live, name: str, step: str) -> None:
+    """Releases up to the beginning of `step`, by when the steps before it are done; the rest is not done."""
+    process = live.start("run", name)
+    assert steps_until(process, step)[-1] == step
+    kill_group(process)
+
+
+@pytest.mark.timeout(1200)  # eleven releases
 def test_kill_at_every_step_leaves_nothing_half_done(live: Live) -> None:
     """One release, killed at the beginning of each step in turn; the run after it goes on, and the last completes."""
     name = another_recipe(live, "killed", serve={"replicas": 2})
@@ -71,7 +80,7 @@ def test_a_killed_training_ends_with_the_weights_of_one_never_killed(live: Live)
     fields: dict[str, object] = {"epochs": 400, "learning_rate": 0.001, "schedule": "one_cycle"}
     whole, cut = another_recipe(live, "whole", train=fields), another_recipe(live, "cut", train=fields)
     (live.project.root / "cut.csv").write_bytes((live.project.root / "whole.csv").read_bytes())
-    live.run("run", whole)
+    run_until(live, whole, "export")
     checkpoint = live.project.state / "checkpoints" / f"{cut}.pt"
     process = live.start("run", cut)
     deadline = time.monotonic() + 120
@@ -79,7 +88,7 @@ def test_a_killed_training_ends_with_the_weights_of_one_never_killed(live: Live)
         time.sleep(0.02)
     kill_group(process)
     assert checkpoint.exists(), "the training was over before it could be killed"
-    live.run("run", cut)
+    run_until(live, cut, "export")
     weights = [(live.project.artifacts(name) / "train" / "model.pt").read_bytes() for name in (whole, cut)]
     assert weights[0] == weights[1]
 
@@ -103,14 +112,14 @@ def test_two_releases_of_one_recipe_do_not_meet(live: Live) -> None:
     steps_until(first, "validate")
     told = live.json("run", name, code=6)
     assert "is being released by process" in told["message"]
-    assert first.wait(200) == 0
+    assert first.wait(SECONDS) == 0
 
 
 def test_a_dead_prefect_server_comes_back_by_itself(live: Live) -> None:
     server = next(p for p in psutil.process_iter(["pid"]) if _listens(p, int(live.ports["HEADRACE_PREFECT_PORT"])))
     server.kill()
-    name = another_recipe(live, "revived")
-    assert live.json("run", name)["version"] == "1"
+    released = live.json("run", "tiny", "--force")
+    assert not released["unchanged"] and released["version"] == live.serving("tiny")
 
 
 def _listens(process: psutil.Process, port: int) -> bool:
@@ -170,17 +179,19 @@ def test_a_changed_sha256_is_refused(live: Live) -> None:
     assert "sha256" in told["message"] and "0" * 64 in told["message"]
 
 
-def test_a_taken_port_names_its_holder_and_the_setting(live: Live, tmp_path: Path) -> None:
+def test_a_taken_port_names_its_holder_and_the_setting(
+    tmp_path: Path, free_ports: Callable[[], dict[str, str]], request: pytest.FixtureRequest
+) -> None:
+    fresh = Live(make_project(tmp_path / "clone"), free_ports())  # where nothing runs yet
+    request.addfinalizer(lambda: services.down(fresh.project, fresh.settings))
+    taken = fresh.ports["HEADRACE_DOOR_PORT"]
     with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
+        sock.bind(("127.0.0.1", int(taken)))
         sock.listen()
-        taken = str(sock.getsockname()[1])
-        live.run("down")
-        told = live.json("up", code=5, environment={"HEADRACE_DOOR_PORT": taken})
-    assert (
-        told["error"] == "PortTaken" and taken in told["message"] and "door_port" in f"{told['mend']}{told['message']}".lower()
-    )
-    live.run("up")
+        told = fresh.json("up", code=5)
+    assert told["error"] == "PortTaken" and taken in told["message"] and f"pid {os.getpid()}" in told["message"]
+    assert "door_port" in f"{told['mend']}{told['message']}".lower()
+    assert {service["state"] for service in fresh.json("status")["services"]} == {"stopped"}
 
 
 def test_no_docker_engine_is_said_with_the_mend(live: Live) -> None:
@@ -219,7 +230,7 @@ def test_a_prefect_server_that_dies_during_a_release_does_not_spoil_it(live: Liv
     steps_until(process, "train")
     server = next(p for p in psutil.process_iter(["pid"]) if _listens(p, int(live.ports["HEADRACE_PREFECT_PORT"])))
     server.kill()
-    _, said = process.communicate(timeout=200)
+    _, said = process.communicate(timeout=SECONDS)
     if process.returncode != 0:  # Prefect gave up before its server was back
         assert process.returncode == 5 and "Prefect server" in said and "Traceback" not in said, said
     assert live.json("run", name)["version"] == "1"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -9,8 +10,8 @@ import yaml
 
 from headrace.settings import Settings
 from tests.conftest import ROOT
-from tests.release.live import Live, another_recipe
-from tests.rollout.load import Load
+from tests.release.live import SECONDS, Live, another_recipe, steps_until
+from tests.rollout.load import RUSH, Load
 
 INSTANCE = {"length": 3.0, "width": 0.5, "colour": "red"}
 
@@ -26,7 +27,13 @@ def release_under_load(live: Live, name: str, on: str, versions: str) -> Load:
             recipe = yaml.safe_load(path.read_text())
             recipe["train"]["seed"] = int(version)
             path.write_text(yaml.safe_dump(recipe))
-            assert live.json("run", name, "--on", on)["version"] == version
+            load.rest = 0.2  # while nothing happens to the replicas
+            process = live.start("run", name, "--on", on, "--json")
+            assert steps_until(process, "package")[-1] == "package"
+            load.rest = RUSH
+            released, said = process.communicate(timeout=SECONDS)
+            assert process.returncode == 0, said
+            assert json.loads(released)["version"] == version
             load.wait_for(version)
     return load
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,8 @@ from headrace.project import Project
 from headrace.rollout import supervisor
 from headrace.rollout.processes import ProcessRunner
 from headrace.settings import Settings
-from tests.rollout.support import echo_command, free_ports
+from tests.ports import lease
+from tests.rollout.support import echo_command
 
 
 @pytest.fixture
@@ -29,18 +29,17 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project
 
 
 @pytest.fixture
-def settings() -> Settings:
-    door, admin, mlflow, prefect = free_ports(4)
-    first = random.randrange(20_000, 32_000, 200)  # below the ports that outgoing connections take
-    return Settings(
-        door_port=door,
-        door_admin_port=admin,
-        mlflow_port=mlflow,
-        prefect_port=prefect,
-        replica_ports=(first, first + 199),
-        drain_seconds=10.0,
-        ready_seconds=20.0,
-    )
+def settings() -> Iterator[Settings]:
+    with lease() as ports:
+        yield Settings(
+            door_port=ports[0],
+            door_admin_port=ports[1],
+            mlflow_port=ports[2],
+            prefect_port=ports[3],
+            replica_ports=(ports[4], ports[-1]),
+            drain_seconds=10.0,
+            ready_seconds=20.0,
+        )
 
 
 @pytest.fixture

@@ -9,6 +9,9 @@ import time
 from collections import Counter
 from typing import Any
 
+RUSH = 0.02
+"""Seconds between two requests of a client that asks a real model."""
+
 
 class Load:
     """Threads that call one model until the block ends; `answers` counts versions, `failures` says what went wrong."""
@@ -18,6 +21,7 @@ class Load:
     ) -> None:
         """`instance` is what clients send; without one, slow clients ask the echo replica to wait."""
         self._instance = instance
+        self.rest = RUSH
         self.answers: Counter[str] = Counter()
         self.failures: list[str] = []
         self._stopped = threading.Event()
@@ -39,7 +43,7 @@ class Load:
         for thread in self._threads:
             thread.join(timeout=30)
 
-    def wait_for(self, version: str, count: int = 20, seconds: float = 30.0) -> None:
+    def wait_for(self, version: str, count: int = 20, seconds: float = 120.0) -> None:
         """Returns once `count` more answers came from `version`."""
         goal, deadline = self.answers[version] + count, time.monotonic() + seconds
         while self.answers[version] < goal:
@@ -64,7 +68,7 @@ class Load:
             except (OSError, http.client.HTTPException) as error:
                 self._fail(f"{type(error).__name__}: {error}")
                 connection.close()
-            time.sleep(0.02 if self._instance else 0.002)  # bounded: the tests share their machine
+            time.sleep(self.rest if self._instance else 0.002)  # bounded: the tests share their machine
 
     def _count(self, status: int, raw: bytes) -> None:
         if status != 200:

@@ -19,7 +19,8 @@ from headrace.project import Project
 from headrace.rollout.containers import DockerRunner
 from headrace.rollout.replicas import Replica, ReplicaSpec, Runner
 from headrace.settings import Settings
-from tests.serving import free_port, make_project, wait_ready
+from tests.ports import free_port
+from tests.serving import make_project, wait_ready
 from tests.tiny_models import image_model
 
 IMAGE = {"pixels": [[255] * 4, [255] * 4, [0] * 4, [0] * 4]}

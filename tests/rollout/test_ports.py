@@ -11,7 +11,7 @@ import pytest
 
 from headrace.errors import PortTaken
 from headrace.rollout import ports
-from tests.rollout.support import free_ports
+from tests.ports import free_ports
 
 
 @pytest.fixture

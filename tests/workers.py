@@ -1,0 +1,102 @@
+"""How tests are divided among workers (`pytest -n 2`), and that nothing they start outlives the run. A plugin of pytest."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import sys
+from typing import Any
+
+import psutil
+import pytest
+from xdist.scheduler import LoadScopeScheduling
+
+GROUPS = (
+    ("tests/release/test_faults.py",),
+    ("tests/test_benchmarks.py",),
+    # The Docker engine builds the base of all images once: whoever needs it goes to one worker.
+    (
+        "tests/release/test_load.py",
+        "tests/release/test_release.py",
+        "tests/rollout/test_containers.py",
+        "tests/test_packaging.py",
+    ),
+    ("tests/release/test_every_recipe.py",),
+    ("tests/test_docs.py",),
+    # the fixture `built`
+    (
+        "tests/test_release_steps.py",
+        "tests/test_registry.py",
+        "tests/test_pipeline.py",
+        "tests/training/test_run.py",
+    ),
+    ("tests/test_services.py",),
+    ("tests/rollout/test_rolling.py",),
+)
+"""The slowest first: a group that begins last leaves the other workers idle. Every other file is a group of its own."""
+PLACES = {file: (group, place) for group, files in enumerate(GROUPS) for place, file in enumerate(files)}
+LAST = (len(GROUPS), 0)
+RUN = "RUN_OF_THE_TESTS"
+"""A variable that every process started by tests inherits: by it those that are left are found."""
+
+
+def file_of(nodeid: str) -> str:
+    return nodeid.partition("::")[0]
+
+
+class Groups(LoadScopeScheduling):
+    """Gives a worker a whole group at a time. (xdist's own `--dist loadgroup` does not know the node ids of pytest 9.2.)"""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = file_of(nodeid)
+        return GROUPS[PLACES[file][0]][0] if file in PLACES else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling | None:
+    """Ours, unless `--dist` asks for another."""
+    if config.getoption("dist") != "load":
+        return None
+    config.option.loadscopereorder = False
+    return Groups(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Workers begin with the slow groups; in one process the tests keep their order."""
+    if is_worker(config):
+        items.sort(key=lambda item: PLACES.get(file_of(item.nodeid), LAST))
+
+
+def is_worker(config: pytest.Config) -> bool:
+    return hasattr(config, "workerinput")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not is_worker(config):
+        os.environ[RUN] = secrets.token_hex(8)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Ends what tests left running: after Ctrl-C, or when a worker died, their own cleaning up is cut short."""
+    token = os.environ.get(RUN)
+    if is_worker(config) or token is None:
+        return
+    left = processes_of(token)
+    for process in left:
+        with contextlib.suppress(psutil.Error):
+            print(f"ending what a test left running: {' '.join(process.cmdline())[:150]}", file=sys.stderr)
+            process.kill()
+    psutil.wait_procs(left, timeout=10)
+
+
+def processes_of(token: str) -> list[psutil.Process]:
+    """Processes that inherited `token`, but this one and those that started it."""
+    me = psutil.Process()
+    spared = {me.pid, *(parent.pid for parent in me.parents())}
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.pid not in spared and process.environ().get(RUN) == token and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
