@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.contract import Contract, ContractViolation, InputField, describe
-from headrace.graph import Graph, Indices, Part, undirected
+from headrace.contract import Contract, ContractViolation, describe
+from headrace.graph import Graph, Indices, Part
+from headrace.graphs import GraphReader
 
 HOPS = "headrace.hops"
 """Metadata of the exported graph: over how many edges lies what a node's answer depends on."""
@@ -37,7 +38,7 @@ class NodeAnswers:
     def __init__(self, graph: Graph, hops: int, run: Run, contract: Contract) -> None:
         """`run` gives probabilities `(nodes, C)`; what it gives for a node depends on what lies `hops` edges around it."""
         self.graph, self.hops, self.run, self.contract = graph, hops, run, contract
-        self._row = InputField(name="features", dtype="float32", shape=(graph.features,))
+        self._reader = GraphReader(graph.features, MOST_CELLS)
 
     def answer(self, instances: list[Any]) -> list[dict[str, Any]]:
         """Answers in the order of `instances`.
@@ -55,7 +56,7 @@ class NodeAnswers:
             if way == "features":
                 answers[i] = self.contract.to_answers(self._new(instances[i], f"instances.{i}"))[0]
             elif way == "nodes":
-                answers[i] = {"nodes": self.contract.to_answers(self.run(self._own(instances[i], f"instances.{i}")))}
+                answers[i] = {"nodes": self.contract.to_answers(self.run(self._reader.read(instances[i], f"instances.{i}")))}
         return answers
 
     def known(self, places: Indices) -> NDArray[Any]:
@@ -115,50 +116,13 @@ class NodeAnswers:
         return self.graph.place[name]
 
     def _new(self, instance: dict[str, Any], path: str) -> NDArray[Any]:
-        features = self._features(instance["features"], f"{path}.features")
+        features = self._reader.row(instance["features"], f"{path}.features")
         given = instance.get("neighbours")
         names = given.split() if isinstance(given, str) else [] if given is None else given
         if not isinstance(names, list):
             raise ContractViolation(f"{path}.neighbours", "a list of ids", describe(given))
         places = [self._place(name, f"{path}.neighbours.{i}") for i, name in enumerate(names)]
         return self.beside(features, np.unique(np.array(places, np.int64)))
-
-    def _own(self, instance: dict[str, Any], path: str) -> Part:
-        nodes, edges = instance["nodes"], instance.get("edges") or []
-        if not isinstance(nodes, list) or not nodes:
-            raise ContractViolation(f"{path}.nodes", "a list with the features of each node", describe(nodes))
-        most = max(1, MOST_CELLS // self.graph.features)
-        if len(nodes) > most:
-            raise ContractViolation(f"{path}.nodes", f"at most {most} nodes", f"{len(nodes)} nodes")
-        if not isinstance(edges, list):
-            raise ContractViolation(f"{path}.edges", "a list of pairs", describe(edges))
-        for i, edge in enumerate(edges):
-            if not (isinstance(edge, list) and len(edge) == 2 and all(_is_place(end, len(nodes)) for end in edge)):
-                raise ContractViolation(f"{path}.edges.{i}", f"two places from 0 to {len(nodes) - 1}", describe(edge))
-        features = np.stack([self._features(row, f"{path}.nodes.{i}") for i, row in enumerate(nodes)])
-        return Part(features, undirected(np.array(edges, np.int64).reshape(-1, 2)))
-
-    def _features(self, value: Any, path: str) -> NDArray[np.float32]:
-        """`(F,)`, from all numbers or from the positions of the ones."""
-        if not isinstance(value, dict):
-            try:
-                found: NDArray[np.float32] = self._row.to_array([value], "one")[0]
-            except ContractViolation as violation:
-                expected = f'{violation.expected}, or {{"present": [positions]}}'
-                raise ContractViolation(path, expected, violation.got) from None
-            return found
-        if set(value) != {"present"} or not isinstance(value["present"], list):
-            raise ContractViolation(path, '{"present": [positions]}', describe(value))
-        row = np.zeros(self.graph.features, np.float32)
-        for i, position in enumerate(value["present"]):
-            if not _is_place(position, len(row)):
-                raise ContractViolation(f"{path}.present.{i}", f"a position from 0 to {len(row) - 1}", describe(position))
-            row[position] = 1
-        return row
-
-
-def _is_place(value: Any, count: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < count
 
 
 def _near(name: str, known: Any) -> str:

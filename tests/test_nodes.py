@@ -157,8 +157,9 @@ def test_what_breaks_the_contract_is_named(asked: NodeAnswers, instance: Any, pa
     assert caught.value.path == f"instances.1{path}"
 
 
-def test_a_graph_too_large_to_hold_is_refused(asked: NodeAnswers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_too_large_to_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nodes, "MOST_CELLS", 8)
+    asked = NodeAnswers(random_graph(), 3, two_rounds, CONTRACT)
     asked.answer([{"nodes": [{"present": []}] * 2}])
     with pytest.raises(ContractViolation, match="at most 2 nodes, got 3 nodes"):
         asked.answer([{"nodes": [{"present": []}] * 3}])

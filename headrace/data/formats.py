@@ -12,6 +12,7 @@ from zipfile import ZipFile
 from headrace.data.corpora import read_docstrings, read_lines, read_texts
 from headrace.data.delimited import as_utf8, read_csv, unpacked
 from headrace.data.reading import Reading, first_line
+from headrace.data.structures import graphs_as_text, read_molecules
 from headrace.errors import DataError, near_miss
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ ENDINGS = {
     "lines": (".txt", ".txt.gz"),
     "texts": (".txt.zip",),
     "docstrings": (".py", ".py.zip"),
+    "sdf": (".sdf", ".sdf.gz"),
 }
 """Formats, and the endings of file names that say them. Texts, and the files of a pattern, come as one zip."""
 FORMATS = tuple(ending for endings in ENDINGS.values() for ending in endings)
@@ -41,7 +43,7 @@ def read_file(path: Path, reading: Reading | None = None) -> pa.Table:
         _missing(path)
     if path.stat().st_size == 0:
         raise DataError("the file is empty (0 bytes)", where=str(path), mend="fetch or export it again")
-    table = _read(path, reading)
+    table = graphs_as_text(_read(path, reading))
     twice = sorted(name for name, count in Counter(table.column_names).items() if count > 1)
     if twice:
         raise DataError(
@@ -87,6 +89,8 @@ def _read(path: Path, reading: Reading) -> pa.Table:
             return read_lines(unpacked(path, ending), path, reading)
         case "texts":
             return read_texts(path, reading)
+        case "sdf":
+            return read_molecules(unpacked(path, ending), path, reading)
         case _:
             return read_docstrings(path, reading)
 

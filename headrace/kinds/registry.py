@@ -57,6 +57,9 @@ KINDS: dict[str, KindEntry] = {
     "node-classification": KindEntry(
         "headrace.kinds.nodes:NodeClassification", CLASSIFICATION | CALIBRATION, ("gcn", "gat", "appnp"), is_graph=True
     ),
+    "graph-classification": KindEntry(
+        "headrace.kinds.graphs:GraphClassification", CLASSIFICATION | CALIBRATION, ("gcn", "gat", "appnp")
+    ),
 }
 
 

@@ -11,7 +11,17 @@ from headrace.extensions import code_files, importable, own_sources
 CODE = Path(headrace.__file__).resolve().parent.parent
 SERVING = CODE / "deploy" / "serving"
 REQUIREMENTS = SERVING / "requirements-serving.txt"
-SHARED = ("__init__.py", "beam.py", "contract.py", "generation.py", "graph.py", "nodes.py", "pictures.py", "text.py")
+SHARED = (
+    "__init__.py",
+    "beam.py",
+    "contract.py",
+    "generation.py",
+    "graph.py",
+    "graphs.py",
+    "nodes.py",
+    "pictures.py",
+    "text.py",
+)
 """Light modules of `headrace` that training and serving have in common."""
 
 
