@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from headrace.kinds.base import Shape
+from headrace.models.ensemble import Heads
 from headrace.models.registry import AttentionConfig
 from headrace.models.rotary import angles, turn
-from headrace.models.sequences import Heads, Pooling, TokenDropout, lengths_of, valid_positions
+from headrace.models.sequences import Pooling, TokenDropout, lengths_of, valid_positions
 from headrace.text import PAD
 
 

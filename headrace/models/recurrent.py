@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from headrace.kinds.base import Shape
+from headrace.models.ensemble import Heads
 from headrace.models.registry import RecurrentConfig
-from headrace.models.sequences import Heads, Pooling, TokenDropout, lengths_of, reversing, take, valid_positions
+from headrace.models.sequences import Pooling, TokenDropout, lengths_of, reversing, take, valid_positions
 from headrace.text import PAD
 
 CELLS: dict[str, type[nn.LSTM] | type[nn.GRU]] = {"lstm": nn.LSTM, "gru": nn.GRU}

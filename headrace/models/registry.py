@@ -62,7 +62,14 @@ class MLPConfig(ModelConfig):
 Pooling = Literal["max", "mean", "last", "attention"]
 
 
-class RecurrentConfig(ModelConfig):
+class EnsembleConfig(ModelConfig):
+    """Settings of a classifier that can be several."""
+
+    members: int = Field(default=1, ge=1, le=32)
+    """How many networks alike are trained side by side; the answer is the mean of their probabilities."""
+
+
+class RecurrentConfig(EnsembleConfig):
     """An embedding of tokens, recurrent layers, pooling over their states, one linear layer."""
 
     builds = "headrace.models.recurrent:Recurrent"
@@ -86,7 +93,7 @@ class RecurrentConfig(ModelConfig):
     """Probability that a token is made an unknown one in training."""
 
 
-class AttentionConfig(ModelConfig):
+class AttentionConfig(EnsembleConfig):
     """A transformer encoder: embedding of tokens, pre-norm blocks, pooling, one linear layer."""
 
     builds = "headrace.models.attention:Attention"
@@ -271,5 +278,10 @@ def config_of(name: str) -> type[ModelConfig]:
 
 def build(config: ModelConfig, shape: Any) -> nn.Module:
     """The torch module that `config` names, for inputs and outputs of `shape` (a `headrace.kinds.base.Shape`)."""
-    network: nn.Module = load_class(config.name if is_dotted(config.name) else config.builds)(config, shape)
-    return network
+    network = load_class(config.name if is_dotted(config.name) else config.builds)
+    if isinstance(config, EnsembleConfig) and config.members > 1:
+        from headrace.models.ensemble import Ensemble
+
+        return Ensemble(lambda: network(config, shape), config.members)
+    built: nn.Module = network(config, shape)
+    return built

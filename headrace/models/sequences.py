@@ -6,7 +6,6 @@ of padding alone (a text without tokens) is read as one token of padding, so tha
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -91,25 +90,3 @@ class Pooling(nn.Module):
 
     def last(self, states: Tensor, valid: Tensor, lengths: Tensor) -> Tensor:
         return take(states, lengths[:, None] - 1)[:, 0]
-
-
-class Heads(nn.Module):
-    """Logits `(B, outputs)` from several views of a text, each `(B, features)`: a linear layer a view, the mean of their
-    probabilities.
-
-    In training every view's logits stand side by side, `(B, views, outputs)`, and each has a loss of its own (deep
-    supervision, Lee et al. 2015, arXiv:1409.5185): a view that learns fast does not keep the others from learning.
-    """
-
-    def __init__(self, features: Sequence[int], outputs: int) -> None:
-        super().__init__()
-        self.each = nn.ModuleList(nn.Linear(count, outputs) for count in features)
-
-    def forward(self, *views: Tensor) -> Tensor:
-        logits = [head(view) for head, view in zip(self.each, views, strict=True)]
-        if len(logits) == 1:
-            return logits[0]  # type: ignore[no-any-return]
-        side_by_side = torch.stack(logits, dim=1)
-        if self.training:
-            return side_by_side
-        return side_by_side.log_softmax(dim=2).logsumexp(dim=1) - math.log(len(logits))

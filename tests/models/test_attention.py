@@ -12,6 +12,7 @@ from headrace.config import parse_recipe
 from headrace.errors import RecipeError
 from headrace.kinds.base import Shape
 from headrace.models.attention import Attention, Block
+from headrace.models.ensemble import Ensemble
 from headrace.models.registry import AttentionConfig, build
 from headrace.models.rotary import angles, turn
 from headrace.text import PAD
@@ -121,6 +122,19 @@ def test_dropout_acts_in_training_alone() -> None:
     assert torch.equal(model(tokens), model(tokens))
     model.train()
     assert not torch.equal(model(tokens), model(tokens))
+
+
+def test_members_are_averaged_and_each_is_judged_alone_in_training() -> None:
+    torch.manual_seed(0)
+    model = build(AttentionConfig(width=8, heads=2, dropout=0.0, skip=True, members=3), SHAPE).eval()
+    assert isinstance(model, Ensemble)
+    tokens = texts(LENGTHS)
+    alone = torch.stack([member(tokens).softmax(dim=1) for member in model.members])
+    assert not torch.allclose(alone[0], alone[1])
+    torch.testing.assert_close(model(tokens).softmax(dim=1), alone.mean(dim=0))
+    judged = model.train()(tokens)
+    assert judged.shape[:2] == (len(LENGTHS), 3 * 2)
+    torch.testing.assert_close(judged[:, :2], model.members[0](tokens))
 
 
 def test_parameters_are_counted_by_hand() -> None:

@@ -1,0 +1,49 @@
+"""Several judges of one row: the mean of their probabilities. B: rows.
+
+In training each judge's logits stand side by side and each has a loss of its own, so that none leans on another.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Heads(nn.Module):
+    """Logits `(B, outputs)` from several views of a row, each `(B, features)`: a linear layer a view.
+
+    In training `(B, views, outputs)`: deep supervision (Lee et al. 2015, arXiv:1409.5185).
+    """
+
+    def __init__(self, features: Sequence[int], outputs: int) -> None:
+        super().__init__()
+        self.each = nn.ModuleList(nn.Linear(count, outputs) for count in features)
+
+    def forward(self, *views: Tensor) -> Tensor:
+        logits = [head(view) for head, view in zip(self.each, views, strict=True)]
+        if len(logits) == 1:
+            return logits[0]  # type: ignore[no-any-return]
+        side_by_side = torch.stack(logits, dim=1)
+        return side_by_side if self.training else mean_judgement(side_by_side)
+
+
+class Ensemble(nn.Module):
+    """Networks alike that begin with other weights: a deep ensemble (Lakshminarayanan et al. 2017, arXiv:1612.01474) in one
+    module. In training `(B, judges, outputs)`."""
+
+    def __init__(self, make: Callable[[], nn.Module], members: int) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(make() for _ in range(members))
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        logits = [member(*inputs) for member in self.members]
+        side_by_side = torch.cat([each if each.dim() == 3 else each[:, None] for each in logits], dim=1)
+        return side_by_side if self.training else mean_judgement(side_by_side)
+
+
+def mean_judgement(logits: Tensor) -> Tensor:
+    """The logarithm of the judges' mean probabilities: `(B, judges, outputs)` to `(B, outputs)`."""
+    return logits.log_softmax(dim=2).logsumexp(dim=1) - math.log(logits.shape[1])
