@@ -20,7 +20,7 @@ from headrace.kinds.base import Shape
 from headrace.kinds.summaries import IGNORED
 from headrace.models.seq2seq import Reading, Seq2Seq, Step
 from headrace.models.served import AsIs, ServedModel
-from headrace.text import END, START
+from headrace.text import END, PAD, START
 
 
 class Summarising(ServedModel):
@@ -29,6 +29,7 @@ class Summarising(ServedModel):
 
     metric_name = "token_accuracy"
     loss_options = frozenset({"label_smoothing"})
+    rows_at_once = 32  # a row's answer is its tokens times the vocabulary: a megabyte
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__(AsIs(), network)
@@ -84,7 +85,7 @@ def export_graphs(model: ServedModel, shape: Shape, folder: Path) -> None:
 
 def check_parity(model: ServedModel, shape: Shape, folder: Path, recipe: str) -> dict[str, float]:
     """Largest difference between torch, which reads whole summaries at once, and the graphs, token by token: on random
-    tokens, for sources and summaries of one token and of the most there may be.
+    tokens, for sources of every length, none and the longest too, and for summaries of one token and of the most.
 
     Raises:
         ExportError: it exceeds `TOLERANCE`.
@@ -93,6 +94,8 @@ def check_parity(model: ServedModel, shape: Shape, folder: Path, recipe: str) ->
     def answers() -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
         for seed, (rows, read, written) in enumerate(product(PARITY_ROWS, (1, shape.length), (1, shape.answer_length))):
             source = _random_tokens(rows, read, shape, seed)
+            for row in range(1, rows):
+                source[row, row * read // rows :] = PAD
             summary = np.concatenate([np.full((rows, 1), START), _random_tokens(rows, written, shape, seed + 100)], axis=1)
             with torch.inference_mode():
                 wanted = model(torch.from_numpy(source), torch.from_numpy(summary)).numpy().reshape(rows, written + 1, -1)
