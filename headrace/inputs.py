@@ -12,7 +12,7 @@ from headrace.contract import Contract, InputField
 from headrace.errors import DataError, UsageError, near_miss
 
 PICTURES = (".png", ".jpg", ".jpeg")
-TABLES = (".csv", ".csv.gz", ".tsv", ".tab", ".parquet", ".pq")
+TABLES = (".csv", ".csv.gz", ".tsv", ".tab", ".parquet", ".pq", ".sdf")
 FILES = (".json", ".jsonl", ".txt", *PICTURES, *TABLES)
 
 
@@ -47,7 +47,7 @@ def from_text(text: str, contract: Contract) -> list[Any]:
 
 
 def from_file(path: Path, contract: Contract) -> list[Any]:
-    """Instances from a file, by its ending: JSON (one or a list), JSON lines, a table, a picture, a text.
+    """Instances from a file, by its ending: JSON (one or a list), JSON lines, a table, molecules, a picture, a text.
 
     Raises:
         UsageError: the file is missing, of another format, or nothing this model takes.
@@ -134,5 +134,16 @@ def _rows(path: Path, contract: Contract) -> list[Any]:
             where=str(path),
             mend=f"bring the columns {', '.join(names)}",
         )
+    lists = [field.name for field in contract.inputs if field.shape and field.dtype != "uint8"]
     rows: list[Any] = table.select([name for name in names if name in table.column_names]).to_pylist()
-    return rows
+    return [{name: _list(value, name, path) if name in lists else value for name, value in row.items()} for row in rows]
+
+
+def _list(value: Any, column: str, path: Path) -> Any:
+    """The value of a column whose field takes lists: in a table it stands as JSON."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as error:
+        raise DataError(f"no JSON: {error}", where=f"{path}, column {column}", mend="write a list, such as [[0, 1]]") from None

@@ -23,6 +23,17 @@ TABLE = Contract(
     target="minutes",
     sample={},
 )
+GRAPH = Contract(
+    model="shapes",
+    task="graph-classification",
+    inputs=[
+        InputField(name="nodes", dtype="float32", shape=(16,)),
+        InputField(name="edges", dtype="int64", shape=(2,), nullable=True),
+    ],
+    output="probabilities",
+    target="shape",
+    sample={},
+)
 TEXT = Contract(
     model="moods", task="t", inputs=[InputField(name="text", dtype="string")], output="probabilities", target="m", sample={}
 )
@@ -98,3 +109,17 @@ def test_files_that_cannot_be_taken_are_told(tmp_path: Path) -> None:
         inputs.from_file(tmp_path / "latin.txt", TEXT)
     with pytest.raises(UsageError, match=r"did you mean 'cut\.json'"):
         inputs.from_file(tmp_path / "cur.json", TABLE)
+
+
+def test_graphs_come_from_molecules_and_from_tables(tmp_path: Path) -> None:
+    atoms = "".join(f"{0:10.4f}{0:10.4f}{0:10.4f} {atom:<3} 0  0\n" for atom in ("C", "O"))
+    (tmp_path / "two.sdf").write_text(f"\n\n\n  2  1  0  0  0  0            999 V2000\n{atoms}  1  2  1  0\nM  END\n$$$$\n")
+    (methanol,) = inputs.from_file(tmp_path / "two.sdf", GRAPH)
+    assert (len(methanol["nodes"]), len(methanol["nodes"][0]), methanol["edges"]) == (2, 16, [[0, 1]])
+    (tmp_path / "two.csv").write_text('nodes,edges\n"[[1, 2], [3, 4]]","[[0, 1]]"\n"[[5, 6]]",\n')
+    first, second = inputs.from_file(tmp_path / "two.csv", GRAPH)
+    assert first == {"nodes": [[1, 2], [3, 4]], "edges": [[0, 1]]}
+    assert (second["nodes"], second["edges"] or []) == ([[5, 6]], [])
+    (tmp_path / "bad.csv").write_text('nodes,edges\n"[[1, 2]",\n')
+    with pytest.raises(DataError, match="no JSON"):
+        inputs.from_file(tmp_path / "bad.csv", GRAPH)

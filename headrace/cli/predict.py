@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 @click.option(
     "--file",
     type=click.Path(path_type=Path),
-    help="A picture (PNG, JPEG), a text, a table (CSV, Parquet), or JSON with one input or a list of them; - for JSON from "
-    "standard input.",
+    help="A picture (PNG, JPEG), a text, a table (CSV, Parquet), molecules (SDF), or JSON with one input or a list of them; - "
+    "for JSON from standard input.",
 )
 @click.option("--instance", help='One input as JSON, such as \'{"distance": 1400, "carrier": "UA"}\'.')
 @click.option("--sample", is_flag=True, help="Send the sample input of the model's contract.")
