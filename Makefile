@@ -6,6 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 FIND_LINKS := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS))
 RECIPE ?= digits
+WORKERS ?= 2
 
 .PHONY: run test setup check unit lock recipes bench bench-gate clean help
 
@@ -32,8 +33,9 @@ check: $(READY)  ## ruff, mypy --strict, and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-unit: $(READY)  ## the tests (PYTEST_ARGS="-k gate" for some)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+unit: $(READY)  ## the tests (PYTEST_ARGS="-k gate" for some; WORKERS=0: in one process)
+	@# workers share the cores: a network that takes them all for itself slows every other test down
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
 lock: $(READY)  ## resolve requirements.lock anew
 	$(BIN)/uv pip compile pyproject.toml --extra dev $(FIND_LINKS) --no-header --no-annotate --quiet --output-file requirements.lock
