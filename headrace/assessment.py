@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headrace.config import Recipe
+from headrace.console import bar
 from headrace.contract import Contract
 from headrace.errors import HeadraceError
 from headrace.evaluation import Evaluation, before_scaling
@@ -20,6 +21,9 @@ from headrace.kinds.registry import CLASSIFICATION, REGRESSION, kind_of
 from headrace.project import Project
 from headrace.registry import Version, content_hash
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 
 def evaluate_export(recipe: Recipe, project: Project) -> None:
     """Writes `evaluation/`: metrics.json, evaluation.json, predictions.npz and pictures.
@@ -27,17 +31,16 @@ def evaluate_export(recipe: Recipe, project: Project) -> None:
     Raises:
         ExportError: the graph gives NaN or infinity.
     """
-    import pandas as pd
-
     artifacts = project.artifacts(recipe.name)
     out = artifacts / "evaluation"
     kind, schema = kind_of(recipe.task), Schema.read(artifacts / "prepared" / "schema.json")
-    test = pd.read_parquet(artifacts / "prepared" / "test.parquet")
-    outputs = kind.answers(artifacts / "export", test, recipe)
-    evaluation = kind.evaluate(test, outputs, schema, recipe)
-    if samples := kind.samples(artifacts / "export", test, recipe):
+    test = artifacts / "prepared" / "test.parquet"
+    outputs = answers_for(test, artifacts / "export", recipe)
+    frame = judged_columns(test, schema, recipe)
+    evaluation = kind.evaluate(frame, outputs, schema, recipe)
+    if samples := kind.samples(artifacts / "export", frame, recipe):
         evaluation = evaluation.model_copy(update={"samples": samples})
-    y_true = kind.truth(test, schema, recipe)
+    y_true = kind.truth(frame, schema, recipe)
     if temperature := Contract.read(artifacts / "export" / "contract.json").temperature:
         evaluation = before_scaling(evaluation, y_true, outputs, temperature)
 
@@ -47,31 +50,54 @@ def evaluate_export(recipe: Recipe, project: Project) -> None:
     draw(recipe, evaluation, y_true, outputs, artifacts)
 
 
+def answers_for(test: Path, folder: Path, recipe: Recipe) -> NDArray[Any]:
+    """What the graph in `folder` answers for the rows of the part at `test`, rows first. Rows that mean something each by
+    itself are read and answered chunk by chunk."""
+    import pandas as pd
+
+    from headrace.data.chunks import in_chunks
+
+    kind = kind_of(recipe.task)
+    if kind.learner(recipe) is None:
+        return kind.answers(folder, pd.read_parquet(test), recipe)
+    chunks = in_chunks([test], recipe.data.model_copy(update={"columns": None}))
+    found: list[NDArray[Any]] = []
+    with bar("answering", chunks.rows) as progress:
+        for frame in chunks.frames():
+            found.append(kind.answers(folder, frame, recipe))
+            progress.move(int(frame.index[-1]) + 1)
+    return np.concatenate(found)
+
+
+def judged_columns(test: Path, schema: Schema, recipe: Recipe) -> pd.DataFrame:
+    """The rows of the part at `test`, with the columns that the evaluation looks at: they stay in memory, as answers do."""
+    import pandas as pd
+
+    return pd.read_parquet(test, columns=kind_of(recipe.task).judged(schema, recipe))
+
+
 def decide(recipe: Recipe, project: Project, champion: Version | None) -> Verdict:
     """The gate: thresholds, then the paired comparison with the champion on the same test rows.
 
     Raises:
         HeadraceError: the champion takes other inputs than this recipe's data has.
     """
-    import pandas as pd
-
     artifacts = project.artifacts(recipe.name)
     metrics: dict[str, float] = read_json(artifacts / "evaluation" / "metrics.json")
     same = champion is not None and content_hash(champion.folder) == content_hash(artifacts / "export")
     comparison: Comparison | None = None
     if champion is not None and not same and recipe.gate.beat_champion is not None:
-        test = pd.read_parquet(artifacts / "prepared" / "test.parquet")
-        comparison = _compare(recipe, artifacts, champion, test)
+        comparison = _compare(recipe, artifacts, champion, artifacts / "prepared" / "test.parquet")
     return judge(recipe.gate, recipe.kind.metrics, metrics, comparison, same)
 
 
-def _compare(recipe: Recipe, artifacts: Path, champion: Version, test: Any) -> Comparison:
+def _compare(recipe: Recipe, artifacts: Path, champion: Version, test: Path) -> Comparison:
     beat, kind = recipe.gate.beat_champion, kind_of(recipe.task)
     assert beat is not None
     with np.load(artifacts / "evaluation" / "predictions.npz") as saved:
         y_true, candidate = saved["y_true"], saved["outputs"]
     try:
-        theirs = kind.answers(champion.folder, test, recipe)
+        theirs = answers_for(test, champion.folder, recipe)
     except Exception as error:  # ONNX Runtime has errors of its own for another type or shape, all plain exceptions
         raise HeadraceError(
             f"the champion {champion.name} cannot answer for these rows ({error}): its columns differ",

@@ -394,8 +394,13 @@ def _groups(values: NDArray[Any]) -> list[tuple[str, NDArray[np.bool_]]]:
     """The values of a slice column with the rows of each: fifths of many numbers, the most frequent of many words."""
     if np.issubdtype(values.dtype, np.number) and len(np.unique(values)) > MOST_SLICE_VALUES:
         return _fifths(values.astype(np.float64))
-    texts = np.array(["(none)" if v in ("", None) else str(v) for v in values.tolist()])
-    names, place, counts = np.unique(texts, return_inverse=True, return_counts=True)
+    import pandas as pd
+
+    codes, found = pd.factorize(values, use_na_sentinel=False)  # texts of few distinct values: each is written once
+    shown = np.array(["(none)" if v in ("", None) or v != v else str(v) for v in found.tolist()])
+    names, of_value = np.unique(shown, return_inverse=True)
+    place = of_value[codes].astype(np.int32)
+    counts = np.bincount(place, minlength=len(names))
     kept = sorted(np.argsort(-counts, kind="stable")[:MOST_SLICE_VALUES].tolist(), key=lambda i: _natural(str(names[i])))
     groups = [(str(names[i]), place == i) for i in kept]
     rest = ~np.isin(place, kept)

@@ -24,12 +24,12 @@ PARENT = "HEADRACE_STAGE_PARENT"
 def validate(recipe: Recipe, project: Project) -> None:
     """The data gate, over all batches."""
     from headrace import console
-    from headrace.data.tables import read_batches
+    from headrace.data.chunks import stored
     from headrace.files import write_json
     from headrace.validation import render
     from headrace.validation import validate as validate_batch
 
-    report = validate_batch(read_batches(project, recipe), recipe, project, "all batches")
+    report = validate_batch(stored(project, recipe), recipe, project, "all batches")
     report.to_json(project.validation_report(recipe.name))
     if not report.success:
         console.err().print(render(report))

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import re
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from headrace.data.chunks import Chunks
+from headrace.data.combined import check_types, judge_chunks
+from headrace.data.gx import Opened, quiet_gx
 from headrace.data.suite import described, identity, implicit_expectations, native, plain, propose_suite
 from headrace.errors import DataRejected
 from headrace.files import write_text
@@ -22,8 +20,6 @@ from headrace.project import Project
 if TYPE_CHECKING:
     import pandas as pd
     from great_expectations.core import ExpectationSuiteValidationResult, ExpectationValidationResult
-    from great_expectations.data_context.data_context.abstract_data_context import AbstractDataContext
-    from great_expectations.expectations.expectation import Expectation as GXExpectation
     from rich.console import RenderableType
 
     from headrace.config import Recipe
@@ -102,21 +98,25 @@ class ValidationReport(BaseModel):
 
 
 def validate(
-    frame: pd.DataFrame, recipe: Recipe, project: Project, batch_name: str, known_labels: Sequence[Any] | None = None
+    table: pd.DataFrame | Chunks, recipe: Recipe, project: Project, batch_name: str, known_labels: Sequence[Any] | None = None
 ) -> ValidationReport:
-    """Runs the recipe's suite, and what Headrace always expects, over `frame`; writes Data Docs.
+    """Runs the recipe's suite, and what Headrace always expects, over `table`; writes Data Docs. Of a table in chunks each
+    chunk is judged by itself and counts are added up, so that the report is that of the whole; it names the first failing
+    rows only.
 
     Args:
         batch_name: names the batch in reports and Data Docs.
         known_labels: labels of the data already in, for a classification; others fail unless the recipe names its own set.
 
     Raises:
-        RecipeError: an expectation has a wrong argument, or names a column that the recipe does not have.
+        RecipeError: an expectation has a wrong argument, or names a column that the recipe does not have, or looks at all
+            rows of a table in chunks.
     """
     from filelock import FileLock
 
-    frame = frame.reset_index(drop=True)
-    with _quiet_gx():
+    is_whole = not isinstance(table, Chunks)
+    frame = table.reset_index(drop=True) if not isinstance(table, Chunks) else next(table.frames())
+    with quiet_gx():
         named = native(recipe, frame)
         already = {identity(e.expectation_type, e.configuration.kwargs) for e in named}
         implicit = [
@@ -126,12 +126,18 @@ def validate(
         ]
         expectations = [*named, *implicit]
         project.locks.mkdir(parents=True, exist_ok=True)
+        if isinstance(table, Chunks):
+            check_types(expectations, recipe)
         with FileLock(project.locks / "validation.lock"):  # Data Docs' index is one file for all recipes
-            result, failed, docs = _run(frame, recipe, project, batch_name, expectations)
+            opened = Opened(recipe, project, batch_name, expectations)
+            if isinstance(table, Chunks):
+                result, failed, docs = judge_chunks(table, opened, frame)
+            else:
+                result, failed, docs = _judge(frame, opened)
     failures, rows = [], set[int]()
     implicit_ids = {identity(e.expectation_type, e.configuration.kwargs) for e in implicit}
     for one in failed:
-        failure, bad = _failure(one, frame, implicit_ids)
+        failure, bad = _failure(one, frame if is_whole else None, implicit_ids)
         failures.append(failure)
         rows.update(bad)
     total = len(result.results)
@@ -144,7 +150,7 @@ def validate(
         recipe=recipe.name,
         batch=batch_name,
         at=datetime.now(UTC).isoformat(timespec="seconds"),
-        rows=len(frame),
+        rows=table.rows if isinstance(table, Chunks) else len(table),
         success=not failures,
         passed=total - len(failures),
         total=total,
@@ -187,35 +193,13 @@ def render(report: ValidationReport) -> RenderableType:
     return Group(table, Text(f"Data Docs: {report.docs}"))
 
 
-def _run(
-    frame: pd.DataFrame,
-    recipe: Recipe,
-    project: Project,
-    batch_name: str,
-    expectations: list[GXExpectation],
+def _judge(
+    frame: pd.DataFrame, opened: Opened
 ) -> tuple[ExpectationSuiteValidationResult, list[ExpectationValidationResult], str]:
     """The suite's result, the failing expectations with all their rows, and the page in Data Docs."""
-    import great_expectations as gx
-    from great_expectations.core.run_identifier import RunIdentifier
-    from great_expectations.data_context.types.resource_identifiers import (
-        ExpectationSuiteIdentifier,
-        ValidationResultIdentifier,
-    )
-
-    context = _context(project)
-    source = context.data_sources.add_pandas(recipe.name)
-    batches = source.add_dataframe_asset("batches").add_batch_definition_whole_dataframe("whole")
-    suite = context.suites.add_or_update(gx.ExpectationSuite(name=recipe.name, expectations=expectations))
-    check = context.validation_definitions.add(gx.ValidationDefinition(name=recipe.name, data=batches, suite=suite))
-    run = RunIdentifier(run_name=re.sub(r"[^\w.-]+", "-", batch_name))
-    result = check.run(batch_parameters={"dataframe": frame}, result_format="SUMMARY", run_id=run)
-    suite_id = ExpectationSuiteIdentifier(recipe.name)
-    page = ValidationResultIdentifier(expectation_suite_identifier=suite_id, run_id=run, batch_identifier=result.batch_id)
-    context.build_data_docs(resource_identifiers=[page])
-    context.build_data_docs(resource_identifiers=[suite_id])
-    urls = [site["site_url"] for site in context.get_docs_sites_urls(resource_identifier=page)]
-    docs = next((url.removeprefix("file://") for url in urls if url), str(project.data_docs / "index.html"))
-    batch = batches.get_batch({"dataframe": frame})
+    result = opened.run(frame)
+    docs = opened.page(result)
+    batch = opened.batch(frame)
     failed = [one for one in result.results if not one.success]
     # Only now all failing rows are asked for: of a batch that passes, none would be.
     complete = [
@@ -226,63 +210,22 @@ def _run(
     return result, complete, docs
 
 
-def _context(project: Project) -> AbstractDataContext:
-    """Great Expectations with results and pages in files, and nothing else kept: no telemetry, no bars."""
-    import great_expectations as gx
-    from great_expectations.data_context.types.base import DataContextConfig
-
-    def files(folder: Path) -> dict[str, Any]:
-        return {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(folder)}
-
-    memory = {"class_name": "InMemoryStoreBackend"}
-    kept = project.state / "great_expectations"
-    config = DataContextConfig(
-        stores={
-            "expectations": {"class_name": "ExpectationsStore", "store_backend": files(kept / "expectations")},
-            "results": {"class_name": "ValidationResultsStore", "store_backend": files(kept / "results")},
-            "checkpoints": {"class_name": "CheckpointStore", "store_backend": memory},
-            "validation_definition_store": {"class_name": "ValidationDefinitionStore", "store_backend": memory},
-        },
-        expectations_store_name="expectations",
-        validation_results_store_name="results",
-        checkpoint_store_name="checkpoints",
-        data_docs_sites={
-            "headrace": {
-                "class_name": "SiteBuilder",
-                "store_backend": files(project.data_docs),
-                "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
-            }
-        },
-        analytics_enabled=False,
-        progress_bars={"globally": False},  # type: ignore[arg-type]
-    )
-    return gx.get_context(mode="ephemeral", project_config=config)
-
-
-@contextmanager
-def _quiet_gx() -> Iterator[None]:
-    """Great Expectations without telemetry, warnings or chatter: the report says what there is to say."""
-    os.environ["GX_ANALYTICS_ENABLED"] = "false"
-    logger = logging.getLogger("great_expectations")
-    level = logger.level
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logger.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
-
-
-def _failure(result: ExpectationValidationResult, frame: pd.DataFrame, implicit_ids: set[str]) -> tuple[Failure, list[int]]:
-    """One failing expectation in our terms, and the rows that failed it."""
+def _failure(
+    result: ExpectationValidationResult, frame: pd.DataFrame | None, implicit_ids: set[str]
+) -> tuple[Failure, list[int]]:
+    """One failing expectation in our terms, and the rows that failed it. `frame` is the table as a whole; without it the
+    result brings its values."""
     config = result.expectation_config
     assert config is not None  # Great Expectations always says what it ran
     arguments = {k: v for k, v in config.kwargs.items() if k != "batch_id"}
     details: dict[str, Any] = dict(result.result or {})
     rows = [int(row) for row in details.get("unexpected_index_list") or []]
     column = arguments.get("column")
-    values: Any = frame[column].iloc[rows[:SAMPLES]] if column in frame.columns else []
+    values: Any = []
+    if frame is None:
+        values = (details.get("partial_unexpected_list") or [None] * len(rows)) if column else []
+    elif column in frame.columns:
+        values = frame[column].iloc[rows[:SAMPLES]]
     failure = Failure(
         type=config.type,
         column=column,
@@ -292,7 +235,7 @@ def _failure(result: ExpectationValidationResult, frame: pd.DataFrame, implicit_
         percent=details.get("unexpected_percent_nonmissing", details.get("unexpected_percent")),
         observed=plain(details.get("observed_value")),
         problem=_problem(result),
-        samples=[Sample(row=row + 1, value=plain(value)) for row, value in zip(rows, values, strict=False)],
+        samples=[Sample(row=row + 1, value=plain(value)) for row, value in zip(rows[:SAMPLES], values, strict=False)],
     )
     return failure, rows
 

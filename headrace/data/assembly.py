@@ -29,15 +29,7 @@ def assemble(paths: Sequence[Path], data: DataConfig) -> Selected:
         DataError: a file cannot be read as the recipe says, or the files do not fit together.
     """
     files = list(zip(data.files, paths, strict=True))
-    table = _below_each_other(_tables(files, data), data)
-    wanted = data.columns or [name for name in table.column_names if name != PART or not data.parts]
-    table = select(table, wanted + ([PART] if data.parts and PART not in wanted else []), paths[0])
-    if data.target not in table.column_names:
-        raise DataError(
-            f"no target column {data.target!r}; {near_miss(data.target, table.column_names)}",
-            where=str(paths[0]),
-            mend="correct data.target in the recipe",
-        )
+    table = lay_out(_tables(files, data), data)
     selected = tidy(table, data, paths[0])
     table, said = selected.table, selected.left_out
     for file, path in files:
@@ -47,6 +39,24 @@ def assemble(paths: Sequence[Path], data: DataConfig) -> Selected:
             table, isolated = with_edges(table, path, data)
             said = (*said, f"{isolated:,} nodes have no edge") if isolated else said
     return Selected(compact(table, data), said)
+
+
+def lay_out(tables: list[tuple[pa.Table, Path]], data: DataConfig) -> pa.Table:
+    """The tables below each other, with the recipe's columns in their order.
+
+    Raises:
+        DataError: they do not fit together, or a column is gone.
+    """
+    table, path = _below_each_other(tables, data), tables[0][1]
+    wanted = data.columns or [name for name in table.column_names if name != PART or not data.parts]
+    table = select(table, wanted + ([PART] if data.parts and PART not in wanted else []), path)
+    if data.target not in table.column_names:
+        raise DataError(
+            f"no target column {data.target!r}; {near_miss(data.target, table.column_names)}",
+            where=str(path),
+            mend="correct data.target in the recipe",
+        )
+    return table
 
 
 def reading_of(data: DataConfig) -> Reading:
@@ -86,9 +96,18 @@ def _tables(files: list[tuple[SourceFile, Path]], data: DataConfig) -> list[tupl
             continue
         if joined is not None:
             tables = [(_joined(table, place, *joined, data), place) for table, place in tables]
-        tables = [(_renamed(table, data, place), place) for table, place in tables]
-        found += [(_with_part(table, place, file.part) if data.parts else table, place) for table, place in tables]
+        found += [(named(table, data, place, file.part), place) for table, place in tables]
     return found
+
+
+def named(table: pa.Table, data: DataConfig, path: Path, part: str | None) -> pa.Table:
+    """A table of the source under the names that the recipe gives its columns, with the part that it is.
+
+    Raises:
+        DataError: a name that is to change is not there, or a column is called as the one that says the part.
+    """
+    table = _renamed(table, data, path)
+    return _with_part(table, path, part) if data.parts else table
 
 
 def _with_part(table: pa.Table, path: Path, part: str | None) -> pa.Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headrace.data.chunks import in_chunks
 from headrace.data.graphs import check_edges, node_ids
 from headrace.data.ingest import arrived_name, ingest, read_source, values_in_order
 from headrace.data.landing import Report, changing, land, pass_gate
@@ -89,8 +90,12 @@ def known_labels(project: Project, recipe: Recipe) -> list[Any] | None:
     """Labels of the data already in, for a classification; None for a regression, or where there are very many."""
     if "accuracy" not in recipe.kind.metrics:
         return None
-    labels = read_arrow(project, recipe)[recipe.data.target].drop_null().unique().to_pylist()
-    return labels if len(labels) <= LABEL_LIMIT else None
+    found: dict[Any, None] = {}
+    for table in in_chunks(batch_files(project, recipe.name), recipe.data).tables([recipe.data.target]):
+        found |= dict.fromkeys(table[recipe.data.target].drop_null().unique().to_pylist())
+        if len(found) > LABEL_LIMIT:
+            return None
+    return list(found)
 
 
 def _add(

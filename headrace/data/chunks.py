@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,7 +116,8 @@ class RowGroups:
         """Lets the file go as it is."""
         self._waiting.clear()
         self._writer.is_open = False  # else it would write the file's end when it is collected
-        self._file.close()
+        with suppress(OSError):  # of a full disk: what went wrong has been said
+            self._file.close()
 
     def _write(self, rows: int) -> None:
         import pyarrow as pa

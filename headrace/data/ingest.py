@@ -15,6 +15,7 @@ from headrace.data.formats import read_file
 from headrace.data.landing import Report, changing, land, pass_gate
 from headrace.data.packages import Progress
 from headrace.data.quarantine import slug
+from headrace.data.row_groups import comes_in_chunks, land_in_chunks
 from headrace.data.sources import content_sha256, fetch, fetch_all
 from headrace.data.tables import Selected, batch_files, stored_key, stored_schema
 from headrace.data.versions import DataVersion, data_version, restore, track
@@ -56,11 +57,15 @@ def ingest(recipe: Recipe, project: Project, report: Report) -> DataVersion:
             version = data_version(project, recipe.name)
             report(f"data/{recipe.name}: {version}, unchanged")
             return version
-        selected = read_source(recipe, project, report)
-        table = _first_values(selected.table, recipe, project)
-        pass_gate(table, recipe, project, "first")
-        _renew_arrived(selected.table, recipe, project, report)
-        land(table, project, recipe, FIRST, key)  # last: its key says that all is done
+        paths = fetch_source(recipe, project, report)
+        if comes_in_chunks(paths, recipe):
+            land_in_chunks(paths, recipe, project, FIRST, key, report)
+        else:
+            selected = _assembled(paths, recipe, report)
+            table = _first_values(selected.table, recipe, project)
+            pass_gate(table, recipe, project, "first")
+            _renew_arrived(selected.table, recipe, project, report)
+            land(table, project, recipe, FIRST, key)  # last: its key says that all is done
         version = data_version(project, recipe.name)
         report(f"data/{recipe.name}: {version}")
         return version
@@ -72,12 +77,24 @@ def read_source(recipe: Recipe, project: Project, report: Report) -> Selected:
     Raises:
         SourceError, DataError, DiskFull: as `fetch` and `assemble`.
     """
+    return _assembled(fetch_source(recipe, project, report), recipe, report)
+
+
+def fetch_source(recipe: Recipe, project: Project, report: Report) -> list[Path]:
+    """The files of the source, on this machine.
+
+    Raises:
+        SourceError, DiskFull: as `fetch`.
+    """
     data = recipe.data
     report(f"source {shown(data.origin)}")
     wanted = [(file.uri, file.sha256) for file in data.files]
     with _bar(Path(data.origin).name) as progress:
-        paths = fetch_all(wanted, source_cache(project), project.root, progress)
-    selected = assemble(paths, data)
+        return fetch_all(wanted, source_cache(project), project.root, progress)
+
+
+def _assembled(paths: list[Path], recipe: Recipe, report: Report) -> Selected:
+    selected = assemble(paths, recipe.data)
     for line in selected.left_out:
         report(line)
     if not selected.table.num_rows:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headrace.data.chunks import Chunks
 from headrace.data.quarantine import quarantine
 from headrace.data.tables import to_frame, write_batch
 from headrace.data.versions import track
@@ -49,7 +50,7 @@ def changing(project: Project, what: str) -> Iterator[None]:
 
 
 def pass_gate(
-    table: pa.Table,
+    table: pa.Table | Chunks,
     recipe: Recipe,
     project: Project,
     batch_name: str,
@@ -61,7 +62,7 @@ def pass_gate(
     Raises:
         DataRejected: it may not; it lies in quarantine, and the data version stays as it was.
     """
-    frame = to_frame(table)
+    frame = table if isinstance(table, Chunks) else to_frame(table)
     found = validate(frame, recipe, project, batch_name, known_labels)
     found.to_json(project.validation_report(recipe.name))
     if found.success:
@@ -81,9 +82,26 @@ def land(table: pa.Table, project: Project, recipe: Recipe, name: str, key: str 
     Raises:
         DiskFull, Busy: nothing has changed.
     """
-    staged = project.state / "incoming" / f"{recipe.name}-{name}"  # outside data/, where DVC would see a half-written file
+    staged = incoming(project, recipe, name)
     with whole(staged) as beside:
         write_batch(table, beside, key)
+    put(staged, project, recipe, name)
+
+
+def incoming(project: Project, recipe: Recipe, name: str) -> Path:
+    """Where a batch is written first: outside data/, where DVC would see a half-written file."""
+    staged = project.state / "incoming" / f"{recipe.name}-{name}"
+    for left in staged.parent.glob(f".{staged.name}.*.part"):  # of a run that was killed
+        left.unlink(missing_ok=True)
+    return staged
+
+
+def put(staged: Path, project: Project, recipe: Recipe, name: str) -> None:
+    """Moves a whole file to `data/<recipe>/<name>` and tracks the new version.
+
+    Raises:
+        DiskFull, Busy: nothing has changed, and the file is gone.
+    """
     target = project.raw(recipe.name) / name
     is_new = not target.exists()
     with changing(project, "data"):

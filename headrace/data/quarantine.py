@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from headrace.data.chunks import Chunks
+from headrace.data.combined import rows_at
 from headrace.errors import DiskFull
 from headrace.project import Project
 from headrace.validation import ValidationReport
@@ -20,7 +22,7 @@ ROWS_KEPT = 10_000
 """Failing rows written out; the report counts all."""
 
 
-def quarantine(report: ValidationReport, frame: pd.DataFrame, project: Project, file: Path | None = None) -> Path:
+def quarantine(report: ValidationReport, table: pd.DataFrame | Chunks, project: Project, file: Path | None = None) -> Path:
     """Puts a refused batch aside and returns its folder: a copy of `file`, `report.json`, `failing_rows.csv` (the column
     `row` counts from 1), and `data_docs.html`, which leads to the page in Data Docs.
 
@@ -36,7 +38,7 @@ def quarantine(report: ValidationReport, frame: pd.DataFrame, project: Project, 
             shutil.copy2(file, beside / file.name)
         rows = report.failing_rows[:ROWS_KEPT]
         if rows:
-            failing = frame.reset_index(drop=True).iloc[rows]
+            failing = rows_at(table, rows) if isinstance(table, Chunks) else table.reset_index(drop=True).iloc[rows]
             failing.insert(0, "row", [row + 1 for row in rows], allow_duplicates=True)
             failing.to_csv(beside / "failing_rows.csv", index=False)
         page = html.escape(Path(report.docs).as_uri())

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 KEY = "headrace.source"
 """Name in a Parquet file's metadata."""
+PACKING: dict[str, Any] = {"compression": "zstd", "compression_level": 3, "store_schema": False}
+"""How batches are written."""
 
 
 @dataclass(frozen=True)
@@ -150,12 +152,14 @@ def write_batch(table: pa.Table, path: Path, key: str | None = None) -> None:
     """
     import pyarrow.parquet as pq
 
+    from headrace.data.chunks import group_rows
+
     plain = table.combine_chunks().replace_schema_metadata(None)
     with (
         path.open("wb") as file,
-        pq.ParquetWriter(file, plain.schema, compression="zstd", compression_level=3, store_schema=False) as writer,
+        pq.ParquetWriter(file, plain.schema, **PACKING) as writer,
     ):
-        writer.write_table(plain)
+        writer.write_table(plain, row_group_size=group_rows(plain.schema))
         if key:
             writer.add_key_value_metadata({KEY: key})
 

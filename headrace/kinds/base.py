@@ -141,7 +141,12 @@ class Kind(ABC):
 
     def learner(self, recipe: Recipe) -> Learner | None:
         """Learns what `fit` does, piece by piece: for a table larger than memory. None, the default, where a row means
-        nothing without the others; rows of a kind with a learner are encoded and judged one by one."""
+        nothing without the others; rows of a kind with a learner are encoded and answered one by one."""
+        return None
+
+    def judged(self, schema: Schema, recipe: Recipe) -> list[str] | None:
+        """Columns that `evaluate`, `truth` and `samples` look at, for a kind with a learner: of all test rows they are in
+        memory at once. None: all columns."""
         return None
 
     @abstractmethod

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.contract import Contract, Feeds, InputField
-from headrace.kinds.base import Kind, Learner, Numeric, Schema, class_indices
+from headrace.kinds.base import Categorical, Kind, Learner, Numeric, Schema, class_indices
 from headrace.kinds.columns import ClassLearner, ValueLearner, texts_of
 
 if TYPE_CHECKING:
@@ -71,6 +71,9 @@ class Tabular(Kind):
             columns[category.name] = rng.choice([*category.levels, "", "never seen before"], rows)
         return pd.DataFrame(columns)
 
+    def judged(self, schema: Schema, recipe: Recipe) -> list[str]:
+        return [*(column.name for column in _sliced(schema)), recipe.data.target]
+
     def _inputs(self, schema: Schema) -> list[InputField]:
         numbers = [
             InputField(name=c.name, dtype="float64" if c.wide else "float32", nullable=c.nullable, boolean=c.boolean)
@@ -86,7 +89,7 @@ class Tabular(Kind):
 
     def _slices(self, frame: pd.DataFrame, schema: Schema) -> dict[str, NDArray[Any]]:
         """Values of the categories that are few enough to look at one by one."""
-        return {c.name: texts_of(frame[c.name]) for c in schema.categorical if len(c.levels) <= MOST_SLICED_LEVELS}
+        return {c.name: texts_of(frame[c.name]) for c in _sliced(schema)}
 
 
 class TabularClassification(Tabular):
@@ -167,6 +170,10 @@ class TabularRegression(Tabular):
         from headrace.evaluation import interval_scores
 
         return interval_scores(metric, y_true, outputs)
+
+
+def _sliced(schema: Schema) -> list[Categorical]:
+    return [column for column in schema.categorical if len(column.levels) <= MOST_SLICED_LEVELS]
 
 
 def interval_of(config: ModelConfig) -> float | None:

@@ -15,7 +15,8 @@ import pytest
 
 from headrace.data import chunks as chunks_module
 from headrace.data.chunks import Chunks, RowGroups, head, in_chunks, large
-from headrace.errors import DataError
+from headrace.errors import DataError, DiskFull
+from headrace.files import whole
 from headrace.kinds.base import Schema
 from headrace.preparation import prepare
 from headrace.project import Project
@@ -183,3 +184,18 @@ def test_a_chunk_is_of_the_bytes_that_were_allowed(project: Project, make_recipe
     assert isinstance(found, Chunks)
     sizes = [piece.nbytes for piece in found.tables()]
     assert max(sizes) <= 16_000 / chunks_module.CHUNK_SHARE * 1.3
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no file that is always full")
+def test_a_full_disk_is_known_as_one(tmp_path: Path) -> None:
+    rows = pa.Table.from_pandas(table(500), preserve_index=False)
+    with pytest.raises(DiskFull, match=r"no space left to write part\.parquet"), whole(tmp_path / "part.parquet") as beside:
+        beside.symlink_to("/dev/full")
+        writer = RowGroups(beside, rows.schema, 128)
+        try:
+            writer.add(rows)
+            writer.close()
+        except OSError:
+            writer.abandon()
+            raise
+    assert list(tmp_path.iterdir()) == []

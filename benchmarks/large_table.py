@@ -1,0 +1,210 @@
+"""A table larger than the memory it may take, through every stage: seconds and peak memory by its rows.
+
+`python -m benchmarks.large_table` writes `docs/benchmarks/large-table.md`. Each stage runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.gate_report import hardware, markdown
+from headrace.project import Project
+
+STAGES = ("ingest", "validate", "prepare", "train", "export", "evaluate")
+MEMORY = "64MB"
+BLOCK_ROWS = 2**18
+COLOURS = ("red", "green", "blue", "black", "white")
+RECIPE = """
+name: large
+task: classification
+data:
+  source: large.parquet
+  target: late
+  memory: {memory}
+  split: {{test: 0.1, validation: 0.1, seed: 7}}
+expect:
+  - {{type: expect_column_values_to_be_between, column: distance, min_value: 0, max_value: 100000}}
+  - {{type: expect_column_values_to_not_be_null, column: distance}}
+  - {{type: expect_column_values_to_be_between, column: speed, min_value: -100, max_value: 100, mostly: 0.999}}
+  - {{type: expect_column_values_to_be_between, column: hour, min_value: 0, max_value: 23}}
+  - {{type: expect_column_values_to_be_in_set, column: colour, value_set: [red, green, blue, black, white]}}
+  - {{type: expect_column_value_lengths_to_equal, column: place, value: 4}}
+  - {{type: expect_column_values_to_be_unique, column: number}}
+  - {{type: expect_column_mean_to_be_between, column: weight, min_value: 60, max_value: 80}}
+  - {{type: expect_table_row_count_to_be_between, min_value: 1000}}
+model: {{name: mlp, hidden: [64, 32]}}
+train: {{epochs: 1, batch_size: 1024, learning_rate: 0.002}}
+serve: {{}}
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> str:
+    """Runs every size, prints the report and writes it to `--out`; gives the report's text."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", default="1000000,3000000,10000000", help="sizes to measure, ascending, with commas between")
+    parser.add_argument("--memory", default=MEMORY, help=f"what the recipe says under data.memory ({MEMORY})")
+    parser.add_argument("--out", type=Path, help="where the report goes; nowhere without it")
+    parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    asked = parser.parse_args(arguments)
+    if asked.stage:
+        print(json.dumps(run_here(asked.stage, Project(asked.folder))))
+        return ""
+    sizes = [int(size) for size in asked.rows.split(",")]
+    started = time.perf_counter()
+    whole = measure(sizes[0], "1TB")
+    found = {rows: measure(rows, asked.memory) for rows in sizes}
+    text = report(found, whole, asked.memory, (time.perf_counter() - started) / 60)
+    print(text)
+    if asked.out:
+        asked.out.parent.mkdir(parents=True, exist_ok=True)
+        asked.out.write_text(text, encoding="utf-8")
+    return text
+
+
+def measure(rows: int, memory: str) -> dict[str, Any]:
+    """Seconds and peak of each stage on a table of `rows` rows, in a project that is removed afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="headrace-large-"))
+    try:
+        bytes_held = make_project(folder, rows, memory)
+        found: dict[str, Any] = {"bytes": bytes_held, "file": (folder / "large.parquet").stat().st_size}
+        for stage in STAGES:
+            command = [sys.executable, "-m", "benchmarks.large_table", "--stage", stage, "--folder", str(folder)]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            found[stage] = json.loads(done.stdout.splitlines()[-1])
+            sys.stderr.write(f"{rows:,} rows, {memory}: {stage} {found[stage]}\n")
+        return found
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def run_here(stage: str, project: Project) -> dict[str, float]:
+    """One stage in this process: its seconds, without the start of Python, and the largest memory that it held, in MB."""
+    from headrace import stages
+    from headrace.config import load_recipe
+    from headrace.data.ingest import ingest
+
+    recipe = load_recipe("large", project)
+    started = time.perf_counter()
+    if stage == "ingest":
+        ingest(recipe, project, lambda line: None)
+    else:
+        stages.STAGES[stage](recipe, project)
+    return {"seconds": time.perf_counter() - started, "peak_mb": peak_mb()}
+
+
+def peak_mb() -> float:
+    """This process's own, by the kernel's high-water mark; `getrusage` would count the process that started this one."""
+    status = Path("/proc/self/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
+def make_project(folder: Path, rows: int, memory: str) -> int:
+    """A project with one recipe and its source; gives the bytes of the table as Arrow holds it."""
+    (folder / "recipes").mkdir()
+    (folder / "recipes" / "large.yaml").write_text(RECIPE.format(memory=memory))
+    (folder / "dvc.yaml").write_text("stages: {}\n")
+    (folder / "requirements.lock").write_text("")
+    return write_source(folder / "large.parquet", rows)
+
+
+def write_source(path: Path, rows: int) -> int:
+    """A Parquet file of 12 columns, in row groups; the same rows each time, the first of a larger table those of a smaller."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    writer, held = None, 0
+    for start in range(0, rows, BLOCK_ROWS):
+        table = pa.table(block(start, min(BLOCK_ROWS, rows - start)))
+        writer = writer or pq.ParquetWriter(path, table.schema)
+        writer.write_table(table)
+        held += table.nbytes
+    if writer is not None:
+        writer.close()
+    return held
+
+
+def block(start: int, rows: int) -> dict[str, Any]:
+    """Columns of rows `start` to `start + rows`: numbers with gaps, whole numbers, categories, and a label that follows."""
+    rng = np.random.default_rng((7, start))
+    speed, wind, weight = rng.normal(0, 20, rows), rng.normal(0, 5, rows), rng.normal(70, 12, rows)
+    distance, delay = rng.gamma(2, 500, rows), rng.exponential(10, rows)
+    colour, hour = rng.integers(0, len(COLOURS), rows), rng.integers(0, 24, rows)
+    late = speed / 20 + wind / 5 + (colour == 0) - (hour > 18) + rng.normal(0, 0.5, rows) > 0
+    places = np.array([f"P{i:03d}" for i in range(300)])
+    return {
+        "number": np.arange(start, start + rows),
+        "distance": distance,
+        "speed": speed,
+        "wind": np.where(rng.random(rows) < 0.02, np.nan, wind),
+        "weight": weight,
+        "delay": delay,
+        "hour": hour,
+        "stops": rng.integers(0, 5, rows),
+        "colour": np.array(COLOURS)[colour].tolist(),
+        "place": places[rng.integers(0, 300, rows)].tolist(),
+        "kind": np.array(["a", "b", "c"])[rng.integers(0, 3, rows)].tolist(),
+        "late": np.where(late, "yes", "no").tolist(),
+    }
+
+
+def report(found: dict[int, dict[str, Any]], whole: dict[str, Any], memory: str, minutes: float) -> str:
+    """What was found, as a page."""
+    sizes = list(found)
+    names = [f"{rows:,} rows" for rows in sizes]
+    first, last = found[sizes[0]], found[sizes[-1]]
+    seconds = [[stage, *(f"{found[rows][stage]['seconds']:.1f}" for rows in sizes), _growth(found, stage)] for stage in STAGES]
+    peaks = [
+        [stage, *(f"{found[rows][stage]['peak_mb']:,.0f}" for rows in sizes), f"{whole[stage]['peak_mb']:,.0f}"]
+        for stage in STAGES
+    ]
+    import great_expectations
+    import pandas as pd
+    import psutil
+    import pyarrow as pa
+
+    total = psutil.virtual_memory().total / 2**30
+    versions = f"pandas {pd.__version__}, pyarrow {pa.__version__}, great-expectations {great_expectations.__version__}"
+    return f"""# A table larger than memory
+
+Written by `python -m benchmarks.large_table` in {minutes:.1f} minutes on {hardware()}, {versions}, {total:.0f} GB.
+
+Twelve columns, one epoch of a network of two hidden layers in batches of 1,024, `data.memory: {memory}`. In memory the table
+would take {first["bytes"] / 2**20:,.0f} MB with {names[0]} and {last["bytes"] / 2**20:,.0f} MB with {names[-1]} (as Arrow holds
+it; pandas and copies of parts come on top), as a file {last["file"] / 2**20:,.0f} MB. Each stage ran in a process of its own;
+seconds are without the start of Python.
+
+## Seconds
+
+The last column is how many times longer the largest table took than the smallest, with {sizes[-1] / sizes[0]:g} times the rows.
+
+{markdown(["stage", *names, "grows by"], seconds)}
+
+## Peak memory of the stage's process, in MB
+
+Libraries included. The last column is the smallest table held as a whole. What grows with the rows: in `evaluate` the answers
+for the test rows and the columns they are sliced by, in `train` the answers for the validation rows.
+
+{markdown(["stage", *names, f"{names[0]}, as a whole"], peaks)}
+"""
+
+
+def _growth(found: dict[int, dict[str, Any]], stage: str) -> str:
+    sizes = list(found)
+    return f"{found[sizes[-1]][stage]['seconds'] / found[sizes[0]][stage]['seconds']:.1f} ×"
+
+
+if __name__ == "__main__":
+    main()
