@@ -99,7 +99,8 @@ class Added:
     def add(self, values: pd.Series[Any]) -> None:
         numbers = values.to_numpy(dtype=np.float64)
         self._moments.add(len(numbers), float(numbers.mean()), float(numbers.var()))
-        self._sum += values.sum().item()  # whole numbers stay whole
+        total: Any = values.sum()
+        self._sum += total.item()  # whole numbers stay whole
 
     def stand_in(self) -> list[Any]:
         """A column with this sum, mean or (of a sample) deviation: one value, or two as far apart as the deviation has it."""
