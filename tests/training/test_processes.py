@@ -240,7 +240,7 @@ def test_a_recipe_says_which_field_keeps_processes_from_sharing(train: dict[str,
 
 def test_a_graph_is_not_shared_out() -> None:
     with pytest.raises(RecipeError, match=r"train\.processes: every step sees the whole graph"):
-        graph = {"node": "id", "neighbours": "to"}
+        graph = {"node": "id", "edges": "edges.txt"}
         make_recipe("node-classification", {"name": "gcn"}, {"processes": 2}, graph=graph)
 
 
