@@ -176,7 +176,7 @@ def broken(contract: Contract) -> tuple[dict[str, Any], str]:
         return {"node": "nobody"}, "node"
     field = next((one for one in contract.inputs if one.dtype != "string"), contract.inputs[0])
     field = contract.inputs[0] if contract.output == "text" else field
-    wrong: Any = 7 if field.dtype == "string" else [[1, 2], [3, 4]] if field.shape else "seven"
+    wrong: Any = 7 if field.dtype == "string" else [[1, 2], [3, 4]] if field.dtype == "uint8" else "seven"
     return {**contract.sample, field.name: wrong}, field.name
 
 
