@@ -42,11 +42,10 @@ class GraphReader:
             raise ContractViolation(f"{path}.nodes", "a list with the features of each node", describe(nodes))
         if len(nodes) > self.most_nodes:
             raise ContractViolation(f"{path}.nodes", f"at most {self.most_nodes} nodes", f"{len(nodes)} nodes")
-        edges = self._edges(graph.get("edges"), len(nodes), f"{path}.edges")
         found = self._all_at_once(nodes)
         if found is None:  # one by one, to name the node at fault
             found = np.stack([self.row(row, f"{path}.nodes.{i}") for i, row in enumerate(nodes)])
-        return Part(found, undirected(edges))
+        return Part(found, undirected(self._edges(graph.get("edges"), len(nodes), f"{path}.edges")))
 
     def row(self, value: Any, path: str) -> NDArray[np.float32]:
         """`(F,)`, from all numbers or from the positions of the ones.
