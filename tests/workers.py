@@ -30,6 +30,7 @@ GROUPS = (
         "tests/test_registry.py",
         "tests/test_pipeline.py",
         "tests/training/test_run.py",
+        "tests/training/test_processes.py",
     ),
     ("tests/test_services.py",),
     ("tests/rollout/test_rolling.py",),
