@@ -194,8 +194,9 @@ The last column is how many times longer the largest table took than the smalles
 
 ## Peak memory of the stage's process, in MB
 
-Libraries included, and pages of mapped files while they are in memory, which the kernel may take back (`train`). The last column is the smallest table held as a whole. What grows with the rows: in `evaluate` the answers
-for the test rows and the columns they are sliced by, in `train` the answers for the validation rows.
+Libraries included, and pages of mapped files while they are in memory, which the kernel may take back (`train`). The last
+column is the smallest table held as a whole. What grows with the rows: in `evaluate` the answers for the test rows and the
+columns they are sliced by, in `train` the answers for the validation rows.
 
 {markdown(["stage", *names, f"{names[0]}, as a whole"], peaks)}
 """
