@@ -21,6 +21,15 @@ if TYPE_CHECKING:
     from headrace.models.served import ServedModel
 
 
+def run_stages(project: Project, name: str) -> Recipe:
+    """From the source to the evaluation, in this process."""
+    recipe = load_recipe(name, project)
+    ingest(recipe, project, lambda line: None)
+    for stage in STAGES.values():
+        stage(recipe, project)
+    return recipe
+
+
 def make_recipe(
     task: str = "classification",
     model: dict[str, Any] | None = None,
@@ -66,10 +75,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
     project = make_project(tmp_path_factory.mktemp("built") / "clone")
     for name in ("tiny", "pictures"):
-        recipe = load_recipe(name, project)
-        ingest(recipe, project, lambda line: None)
-        for stage in STAGES.values():
-            stage(recipe, project)
+        run_stages(project, name)
     return project
 
 

@@ -24,7 +24,7 @@ from headrace.packaging.bento import package
 from headrace.pipeline import reproduce
 from headrace.project import Project
 from headrace.settings import Settings
-from headrace.stages import STAGES
+from tests.model_rooms import run_stages
 
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
 
@@ -43,13 +43,6 @@ def own(project: Project) -> Iterator[Project]:
 def recipe_with(project: Project, name: str, **sections: object) -> None:
     fields = yaml.safe_load((project.recipes / "tiny.yaml").read_text())
     (project.recipes / f"{name}.yaml").write_text(yaml.safe_dump({**fields, "name": name, **sections}))
-
-
-def run_stages(project: Project, name: str) -> None:
-    recipe = load_recipe(name, project)
-    ingest(recipe, project, lambda line: None)
-    for stage in STAGES.values():
-        stage(recipe, project)
 
 
 def test_a_model_of_ones_own_goes_from_recipe_to_answer(own: Project) -> None:

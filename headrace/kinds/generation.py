@@ -74,16 +74,9 @@ class TextGeneration(Kind):
 
     def module(self, config: ModelConfig, schema: Schema) -> ServedModel:
         from headrace.models.language import LanguageModel, LanguageNetwork
-        from headrace.models.registry import build
+        from headrace.models.registry import build_as
 
-        network = build(config, schema.shape)
-        if not isinstance(network, LanguageNetwork):
-            raise RecipeError(
-                f"{config.name!r} is no network that says which token comes next",
-                where="model.name",
-                mend="name a subclass of headrace.models.language.LanguageNetwork",
-            )
-        return LanguageModel(network)
+        return LanguageModel(build_as(config, schema.shape, LanguageNetwork))  # type: ignore[type-abstract]
 
     def contract(self, schema: Schema, recipe: Recipe, sample: pd.DataFrame) -> Contract:
         length = schema.shape.length

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.contract import Contract, ContractViolation, Feeds, InputField
-from headrace.errors import DataError, RecipeError, near_miss
+from headrace.errors import DataError, near_miss
 from headrace.graph import Part, undirected
 from headrace.graphs import GraphReader, answer_by_size, batch
 from headrace.kinds.base import Kind, Numeric, Schema, Shape, class_indices, labels_of
@@ -82,18 +82,11 @@ class GraphClassification(Kind):
 
     def module(self, config: ModelConfig, schema: Schema) -> ServedModel:
         from headrace.models.graph import GraphNetwork
-        from headrace.models.registry import build
+        from headrace.models.registry import build_as
         from headrace.models.served import Classifier
         from headrace.models.whole_graphs import ScaleNodes, SideBySide
 
-        network = build(config, schema.shape)
-        if not isinstance(network, GraphNetwork):
-            raise RecipeError(
-                f"{config.name!r} is no network over a graph",
-                where="model.name",
-                mend="name a subclass of headrace.models.graph.GraphNetwork",
-            )
-        return Classifier(ScaleNodes(schema), SideBySide(network))
+        return Classifier(ScaleNodes(schema), SideBySide(build_as(config, schema.shape, GraphNetwork)))
 
     def contract(self, schema: Schema, recipe: Recipe, sample: pd.DataFrame) -> Contract:
         width = schema.shape.features

@@ -79,10 +79,9 @@ class NodeClassification(Kind):
     def module(self, config: ModelConfig, schema: Schema) -> ServedModel:
         from headrace.models.graph import GraphNetwork
         from headrace.models.nodes import NodeClassifier, RowShares, ScaleColumns
-        from headrace.models.registry import build
+        from headrace.models.registry import build_as
 
-        network = build(config, schema.shape)
-        assert isinstance(network, GraphNetwork)
+        network = build_as(config, schema.shape, GraphNetwork)
         return NodeClassifier(ScaleColumns(schema) if schema.numeric else RowShares(), network, graph_of(schema))
 
     def contract(self, schema: Schema, recipe: Recipe, sample: pd.DataFrame) -> Contract:

@@ -6,15 +6,17 @@ path `module:Class`; its settings are the class's own `Config`. Nothing here imp
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from headrace.errors import near_miss
+from headrace.errors import RecipeError, near_miss
 from headrace.extensions import is_dotted, load_class
 
 if TYPE_CHECKING:
     from torch import nn
+
+Network = TypeVar("Network", bound="nn.Module")
 
 
 class ModelConfig(BaseModel):
@@ -285,3 +287,19 @@ def build(config: ModelConfig, shape: Any) -> nn.Module:
         return Ensemble(lambda: network(config, shape), config.members)
     built: nn.Module = network(config, shape)
     return built
+
+
+def build_as(config: ModelConfig, shape: Any, base: type[Network]) -> Network:
+    """`build`, for a task whose networks have to be a `base`.
+
+    Raises:
+        RecipeError: this one is none.
+    """
+    network = build(config, shape)
+    if not isinstance(network, base):
+        raise RecipeError(
+            f"{config.name!r} builds no {base.__name__}, and this task needs one",
+            where="model.name",
+            mend=f"name a model of this task, or a subclass of {base.__module__}:{base.__qualname__}",
+        )
+    return network

@@ -21,7 +21,7 @@ from headrace.models.served import ServedModel
 from headrace.training.compiling import as_it_was
 from headrace.training.draws import generator
 from headrace.training.processes import Count, OneProcess, cuda_rng_state, rows_of
-from headrace.training.rows import Batch
+from headrace.training.rows import Batch, Rows
 from headrace.training.shards import is_sharded
 from headrace.training.step import Objective, Step
 from headrace.training.update import Update
@@ -73,10 +73,10 @@ class Together(OneProcess):
     def weighed(self, loss: Tensor, share: float | Tensor) -> Tensor:
         return loss * share
 
-    def wrap(self, objective: Objective, batch: Batch) -> nn.Module:
+    def wrap(self, objective: Objective, rows: Rows, size: int) -> nn.Module:
         if self.device.type == "cuda":
             nn.SyncBatchNorm.convert_sync_batchnorm(objective)  # type: ignore[no-untyped-call]
-        used, called = tried(objective, self.take(batch))
+        used, called = tried(objective, self.take(next(rows.batches(size))))
         if self.strategy == "ddp":
             return DistributedDataParallel(
                 objective,

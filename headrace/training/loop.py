@@ -57,7 +57,7 @@ def fit(
     precision = choose_precision(config.precision, train.device)
     batches = math.ceil(len(train) / config.batch_size)
     objective = Objective(model)
-    wrapped = processes.wrap(objective, next(train.batches(config.batch_size)))
+    wrapped = processes.wrap(objective, train, config.batch_size)
     update = Update(model, config, steps=math.ceil(batches / config.accumulate) * config.epochs)
     average = make_average(model, config)
     parts = {"model": model, "update": update, "average": average}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from headrace.console import Report
 from headrace.models.served import ServedModel
-from headrace.training.rows import Batch
+from headrace.training.rows import Batch, Rows
 from headrace.training.step import Objective, Step
 
 Count = Callable[[Tensor], int | Tensor]
@@ -52,8 +52,8 @@ class OneProcess:
         """What this process adds to the loss of the whole batch."""
         return loss
 
-    def wrap(self, objective: Objective, batch: Batch) -> nn.Module:
-        """What the step calls in place of `objective`: adds up gradients over the processes; `batch` is one to try it on."""
+    def wrap(self, objective: Objective, rows: Rows, size: int) -> nn.Module:
+        """What the step calls in place of `objective`: adds up gradients over the processes; tried on `size` of the `rows`."""
         return objective
 
     def shared(self, step: Step, say: Report) -> Step:

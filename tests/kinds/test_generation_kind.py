@@ -22,7 +22,6 @@ from bentos.model import load
 from headrace.assessment import decide
 from headrace.config import Recipe, load_recipe
 from headrace.contract import Contract, ContractViolation
-from headrace.data.ingest import ingest
 from headrace.errors import DataError, RecipeError
 from headrace.evaluation import Evaluation
 from headrace.files import read_json
@@ -32,10 +31,9 @@ from headrace.kinds.registry import kind_of
 from headrace.models.language import LanguageNetwork
 from headrace.project import Project
 from headrace.registry import Version
-from headrace.stages import STAGES
 from headrace.text import END, PAD, START, UNKNOWN, Encoder
 from tests.conftest import make_project
-from tests.model_rooms import fitted, make_model, make_recipe
+from tests.model_rooms import fitted, make_model, make_recipe, run_stages
 
 RECIPE = """
 name: rhymes
@@ -114,7 +112,7 @@ def test_what_cannot_generate_is_refused_with_what_mends_it() -> None:
 def test_a_network_that_classifies_is_no_language_model(tmp_path: Path) -> None:
     recipe, frame = recipe_of(), rhymes(5)
     other = recipe.model_copy(update={"model": make_recipe("classification").model})
-    with pytest.raises(RecipeError, match="which token comes next"):
+    with pytest.raises(RecipeError, match="builds no LanguageNetwork"):
         kind_of(recipe.task).module(other.model, fitted(frame, recipe))
 
 
@@ -209,10 +207,7 @@ def rhymes_project(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, R
     project = make_project(tmp_path_factory.mktemp("rhymes") / "clone")
     (project.recipes / "rhymes.yaml").write_text(RECIPE)
     rhymes(60).to_csv(project.root / "rhymes.csv", index=False)
-    recipe = load_recipe("rhymes", project)
-    ingest(recipe, project, lambda line: None)
-    for stage in STAGES.values():
-        stage(recipe, project)
+    recipe = run_stages(project, "rhymes")
     return project, recipe
 
 

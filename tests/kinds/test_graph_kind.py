@@ -21,7 +21,6 @@ from headrace import graphs
 from headrace.assessment import decide
 from headrace.config import Recipe, load_recipe
 from headrace.contract import ContractViolation
-from headrace.data.ingest import ingest
 from headrace.errors import DataError
 from headrace.files import read_json
 from headrace.graph import Part
@@ -29,9 +28,8 @@ from headrace.graphs import GraphReader, answer_by_size, batch
 from headrace.kinds.graphs import graphs_of, whatever_may_come
 from headrace.kinds.registry import kind_of
 from headrace.project import Project
-from headrace.stages import STAGES
 from tests.conftest import make_project
-from tests.model_rooms import make_model, make_recipe
+from tests.model_rooms import make_model, make_recipe, run_stages
 
 TASK = "graph-classification"
 RECIPE = """
@@ -226,10 +224,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     made = make_project(tmp_path_factory.mktemp("shapes") / "clone")
     shapes().to_json(made.root / "shapes.jsonl", orient="records", lines=True)
     (made.recipes / "shapes.yaml").write_text(RECIPE)
-    recipe = load_recipe("shapes", made)
-    ingest(recipe, made, lambda line: None)
-    for stage in STAGES.values():
-        stage(recipe, made)
+    run_stages(made, "shapes")
     return made
 
 

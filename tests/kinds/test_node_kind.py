@@ -20,7 +20,6 @@ from headrace.assessment import decide
 from headrace.config import Recipe, load_recipe
 from headrace.contract import Contract
 from headrace.data.batches import add_batch
-from headrace.data.ingest import ingest
 from headrace.data.splits import Splits
 from headrace.errors import DataError, ExportError, RecipeError
 from headrace.files import read_json
@@ -29,9 +28,8 @@ from headrace.kinds.base import Schema
 from headrace.kinds.nodes import graph_of
 from headrace.kinds.registry import kind_of
 from headrace.project import Project
-from headrace.stages import STAGES
 from tests.conftest import make_project
-from tests.model_rooms import make_model, make_recipe
+from tests.model_rooms import make_model, make_recipe, run_stages
 
 RECIPE = """
 name: clubs
@@ -239,16 +237,19 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     frame.to_csv(made.root / "members.csv", index=False)
     (made.root / "friends.txt").write_text("".join(f"{one} {other}\n" for one, other in pairs))
     (made.recipes / "clubs.yaml").write_text(RECIPE)
-    recipe = load_recipe("clubs", made)
-    ingest(recipe, made, lambda line: None)
-    for stage in STAGES.values():
-        stage(recipe, made)
+    run_stages(made, "clubs")
     return made
 
 
 @pytest.fixture
 def folder(project: Project) -> Path:
     return project.artifacts("clubs") / "export"
+
+
+def test_a_network_that_reads_no_graph_is_refused(project: Project) -> None:
+    schema = Schema.read(project.artifacts("clubs") / "prepared" / "schema.json")
+    with pytest.raises(RecipeError, match="builds no GraphNetwork"):
+        kind_of("node-classification").module(make_recipe("classification").model, schema)
 
 
 def test_the_tiny_recipe_passes_its_gate(project: Project) -> None:

@@ -15,19 +15,17 @@ from bentos.model import NotServable, load
 from bentos.summaries import MOST_TEXTS, SummaryModel
 from bentos.v1 import predict_body
 from headrace.beam import SEARCH
-from headrace.config import Recipe, load_recipe
+from headrace.config import Recipe
 from headrace.contract import Contract, ContractViolation
-from headrace.data.ingest import ingest
 from headrace.errors import DataError, RecipeError
 from headrace.files import read_json
 from headrace.kinds import summaries
 from headrace.kinds.registry import kind_of
 from headrace.kinds.summaries import IGNORED, best_first_words, first_words, rouge_l
 from headrace.project import Project
-from headrace.stages import STAGES
 from headrace.text import END, PAD, START, Encoder
 from tests.conftest import make_project
-from tests.model_rooms import fitted, make_recipe
+from tests.model_rooms import fitted, make_recipe, run_stages
 
 NOUNS = ["mean", "sum", "rank", "median", "count", "name", "shape", "index"]
 OTHER = ["of", "rows", "in", "axis", "with", "an", "optional", "table", "values", "by"]
@@ -138,10 +136,7 @@ def lines_project(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Re
     project = make_project(tmp_path_factory.mktemp("lines") / "clone")
     (project.recipes / "lines.yaml").write_text(RECIPE)
     lines(240).to_csv(project.root / "lines.csv", index=False)
-    recipe = load_recipe("lines", project)
-    ingest(recipe, project, lambda line: None)
-    for stage in STAGES.values():
-        stage(recipe, project)
+    recipe = run_stages(project, "lines")
     return project, recipe
 
 

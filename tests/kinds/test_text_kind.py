@@ -14,9 +14,8 @@ import yaml
 from onnx import numpy_helper
 
 from bentos.model import load
-from headrace.config import Recipe, load_recipe
+from headrace.config import Recipe
 from headrace.contract import Contract
-from headrace.data.ingest import ingest
 from headrace.errors import DataError, ExportError, RecipeError
 from headrace.export import run_graph
 from headrace.files import read_json
@@ -24,10 +23,9 @@ from headrace.kinds.base import Schema
 from headrace.kinds.registry import kind_of
 from headrace.kinds.text import LONGEST, TextClassification, edges
 from headrace.project import Project
-from headrace.stages import STAGES
 from headrace.text import PAD, UNKNOWN, Encoder
 from tests.conftest import make_project
-from tests.model_rooms import fitted, make_model, make_recipe
+from tests.model_rooms import fitted, make_model, make_recipe, run_stages
 
 MODELS: dict[str, dict[str, Any]] = {
     "lstm": {"name": "recurrent", "cell": "lstm", "embedding": 6, "hidden": 5, "layers": 2, "pooling": ["max", "last"]},
@@ -287,10 +285,7 @@ def test_every_stage_takes_texts(model: str, tmp_path: Path) -> None:
     if model == "attention":
         fields["model"] = {"name": "attention", "width": 16, "heads": 2, "layers": 1}
     (project.recipes / "moods.yaml").write_text(yaml.safe_dump(fields))
-    recipe = load_recipe("moods", project)
-    ingest(recipe, project, lambda line: None)
-    for stage in STAGES.values():
-        stage(recipe, project)
+    run_stages(project, "moods")
     artifacts = project.artifacts("moods")
     assert read_json(artifacts / "evaluation" / "metrics.json")["accuracy"] >= 0.9
     served = load(artifacts / "export")
