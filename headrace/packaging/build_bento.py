@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
+
+SERVING = "serving.json"
+"""How a version is best served, found by measuring it; its answers do not depend on it, and neither does the bento's tag."""
 
 
 def main(scratch: Path, tag: str) -> None:
@@ -12,6 +16,7 @@ def main(scratch: Path, tag: str) -> None:
     import bentoml
 
     name, _, version = tag.partition(":")
+    write_choices(scratch)
     with bentoml.models.create(tag) as model:
         shutil.copytree(scratch / "model", model.path, dirs_exist_ok=True)
     lines = (scratch / "src" / "requirements-serving.txt").read_text(encoding="utf-8").splitlines()
@@ -27,6 +32,19 @@ def main(scratch: Path, tag: str) -> None:
         args={"model": tag},
         description=f"{name}, version {version}, served by Headrace.",
     )
+
+
+def write_choices(scratch: Path) -> None:
+    """Beside the model's files, by the code that will serve it."""
+    sys.path.insert(0, str(scratch / "src"))
+    from bentos.choosing import choose_batching
+    from bentos.model import load
+
+    try:
+        choices = {"batching": choose_batching(load(scratch / "model"))}
+    except Exception:  # whatever is wrong with it: its first replica will say it, and what served before serves on
+        choices = {"batching": None}
+    (scratch / "model" / SERVING).write_text(json.dumps(choices) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
