@@ -176,3 +176,15 @@ def test_many_rows_name_the_one_at_fault() -> None:
     rows[31]["distance"] = "x"
     with pytest.raises(ContractViolation, match=r"instances.31.distance"):
         TABLE.to_feeds(rows)
+
+
+def test_arrays_are_held_against_the_same_bounds_and_the_row_is_named() -> None:
+    field = InputField(name="count", dtype="int64", minimum=0, maximum=9)
+    field.check(np.array([0, 9]), "rows")
+    for bad in (10, -1, np.iinfo(np.int64).min, np.iinfo(np.int64).max):
+        with pytest.raises(ContractViolation) as caught:
+            field.check(np.array([0, bad, 3]), "rows")
+        assert caught.value.path == "rows.1.count"
+    InputField(name="pixels", dtype="uint8", shape=(2,)).check(np.array([[0, 255]], np.uint8), "rows")
+    with pytest.raises(ContractViolation, match=r"rows\.0\.pixels: expected values from 0 to 16"):
+        InputField(name="pixels", dtype="uint8", shape=(2,), maximum=16).check(np.array([[0, 17]], np.uint8), "rows")
