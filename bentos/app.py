@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
-from bentos.http import Refused, request_id_of
+from bentos.http import Refused, header_bytes, request_id_of
 from bentos.metrics import Metrics
 from bentos.model import ServedModel
 from bentos.streams import Streams
 from bentos.v1 import V1
+from headrace.guard import Caller, Guard, NotAllowed, bearer
 
 logger = logging.getLogger("headrace.serve")
 Result = TypeVar("Result")
@@ -28,6 +31,8 @@ INLINE_BYTES = 16 * 1024
 INLINE_SECONDS = 0.002
 """A request no larger, to a model no slower, is answered on the event loop: a thread would cost more than it frees."""
 MAX_IN_FLIGHT = 512
+OPEN_PATHS = frozenset({"/metrics", "/readyz", "/livez", "/healthz"})
+"""Asked for by the balancer and by Prometheus, on this machine alone, without a token."""
 MAX_HELD_BYTES = 128 * 1024 * 1024
 """Bodies held at once. A request beyond either gets 503 at once, and the balancer sends it to another replica."""
 
@@ -37,6 +42,8 @@ class PredictionApp:
 
     def __init__(self) -> None:
         self.metrics = Metrics()
+        guard = os.environ.get("HEADRACE_GUARD")
+        self.guard = Guard(Path(guard) if guard else None)
         self._model: ServedModel | None = None
         self._version_header: list[tuple[bytes, bytes]] = []
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="predict")
@@ -80,6 +87,37 @@ class PredictionApp:
         finally:
             self._in_flight -= 1
 
+    def model_for(self, request: Request, name: str) -> ServedModel:
+        """The model that a request names, if its caller may use it.
+
+        Raises:
+            Refused: 403, the token does not open this name, or only some names and this one is another server's; 404, it opens
+                all, and this server has another model; 503, no model is loaded yet.
+        """
+        model, caller = self.model, request.state.caller
+        if name == model.name and caller.may(name):
+            return model
+        if caller.opens_all:
+            raise Refused(404, "unknown_model", f"no model {name!r} here; this server has {model.name!r}")
+        raise Refused(403, "forbidden", "this token does not open this")
+
+    async def spend(self, request: Request, rows: int) -> None:
+        """Takes `rows` from the caller's daily quota, before the work.
+
+        Raises:
+            Refused: 429, the quota does not hold so many; 503, nobody can say whether it does.
+        """
+
+    def account(self, request: Request, *, rows: int = 0, tokens: int = 0, answers: Sequence[Any] = ()) -> None:
+        """Counts what a request was given, before its answer leaves.
+
+        Args:
+            rows: of the whole answer; for a stream, with its start.
+            tokens: written, for text; for a stream, as they are written.
+            answers: each a label, a value, or an answer as the model gives it.
+        """
+        self.metrics.count_rows(rows)
+
     async def work(self, size: int, predict: Callable[[], Result]) -> Result:
         """Runs `predict` here when it is small (`size` bytes of body), else in the one thread for large work."""
         if size <= INLINE_BYTES and self.model.sample_seconds <= INLINE_SECONDS:
@@ -110,6 +148,8 @@ class PredictionApp:
     async def _answer(self, request: Request) -> Response:
         """The response to any request: a route's, a refusal's, or a 500 that tells the client no more than its id."""
         try:
+            if request.scope["path"] not in OPEN_PATHS:
+                request.state.caller = self._caller(request)
             if self._in_flight > MAX_IN_FLIGHT:
                 raise _overloaded()
             return await self._find(request)(request)
@@ -121,6 +161,13 @@ class PredictionApp:
             logger.exception("request %s failed", request.state.request_id)
             hidden = Refused(500, "internal", "the server failed; its log names the request id")
             return hidden.to_response(request.state.request_id)
+
+    def _caller(self, request: Request) -> Caller:
+        try:
+            return self.guard.check(bearer(header_bytes(request, b"authorization")))
+        except NotAllowed:
+            message = "a valid token is needed: authorization: Bearer ..."
+            raise Refused(401, "unauthorized", message, {"www-authenticate": "Bearer"}) from None
 
     def _find(self, request: Request) -> Callable[[Request], Awaitable[Response]]:
         """The endpoint itself, without the wrapper that Starlette's router would put around it."""

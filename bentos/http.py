@@ -39,11 +39,17 @@ def to_json(body: Any, status: int = 200, headers: dict[str, str] | None = None)
 
 
 def header(request: Request, name: bytes) -> str:
+    """One header as text, empty when absent."""
+    return str(header_bytes(request, name), "latin-1")
+
+
+def header_bytes(request: Request, name: bytes) -> bytes:
     """One header, empty when absent. Read from the bare list: Starlette's mapping costs more than a small prediction."""
     for key, value in request.scope["headers"]:
         if key == name:
-            return str(value, "latin-1")
-    return ""
+            found: bytes = value
+            return found
+    return b""
 
 
 def request_id_of(request: Request) -> str:

@@ -39,7 +39,7 @@ class V1:
         A model that can answer piece by piece takes `"stream": true` beside them, and sends its answer to one instance as
         server-sent events. A model of images takes a PNG or JPEG file as the whole body too.
         """
-        model = self._named_model(request)
+        model = self.app.model_for(request, request.path_params["name"])
         if media_type(request) in MEDIA_TYPES:
             return await self._look(request, model)
         require_json(request)
@@ -47,8 +47,10 @@ class V1:
             body = await read_body(request, hold)
             if isinstance(model, Streaming):
                 return await self._write(request, model, await self.app.work(len(body), lambda: parse_json(body)))
-            predictions = await self.app.work(work_of(body), lambda: predict_body(model, body))
-        self.app.metrics.count_rows(len(predictions))
+            instances = await self.app.work(work_of(body), lambda: to_instances(parse_json(body)))
+            await self.app.spend(request, len(instances))
+            predictions = await self.app.work(work_of(body), lambda: predict_instances(model, instances))
+        self.app.account(request, rows=len(predictions), answers=predictions)
         return to_json({**_identity(request, model), "predictions": predictions})
 
     async def _look(self, request: Request, model: ServedModel) -> Response:
@@ -56,8 +58,9 @@ class V1:
         require_plain(request)
         with self.app.held_body() as hold:
             body = await read_body(request, hold)
+            await self.app.spend(request, 1)
             predictions = await self.app.work(MAX_FILE_BYTES, lambda: predict_picture(model, body))
-        self.app.metrics.count_rows(1)
+        self.app.account(request, rows=1, answers=predictions)
         return to_json({**_identity(request, model), "predictions": predictions})
 
     async def _write(self, request: Request, model: Any, payload: Any) -> Response:
@@ -70,34 +73,30 @@ class V1:
             streams = model.streams(instances)
         except ContractViolation as violation:
             raise _refusal(violation) from None
+        await self.app.spend(request, len(instances))
         identity = _identity(request, model)
-        self.app.metrics.count_rows(len(instances))
+        self.app.account(request, rows=len(instances))
         if is_stream:
             return self.app.streams.respond(request, streams[0], identity)
-        return to_json({**identity, "predictions": await self.app.streams.join(request, model, streams)})
+        predictions = await self.app.streams.join(request, model, streams)
+        return to_json({**identity, "predictions": predictions})
 
     async def describe(self, request: Request) -> Response:
-        return to_json(_description(self._named_model(request)))
+        return to_json(_description(self.app.model_for(request, request.path_params["name"])))
 
     async def list_models(self, request: Request) -> Response:
-        return to_json({"models": [_description(self.app.model)]})
-
-    def _named_model(self, request: Request) -> ServedModel:
         model = self.app.model
-        name = request.path_params["name"]
-        if name != model.name:
-            raise Refused(404, "unknown_model", f"no model {name!r} here; this server has {model.name!r}")
-        return model
+        return to_json({"models": [_description(model)] if request.state.caller.may(model.name) else []})
 
 
-def predict_body(model: ServedModel, body: bytes) -> list[dict[str, Any]]:
-    """From the bytes of a request to its predictions; runs in a thread when it would hold up other requests.
+def predict_instances(model: ServedModel, instances: list[Any]) -> list[dict[str, Any]]:
+    """Predictions of a request's rows; runs in a thread when it would hold up other requests.
 
     Raises:
-        Refused: 400, 413 or 422, with the field at fault.
+        Refused: 422, with the field at fault.
     """
     try:
-        return model.predict(to_instances(parse_json(body)))
+        return model.predict(instances)
     except ContractViolation as violation:
         raise _refusal(violation) from None
 

@@ -18,6 +18,7 @@ SHARED = (
     "generation.py",
     "graph.py",
     "graphs.py",
+    "guard.py",
     "nodes.py",
     "pictures.py",
     "text.py",
