@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import re
@@ -20,6 +22,7 @@ from headrace.errors import EngineMissing, HeadraceError, ServiceError
 from headrace.packaging import Bento, Image, build_image, find_bento, package, serve_command
 from headrace.packaging.docker import Docker
 from headrace.packaging.image import bento_layer
+from headrace.packaging.sbom import IN_IMAGE
 from headrace.packaging.sources import CODE, REQUIREMENTS, SHARED, served_files
 from headrace.project import Project
 from headrace.settings import Settings
@@ -63,7 +66,7 @@ def test_packaging_again_finds_what_is_there(bento: Bento, project: Project, mod
 def test_another_project_gives_the_same_tag(bento: Bento, model_dir: Path, tmp_path: Path) -> None:
     other = package(model_dir, "halves", "3", dict(reversed(IDENTITY.items())), make_project(tmp_path / "other"))
     assert other.tag == bento.tag
-    assert bento_layer(other) == bento_layer(bento)
+    assert bento_layer(other, b"") == bento_layer(bento, b"")
 
 
 @pytest.mark.parametrize("change", ["model", "identity", "version"])
@@ -161,10 +164,10 @@ def test_a_bento_that_is_not_there_is_named(project: Project) -> None:
 
 
 def test_a_layer_depends_on_neither_clock_nor_place(bento: Bento) -> None:
-    first = bento_layer(bento)
+    first = bento_layer(bento, b"")
     for file in bento.path.rglob("*.py"):
         os.utime(file, (time.time() + 1000,) * 2)
-    assert bento_layer(bento) == first
+    assert bento_layer(bento, b"") == first
     with tarfile.open(fileobj=BytesIO(first)) as archive:
         members = archive.getmembers()
     assert {(member.uid, member.gid, member.mtime) for member in members} == {(0, 0, 0)}
@@ -214,6 +217,41 @@ def test_an_image_says_what_it_holds(docker_engine: Settings, image: Image, bent
     assert labels["org.opencontainers.image.version"] == "3"
     assert labels["org.opencontainers.image.revision"] == "f00d"
     assert (labels["headrace.model"], labels["headrace.data_md5"], labels["headrace.bento"]) == ("halves", "d41d", bento.tag)
+
+
+def test_an_image_brings_a_bill_of_what_it_holds(docker_engine: Settings, project: Project, image: Image, bento: Bento) -> None:
+    bill = json.loads(in_image(image, f"cat {IN_IMAGE}"))
+    assert (bill["bomFormat"], bill["specVersion"], bill["metadata"]["component"]["type"]) == ("CycloneDX", "1.6", "container")
+    found = {component["name"]: component for component in bill["components"]}
+    pinned = dict(line.split("==") for line in REQUIREMENTS.read_text().splitlines() if line and not line.startswith("#"))
+    named = {name.lower().replace("_", "-").replace(".", "-"): part["version"] for name, part in found.items()}
+    assert {name: named.get(name) for name in pinned} == pinned
+    model = found["halves"]
+    assert (model["type"], model["version"]) == ("machine-learning-model", "3")
+    graph = next(part for part in model["components"] if part["name"] == "model.onnx")
+    assert graph["hashes"][0]["content"] == hashlib.sha256((bento.model_path / "model.onnx").read_bytes()).hexdigest()
+    assert "bash" in found, "the base image's own packages are in the bill"
+    (kept,) = (project.state / "sbom").glob("*.cdx.json")
+    assert json.loads(kept.read_text()) == bill
+
+
+def test_no_layer_holds_a_key_or_a_token(docker_engine: Settings, image: Image) -> None:
+    saved = subprocess.run(["docker", "save", image.tag], check=True, capture_output=True).stdout
+    names = [member.name for member in _members(saved)]
+    assert any(name.endswith("bentos/serve.py") for name in names)
+    secret = re.compile(r"(^|/)(\.headrace|keys|guard|[^/]*\.token|signing\.pem|\.env|headrace\.toml)(/|$)")
+    assert [name for name in names if secret.search(name)] == []
+
+
+def _members(saved: bytes) -> list[tarfile.TarInfo]:
+    """Every file of every layer of an image."""
+    found = []
+    with tarfile.open(fileobj=BytesIO(saved)) as archive:
+        for member in archive.getmembers():
+            if member.isfile() and (inner := archive.extractfile(member)):
+                with contextlib.suppress(tarfile.ReadError), tarfile.open(fileobj=BytesIO(inner.read())) as layer:
+                    found += layer.getmembers()
+    return found
 
 
 def test_the_same_bento_built_afresh_has_the_same_tag_and_layers(

@@ -13,5 +13,9 @@ mmdebstrap --quiet --variant=extract --hook-dir=/usr/share/mmdebstrap/hooks/merg
   ln -sf mawk usr/bin/awk
   ln -sf python3.11 usr/bin/python3
   mkdir -p etc/ssl/certs && find usr/share/ca-certificates -name "*.crt" -exec cat {} + >etc/ssl/certs/ca-certificates.crt
+  mkdir -p var/lib/dpkg/status.d  # unpacked packages stand in no status file: this is where scanners look then
+  for deb in var/cache/apt/archives/*.deb; do
+    dpkg-deb --field "$deb" Package Version Architecture >"var/lib/dpkg/status.d/$(dpkg-deb --field "$deb" Package)"
+  done
   rm -rf usr/share/doc usr/share/man usr/share/locale usr/share/info
   chroot . ldconfig' bookworm - | docker import --change 'CMD ["python3.11"]' - "$tag"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 import tarfile
@@ -11,6 +12,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from headrace.errors import ServiceError
+from headrace.packaging import sbom
 from headrace.packaging.bento import Bento
 from headrace.packaging.docker import Docker
 from headrace.packaging.sources import REQUIREMENTS, SERVING, digest
@@ -48,7 +50,9 @@ def build_image(project: Project, settings: Settings, bento: Bento) -> Image:
     inputs = digest({"bento": bento.tag.encode(), "serving": serving.tag.encode(), "Dockerfile": recipe})
     tag = f"headrace/{bento.name}:{bento.path.name}-{inputs}"
     if (image := find_image(docker, tag)) is None:
-        context = _tar({"Dockerfile": recipe, "bento.tar": bento_layer(bento)})
+        bill = sbom.bill_of(bento, tag, settings.base_image, sbom.packages_of(docker, serving.tag), _hashes(bento))
+        sbom.keep(project.state / "sbom", tag, bill)
+        context = _tar({"Dockerfile": recipe, "bento.tar": bento_layer(bento, bill)})
         labels = [part for name, value in _labels(bento, settings).items() for part in ("--label", f"{name}={value}")]
         docker.build(context, tag, "--build-arg", f"SERVING={serving.tag}", "--network", "none", *labels)
         image = _require_image(docker, tag)
@@ -79,8 +83,8 @@ def find_image(docker: Docker, tag: str) -> Image | None:
     return None
 
 
-def bento_layer(bento: Bento) -> bytes:
-    """`opt/bento` as a tar archive: the bento with its model inside, where BentoML looks first.
+def bento_layer(bento: Bento, bill: bytes) -> bytes:
+    """A tar archive of `opt/bento`, with its model inside, where BentoML looks first, and of the image's `bill`.
 
     Equal bentos give equal bytes: sorted names, root's files, time 0, and no creation times in BentoML's own records.
     """
@@ -90,7 +94,7 @@ def bento_layer(bento: Bento) -> bytes:
     entries[f"{model}/latest"] = bento.model_path.name.encode()
     for record in (f"{IN_IMAGE}/bento.yaml", f"{model}/{bento.model_path.name}/model.yaml"):
         entries[record] = CREATED.sub(FIXED_TIME, entries[record])
-    return _tar(entries)
+    return _tar({**entries, sbom.IN_IMAGE.lstrip("/"): bill})
 
 
 def _build_serving_base(docker: Docker, tag: str, base: str, files: dict[str, bytes], wheelhouse: Path) -> None:
@@ -145,7 +149,13 @@ def _labels(bento: Bento, settings: Settings) -> dict[str, str]:
         "base.name": settings.base_image,
     }
     labels = {f"org.opencontainers.image.{name}": value for name, value in standard.items()}
+    labels["headrace.sbom"] = sbom.IN_IMAGE
     return labels | {f"headrace.{name}": value for name, value in identity.items()} | {"headrace.bento": bento.tag}
+
+
+def _hashes(bento: Bento) -> dict[str, str]:
+    """sha256 of each file of the model."""
+    return {name: hashlib.sha256(content).hexdigest() for name, content in _read_tree(bento.model_path).items()}
 
 
 def _read_tree(folder: Path) -> dict[str, bytes]:
@@ -160,7 +170,7 @@ def _tar(files: dict[str, bytes]) -> bytes:
     """An archive that depends on `files` alone; folders are named, so that no layer takes a folder's time from the clock."""
     folders = {str(parent) for name in files for parent in Path(name).parents if str(parent) != "."}
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for name in sorted(folders | files.keys()):
             entry = tarfile.TarInfo(name)
             if name in files:
