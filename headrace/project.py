@@ -63,6 +63,36 @@ class Project:
         return self.mlruns / "journal.jsonl"
 
     @property
+    def guard(self) -> Path:
+        """What every replica may read to check tokens: public keys and what was revoked. Nothing in it is secret."""
+        return self.state / "guard"
+
+    @property
+    def keys(self) -> Path:
+        """The key that signs tokens, and the operator's token: for this user alone."""
+        return self.state / "keys"
+
+    @property
+    def tls(self) -> Path:
+        """The project's own authority; clients trust `authority.pem`."""
+        return self.state / "tls"
+
+    @property
+    def usage(self) -> Path:
+        """What replicas count: one folder each, and the sums of those that are gone."""
+        return self.state / "usage"
+
+    @property
+    def quotas(self) -> Path:
+        """Where the replicas of this machine count daily quotas together."""
+        return self.state / "quotas"
+
+    @property
+    def audit(self) -> Path:
+        """Every administrative act, one line each."""
+        return self.mlruns / "audit.jsonl"
+
+    @property
     def bentoml_home(self) -> Path:
         return self.state / "bentoml"
 

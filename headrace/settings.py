@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from headrace.errors import SettingsError, near_miss
@@ -36,6 +36,20 @@ class Settings(BaseSettings):
     """Image that serving images build on: Debian with Python 3.11."""
     docker_host: str | None = None
     """The Docker engine's address; by default what the `docker` client uses."""
+    desk_port: Port = 8090
+    """The desk, behind the door: catalogue, OpenAPI, feedback, batches. Always on loopback."""
+    access: Literal["tokens", "open"] = "tokens"
+    """Whether callers need a token; `open` lets everybody in, and only on loopback."""
+    tls: Literal["off", "own", "files"] = "off"
+    """Whether the door speaks TLS: with a certificate of the project's own authority, or with given files."""
+    tls_certificate: Path | None = None
+    """PEM: the door's certificate and what leads to its authority, for `tls = "files"`."""
+    tls_key: Path | None = None
+    """PEM: the certificate's private key, for `tls = "files"`."""
+    quota_store: str | None = None
+    """Redis (`redis://HOST:PORT`) where daily quotas are counted; by default a folder of this machine."""
+    quota_when_down: Literal["closed", "open"] = "closed"
+    """Whether requests with a quota are refused or let through while the store does not answer."""
     drain_seconds: float = Field(default=30.0, ge=0.0)
     """How long a replica that was taken out of the balancer may finish its requests."""
     ready_seconds: float = Field(default=60.0, gt=0.0)
@@ -51,6 +65,21 @@ class Settings(BaseSettings):
     tracking_uri: str | None = None
     """MLflow's tracking and registry; by default SQLite in `mlruns/`."""
 
+    @property
+    def is_loopback(self) -> bool:
+        """Whether servers are out of the network's reach."""
+        return self.host == "localhost" or self.host.startswith("127.") or self.host == "::1"
+
+    @model_validator(mode="after")
+    def _sound_together(self) -> Settings:
+        if self.access == "open" and not self.is_loopback:
+            raise ValueError(f"access: 'open' lets the whole network in at host {self.host!r}; set access to 'tokens'")
+        if self.tls == "files" and (self.tls_certificate is None or self.tls_key is None):
+            raise ValueError("tls: 'files' needs tls_certificate and tls_key")
+        if self.quota_store is not None and not self.quota_store.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError(f"quota_store: expected redis://HOST:PORT, got {self.quota_store!r}")
+        return self
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -65,6 +94,7 @@ class Settings(BaseSettings):
 
 INTERNAL = frozenset(
     "ROOT STAGE_ERROR STAGE_PARENT SUPERVISED THREADS BODY_LIMIT_BYTES MAX_INSTANCES REQUIRE_DOCKER".split()  # noqa: SIM905
+    + "GUARD LEDGER QUOTAS REPLICA SHADOW".split()  # noqa: SIM905
 )
 """Names after `HEADRACE_` that are no settings: what processes tell each other, and the replicas' own limits."""
 
@@ -116,6 +146,8 @@ def database(project: Project) -> Path:
 
 def _explain(mistake: Any) -> str:
     field = ".".join(str(part) for part in mistake["loc"])
+    if not field:  # two settings that do not go together; the message names them
+        return str(mistake["msg"]).removeprefix("Value error, ")
     if mistake["type"] == "extra_forbidden":
         return f"{field}: no such setting; {near_miss(field, Settings.model_fields)}"
     return f"{field}: {mistake['msg']} (it says {mistake.get('input')!r})"

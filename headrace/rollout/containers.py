@@ -6,13 +6,14 @@ import builtins
 import math
 import re
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 from headrace.errors import PortTaken, ServiceError
 from headrace.packaging.docker import Docker
 from headrace.project import Project
+from headrace.rollout import environment
 from headrace.rollout.ports import is_free
-from headrace.rollout.replicas import Replica, ReplicaSpec, State, new_id
+from headrace.rollout.replicas import Pool, Replica, ReplicaSpec, State, new_id
 from headrace.settings import Settings
 
 LOOPBACK = "127.0.0.1"
@@ -53,6 +54,7 @@ class DockerRunner:
             EngineMissing: no Docker engine answers.
         """
         self.project = project
+        self.settings = settings
         self.docker = Docker.connect(settings)
 
     def start(self, spec: ReplicaSpec, port: int) -> Replica:
@@ -80,10 +82,7 @@ class DockerRunner:
                 *HARDENED,
                 *LIFE,
                 *self._labels(spec, port),
-                "--env",
-                f"HEADRACE_THREADS={spec.threads}",
-                "--env",
-                f"OMP_NUM_THREADS={spec.threads}",
+                *environment.of_container(spec, name, self.project, self.settings),
                 *self._address(spec.image, port),
             )
         except ServiceError as error:
@@ -126,6 +125,7 @@ class DockerRunner:
             "bento": spec.bento_tag,
             "threads": spec.threads,
             "port": port,
+            "pool": spec.pool,
         }
         return [part for name, value in values.items() for part in ("--label", f"headrace.{name}={value}")]
 
@@ -174,6 +174,7 @@ def _to_replica(record: dict[str, Any]) -> Replica:
         image=record["Config"]["Image"],
         threads=int(labels["headrace.threads"]),
         started_at=_seconds(record["State"]["StartedAt"]),
+        pool=cast(Pool, labels.get("headrace.pool", "main")),
     )
 
 

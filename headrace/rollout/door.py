@@ -11,16 +11,21 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from headrace.errors import ServiceError
 from headrace.files import read_json, write_json
 from headrace.project import Project
-from headrace.rollout import envoy, ports, supervisor
-from headrace.rollout.envoy import Endpoint, Routes
+from headrace.rollout import envoy, pools, ports, supervisor
+from headrace.rollout.envoy import Endpoint, Routes, Served, Traffic
+from headrace.rollout.pools import PoolStats
+from headrace.rollout.replicas import Pool
 from headrace.settings import Settings
 
 Address = tuple[str, int]
@@ -39,36 +44,65 @@ def address(settings: Settings, model: str | None = None) -> str:
 
 
 def routes(project: Project) -> dict[str, list[Endpoint]]:
-    """Which replicas serve which model, as it should be; empty when nothing is served."""
+    """Which replicas serve which model, of all its pools, as it should be; empty when nothing is served."""
+    return {model: found.endpoints for model, found in served(project).items()}
+
+
+def traffic(project: Project, model: str) -> Traffic:
+    """Which requests of `model` go to its canaries and shadows, as it should be."""
+    found = served(project).get(model)
+    return found.traffic if found else Traffic()
+
+
+def served(project: Project) -> dict[str, Served]:
+    """Replicas and traffic of each model."""
     stored = read_json(_folder(project) / "models.json") or {}
-    return {model: [Endpoint(**endpoint) for endpoint in endpoints] for model, endpoints in stored.items()}
+    return {model: _served(found) for model, found in stored.items()}
 
 
-def change(project: Project, settings: Settings, model: str, endpoints: list[Endpoint]) -> None:
-    """Lets `endpoints` and no others serve `model`; with none, the model leaves the door. Other models notice nothing."""
+def change(project: Project, settings: Settings, model: str, endpoints: list[Endpoint], traffic: Traffic | None = None) -> None:
+    """Lets `endpoints` and no others serve `model`; with none, the model leaves the door. Other models notice nothing.
+
+    Traffic stays as it is unless given. Replicas of a pool should be healthy (`wait_until_healthy`) before requests are sent
+    to it, and requests be sent elsewhere before they go: two changes.
+    """
     with _locked(project):
-        wanted = {name: found for name, found in routes(project).items() if name != model}
+        wanted = served(project)
+        before = wanted.pop(model, Served([]))
         if endpoints:
-            wanted[model] = endpoints
+            wanted[model] = Served(endpoints, traffic or before.traffic)
         write_door(project, settings, wanted)
 
 
 def write_door(project: Project, settings: Settings, wanted: Routes) -> None:
     """Writes the truth, then Envoy's files: replicas before clusters before routes, so that nothing points at nothing."""
     folder = _folder(project)
-    write_json(folder / "models.json", {model: [e.to_dict() for e in found] for model, found in wanted.items()})
-    for model, found in wanted.items():
-        _write(folder / "eds" / f"{model}.json", [envoy.assignment(model, found)])
-    clusters = [envoy.cluster(model, folder) for model in sorted(wanted)]
+    write_json(folder / "models.json", {model: _stored(found) for model, found in wanted.items()})
+    assignments = {envoy.cluster_name(model, pool): found.pool(pool) for model, found in wanted.items() for pool in envoy.POOLS}
+    for name, endpoints in assignments.items():
+        _write(folder / "eds" / f"{name}.json", [envoy.assignment(name, endpoints)])
+    clusters = [cluster for model in sorted(wanted) for cluster in envoy.clusters(model, folder)]
     route_table = [envoy.route_configuration(wanted, settings)]
     # A model that goes leaves the routes first, one that comes enters them last.
-    arriving = len(wanted) >= len((read_json(folder / "cds.json") or {"resources": []})["resources"])
+    arriving = len(clusters) >= len((read_json(folder / "cds.json") or {"resources": []})["resources"])
     for name, found_resources in [("cds.json", clusters), ("rds.json", route_table)][:: 1 if arriving else -1]:
         _write(folder / name, found_resources)
     _write(folder / "lds.json", [envoy.listener(settings, folder)])
     for path in (folder / "eds").glob("*.json"):
-        if path.stem not in wanted:
+        if path.stem not in assignments:
             path.unlink(missing_ok=True)
+
+
+def _stored(found: Served) -> dict[str, Any]:
+    return {"endpoints": [e.to_dict() for e in found.endpoints], **asdict(found.traffic)}
+
+
+def _served(stored: Any) -> Served:
+    """One model of `models.json`; a bare list is what a Headrace without canaries wrote."""
+    if isinstance(stored, list):
+        stored = {"endpoints": stored}
+    endpoints = [Endpoint(**endpoint) for endpoint in stored["endpoints"]]
+    return Served(endpoints, Traffic(stored.get("canary", 0.0), stored.get("shadow", 0.0)))
 
 
 def open_door(project: Project, settings: Settings) -> None:
@@ -79,7 +113,7 @@ def open_door(project: Project, settings: Settings) -> None:
         ServiceError: it does not come up.
     """
     with _locked(project):
-        write_door(project, settings, routes(project))
+        write_door(project, settings, served(project))
         program = _program(project, settings)
         if not is_open(project, settings):
             supervisor.ensure(project)  # ends what a dead supervisord left behind, perhaps an Envoy on these ports
@@ -128,33 +162,41 @@ def ours(project: Project, settings: Settings) -> bool:
     return bool(path == str(_folder(project) / "bootstrap.json"))
 
 
-def healthy_endpoints(settings: Settings, model: str) -> set[Address]:
+def healthy_endpoints(settings: Settings, model: str, pool: Pool | None = None) -> set[Address]:
     """Host and port of the replicas that Envoy itself sends requests to; empty when it does not answer."""
-    return {address for address, healthy in known_endpoints(settings, model).items() if healthy}
+    return {address for address, healthy in known_endpoints(settings, model, pool).items() if healthy}
 
 
-def known_endpoints(settings: Settings, model: str) -> dict[Address, bool]:
-    """Every replica that Envoy knows, and whether it calls it healthy."""
+def known_endpoints(settings: Settings, model: str, pool: Pool | None = None) -> dict[Address, bool]:
+    """Every replica of `model` (of one pool) that Envoy knows, and whether it calls it healthy."""
     answer = _admin(settings, "/clusters?format=json")
     if answer is None or answer[0] != 200:
         return {}
-    found = {}
+    names = {envoy.cluster_name(model, each) for each in ([pool] if pool else envoy.POOLS)}
+    found: dict[Address, bool] = {}
     for cluster in json.loads(answer[1]).get("cluster_statuses", []):
-        for host in cluster.get("host_statuses", []) if cluster["name"] == model else []:
+        for host in cluster.get("host_statuses", []) if cluster["name"] in names else []:
             where = host["address"]["socket_address"]
             failing = {name for name, value in host["health_status"].items() if value and name != "eds_health_status"}
-            found[(str(where["address"]), int(where["port_value"]))] = not failing
+            address = (str(where["address"]), int(where["port_value"]))
+            found[address] = not failing and found.get(address, True)
     return found
 
 
-def wait_until_healthy(settings: Settings, model: str, addresses: set[Address], seconds: float = NOTICE_SECONDS) -> None:
-    """Returns when Envoy sends requests to each of `addresses`.
+def wait_until_healthy(
+    settings: Settings,
+    model: str,
+    addresses: set[Address],
+    seconds: float = NOTICE_SECONDS,
+    pool: Pool | None = None,
+) -> None:
+    """Returns when Envoy sends requests to each of `addresses` (as members of `pool`).
 
     Raises:
         ServiceError: it does not within `seconds`.
     """
-    if not _until(lambda: addresses <= healthy_endpoints(settings, model), seconds):
-        missing = sorted(addresses - healthy_endpoints(settings, model))
+    if not _until(lambda: addresses <= healthy_endpoints(settings, model, pool), seconds):
+        missing = sorted(addresses - healthy_endpoints(settings, model, pool))
         raise ServiceError(
             f"Envoy does not call these replicas of {model!r} healthy: "
             + ", ".join(f"{host}:{port}" for host, port in missing),
@@ -163,18 +205,34 @@ def wait_until_healthy(settings: Settings, model: str, addresses: set[Address], 
         )
 
 
-def wait_until_gone(settings: Settings, model: str, addresses: set[Address], seconds: float = NOTICE_SECONDS) -> None:
-    """Returns when Envoy knows none of `addresses` any more.
+def wait_until_gone(
+    settings: Settings,
+    model: str,
+    addresses: set[Address],
+    seconds: float = NOTICE_SECONDS,
+    pool: Pool | None = None,
+) -> None:
+    """Returns when Envoy knows none of `addresses` any more (as members of `pool`).
 
     Raises:
         ServiceError: it still does after `seconds`.
     """
-    if not _until(lambda: not addresses & known_endpoints(settings, model).keys(), seconds):
+    if not _until(lambda: not addresses & known_endpoints(settings, model, pool).keys(), seconds):
         raise ServiceError(
             f"Envoy still sends requests to replicas of {model!r} that were taken out",
             where=".headrace/logs/envoy.log",
             mend="headrace down, then headrace up",
         )
+
+
+def pool_stats(settings: Settings, model: str) -> dict[Pool, PoolStats]:
+    """What Envoy counted for each pool of `model` since it started; empty when it does not answer."""
+    names = {envoy.cluster_name(model, pool): pool for pool in envoy.POOLS}
+    pattern = quote(rf"^cluster\.{re.escape(model)}(~canary|~shadow)?\.(retry\.)?upstream_rq_(total|5xx|rx_reset|time)$")
+    answer = _admin(settings, f"/stats?format=json&histogram_buckets=cumulative&filter={pattern}")
+    if answer is None or answer[0] != 200:
+        return {}
+    return pools.read(json.loads(answer[1])["stats"], names)
 
 
 def close_door(project: Project, settings: Settings, drain_seconds: float) -> None:

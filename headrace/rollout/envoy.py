@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from headrace.rollout.replicas import Pool
 from headrace.settings import Settings
 
 Json = dict[str, Any]
@@ -17,6 +18,8 @@ TYPES = "type.googleapis.com/envoy."
 MAX_CONNECTIONS = 4096
 """Open connections of clients; each takes a file descriptor and a buffer."""
 HEALTH_INTERVAL = "0.5s"
+LATENCY_BUCKETS = [float(f"{step * 10**power:g}") for power in range(5) for step in (1, 1.25, 1.6, 2, 2.5, 3.2, 4, 5, 6.4, 8)]
+"""Milliseconds, each a quarter above the one before: Envoy's own are too far apart to compare two versions by."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Endpoint:
     runner: str = "processes"
     image: str | None = None
     threads: int = 1
+    pool: Pool = "main"
 
     @property
     def address(self) -> tuple[str, int]:
@@ -41,8 +45,35 @@ class Endpoint:
         return asdict(self)
 
 
-Routes = Mapping[str, list[Endpoint]]
-"""Model to the replicas that serve it."""
+@dataclass(frozen=True)
+class Traffic:
+    """Which requests of a model go elsewhere than to its main pool."""
+
+    canary: float = 0.0
+    """Percent that the canary pool answers."""
+    shadow: float = 0.0
+    """Percent that also go to the shadow pool, whose answers nobody gets."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """One model behind the door."""
+
+    endpoints: list[Endpoint]
+    traffic: Traffic = Traffic()
+
+    def pool(self, name: Pool) -> list[Endpoint]:
+        return [endpoint for endpoint in self.endpoints if endpoint.pool == name]
+
+
+Routes = Mapping[str, Served]
+"""Model to what serves it."""
+POOLS: tuple[Pool, ...] = ("main", "canary", "shadow")
+
+
+def cluster_name(model: str, pool: Pool) -> str:
+    """How Envoy names a pool: no model's name holds a tilde."""
+    return model if pool == "main" else f"{model}~{pool}"
 
 
 def bootstrap(settings: Settings, folder: Path) -> Json:
@@ -60,6 +91,8 @@ def bootstrap(settings: Settings, folder: Path) -> Json:
                 )
             ],
         },
+        "stats_flush_interval": "1s",
+        "stats_config": {"histogram_bucket_settings": [{"match": {"suffix": "upstream_rq_time"}, "buckets": LATENCY_BUCKETS}]},
     }
 
 
@@ -150,7 +183,7 @@ def route_configuration(routes: Routes, settings: Settings) -> Json:
                 "name": "models",
                 "domains": ["*"],
                 "routes": [
-                    *(route for model in sorted(routes) for route in model_routes(model, settings)),
+                    *(route for model in sorted(routes) for route in model_routes(model, routes[model], settings)),
                     {"match": {"path": "/v1/models"}, "direct_response": _answer(200, _served(routes))},
                     {"match": {"path": "/readyz"}, "direct_response": _answer(200, {"ready": True})},
                     {"match": {"prefix": "/"}, "direct_response": _answer(404, _unknown(routes))},
@@ -160,10 +193,26 @@ def route_configuration(routes: Routes, settings: Settings) -> Json:
     }
 
 
-def model_routes(model: str, settings: Settings) -> list[Json]:
+def shares(model: str, served: Served) -> Json:
+    """Where a request goes, and where its copy. Percent become whole parts of 10,000, as Envoy counts them."""
+    canary = round(served.traffic.canary * 100) if served.pool("canary") else 0
+    shadow = round(served.traffic.shadow * 100) if served.pool("shadow") else 0
+    weights = [(cluster_name(model, "main"), 10_000 - canary), (cluster_name(model, "canary"), canary)]
+    mirror = {
+        "cluster": cluster_name(model, "shadow"),
+        "runtime_fraction": {"default_value": {"numerator": shadow, "denominator": "TEN_THOUSAND"}},
+        "disable_shadow_host_suffix_append": True,
+    }
+    return {
+        "weighted_clusters": {"clusters": [{"name": name, "weight": weight} for name, weight in weights]},
+        **({"request_mirror_policies": [mirror]} if shadow else {}),
+    }
+
+
+def model_routes(model: str, served: Served, settings: Settings) -> list[Json]:
     """`/v1/models/<model>` and all below it, but not `/v1/models/<model>-2`."""
     action = {
-        "cluster": model,
+        **shares(model, served),
         # A limit on silence, not on the whole: a text that is written piece by piece may take as long as it lives.
         "timeout": "0s",
         "idle_timeout": f"{settings.request_seconds:g}s",
@@ -191,13 +240,18 @@ def retry_policy() -> Json:
     }
 
 
-def cluster(model: str, folder: Path) -> Json:
-    """How one model's replicas are found, watched and chosen."""
+def clusters(model: str, folder: Path) -> list[Json]:
+    """One for each pool, also for those that are empty: a pool that comes or goes is then a matter of endpoints alone."""
+    return [cluster(cluster_name(model, pool), folder) for pool in POOLS]
+
+
+def cluster(name: str, folder: Path) -> Json:
+    """How the replicas of one pool are found, watched and chosen."""
     return {
         "@type": TYPES + "config.cluster.v3.Cluster",
-        "name": model,
+        "name": name,
         "type": "EDS",
-        "eds_cluster_config": {"service_name": model, "eds_config": _watched(folder / "eds" / f"{model}.json")},
+        "eds_cluster_config": {"service_name": name, "eds_config": _watched(folder / "eds" / f"{name}.json")},
         "connect_timeout": "1s",
         "lb_policy": "LEAST_REQUEST",
         "health_checks": [health_check()],
@@ -240,10 +294,10 @@ def outlier_detection() -> Json:
     }
 
 
-def assignment(model: str, endpoints: list[Endpoint]) -> Json:
+def assignment(name: str, endpoints: list[Endpoint]) -> Json:
     return {
         "@type": TYPES + "config.endpoint.v3.ClusterLoadAssignment",
-        "cluster_name": model,
+        "cluster_name": name,
         "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _address(e.host, e.port)}} for e in endpoints]}],
     }
 
@@ -261,8 +315,8 @@ def _unknown(routes: Routes) -> Json:
 def _served(routes: Routes) -> Json:
     return {
         "models": [
-            {"model": model, "versions": sorted({e.version for e in endpoints}), "path": f"/v1/models/{model}"}
-            for model, endpoints in sorted(routes.items())
+            {"model": model, "versions": sorted({e.version for e in served.endpoints}), "path": f"/v1/models/{model}"}
+            for model, served in sorted(routes.items())
         ]
     }
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from headrace.files import read_json, write_json
 from headrace.project import Project
-from headrace.rollout import supervisor
+from headrace.rollout import environment, supervisor
 from headrace.rollout.replicas import Replica, ReplicaSpec, State, new_id, now
+from headrace.settings import Settings, load_settings
 
 Argv = tuple[list[str], dict[str, str]]
 Command = Callable[[ReplicaSpec, str, int], Argv]
@@ -26,9 +27,10 @@ STATES: dict[str, State] = {"starting": "starting", "running": "running", "stopp
 class ProcessRunner:
     """The `Runner` of local processes."""
 
-    def __init__(self, project: Project, command: Command | None = None) -> None:
+    def __init__(self, project: Project, command: Command | None = None, settings: Settings | None = None) -> None:
         """`command` makes the arguments of a replica's process; by default those that serve a built bento."""
         self.project = project
+        self._settings = settings
         self._command = command or self._serve_bento
 
     def start(self, spec: ReplicaSpec, port: int) -> Replica:
@@ -44,10 +46,12 @@ class ProcessRunner:
             image=spec.image,
             threads=spec.threads,
             started_at=now(),
+            pool=spec.pool,
         )
         argv, env = self._command(spec, HOST, port)
         write_json(self._path(replica.id), replica.to_dict())
-        supervisor.add(self.project, supervisor.Program(replica.id, argv, env, priority=400))
+        told = environment.of_replica(spec, replica.id, self.project, self._settings or load_settings(self.project))
+        supervisor.add(self.project, supervisor.Program(replica.id, argv, {**env, **told}, priority=400))
         return replace(replica, pid=self._pid(replica.id))
 
     def stop(self, replica: Replica, drain_seconds: float) -> None:

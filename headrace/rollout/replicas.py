@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Protocol
 
 Place = Literal["processes", "docker"]
+Pool = Literal["main", "canary", "shadow"]
+"""Replicas that answer, those that answer a share of the requests on trial, and those whose answers nobody gets."""
 State = Literal["starting", "running", "stopping", "stopped", "failed"]
 
 
@@ -24,6 +26,8 @@ class ReplicaSpec:
     """Image to run; None where replicas are local processes."""
     threads: int = 1
     """Threads of the model's runtime in one replica."""
+    pool: Pool = "main"
+    """Which requests it is for. A replica of the `shadow` pool meters nothing and spends no quota."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +51,13 @@ class Replica:
     threads: int = 1
     started_at: float = 0.0
     """Seconds since the epoch."""
+    pool: Pool = "main"
+    """The pool it was started for."""
 
     @property
     def spec(self) -> ReplicaSpec:
         """The spec this replica was started from."""
-        return ReplicaSpec(self.model, self.version, self.bento_tag, self.image, self.threads)
+        return ReplicaSpec(self.model, self.version, self.bento_tag, self.image, self.threads, self.pool)
 
     @property
     def endpoint(self) -> tuple[str, int]:

@@ -50,7 +50,7 @@ def runner_for(project: Project, settings: Settings, place: str | None = None) -
         return cast(Runner, DockerRunner(project, settings))
     from headrace.rollout.processes import ProcessRunner
 
-    return ProcessRunner(project)
+    return ProcessRunner(project, settings=settings)
 
 
 def is_serving(spec: ReplicaSpec, replicas: int, project: Project, settings: Settings) -> bool:

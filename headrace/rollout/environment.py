@@ -1,0 +1,66 @@
+"""What a replica is told about the house: whose tokens it believes, where it counts, whether its answers matter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from headrace.project import Project
+from headrace.rollout.replicas import ReplicaSpec
+from headrace.settings import Settings
+
+IN_CONTAINER = Path("/run/headrace")
+
+
+def of_replica(spec: ReplicaSpec, replica_id: str, project: Project, settings: Settings) -> dict[str, str]:
+    """Variables of a replica that is a process here. Makes the folders that it writes to."""
+    return _told(spec, replica_id, settings, project.guard, _ledger(project, replica_id), _quotas(project))
+
+
+def of_container(spec: ReplicaSpec, replica_id: str, project: Project, settings: Settings) -> list[str]:
+    """Arguments of `docker run`: the same variables, and the folders they name. Only its own and the quotas can be written."""
+    guard, ledger, quotas = IN_CONTAINER / "guard", IN_CONTAINER / "ledger", IN_CONTAINER / "quotas"
+    told = _told(spec, replica_id, settings, guard, ledger, quotas)
+    told |= {"HEADRACE_THREADS": str(spec.threads), "OMP_NUM_THREADS": str(spec.threads)}
+    mounts = [f"type=bind,source={_ledger(project, replica_id)},target={ledger}"]
+    if settings.access == "tokens":
+        mounts.append(f"type=bind,source={_readable(project.guard)},target={guard},readonly")
+    if settings.quota_store is None:
+        mounts.append(f"type=bind,source={_quotas(project)},target={quotas}")
+    variables = [part for name, value in told.items() for part in ("--env", f"{name}={value}")]
+    return variables + [part for mount in mounts for part in ("--mount", mount)]
+
+
+def _told(spec: ReplicaSpec, replica_id: str, settings: Settings, guard: Path, ledger: Path, quotas: Path) -> dict[str, str]:
+    return {
+        **({"HEADRACE_GUARD": str(guard)} if settings.access == "tokens" else {}),
+        "HEADRACE_LEDGER": str(ledger),
+        "HEADRACE_QUOTAS": settings.quota_store or str(quotas),
+        "HEADRACE_QUOTA_WHEN_DOWN": settings.quota_when_down,
+        "HEADRACE_REPLICA": replica_id,
+        **({"HEADRACE_SHADOW": "1"} if spec.pool == "shadow" else {}),
+    }
+
+
+def _ledger(project: Project, replica_id: str) -> Path:
+    return _writable(project.usage, replica_id)
+
+
+def _quotas(project: Project) -> Path:
+    return _writable(project.quotas, "store")
+
+
+def _writable(parent: Path, name: str) -> Path:
+    """A folder that a container's user can write to, below one that no other user of this machine can enter."""
+    parent.mkdir(parents=True, exist_ok=True)
+    parent.chmod(0o700)
+    folder = parent / name
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o777)
+    return folder
+
+
+def _readable(folder: Path) -> Path:
+    """A folder that a container's user can read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o755)
+    return folder
