@@ -8,7 +8,7 @@ FIND_LINKS := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS))
 RECIPE ?= digits
 WORKERS ?= 2
 
-.PHONY: run test setup check unit lock recipes bench bench-gate clean help
+.PHONY: run test setup check unit lock recipes bench bench-gate audit clean help
 
 run: $(READY)  ## release a model (RECIPE=digits): ends with a working, balanced endpoint
 	@$(BIN)/headrace run $(RECIPE)
@@ -49,6 +49,10 @@ bench: $(READY)  ## measure a release, its steps, the image and the replicas; wr
 
 bench-gate: $(READY)  ## measure the gate's false-promotion rate and power; writes docs/benchmarks/gate.md
 	$(BIN)/python -m benchmarks.gate
+
+audit: $(READY)  ## known vulnerabilities in what requirements.lock and the serving image pin; asks a public database
+	$(BIN)/uv tool run --quiet pip-audit==2.10.1 --strict --disable-pip --no-deps --progress-spinner off \
+	  -r requirements.lock -r deploy/serving/requirements-serving.txt
 
 clean:  ## stop everything, then remove what can be made again (data, models and the journal stay)
 	-@[ -x $(BIN)/headrace ] && $(BIN)/headrace down
