@@ -58,6 +58,8 @@ class Settings(BaseSettings):
     """How long a model may be silent: before its answer, then the door says 504, or amid a stream, which then ends."""
     max_request_bytes: int = Field(default=16 * 1024 * 1024, ge=1024, le=2**32 - 1)
     """A larger request is refused at the door with 413."""
+    max_batch_bytes: int = Field(default=1024 * 1024 * 1024, ge=1024)
+    """A larger file of a batch is refused with 413."""
     train_nodes: int = Field(default=1, ge=1)
     """Machines that share a training's processes."""
     train_rendezvous: str | None = None
@@ -96,7 +98,8 @@ INTERNAL = frozenset(
     "ROOT STAGE_ERROR STAGE_PARENT SUPERVISED THREADS BODY_LIMIT_BYTES MAX_INSTANCES REQUIRE_DOCKER".split()  # noqa: SIM905
     + "GUARD LEDGER QUOTAS REPLICA SHADOW".split()  # noqa: SIM905
 )
-"""Names after `HEADRACE_` that are no settings: what processes tell each other, and the replicas' own limits."""
+"""Names after `HEADRACE_` that are no settings: what processes tell each other, the replicas' own limits, and where the Python
+client calls, with which token."""
 
 
 def load_settings(project: Project) -> Settings:

@@ -1,0 +1,43 @@
+"""Calls models from Python: typed, with retries and time limits. Needs httpx alone, and no project.
+
+from headrace.client import Client
+
+with Client("https://models.example.com", token) as models:
+    answer = models.predict("digits", {"image": image})
+    answer.predictions[0]["label"]
+"""
+
+from headrace.client.answers import Batch, Explanation, Piece, Prediction
+from headrace.client.awaiting import AsyncClient
+from headrace.client.blocking import Client
+from headrace.client.errors import (
+    BrokenOff,
+    CallFailed,
+    Forbidden,
+    InvalidInput,
+    NotFound,
+    QuotaExceeded,
+    RateLimited,
+    TimedOut,
+    Unauthorized,
+    Unavailable,
+)
+
+__all__ = [
+    "AsyncClient",
+    "Batch",
+    "BrokenOff",
+    "CallFailed",
+    "Client",
+    "Explanation",
+    "Forbidden",
+    "InvalidInput",
+    "NotFound",
+    "Piece",
+    "Prediction",
+    "QuotaExceeded",
+    "RateLimited",
+    "TimedOut",
+    "Unauthorized",
+    "Unavailable",
+]

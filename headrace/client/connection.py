@@ -1,0 +1,65 @@
+"""Where the service is, with which token, and what both clients make of httpx' failures."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from headrace.client.errors import CallFailed, TimedOut, Unavailable
+from headrace.client.requests import Call
+
+ADDRESS = "http://127.0.0.1:8080"
+CONNECT_SECONDS = 5.0
+UPLOAD_BYTES_PER_SECOND = 1 << 20
+"""A file's upload gets a second more for each mebibyte."""
+Verify = bool | str | Path | ssl.SSLContext
+"""Whether the door's certificate is checked; or by which authority, as a PEM file (`.headrace/tls/authority.pem`)."""
+
+
+def options(address: str | None, token: str | None, verify: Verify) -> dict[str, Any]:
+    """Arguments of httpx' clients; what is not given comes from `HEADRACE_ADDRESS` and `HEADRACE_TOKEN`."""
+    token = token or os.environ.get("HEADRACE_TOKEN")
+    headers = {"accept-encoding": "identity", "user-agent": "headrace-client"}
+    if token:
+        headers["authorization"] = f"Bearer {token.strip()}"
+    if isinstance(verify, str | Path):
+        verify = ssl.create_default_context(cafile=str(verify))
+    return {
+        "base_url": address or os.environ.get("HEADRACE_ADDRESS") or ADDRESS,
+        "headers": headers,
+        "verify": verify,
+        "limits": httpx.Limits(max_connections=64, max_keepalive_connections=64),
+        "follow_redirects": False,  # a token goes nowhere but to the address that it was given for
+    }
+
+
+def seconds_for(call: Call, timeout: float) -> float:
+    """The whole time of a call."""
+    return timeout if call.file is None else timeout + call.file.stat().st_size / UPLOAD_BYTES_PER_SECOND
+
+
+def limits(seconds: float) -> httpx.Timeout:
+    return httpx.Timeout(seconds, connect=min(CONNECT_SECONDS, seconds))
+
+
+@contextmanager
+def failures(call: Call, address: str) -> Iterator[None]:
+    """httpx' failures as this package's, with the request's id."""
+    try:
+        yield
+    except httpx.ConnectTimeout:
+        raise Unavailable("the service cannot be reached", where=address, request_id=call.request_id) from None
+    except httpx.TimeoutException:
+        raise TimedOut("no answer in time", where=address, request_id=call.request_id) from None
+    except httpx.TransportError as error:
+        raise Unavailable(f"the service does not answer ({error})", where=address, request_id=call.request_id) from None
+    except CallFailed as error:
+        error.where = error.where or address
+        error.request_id = error.request_id or call.request_id
+        raise
