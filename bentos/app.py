@@ -3,59 +3,103 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
-from bentos.http import Refused, header_bytes, request_id_of
+from bentos.accounts import Accounts
+from bentos.batching import Batcher
+from bentos.call import CURRENT, Answer, Call
+from bentos.http import Refused, overloaded, request_id_of
 from bentos.metrics import Metrics
 from bentos.model import ServedModel
+from bentos.requests_log import RequestLog
 from bentos.streams import Streams
+from bentos.tracing import open_trace
 from bentos.v1 import V1
-from headrace.guard import Caller, Guard, NotAllowed, bearer
+from bentos.watchdog import Watchdog
+from bentos.workroom import Workroom, wait_for
+from headrace.contract import Feeds
+from headrace.guard import Guard, NotAllowed, bearer
 
 logger = logging.getLogger("headrace.serve")
 Result = TypeVar("Result")
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 INLINE_BYTES = 16 * 1024
 INLINE_SECONDS = 0.002
 """A request no larger, to a model no slower, is answered on the event loop: a thread would cost more than it frees."""
 MAX_IN_FLIGHT = 512
-OPEN_PATHS = frozenset({"/metrics", "/readyz", "/livez", "/healthz"})
-"""Asked for by the balancer and by Prometheus, on this machine alone, without a token."""
 MAX_HELD_BYTES = 128 * 1024 * 1024
 """Bodies held at once. A request beyond either gets 503 at once, and the balancer sends it to another replica."""
+OPEN_PATHS = frozenset({"/metrics", "/readyz", "/livez", "/healthz"})
+"""Asked for by the balancer and by Prometheus, on this machine alone, without a token."""
+UNAUTHORIZED = Refused(
+    401, "unauthorized", "a valid token is needed: authorization: Bearer ...", {"www-authenticate": "Bearer"}
+)
+
+
+class HeldBody:
+    """Memory that a request's body takes, until the block ends."""
+
+    __slots__ = ("_app", "_held")
+
+    def __init__(self, app: PredictionApp) -> None:
+        self._app = app
+        self._held = 0
+
+    def __enter__(self) -> Callable[[int], None]:
+        return self._hold
+
+    def __exit__(self, *_: object) -> None:
+        self._app.held_bytes -= self._held
+
+    def _hold(self, size: int) -> None:
+        if self._app.held_bytes + size > MAX_HELD_BYTES:
+            raise overloaded()
+        self._app.held_bytes += size
+        self._held += size
 
 
 class PredictionApp:
     """An ASGI app; `model` is given at start-up, before the first request."""
 
     def __init__(self) -> None:
-        self.metrics = Metrics()
         guard = os.environ.get("HEADRACE_GUARD")
         self.guard = Guard(Path(guard) if guard else None)
+        self.metrics = Metrics()
+        self.accounts = Accounts(self.metrics)
+        self.log = RequestLog()
+        self._trace = open_trace()
+        self._workroom = Workroom()
+        self._thread = self._workroom.thread
+        self._watchdog = Watchdog(lambda: self._thread.silent_seconds)
+        self.streams = Streams(self._thread)
+        self._batcher: Batcher | None = None
         self._model: ServedModel | None = None
         self._version_header: list[tuple[bytes, bytes]] = []
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="predict")
-        self.streams = Streams(self._thread)
         self._in_flight = 0
-        self._held_bytes = 0
+        self.held_bytes = 0
+        self.metrics.in_flight = lambda: self._in_flight
+        self.metrics.queue_rows = self._queued
         # A further protocol is one file beside v1.py and one entry here.
-        self.routes: list[Route] = [*V1(self).routes, Route("/metrics", self.show_metrics, methods=["GET"])]
+        self.routes: list[Route] = [*V1(self).routes]
+        self._known: dict[tuple[str, str], tuple[Endpoint, str, dict[str, str]]] = {}
 
     @property
     def ready(self) -> bool:
-        return self._model is not None
+        """Whether requests are answered: a model is loaded and nothing hangs."""
+        return self._model is not None and not self._watchdog.is_stuck
 
     @property
     def model(self) -> ServedModel:
@@ -67,25 +111,52 @@ class PredictionApp:
     def model(self, model: ServedModel) -> None:
         self._model = model
         self._version_header = [(b"x-model-version", model.version.encode("latin-1", "replace"))]
-        self.metrics.name_model(model.name, model.version)
+        self.accounts.name_model(model)
+        self._batcher = None
+        if model.batching is not None:
+            self._batcher = Batcher(model, self._thread, **model.batching, count=self.metrics.count_batch)
+        self._known = {
+            (method, route.path.format(name=model.name)): (route.endpoint, route.name, {"name": model.name})
+            for route in self.routes
+            if set(route.param_convertors) <= {"name"}
+            for method in route.methods or ()
+        }
+
+    def start(self) -> None:
+        """Called from the event loop that will answer."""
+        self._watchdog.start()
+
+    def close(self) -> None:
+        """Writes what waits to be written."""
+        self.accounts.close()
+        if self._trace is not None:
+            self._trace.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        start = time.perf_counter()
-        request = Request(scope, receive)
-        request.state.request_id = request_id_of(request)
+        if scope["path"] in OPEN_PATHS:
+            await self._show(scope["path"])(scope, receive, send)
+            return
+        call = Call(scope, receive)
+        call.request_id = request_id_of(call)
+        CURRENT.set(call)
         self._in_flight += 1
+        status = 499  # the client has gone
         try:
-            response = await self._answer(request)
-            response.raw_headers.append((b"x-request-id", request.state.request_id.encode()))
+            response = await self._answer(call)
+            if response.status_code >= 400 and call.spent:
+                await self.accounts.give_back(call)
+            response.raw_headers.append((b"x-request-id", call.request_id.encode()))
             response.raw_headers += self._version_header
-            self.metrics.count(response.status_code, time.perf_counter() - start)
+            status = response.status_code
             await response(scope, receive, send)
         except ClientDisconnect:
-            self.metrics.count(499, time.perf_counter() - start)
+            if call.spent and not call.is_counted:
+                await self.accounts.give_back(call)
         finally:
             self._in_flight -= 1
+            self._end(call, status)
 
     def model_for(self, request: Request, name: str) -> ServedModel:
         """The model that a request names, if its caller may use it.
@@ -98,7 +169,9 @@ class PredictionApp:
         if name == model.name and caller.may(name):
             return model
         if caller.opens_all:
-            raise Refused(404, "unknown_model", f"no model {name!r} here; this server has {model.name!r}")
+            near = difflib.get_close_matches(name, [model.name], n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; this server has {model.name!r}"
+            raise Refused(404, "unknown_model", f"no model {name[:100]!r} here{hint}")
         raise Refused(403, "forbidden", "this token does not open this")
 
     async def spend(self, request: Request, rows: int) -> None:
@@ -107,86 +180,114 @@ class PredictionApp:
         Raises:
             Refused: 429, the quota does not hold so many; 503, nobody can say whether it does.
         """
+        if request.state.caller.rows_per_day is not None:
+            call: Any = request.state
+            await self.accounts.spend(call, rows)
 
     def account(self, request: Request, *, rows: int = 0, tokens: int = 0, answers: Sequence[Any] = ()) -> None:
         """Counts what a request was given, before its answer leaves.
 
         Args:
-            rows: of the whole answer; for a stream, with its start.
+            rows: of the whole answer; for a stream, with its start, and 0 afterwards.
             tokens: written, for text; for a stream, as they are written.
             answers: each a label, a value, or an answer as the model gives it.
         """
-        self.metrics.count_rows(rows)
+        call: Any = request.state
+        self.accounts.add(call, rows, tokens, answers)
 
     async def work(self, size: int, predict: Callable[[], Result]) -> Result:
-        """Runs `predict` here when it is small (`size` bytes of body), else in the one thread for large work."""
+        """Runs `predict` here when it is small (`size` bytes of body), else in the one thread for large work.
+
+        Raises:
+            Refused: 503, too much waits already; 504, it takes too long.
+            ClientDisconnect: the client is gone, and the work is left.
+        """
         if size <= INLINE_BYTES and self.model.sample_seconds <= INLINE_SECONDS:
             return predict()
-        return await asyncio.get_running_loop().run_in_executor(self._thread, predict)
+        return await self._workroom.run(size, predict)
 
-    @contextmanager
-    def held_body(self) -> Iterator[Callable[[int], None]]:
+    @property
+    def runs_together(self) -> bool:
+        """Whether requests to this model run together, by `run_together`."""
+        return self._batcher is not None
+
+    async def run_together(self, feeds: Feeds, rows: int) -> NDArray[Any]:
+        """The model's output for `feeds`, run together with those of other requests that wait.
+
+        Raises:
+            Refused: 503, too much waits already; 504, it takes too long.
+        """
+        assert self._batcher is not None
+        with self._workroom.room(self._batcher.seconds_a_row * rows):
+            return await wait_for(asyncio.ensure_future(self._batcher.run(feeds, rows)))
+
+    def held_body(self) -> HeldBody:
         """Gives what `read_body` tells of each piece; the memory counts as held until the block ends."""
-        held = 0
+        return HeldBody(self)
 
-        def hold(size: int) -> None:
-            nonlocal held
-            if self._held_bytes + size > MAX_HELD_BYTES:
-                raise _overloaded()
-            self._held_bytes += size
-            held += size
+    def _show(self, path: str) -> Response:
+        if path == "/metrics":
+            return self.metrics.render()
+        if path == "/readyz" and not self.ready:
+            return Answer(b"not ready\n", 503, media_type="text/plain")
+        return Answer(b"\n", media_type="text/plain")
 
-        try:
-            yield hold
-        finally:
-            self._held_bytes -= held
-
-    async def show_metrics(self, request: Request) -> Response:
-        self.metrics.in_flight.set(self._in_flight)
-        return self.metrics.render()
-
-    async def _answer(self, request: Request) -> Response:
+    async def _answer(self, call: Call) -> Response:
         """The response to any request: a route's, a refusal's, or a 500 that tells the client no more than its id."""
         try:
-            if request.scope["path"] not in OPEN_PATHS:
-                request.state.caller = self._caller(request)
+            call.caller = self.guard.check(bearer(call.given.get(b"authorization", b"")))
+            call.tenant = call.caller.tenant
             if self._in_flight > MAX_IN_FLIGHT:
-                raise _overloaded()
-            return await self._find(request)(request)
+                raise overloaded()
+            scope = call.scope
+            known = self._known.get((scope["method"], scope["path"]))
+            if known is None:
+                return await self._find(call)(call)
+            endpoint, call.route, scope["path_params"] = known
+            return await endpoint(call)
         except Refused as refused:
-            return refused.to_response(request.state.request_id)
+            call.code = refused.code
+            return refused.to_response(call.request_id)
+        except NotAllowed:
+            call.code = "unauthorized"
+            return UNAUTHORIZED.to_response(call.request_id)
         except ClientDisconnect:
             raise
         except Exception:
-            logger.exception("request %s failed", request.state.request_id)
+            logger.exception("request %s failed", call.request_id)
+            call.code = "internal"
             hidden = Refused(500, "internal", "the server failed; its log names the request id")
-            return hidden.to_response(request.state.request_id)
+            return hidden.to_response(call.request_id)
 
-    def _caller(self, request: Request) -> Caller:
-        try:
-            return self.guard.check(bearer(header_bytes(request, b"authorization")))
-        except NotAllowed:
-            message = "a valid token is needed: authorization: Bearer ..."
-            raise Refused(401, "unauthorized", message, {"www-authenticate": "Bearer"}) from None
-
-    def _find(self, request: Request) -> Callable[[Request], Awaitable[Response]]:
+    def _find(self, call: Call) -> Endpoint:
         """The endpoint itself, without the wrapper that Starlette's router would put around it."""
         allowed: list[str] = []
         for route in self.routes:
-            match, found = route.matches(request.scope)
+            match, found = route.matches(call.scope)
             if match is Match.FULL:
-                request.scope.update(found)
-                endpoint: Callable[[Request], Awaitable[Response]] = route.endpoint
+                call.scope.update(found)
+                call.route = route.name
+                endpoint: Endpoint = route.endpoint
                 return endpoint
             if match is Match.PARTIAL:
                 allowed += sorted(route.methods or ())
-        path = request.scope["path"]
+        path = call.scope["path"]
         if allowed:
             raise Refused(
-                405, "method_not_allowed", f"{request.method} is not allowed at {path[:200]}", {"allow": ", ".join(allowed)}
+                405, "method_not_allowed", f"{call.method} is not allowed at {path[:200]}", {"allow": ", ".join(allowed)}
             )
         raise Refused(404, "not_found", f"nothing at {path[:200]}")
 
+    def _end(self, call: Call, status: int) -> None:
+        """Counts, logs and traces a request that is answered."""
+        seconds = time.perf_counter() - call.started
+        self.metrics.count(call.tenant, call.route, status, seconds)
+        if self.log.wants(status, seconds):
+            self.log.write(call, *self.accounts.model, status, seconds)
+        if self._trace is not None:
+            model, version = self.accounts.model
+            facts = {"headrace.model": model, "headrace.version": version, "headrace.tenant": call.tenant}
+            self._trace.span(call.given, seconds, call.route, status, {**facts, "headrace.request_id": call.request_id})
 
-def _overloaded() -> Refused:
-    return Refused(503, "overloaded", "too many requests at once; try again", {"retry-after": "1"})
+    def _queued(self) -> int:
+        return self._batcher.queued_rows if self._batcher is not None else self._workroom.jobs

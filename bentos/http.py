@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import re
 from collections.abc import Callable
@@ -10,7 +11,8 @@ from typing import Any
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+
+from bentos.call import Answer
 
 BODY_LIMIT_BYTES = int(os.environ.get("HEADRACE_BODY_LIMIT_BYTES", 16 * 1024 * 1024))
 BODY_SECONDS = 30.0
@@ -29,13 +31,19 @@ class Refused(Exception):
         self.headers = headers or {}
         self.details = details
 
-    def to_response(self, request_id: str) -> Response:
+    def to_response(self, request_id: str) -> Answer:
         body = {"error": {"code": self.code, "message": self.message, **self.details}, "request_id": request_id}
         return to_json(body, self.status, self.headers)
 
 
-def to_json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(msgspec.json.encode(body), status, headers, "application/json")
+def overloaded(seconds: float = 1.0) -> Refused:
+    """Too much waits already; it may be less after `seconds`."""
+    message = "too many requests at once; try again"
+    return Refused(503, "overloaded", message, {"retry-after": str(max(1, math.ceil(seconds)))})
+
+
+def to_json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Answer:
+    return Answer(msgspec.json.encode(body), status, headers, "application/json")
 
 
 def header(request: Request, name: bytes) -> str:
@@ -44,18 +52,15 @@ def header(request: Request, name: bytes) -> str:
 
 
 def header_bytes(request: Request, name: bytes) -> bytes:
-    """One header, empty when absent. Read from the bare list: Starlette's mapping costs more than a small prediction."""
-    for key, value in request.scope["headers"]:
-        if key == name:
-            found: bytes = value
-            return found
-    return b""
+    """One header, empty when absent."""
+    given: dict[bytes, bytes] = request.state.given
+    return given.get(name, b"")
 
 
 def request_id_of(request: Request) -> str:
     """The client's `x-request-id` when it is short and plain (it goes into logs), else a fresh one."""
     given = header(request, b"x-request-id")
-    return given if SANE_ID.fullmatch(given) else os.urandom(16).hex()
+    return given if given and SANE_ID.fullmatch(given) else os.urandom(16).hex()
 
 
 def media_type(request: Request) -> str:
@@ -65,6 +70,8 @@ def media_type(request: Request) -> str:
 
 def require_json(request: Request) -> None:
     """Refuses (415) whatever does not say that it is plain JSON."""
+    if header_bytes(request, b"content-type") == b"application/json" and b"content-encoding" not in request.state.given:
+        return
     kind = media_type(request)
     if kind != "application/json":
         raise Refused(415, "unsupported_media_type", f"expected content-type application/json, got {kind or 'none'}")

@@ -1,50 +1,161 @@
-"""Prometheus metrics of one replica. Labels come from fixed sets, never from a request's path: memory stays bounded."""
+"""Prometheus metrics of one replica. Labels come from fixed sets or are bounded in number: memory stays bounded too.
+
+Requests are counted in plain numbers, which Prometheus' own objects cost ten times as much for, and become families when
+they are asked for. Everything here is called from the event loop.
+"""
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+import math
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 from starlette.responses import Response
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+MOST_TENANTS = 1000
+"""Named in labels; those that come later are `other` together."""
+Answer = str | int | float
 
 
-class Metrics:
+class Histogram:
+    """Counts by upper bound."""
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Cumulative, as Prometheus has them."""
+        total, found = 0, []
+        for bound, count in zip([*map(str, map(float, self.bounds)), "+Inf"], self.counts, strict=True):
+            total += count
+            found.append((bound, float(total)))
+        return found
+
+
+class Metrics(Collector):
     """What one replica counts, in a registry of its own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._requests = Counter(
-            "headrace_requests", "Requests by status", ["model", "version", "status"], registry=self.registry
-        )
-        self._seconds = Histogram(
-            "headrace_request_seconds",
-            "Seconds from headers to answer",
-            ["model", "version"],
-            buckets=SECONDS,
-            registry=self.registry,
-        )
-        self._rows = Counter("headrace_predictions", "Rows predicted", ["model", "version"], registry=self.registry)
-        self.in_flight = Gauge("headrace_requests_in_flight", "Requests under way", registry=self.registry)
-        self._by_status: dict[int, Counter] = {}
-        self.name_model("none", "0")
+        self.in_flight: Callable[[], float] = lambda: 0
+        self.queue_rows: Callable[[], float] = lambda: 0
+        self._model = ("none", "0")
+        self._tenants: dict[str, str] = {}
+        self._requests: defaultdict[tuple[str, str, int], int] = defaultdict(int)
+        self._seconds: dict[str, Histogram] = {}
+        self._rows: defaultdict[str, int] = defaultdict(int)
+        self._tokens: defaultdict[str, int] = defaultdict(int)
+        self._answers: defaultdict[str, int] = defaultdict(int)
+        self._quota_refused: defaultdict[str, int] = defaultdict(int)
+        self._batches = Histogram(ROWS)
+        self._quota_unchecked = 0
+        self.registry.register(self)
 
     def name_model(self, model: str, version: str) -> None:
-        """Labels whatever is counted from now on."""
-        self._labels = (model, version)
-        self._by_status = {}
-        self._seconds_child = self._seconds.labels(*self._labels)
-        self._rows_child = self._rows.labels(*self._labels)
+        """Labels everything."""
+        self._model = (model, version)
 
-    def count_rows(self, rows: int) -> None:
-        self._rows_child.inc(rows)
+    def count(self, tenant: str, route: str, status: int, seconds: float) -> None:
+        """One answered request."""
+        self._requests[self._label(tenant), route, status] += 1
+        found = self._seconds.get(route)
+        if found is None:
+            found = self._seconds[route] = Histogram(SECONDS)
+        found.observe(seconds)
 
-    def count(self, status: int, seconds: float) -> None:
-        """One answered request. Children are kept, since looking them up by label costs more than counting."""
-        child = self._by_status.get(status)
-        if child is None:
-            child = self._by_status[status] = self._requests.labels(*self._labels, str(status))
-        child.inc()
-        self._seconds_child.observe(seconds)
+    def count_work(self, tenant: str, rows: int, tokens: int) -> None:
+        label = self._label(tenant)
+        if rows:
+            self._rows[label] += rows
+        if tokens:
+            self._tokens[label] += tokens
+
+    def count_answers(self, answers: Iterable[Answer]) -> None:
+        """Labels by name, values by their bucket."""
+        for answer in answers:
+            self._answers[bucket_of(answer) if type(answer) is float else str(answer)] += 1
+
+    def count_batch(self, rows: int) -> None:
+        self._batches.observe(rows)
+
+    def refuse_quota(self, tenant: str) -> None:
+        self._quota_refused[self._label(tenant)] += 1
+
+    def leave_unchecked(self) -> None:
+        """A request was served while nobody could say whether its quota held it."""
+        self._quota_unchecked += 1
 
     def render(self) -> Response:
         return Response(generate_latest(self.registry), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    def collect(self) -> Iterator[Metric]:
+        names = ["model", "version"]
+        requests = CounterMetricFamily("headrace_requests", "Answered requests", labels=[*names, "tenant", "route", "status"])
+        for (tenant, route, status), count in self._requests.items():
+            requests.add_metric([*self._model, tenant, route, str(status)], count)
+        yield requests
+        seconds = HistogramMetricFamily("headrace_request_seconds", "From headers to answer", labels=[*names, "route"])
+        for route, found in self._seconds.items():
+            seconds.add_metric([*self._model, route], found.buckets(), found.sum)
+        yield seconds
+        for name, about, counts in (
+            ("rows", "Rows predicted", self._rows),
+            ("tokens", "Tokens written", self._tokens),
+            ("quota_refused", "Requests beyond a daily quota", self._quota_refused),
+        ):
+            family = CounterMetricFamily(f"headrace_{name}", about, labels=[*names, "tenant"])
+            for tenant, count in counts.items():
+                family.add_metric([*self._model, tenant], count)
+            yield family
+        answers = CounterMetricFamily("headrace_answers", "Answers by label, or bucket of a value", labels=[*names, "answer"])
+        for answer, count in self._answers.items():
+            answers.add_metric([*self._model, answer], count)
+        yield answers
+        batches = HistogramMetricFamily("headrace_batch_rows", "Rows that ran through the model together", labels=names)
+        batches.add_metric(self._model, self._batches.buckets(), self._batches.sum)
+        yield batches
+        unchecked = CounterMetricFamily("headrace_quota_unchecked", "Requests served while quotas were unknown", labels=names)
+        unchecked.add_metric(self._model, self._quota_unchecked)
+        yield unchecked
+        for name, about, value in (
+            ("requests_in_flight", "Requests under way", self.in_flight),
+            ("queue_rows", "Rows that wait for the model", self.queue_rows),
+        ):
+            gauge = GaugeMetricFamily(f"headrace_{name}", about, labels=names)
+            gauge.add_metric(self._model, value())
+            yield gauge
+
+    def _label(self, tenant: str) -> str:
+        found = self._tenants.get(tenant)
+        if found is None:
+            if len(self._tenants) >= MOST_TENANTS:
+                return "other"
+            found = self._tenants[tenant] = tenant
+        return found
+
+
+def bucket_of(value: float) -> str:
+    """The lower bound of the value's bucket, of 1, 2, 5, 10, 20, ... and the same below zero; at most 110 of them.
+
+    >>> bucket_of(37.5), bucket_of(-0.7), bucket_of(0.0)
+    ('20', '-0.5', '0')
+    """
+    size = min(abs(value), 1e12)
+    if not size >= 1e-6:  # NaN too
+        return "0"
+    power = math.floor(math.log10(size))
+    first = size / 10**power
+    bound = (5 if first >= 5 else 2 if first >= 2 else 1) * 10.0**power
+    return f"{math.copysign(bound, value):g}"

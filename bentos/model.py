@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from bentos import progress
 from headrace.contract import Contract, ContractViolation, Feeds
 
 ROWS_PER_RUN = 1024
@@ -44,6 +45,7 @@ class ServedModel:
         self._output = self._session.get_outputs()[0].name
         self._check_inputs()
         self.sample_seconds = self._warm()
+        self.batching = self._read_batching(folder / "serving.json")
 
     def predict(self, instances: list[Any]) -> list[dict[str, Any]]:
         """Answers in the order of `instances`.
@@ -69,7 +71,16 @@ class ServedModel:
         parts = [self._run_part(feeds, start) for start in range(0, rows, ROWS_PER_RUN)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
+    def _read_batching(self, path: Path) -> dict[str, Any] | None:
+        """`{"max_rows", "wait_seconds"}` where requests run together; a class with an answer of its own runs them alone."""
+        is_plain = type(self).predict is ServedModel.predict
+        if not is_plain or not path.is_file():
+            return None
+        found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")).get("batching")
+        return found
+
     def _run_part(self, feeds: Feeds, start: int) -> NDArray[Any]:
+        progress.made()
         part = {name: feeds[name][start : start + ROWS_PER_RUN] for name in self._inputs}
         output: NDArray[Any] = self._session.run([self._output], part)[0]
         rows = len(next(iter(part.values())))

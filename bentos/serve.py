@@ -10,26 +10,46 @@ import logging
 import signal
 import socket
 import sys
-from typing import Any
+import traceback
+from typing import TYPE_CHECKING, Any
 
 import bentoml
 import uvicorn
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
+
+if TYPE_CHECKING:
+    from bentos.app import PredictionApp
 
 KEEP_ALIVE_SECONDS = 75
 """Longer than a balancer keeps an idle connection, so that it never sends into one that is being closed."""
 
 
-class Front:
-    """Sends prediction routes straight to the mounted app, past BentoML's middleware; the rest is BentoML's."""
+class Replica:
+    """The bento's app without BentoML's middleware: its service is built when the server starts, before it listens."""
 
-    def __init__(self, predictions: ASGIApp, bento: ASGIApp) -> None:
-        self.predictions = predictions
-        self.bento = bento
+    def __init__(self, service: Any) -> None:
+        self._service = service
+        (mounted, _, _), *_ = service.mount_apps
+        self._app: PredictionApp = mounted
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        direct = scope["type"] == "http" and scope["path"].startswith("/v1/")
-        await (self.predictions if direct else self.bento)(scope, receive, send)
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            self._service.inner()
+            self._app.start()
+        except Exception:
+            await send({"type": "lifespan.startup.failed", "message": traceback.format_exc()})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        self._app.close()
+        await send({"type": "lifespan.shutdown.complete"})
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -40,9 +60,8 @@ def main(argv: list[str] | None = None) -> None:
     # Bound now, so that a taken port shows at once; uvicorn listens only when the model has predicted its sample.
     bound = _bind(options.host, options.port)
     service: Any = bentoml.load(options.bento, standalone_load=True)
-    (mounted, _, _), *_ = service.mount_apps
     config = uvicorn.Config(
-        Front(mounted, service.to_asgi()),
+        Replica(service),
         loop="uvloop",
         http="httptools",
         ws="none",

@@ -13,7 +13,7 @@ from bentos.http import Refused, media_type, parse_json, read_body, require_json
 from bentos.model import ServedModel
 from bentos.pictures import instance_of, work_of
 from bentos.streams import Streaming
-from headrace.contract import ContractViolation
+from headrace.contract import ContractViolation, Feeds
 from headrace.pictures import MAX_FILE_BYTES, MEDIA_TYPES
 
 if TYPE_CHECKING:
@@ -47,9 +47,15 @@ class V1:
             body = await read_body(request, hold)
             if isinstance(model, Streaming):
                 return await self._write(request, model, await self.app.work(len(body), lambda: parse_json(body)))
-            instances = await self.app.work(work_of(body), lambda: to_instances(parse_json(body)))
+            weight = work_of(body)
+            instances = await self.app.work(weight, lambda: to_instances(parse_json(body)))
             await self.app.spend(request, len(instances))
-            predictions = await self.app.work(work_of(body), lambda: predict_instances(model, instances))
+            if self.app.runs_together:
+                feeds = await self.app.work(weight, lambda: feeds_of(model, instances))
+                outputs = await self.app.run_together(feeds, len(instances))
+                predictions = await self.app.work(weight, lambda: model.to_answers(outputs))
+            else:
+                predictions = await self.app.work(weight, lambda: predict_instances(model, instances))
         self.app.account(request, rows=len(predictions), answers=predictions)
         return to_json({**_identity(request, model), "predictions": predictions})
 
@@ -79,6 +85,7 @@ class V1:
         if is_stream:
             return self.app.streams.respond(request, streams[0], identity)
         predictions = await self.app.streams.join(request, model, streams)
+        self.app.account(request, tokens=sum(answer.get("tokens", 0) for answer in predictions), answers=predictions)
         return to_json({**identity, "predictions": predictions})
 
     async def describe(self, request: Request) -> Response:
@@ -97,6 +104,18 @@ def predict_instances(model: ServedModel, instances: list[Any]) -> list[dict[str
     """
     try:
         return model.predict(instances)
+    except ContractViolation as violation:
+        raise _refusal(violation) from None
+
+
+def feeds_of(model: ServedModel, instances: list[Any]) -> Feeds:
+    """A request's rows as arrays.
+
+    Raises:
+        Refused: 422, with the field at fault.
+    """
+    try:
+        return model.to_feeds(instances)
     except ContractViolation as violation:
         raise _refusal(violation) from None
 
@@ -165,5 +184,6 @@ def _description(model: ServedModel) -> dict[str, Any]:
         "version": model.version,
         "identity": model.identity,
         "streams": isinstance(model, Streaming),
+        "batching": model.batching,
         "contract": model.contract.model_dump(mode="json"),
     }

@@ -262,8 +262,11 @@ def test_metrics_count_answers_and_know_no_paths(app: PredictionApp) -> None:
         ask(app, "GET", path)
     ask(app, "POST", PREDICT, json={"instances": [IMAGE] * 4})
     text = ask(app, "GET", "/metrics").text
-    assert 'headrace_requests_total{model="halves",status="404",version="3"} 3.0' in text
-    assert 'headrace_predictions_total{model="halves",version="3"} 4.0' in text
+    assert 'headrace_requests_total{model="halves",route="none",status="404",tenant="open",version="3"} 3.0' in text
+    assert 'headrace_requests_total{model="halves",route="predict",status="200",tenant="open",version="3"} 1.0' in text
+    assert 'headrace_rows_total{model="halves",tenant="open",version="3"} 4.0' in text
+    assert 'headrace_answers_total{answer="upper",model="halves",version="3"} 4.0' in text
+    assert 'headrace_request_seconds_count{model="halves",route="predict",version="3"} 1.0' in text
     assert "/a" not in text
 
 

@@ -1,0 +1,57 @@
+"""One request on its way through a replica, and its answer: Starlette's, without what a small prediction cannot afford."""
+
+from __future__ import annotations
+
+import time
+from contextvars import ContextVar
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from headrace.guard import EVERYBODY, Caller
+
+CURRENT: ContextVar[Call] = ContextVar("call")
+"""The request that the running task answers."""
+
+
+class Call(Request):
+    """A request with what the app knows of it. Routes find it all in `request.state` too."""
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        super().__init__(scope, receive)
+        self.started = time.perf_counter()
+        self.given: dict[bytes, bytes] = dict(scope["headers"])
+        """Headers, as bare as they came."""
+        self.request_id = ""
+        self.caller: Caller = EVERYBODY
+        self.tenant = "none"
+        """Of the caller, once the token was checked."""
+        self.route = "none"
+        self.code = ""
+        """Of a refusal."""
+        self.spent = 0
+        """Rows taken from the caller's quota."""
+        self.is_counted = False
+        """Whether the request has been metered; it is once, though a stream's tokens come one by one."""
+
+    @property
+    def state(self) -> Any:
+        return self
+
+
+class Answer(Response):
+    """A whole body with its status and headers."""
+
+    def __init__(self, body: bytes, status: int = 200, headers: dict[str, str] | None = None, media_type: str = "") -> None:
+        self.status_code = status
+        self.body = body
+        self.background = None
+        self.raw_headers = [(b"content-length", b"%d" % len(body)), (b"content-type", media_type.encode("latin-1"))]
+        if headers:
+            self.raw_headers += [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body})

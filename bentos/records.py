@@ -1,0 +1,121 @@
+"""What was answered to which request, in files beside the usage: one JSON line a request, never with what was asked.
+
+Lines are written every second by a thread, off the hot path: a killed process loses a second of them. Feedback, monitoring and
+the comparison with a shadow read them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bentos.metrics import Answer
+from headrace.contract import Contract
+
+logger = logging.getLogger("headrace.records")
+WRITE_SECONDS = 1.0
+MOST_ANSWERS = 100
+"""Of one request; the rest is left out."""
+MOST_WAITING = 50_000
+"""Requests that wait to be written; more are left out, and counted in the next line."""
+LINES_AT_ONCE = 50
+"""Encoded before other threads may run."""
+FILE_BYTES = 32 * 1024 * 1024
+FILES = 4
+"""Of this size at most; the oldest go."""
+Line = tuple[float, str, str, Sequence[Answer]]
+
+
+class Records:
+    """The answers of this process, in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._waiting: deque[Line] = deque(maxlen=MOST_WAITING)
+        self._model = ("none", "0")
+        self._file: Path | None = None
+        self._failed = False
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._keep_writing, name="records", daemon=True)
+        self._thread.start()
+
+    def name_model(self, model: str, version: str) -> None:
+        self._model = (model, version)
+
+    def add(self, request_id: str, tenant: str, answers: Sequence[Answer]) -> None:
+        self._waiting.append((time.time(), request_id, tenant, answers[:MOST_ANSWERS]))
+
+    def close(self) -> None:
+        """Writes what waits."""
+        self._stop.set()
+        self._thread.join()
+        self._write()
+
+    def _keep_writing(self) -> None:
+        while not self._stop.wait(WRITE_SECONDS):
+            self._write()
+
+    def _write(self) -> None:
+        try:
+            while self._waiting:
+                lines = [self._waiting.popleft() for _ in islice(range(LINES_AT_ONCE), len(self._waiting))]
+                with self._place().open("ab") as handle:
+                    handle.write(b"".join(self._encode(line) for line in lines))
+                time.sleep(0)  # whoever answers requests goes first
+            self._failed = False
+        except OSError as error:
+            if not self._failed:  # told once until it is mended
+                logger.error("answers cannot be recorded in %s: %s", self._folder, error)
+            self._failed = True
+
+    def _encode(self, line: Line) -> bytes:
+        at, request_id, tenant, answers = line
+        model, version = self._model
+        return (
+            msgspec.json.encode(
+                {
+                    "at": round(at, 3),
+                    "id": request_id,
+                    "tenant": tenant,
+                    "model": model,
+                    "version": version,
+                    "answers": answers,
+                }
+            )
+            + b"\n"
+        )
+
+    def _place(self) -> Path:
+        """The file to add to; a full one is followed by a new one, and the oldest go."""
+        if self._file is None or (self._file.exists() and self._file.stat().st_size >= FILE_BYTES):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._file = self._folder / f"answers-{time.time_ns()}.jsonl"
+            for old in sorted(self._folder.glob("answers-*.jsonl"))[: -(FILES - 1)]:
+                with contextlib.suppress(OSError):
+                    old.unlink()
+        return self._file
+
+
+def plain(contract: Contract, answers: Sequence[Any]) -> list[Answer]:
+    """Each answer as its label or value; a text, which may say what was asked, as 16 hex digits of its sha256."""
+    if not answers or not isinstance(answers[0], dict):
+        found = list(answers)
+    elif contract.output == "probabilities":
+        found = [answer["label"] for answer in answers]
+    elif contract.output == "value":
+        found = [answer[contract.target] for answer in answers]
+    else:
+        found = [next((value for value in answer.values() if isinstance(value, str)), "") for answer in answers]
+    if contract.output == "text":
+        return [hashlib.sha256(str(text).encode(errors="replace")).hexdigest()[:16] for text in found[:MOST_ANSWERS]]
+    return found
