@@ -111,18 +111,16 @@ class RedisStore:
     """
 
     def __init__(self, address: str) -> None:
-        self._address = address
-        self._script: Any = None
-
-    async def take(self, tenant: str, day: str, rows: int, limit: int) -> bool:
         from limits.aio.storage.redis import RedisStorage
 
+        self._address = address
+        # It connects with the first request, not now.
+        bridge: Any = RedisStorage(f"async+{address}", implementation="redispy", key_prefix="headrace").bridge
+        self._script = bridge.get_connection().register_script(self.TAKE)
+
+    async def take(self, tenant: str, day: str, rows: int, limit: int) -> bool:
         try:
             async with asyncio.timeout(STORE_SECONDS):
-                if self._script is None:
-                    storage = RedisStorage(f"async+{self._address}", implementation="redispy", key_prefix="headrace")
-                    bridge: Any = storage.bridge
-                    self._script = bridge.get_connection().register_script(self.TAKE)
                 keys = [f"headrace:rows:{day}:{tenant}"]
                 return bool(await self._script(keys=keys, args=[rows, limit, KEPT_DAYS * DAY_SECONDS]))
         except TimeoutError:
