@@ -27,6 +27,7 @@ from bentos.requests_log import RequestLog
 from bentos.streams import Streams
 from bentos.tracing import open_trace
 from bentos.v1 import V1
+from bentos.v2 import V2
 from bentos.watchdog import Watchdog
 from bentos.workroom import Workroom, wait_for
 from headrace.contract import Feeds
@@ -93,7 +94,7 @@ class PredictionApp:
         self.metrics.in_flight = lambda: self._in_flight
         self.metrics.queue_rows = self._queued
         # A further protocol is one file beside v1.py and one entry here.
-        self.routes: list[Route] = [*V1(self).routes]
+        self.routes: list[Route] = [*V1(self).routes, *V2(self).routes]
         self._known: dict[tuple[str, str], tuple[Endpoint, str, dict[str, str]]] = {}
 
     @property
