@@ -14,7 +14,7 @@ import httpx
 from headrace.client import connection, requests
 from headrace.client.answers import Batch, Explanation, Piece, Prediction
 from headrace.client.blocking import FIRST_LOOK_SECONDS, LAST_LOOK_SECONDS, READ_BYTES
-from headrace.client.connection import Verify
+from headrace.client.connection import Token, Verify
 from headrace.client.errors import BrokenOff, CallFailed, TimedOut
 from headrace.client.requests import Call, Events
 from headrace.client.retries import Patience
@@ -27,7 +27,7 @@ class AsyncClient:
     def __init__(
         self,
         address: str | None = None,
-        token: str | None = None,
+        token: Token | None = None,
         *,
         timeout: float = 60.0,
         retries: int = 3,

@@ -12,7 +12,7 @@ import httpx
 
 from headrace.client import connection, requests
 from headrace.client.answers import Batch, Explanation, Piece, Prediction
-from headrace.client.connection import Verify
+from headrace.client.connection import Token, Verify
 from headrace.client.errors import BrokenOff, CallFailed, TimedOut
 from headrace.client.requests import Call
 from headrace.client.retries import Patience
@@ -28,7 +28,7 @@ class Client:
 
     Args:
         address: of the door; else `HEADRACE_ADDRESS`, else `http://127.0.0.1:8080`.
-        token: else `HEADRACE_TOKEN`.
+        token: or a function that gives it, for one that changes; else `HEADRACE_TOKEN`.
         timeout: seconds that a call may take, all its tries and pauses together; of a stream, seconds of silence.
         retries: tries after the first one; made only where a request may arrive twice.
         verify: False, or the PEM file of the authority that signed the door's certificate.
@@ -39,7 +39,7 @@ class Client:
     def __init__(
         self,
         address: str | None = None,
-        token: str | None = None,
+        token: Token | None = None,
         *,
         timeout: float = 60.0,
         retries: int = 3,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,21 +22,32 @@ Verify = bool | str | Path | ssl.SSLContext
 """Whether the door's certificate is checked; or by which authority, as a PEM file (`.headrace/tls/authority.pem`)."""
 
 
-def options(address: str | None, token: str | None, verify: Verify) -> dict[str, Any]:
+Token = str | Callable[[], str]
+"""Or a function that is asked with every try, for a token that changes."""
+
+
+def options(address: str | None, token: Token | None, verify: Verify) -> dict[str, Any]:
     """Arguments of httpx' clients; what is not given comes from `HEADRACE_ADDRESS` and `HEADRACE_TOKEN`."""
     token = token or os.environ.get("HEADRACE_TOKEN")
     headers = {"accept-encoding": "identity", "user-agent": "headrace-client"}
-    if token:
-        headers["authorization"] = f"Bearer {token.strip()}"
     if isinstance(verify, str | Path):
         verify = ssl.create_default_context(cafile=str(verify))
     return {
         "base_url": address or os.environ.get("HEADRACE_ADDRESS") or ADDRESS,
         "headers": headers,
+        "auth": _bearer(token) if token else None,
         "verify": verify,
         "limits": httpx.Limits(max_connections=64, max_keepalive_connections=64),
         "follow_redirects": False,  # a token goes nowhere but to the address that it was given for
     }
+
+
+def _bearer(token: Token) -> Callable[[httpx.Request], httpx.Request]:
+    def sign(request: httpx.Request) -> httpx.Request:
+        request.headers["authorization"] = f"Bearer {(token() if callable(token) else token).strip()}"
+        return request
+
+    return sign
 
 
 def seconds_for(call: Call, timeout: float) -> float:

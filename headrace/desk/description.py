@@ -1,0 +1,44 @@
+"""`/openapi.json`, and `/docs`: a page that shows it, with nothing from elsewhere."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from bentos.http import to_json
+from headrace.desk.catalogue import Catalogue
+from headrace.desk.openapi import document
+from headrace.rollout import door
+from headrace.settings import Settings
+
+PAGE = Path(__file__).with_name("docs.html")
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; frame-ancestors 'none'"
+"""The page asks this server alone, and no other page shows it."""
+
+
+class Description:
+    """The routes."""
+
+    def __init__(self, catalogue: Catalogue, settings: Settings) -> None:
+        self._catalogue, self._settings = catalogue, settings
+        self.routes = [
+            Route("/openapi.json", self.openapi, methods=["GET"]),
+            Route("/docs", self.page, methods=["GET"]),
+        ]
+
+    async def openapi(self, request: Request) -> Response:
+        """Of the models that the caller may use, and of no other."""
+        models = await self._catalogue.of(request.state.caller)
+        return to_json(document(models, door.address(self._settings), self._settings.access == "tokens"))
+
+    async def page(self, request: Request) -> Response:
+        return Response(_page(), headers={"content-security-policy": POLICY}, media_type="text/html")
+
+
+@cache
+def _page() -> bytes:
+    return PAGE.read_bytes()

@@ -1,0 +1,72 @@
+"""Tokens that the desk makes for itself: to ask replicas what they serve, and to work on a batch in its tenant's name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from filelock import FileLock
+
+from headrace import signing, tokens
+from headrace.desk.batch_store import Submitted, now
+from headrace.guard import ISSUER
+from headrace.project import Project
+from headrace.rollout import door
+from headrace.settings import Settings
+
+LIFE_SECONDS, RENEW_SECONDS = 600.0, 300.0
+"""How long a token for a batch lives, and how long before its end another takes its place."""
+
+
+def operator_headers(project: Project, settings: Settings) -> dict[str, str]:
+    """With the operator's own token, where callers need one."""
+    path = project.keys / "operator.token"
+    if settings.access == "open" or not path.is_file():
+        return {}
+    return {"authorization": f"Bearer {path.read_text(encoding='utf-8').strip()}"}
+
+
+def is_revoked(project: Project, jti: str) -> bool:
+    """Whether the token of this id was revoked; also long after it expired."""
+    return any(facts.jti == jti and facts.revoked is not None for facts in tokens.listed(project))
+
+
+def mint(project: Project, submitted: Submitted) -> str:
+    """The token that a batch was sent with, for its model alone and for a while longer: of the same id, so that it is refused
+    everywhere as soon as that one is revoked."""
+    import jwt
+
+    with FileLock(project.locks / "tokens.lock"):
+        kid, key = signing.current(project)
+    issued = int(now())
+    claims = {
+        "iss": ISSUER,
+        "sub": submitted.tenant,
+        "jti": submitted.jti,
+        "iat": issued,
+        "exp": issued + int(LIFE_SECONDS),
+        "models": [submitted.model],
+        **({} if submitted.rows_per_day is None else {"rows_per_day": submitted.rows_per_day}),
+    }
+    return jwt.encode(claims, key, algorithm=signing.ALGORITHM, headers={"kid": kid})
+
+
+class TenantToken:
+    """A token for one batch, in the name of the tenant that sent it; made anew before it expires."""
+
+    def __init__(self, submitted: Submitted, project: Project, settings: Settings) -> None:
+        self._submitted, self._project, self._settings = submitted, project, settings
+        self._token = ""
+        self._until = 0.0
+
+    def client_options(self) -> dict[str, Any]:
+        """Where and as whom the batch calls the door."""
+        return {
+            "address": door.address(self._settings),
+            "token": self.get if self._settings.access == "tokens" else None,
+        }
+
+    def get(self) -> str:
+        if now() > self._until - RENEW_SECONDS:
+            self._token = mint(self._project, self._submitted)
+            self._until = now() + LIFE_SECONDS
+        return self._token

@@ -1,0 +1,235 @@
+"""True answers that clients tell later, kept in SQLite, and joined with what the model answered.
+
+The desk is the only writer. A truth that is told again replaces the one before, which stays in the history. Answers come from
+the replicas' records (`.headrace/usage/<replica>/answers-*.jsonl`), which are rotated; so an answer is copied here as soon as
+it is found.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import sqlite3
+import time
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from headrace.project import Project
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS feedback (
+    seq INTEGER PRIMARY KEY, at REAL NOT NULL, tenant TEXT NOT NULL, model TEXT NOT NULL, version TEXT NOT NULL,
+    request_id TEXT NOT NULL, row INTEGER NOT NULL, truth TEXT NOT NULL, answer TEXT, answered_at REAL
+);
+CREATE INDEX IF NOT EXISTS feedback_by_row ON feedback (tenant, request_id, row);
+CREATE INDEX IF NOT EXISTS feedback_by_model ON feedback (model, at);
+"""
+BUSY_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One request as a replica recorded it."""
+
+    at: float
+    """Seconds since 1970."""
+    request_id: str
+    tenant: str
+    model: str
+    version: str
+    answers: list[Any]
+    """Label or value of each row, of the first 100."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What a client says that the answer to one row ought to have been."""
+
+    tenant: str
+    model: str
+    version: str
+    request_id: str
+    row: int
+    truth: Any
+
+
+class Joined(NamedTuple):
+    """A true answer beside the model's own."""
+
+    at: float
+    """When the truth was told, in seconds since 1970."""
+    version: str
+    request_id: str
+    row: int
+    answer: Any
+    truth: Any
+
+
+class _Row(NamedTuple):
+    """As it is stored; `answer` and `truth` are JSON."""
+
+    at: float
+    tenant: str
+    model: str
+    version: str
+    request_id: str
+    row: int
+    truth: str
+    answer: str | None
+    answered_at: float | None
+
+
+def database(project: Project) -> Path:
+    return project.state / "feedback" / "feedback.db"
+
+
+class FeedbackStore:
+    """The desk's side; one thread uses it at a time."""
+
+    def __init__(self, project: Project) -> None:
+        path = database(project)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.chmod(0o700)
+        self._connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        self._connection.execute("PRAGMA synchronous = FULL")  # what was accepted survives a power cut
+        self._connection.executescript(SCHEMA)
+
+    def add(self, truths: Sequence[Truth], recorded: Recorded | None) -> int:
+        """Stores the truths, all or none, beside the answers of `recorded`. Gives how many say something new."""
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            added = sum(self._add(truth, recorded) for truth in truths)
+            self._connection.execute("COMMIT")
+        except BaseException:
+            self._connection.execute("ROLLBACK")
+            raise
+        return added
+
+    def _add(self, truth: Truth, recorded: Recorded | None) -> bool:
+        told = json.dumps(truth.truth, ensure_ascii=False)
+        newest = self._connection.execute(
+            "SELECT truth, answered_at FROM feedback WHERE tenant = ? AND request_id = ? AND row = ? ORDER BY seq DESC LIMIT 1",
+            (truth.tenant, truth.request_id, truth.row),
+        ).fetchone()
+        if newest is not None and newest[0] == told and (newest[1] is not None or recorded is None):
+            return False
+        answer = json.dumps(_answer(recorded, truth.row), ensure_ascii=False) if recorded else None
+        self._connection.execute(
+            "INSERT INTO feedback (at, tenant, model, version, request_id, row, truth, answer, answered_at) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                time.time(),
+                truth.tenant,
+                truth.model,
+                truth.version,
+                truth.request_id,
+                truth.row,
+                told,
+                answer,
+                recorded.at if recorded else None,
+            ),
+        )
+        return True
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def joined(project: Project, model: str, since: float = 0.0) -> Iterator[Joined]:
+    """Each row's newest truth that was told since `since` (seconds since 1970), beside what the model answered, oldest first.
+
+    Truths whose answer was not recorded, or not kept, are left out.
+    """
+    if not database(project).exists():
+        return
+    connection = sqlite3.connect(f"file:{database(project)}?mode=ro", uri=True, timeout=BUSY_SECONDS)
+    try:
+        stored = connection.execute(
+            f"SELECT {', '.join(_Row._fields)} FROM feedback WHERE seq IN "  # noqa: S608 - our own names
+            "(SELECT max(seq) FROM feedback WHERE model = ? GROUP BY tenant, request_id, row) AND at >= ? ORDER BY seq",
+            (model, since),
+        ).fetchall()
+    finally:
+        connection.close()
+    found = [_Row(*values) for values in stored]
+    wanted = {(row.tenant, row.request_id, row.version) for row in found if row.answered_at is None}
+    late = {key: record for record in recorded(project) if (key := _key(record)) in wanted} if wanted else {}
+    for row in found:
+        record = late.get((row.tenant, row.request_id, row.version))
+        known = json.loads(row.answer) if row.answer is not None else _answer(record, row.row) if record else None
+        if known is not None:
+            yield Joined(row.at, row.version, row.request_id, row.row, known, json.loads(row.truth))
+
+
+def find(
+    project: Project, tenant: str, request_id: str, version: str | None = None, others: Collection[str] = ()
+) -> Recorded | None:
+    """The newest record of a tenant's request; None when no replica has one.
+
+    Args:
+        version: the one that answered, where it is known: a shadow answers the same request too.
+        others: ids of replicas whose answers nobody got.
+    """
+    wanted = json.dumps(request_id).encode()
+    for path in _files(project):
+        if path.parent.name in others:
+            continue
+        for line in _lines_with(wanted, path):
+            found = _record(line)
+            if found and (found.tenant, found.request_id, found.version) == (tenant, request_id, version or found.version):
+                return found
+    return None
+
+
+def _lines_with(wanted: bytes, path: Path) -> Iterator[bytes]:
+    """The lines of a file that hold `wanted`, from its end; a hundred megabytes take some ten milliseconds."""
+    with (
+        contextlib.suppress(FileNotFoundError, ValueError),  # rotated away, or empty
+        path.open("rb") as handle,
+        mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+        end = len(content)
+        while (place := content.rfind(wanted, 0, end)) >= 0:
+            start, stop = content.rfind(b"\n", 0, place) + 1, content.find(b"\n", place)
+            yield content[start : stop if stop >= 0 else len(content)]
+            end = start
+
+
+def recorded(project: Project) -> Iterator[Recorded]:
+    """Everything that replicas recorded and kept, newest files first."""
+    for path in _files(project):
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as handle:
+            for line in handle:
+                if found := _record(line):
+                    yield found
+
+
+def _key(record: Recorded) -> tuple[str, str, str]:
+    return record.tenant, record.request_id, record.version
+
+
+def _files(project: Project) -> list[Path]:
+    found = []
+    for path in project.usage.glob("*/answers-*.jsonl"):
+        try:
+            found.append((path.stat().st_mtime_ns, path))
+        except FileNotFoundError:  # rotated away meanwhile
+            continue
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def _record(line: bytes) -> Recorded | None:
+    """None for a line that is being written, or was cut by a kill."""
+    try:
+        said = json.loads(line)
+        return Recorded(said["at"], said["id"], said["tenant"], said["model"], str(said["version"]), said["answers"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _answer(record: Recorded, row: int) -> Any:
+    return record.answers[row] if row < len(record.answers) else None
