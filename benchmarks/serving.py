@@ -1,0 +1,124 @@
+"""Serving against its peers: `python -m benchmarks.serving --out docs/benchmarks/serving.md` (under 10 minutes on 2 cores).
+
+`--systems json,fastapi-tuned --seconds 2` is quick; `--requests 1000000` looks whether memory grows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.serving_load import load, require_wrk
+from benchmarks.serving_model import write_model
+from benchmarks.serving_report import Measured, page
+from benchmarks.serving_systems import SYSTEMS, Place, Running, free_port, install_peers
+from headrace.errors import HeadraceError
+from headrace.project import Project
+
+PEERS = Path(tempfile.gettempdir()) / "headrace-serving-peers"
+WARM_SECONDS = 1.0
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = _parse(argv)
+    try:
+        require_wrk()
+        names = [name for name in options.systems.split(",") if name]
+        if unknown := sorted(set(names) - set(SYSTEMS)):
+            raise HeadraceError(f"no server {unknown[0]!r} here", where="--systems", mend="known: " + ", ".join(SYSTEMS))
+        with tempfile.TemporaryDirectory(prefix="headrace-serving-") as folder:
+            place = _prepare(Path(folder), names)
+            if options.requests:
+                _soak(place, names, options.requests)
+            else:
+                _measure(place, names, options)
+    except HeadraceError as error:
+        sys.exit(str(error))
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="benchmarks.serving", description=__doc__)
+    parser.add_argument("--systems", default=",".join(SYSTEMS), help="comma-separated: " + ", ".join(SYSTEMS))
+    parser.add_argument("--connections", default="1,16,256", help="comma-separated")
+    parser.add_argument("--seconds", type=float, default=6.0, help="of each measurement")
+    parser.add_argument("--requests", type=int, default=0, help="send so many to each system and watch its memory instead")
+    parser.add_argument("--out", type=Path, help="write the page here")
+    return parser.parse_args(argv)
+
+
+def _prepare(root: Path, names: list[str]) -> Place:
+    write_model(root / "model")
+    project = root / "project"
+    (project / "recipes").mkdir(parents=True)
+    (project / "dvc.yaml").write_text("stages: {}\n", encoding="utf-8")
+    variables = {
+        "GRAPH": str(root / "model" / "model.onnx"),
+        "TORCH": str(root / "model" / "model.pt"),
+        "OMP_NUM_THREADS": "1",
+        "DO_NOT_TRACK": "1",
+    }
+    if {"litserve", "ray"} & set(names):
+        if said := install_peers(PEERS):
+            print(f"cannot be installed: {said}", file=sys.stderr)
+        variables["PYTHONPATH"] = os.pathsep.join(str(folder) for folder in sorted(PEERS.glob("*")) if folder.is_dir())
+    return Place(root, root / "model", Project(project), variables)
+
+
+def _measure(place: Place, names: list[str], options: argparse.Namespace) -> None:
+    start, load_before = time.monotonic(), os.getloadavg()[0]
+    measured: dict[str, Measured] = {}
+    skipped: dict[str, str] = {}
+    for name in names:
+        system = SYSTEMS[name]
+        try:
+            with system.open(place, free_port()) as running:
+                measured[name] = Measured(system, running.start_seconds)
+                load(running, 16, WARM_SECONDS, place.root)
+                for connections in map(int, options.connections.split(",")):
+                    found = load(running, connections, options.seconds, place.root)
+                    measured[name].found.append(found)
+                    print(
+                        f"{system.name}, {connections} connections: {found.requests_a_second:,.0f} requests/s, "
+                        f"p50 {found.p50_ms:.2f} ms, p99 {found.p99_ms:.2f} ms, CPU {found.cpu_ms:.3f} ms, "
+                        f"{found.rss_mb:.0f} MB, {found.failed} failed, ready in {running.start_seconds:.2f} s",
+                        flush=True,
+                    )
+        except HeadraceError as error:
+            skipped[name] = error.message.splitlines()[0]
+            print(f"{system.name}: {error}", file=sys.stderr, flush=True)
+    minutes = (time.monotonic() - start) / 60
+    text = page(measured, skipped, minutes, (load_before, os.getloadavg()[0]), options.seconds)
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(text, encoding="utf-8")
+    print("\n" + text)
+
+
+def _soak(place: Place, names: list[str], requests: int) -> None:
+    """Memory every tenth of so many requests; flat means that the last tenths add nothing."""
+    for name in names:
+        system = SYSTEMS[name]
+        with system.open(place, free_port()) as running:
+            seen = _memory(place, running, requests)
+        grown = seen[-1] - seen[len(seen) // 2]
+        print(f"{system.name}: MB by tenths {', '.join(f'{mb:.1f}' for mb in seen)}; the second half added {grown:.1f} MB")
+
+
+def _memory(place: Place, running: Running, requests: int) -> list[float]:
+    seen: list[float] = []
+    sent = 0
+    while sent < requests:
+        found = load(running, 16, 5.0, place.root)
+        sent += found.requests
+        if sent >= requests * (len(seen) + 1) / 10:
+            seen.append(found.rss_mb)
+            print(f"{sent:,} requests, {found.rss_mb:.1f} MB, {found.failed} failed", flush=True)
+    return seen
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""The model that every server of the serving benchmark answers with: a small CNN for 28 x 28 pixels, with random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from headrace.contract import Contract, InputField
+
+LABELS = [str(digit) for digit in range(10)]
+
+
+class SmallCNN(nn.Module):
+    """Bytes `(rows, 28, 28)` to probabilities `(rows, 10)`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(8, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(16 * 49, 10),
+            nn.Softmax(1),
+        )
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        found: Tensor = self.layers(pixels[:, None].to(torch.float32) / 255)
+        return found
+
+
+def write_model(folder: Path) -> None:
+    """`model.onnx` and `contract.json` for Headrace, `model.pt` for torch."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    model = SmallCNN().eval()
+    example = torch.from_numpy(sample())[None]
+    rows = torch.export.Dim("rows")
+    torch.onnx.export(
+        model,
+        (example,),
+        folder / "model.onnx",
+        dynamo=True,
+        dynamic_shapes=({0: rows},),
+        input_names=["pixels"],
+        output_names=["probabilities"],
+        external_data=False,
+        verbose=False,
+    )
+    torch.jit.trace(model, example).save(str(folder / "model.pt"))  # type: ignore[no-untyped-call]
+    Contract(
+        model="digits",
+        task="image-classification",
+        output="probabilities",
+        labels=list(LABELS),
+        target="label",
+        inputs=[InputField(name="pixels", dtype="uint8", shape=(28, 28), minimum=0, maximum=255)],
+        sample={"pixels": sample().tolist()},
+    ).write(folder / "contract.json")
+
+
+def sample() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """An image `(28, 28)`, a fifth of it ink, as digits are."""
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (28, 28), dtype=np.uint8)
+    return np.where(generator.random((28, 28)) < 0.2, pixels, 0).astype(np.uint8)

@@ -1,0 +1,310 @@
+"""The servers that the serving benchmark compares: how each starts, what it is asked, and what a right answer looks like."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import psutil
+
+from benchmarks.serving_model import sample
+from headrace import tokens
+from headrace.errors import HeadraceError
+from headrace.packaging import Bento, package, serve_command
+from headrace.project import Project
+from headrace.rollout import door, environment, supervisor
+from headrace.rollout.envoy import Endpoint
+from headrace.rollout.ports import is_free
+from headrace.rollout.replicas import ReplicaSpec
+from headrace.settings import Settings
+
+PEERS = Path(__file__).parent / "serving_peers"
+PINNED = Path(__file__).parent / "serving-peers.txt"
+FIRST_PORT = 18_100
+READY_SECONDS = 90.0
+IMAGE = sample()
+JSON_BODY = json.dumps({"pixels": IMAGE.tolist()}).encode()
+JSON = {"content-type": "application/json"}
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request, sent again and again."""
+
+    path: str
+    body: bytes
+    headers: dict[str, str]
+    is_right: Callable[[httpx.Response], bool]
+
+
+@dataclass
+class Running:
+    """A server that answers."""
+
+    url: str
+    ask: Ask
+    start_seconds: float
+    roots: list[int]
+    """Its processes, but for their children."""
+
+    def processes(self) -> list[psutil.Process]:
+        found: dict[int, psutil.Process] = {}
+        for pid in self.roots:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                root = psutil.Process(pid)
+                found |= {process.pid: process for process in [root, *root.children(recursive=True)]}
+        return list(found.values())
+
+    def cpu_seconds(self) -> float:
+        total = 0.0
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                total += times.user + times.system
+        return total
+
+    def rss(self) -> int:
+        """Bytes."""
+        total = 0
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                total += process.memory_info().rss
+        return total
+
+
+@dataclass(frozen=True)
+class Place:
+    """What all servers share: the model's files and a project of the benchmark's own."""
+
+    root: Path
+    model: Path
+    project: Project
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class System:
+    """One server. `open` starts it on a port and ends it with the block."""
+
+    name: str
+    about: str
+    open: Callable[[Place, int], contextlib.AbstractContextManager[Running]]
+
+
+def _labelled(answer: httpx.Response) -> bool:
+    found = answer.json()
+    return "label" in found.get("predictions", [found])[0]
+
+
+V1_ASK = Ask("/v1/models/digits/predict", JSON_BODY, JSON, _labelled)
+PEER_ASK = Ask("/predict", JSON_BODY, JSON, _labelled)
+FLOOR_ASK = Ask(
+    "/predict", IMAGE.tobytes(), {"content-type": "application/octet-stream"}, lambda answer: len(answer.content) == 40
+)
+
+
+def _binary_ask() -> Ask:
+    """The Open Inference Protocol with binary tensors both ways."""
+    tensor = {"name": "pixels", "shape": [1, 28, 28], "datatype": "UINT8", "parameters": {"binary_data_size": 784}}
+    outputs = [{"name": "probabilities", "parameters": {"binary_data": True}}]
+    head = json.dumps({"inputs": [tensor], "outputs": outputs}).encode()
+    headers = {"content-type": "application/octet-stream", "inference-header-content-length": str(len(head))}
+    return Ask(
+        "/v2/models/digits/infer",
+        head + IMAGE.tobytes(),
+        headers,
+        lambda answer: len(answer.content) == int(answer.headers["inference-header-content-length"]) + 40,
+    )
+
+
+def free_port() -> int:
+    return next(port for port in range(FIRST_PORT, FIRST_PORT + 500) if is_free(port))
+
+
+def prepare_bento(place: Place) -> Bento:
+    return package(place.model, "digits", "1", {}, place.project)
+
+
+def _headrace(ask: Ask) -> Callable[[Place, int], contextlib.AbstractContextManager[Running]]:
+    @contextmanager
+    def open_replica(place: Place, port: int) -> Iterator[Running]:
+        with _replica(place, port, ask) as running:
+            yield running
+
+    return open_replica
+
+
+@contextmanager
+def _replica(place: Place, port: int, ask: Ask) -> Iterator[Running]:
+    bento = prepare_bento(place)
+    settings = Settings()
+    spec = ReplicaSpec("digits", "1", bento.tag)
+    told = environment.of_replica(spec, f"digits-{port}", place.project, settings)
+    argv, variables = serve_command(place.project, bento.tag, "127.0.0.1", port, 1)
+    headers = {**ask.headers, "authorization": f"Bearer {_token(place.project)}"}
+    full = Ask(ask.path, ask.body, headers, ask.is_right)
+    with _process(argv, {**variables, **told}, port, "/readyz", full, place.root) as running:
+        yield running
+
+
+def _token(project: Project) -> str:
+    tokens.prepare(project)
+    token, _ = tokens.issue(project, "acme", ["digits"], 3600)
+    return token
+
+
+def _behind_the_door(ask: Ask) -> Callable[[Place, int], contextlib.AbstractContextManager[Running]]:
+    @contextmanager
+    def open_both(place: Place, port: int) -> Iterator[Running]:
+        settings = Settings(door_port=port + 1, door_admin_port=port + 2)
+        start = time.perf_counter()
+        with _replica(place, port, ask) as replica:
+            try:
+                endpoint = Endpoint("127.0.0.1", port, f"digits-{port}", "1", prepare_bento(place).tag)
+                door.change(place.project, settings, "digits", [endpoint])
+                door.open_door(place.project, settings)
+                url = door.address(settings)
+                _wait(url + replica.ask.path, replica.ask)
+                envoy = supervisor.states(place.project)[door.PROGRAM].pid
+                yield Running(url, replica.ask, time.perf_counter() - start, [*replica.roots, *([envoy] if envoy else [])])
+            finally:
+                supervisor.shutdown(place.project, stop_seconds=5.0)
+
+    return open_both
+
+
+def _script(
+    script: str, ask: Ask = PEER_ASK, ready: str = "/readyz"
+) -> Callable[[Place, int], contextlib.AbstractContextManager[Running]]:
+    @contextmanager
+    def open_script(place: Place, port: int) -> Iterator[Running]:
+        argv = [sys.executable, str(PEERS / script)]
+        with _process(argv, {**place.environment, "PORT": str(port)}, port, ready, ask, place.root) as running:
+            yield running
+
+    return open_script
+
+
+@contextmanager
+def _bentoml(place: Place, port: int) -> Iterator[Running]:
+    argv = [sys.executable, "-m", "bentoml", "serve", "bentoml_stock:Digits", "--host", "127.0.0.1", "--port", str(port)]
+    argv += ["--working-dir", str(PEERS)]
+    variables = {**place.environment, "BENTOML_HOME": str(place.root / "stock"), "BENTOML_DO_NOT_TRACK": "true"}
+    with _process(argv, variables, port, "/readyz", PEER_ASK, place.root) as running:
+        yield running
+
+
+@contextmanager
+def _mlflow(place: Place, port: int) -> Iterator[Running]:
+    import mlflow
+    import onnx
+    from mlflow.models import infer_signature
+
+    folder = place.root / "mlflow"
+    if not folder.exists():
+        example = IMAGE[None].astype("uint8")
+        graph = onnx.load(str(place.model / "model.onnx"))
+        mlflow.onnx.save_model(graph, str(folder), pip_requirements=["onnxruntime"], signature=infer_signature(example))
+    argv = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(folder), "--env-manager", "local"]
+    argv += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    body = json.dumps({"inputs": [IMAGE.tolist()]}).encode()
+    ask = Ask("/invocations", body, JSON, lambda answer: "predictions" in answer.json())
+    with _process(argv, place.environment, port, "/ping", ask, place.root) as running:
+        yield running
+
+
+@contextmanager
+def _process(argv: list[str], variables: dict[str, str], port: int, ready: str, ask: Ask, root: Path) -> Iterator[Running]:
+    log = root / f"server-{port}.log"
+    start = time.perf_counter()
+    # In a group of its own: BentoML, MLflow and Ray keep children.
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            argv, env={**os.environ, **variables}, stdout=out, stderr=out, cwd=root, start_new_session=True
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        _wait(url + ready, None, process, log)
+        seconds = time.perf_counter() - start
+        _wait(url + ask.path, ask, process, log)
+        yield Running(url, ask, seconds, [process.pid])
+    finally:
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    tree: list[psutil.Process] = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        tree = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for child in tree:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+
+
+def _wait(url: str, ask: Ask | None, process: subprocess.Popen[bytes] | None = None, log: Path | None = None) -> None:
+    """Until the server is ready, or gives a right answer to `ask`."""
+    end = time.monotonic() + READY_SECONDS
+    said = "nothing"
+    while time.monotonic() < end and (process is None or process.poll() is None):
+        try:
+            answer = httpx.get(url, timeout=5) if ask is None else httpx.post(url, content=ask.body, headers=ask.headers)
+            if answer.status_code == 200 and (ask is None or ask.is_right(answer)):
+                return
+            said = f"{answer.status_code} {answer.text[:300]}"
+        except httpx.TransportError:
+            pass
+        time.sleep(0.02)
+    tail = log.read_text(errors="replace")[-500:] if log else ""
+    raise HeadraceError(f"the server never answered rightly; last: {said}\n{tail}", where=url, mend="read its log")
+
+
+def install_peers(folder: Path) -> str:
+    """Packages that only peers need, into `folder`; what could not be had, in words."""
+    if (folder / "done").exists():
+        return ""
+    program = Path(sys.executable).with_name("uv")
+    command = [str(program) if program.exists() else shutil.which("uv") or "uv", "pip", "install", "--quiet"]
+    links = os.environ.get("PIP_FIND_LINKS")
+    said = []
+    for line in PINNED.read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            into = ["--python", sys.executable, "--target", str(folder / line.partition("[")[0].partition("=")[0])]
+            more = ["--find-links", links] if links else []
+            # torch, numpy and what else is here already come from here: the same versions for all.
+            done = subprocess.run([*command, *into, *more, "--no-deps", line], capture_output=True, text=True, check=False)
+            if done.returncode:
+                said.append(f"{line}: {done.stderr.strip()[-200:]}")
+    return "; ".join(said)
+
+
+SYSTEMS = {
+    "floor": System("floor: Starlette, raw bytes", "ONNX Runtime, nothing checked", _script("floor.py", FLOOR_ASK)),
+    "binary": System("Headrace, binary", "all on", _headrace(_binary_ask())),
+    "json": System("Headrace, JSON", "all on", _headrace(V1_ASK)),
+    "door-binary": System("Headrace, binary, door", "through Envoy", _behind_the_door(_binary_ask())),
+    "door-json": System("Headrace, JSON, door", "through Envoy", _behind_the_door(V1_ASK)),
+    "fastapi-tuned": System("FastAPI, tuned", "orjson, ONNX Runtime", _script("fastapi_tuned.py")),
+    "fastapi-torch": System("FastAPI with torch", "as in its tutorials", _script("fastapi_torch.py")),
+    "bentoml": System("BentoML", "as in its quickstart, ONNX Runtime", _bentoml),
+    "litserve": System("LitServe", "as in its quickstart, ONNX Runtime", _script("litserve_api.py")),
+    "mlflow": System("mlflow models serve", "ONNX flavour", _mlflow),
+    "ray": System(
+        "Ray Serve", "as in its quickstart, ONNX Runtime", _script("ray_serve.py", Ask("/", JSON_BODY, JSON, _labelled), "/")
+    ),
+}
