@@ -43,6 +43,16 @@ def write_text(path: Path, text: str) -> None:
         beside.write_text(text, encoding="utf-8")
 
 
+def write_secret(path: Path, text: str) -> None:
+    """Writes `text` whole or not at all, for this user alone: file and folder are closed to all others."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.chmod(0o700)
+    with whole(path) as beside:
+        beside.touch(mode=0o600)
+        beside.chmod(0o600)  # before it holds anything, also where a kill left one behind
+        beside.write_text(text, encoding="utf-8")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as JSON, whole or not at all."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")

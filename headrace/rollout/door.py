@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from headrace import signing, tokens
 from headrace.errors import ServiceError
 from headrace.files import read_json, write_json
 from headrace.project import Project
 from headrace.rollout import envoy, pools, ports, supervisor
+from headrace.rollout.access import Access
 from headrace.rollout.envoy import Endpoint, Routes, Served, Traffic
 from headrace.rollout.pools import PoolStats
 from headrace.rollout.replicas import Pool
@@ -81,16 +83,36 @@ def write_door(project: Project, settings: Settings, wanted: Routes) -> None:
     assignments = {envoy.cluster_name(model, pool): found.pool(pool) for model, found in wanted.items() for pool in envoy.POOLS}
     for name, endpoints in assignments.items():
         _write(folder / "eds" / f"{name}.json", [envoy.assignment(name, endpoints)])
-    clusters = [cluster for model in sorted(wanted) for cluster in envoy.clusters(model, folder)]
-    route_table = [envoy.route_configuration(wanted, settings)]
+    access = _access(project, settings)
+    models = [cluster for model in sorted(wanted) for cluster in envoy.clusters(model, folder)]
+    clusters = [envoy.desk_cluster(settings), *models]
+    route_table = [envoy.route_configuration(wanted, settings, access)]
     # A model that goes leaves the routes first, one that comes enters them last.
     arriving = len(clusters) >= len((read_json(folder / "cds.json") or {"resources": []})["resources"])
     for name, found_resources in [("cds.json", clusters), ("rds.json", route_table)][:: 1 if arriving else -1]:
         _write(folder / name, found_resources)
-    _write(folder / "lds.json", [envoy.listener(settings, folder)])
+    _write(folder / "lds.json", [envoy.listener(settings, folder, access)])
     for path in (folder / "eds").glob("*.json"):
         if path.stem not in assignments:
             path.unlink(missing_ok=True)
+
+
+def refresh(project: Project, settings: Settings) -> None:
+    """Lets Envoy know of tokens that were issued or revoked; in force within a second. Does nothing before the first `up`."""
+    if (_folder(project) / "rds.json").exists():
+        with _locked(project):
+            write_door(project, settings, served(project))
+
+
+def _access(project: Project, settings: Settings) -> Access | None:
+    """What the door knows of tokens; None where everybody may come in."""
+    if settings.access == "open":
+        return None
+    keys = signing.public_keys(project)
+    if not keys:
+        tokens.prepare(project)
+        keys = signing.public_keys(project)
+    return Access(keys, tokens.revoked_ids(project), tokens.rates(project))
 
 
 def _stored(found: Served) -> dict[str, Any]:

@@ -10,13 +10,30 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from headrace.rollout.access import (
+    COMPLETIONS,
+    OPEN_PATHS,
+    TYPES,
+    Access,
+    everywhere,
+    filters,
+    names_model,
+    opens,
+    opens_to_all,
+    reads_body,
+    typed,
+)
 from headrace.rollout.replicas import Pool
 from headrace.settings import Settings
 
 Json = dict[str, Any]
-TYPES = "type.googleapis.com/envoy."
 MAX_CONNECTIONS = 4096
 """Open connections of clients; each takes a file descriptor and a buffer."""
+BUFFER = "envoy.filters.http.buffer"
+DESK = "~desk"
+"""A tilde, so that it is no model's name."""
+DESK_PATHS = (*OPEN_PATHS, "/v1/models", "/v1/feedback", "/openapi.json")
+FORBIDDEN = ("forbidden", "this token does not open this")
 HEALTH_INTERVAL = "0.5s"
 LATENCY_BUCKETS = [float(f"{step * 10**power:g}") for power in range(5) for step in (1, 1.25, 1.6, 2, 2.5, 3.2, 4, 5, 6.4, 8)]
 """Milliseconds, each a quarter above the one before: Envoy's own are too far apart to compare two versions by."""
@@ -84,7 +101,7 @@ def bootstrap(settings: Settings, folder: Path) -> Json:
         "dynamic_resources": {"lds_config": _watched(folder / "lds.json"), "cds_config": _watched(folder / "cds.json")},
         "overload_manager": {
             "resource_monitors": [
-                _typed(
+                typed(
                     "envoy.resource_monitors.global_downstream_max_connections",
                     "extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
                     max_active_downstream_connections=MAX_CONNECTIONS,
@@ -96,12 +113,12 @@ def bootstrap(settings: Settings, folder: Path) -> Json:
     }
 
 
-def listener(settings: Settings, folder: Path) -> Json:
+def listener(settings: Settings, folder: Path, access: Access | None) -> Json:
     """Where clients connect."""
-    manager = _typed(
+    manager = typed(
         "envoy.filters.network.http_connection_manager",
         "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-        **_connection_manager(settings, folder),
+        **_connection_manager(settings, folder, access),
     )
     return {
         "@type": TYPES + "config.listener.v3.Listener",
@@ -114,7 +131,7 @@ def listener(settings: Settings, folder: Path) -> Json:
     }
 
 
-def _connection_manager(settings: Settings, folder: Path) -> Json:
+def _connection_manager(settings: Settings, folder: Path, access: Access | None) -> Json:
     return {
         "stat_prefix": "door",
         "rds": {"route_config_name": "models", "config_source": _watched(folder / "rds.json")},
@@ -126,67 +143,105 @@ def _connection_manager(settings: Settings, folder: Path) -> Json:
         "always_set_request_id_in_response": True,
         "normalize_path": True,
         "merge_slashes": True,
+        "path_with_escaped_slashes_action": "REJECT_REQUEST",  # a replica would read another path than is checked here
+        "http2_protocol_options": {
+            "max_concurrent_streams": 100,
+            "initial_stream_window_size": 1 << 16,
+            "initial_connection_window_size": 1 << 20,
+        },
         "max_request_headers_kb": 32,
         "request_headers_timeout": "10s",
         "request_timeout": "60s",
         "stream_idle_timeout": "120s",
         "common_http_protocol_options": {"idle_timeout": "300s", "max_headers_count": 100},
         "local_reply_config": {"mappers": local_replies()},
-        "http_filters": http_filters(settings),
+        "http_filters": http_filters(settings, access),
     }
 
 
-def http_filters(settings: Settings) -> list[Json]:
+def http_filters(settings: Settings, access: Access | None) -> list[Json]:
     """In the order that a request passes them; tokens and limits come before the buffer, the router is last."""
     return [
+        *filters(access),
         # Holds a request until it is whole: a slow client keeps no replica busy, and any request can be sent again.
-        _typed(
-            "envoy.filters.http.buffer",
+        typed(
+            BUFFER,
             "extensions.filters.http.buffer.v3.Buffer",
             max_request_bytes=settings.max_request_bytes,
         ),
-        _typed("envoy.filters.http.router", "extensions.filters.http.router.v3.Router"),
+        typed("envoy.filters.http.router", "extensions.filters.http.router.v3.Router"),
     ]
 
 
 def local_replies() -> list[Json]:
     """Envoy's own refusals, in the JSON shape of the replicas' refusals."""
     told = {
+        400: ("bad_request", "the request is malformed"),
+        403: FORBIDDEN,
         408: ("request_timeout", "the request did not arrive in time"),
         413: ("too_large", "the request's body is too large"),
-        429: ("too_many_requests", "too many requests; try again"),
         431: ("headers_too_large", "the request's headers are too large"),
         502: ("bad_gateway", "the model's server gave no valid answer"),
         503: ("unavailable", "no replica can answer at the moment; try again"),
         504: ("timeout", "the model did not answer in time"),
     }
+    unauthorized = {
+        "status_code": 401,
+        "headers_to_add": [_set_header("www-authenticate", "Bearer")],
+        **_said("unauthorized", "a valid token is needed: authorization: Bearer ..."),
+    }
     return [
+        # To the role-based filter a revoked token is forbidden; to the client it is as good as none.
+        {"filter": _by_policy("revoked"), **unauthorized},
+        {"filter": _by_status(401), **unauthorized},
         {
-            "filter": {
-                "status_code_filter": {
-                    "comparison": {"op": "EQ", "value": {"default_value": status, "runtime_key": f"door.reply_{status}"}}
-                }
-            },
-            "body_format_override": {"json_format": _error(code, message)},
-        }
-        for status, (code, message) in told.items()
+            "filter": _by_status(429),
+            "headers_to_add": [_set_header("retry-after", "1")],
+            **_said("too_many_requests", "too many requests; try again"),
+        },
+        *({"filter": _by_status(status), **_said(*said)} for status, said in told.items()),
     ]
 
 
-def route_configuration(routes: Routes, settings: Settings) -> Json:
-    """Paths to models, a list of the models, and a 404 that names those there are."""
+def _by_status(status: int) -> Json:
+    value = {"default_value": status, "runtime_key": f"door.reply_{status}"}
+    return {"status_code_filter": {"comparison": {"op": "EQ", "value": value}}}
+
+
+def _by_policy(name: str) -> Json:
+    """Refused by the role-based filter's policy of this name."""
+    kind = "extensions.access_loggers.filters.cel.v3.ExpressionFilter"
+    expression = f"response.code_details.startsWith('rbac_access_denied_matched_policy[{name}]')"
+    return {"extension_filter": typed("envoy.access_loggers.extension_filters.cel", kind, expression=expression)}
+
+
+def _said(code: str, message: str) -> Json:
+    return {"body_format_override": {"json_format": _error(code, message)}}
+
+
+def _set_header(name: str, value: str) -> Json:
+    return {"header": {"key": name, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+
+
+def route_configuration(routes: Routes, settings: Settings, access: Access | None) -> Json:
+    """Paths to models and to the desk, and for the rest a 404 that names what is served, to those who may know."""
+    unknown = {"direct_response": _answer(404, _unknown(routes))}
+    models = sorted(routes)
     return {
         "@type": TYPES + "config.route.v3.RouteConfiguration",
         "name": "models",
+        "typed_per_filter_config": everywhere(access),
         "virtual_hosts": [
             {
                 "name": "models",
                 "domains": ["*"],
                 "routes": [
-                    *(route for model in sorted(routes) for route in model_routes(model, routes[model], settings)),
-                    {"match": {"path": "/v1/models"}, "direct_response": _answer(200, _served(routes))},
-                    {"match": {"path": "/readyz"}, "direct_response": _answer(200, {"ready": True})},
-                    {"match": {"prefix": "/"}, "direct_response": _answer(404, _unknown(routes))},
+                    _route({"path": "/readyz"}, opens_to_all(access), direct_response=_answer(200, {"ready": True})),
+                    *(route for model in models for route in model_routes(model, routes[model], settings, access)),
+                    *(route for model in models for route in completion_routes(model, routes[model], settings, access)),
+                    *(_route({"path": path}, opens(access, None) | reads_body(), **unknown) for path in COMPLETIONS),
+                    *(_route({"path": path}, opens_to_all(access), route=desk_action(settings)) for path in DESK_PATHS),
+                    _route({"prefix": "/"}, opens(access, None), **unknown),
                 ],
             }
         ],
@@ -209,19 +264,54 @@ def shares(model: str, served: Served) -> Json:
     }
 
 
-def model_routes(model: str, served: Served, settings: Settings) -> list[Json]:
-    """`/v1/models/<model>` and all below it, but not `/v1/models/<model>-2`."""
-    action = {
+def model_routes(model: str, served: Served, settings: Settings, access: Access | None) -> list[Json]:
+    """`/v1/models/<model>` and all below it, but not `/v1/models/<model>-2`; the same for version 2; batches to the desk."""
+    action, right = model_action(model, served, settings), opens(access, model)
+    unbuffered = {BUFFER: {"@type": TYPES + "extensions.filters.http.buffer.v3.BufferPerRoute", "disabled": True}}
+    batches = [{"path": f"/v1/models/{model}/batches"}, {"prefix": f"/v1/models/{model}/batches/"}]
+    mine = [match for v in ("v1", "v2") for match in ({"path": f"/{v}/models/{model}"}, {"prefix": f"/{v}/models/{model}/"})]
+    return [
+        *(_route(match, right | unbuffered, route=desk_action(settings)) for match in batches),
+        *(_route(match, right, route=action) for match in mine),
+    ]
+
+
+def completion_routes(model: str, served: Served, settings: Settings, access: Access | None) -> list[Json]:
+    """OpenAI's paths, for bodies that name `model`."""
+    action, right = model_action(model, served, settings), opens(access, model)
+    return [_route({"path": path, **names_model(model)}, right | reads_body(), route=action) for path in COMPLETIONS]
+
+
+def desk_action(settings: Settings) -> Json:
+    """To the desk, which may change something: sent once more only where it was not reached at all."""
+    return {
+        "cluster": DESK,
+        "timeout": "0s",
+        "idle_timeout": f"{settings.request_seconds:g}s",
+        "retry_policy": {"retry_on": "connect-failure,refused-stream", "num_retries": 3},
+    }
+
+
+def desk_cluster(settings: Settings) -> Json:
+    endpoint = {"endpoint": {"address": _address("127.0.0.1", settings.desk_port)}}
+    return {
+        "@type": TYPES + "config.cluster.v3.Cluster",
+        "name": DESK,
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "load_assignment": {"cluster_name": DESK, "endpoints": [{"lb_endpoints": [endpoint]}]},
+    }
+
+
+def model_action(model: str, served: Served, settings: Settings) -> Json:
+    """To the model's pools. What replicas answer changes nothing, so it may be asked again on another one."""
+    return {
         **shares(model, served),
         # A limit on silence, not on the whole: a text that is written piece by piece may take as long as it lives.
         "timeout": "0s",
         "idle_timeout": f"{settings.request_seconds:g}s",
         "retry_policy": retry_policy(),
     }
-    return [
-        {"match": {"path": f"/v1/models/{model}"}, "route": action},
-        {"match": {"prefix": f"/v1/models/{model}/"}, "route": action},
-    ]
 
 
 def retry_policy() -> Json:
@@ -232,7 +322,7 @@ def retry_policy() -> Json:
         "num_retries": 3,
         "retry_back_off": {"base_interval": "0.01s", "max_interval": "0.2s"},
         "retry_host_predicate": [
-            _typed(
+            typed(
                 "envoy.retry_host_predicates.previous_hosts", "extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
             )
         ],
@@ -312,13 +402,8 @@ def _unknown(routes: Routes) -> Json:
     return _error("not_found", f"nothing is served at %REQ(:path)%; models served: {served}")
 
 
-def _served(routes: Routes) -> Json:
-    return {
-        "models": [
-            {"model": model, "versions": sorted({e.version for e in served.endpoints}), "path": f"/v1/models/{model}"}
-            for model, served in sorted(routes.items())
-        ]
-    }
+def _route(match: Json, per_filter: Json, **action: Json) -> Json:
+    return {"match": match, "typed_per_filter_config": per_filter, **action}
 
 
 def _error(code: str, message: str) -> Json:
@@ -335,7 +420,3 @@ def _watched(path: Path) -> Json:
 
 def _address(host: str, port: int) -> Json:
     return {"socket_address": {"address": host, "port_value": port}}
-
-
-def _typed(name: str, kind: str, **fields: Any) -> Json:
-    return {"name": name, "typed_config": {"@type": TYPES + kind, **fields}}

@@ -36,12 +36,14 @@ def settings() -> Iterator[Settings]:
             door_admin_port=ports[1],
             mlflow_port=ports[2],
             prefect_port=ports[3],
-            replica_ports=(ports[4], ports[-1]),
+            replica_ports=(ports[4], ports[-3]),
             drain_seconds=10.0,
             ready_seconds=20.0,
+            desk_port=ports[-2],
+            access="open",
         )
 
 
 @pytest.fixture
-def runner(project: Project) -> ProcessRunner:
-    return ProcessRunner(project, echo_command)
+def runner(project: Project, settings: Settings) -> ProcessRunner:
+    return ProcessRunner(project, echo_command, settings)

@@ -36,11 +36,27 @@ def app(model: str, version: str, ready_after: str) -> Starlette:
             }
         )
 
+    async def echo(request: Request) -> Response:
+        body = await request.body()
+        seen.append(request.headers.get("x-request-id", ""))
+        return JSONResponse(
+            {
+                "model": model,
+                "version": version,
+                "path": request.url.path,
+                "headers": [[name.decode(), value.decode("latin-1")] for name, value in request.scope["headers"]],
+                "bytes": len(body),
+                "seen": seen,
+            }
+        )
+
+    seen: list[str] = []
     return Starlette(
         routes=[
             Route("/readyz", readyz),
             Route(f"/v1/models/{model}", describe),
             Route(f"/v1/models/{model}/predict", predict, methods=["POST"]),
+            Route("/{path:path}", echo, methods=["GET", "POST"]),
         ]
     )
 

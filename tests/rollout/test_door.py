@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from headrace import signing
 from headrace.errors import PortTaken
 from headrace.files import read_json
 from headrace.project import Project
 from headrace.rollout import door, envoy, rolling, supervisor
+from headrace.rollout.access import Access
 from headrace.rollout.envoy import Endpoint, Served
 from headrace.rollout.processes import ProcessRunner
 from headrace.rollout.replicas import ReplicaSpec
@@ -54,14 +56,6 @@ def test_a_name_with_quotes_does_not_break_the_answer(settings: Settings) -> Non
     status, body, _ = call(settings, "GET", '/v1/models/"},"x":{"')
     assert status == 404
     assert set(body) == {"error", "request_id"}
-
-
-@pytest.mark.usefixtures("digits")
-def test_the_served_models_are_listed(settings: Settings) -> None:
-    assert call(settings, "GET", "/v1/models")[:2] == (
-        200,
-        {"models": [{"model": "digits", "versions": ["3"], "path": "/v1/models/digits"}]},
-    )
 
 
 @pytest.mark.usefixtures("digits")
@@ -130,7 +124,12 @@ def test_files_lost_between_two_writes_are_written_again(project: Project, setti
     (folder / "cds.json").unlink()
     door.open_door(project, settings)
     assert read_json(folder / "eds" / "digits.json") == wanted
-    assert [c["name"] for c in read_json(folder / "cds.json")["resources"]] == ["digits", "digits~canary", "digits~shadow"]
+    assert [c["name"] for c in read_json(folder / "cds.json")["resources"]] == [
+        "~desk",
+        "digits",
+        "digits~canary",
+        "digits~shadow",
+    ]
 
 
 def test_a_port_of_another_program_is_named_before_envoy_is_started(project: Project, settings: Settings) -> None:
@@ -158,11 +157,13 @@ def test_envoy_itself_finds_no_fault_in_the_configuration(project: Project, sett
 
     door.write_door(project, settings, {"digits": Served([Endpoint("127.0.0.1", 9, "digits-v1-0000", "1", "t")])})
     folder = project.state / "door"
+    signing.make(project)
+    access = Access(signing.public_keys(project), ["abc"], {"acme": 2.5})
     static = envoy.bootstrap(settings, folder)
     del static["dynamic_resources"]
     bare = [
         {name: value for name, value in r.items() if name != "@type"}
-        for r in (envoy.listener(settings, folder), envoy.cluster("digits", folder))
+        for r in (envoy.listener(settings, folder, access), envoy.cluster("digits", folder))
     ]
     static["static_resources"] = {"listeners": [bare[0]], "clusters": [bare[1]]}
     (folder / "static.json").write_text(json.dumps(static))
