@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from functools import cache
 from pathlib import Path
 
@@ -16,8 +18,8 @@ from headrace.rollout import door
 from headrace.settings import Settings
 
 PAGE = Path(__file__).with_name("docs.html")
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; frame-ancestors 'none'"
-"""The page asks this server alone, and no other page shows it."""
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{}'; connect-src 'self'; frame-ancestors 'none'"
+"""The page runs its own script, asks this server alone, and no other page shows it."""
 
 
 class Description:
@@ -36,9 +38,13 @@ class Description:
         return to_json(document(models, door.address(self._settings), self._settings.access == "tokens"))
 
     async def page(self, request: Request) -> Response:
-        return Response(_page(), headers={"content-security-policy": POLICY}, media_type="text/html")
+        content, policy = _page()
+        return Response(content, headers={"content-security-policy": policy}, media_type="text/html")
 
 
 @cache
-def _page() -> bytes:
-    return PAGE.read_bytes()
+def _page() -> tuple[bytes, str]:
+    """The page, and the policy that lets its script run and no other."""
+    content = PAGE.read_bytes()
+    script = content.partition(b"<script>")[2].partition(b"</script>")[0]
+    return content, POLICY.format(base64.b64encode(hashlib.sha256(script).digest()).decode())
