@@ -24,7 +24,7 @@ from bentos.http import Refused, overloaded, request_id_of
 from bentos.metrics import Metrics
 from bentos.model import ServedModel
 from bentos.requests_log import RequestLog
-from bentos.streams import Streams
+from bentos.streams import Streaming, Streams
 from bentos.tracing import open_trace
 from bentos.v1 import V1
 from bentos.v2 import V2
@@ -85,9 +85,11 @@ class PredictionApp:
         self._workroom = Workroom()
         self._thread = self._workroom.thread
         self._watchdog = Watchdog(lambda: self._thread.silent_seconds)
-        self.streams = Streams(self._thread)
+        self.streams = Streams(self._thread, self.account)
         self._batcher: Batcher | None = None
         self._model: ServedModel | None = None
+        self.is_streaming = False
+        """Whether the model can answer piece by piece; kept, since a look at a protocol costs as much as a small prediction."""
         self._version_header: list[tuple[bytes, bytes]] = []
         self._in_flight = 0
         self.held_bytes = 0
@@ -112,6 +114,7 @@ class PredictionApp:
     def model(self, model: ServedModel) -> None:
         self._model = model
         self._version_header = [(b"x-model-version", model.version.encode("latin-1", "replace"))]
+        self.is_streaming = isinstance(model, Streaming)
         self.accounts.name_model(model)
         self._batcher = None
         if model.batching is not None:

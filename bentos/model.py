@@ -43,6 +43,7 @@ class ServedModel:
         self._session = open_session(folder / "model.onnx", threads or self.contract.threads)
         self._inputs = [graph_input.name for graph_input in self._session.get_inputs()]
         self._output = self._session.get_outputs()[0].name
+        self._outputs = [self._output]
         self._check_inputs()
         self.sample_seconds = self._warm()
         self.batching = self._read_batching(folder / "serving.json")
@@ -68,8 +69,12 @@ class ServedModel:
     def run(self, feeds: Feeds) -> NDArray[Any]:
         """The graph's first output for all rows of `feeds`: `(rows, *contract.answer_shape)`."""
         rows = len(next(iter(feeds.values())))
-        parts = [self._run_part(feeds, start) for start in range(0, rows, ROWS_PER_RUN)]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        if rows <= ROWS_PER_RUN:
+            return self._run_part({name: feeds[name] for name in self._inputs}, rows)
+        parts = [
+            self._run_part(self._part(feeds, start), min(ROWS_PER_RUN, rows - start)) for start in range(0, rows, ROWS_PER_RUN)
+        ]
+        return np.concatenate(parts)
 
     def _read_batching(self, path: Path) -> dict[str, Any] | None:
         """`{"max_rows", "wait_seconds"}` where requests run together; a class with an answer of its own runs them alone."""
@@ -79,11 +84,12 @@ class ServedModel:
         found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")).get("batching")
         return found
 
-    def _run_part(self, feeds: Feeds, start: int) -> NDArray[Any]:
+    def _part(self, feeds: Feeds, start: int) -> Feeds:
         progress.made()
-        part = {name: feeds[name][start : start + ROWS_PER_RUN] for name in self._inputs}
-        output: NDArray[Any] = self._session.run([self._output], part)[0]
-        rows = len(next(iter(part.values())))
+        return {name: feeds[name][start : start + ROWS_PER_RUN] for name in self._inputs}
+
+    def _run_part(self, part: Feeds, rows: int) -> NDArray[Any]:
+        output: NDArray[Any] = self._session.run(self._outputs, part)[0]
         expected = (rows, *self.contract.answer_shape)
         if output.shape != expected:
             raise BrokenAnswer(f"the graph gave shape {output.shape}, the contract says {expected}")

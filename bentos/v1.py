@@ -45,7 +45,7 @@ class V1:
         require_json(request)
         with self.app.held_body() as hold:
             body = await read_body(request, hold)
-            if isinstance(model, Streaming):
+            if self.app.is_streaming:
                 return await self._write(request, model, await self.app.work(len(body), lambda: parse_json(body)))
             weight = work_of(body)
             instances = await self.app.work(weight, lambda: to_instances(parse_json(body)))

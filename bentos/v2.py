@@ -18,7 +18,6 @@ from bentos.graphs import GraphModel
 from bentos.http import Refused, header, read_body, require_plain, to_json
 from bentos.model import ServedModel
 from bentos.records import MOST_ANSWERS
-from bentos.streams import Streaming
 from bentos.tensors import Inference, TensorReader, Values, chosen, datatype_of, encode, parse
 from headrace import __version__
 from headrace.contract import ContractViolation, Feeds
@@ -85,7 +84,7 @@ class V2:
             asked, feeds = await self.app.work(weight, lambda: tensors.read(body, declared))
             rows = len(next(iter(feeds.values())))
             await self.app.spend(request, rows)
-            if isinstance(model, Streaming):
+            if self.app.is_streaming:
                 found = await self._write(request, model, tensors, feeds)
             elif self.app.runs_together and tensors.is_graph_alone:
                 found = tensors.named(await self.app.run_together(feeds, rows))

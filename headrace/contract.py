@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,6 +78,9 @@ class InputField(BaseModel):
         if self.dtype == "string":
             return np.array([self._text(value, f"{start}.{i}.{self.name}") for i, value in enumerate(values)], dtype=object)
         if self.dtype == "uint8" and self.shape:
+            pixels = self._bytes_at_once(values)
+            if pixels is not None:
+                return pixels
             values = self._unpacked(values, start)
         found = self._all_at_once(values)
         if found is not None:
@@ -99,6 +103,27 @@ class InputField(BaseModel):
             for i, row in enumerate(numbers):
                 self._check_range(row, f"{start}.{i}.{self.name}")
             raise
+
+    def _bytes_at_once(self, values: list[Any]) -> NDArray[np.uint8] | None:
+        """`(rows, height, width)` of images as lists of lists, ten times faster than by numpy; None for a closer look.
+
+        `bytes` takes a list of whole numbers from 0 to 255 and refuses any other value.
+        """
+        if len(self.shape) != 2 or self._bounds != (0.0, 255.0):
+            return None
+        height, width = self.shape
+        lines: list[bytes] = []
+        for image in values:
+            if type(image) is not list or len(image) != height:
+                return None
+            for line in image:
+                if type(line) is not list or len(line) != width or type(line[0]) is not int:
+                    return None
+            try:
+                lines += map(bytes, image)
+            except (ValueError, TypeError):
+                return None
+        return np.frombuffer(b"".join(lines), np.uint8).reshape(len(values), height, width)
 
     def _all_at_once(self, values: list[Any]) -> NDArray[Any] | None:
         """`(rows, *shape)`, fifty times faster than row by row; None when some value needs a closer look."""
@@ -279,13 +304,10 @@ class Contract(BaseModel):
         if self.output == "value":
             return [{self.target: float(value)} for value in outputs]
         assert self.labels is not None
-        best = outputs.argmax(axis=1)
+        labels, names = self.labels, _as_text(tuple(self.labels))
         return [
-            {
-                "label": self.labels[int(index)],
-                "probabilities": {str(label): round(float(p), 6) for label, p in zip(self.labels, row, strict=True)},
-            }
-            for index, row in zip(best, outputs, strict=True)
+            {"label": labels[best], "probabilities": dict(zip(names, [round(p, 6) for p in row], strict=True))}
+            for best, row in zip(outputs.argmax(axis=1).tolist(), outputs.tolist(), strict=True)
         ]
 
     def write(self, path: Path) -> None:
@@ -294,6 +316,11 @@ class Contract(BaseModel):
     @classmethod
     def read(cls, path: Path) -> Contract:
         return cls.model_validate_json(path.read_text(encoding="utf-8"))
+
+
+@lru_cache(maxsize=64)
+def _as_text(labels: tuple[str | int, ...]) -> list[str]:
+    return [str(label) for label in labels]
 
 
 def describe(value: Any) -> str:
