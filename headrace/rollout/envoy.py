@@ -347,7 +347,12 @@ def cluster(name: str, folder: Path) -> Json:
         "health_checks": [health_check()],
         # A replica that is taken out goes at once, healthy or not; one that comes in waits for its first check.
         "ignore_health_on_host_removal": True,
-        "common_lb_config": {"healthy_panic_threshold": {"value": 0}, "ignore_new_hosts_until_first_hc": True},
+        "common_lb_config": {
+            "healthy_panic_threshold": {"value": 0},
+            "ignore_new_hosts_until_first_hc": True,
+            # That a new host is healthy would reach the workers a second after the administration says so.
+            "update_merge_window": "0s",
+        },
         "outlier_detection": outlier_detection(),
         # Retries have room for every request of a killed replica: the default of 3 would fail the rest.
         "circuit_breakers": {
