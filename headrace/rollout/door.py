@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from headrace import signing, tokens
+from headrace import signing, tls, tokens
 from headrace.errors import ServiceError
 from headrace.files import read_json, write_json
 from headrace.project import Project
@@ -28,6 +28,7 @@ from headrace.rollout.access import Access
 from headrace.rollout.envoy import Endpoint, Routes, Served, Traffic
 from headrace.rollout.pools import PoolStats
 from headrace.rollout.replicas import Pool
+from headrace.rollout.targets import FILE, targets
 from headrace.settings import Settings
 
 Address = tuple[str, int]
@@ -41,7 +42,8 @@ NOTICE_SECONDS = 20.0
 
 def address(settings: Settings, model: str | None = None) -> str:
     """Where clients call the door, or one model behind it."""
-    root = f"http://{settings.host}:{settings.door_port}"
+    scheme = "http" if settings.tls == "off" else "https"
+    root = f"{scheme}://{settings.host}:{settings.door_port}"
     return f"{root}/v1/models/{model}" if model else root
 
 
@@ -92,6 +94,7 @@ def write_door(project: Project, settings: Settings, wanted: Routes) -> None:
     for name, found_resources in [("cds.json", clusters), ("rds.json", route_table)][:: 1 if arriving else -1]:
         _write(folder / name, found_resources)
     _write(folder / "lds.json", [envoy.listener(settings, folder, access)])
+    write_json(folder / FILE, targets(wanted))
     for path in (folder / "eds").glob("*.json"):
         if path.stem not in assignments:
             path.unlink(missing_ok=True)
@@ -132,9 +135,11 @@ def open_door(project: Project, settings: Settings) -> None:
 
     Raises:
         PortTaken: another program holds one of its two ports.
+        SettingsError: the certificate that is given cannot serve.
         ServiceError: it does not come up.
     """
     with _locked(project):
+        _write_certificate(project, settings)
         write_door(project, settings, served(project))
         program = _program(project, settings)
         if not is_open(project, settings):
@@ -150,6 +155,14 @@ def open_door(project: Project, settings: Settings) -> None:
                 f"Envoy does not come up: {said}", where=".headrace/logs/envoy.log", mend="headrace down, then headrace up"
             )
         time.sleep(0.02)
+
+
+def _write_certificate(project: Project, settings: Settings) -> None:
+    """Made, renewed or read anew; Envoy takes over another one at once."""
+    if settings.tls != "off":
+        certificate = tls.prepare(project, settings)
+        _write(_folder(project) / "sds.json", [envoy.secret(certificate)])
+        tls.forget_others(project, certificate)
 
 
 def _require_ports(project: Project, settings: Settings) -> None:

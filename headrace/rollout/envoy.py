@@ -25,6 +25,7 @@ from headrace.rollout.access import (
 )
 from headrace.rollout.replicas import Pool
 from headrace.settings import Settings
+from headrace.tls import CIPHERS, Certificate
 
 Json = dict[str, Any]
 MAX_CONNECTIONS = 4096
@@ -127,7 +128,35 @@ def listener(settings: Settings, folder: Path, access: Access | None) -> Json:
         # Without this a second Envoy could share the port unnoticed and answer half of the requests.
         "enable_reuse_port": False,
         "per_connection_buffer_limit_bytes": 1 << 20,
-        "filter_chains": [{"filters": [manager]}],
+        "filter_chains": [{"filters": [manager], **({} if settings.tls == "off" else {"transport_socket": _tls(folder)})}],
+    }
+
+
+def _tls(folder: Path) -> Json:
+    """TLS 1.2 and up. The certificate is watched: a new one is in force at once, and no connection drops."""
+    secret = {"name": "door", "sds_config": _watched(folder / "sds.json")}
+    common = {
+        "alpn_protocols": ["h2", "http/1.1"],
+        "tls_params": {
+            "tls_minimum_protocol_version": "TLSv1_2",
+            "tls_maximum_protocol_version": "TLSv1_3",
+            "cipher_suites": CIPHERS,
+        },
+        "tls_certificate_sds_secret_configs": [secret],
+    }
+    kind = "extensions.transport_sockets.tls.v3.DownstreamTlsContext"
+    return typed("envoy.transport_sockets.tls", kind, common_tls_context=common)
+
+
+def secret(certificate: Certificate) -> Json:
+    """The door's certificate, as Envoy watches it."""
+    return {
+        "@type": TYPES + "extensions.transport_sockets.tls.v3.Secret",
+        "name": "door",
+        "tls_certificate": {
+            "certificate_chain": {"filename": str(certificate.chain)},
+            "private_key": {"filename": str(certificate.key)},
+        },
     }
 
 

@@ -266,7 +266,7 @@ def test_a_flood_of_one_tenant_is_limited_and_another_passes(house: House) -> No
     answers = [house.predict(flood) for _ in range(40)]
     statuses = Counter(answer[0] for answer in answers)
     assert statuses.keys() == {200, 429} and statuses[429] >= 20
-    status, body, headers = next(answer for answer in answers if answer[0] == 429)
+    _, body, headers = next(answer for answer in answers if answer[0] == 429)
     assert body["error"]["code"] == "too_many_requests"
     assert int(headers["retry-after"]) >= 1
     assert headers["x-ratelimit-limit"].startswith("5")
