@@ -11,8 +11,11 @@ import httpx
 
 from headrace.contract import Contract
 from headrace.errors import DataError, HeadraceError, ServiceError, UsageError
+from headrace.project import Project
 from headrace.rollout.door import address
 from headrace.settings import Settings
+from headrace.tls import trust
+from headrace.tokens import operator_token
 
 LONGER_SECONDS = 5.0
 """Waited for longer than the door waits for a model, so that its own word on it comes first."""
@@ -30,8 +33,10 @@ class Described:
 class Door:
     """Calls models through the balancer."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, project: Project, settings: Settings) -> None:
         self._base = address(settings)
+        self._headers = {"authorization": f"Bearer {operator_token(project)}"} if settings.access == "tokens" else {}
+        self._trust = trust(project, settings)
         self._patience = settings.request_seconds
         self._seconds = settings.request_seconds + LONGER_SECONDS
 
@@ -64,7 +69,7 @@ class Door:
         body = {"instances": [instance], "stream": True}
         begun = False
         try:
-            with httpx.stream("POST", self._base + path, json=body, timeout=self._seconds) as response:
+            with self._client() as client, client.stream("POST", path, json=body) as response:
                 if response.status_code != 200:
                     response.read()
                     raise self._refusal(response, path, model)
@@ -86,13 +91,17 @@ class Door:
 
     def _call(self, method: str, path: str, model: str, body: Any = None) -> dict[str, Any]:
         try:
-            response = httpx.request(method, self._base + path, json=body, timeout=self._seconds)
+            with self._client() as client:
+                response = client.request(method, path, json=body)
         except httpx.TransportError as error:
             raise self._silent(error) from None
         if response.status_code != 200:
             raise self._refusal(response, path, model)
         answer: dict[str, Any] = response.json()
         return answer
+
+    def _client(self) -> httpx.Client:
+        return httpx.Client(base_url=self._base, headers=self._headers, verify=self._trust, timeout=self._seconds)
 
     def _silent(self, error: httpx.TransportError) -> ServiceError:
         return ServiceError(f"the balancer does not answer ({error})", where=self._base, mend="headrace up")
@@ -103,11 +112,14 @@ class Door:
 
     def _refusal(self, response: httpx.Response, path: str, model: str) -> HeadraceError:
         said = _error_of(response)
+        if response.status_code in (401, 403):  # the operator's own token opens everything, so the door knows another key
+            return ServiceError(f"{response.status_code}: {said}", where=self._base, mend="headrace up")
         if response.status_code == 404:
             mend = "see what is served: headrace status; release another: headrace run NAME"
             return UsageError(said, where=self._base, mend=mend)
         if response.status_code in (400, 413, 415, 422):
-            mend = f"see the fields the model takes: curl {self._base}/v1/models/{model}"
+            bearer = ' -H "authorization: Bearer $(headrace tokens show)"' if self._headers else ""
+            mend = f"see the fields the model takes: curl{bearer} {self._base}/v1/models/{model}"
             return DataError(said, where=f"{self._base}{path}", mend=mend)
         return ServiceError(f"{response.status_code}: {said}", where=self._base, mend=f"headrace logs {model}")
 

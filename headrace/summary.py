@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from headrace.journal import Entry
 from headrace.project import Project
 from headrace.rollout.door import address
 from headrace.settings import Settings
+from headrace.tls import authority
 
 if TYPE_CHECKING:
     from headrace.reproduction import Reproduction
@@ -32,14 +34,19 @@ def print_summary(facts: dict[str, Any], project: Project, settings: Settings, u
     for name, value in _rows(facts, project, settings):
         out.print(f"  [cyan]{name:<12}[/cyan] {escape(value)}")
     out.print()
-    out.print(escape(curl(model, settings)), soft_wrap=True)
+    out.print(escape(curl(model, project, settings)), soft_wrap=True)
 
 
-def curl(model: str, settings: Settings) -> str:
+def curl(model: str, project: Project, settings: Settings) -> str:
     """Two calls in one line: the contract's own sample, sent to the model."""
     base = f"{address(settings)}/v1/models/{model}"
     sample = "import json,sys; print(json.dumps(json.load(sys.stdin)['contract']['sample']))"
-    return f"curl -s {base} | python3 -c \"{sample}\" | curl -s {base}/predict -H 'content-type: application/json' -d @-"
+    call = "curl -s"
+    if settings.tls == "own":
+        call += f" --cacert {shlex.quote(str(authority(project)))}"
+    if settings.access == "tokens":
+        call += ' -H "authorization: Bearer $(headrace tokens show)"'
+    return f"{call} {base} | python3 -c \"{sample}\" | {call} {base}/predict -H 'content-type: application/json' -d @-"
 
 
 def _rows(facts: dict[str, Any], project: Project, settings: Settings) -> list[tuple[str, str]]:
@@ -75,19 +82,19 @@ def data_docs(recipe: str, project: Project) -> str:
 
 def print_status(found: dict[str, Any], released: list[str]) -> None:
     """Services and models, a table each; `released` are models that would serve again."""
-    _print_table(("service", "state", "address"), [(s["name"], s["state"], s["address"]) for s in found["services"]])
+    print_table(("service", "state", "address"), [(s["name"], s["state"], s["address"]) for s in found["services"]])
     console.out().print()
     if found["models"]:
         columns = ("model", "version", "alias", "replicas", "ready", "address")
         rows = [(m["name"], m["version"], m["alias"], m["replicas"], m["ready"], m["address"]) for m in found["models"]]
-        _print_table(columns, rows)
+        print_table(columns, rows)
     elif released:
         console.out().print(f"no model serves; bring back {', '.join(released)}: headrace up")
     else:
         console.out().print("no model serves; release one: headrace run digits")
 
 
-def _print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Columns side by side, as wide as they are: an address broken in two cannot be copied."""
     texts = [["" if value is None else str(value) for value in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *texts, strict=True)]

@@ -76,6 +76,8 @@ def trust(project: Project, settings: Settings) -> ssl.SSLContext | bool:
     if settings.tls == "off":
         return True
     if settings.tls == "own":
+        if not authority(project).exists():  # the door was never up
+            return True
         return ssl.create_default_context(cafile=str(authority(project)))
     assert settings.tls_certificate is not None
     context = ssl.create_default_context(cafile=str(project.root / settings.tls_certificate))

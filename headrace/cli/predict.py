@@ -49,7 +49,7 @@ def predict(
 
     Give its fields (headrace predict flights distance=1400 carrier=UA …), a --text, a --file, or the --sample.
     """
-    _, settings = here()
+    project, settings = here()
     if [bool(fields), text is not None, file is not None, instance is not None, sample].count(True) != 1:
         raise UsageError(
             "name one input",
@@ -57,7 +57,7 @@ def predict(
         )
     from headrace.calling import Door
 
-    door = Door(settings)
+    door = Door(project, settings)
     described = door.describe(model)
     instances = _instances(described.contract, fields, text, file, instance)
     if stream is None:

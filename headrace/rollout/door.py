@@ -138,6 +138,8 @@ def open_door(project: Project, settings: Settings) -> None:
         SettingsError: the certificate that is given cannot serve.
         ServiceError: it does not come up.
     """
+    if settings.access == "tokens":
+        tokens.prepare(project)
     with _locked(project):
         _write_certificate(project, settings)
         write_door(project, settings, served(project))
