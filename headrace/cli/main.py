@@ -7,7 +7,7 @@ import sys
 import click
 
 from headrace import __version__
-from headrace.cli import data, look, predict, recipes, run
+from headrace.cli import data, look, predict, recipes, run, tokens, usage
 from headrace.errors import UsageError, near_miss
 
 EXIT_CODES = """
@@ -40,7 +40,15 @@ def cli() -> None:
     """
 
 
-for command in (*run.COMMANDS, *look.COMMANDS, *predict.COMMANDS, *recipes.COMMANDS, *data.COMMANDS):
+for command in (
+    *run.COMMANDS,
+    *look.COMMANDS,
+    *predict.COMMANDS,
+    *recipes.COMMANDS,
+    *data.COMMANDS,
+    *tokens.COMMANDS,
+    *usage.COMMANDS,
+):
     cli.add_command(command)
 
 
