@@ -30,6 +30,7 @@ from headrace.rollout.containers import DockerRunner
 from headrace.rollout.ports import next_free
 from headrace.rollout.replicas import ReplicaSpec
 from headrace.rollout.rolling import roll_out, runner_for
+from headrace.tokens import operator_token
 
 POLL_SECONDS = 0.01
 REQUESTS = 300
@@ -40,10 +41,11 @@ READY_SECONDS = 120.0
 class Load:
     """Three clients on the door, two keeping their connection and one that connects anew, until the block ends."""
 
-    def __init__(self, port: int, model: str, body: bytes) -> None:
+    def __init__(self, made: Clone, model: str) -> None:
         self.milliseconds: list[float] = []
         self.failures: list[str] = []
-        self._target = (port, f"/v1/models/{model}/predict", body)
+        self._target = (made.settings.door_port, f"/v1/models/{model}/predict", sample_body(model, made))
+        self._token = operator_token(made.project)
         self._stopped = threading.Event()
         self._threads = [threading.Thread(target=self._client, args=(keep,), daemon=True) for keep in (True, True, False)]
 
@@ -71,7 +73,9 @@ class Load:
     def _client(self, keep: bool) -> None:
         port, path, body = self._target
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-        headers = {"content-type": "application/json", **({} if keep else {"connection": "close"})}
+        headers = {"authorization": f"Bearer {self._token}", "content-type": "application/json"} | (
+            {} if keep else {"connection": "close"}
+        )
         while not self._stopped.wait(0.01):
             start = time.perf_counter()
             try:
@@ -116,7 +120,7 @@ def changed_release(recipe: str, made: Clone, tell: Tell) -> Values:
     # Seeds differ by chance: the margin lets the new model through, for it is the roll-out that is looked at here.
     fields["gate"] = {**fields["gate"], "beat_champion": {"metric": "accuracy", "margin": -0.2}}
     path.write_text(yaml.safe_dump(fields, sort_keys=False), encoding="utf-8")
-    with Load(made.settings.door_port, recipe, sample_body(recipe, made)) as load:
+    with Load(made, recipe) as load:
         ran = made.headrace("run", recipe, "--json")
     if json.loads(ran.stdout)["version"] == "1":
         raise HeadraceError("the new version was not released", where=recipe, mend=f"headrace history {recipe}")
@@ -129,7 +133,7 @@ def swaps(recipe: str, made: Clone, runs: int, tell: Tell) -> Values:
     versions = [entry.facts for entry in journal.entries(made.project, recipe) if entry.event == "released"]
     settings, project = made.settings, made.project
     seconds: list[float] = []
-    with Load(settings.door_port, recipe, sample_body(recipe, made)) as load:
+    with Load(made, recipe) as load:
         for turn in range(runs):
             facts = versions[-2 if turn % 2 == 0 else -1]
             version = facts["bento"].partition(":")[2].rpartition("-")[0]

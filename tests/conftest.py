@@ -151,9 +151,9 @@ def free_ports() -> Iterator[Callable[[], dict[str, str]]]:
 
         def take() -> dict[str, str]:
             ports = held.enter_context(lease())
-            names = ("DOOR_PORT", "DOOR_ADMIN_PORT", "MLFLOW_PORT", "PREFECT_PORT")
+            names = ("DOOR_PORT", "DOOR_ADMIN_PORT", "MLFLOW_PORT", "PREFECT_PORT", "DESK_PORT")
             named = {f"HEADRACE_{name}": str(port) for name, port in zip(names, ports, strict=False)}
-            return {**named, "HEADRACE_REPLICA_PORTS": f"[{ports[4]},{ports[-1]}]"}
+            return {**named, "HEADRACE_REPLICA_PORTS": f"[{ports[5]},{ports[-1]}]"}
 
         yield take
 

@@ -16,6 +16,7 @@ import yaml
 
 from headrace.project import Project
 from headrace.settings import Settings
+from headrace.tokens import operator_token
 from tests.conftest import table
 
 HEADRACE = str(Path(sys.executable).with_name("headrace"))
@@ -46,6 +47,16 @@ class Live:
     @property
     def door(self) -> str:
         return f"http://127.0.0.1:{self.ports['HEADRACE_DOOR_PORT']}"
+
+    @property
+    def token(self) -> str:
+        """The operator's own, made by the first `headrace up`."""
+        return operator_token(self.project)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """By which the door knows a client."""
+        return {"authorization": f"Bearer {self.token}"}
 
     def run(
         self, *arguments: str, code: int = 0, environment: dict[str, str] | None = None

@@ -85,15 +85,19 @@ class Asked:
 
     def predict(self, instance: dict[str, Any]) -> Any:
         """The prediction for one instance, sent as JSON."""
-        return self._only(httpx.post(self.url, json={"instances": [instance]}, timeout=60))
+        return self._only(httpx.post(self.url, json={"instances": [instance]}, headers=self.live.headers, timeout=60))
 
     def look(self, picture: bytes) -> Any:
         """The prediction for a PNG as the whole body."""
-        return self._only(httpx.post(self.url, content=picture, headers={"content-type": "image/png"}, timeout=60))
+        return self._only(
+            httpx.post(self.url, content=picture, headers={**self.live.headers, "content-type": "image/png"}, timeout=60)
+        )
 
     def stream(self, instance: dict[str, Any]) -> list[dict[str, Any]]:
         """The events of one answer."""
-        with httpx.stream("POST", self.url, json={**instance, "stream": True}, timeout=60) as response:
+        with httpx.stream(
+            "POST", self.url, json={**instance, "stream": True}, headers=self.live.headers, timeout=60
+        ) as response:
             assert response.status_code == 200
             assert response.headers["content-type"].startswith("text/event-stream")
             return [json.loads(line.removeprefix("data: ")) for line in response.iter_lines() if line.startswith("data: ")]
@@ -195,7 +199,7 @@ def test_a_recipe_is_released_and_asked_through_the_balancer(name: str, live: Li
     version = registry.get(f"{name}@champion", live.project)
     metrics = json.loads((live.project.artifacts(name) / "evaluation" / "metrics.json").read_text())
     assert recipe["gate"]["require"].keys() <= metrics.keys()
-    described = httpx.get(f"{live.door}/v1/models/{name}", timeout=60).json()
+    described = httpx.get(f"{live.door}/v1/models/{name}", headers=live.headers, timeout=60).json()
     assert (described["version"], described["contract"]["task"]) == ("1", recipe["task"])
 
     asked = Asked(live, name, Contract.model_validate(described["contract"]), tmp_path)
@@ -205,7 +209,7 @@ def test_a_recipe_is_released_and_asked_through_the_balancer(name: str, live: Li
     assert_fits(answer, asked.contract)
 
     wrong, field = broken(asked.contract)
-    refused = httpx.post(asked.url, json={"instances": [asked.contract.sample, wrong]}, timeout=60)
+    refused = httpx.post(asked.url, json={"instances": [asked.contract.sample, wrong]}, headers=live.headers, timeout=60)
     assert refused.status_code == 422
     assert refused.json()["error"]["path"].startswith(f"instances.1.{field}")
 

@@ -20,7 +20,9 @@ def release_under_load(live: Live, name: str, on: str, versions: str) -> Load:
     """Releases version 1 of a model, then `versions` while clients call it."""
     another_recipe(live, name, serve={"replicas": 2})
     live.run("run", name, "--on", on)
-    with Load(int(live.ports["HEADRACE_DOOR_PORT"]), name, fast=2, slow=2, fresh=1, instance=INSTANCE) as load:
+    with Load(
+        int(live.ports["HEADRACE_DOOR_PORT"]), name, fast=2, slow=2, fresh=1, instance=INSTANCE, token=live.token
+    ) as load:
         load.wait_for("1")
         for version in versions:
             path = live.project.recipes / f"{name}.yaml"
@@ -57,7 +59,9 @@ def test_no_request_fails_while_containers_are_swapped(live: Live, docker_engine
 
 @pytest.mark.parametrize("on", ["processes", "docker"])
 def test_where_replicas_run_may_change_without_a_lost_request(live: Live, docker_engine: Settings, on: str) -> None:
-    with Load(int(live.ports["HEADRACE_DOOR_PORT"]), "shipped", fast=2, slow=2, fresh=1, instance=INSTANCE) as load:
+    with Load(
+        int(live.ports["HEADRACE_DOOR_PORT"]), "shipped", fast=2, slow=2, fresh=1, instance=INSTANCE, token=live.token
+    ) as load:
         load.wait_for("2")
         live.run("run", "shipped", "--on", on)
         load.wait_for("2", 200)

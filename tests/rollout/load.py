@@ -17,9 +17,17 @@ class Load:
     """Threads that call one model until the block ends; `answers` counts versions, `failures` says what went wrong."""
 
     def __init__(
-        self, port: int, model: str, fast: int = 4, slow: int = 3, fresh: int = 2, instance: dict[str, Any] | None = None
+        self,
+        port: int,
+        model: str,
+        fast: int = 4,
+        slow: int = 3,
+        fresh: int = 2,
+        instance: dict[str, Any] | None = None,
+        token: str | None = None,
     ) -> None:
         """`instance` is what clients send; without one, slow clients ask the echo replica to wait."""
+        self._known_by = {"authorization": f"Bearer {token}"} if token else {}
         self._instance = instance
         self.rest = RUSH
         self.answers: Counter[str] = Counter()
@@ -55,7 +63,7 @@ class Load:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
         while not self._stopped.is_set():
             try:
-                headers = {"content-type": "application/json", **({} if keep else {"connection": "close"})}
+                headers = {**self._known_by, "content-type": "application/json"} | ({} if keep else {"connection": "close"})
                 connection.putrequest("POST", f"/v1/models/{model}/predict")
                 for name, value in {**headers, "content-length": str(len(body))}.items():
                     connection.putheader(name, value)
