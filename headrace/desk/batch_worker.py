@@ -36,7 +36,7 @@ PASSING_SECONDS = 15.0
 """After this the batch is tried again, when no replica could answer."""
 GIVE_UP_SECONDS = 24 * 3600.0
 """A batch that gets no further for so long has failed."""
-NICENESS = 10
+NICENESS = 5
 
 
 class Failed(Exception):

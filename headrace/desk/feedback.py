@@ -24,8 +24,8 @@ FIELDS = {"id", "request_id", "truth", "row"}
 MOST_ROWS = 10_000
 MOST_CHARACTERS = 10_000
 """Of a text that is told as the true one."""
-RECORD_SECONDS = 1.5
-"""A replica writes its records every second: an id that is not there yet is looked for once more after this."""
+RECORD_PAUSES = (0.0, 0.3, 0.4, 0.4, 0.4)
+"""A replica writes its records every second: an id that is not there yet is looked for again after so many seconds each."""
 
 
 class Feedback:
@@ -56,14 +56,15 @@ class Feedback:
         require_type(request, "application/json")
         said = _read(parse_json(await read_body(request)))
         caller: Caller = request.state.caller
+        if said.model is not None:  # refused before anything is looked for
+            await self._check(caller, said, said.model)
         recorded = await self._recorded(caller, said)
         model, version = (recorded.model, recorded.version) if recorded else (said.model, said.version)
         if not model or not version:
             raise Refused(404, "unknown_request", "no answer of yours is on record under this request id; give its full id")
-        listed = await self._catalogue.require(caller, model)
-        if listed.contract is None:
-            raise Refused(503, "unavailable", f"no replica of {model!r} can say what its answers are", {"retry-after": "5"})
-        _check(said, listed.contract, recorded)
+        if recorded:
+            await self._check(caller, said, model)
+            _check_rows(said, recorded)
         truths = [
             Truth(caller.tenant, model, version, said.request_id, row, truth) for row, truth in enumerate(said.truths, said.row)
         ]
@@ -77,10 +78,20 @@ class Feedback:
         }
         return to_json(told, 202)
 
+    async def _check(self, caller: Caller, said: _Said, model: str) -> None:
+        """
+        Raises:
+            Refused: the caller may not use the model, or it could never have answered this; 503, no replica can say.
+        """
+        listed = await self._catalogue.require(caller, model)
+        if listed.contract is None:
+            raise Refused(503, "unavailable", f"no replica of {model!r} can say what its answers are", {"retry-after": "5"})
+        _check_truths(said, listed.contract)
+
     async def _recorded(self, caller: Caller, said: _Said) -> Recorded | None:
         """The record of the answer; a moment is given to one that is being written."""
         shadows = await asyncio.to_thread(self._catalogue.shadows)
-        for pause in (0.0, RECORD_SECONDS):
+        for pause in RECORD_PAUSES:
             await asyncio.sleep(pause)
             found = await asyncio.to_thread(find, self._project, caller.tenant, said.request_id, said.version, shadows)
             if found is not None and said.model in (None, found.model):
@@ -140,10 +151,10 @@ def _parts(payload: dict[str, Any]) -> tuple[str, str | None, str | None]:
     return request_id, model, version
 
 
-def _check(said: _Said, contract: Contract, recorded: Recorded | None) -> None:
+def _check_truths(said: _Said, contract: Contract) -> None:
     """
     Raises:
-        Refused: 422; a truth that the model could never have answered, or a row that the request did not have.
+        Refused: 422, a truth that the model could never have answered.
     """
     is_list = len(said.truths) > 1
     for place, truth in enumerate(said.truths):
@@ -157,7 +168,14 @@ def _check(said: _Said, contract: Contract, recorded: Recorded | None) -> None:
                 raise violation(path, "a finite number", describe(truth))
         elif not isinstance(truth, str) or len(truth) > MOST_CHARACTERS:
             raise violation(path, f"a text of at most {MOST_CHARACTERS} characters", describe(truth))
-    if recorded and len(recorded.answers) < 100 and said.row + len(said.truths) > len(recorded.answers):
+
+
+def _check_rows(said: _Said, recorded: Recorded) -> None:
+    """
+    Raises:
+        Refused: 422, a row that the request did not have; of the first 100 rows, no more are on record.
+    """
+    if len(recorded.answers) < 100 and said.row + len(said.truths) > len(recorded.answers):
         raise violation("row", f"rows of the request, which had {len(recorded.answers)}", f"{said.row + len(said.truths) - 1}")
 
 

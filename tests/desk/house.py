@@ -7,13 +7,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
-
+from headrace import tokens
 from headrace.client import Client
 from headrace.project import Project
 from headrace.rollout import door, supervisor
@@ -31,6 +30,10 @@ class House:
     project: Project
     settings: Settings
     ports: dict[str, str]
+    models: dict[str, Path]
+    """To the folder of each one's graph and contract."""
+    ports_of: dict[str, int] = field(default_factory=dict)
+    """Of the models' replicas."""
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
@@ -45,8 +48,12 @@ class House:
     def environment(self) -> dict[str, str]:
         return {**os.environ, **self.ports, "HEADRACE_ROOT": str(self.project.root), "PYTHONPATH": str(ROOT)}
 
-    def client(self, token: str | None = None, address: str | None = None) -> Client:
-        return Client(address or self.door, token, timeout=20)
+    def token(self, tenant: str, *models: str, rows_per_day: int | None = None) -> str:
+        return tokens.issue(self.project, tenant, models, 3600, rows_per_day=rows_per_day)[0]
+
+    def client(self, tenant: str, *models: str, rows_per_day: int | None = None) -> Client:
+        """A client with a token of its own."""
+        return Client(self.door, self.token(tenant, *models, rows_per_day=rows_per_day), timeout=20)
 
     def start_desk(self, wait: bool = True) -> None:
         self._start("desk", [sys.executable, "-m", "headrace.desk"])
@@ -85,10 +92,12 @@ def open_house(root: Path, models: dict[str, Path], **settings: object) -> Itera
     with lease() as ports, contextlib.ExitStack() as ending:
         named = {"door_port": ports[0], "door_admin_port": ports[1], "desk_port": ports[2], **settings}
         variables = {f"HEADRACE_{name.upper()}": str(value) for name, value in named.items()}
-        house = House(project, Settings(**named), variables)  # type: ignore[arg-type]
+        house = House(project, Settings(**named), variables, models)  # type: ignore[arg-type]
         ending.callback(supervisor.shutdown, project, 5.0)
         ending.callback(house.stop_all)
+        tokens.prepare(project)
         for port, (model, folder) in zip(ports[10:], models.items(), strict=False):
+            house.ports_of[model] = port
             house.start_replica(folder, f"{model}-v1-0001", port)
             endpoint = Endpoint("127.0.0.1", port, f"{model}-v1-0001", "1", f"{model}:1")
             door.change(project, house.settings, model, [endpoint])
@@ -100,16 +109,9 @@ def open_house(root: Path, models: dict[str, Path], **settings: object) -> Itera
         yield house
 
 
-def until(true: object, seconds: float = 20.0) -> None:
+def until(true: Callable[[], object], seconds: float = 20.0) -> None:
     """Waits for what is bound to come."""
     end = time.monotonic() + seconds
-    while not true():  # type: ignore[operator]
+    while not true():
         assert time.monotonic() < end, "it did not come in time"
         time.sleep(0.02)
-
-
-def alive(url: str) -> bool:
-    try:
-        return httpx.get(url, timeout=2).status_code == 200
-    except httpx.TransportError:
-        return False

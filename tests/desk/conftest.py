@@ -1,0 +1,22 @@
+"""One house for all tests of this folder: three tiny models behind a real Envoy, with tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.desk.house import House, open_house
+from tests.tiny_models import image_model, language_model, table_model
+
+
+@pytest.fixture(scope="session")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    models = tmp_path_factory.mktemp("models")
+    made = {
+        "trips": table_model(models / "trips"),
+        "halves": image_model(models / "halves"),
+        "letters": language_model(models / "letters"),
+    }
+    with open_house(tmp_path_factory.mktemp("house") / "clone", made, max_batch_bytes=4 * 1024 * 1024) as found:
+        yield found
