@@ -30,6 +30,7 @@ PAGES = [
     "docs/recipes.md",
     "docs/training.md",
     "docs/operations.md",
+    "docs/access.md",
     "docs/deployments.md",
     "docs/architecture.md",
 ]
