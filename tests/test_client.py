@@ -1,0 +1,341 @@
+"""The Python client: what it sends, what it makes of answers, and when it asks again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from headrace.client import (
+    AsyncClient,
+    BrokenOff,
+    CallFailed,
+    Client,
+    Forbidden,
+    InvalidInput,
+    NotFound,
+    QuotaExceeded,
+    RateLimited,
+    TimedOut,
+    Unauthorized,
+    Unavailable,
+)
+from headrace.client.requests import to_instances
+from headrace.client.retries import Patience
+
+ANSWER = {"id": "m@1:r", "model": "m", "version": "1", "request_id": "r", "predictions": [{"label": 3}], "new_field": 1}
+Reply = tuple[int, dict[str, str], bytes]
+
+
+class Service:
+    """A server that gives the replies it is told to, one after another (the last one again and again), and keeps what came."""
+
+    def __init__(self, *replies: Reply | str) -> None:
+        self.replies, self.requests = list(replies), []  # type: ignore[var-annotated]
+        service = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers.get("content-length", 0)))
+                service.requests.append((self.command, self.path, {k.lower(): v for k, v in self.headers.items()}, body))
+                reply = service.replies.pop(0) if len(service.replies) > 1 else service.replies[0]
+                if reply == "hang up":
+                    self.close_connection = True
+                    return
+                if reply == "trickle":
+                    self._trickle()
+                    return
+                status, headers, content = reply
+                self.send_response(status)
+                for name, value in {"content-length": str(len(content)), **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(content)
+
+            def _trickle(self) -> None:
+                self.send_response(200)
+                self.send_header("content-length", "1000")
+                self.end_headers()
+                for _ in range(100):
+                    try:
+                        self.wfile.write(b" ")
+                    except OSError:
+                        return
+                    time.sleep(0.05)
+
+            do_GET = do_DELETE = do_POST
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        self.address = f"http://127.0.0.1:{self._server.server_port}"
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def ok(body: Any = ANSWER) -> Reply:
+    return 200, {"content-type": "application/json"}, json.dumps(body).encode()
+
+
+def refused(status: int, code: str, retry_after: str | None = None, **details: Any) -> Reply:
+    said = {"error": {"code": code, "message": f"it is {code}", **details}, "request_id": "told"}
+    return status, {"retry-after": retry_after} if retry_after else {}, json.dumps(said).encode()
+
+
+Serve = Callable[..., Service]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    started: list[Service] = []
+
+    def start(*replies: Reply | str) -> Service:
+        started.append(Service(*replies))
+        return started[-1]
+
+    yield start
+    for service in started:
+        service.close()
+
+
+# -- what is sent
+
+
+def test_values_of_numpy_and_pandas_are_sent_as_plain_json() -> None:
+    image = np.arange(4, dtype=np.uint8).reshape(2, 2)
+    assert to_instances({"image": image, "x": np.float32(0.5), "n": np.int64(3), "raw": b"ab"}) == [
+        {"image": [[0, 1], [2, 3]], "x": 0.5, "n": 3, "raw": "YWI="}
+    ]
+    frame = pd.DataFrame({"x": [1.5, np.nan], "name": ["a", None], "day": pd.to_datetime(["2026-01-02", None])})
+    frame["count"] = pd.array([1, None], dtype="Int64")
+    rows = [{"x": 1.5, "name": "a", "day": "2026-01-02T00:00:00", "count": 1}, dict.fromkeys(["x", "name", "day", "count"])]
+    assert to_instances(frame) == rows
+    assert to_instances(frame.iloc[0]) == rows[:1]
+    assert to_instances(row for row in rows) == rows
+
+
+@pytest.mark.parametrize("given", ["text", b"x", 3, {"x": float("inf")}, {"x": object()}])
+def test_what_json_cannot_hold_is_refused_before_it_is_sent(given: Any) -> None:
+    with pytest.raises(InvalidInput):
+        to_instances(given)
+
+
+def test_address_and_token_come_from_the_environment_unless_they_are_given(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = serve(ok())
+    monkeypatch.setenv("HEADRACE_ADDRESS", service.address)
+    monkeypatch.setenv("HEADRACE_TOKEN", "secret")
+    with Client() as client:
+        client.predict("m", {"x": 1})
+    with Client(token=lambda: "fresh") as client:
+        client.predict("a/b", {"x": 1})
+    (_, path, headers, body), (_, quoted, fresh, _) = service.requests
+    assert (path, headers["authorization"], json.loads(body)) == (
+        "/v1/models/m/predict",
+        "Bearer secret",
+        {"instances": [{"x": 1}]},
+    )
+    assert (quoted, fresh["authorization"]) == ("/v1/models/a%2Fb/predict", "Bearer fresh")
+
+
+def test_importing_the_client_brings_httpx_and_nothing_heavy() -> None:
+    heavy = ["numpy", "pandas", "torch", "mlflow", "pydantic", "starlette", "pyarrow", "bentoml"]
+    code = f"import headrace.client, sys; print([name for name in {heavy!r} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+# -- what comes back
+
+
+def test_an_answer_is_typed_and_fields_of_a_newer_service_do_no_harm(serve: Serve) -> None:
+    with Client(serve(ok()).address) as client:
+        answer = client.predict("m", {"x": 1})
+    assert (answer.predictions, answer.version, answer.id, answer.request_id) == ([{"label": 3}], "1", "m@1:r", "r")
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind"),
+    [
+        (400, "bad_json", InvalidInput),
+        (401, "unauthorized", Unauthorized),
+        (403, "forbidden", Forbidden),
+        (404, "not_found", NotFound),
+        (409, "not_done", InvalidInput),
+        (413, "too_large", InvalidInput),
+        (422, "contract_violation", InvalidInput),
+        (429, "too_many_requests", RateLimited),
+        (429, "quota_exceeded", QuotaExceeded),
+        (500, "internal", Unavailable),
+        (503, "overloaded", Unavailable),
+        (504, "timeout", TimedOut),
+    ],
+)
+def test_each_refusal_is_an_error_of_its_own_with_the_services_words(
+    serve: Serve, status: int, code: str, kind: type[CallFailed]
+) -> None:
+    service = serve(refused(status, code, "7", path="instances.0.x", expected="a number", got="null"))
+    with Client(service.address, retries=0) as client, pytest.raises(kind) as caught:
+        client.predict("m", {"x": None})
+    error = caught.value
+    assert type(error) is kind
+    assert (error.status, error.code, error.request_id, error.retry_after) == (status, code, "told", 7.0)
+    assert f"it is {code}" in str(error) and "request told" in str(error)
+    if isinstance(error, InvalidInput):
+        assert (error.path, error.expected, error.got) == ("instances.0.x", "a number", "null")
+
+
+def test_an_answer_of_something_else_is_told_by_its_first_words(serve: Serve) -> None:
+    with Client(serve((404, {}, b"<html>nginx</html>")).address) as client, pytest.raises(NotFound, match="nginx"):
+        client.models()
+    with Client(serve((200, {}, b"<html>")).address) as client, pytest.raises(CallFailed, match="expected a JSON object"):
+        client.models()
+
+
+# -- asking again
+
+
+def test_what_passes_is_asked_again_under_the_same_request_id(serve: Serve) -> None:
+    service = serve(refused(503, "overloaded"), "hang up", refused(429, "too_many_requests"), ok())
+    with Client(service.address) as client:
+        assert client.predict("m", {"x": 1}).version == "1"
+    assert len(service.requests) == 4
+    assert len({headers["x-request-id"] for _, _, headers, _ in service.requests}) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(422, "contract_violation"), (500, "internal"), (504, "timeout"), (401, "unauthorized")]
+)
+def test_what_does_not_pass_is_asked_once(serve: Serve, status: int, code: str) -> None:
+    service = serve(refused(status, code))
+    with Client(service.address) as client, pytest.raises(CallFailed):
+        client.predict("m", {"x": 1})
+    assert len(service.requests) == 1
+
+
+def test_a_used_up_quota_is_not_waited_for(serve: Serve) -> None:
+    service = serve(refused(429, "quota_exceeded", "40000"))
+    with Client(service.address) as client, pytest.raises(QuotaExceeded) as caught:
+        client.predict("m", {"x": 1})
+    assert (len(service.requests), caught.value.retry_after) == (1, 40000.0)
+
+
+def test_the_pause_is_drawn_in_full_and_never_shorter_than_asked_for() -> None:
+    drawn: list[tuple[float, float]] = []
+
+    def draw(low: float, high: float) -> float:
+        drawn.append((low, high))
+        return high
+
+    patience = Patience(60, 5, clock=lambda: 0.0, draw=draw)
+    pauses = [patience.pause_after(Unavailable("", retry_after=after)) for after in (None, None, 3.0, None)]
+    assert drawn == [(0.0, 0.1), (0.0, 0.2), (0.0, 0.4), (0.0, 0.8)]
+    assert pauses == [0.1, 0.2, 3.0, 0.8]
+
+
+def test_no_pause_reaches_beyond_the_time_of_the_call() -> None:
+    now = [0.0]
+    patience = Patience(10, 5, clock=lambda: now[0])
+    with pytest.raises(Unavailable):
+        patience.pause_after(Unavailable("", retry_after=11))
+    now[0] = 10.0
+    with pytest.raises(TimedOut, match="within 10 s"):
+        patience.left()
+
+
+def test_a_request_that_may_not_arrive_twice_is_never_asked_again() -> None:
+    with pytest.raises(Unavailable):
+        Patience(10, 5, is_safe=False).pause_after(Unavailable(""))
+
+
+def test_an_answer_that_trickles_ends_with_the_time_of_the_call(serve: Serve) -> None:
+    with Client(serve("trickle").address, timeout=0.3) as client, pytest.raises(TimedOut):
+        client.predict("m", {"x": 1})
+
+
+def test_an_upload_keeps_its_idempotency_key_through_all_tries(serve: Serve, tmp_path: Path) -> None:
+    batch = {"id": "b", "model": "m", "state": "queued", "rows_done": 0, "rows_total": None, "rows_failed": 0}
+    service = serve(refused(503, "overloaded"), ok({**batch, "created_at": 1.0, "media_type": "application/x-ndjson"}))
+    (tmp_path / "rows.jsonl").write_text('{"x": 1}\n')
+    with Client(service.address) as client:
+        assert client.submit("m", tmp_path / "rows.jsonl").state == "queued"
+    assert {body for *_, body in service.requests} == {b'{"x": 1}\n'}
+    assert len({headers["idempotency-key"] for _, _, headers, _ in service.requests}) == 1
+    with Client(service.address) as client, pytest.raises(InvalidInput, match="no kind of batch"):
+        client.submit("m", tmp_path / "rows.csv")
+
+
+# -- texts as they are written
+
+
+def events(*said: dict[str, Any]) -> Reply:
+    return (
+        200,
+        {"content-type": "text/event-stream"},
+        b": writing\n\n" + b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in said),
+    )
+
+
+def test_a_text_comes_in_pieces_and_the_last_one_says_whose_it_is(serve: Serve) -> None:
+    last = {"text": "c", "finish_reason": "stop", "tokens": 2, "id": "m@1:r", "version": "1", "request_id": "r", "model": "m"}
+    service = serve(refused(503, "overloaded"), events({"text": "a\u2028b"}, last))
+    with Client(service.address) as client:
+        pieces = list(client.stream("m", {"prompt": "x"}))
+    assert [piece.text for piece in pieces] == ["a\u2028b", "c"]
+    assert (pieces[-1].finish_reason, pieces[-1].id) == ("stop", "m@1:r")
+    assert json.loads(service.requests[0][3])["stream"] is True
+
+
+@pytest.mark.parametrize("reply", [events({"text": "a"}), events({"text": "a"}, {"text": "b"})])
+def test_a_text_without_its_last_piece_is_an_error_and_is_not_begun_again(serve: Serve, reply: Reply) -> None:
+    service = serve(reply)
+    seen = []
+    with Client(service.address) as client, pytest.raises(BrokenOff):
+        for piece in client.stream("m", {"prompt": "x"}):
+            seen.append(piece.text)
+    assert seen[0] == "a" and len(service.requests) == 1
+
+
+# -- awaited
+
+
+def test_the_asynchronous_client_does_the_same(serve: Serve, tmp_path: Path) -> None:
+    service = serve(refused(503, "overloaded"), "hang up", ok())
+    texts = serve(events({"text": "a"}, {"text": "b", "finish_reason": "stop"}))
+    slow = serve("trickle")
+    (tmp_path / "rows.jsonl").write_text('{"x": 1}\n')
+
+    async def scenario() -> None:
+        async with AsyncClient(service.address, "secret") as client:
+            assert (await client.predict("m", {"x": 1}, request_id="mine")).version == "1"
+        async with AsyncClient(texts.address) as client:
+            assert [piece.text async for piece in client.stream("m", {"prompt": "x"})] == ["a", "b"]
+        async with AsyncClient(slow.address, timeout=0.3) as client:
+            with pytest.raises(TimedOut):
+                await client.predict("m", {"x": 1})
+        async with AsyncClient(service.address) as client:
+            with pytest.raises(TypeError):  # not a batch's answer; what matters is what was sent
+                await client.submit("m", tmp_path / "rows.jsonl")
+
+    asyncio.run(scenario())
+    assert {headers["x-request-id"] for _, path, headers, _ in service.requests if path.endswith("predict")} == {"mine"}
+    assert service.requests[-1][3] == b'{"x": 1}\n'
+    assert service.requests[-1][2]["content-length"] == "9"
