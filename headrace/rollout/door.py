@@ -138,11 +138,8 @@ def open_door(project: Project, settings: Settings) -> None:
         SettingsError: the certificate that is given cannot serve.
         ServiceError: it does not come up.
     """
-    if settings.access == "tokens":
-        tokens.prepare(project)
     with _locked(project):
-        _write_certificate(project, settings)
-        write_door(project, settings, served(project))
+        _renew(project, settings)
         program = _program(project, settings)
         if not is_open(project, settings):
             supervisor.ensure(project)  # ends what a dead supervisord left behind, perhaps an Envoy on these ports
@@ -157,6 +154,23 @@ def open_door(project: Project, settings: Settings) -> None:
                 f"Envoy does not come up: {said}", where=".headrace/logs/envoy.log", mend="headrace down, then headrace up"
             )
         time.sleep(0.02)
+
+
+def renew(project: Project, settings: Settings) -> None:
+    """Makes the operator's token and the door's certificate anew where they near their end. Cheap: for every day, or hour.
+
+    Raises:
+        SettingsError: the certificate that is given cannot serve any longer.
+    """
+    with _locked(project):
+        _renew(project, settings)
+
+
+def _renew(project: Project, settings: Settings) -> None:
+    if settings.access == "tokens":
+        tokens.prepare(project)
+    _write_certificate(project, settings)
+    write_door(project, settings, served(project))
 
 
 def _write_certificate(project: Project, settings: Settings) -> None:
