@@ -17,7 +17,7 @@ def main(arguments: list[str]) -> int:
     name, recipe, *options = arguments
     as_json = "--json" in options
     try:
-        facts = _run(name, recipe)
+        facts = _run(name, recipe, {"force": True} if "--force" in options else {})
     except (Exception, KeyboardInterrupt) as error:
         return tell(_cause(error), as_json)
     if as_json:
@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _run(name: str, recipe: str) -> dict[str, Any]:
+def _run(name: str, recipe: str, parameters: dict[str, Any]) -> dict[str, Any]:
     """Runs the flow that `name` names."""
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
@@ -38,7 +38,7 @@ def _run(name: str, recipe: str) -> dict[str, Any]:
     flow = {"release": release, "refresh": refresh}[name]
     # Its heartbeat would hold the end of each run up for a second; a killed run is found by the release lock instead.
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-        return flow(recipe)
+        return flow(recipe, **parameters)
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -16,8 +16,8 @@ from tasks.serving import close_dead_runs, conclude, package, promote, roll_out
 
 
 @flow(name="release", flow_run_name="{recipe_name}")
-def release(recipe_name: str) -> dict[str, Any]:
-    """Releases one recipe and returns the facts of what serves now."""
+def release(recipe_name: str, force: bool = False) -> dict[str, Any]:
+    """Releases one recipe and returns the facts of what serves now; by `force` also a version that was taken back."""
     project = find_project()
     settings = load_settings(project)
     recipe = load_recipe(recipe_name, project)
@@ -31,7 +31,7 @@ def release(recipe_name: str) -> dict[str, Any]:
         export(recipe, project)
         evaluate(recipe, project)
 
-        candidate = judge(recipe, register(recipe, version, project), project)
+        candidate = judge(recipe, register(recipe, version, project), project, force)
 
         packaged = package(candidate, project, settings)
         roll_out(recipe, candidate, packaged, project, settings)

@@ -20,6 +20,7 @@ from headrace.extensions import importable, is_dotted
 from headrace.kinds.registry import CALIBRATION, INTERVALS, KindEntry, entry_of
 from headrace.models.registry import MODELS, ModelConfig, config_of
 from headrace.project import Project
+from headrace.rollout.config import RolloutConfig
 from headrace.section import Section
 from headrace.training.config import TrainConfig as TrainConfig
 
@@ -79,6 +80,7 @@ class ServeConfig(Section):
     runtime: Literal["onnx"] = "onnx"
     threads: int = Field(default=1, ge=1)
     """Threads of ONNX Runtime in one replica."""
+    rollout: RolloutConfig = RolloutConfig()
 
 
 class Recipe(Section):

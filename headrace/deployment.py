@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import BaseModel, ConfigDict
 
+from headrace import audit, history, journal
 from headrace.config import Recipe
 from headrace.console import Report
+from headrace.errors import OutOfBounds
 from headrace.project import Project
 from headrace.registry import Version
-from headrace.rollout.replicas import ReplicaSpec
+from headrace.rollout.replicas import Place, ReplicaSpec
 from headrace.settings import Settings
+
+if TYPE_CHECKING:
+    from headrace.rollout.rolling import Rollout
 
 
 class Package(BaseModel):
@@ -44,15 +49,39 @@ def package_version(version: Version, project: Project, settings: Settings, repo
 def roll_out_version(
     recipe: Recipe, version: Version, packaged: Package, project: Project, settings: Settings, report: Report
 ) -> None:
-    """Puts `serve.replicas` replicas of `version` behind the balancer, without losing a request.
+    """Puts `serve.replicas` replicas of `version` behind the balancer as `serve.rollout` says, without losing a request.
 
     Raises:
         ServiceError: the new replicas do not become ready; the old ones serve on.
+        OutOfBounds: the new version left its bounds while it was watched; the old one serves on. The journal has the numbers.
     """
     from headrace.rollout.rolling import roll_out, runner_for
 
+    def note(facts: dict[str, Any]) -> None:
+        journal.record(project, "rollout-step", recipe.name, version.version, facts)
+
     spec = ReplicaSpec(recipe.name, version.version, packaged.bento, packaged.image, recipe.serve.threads)
-    roll_out(spec, recipe.serve.replicas, project, settings, runner_for(project, settings), report)
+    runner = runner_for(project, settings)
+    try:
+        roll_out(spec, recipe.serve.replicas, project, settings, runner, report, recipe.serve.rollout, note)
+    except OutOfBounds as error:
+        journal.record(project, "rollout-failed", recipe.name, version.version, {**packaged.model_dump(), **error.facts})
+        raise
+
+
+def scale(model: str, replicas: int, project: Project, settings: Settings, report: Report) -> Rollout:
+    """More or fewer replicas of what serves `model`, where they run now.
+
+    Raises:
+        ServiceError: nothing serves `model`, or the new replicas do not become ready.
+    """
+    from headrace.rollout import door, rolling
+
+    serving = door.routes(project).get(model, [])
+    runner = rolling.runner_for(project, settings, cast(Place, serving[-1].runner) if serving else None)
+    now = rolling.scale(model, replicas, project, settings, runner, report)
+    audit.record(project, "scale", {"model": model, "replicas": replicas})
+    return now
 
 
 def facts_of(recipe: Recipe, packaged: Package | None, settings: Settings) -> dict[str, Any]:
@@ -71,10 +100,9 @@ def serve_again(project: Project, settings: Settings, report: Report) -> list[st
     Raises:
         ServiceError: replicas do not become ready.
     """
-    from headrace import journal
     from headrace.rollout.rolling import roll_out, runner_for
 
-    production = {entry.model: entry for entry in journal.entries(project) if entry.event == "released"}
+    production = history.production(journal.entries(project))
     for model, entry in production.items():
         facts = entry.facts
         spec = ReplicaSpec(model, entry.version, facts["bento"], facts["image"], facts["threads"])

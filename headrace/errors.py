@@ -11,7 +11,9 @@ HeadraceError                     exit code 1
 ├── TrainingError                 1   the training itself failed
 ├── ExportError                   1   the exported graph disagrees with torch
 ├── ModelRefused                  4   the model gate refused a candidate
-│   └── AwaitsApproval            4   a person has to approve it first
+│   ├── AwaitsApproval            4   a person has to approve it first
+│   ├── OutOfBounds               4   it served, was watched, and was taken back
+│   └── TakenBack                 4   it was taken back before, and nothing has changed since
 ├── NotReproduced                 4   a version trained again differs
 ├── ServiceError                  5   a server, a port, an engine, a database
 │   ├── PortTaken                 5
@@ -107,6 +109,20 @@ class ModelRefused(HeadraceError):
 
 class AwaitsApproval(ModelRefused):
     """The candidate passed the gate, and the recipe asks for a person's approval."""
+
+
+class OutOfBounds(ModelRefused):
+    """The new version left its bounds while it was watched; what served before serves on. `facts` are the numbers."""
+
+    def __init__(
+        self, message: str, *, where: str | None = None, mend: str | None = None, facts: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__(message, where=where, mend=mend)
+        self.facts = facts or {}
+
+
+class TakenBack(ModelRefused):
+    """The candidate is a version that was taken back: by a person, or because it left its bounds."""
 
 
 class NotReproduced(HeadraceError):

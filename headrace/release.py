@@ -12,14 +12,16 @@ from typing import Any
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict
 
-from headrace import freshness, identity, journal, registry
+from headrace import audit, freshness, identity, journal, registry
 from headrace.assessment import decide
 from headrace.config import Recipe
 from headrace.data.versions import DataVersion
-from headrace.errors import AwaitsApproval, Busy, ModelRefused, UsageError
+from headrace.errors import AwaitsApproval, Busy, ModelRefused, TakenBack, UsageError
 from headrace.extensions import own_sources
 from headrace.files import read_json, write_json
 from headrace.gate import Verdict
+from headrace.history import in_force, when_taken_back, why_taken_back
+from headrace.journal import Entry
 from headrace.project import Project
 from headrace.registry import Version
 from headrace.settings import Settings
@@ -36,6 +38,8 @@ class Candidate(BaseModel):
     chosen: Version | None
     """The candidate when it may serve, else the champion, else nothing."""
     awaits_approval: bool = False
+    taken_back: Entry | None = None
+    """The journal's line by which the candidate was taken back, if that still stands."""
 
 
 @contextmanager
@@ -82,8 +86,11 @@ def identity_of(recipe: Recipe, version: DataVersion, project: Project) -> dict[
     }
 
 
-def judge_candidate(recipe: Recipe, candidate: Version, project: Project) -> Candidate:
-    """The gate's verdict, kept on the version and, for a refusal, in the journal."""
+def judge_candidate(recipe: Recipe, candidate: Version, project: Project, force: bool = False) -> Candidate:
+    """The gate's verdict, kept on the version and, for a refusal, in the journal.
+
+    A version that was taken back is not chosen again until recipe or data make another one, unless by `force`.
+    """
     champion = registry.champion(recipe.name, project)
     verdict = decide(recipe, project, champion)
     is_champion = champion is not None and champion.version == candidate.version
@@ -98,6 +105,9 @@ def judge_candidate(recipe: Recipe, candidate: Version, project: Project) -> Can
     if not verdict.passed or awaits:
         _record_once(project, "refused" if not verdict.passed else "awaiting-approval", candidate, verdict)
         return Candidate(version=candidate, verdict=verdict, chosen=champion, awaits_approval=awaits)
+    taken_back = None if force else when_taken_back(journal.entries(project, recipe.name), candidate.version)
+    if taken_back is not None:
+        return Candidate(version=candidate, verdict=verdict, chosen=champion, taken_back=taken_back)
     # A candidate with the champion's own bytes is no news: the champion goes on.
     return Candidate(version=candidate, verdict=verdict, chosen=champion if verdict.same_model else candidate)
 
@@ -109,6 +119,7 @@ def approve(reference: str, project: Project, by: str) -> Version:
         raise UsageError(f"{version.name} is the champion already", mend=f"headrace history {version.model}")
     registry.set_tags(version, {APPROVAL: "approved", "approved_by": by}, project)
     journal.record(project, "approved", version.model, version.version, {"by": by, **registry.evidence(version)})
+    audit.record(project, "approve", {"version": version.name, "by": by})
     return version
 
 
@@ -129,19 +140,23 @@ def conclude(
     Raises:
         ModelRefused: the gate refused the candidate; the champion, if any, serves on.
         AwaitsApproval: the candidate needs a person.
+        TakenBack: the candidate was taken back, and nothing has changed since.
     """
     chosen = candidate.chosen
     if chosen is not None:
         kept = {**_evidence_of(chosen, candidate, recipe, project), **serving}
-        before = journal.last(project, recipe.name, "released")
+        before = in_force(journal.entries(project, recipe.name))
         if before is None or before.version != chosen.version or _served(before.facts) != _served(kept):
             journal.record(project, "released", recipe.name, chosen.version, kept)
+            audit.record(project, "release", {"model": recipe.name, "version": chosen.version})
     holder = _holder(recipe.name, project)
     freshness.remember(recipe, project, settings, holder.stat().st_mtime_ns if holder.exists() else 0)
     if not candidate.verdict.passed:
         raise refusal(recipe.name, candidate.version.version, candidate.verdict.reasons, chosen.version if chosen else None)
     if candidate.awaits_approval:
         raise awaiting(candidate.version, chosen)
+    if candidate.taken_back is not None:
+        raise still_taken_back(candidate.version, candidate.taken_back, chosen)
     return outcome(recipe.name, project) or {}
 
 
@@ -163,9 +178,18 @@ def awaiting(version: Version, serving: Version | None) -> AwaitsApproval:
     )
 
 
+def still_taken_back(version: Version, line: Entry, serving: Version | None) -> TakenBack:
+    """What a release says whose candidate was taken back and is the same still."""
+    goes_on = f"{serving.name} goes on serving" if serving else "nothing serves"
+    return TakenBack(
+        f"{version.name} was taken back at {line.at} ({why_taken_back(line)}), and nothing has changed since; {goes_on}",
+        mend=f"change the recipe or the data; or roll it out all the same: headrace run {version.model} --force",
+    )
+
+
 def outcome(recipe: str, project: Project) -> dict[str, Any] | None:
     """The facts of the release in force, from the journal; None before the first."""
-    released = journal.last(project, recipe, "released")
+    released = in_force(journal.entries(project, recipe))
     return None if released is None else {"model": recipe, "version": released.version, "at": released.at, **released.facts}
 
 
@@ -175,7 +199,7 @@ def standing(recipe: str, project: Project) -> dict[str, Any] | None:
     Raises:
         ModelRefused: the last word was a refusal, and repeating the same work would repeat it.
     """
-    newest, released = journal.last(project, recipe), journal.last(project, recipe, "released")
+    newest, released = journal.last(project, recipe), in_force(journal.entries(project, recipe))
     if newest is not None and newest.event == "refused":
         raise refusal(recipe, newest.version, newest.facts["verdict"]["reasons"], released.version if released else None)
     return outcome(recipe, project) if newest is not None and newest.event == "released" else None

@@ -53,10 +53,10 @@ def register(recipe: Recipe, version: DataVersion, project: Project) -> Version:
 
 
 @task(name="judge", timeout_seconds=HOUR, **PLAIN)
-def judge(recipe: Recipe, candidate: Version, project: Project) -> Candidate:
+def judge(recipe: Recipe, candidate: Version, project: Project, force: bool = False) -> Candidate:
     """The gate."""
     step("judge", "thresholds, then the champion on the same test rows")
-    judged = judge_candidate(recipe, candidate, project)
+    judged = judge_candidate(recipe, candidate, project, force)
     for reason in judged.verdict.reasons:
         report(reason)
     return judged

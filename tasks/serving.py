@@ -44,12 +44,14 @@ def package(candidate: Candidate, project: Project, settings: Settings) -> Packa
     return deployment.package_version(candidate.chosen, project, settings, report)
 
 
-@task(name="roll out", timeout_seconds=HOUR, **PLAIN)
+@task(name="roll out", **PLAIN)  # no time limit: it takes as long as the recipe has it watched, and each wait has its own
 def roll_out(recipe: Recipe, candidate: Candidate, packaged: Package | None, project: Project, settings: Settings) -> None:
-    """New replicas up and ready, switched in at the balancer, old ones drained and stopped."""
+    """New replicas up and ready, switched in at the balancer as the recipe says, old ones drained and stopped."""
     if candidate.chosen is None or packaged is None:
         return
-    step("roll out", f"{candidate.chosen.name}, {recipe.serve.replicas} replicas as {settings.on}")
+    how = recipe.serve.rollout
+    trial = "" if how.strategy == "rolling" else f", as a {how.strategy} first"
+    step("roll out", f"{candidate.chosen.name}, {recipe.serve.replicas} replicas as {settings.on}{trial}")
     deployment.roll_out_version(recipe, candidate.chosen, packaged, project, settings, report)
 
 

@@ -31,6 +31,7 @@ PAGES = [
     "docs/training.md",
     "docs/operations.md",
     "docs/access.md",
+    "docs/rollouts.md",
     "docs/deployments.md",
     "docs/architecture.md",
 ]

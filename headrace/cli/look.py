@@ -19,11 +19,11 @@ def status(as_json: bool) -> None:
 
 
 def show_status(project: Project, settings: Settings, as_json: bool) -> None:
-    from headrace import journal
+    from headrace import history, journal
     from headrace.services import status as look
 
     found = look(project, settings)
-    champions = {entry.model: entry.version for entry in journal.entries(project) if entry.event == "released"}
+    champions = {model: entry.version for model, entry in history.production(journal.entries(project)).items()}
     for model in found["models"]:
         model["alias"] = "champion" if champions.get(model["name"]) == model["version"] else None
     if as_json:

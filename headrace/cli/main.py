@@ -7,7 +7,7 @@ import sys
 import click
 
 from headrace import __version__
-from headrace.cli import data, look, predict, recipes, run, tokens, usage
+from headrace.cli import data, look, predict, recipes, rollouts, run, tokens, usage
 from headrace.errors import UsageError, near_miss
 
 EXIT_CODES = """
@@ -42,6 +42,7 @@ def cli() -> None:
 
 for command in (
     *run.COMMANDS,
+    *rollouts.COMMANDS,
     *look.COMMANDS,
     *predict.COMMANDS,
     *recipes.COMMANDS,

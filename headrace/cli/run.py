@@ -21,7 +21,7 @@ NEEDED = frozenset({"prefect-server", "envoy"})
 @click.command(short_help="Release a model: data to balanced replicas.")
 @click.argument("recipe")
 @click.option("--on", type=click.Choice(["processes", "docker"]), help="Where replicas run (setting `on`).")
-@click.option("--force", is_flag=True, help="Take every step, even if nothing seems to have changed.")
+@click.option("--force", is_flag=True, help="Take every step, even if nothing seems to have changed; roll out again what was taken back.")
 @json_option
 def run(recipe: str, on: str | None, force: bool, as_json: bool) -> None:
     """Release RECIPE: from its data to replicas behind the balancer.
@@ -49,9 +49,12 @@ def run(recipe: str, on: str | None, force: bool, as_json: bool) -> None:
         # Errors are told once, by Headrace; Prefect's UI keeps the whole traceback.
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     }
+    from headrace import audit
+
+    audit.record(project, "run", {"recipe": recipe, "force": force, "on": settings.on})
     os.chdir(project.root)
     # The flow takes this process's place: signals, exit code and memory are its own.
-    flow = [sys.executable, "-m", "flows", "release", recipe, *(["--json"] if as_json else [])]
+    flow = [sys.executable, "-m", "flows", "release", recipe, *(["--json"] if as_json else []), *(["--force"] if force else [])]
     os.execve(sys.executable, flow, environment)  # noqa: S606 (a list of our own, no shell)
 
 
@@ -106,11 +109,14 @@ def up(as_json: bool) -> None:
     from headrace.services import NAMES
 
     _services_up(project, settings, frozenset(NAMES))
-    from headrace import console
+    from headrace import audit, console
     from headrace.cli.look import show_status
     from headrace.deployment import serve_again
     from headrace.deployments import register_deployments
+    from headrace.rollout import door
 
+    door.renew(project, settings)
+    audit.record(project, "up", {"host": settings.host, "access": settings.access, "tls": settings.tls, "on": settings.on})
     register_deployments(project, settings)
     serve_again(project, settings, console.report)
     show_status(project, settings, as_json)
@@ -121,10 +127,11 @@ def up(as_json: bool) -> None:
 def down(as_json: bool) -> None:
     """Stop everything: replicas are drained, servers stopped, ports freed. Data, models and the journal stay."""
     project, settings = here()
-    from headrace import console
+    from headrace import audit, console
     from headrace.services import down as stop_all
 
     stop_all(project, settings, console.report)
+    audit.record(project, "down", {})
     if as_json:
         print_json({"stopped": True})
 

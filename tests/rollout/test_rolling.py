@@ -14,7 +14,7 @@ import pytest
 
 from headrace.errors import Busy, ServiceError
 from headrace.project import Project
-from headrace.rollout import door, rolling, supervisor
+from headrace.rollout import door, rolling, steps, supervisor
 from headrace.rollout.processes import ProcessRunner
 from headrace.rollout.replicas import Replica, ReplicaSpec
 from headrace.settings import Settings
@@ -139,7 +139,7 @@ def test_a_roll_out_killed_at_any_instant_is_mended_by_the_next(
 
 
 def test_two_roll_outs_of_one_model_do_not_mix(roll: Any, project: Project) -> None:
-    with rolling._alone(project, "digits"), pytest.raises(Busy, match="digits"):
+    with steps.alone(project, "digits"), pytest.raises(Busy, match="digits"):
         roll(V1)
 
 

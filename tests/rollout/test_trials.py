@@ -1,0 +1,197 @@
+"""New versions on trial beside a champion, under load: real Envoy, real processes, real misbehaviour."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headrace.errors import OutOfBounds
+from headrace.project import Project
+from headrace.rollout import door, rolling, supervisor
+from headrace.rollout.config import RolloutConfig
+from headrace.rollout.processes import ProcessRunner
+from headrace.rollout.replicas import ReplicaSpec
+from headrace.settings import Settings
+from tests.ports import lease
+from tests.rollout.load import Load
+from tests.rollout.support import moody_command
+
+CHAMPION = ReplicaSpec("digits", "1", "good")
+LENIENT = {"error_rate": 0.9, "latency": 50, "distribution": 99, "agreement": 0.01}
+
+
+class House:
+    """A project whose champion serves, and what rolls others out beside it."""
+
+    def __init__(self, project: Project, settings: Settings) -> None:
+        self.project, self.settings = project, settings
+        self.runner = ProcessRunner(project, moody_command, settings)
+        self.said: list[str] = []
+        self.noted: list[dict[str, Any]] = []
+
+    def roll_out(self, spec: ReplicaSpec, replicas: int = 2, **how: Any) -> rolling.Rollout:
+        self.said.clear()
+        self.noted.clear()
+        return rolling.roll_out(
+            spec,
+            replicas,
+            self.project,
+            self.settings,
+            self.runner,
+            self.said.append,
+            RolloutConfig.model_validate(how),
+            self.noted.append,
+        )
+
+    def load(self) -> Load:
+        return Load(self.settings.door_port, "digits", fast=4, slow=0, fresh=1)
+
+    def serves(self, version: str, replicas: int = 2) -> None:
+        """Just so many replicas of this version serve, and nothing else is left of any other."""
+        assert rolling.is_serving(ReplicaSpec("digits", version, "good"), replicas, self.project, self.settings)
+        assert door.traffic(self.project, "digits") == door.Traffic()
+        assert {(r.version, r.state) for r in self.runner.list()} <= {(version, "running"), (version, "starting")}
+        assert len(self.runner.list()) == replicas
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    root = tmp_path_factory.mktemp("trials") / "clone"
+    (root / "recipes").mkdir(parents=True)
+    (root / "dvc.yaml").write_text("stages: {}\n")
+    project = Project(root)
+    with lease() as ports:
+        settings = Settings(
+            door_port=ports[0],
+            door_admin_port=ports[1],
+            desk_port=ports[2],
+            replica_ports=(ports[3], ports[-1]),
+            drain_seconds=10.0,
+            ready_seconds=20.0,
+            access="open",
+        )
+        try:
+            yield House(project, settings)
+        finally:
+            supervisor.shutdown(project, stop_seconds=5.0)
+            assert supervisor.marked(project) == []
+
+
+@pytest.fixture(autouse=True)
+def champion(house: House) -> None:
+    house.roll_out(CHAMPION)
+
+
+def test_a_good_canary_goes_step_by_step_and_then_serves_alone(house: House) -> None:
+    with house.load() as load:
+        load.wait_for("1", 50)
+        house.roll_out(ReplicaSpec("digits", "2", "good"), strategy="canary", steps=[10, 50], bake="2s", bounds=LENIENT)
+        assert load.failures == []
+        load.wait_for("2", 50)
+        last = load.answers["1"]
+        load.wait_for("2", 50)
+        assert load.answers["1"] == last, "the champion is gone"
+    assert load.failures == []
+    house.serves("2")
+    assert [fact["step"] for fact in house.noted] == ["canary 10 %", "canary 50 %"]
+    small, large = house.noted
+    share = large["requests"] / (large["requests"] + large["champion_requests"])
+    assert 0.4 < share < 0.6 and small["requests"] < large["requests"]
+    assert large["judged"] and large["psi"] < 0.2 and "p99_seconds" in large
+    assert any(re.search(r"canary 50 %, passed: .* requests, errors 0.00% .*p99 \d+ ms .*PSI 0\.", line) for line in house.said)
+
+
+@pytest.mark.parametrize(
+    ("mood", "bound", "said"),
+    [
+        ("errors", "error_rate", r"requests failed, and 0.0% of the champion's; error_rate allows 1.0% more"),
+        ("slow", "latency", r"99th percentile is \d+ ms, and the champion's \d+ ms; latency allows"),
+        ("other", "distribution", r"population stability index \d.*; distribution allows 0.2"),
+    ],
+)
+def test_a_canary_that_misbehaves_is_taken_back_by_itself(mood: str, bound: str, said: str, house: House) -> None:
+    patient = {**LENIENT, bound: {"error_rate": 0.01, "latency": 2, "distribution": 0.2}[bound]}
+    with house.load() as load, pytest.raises(OutOfBounds, match=said) as caught:
+        house.roll_out(ReplicaSpec("digits", "2", mood), strategy="canary", steps=[30, 60], bake="30s", bounds=patient)
+    assert caught.value.exit_code == 4
+    assert "digits@2 left its bounds (canary 30 %)" in caught.value.message and "digits@1 serves on" in caught.value.message
+    assert caught.value.facts["bound"] == bound and caught.value.facts["requests"] >= 50
+    assert {failure[:3] for failure in load.failures} == ({"500"} if mood == "errors" else set())
+    house.serves("1")
+    with house.load() as load:
+        load.wait_for("1", 100)
+    assert load.failures == [] and set(load.answers) == {"1"}
+
+
+def test_a_canary_with_too_few_requests_goes_on_with_a_note(house: House) -> None:
+    house.roll_out(ReplicaSpec("digits", "3", "good"), strategy="canary", steps=[50], bake="1s")
+    house.serves("3")
+    assert not house.noted[0]["judged"]
+    assert any("goes on unjudged, with fewer than 50 requests" in line for line in house.said)
+
+
+def test_a_shadow_is_held_against_the_champion_and_nobody_gets_its_answers(house: House) -> None:
+    wrong = {**LENIENT, "agreement": 0.8}
+    with house.load() as load, pytest.raises(OutOfBounds, match="as the champion does; agreement asks for 80") as caught:
+        house.roll_out(ReplicaSpec("digits", "2", "other"), strategy="shadow", steps=[50], bake="3s", bounds=wrong)
+    assert 0.3 < caught.value.facts["agreement"] < 0.7
+    assert load.failures == [] and set(load.answers) == {"1"}
+    house.serves("1")
+    with house.load() as load:
+        house.roll_out(ReplicaSpec("digits", "2", "good"), strategy="shadow", steps=[50], bake="3s", bounds=wrong)
+        load.wait_for("2")
+    assert load.failures == []
+    house.serves("2")
+    assert house.noted[0]["agreement"] == 1.0 and house.noted[0]["compared"] > 50
+
+
+def test_a_version_that_fails_after_it_went_live_is_taken_back(house: House) -> None:
+    with house.load() as load:
+        load.wait_for("1", 200)
+        with pytest.raises(OutOfBounds, match=r"digits@2 left its bounds \(version 2 live\)"):
+            house.roll_out(ReplicaSpec("digits", "2", "errors"), bake="30s", bounds={**LENIENT, "error_rate": 0.01})
+        load.wait_for("1", 100)
+    assert {failure[:3] for failure in load.failures} == {"500"}
+    house.serves("1")
+
+
+@pytest.mark.parametrize("strategy", ["canary", "shadow"])
+def test_what_a_killed_trial_left_is_ended_by_the_next_roll_out(strategy: str, house: House) -> None:
+    with house.load() as load:
+        killed = in_another_process(house, strategy)
+        deadline = time.monotonic() + 30
+        while door.traffic(house.project, "digits") == door.Traffic():
+            assert time.monotonic() < deadline and killed.poll() is None
+            time.sleep(0.02)
+        killed.kill()
+        killed.wait()
+        load.wait_for("1")
+        house.roll_out(ReplicaSpec("digits", "4", "good"))
+        load.wait_for("4")
+    assert load.failures == []
+    house.serves("4")
+
+
+def in_another_process(house: House, strategy: str) -> subprocess.Popen[bytes]:
+    """A trial of version 2, to be killed."""
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from pathlib import Path
+from headrace.project import Project
+from headrace.rollout.config import RolloutConfig
+from headrace.rollout.replicas import ReplicaSpec
+from headrace.settings import Settings
+from tests.rollout.test_trials import House
+house = House(Project(Path({str(house.project.root)!r})), Settings(**{json.loads(house.settings.model_dump_json())!r}))
+house.roll_out(ReplicaSpec("digits", "2", "good"), strategy={strategy!r}, steps=[50], bake="60s")
+"""
+    return subprocess.Popen([sys.executable, "-c", code])
