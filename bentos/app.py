@@ -88,6 +88,7 @@ class PredictionApp:
         self.streams = Streams(self._thread, self.account)
         self._batcher: Batcher | None = None
         self._model: ServedModel | None = None
+        self._inline_bytes = -1
         self.is_streaming = False
         """Whether the model can answer piece by piece; kept, since a look at a protocol costs as much as a small prediction."""
         self._version_header: list[tuple[bytes, bytes]] = []
@@ -115,6 +116,7 @@ class PredictionApp:
         self._model = model
         self._version_header = [(b"x-model-version", model.version.encode("latin-1", "replace"))]
         self.is_streaming = isinstance(model, Streaming)
+        self._inline_bytes = INLINE_BYTES if model.sample_seconds <= INLINE_SECONDS else -1
         self.accounts.name_model(model)
         self._batcher = None
         if model.batching is not None:
@@ -206,9 +208,13 @@ class PredictionApp:
             Refused: 503, too much waits already; 504, it takes too long.
             ClientDisconnect: the client is gone, and the work is left.
         """
-        if size <= INLINE_BYTES and self.model.sample_seconds <= INLINE_SECONDS:
+        if self.runs_here(size):
             return predict()
         return await self._workroom.run(size, predict)
+
+    def runs_here(self, size: int) -> bool:
+        """Whether `work` of this size is done at once, on the event loop."""
+        return size <= self._inline_bytes
 
     @property
     def runs_together(self) -> bool:

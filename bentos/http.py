@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import os
 import re
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Generator
 from typing import Any
 
 import msgspec
@@ -18,6 +20,8 @@ from bentos.call import Answer
 BODY_LIMIT_BYTES = int(os.environ.get("HEADRACE_BODY_LIMIT_BYTES", 16 * 1024 * 1024))
 BODY_SECONDS = 30.0
 """A client that sends its body more slowly is refused, so that it holds no memory."""
+_OWN = os.urandom(8).hex()
+_numbers = itertools.count(int.from_bytes(os.urandom(6), "big"))
 SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
@@ -61,7 +65,12 @@ def header_bytes(request: Request, name: bytes) -> bytes:
 def request_id_of(request: Request) -> str:
     """The client's `x-request-id` when it is short and plain (it goes into logs), else a fresh one."""
     given = header(request, b"x-request-id")
-    return given if given and SANE_ID.fullmatch(given) else os.urandom(16).hex()
+    return given if given and SANE_ID.fullmatch(given) else _fresh_id()
+
+
+def _fresh_id() -> str:
+    """32 hex digits: this process's own 16, and a number. Randomness for each request would be a system call."""
+    return f"{_OWN}{next(_numbers):016x}"
 
 
 def media_type(request: Request) -> str:
@@ -95,26 +104,45 @@ async def read_body(request: Request, hold: Callable[[int], None]) -> bytes:
     declared = header(request, b"content-length")
     if declared.isdigit() and int(declared) > BODY_LIMIT_BYTES:
         raise _too_large()
-    # A timer of the loop's own: asyncio.timeout costs ten times as much, and most bodies are here already.
-    task = asyncio.current_task()
-    assert task is not None
-    timer = asyncio.get_running_loop().call_later(BODY_SECONDS, task.cancel, _SLOW)
+    receiving: Any = request.receive()
     try:
-        message = await request.receive()
+        waited = receiving.send(None)
+    except StopIteration as here:  # as most often: the body came with its headers, and needs no timer
+        message: Message = here.value
         if message["type"] == "http.request" and not message.get("more_body"):
             body: bytes = message.get("body", b"")
             if len(body) > BODY_LIMIT_BYTES:
-                raise _too_large()
+                raise _too_large() from None
             hold(len(body))
             return body
-        return await _read_pieces(request, message, hold)
-    except asyncio.CancelledError as cancelled:
-        if cancelled.args != (_SLOW,):
-            raise
-        task.uncancel()
+        rest = _read_pieces(request, message, hold)
+    else:
+        rest = _read_rest(request, receiving, waited, hold)
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await rest
+    except TimeoutError:
         raise Refused(408, "request_timeout", f"the body did not arrive within {BODY_SECONDS:g} s", _CLOSE) from None
-    finally:
-        timer.cancel()
+
+
+async def _read_rest(request: Request, receiving: Any, waited: Any, hold: Callable[[int], None]) -> bytes:
+    return await _read_pieces(request, await _go_on(receiving, waited), hold)
+
+
+@types.coroutine
+def _go_on(coroutine: Any, waited: Any) -> Generator[Any, Any, Any]:
+    """Awaits the rest of a coroutine that was begun by hand and waits for `waited`."""
+    while True:
+        try:
+            sent = yield waited
+        except BaseException as error:
+            step, given = coroutine.throw, error
+        else:
+            step, given = coroutine.send, sent
+        try:
+            waited = step(given)
+        except StopIteration as done:
+            return done.value
 
 
 async def _read_pieces(request: Request, message: Message, hold: Callable[[int], None]) -> bytes:
@@ -148,7 +176,6 @@ def parse_json(body: bytes) -> Any:
         raise Refused(400, "bad_json", f"the body is no valid JSON: {error}") from None
 
 
-_SLOW = "the body comes too slowly"
 _CLOSE = {"connection": "close"}  # what is left of the body is never read
 
 

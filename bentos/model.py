@@ -44,6 +44,7 @@ class ServedModel:
         self._inputs = [graph_input.name for graph_input in self._session.get_inputs()]
         self._output = self._session.get_outputs()[0].name
         self._outputs = [self._output]
+        self._answer_shape = self.contract.answer_shape
         self._check_inputs()
         self.sample_seconds = self._warm()
         self.batching = self._read_batching(folder / "serving.json")
@@ -90,7 +91,7 @@ class ServedModel:
 
     def _run_part(self, part: Feeds, rows: int) -> NDArray[Any]:
         output: NDArray[Any] = self._session.run(self._outputs, part)[0]
-        expected = (rows, *self.contract.answer_shape)
+        expected = (rows, *self._answer_shape)
         if output.shape != expected:
             raise BrokenAnswer(f"the graph gave shape {output.shape}, the contract says {expected}")
         if not np.isfinite(output).all():

@@ -13,9 +13,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -27,13 +26,12 @@ WRITE_SECONDS = 1.0
 MOST_ANSWERS = 100
 """Of one request; the rest is left out."""
 MOST_WAITING = 50_000
-"""Requests that wait to be written; more are left out, and counted in the next line."""
+"""Requests that wait to be written; of more, the oldest are left out."""
 LINES_AT_ONCE = 50
 """Encoded before other threads may run."""
 FILE_BYTES = 32 * 1024 * 1024
 FILES = 4
 """Of this size at most; the oldest go."""
-Line = tuple[float, str, str, Sequence[Answer]]
 
 
 class Records:
@@ -41,9 +39,9 @@ class Records:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._waiting: deque[Line] = deque(maxlen=MOST_WAITING)
+        self._waiting: deque[tuple[float, str, str, Sequence[Answer]]] = deque(maxlen=MOST_WAITING)
         self._model = ("none", "0")
-        self._file: Path | None = None
+        self._file: BinaryIO | None = None
         self._failed = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep_writing, name="records", daemon=True)
@@ -60,6 +58,8 @@ class Records:
         self._stop.set()
         self._thread.join()
         self._write()
+        if self._file is not None:
+            self._file.close()
 
     def _keep_writing(self) -> None:
         while not self._stop.wait(WRITE_SECONDS):
@@ -68,42 +68,44 @@ class Records:
     def _write(self) -> None:
         try:
             while self._waiting:
-                lines = [self._waiting.popleft() for _ in islice(range(LINES_AT_ONCE), len(self._waiting))]
-                with self._place().open("ab") as handle:
-                    handle.write(b"".join(self._encode(line) for line in lines))
+                lines = [self._line(*self._waiting.popleft()) for _ in range(min(LINES_AT_ONCE, len(self._waiting)))]
+                self._open().write(_encode(lines))
                 time.sleep(0)  # whoever answers requests goes first
+            if self._file is not None:
+                self._file.flush()
             self._failed = False
         except OSError as error:
             if not self._failed:  # told once until it is mended
                 logger.error("answers cannot be recorded in %s: %s", self._folder, error)
             self._failed = True
 
-    def _encode(self, line: Line) -> bytes:
-        at, request_id, tenant, answers = line
-        model, version = self._model
-        return (
-            msgspec.json.encode(
-                {
-                    "at": round(at, 3),
-                    "id": request_id,
-                    "tenant": tenant,
-                    "model": model,
-                    "version": version,
-                    "answers": answers,
-                }
-            )
-            + b"\n"
-        )
+    def _line(self, at: float, request_id: str, tenant: str, answers: Sequence[Answer]) -> _Line:
+        return _Line(round(at, 3), request_id, tenant, *self._model, answers)
 
-    def _place(self) -> Path:
+    def _open(self) -> BinaryIO:
         """The file to add to; a full one is followed by a new one, and the oldest go."""
-        if self._file is None or (self._file.exists() and self._file.stat().st_size >= FILE_BYTES):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._file = self._folder / f"answers-{time.time_ns()}.jsonl"
-            for old in sorted(self._folder.glob("answers-*.jsonl"))[: -(FILES - 1)]:
-                with contextlib.suppress(OSError):
-                    old.unlink()
+        if self._file is not None and self._file.tell() < FILE_BYTES:
+            return self._file
+        if self._file is not None:
+            self._file.close()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._file = (self._folder / f"answers-{time.time_ns()}.jsonl").open("ab")
+        for old in sorted(self._folder.glob("answers-*.jsonl"))[:-FILES]:
+            with contextlib.suppress(OSError):
+                old.unlink()
         return self._file
+
+
+class _Line(msgspec.Struct):
+    at: float
+    id: str
+    tenant: str
+    model: str
+    version: str
+    answers: Sequence[Answer]
+
+
+_encode = msgspec.json.Encoder().encode_lines
 
 
 def plain(contract: Contract, answers: Sequence[Any]) -> list[Answer]:

@@ -78,6 +78,7 @@ def main(argv: list[str] | None = None) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nothing here asks for the client's address, and each request would pay for it
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
     # Only SIGTERM's sender limits how long requests in flight may take: it has the drain time and SIGKILL.

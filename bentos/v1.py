@@ -47,17 +47,23 @@ class V1:
             body = await read_body(request, hold)
             if self.app.is_streaming:
                 return await self._write(request, model, await self.app.work(len(body), lambda: parse_json(body)))
-            weight = work_of(body)
-            instances = await self.app.work(weight, lambda: to_instances(parse_json(body)))
-            await self.app.spend(request, len(instances))
-            if self.app.runs_together:
-                feeds = await self.app.work(weight, lambda: feeds_of(model, instances))
-                outputs = await self.app.run_together(feeds, len(instances))
-                predictions = await self.app.work(weight, lambda: model.to_answers(outputs))
-            else:
-                predictions = await self.app.work(weight, lambda: predict_instances(model, instances))
+            predictions = await self._predict(request, model, body)
         self.app.account(request, rows=len(predictions), answers=predictions)
         return to_json({**_identity(request, model), "predictions": predictions})
+
+    async def _predict(self, request: Request, model: ServedModel, body: bytes) -> list[dict[str, Any]]:
+        app, weight = self.app, work_of(body)
+        if app.runs_here(weight) and not app.runs_together:  # what follows, without what a small prediction cannot afford
+            instances = to_instances(parse_json(body))
+            await app.spend(request, len(instances))
+            return predict_instances(model, instances)
+        instances = await app.work(weight, lambda: to_instances(parse_json(body)))
+        await app.spend(request, len(instances))
+        if not app.runs_together:
+            return await app.work(weight, lambda: predict_instances(model, instances))
+        feeds = await app.work(weight, lambda: feeds_of(model, instances))
+        outputs = await app.run_together(feeds, len(instances))
+        return await app.work(weight, lambda: model.to_answers(outputs))
 
     async def _look(self, request: Request, model: ServedModel) -> Response:
         """The answer to a picture."""

@@ -81,13 +81,18 @@ class V2:
             declared = header(request, b"inference-header-content-length")
             tensors = self._tensors_of(model)
             weight = tensors.work_of(body)
-            asked, feeds = await self.app.work(weight, lambda: tensors.read(body, declared))
+            if self.app.runs_here(weight):
+                asked, feeds = tensors.read(body, declared)
+            else:
+                asked, feeds = await self.app.work(weight, lambda: tensors.read(body, declared))
             rows = len(next(iter(feeds.values())))
             await self.app.spend(request, rows)
             if self.app.is_streaming:
                 found = await self._write(request, model, tensors, feeds)
             elif self.app.runs_together and tensors.is_graph_alone:
                 found = tensors.named(await self.app.run_together(feeds, rows))
+            elif self.app.runs_here(weight):
+                found = tensors.answer(feeds)
             else:
                 found = await self.app.work(weight, lambda: tensors.answer(feeds))
             picked = chosen(asked, found)
