@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,12 @@ def load(folder: Path, threads: int | None = None) -> ServedModel:
         raise NotServable(f"the contract names {served_by!r}, which cannot be loaded: {error}") from error
     model: ServedModel = found(folder, threads)
     return model
+
+
+def threads_given() -> int | None:
+    """Of the model's runtime, where this replica was told how many."""
+    given = os.environ.get("HEADRACE_THREADS")
+    return int(given) if given else None
 
 
 def open_session(graph: Path, threads: int) -> ort.InferenceSession:

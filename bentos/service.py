@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import bentoml
 from pydantic import BaseModel
 
 from bentos.app import PredictionApp
-from bentos.model import load
+from bentos.model import load, threads_given
 
 
 class Arguments(BaseModel):
@@ -39,8 +38,7 @@ class Headrace:
     stored = bentoml.models.BentoModel(arguments.model)
 
     def __init__(self) -> None:
-        threads = os.environ.get("HEADRACE_THREADS")
-        app.model = load(Path(self.stored.path), int(threads) if threads else None)
+        app.model = load(Path(self.stored.path), threads_given())
 
     def __is_ready__(self) -> bool:
         """Ready means: the model is loaded and has predicted its sample."""
