@@ -35,10 +35,11 @@ def _run(name: str, recipe: str, parameters: dict[str, Any]) -> dict[str, Any]:
     from flows.refresh import refresh
     from flows.release import release
 
-    flow = {"release": release, "refresh": refresh}[name]
+    flow: Any = {"release": release, "refresh": refresh}[name]
     # Its heartbeat would hold the end of each run up for a second; a killed run is found by the release lock instead.
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-        return flow(recipe, **parameters)
+        facts: dict[str, Any] = flow(recipe, **parameters)
+    return facts
 
 
 def _cause(error: BaseException) -> BaseException:

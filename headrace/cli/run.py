@@ -21,7 +21,9 @@ NEEDED = frozenset({"prefect-server", "envoy"})
 @click.command(short_help="Release a model: data to balanced replicas.")
 @click.argument("recipe")
 @click.option("--on", type=click.Choice(["processes", "docker"]), help="Where replicas run (setting `on`).")
-@click.option("--force", is_flag=True, help="Take every step, even if nothing seems to have changed; roll out again what was taken back.")
+@click.option(
+    "--force", is_flag=True, help="Take every step, even if nothing seems to have changed; roll out again what was taken back."
+)
 @json_option
 def run(recipe: str, on: str | None, force: bool, as_json: bool) -> None:
     """Release RECIPE: from its data to replicas behind the balancer.

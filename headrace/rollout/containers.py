@@ -102,6 +102,10 @@ class DockerRunner:
                     raise
             self._remove(replica.id)
 
+    def restart(self, replica: Replica, stop_seconds: float) -> None:
+        grace = math.ceil(stop_seconds)
+        self.docker.run("restart", "--time", str(grace), replica.id, seconds=grace + 60)
+
     def list(self, model: str | None = None) -> builtins.list[Replica]:
         """Every container of this project, running or not, oldest first."""
         filters = [f"label=headrace.project={self._project_label}"]

@@ -60,6 +60,9 @@ class ProcessRunner:
         for log in self.project.logs.glob(f"{replica.id}.log*"):
             log.unlink(missing_ok=True)
 
+    def restart(self, replica: Replica, stop_seconds: float) -> None:
+        supervisor.restart(self.project, replica.id, stop_seconds)
+
     def list(self, model: str | None = None) -> list[Replica]:
         states = supervisor.states(self.project)
         found = (read_json(path) for path in sorted(self._folder.glob("*.json")))

@@ -97,6 +97,10 @@ class Runner(Protocol):
         """
         ...
 
+    def restart(self, replica: Replica, stop_seconds: float) -> None:
+        """Ends a replica that is stuck (SIGTERM, then SIGKILL after `stop_seconds`) and starts it again as it was."""
+        ...
+
     def list(self, model: str | None = None) -> list[Replica]:
         """Every replica there is, also those that failed or came from an earlier run, of `model` or of all models."""
         ...

@@ -42,12 +42,12 @@ def _shares(value: Any, model: str) -> Iterator[tuple[int, int]]:
             yield from _shares(one, model)
     elif isinstance(value, dict):
         weights = {c["name"]: int(c.get("weight", 0)) for c in value.get("weighted_clusters", {}).get("clusters", [])}
-        if envoy.cluster_name(model, "canary") in weights:
+        if weights.pop(envoy.cluster_name(model, "main"), None) is not None:
             mirrored = [
                 int(policy["runtime_fraction"]["default_value"].get("numerator", 0))
                 for policy in value.get("request_mirror_policies", [])
             ]
-            yield weights[envoy.cluster_name(model, "canary")], sum(mirrored)
+            yield sum(weights.values()), sum(mirrored)
         for one in value.values():
             yield from _shares(one, model)
 

@@ -50,6 +50,7 @@ __all__ = [
     "marked",
     "remove",
     "restart",
+    "revive",
     "shutdown",
     "socket_path",
     "states",
@@ -135,6 +136,25 @@ def ensure(project: Project) -> None:
             _stop_leftovers(project)
             write_configuration(project)
             _spawn(project)
+
+
+def revive(project: Project) -> bool:
+    """Starts a supervisord that was killed again, with everything that it ran. False when it answers or was shut down.
+
+    What it left behind runs on unwatched and is ended first, since a new supervisord cannot take it over.
+
+    Raises:
+        ServiceError: it does not come up.
+    """
+    from filelock import FileLock
+
+    with FileLock(project.locks / "supervisor.lock"):
+        if is_up(project) or not any(programs_folder(project).glob("*.conf")):
+            return False
+        _stop_leftovers(project)
+        write_configuration(project)
+        _spawn(project)
+    return True
 
 
 def add(project: Project, program: Program) -> bool:
@@ -306,14 +326,30 @@ def _stop_leftovers(project: Project) -> None:
             _kill(process)
         _wait_gone(unanswering, 5.0)
     leftovers = marked(project)
-    for process in leftovers:
-        with contextlib.suppress(Exception):
-            process.terminate()
-    for process in _wait_gone(leftovers, 5.0):
-        _kill(process)
-    _wait_gone(leftovers, 5.0)
+    serving = [process for process in leftovers if _is_serving(project, process)]
+    _end([process for process in leftovers if process not in serving])
+    _end(serving)  # last, so that they are away for as short as can be
     for name in ("supervisor.sock", "supervisord.pid"):
         (project.runtime / name).unlink(missing_ok=True)
+
+
+def _is_serving(project: Project, process: psutil.Process) -> bool:
+    """Whether it is Envoy or a replica: supervisord tells each program its name."""
+    try:
+        name = process.environ().get("SUPERVISOR_PROCESS_NAME", "")
+    except Exception:  # gone meanwhile
+        return False
+    return name == "envoy" or (project.state / "replicas" / f"{name}.json").exists()
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    """SIGTERM, and SIGKILL for those that are there after 5 s."""
+    for process in processes:
+        with contextlib.suppress(Exception):
+            process.terminate()
+    for process in _wait_gone(processes, 5.0):
+        _kill(process)
+    _wait_gone(processes, 5.0)
 
 
 def _supervisords(project: Project) -> list[psutil.Process]:

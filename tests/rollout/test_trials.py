@@ -17,6 +17,7 @@ from headrace.errors import OutOfBounds
 from headrace.project import Project
 from headrace.rollout import door, rolling, supervisor
 from headrace.rollout.config import RolloutConfig
+from headrace.rollout.envoy import Traffic
 from headrace.rollout.processes import ProcessRunner
 from headrace.rollout.replicas import ReplicaSpec
 from headrace.settings import Settings
@@ -57,7 +58,7 @@ class House:
     def serves(self, version: str, replicas: int = 2) -> None:
         """Just so many replicas of this version serve, and nothing else is left of any other."""
         assert rolling.is_serving(ReplicaSpec("digits", version, "good"), replicas, self.project, self.settings)
-        assert door.traffic(self.project, "digits") == door.Traffic()
+        assert door.traffic(self.project, "digits") == Traffic()
         assert {(r.version, r.state) for r in self.runner.list()} <= {(version, "running"), (version, "starting")}
         assert len(self.runner.list()) == replicas
 
@@ -168,7 +169,7 @@ def test_what_a_killed_trial_left_is_ended_by_the_next_roll_out(strategy: str, h
     with house.load() as load:
         killed = in_another_process(house, strategy)
         deadline = time.monotonic() + 30
-        while door.traffic(house.project, "digits") == door.Traffic():
+        while door.traffic(house.project, "digits") == Traffic():
             assert time.monotonic() < deadline and killed.poll() is None
             time.sleep(0.02)
         killed.kill()
@@ -188,6 +189,7 @@ sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from pathlib import Path
 from headrace.project import Project
 from headrace.rollout.config import RolloutConfig
+from headrace.rollout.envoy import Traffic
 from headrace.rollout.replicas import ReplicaSpec
 from headrace.settings import Settings
 from tests.rollout.test_trials import House
