@@ -278,8 +278,8 @@ def wait_until_gone(
 
 def pool_stats(settings: Settings, model: str) -> dict[Pool, PoolStats]:
     """What Envoy counted for each pool of `model` since it started; empty when it does not answer."""
-    names = {envoy.cluster_name(model, pool): pool for pool in envoy.POOLS}
-    pattern = quote(rf"^cluster\.{re.escape(model)}(~canary|~shadow)?\.(retry\.)?upstream_rq_(total|5xx|rx_reset|time)$")
+    names = {pool: (envoy.cluster_name(model, pool), envoy.judged_name(model, pool)) for pool in envoy.POOLS}
+    pattern = quote(rf"^cluster\.{re.escape(model)}(~canary|~shadow|~trial)?\.(retry\.)?upstream_rq_(total|5xx|rx_reset|time)$")
     answer = _admin(settings, f"/stats?format=json&histogram_buckets=cumulative&filter={pattern}")
     if answer is None or answer[0] != 200:
         return {}

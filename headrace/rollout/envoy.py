@@ -35,6 +35,10 @@ DESK = "~desk"
 """A tilde, so that it is no model's name."""
 DESK_PATHS = (*OPEN_PATHS, "/v1/models", "/v1/feedback", "/openapi.json")
 FORBIDDEN = ("forbidden", "this token does not open this")
+CIRCUIT_BREAKERS = {
+    "thresholds": [{"max_connections": 1024, "max_pending_requests": 1024, "max_requests": 2048, "max_retries": 1024}]
+}
+"""Retries have room for every request of a killed replica: the default of 3 would fail the rest."""
 HEALTH_INTERVAL = "0.5s"
 LATENCY_BUCKETS = [float(f"{step * 10**power:g}") for power in range(5) for step in (1, 1.25, 1.6, 2, 2.5, 3.2, 4, 5, 6.4, 8)]
 """Milliseconds, each a quarter above the one before: Envoy's own are too far apart to compare two versions by."""
@@ -281,7 +285,7 @@ def shares(model: str, served: Served) -> Json:
     """Where a request goes, and where its copy. Percent become whole parts of 10,000, as Envoy counts them."""
     canary = round(served.traffic.canary * 100) if served.pool("canary") else 0
     shadow = round(served.traffic.shadow * 100) if served.pool("shadow") else 0
-    weights = [(cluster_name(model, "main"), 10_000 - canary), (cluster_name(model, "canary"), canary)]
+    weights = [(cluster_name(model, "main"), 10_000 - canary), (trial_name(model), canary)]
     mirror = {
         "cluster": cluster_name(model, "shadow"),
         "runtime_fraction": {"default_value": {"numerator": shadow, "denominator": "TEN_THOUSAND"}},
@@ -356,12 +360,40 @@ def retry_policy() -> Json:
             )
         ],
         "host_selection_retry_max_attempts": 5,
+        # A request that a canary failed is tried again on the main pool.
+        "retry_priority": typed(
+            "envoy.retry_priorities.previous_priorities",
+            "extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig",
+            update_frequency=1,
+        ),
     }
 
 
 def clusters(model: str, folder: Path) -> list[Json]:
     """One for each pool, also for those that are empty: a pool that comes or goes is then a matter of endpoints alone."""
-    return [cluster(cluster_name(model, pool), folder) for pool in POOLS]
+    return [*(cluster(cluster_name(model, pool), folder) for pool in POOLS), trial_cluster(model)]
+
+
+def judged_name(model: str, pool: Pool) -> str:
+    """The cluster under which Envoy counts the answers of a pool: the one that its routes name."""
+    return trial_name(model) if pool == "canary" else cluster_name(model, pool)
+
+
+def trial_name(model: str) -> str:
+    return f"{model}~trial"
+
+
+def trial_cluster(model: str) -> Json:
+    """The canary pool, and the main pool in its place where no canary can answer: a trial costs nobody an answer."""
+    pools = [cluster_name(model, "canary"), cluster_name(model, "main")]
+    return {
+        "@type": TYPES + "config.cluster.v3.Cluster",
+        "name": trial_name(model),
+        "connect_timeout": "1s",
+        "lb_policy": "CLUSTER_PROVIDED",
+        "cluster_type": typed("envoy.clusters.aggregate", "extensions.clusters.aggregate.v3.ClusterConfig", clusters=pools),
+        "circuit_breakers": CIRCUIT_BREAKERS,
+    }
 
 
 def cluster(name: str, folder: Path) -> Json:
@@ -383,10 +415,7 @@ def cluster(name: str, folder: Path) -> Json:
             "update_merge_window": "0s",
         },
         "outlier_detection": outlier_detection(),
-        # Retries have room for every request of a killed replica: the default of 3 would fail the rest.
-        "circuit_breakers": {
-            "thresholds": [{"max_connections": 1024, "max_pending_requests": 1024, "max_requests": 2048, "max_retries": 1024}]
-        },
+        "circuit_breakers": CIRCUIT_BREAKERS,
     }
 
 

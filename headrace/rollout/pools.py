@@ -57,21 +57,21 @@ class PoolStats:
         return low
 
 
-def read(stats: list[dict[str, Any]], names: Mapping[str, Pool]) -> dict[Pool, PoolStats]:
-    """Envoy's `/stats?format=json&histogram_buckets=cumulative`; `names` are those of the clusters."""
+def read(stats: list[dict[str, Any]], names: Mapping[Pool, tuple[str, str]]) -> dict[Pool, PoolStats]:
+    """From Envoy's `/stats?format=json&histogram_buckets=cumulative`.
+
+    Args:
+        names: of the cluster that a pool's requests are sent to, and of the one that its answers are counted under.
+    """
     counters = {str(stat["name"]): int(stat["value"]) for stat in stats if "value" in stat}
     histograms = {h["name"]: h["buckets"] for stat in stats for h in stat.get("histograms", [])}
     found: dict[Pool, PoolStats] = {}
-    for cluster, pool in names.items():
-
-        def count(name: str, prefix: str = f"cluster.{cluster}.") -> int:
-            return counters.get(prefix + name, 0)
-
-        buckets = histograms.get(f"cluster.{cluster}.upstream_rq_time", [])
+    for pool, (sent, answered) in names.items():
+        buckets = histograms.get(f"cluster.{answered}.upstream_rq_time", [])
         found[pool] = PoolStats(
-            count("upstream_rq_total"),
-            count("upstream_rq_5xx") + count("retry.upstream_rq_5xx"),
-            count("upstream_rq_rx_reset"),
+            counters.get(f"cluster.{sent}.upstream_rq_total", 0),
+            sum(counters.get(f"cluster.{answered}.{kind}upstream_rq_5xx", 0) for kind in ("", "retry.")),
+            counters.get(f"cluster.{sent}.upstream_rq_rx_reset", 0),
             tuple((float(b["upper_bound"]) / 1000, int(b["cumulative"])) for b in buckets),
         )
     return found

@@ -129,6 +129,7 @@ def test_files_lost_between_two_writes_are_written_again(project: Project, setti
         "digits",
         "digits~canary",
         "digits~shadow",
+        "digits~trial",
     ]
 
 
