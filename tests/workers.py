@@ -34,6 +34,13 @@ GROUPS = (
     ),
     ("tests/test_services.py",),
     ("tests/rollout/test_rolling.py",),
+    # the fixture `house`
+    (
+        "tests/desk/test_batches.py",
+        "tests/desk/test_catalogue.py",
+        "tests/desk/test_feedback.py",
+        "tests/desk/test_openapi.py",
+    ),
 )
 """The slowest first: a group that begins last leaves the other workers idle. Every other file is a group of its own."""
 PLACES = {file: (group, place) for group, files in enumerate(GROUPS) for place, file in enumerate(files)}

@@ -37,6 +37,7 @@ PASSING_SECONDS = 15.0
 GIVE_UP_SECONDS = 24 * 3600.0
 """A batch that gets no further for so long has failed."""
 NICENESS = 5
+REVOKED = {"code": "unauthorized", "message": "the token that the batch was sent with was revoked"}
 
 
 class Failed(Exception):
@@ -54,12 +55,14 @@ async def work(folder: BatchFolder, project: Project, settings: Settings) -> Pro
         async with AsyncClient(**token.client_options(), timeout=settings.request_seconds + 5.0, retries=4) as client:
             return await _answer_parts(folder, client, project)
     except (BadFile, Failed) as error:
-        return replace(folder.progress, state="failed", error={"code": error.code, "message": error.message})
+        return replace(folder.progress, state="failed", error={"code": error.code, "message": error.message}, changed_at=now())
     except Waits as error:
         return _waiting(folder.progress, error)
     except (Forbidden, NotFound):  # the model may be on its way back
         return _waiting(folder.progress, Waits("not_served", "the model is not served at the moment", PASSING_SECONDS))
     except CallFailed as error:
+        if is_revoked(project, folder.submitted.jti):  # replicas knew it sooner
+            return replace(folder.progress, state="failed", error=REVOKED, changed_at=now())
         return _waiting(
             folder.progress, Waits(error.code or "unavailable", error.message, error.retry_after or PASSING_SECONDS)
         )
@@ -88,7 +91,7 @@ async def _answer_parts(folder: BatchFolder, client: AsyncClient, project: Proje
     rows = parts_from(folder.input, submitted.media_type, len(parts))
     for index in range(len(parts), -(-total // PART_ROWS)):
         if is_revoked(project, submitted.jti):
-            raise Failed("unauthorized", "the token that the batch was sent with was revoked")
+            raise Failed(**REVOKED)
         found = await asyncio.to_thread(next, rows, None)
         if found is None:
             raise BadFile("bad_file", f"the file ends after {progress.rows_done} of {total} rows")

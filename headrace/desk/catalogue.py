@@ -49,7 +49,10 @@ class Listed:
     contract: Contract | None
     """Of the version that answers most; None while no replica can be asked."""
     streams: bool
+    """Whether it can answer piece by piece."""
     explains: bool
+    writes: bool
+    """Whether it completes texts, as OpenAI's clients ask."""
 
     def to_dict(self) -> dict[str, Any]:
         path = f"/v1/models/{self.model}"
@@ -74,11 +77,6 @@ class Listed:
         if self.writes:
             ways["openai"] = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
         return ways
-
-    @property
-    def writes(self) -> bool:
-        """Whether it generates text from a prompt."""
-        return self.contract is not None and self.contract.task == "text-generation"
 
 
 class Catalogue:
@@ -126,7 +124,9 @@ class Catalogue:
         traffic = _by_version(endpoints, found.traffic)
         said = await self._describe(model, max(traffic, key=lambda version: traffic[version], default=""), ready or endpoints)
         contract = Contract.model_validate(said["contract"]) if said else None
-        return Listed(model, endpoints, traffic, len(ready), contract, bool(said.get("streams")), bool(said.get("explains")))
+        writes = contract is not None and contract.task == "text-generation" and bool(said.get("completes"))
+        offers = bool(said.get("streams")), bool(said.get("explains")), writes
+        return Listed(model, endpoints, traffic, len(ready), contract, *offers)
 
     async def _describe(self, model: str, version: str, endpoints: list[Endpoint]) -> dict[str, Any]:
         """What a replica of this version says of the model; empty when none does."""
@@ -144,10 +144,15 @@ class Catalogue:
         return {}
 
     async def _ask(self, model: str, endpoint: Endpoint) -> dict[str, Any]:
+        """What it says of the model, and which of the further protocols it has: one of an older bento may not."""
         headers = operator_headers(self._project, self._settings)
+        base, path = f"http://{endpoint.host}:{endpoint.port}", f"/v1/models/{model}"
         try:
-            response = await self._http.get(f"http://{endpoint.host}:{endpoint.port}/v1/models/{model}", headers=headers)
+            response = await self._http.get(base + path, headers=headers)
             said: dict[str, Any] = response.json() if response.status_code == 200 else {}
+            for name, further in (("explains", f"{path}/explain"), ("completes", "/v1/completions")):
+                # A path that is there only for POST answers 405 to GET.
+                said[name] = (await self._http.get(base + further, headers=headers)).status_code == 405
             return said if "contract" in said else {}
         except (httpx.HTTPError, ValueError) as error:
             logger.warning("%s gives no description: %s", endpoint.replica, error)

@@ -6,7 +6,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from headrace import signing, tokens
+from headrace import signing, tls, tokens
 from headrace.desk.batch_store import Submitted, now
 from headrace.guard import ISSUER
 from headrace.project import Project
@@ -19,10 +19,7 @@ LIFE_SECONDS, RENEW_SECONDS = 600.0, 300.0
 
 def operator_headers(project: Project, settings: Settings) -> dict[str, str]:
     """With the operator's own token, where callers need one."""
-    path = project.keys / "operator.token"
-    if settings.access == "open" or not path.is_file():
-        return {}
-    return {"authorization": f"Bearer {path.read_text(encoding='utf-8').strip()}"}
+    return {"authorization": f"Bearer {tokens.operator_token(project)}"} if settings.access == "tokens" else {}
 
 
 def is_revoked(project: Project, jti: str) -> bool:
@@ -63,6 +60,7 @@ class TenantToken:
         return {
             "address": door.address(self._settings),
             "token": self.get if self._settings.access == "tokens" else None,
+            "verify": tls.trust(self._project, self._settings),
         }
 
     def get(self) -> str:

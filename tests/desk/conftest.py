@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from headrace.contract import Contract
 from tests.desk.house import House, open_house
 from tests.tiny_models import image_model, language_model, table_model
 
@@ -18,5 +19,8 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         "halves": image_model(models / "halves"),
         "letters": language_model(models / "letters"),
     }
+    contract = Contract.read(made["trips"] / "contract.json")
+    distance = contract.inputs[0].model_copy(update={"minimum": -1e6, "maximum": 1e6})
+    contract.model_copy(update={"inputs": [distance, *contract.inputs[1:]]}).write(made["trips"] / "contract.json")
     with open_house(tmp_path_factory.mktemp("house") / "clone", made, max_batch_bytes=4 * 1024 * 1024) as found:
         yield found
