@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bentos.continuous import Text
 from bentos.model import BrokenAnswer, NotServable, ServedModel
 from headrace.contract import ContractViolation, Feeds
-from headrace.generation import Language, Writing
+from headrace.generation import REMEMBERED, TOKENS, Language, Writing
 
 MOST_TEXTS = 32
 """Prompts in one request."""
@@ -26,10 +27,10 @@ class GenerationModel(ServedModel):
         self._folder = folder
         super().__init__(folder, threads)
 
-    def streams(self, instances: list[Any]) -> list[Iterator[dict[str, Any]]]:
-        """Each instance's text as events `{"text": ...}`; the last one has `finish_reason` and `tokens` beside it.
+    def streams(self, instances: list[Any]) -> list[Text]:
+        """Each instance's text, to be written; all are checked before any begins.
 
-        Advancing an iterator takes one step of the graph. All instances are checked before the first step.
+        Written, each is events `{"text": ...}`, one a step of the graph; the last has `finish_reason` and `tokens` beside it.
 
         Raises:
             ContractViolation: also for a prompt of more tokens than the model reads, for more than `MOST_TEXTS` prompts, or for
@@ -41,44 +42,46 @@ class GenerationModel(ServedModel):
         if (tokens := int(feeds["max_tokens"].sum())) > MOST_TOKENS_TOGETHER:
             raise ContractViolation("instances", f"max_tokens of at most {MOST_TOKENS_TOGETHER:,} together", f"{tokens:,}")
         prompts = [self._prompt(text, row) for row, text in enumerate(feeds["prompt"])]
-        return [self._events(prompt, _writing(feeds, row)) for row, prompt in enumerate(prompts)]
+        return [Text(self.language, prompt, _writing(feeds, row)) for row, prompt in enumerate(prompts)]
 
     def join(self, events: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """The events of one text as one answer."""
         return {**events[-1], "text": "".join(event["text"] for event in events)}
 
     def predict(self, instances: list[Any]) -> list[dict[str, Any]]:
-        return [self.join(list(events)) for events in self.streams(instances)]
+        """The texts one after another."""
+        return [self._write(text) for text in self.streams(instances)]
 
     def run(self, feeds: Feeds) -> NDArray[Any]:
         """The texts alone, `(rows,)`."""
         prompts = [self._prompt(text, row) for row, text in enumerate(feeds["prompt"])]
-        found = [self.join(list(self._events(prompt, _writing(feeds, row)))) for row, prompt in enumerate(prompts)]
+        found = [self._write(Text(self.language, prompt, _writing(feeds, row))) for row, prompt in enumerate(prompts)]
         return np.array([answer["text"] for answer in found], dtype=object)
 
-    def _events(self, prompt: list[int], writing: Writing) -> Iterator[dict[str, Any]]:
+    def _write(self, text: Text) -> dict[str, Any]:
         try:
-            for tokens, piece in enumerate(self._language.write(prompt, writing), 1):
-                end = {} if piece.finish is None else {"finish_reason": piece.finish, "tokens": tokens}
-                yield {"text": piece.text, **end}
+            pieces = list(self.language.write(text.prompt, text.writing))
         except ArithmeticError as error:
             raise BrokenAnswer(str(error)) from error
+        written = "".join(piece.text for piece in pieces)
+        return {"text": written, "finish_reason": pieces[-1].finish, "tokens": len(pieces)}
 
     def _prompt(self, text: str, row: int) -> list[int]:
         try:
-            return self._language.prompt(text)
+            return self.language.prompt(text)
         except ValueError as error:
             raise ContractViolation(
-                f"instances.{row}.prompt", f"at most {self._language.layout.length} tokens", str(error)
+                f"instances.{row}.prompt", f"at most {self.language.layout.length} tokens", str(error)
             ) from None
 
     def _check_inputs(self) -> None:
         try:
-            self._language = Language(self._folder, self._session)
-            _ = self._language.encoder.vocabulary  # reads it, so that no request has to
+            self.language = Language(self._folder, self._session)
+            _ = self.language.encoder.vocabulary  # reads it, so that no request has to
         except (OSError, ValueError) as error:
             raise NotServable(f"the model's parts cannot be read: {error}") from error
-        wanted = ["tokens", *(state.name for state in self._language.layout.states)]
+        layout = self.language.layout
+        wanted = [TOKENS, *([REMEMBERED] if layout.masked else []), *(state.name for state in layout.states)]
         if self._inputs != wanted:
             raise NotServable(f"the graph takes {self._inputs}, and {wanted} are to be fed")
 

@@ -21,6 +21,8 @@ from headrace.text import END, PAD, START, UNKNOWN, Encoder
 STEPS, TOKENIZER = "served_steps.json", "tokenizer.json"
 TOKENS = "tokens"
 """The graph's input beside the states; its first output are the logits, the others the states in their order."""
+REMEMBERED = "remembered"
+"""Of a graph that reads texts of different lengths together: how many of the tokens before are each row's own, `(R,)`."""
 NEVER_WRITTEN = [PAD, UNKNOWN, START]
 Finish = Literal["length", "stop"]
 
@@ -49,6 +51,8 @@ class StepLayout(BaseModel):
     length: int
     """Most tokens of a prompt, and of what a state that grows remembers together with the step's own."""
     states: tuple[State, ...]
+    masked: bool = False
+    """Whether the graph takes `REMEMBERED`: what a state that grows holds before a row's own tokens is not looked at then."""
 
 
 class Steps:
@@ -60,19 +64,27 @@ class Steps:
     def __init__(self, session: Session, layout: StepLayout, rows: int = 1) -> None:
         self._session = session
         self._layout = layout
-        self._remembered = [np.zeros((rows, *state.shape), dtype=np.float32) for state in layout.states]
+        self.remembered = [np.zeros((rows, *state.shape), dtype=np.float32) for state in layout.states]
 
     def __call__(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """Logits `(R, L, V)` of what follows each of `tokens` `(R, L)`, of which there are at most `layout.length`."""
         logits: NDArray[np.float32]
-        logits, *self._remembered = self._session.run(None, self.feeds(tokens))
+        logits, *self.remembered = self._session.run(None, self.feeds(tokens))
         return logits
 
     def feeds(self, tokens: NDArray[np.int64]) -> Feeds:
         """What the graph takes next."""
-        room = self._layout.length - tokens.shape[1]
-        states = zip(self._layout.states, self._remembered, strict=True)
-        return {TOKENS: tokens} | {state.name: _newest(value, state.grows, room) for state, value in states}
+        states = states_to_feed(self._layout, self.remembered, tokens.shape[1])
+        if not self._layout.masked:
+            return {TOKENS: tokens, **states}
+        before = next(states[state.name].shape[state.grows] for state in self._layout.states if state.grows is not None)
+        return {TOKENS: tokens, REMEMBERED: np.full(len(tokens), before, dtype=np.int64), **states}
+
+
+def states_to_feed(layout: StepLayout, remembered: Sequence[NDArray[np.float32]], length: int) -> Feeds:
+    """What is remembered, by name, with the oldest tokens forgotten where `length` new ones need the room."""
+    room = layout.length - length
+    return {state.name: _newest(value, state.grows, room) for state, value in zip(layout.states, remembered, strict=True)}
 
 
 def _newest(value: NDArray[Any], axis: int | None, room: int) -> NDArray[Any]:
@@ -95,8 +107,13 @@ class Writing:
     """Draws among the likeliest tokens that together have this probability (Holtzman et al. 2020, arXiv:1904.09751)."""
     seed: int | None = None
     """The same seed writes the same text; None draws afresh."""
-    stop: str = ""
-    """The text ends before these characters."""
+    stop: str | tuple[str, ...] = ""
+    """The text ends before these characters, or the first of several."""
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        found = (self.stop,) if isinstance(self.stop, str) else self.stop
+        return tuple(stop for stop in found if stop)
 
 
 @dataclass(frozen=True)
@@ -133,12 +150,13 @@ class Writer:
             return Piece(self._held, "stop")
         self.tokens.append(token)
         text = self._held + self._decode(token)
-        stop = self._writing.stop
-        if stop and stop in text:
-            return Piece(text.partition(stop)[0], "stop")
+        stops = self._writing.stops
+        ends = [at for stop in stops if (at := text.find(stop)) >= 0]
+        if ends:
+            return Piece(text[: min(ends)], "stop")
         if len(self.tokens) >= self._writing.max_tokens:
             return Piece(text, "length")
-        kept = _overlap(text, stop)
+        kept = max((_overlap(text, stop) for stop in stops), default=0)
         self._held = text[len(text) - kept :]
         return Piece(text[: len(text) - kept])
 
@@ -176,10 +194,10 @@ class Language:
         """`folder` holds the files named above; `session` runs the graph that lies beside them."""
         self.encoder = Encoder((folder / TOKENIZER).read_text(encoding="utf-8"))
         self.layout = StepLayout.model_validate_json((folder / STEPS).read_text(encoding="utf-8"))
-        self._session = session
+        self.session = session
 
     def steps(self, rows: int = 1) -> Steps:
-        return Steps(self._session, self.layout, rows)
+        return Steps(self.session, self.layout, rows)
 
     def prompt(self, text: str) -> list[int]:
         """Tokens of a prompt; an empty one stands for the beginning of a text.

@@ -27,6 +27,7 @@ class GPT(LanguageNetwork):
 
     states = ("past",)
     growing: ClassVar[dict[str, int]] = {"past": 4}
+    masks = True
 
     def __init__(self, config: GPTConfig, shape: Shape) -> None:
         super().__init__()
@@ -52,11 +53,16 @@ class GPT(LanguageNetwork):
         return self._logits(states)
 
     def step(self, tokens: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        return self.step_rows(tokens, torch.full_like(tokens[:, 0], states[0].shape[4]), *states)
+
+    def step_rows(self, tokens: Tensor, remembered: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         (past,) = states
         read, length = past.shape[4], tokens.shape[1]
         turns = angles(read + length, self._features, tokens.device)
         places = torch.arange(read + length, device=tokens.device)
-        seen = places[None, :] <= places[read:, None]  # (L, P + L): those before, and the token itself
+        before = places[None, :] <= places[read:, None]  # (L, P + L): those before, and the token itself
+        own = places[None, :] >= read - remembered[:, None]  # (B, P + L)
+        seen = (before[None] & own[:, None])[:, None]  # (B, 1, L, P + L), for every head
         features, kept = self.embedding(tokens), []
         for i, block in enumerate(self.blocks):
             assert isinstance(block, Block)

@@ -31,6 +31,8 @@ class LanguageNetwork(nn.Module, ABC):
     """Names of what is remembered, in the order of `step`."""
     growing: ClassVar[dict[str, int]] = {}
     """States that grow by a step's tokens: the axis along which; the others keep their shape."""
+    masks: ClassVar[bool] = False
+    """Whether it has `step_rows`; a network without states that grow needs none to read texts of different lengths together."""
 
     @abstractmethod
     def start(self, rows: int) -> tuple[Tensor, ...]:
@@ -39,6 +41,10 @@ class LanguageNetwork(nn.Module, ABC):
     @abstractmethod
     def step(self, tokens: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         """Logits `(B, L, V)` and the states after `tokens` `(B, L)`."""
+
+    def step_rows(self, tokens: Tensor, remembered: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        """As `step`, for rows of which the last `remembered` `(B,)` tokens of the states that grow are their own."""
+        raise NotImplementedError
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.step(tokens, *self.start(len(tokens)))[0]

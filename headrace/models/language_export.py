@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from headrace.batch import Batch
 from headrace.export import PARITY_ROWS, agreement, open_graph, save_graph, to_graph
 from headrace.files import write_text, write_with
-from headrace.generation import STEPS, TOKENS, State, StepLayout, Steps
+from headrace.generation import REMEMBERED, STEPS, TOKENS, State, StepLayout, Steps
 from headrace.kinds.base import Shape
 from headrace.models.language import LanguageNetwork
 from headrace.models.served import ServedModel
@@ -35,11 +36,23 @@ class Step(nn.Module):
         return self.network.step(tokens, *states)
 
 
+class StepRows(nn.Module):
+    """The same of `LanguageNetwork.step_rows`."""
+
+    def __init__(self, network: LanguageNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, tokens: Tensor, remembered: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        return self.network.step_rows(tokens, remembered, *states)
+
+
 def export_step(model: ServedModel, shape: Shape, folder: Path) -> StepLayout:
     """Writes `model.onnx` and `served_steps.json` into `folder`.
 
     The graph takes `tokens` `(rows, length)` and the states by their names, of any number of rows, tokens and remembered
-    tokens; it gives `logits` and each state as `next_` and its name.
+    tokens; between them, from a network that `masks`, how many of the tokens before are each row's own. It gives `logits`
+    and each state as `next_` and its name.
     """
     network = _network(model)
     layout = StepLayout(
@@ -48,16 +61,23 @@ def export_step(model: ServedModel, shape: Shape, folder: Path) -> StepLayout:
             State(name=name, shape=tuple(start.shape[1:]), grows=network.growing.get(name))
             for name, start in zip(network.states, network.start(1), strict=True)
         ),
+        masked=network.masks,
     )
     rows, length, past = (torch.export.Dim(name) for name in ("rows", "length", "past"))
     # sizes of an example are traced as themselves where they are 0 or 1
-    example = {TOKENS: _random_tokens(2, 3, shape, seed=0)} | {
+    example = {TOKENS: _random_tokens(2, 3, shape, seed=0)}
+    dynamic: dict[str, Any] = {TOKENS: {0: rows, 1: length}}
+    if layout.masked:
+        example[REMEMBERED] = torch.tensor([5, 3])
+        dynamic[REMEMBERED] = {0: rows}
+    example |= {
         state.name: torch.zeros(2, *(5 if state.grows == axis + 1 else size for axis, size in enumerate(state.shape)))
         for state in layout.states
     }
     axes = [{0: rows} if state.grows is None else {0: rows, state.grows: past} for state in layout.states]
     outputs = ["logits", *(f"next_{state.name}" for state in layout.states)]
-    graph = to_graph(Step(network).eval(), example, {"tokens": {0: rows, 1: length}, "states": tuple(axes)}, outputs)
+    step: nn.Module = StepRows(network) if layout.masked else Step(network)
+    graph = to_graph(step.eval(), example, {**dynamic, "states": tuple(axes)}, outputs)
     _forget_traced_sizes(graph, layout, shape.vocabulary)
     write_with(folder / "model.onnx", lambda beside: save_graph(graph, beside))
     write_text(folder / STEPS, layout.model_dump_json(indent=1) + "\n")
@@ -84,7 +104,7 @@ def _forget_traced_sizes(graph: onnx.ModelProto, layout: StepLayout, vocabulary:
 
 def check_parity(model: ServedModel, shape: Shape, folder: Path, layout: StepLayout, recipe: str) -> dict[str, float]:
     """Largest difference between torch, which reads whole texts, and the graph: at once, in two steps, and token by token;
-    on random tokens, for texts of one token and of the most there may be.
+    on random tokens, for texts of one token and of the most there may be; and for texts of different lengths together.
 
     Raises:
         ExportError: it exceeds `TOLERANCE`.
@@ -99,8 +119,20 @@ def check_parity(model: ServedModel, shape: Shape, folder: Path, layout: StepLay
             for stride in {length, max(1, length * 2 // 3), 1}:
                 steps = Steps(session, layout, rows)
                 yield wanted, np.concatenate([steps(part.numpy()) for part in torch.split(tokens, stride, dim=1)], axis=1)
+        yield _together(model, Batch(session, layout), shape)
 
     return agreement(answers(), recipe)
+
+
+def _together(model: ServedModel, batch: Batch, shape: Shape) -> tuple[NDArray[Any], NDArray[Any]]:
+    """`(texts, V)` each: what follows texts of different lengths, by torch one by one, and by the graph together."""
+    lengths = sorted({1, shape.length // 2, shape.length - 1})
+    tokens = [_random_tokens(1, length + 1, shape, seed=length) for length in lengths]
+    names = [batch.read(text[0, :-1].tolist())[0] for text in tokens]
+    found = batch.step({name: int(text[0, -1]) for name, text in zip(names, tokens, strict=True)})
+    with torch.inference_mode():
+        wanted = np.stack([model(text)[0, -1].numpy() for text in tokens])
+    return wanted, np.stack([found[name] for name in names])
 
 
 def _network(model: ServedModel) -> LanguageNetwork:

@@ -13,6 +13,7 @@ SERVING = CODE / "deploy" / "serving"
 REQUIREMENTS = SERVING / "requirements-serving.txt"
 SHARED = (
     "__init__.py",
+    "batch.py",
     "beam.py",
     "contract.py",
     "counters.py",

@@ -267,12 +267,12 @@ def count_steps(app: PredictionApp) -> list[float]:
     """When each step of the graph was taken from now on."""
     model = app.model
     assert isinstance(model, GenerationModel)
-    session, taken = model._language._session, []
+    session, taken = model.language.session, []
 
     class Counting:
         def run(self, names: list[str] | None, feeds: dict[str, Any]) -> list[Any]:
             taken.append(time.monotonic())
             return session.run(names, feeds)
 
-    model._language._session = Counting()
+    model.language.session = Counting()
     return taken

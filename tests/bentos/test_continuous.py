@@ -1,0 +1,214 @@
+"""Texts that one graph writes together are those that it writes alone, whoever joins and leaves meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from torch import nn
+
+from bentos import continuous, streams
+from bentos.continuous import Continuous, Row, Text
+from bentos.generation import GenerationModel
+from bentos.model import load
+from headrace.batch import Batch
+from headrace.generation import StepLayout, Steps, Writing
+from headrace.kinds.registry import kind_of
+from headrace.models.causal import GPT
+from tests.kinds.test_generation_kind import recipe_of, rhymes
+from tests.model_rooms import fitted, make_model
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+LENGTH = 8
+GREEDY = Writing(max_tokens=3, temperature=0)
+
+
+@pytest.fixture(scope="module", params=["gpt", "gpt of an older release", "recurrent-language"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> GenerationModel:
+    """Random weights, so that every token matters; the older gpt's graph cannot leave anything out."""
+    folder = tmp_path_factory.mktemp("model")
+    recipe, frame = recipe_of(model=request.param.split()[0], length=LENGTH), rhymes(6)
+    schema = fitted(frame, recipe)
+    network = make_model(recipe, schema)
+    for weight in network.parameters():
+        nn.init.normal_(weight, std=0.4)
+    kind = kind_of(recipe.task)
+    contract = kind.contract(schema, recipe, frame)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(GPT, "masks", request.param == "gpt")
+        kind.export(network, schema, recipe, contract, frame, folder)
+    (folder / "tokenizer.json").write_text(schema.tokenizer or "")
+    contract.write(folder / "contract.json")
+    layout = json.loads((folder / "served_steps.json").read_text())
+    if "older" in request.param:  # it never heard of the field
+        assert not layout.pop("masked")
+        (folder / "served_steps.json").write_text(json.dumps(layout))
+    found = load(folder)
+    assert isinstance(found, GenerationModel)
+    return found
+
+
+def test_logits_of_texts_of_different_lengths_are_those_of_each_alone(model: GenerationModel) -> None:
+    """Texts come and go for longer than the model's context, so that the oldest tokens are forgotten on the way."""
+    language, rng = model.language, np.random.default_rng(0)
+    batch = Batch(language.session, language.layout)
+    vocabulary = language.encoder.vocabulary
+    alone: dict[int, Steps] = {}
+    for turn in range(3 * LENGTH):
+        if turn % 3 == 0:
+            prompt = rng.integers(4, vocabulary, 1 + turn % LENGTH).tolist()
+            name, logits = batch.read(prompt)
+            alone[name] = language.steps()
+            assert logits == pytest.approx(alone[name](np.array([prompt]))[0, -1], abs=1e-4)
+        if turn % 5 == 4:
+            alone.pop(int(rng.choice(list(alone))))
+        tokens = {name: int(rng.integers(4, vocabulary)) for name in alone}
+        found = batch.step(tokens)
+        assert found.keys() == tokens.keys()
+        for name, logits in found.items():
+            assert logits == pytest.approx(alone[name](np.array([[tokens[name]]]))[0, 0], abs=1e-4)
+    assert len(alone) > 3
+
+
+def test_rows_run_together_where_the_graph_lets_them(model: GenerationModel) -> None:
+    language = model.language
+    runs = Counting(language.session)
+    batch = Batch(runs, language.layout)
+    names = [batch.read([5] * length)[0] for length in (1, 2, 3)]
+    before = len(runs.rows)
+    for _ in range(LENGTH + 2):
+        batch.step(dict.fromkeys(names, 6))
+    grows_alone = not language.layout.masked and language.layout.states[0].grows is not None
+    assert runs.rows[before:][0] == (1 if grows_alone else 3)
+    assert runs.rows[-1] == 3, "once all are as long as the context they run together in any graph"
+
+
+class Counting:
+    """A session that notes how many rows each run has."""
+
+    def __init__(self, session: Any) -> None:
+        self.session = session
+        self.rows: list[int] = []
+
+    def run(self, names: list[str] | None, feeds: dict[str, Any]) -> list[Any]:
+        self.rows.append(len(feeds["tokens"]))
+        found: list[Any] = self.session.run(names, feeds)
+        return found
+
+
+def written(language: Any, asked: list[tuple[str, Writing]]) -> list[str]:
+    """Each alone, one after another."""
+    return ["".join(piece.text for piece in language.write(language.prompt(prompt), writing)) for prompt, writing in asked]
+
+
+def write_together(language: Any, asked: list[tuple[str, Writing]], apart: float = 0.0) -> list[str]:
+    """All at once, or each `apart` seconds after the one before."""
+
+    async def one(streams: streams.Streams, number: int, prompt: str, writing: Writing) -> str:
+        await asyncio.sleep(number * apart)
+        text = Text(language, language.prompt(prompt), writing)
+        return "".join([event["text"] async for _, event in streams.events([text])])
+
+    async def all_of_them() -> list[str]:
+        with ThreadPoolExecutor(1) as thread:
+            room = streams.Streams(thread, lambda *_, **__: None)
+            return await asyncio.gather(*(one(room, i, *asked[i]) for i in range(len(asked))))
+
+    return asyncio.run(all_of_them())
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8, 2.0])
+def test_a_text_is_the_same_alone_and_among_others(model: GenerationModel, temperature: float) -> None:
+    """More texts than there is room for, of all lengths; the seed decides, not the company."""
+    asked = [
+        ("the mill"[: 1 + i % 8], Writing(max_tokens=5 + 3 * i % 40, temperature=temperature, seed=i))
+        for i in range(continuous.MOST_TOGETHER + 6)
+    ]
+    alone = written(model.language, asked)
+    assert write_together(model.language, asked) == alone
+    assert write_together(model.language, asked, apart=0.002) == alone
+    assert temperature == 0 or len(set(alone)) > len(alone) // 2
+
+
+def test_a_step_is_for_all_texts_and_prompts_are_read_between_steps(
+    model: GenerationModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(continuous, "PROMPT_TOKENS", 8)
+    runs: list[tuple[int, ...]] = []
+    session = model.language.session
+
+    class Noting:
+        def run(self, names: list[str] | None, feeds: dict[str, NDArray[Any]]) -> list[Any]:
+            runs.append(feeds["tokens"].shape)
+            found: list[Any] = session.run(names, feeds)
+            return found
+
+    monkeypatch.setattr(model.language, "session", Noting())
+    asked = [("the mill"[:4], Writing(max_tokens=30, temperature=0, stop="\0")) for _ in range(6)]
+    write_together(model.language, asked)
+    if model.language.layout.masked:
+        read = [i for i, shape in enumerate(runs) if shape == (1, 4)]
+        assert len(read) == 6 and all(shape[1] in (1, 4) for shape in runs)
+        three = [read[i + 2] - read[i] for i in range(4)]
+        assert min(three) > 2, "two prompts of four tokens at most, then a step of the others"
+        assert (6, 1) in runs and len(runs) < 6 + 60
+
+
+def test_a_text_that_nobody_waits_for_leaves_and_the_others_go_on(model: GenerationModel) -> None:
+    async def leave() -> tuple[int, str]:
+        with ThreadPoolExecutor(1) as thread:
+            room = streams.Streams(thread, lambda *_, **__: None)
+            endless = Text(model.language, [5], Writing(max_tokens=10_000, temperature=5, seed=3))
+            events = room.events([endless])
+            for _ in range(3):
+                await anext(events)
+            other = Text(model.language, [5], Writing(max_tokens=20, temperature=0))
+            await events.aclose()
+            text = "".join([event["text"] async for _, event in room.events([other])])
+            assert room._continuous is not None
+            while room._continuous._is_turning:
+                await asyncio.sleep(0)
+            return len(room._continuous._rows), text
+
+    left, text = asyncio.run(leave())
+    assert left == 0
+    assert text == written(model.language, [(model.language.encoder.decode([5]), Writing(max_tokens=20, temperature=0))])[0]
+
+
+def test_a_step_that_fails_fails_its_texts_and_no_later_ones(model: GenerationModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, is_broken = model.language.session, [True]
+    prompt = next(two for two in ([5, n] for n in range(4, 20)) if len(list(model.language.write(two, GREEDY))) == 3)
+
+    class Broken:
+        def run(self, names: list[str] | None, feeds: dict[str, Any]) -> list[Any]:
+            if is_broken[0] and feeds["tokens"].shape[1] == 1:
+                raise RuntimeError("no memory")
+            found: list[Any] = session.run(names, feeds)
+            return found
+
+    monkeypatch.setattr(model.language, "session", Broken())
+
+    async def ask() -> list[Any]:
+        with ThreadPoolExecutor(1) as thread:
+            batch, found = Continuous(model.language, thread), asyncio.Queue[Any]()
+            put: Callable[[Any], None] = found.put_nowait
+            for _ in range(2):
+                batch.add(Row(Text(model.language, prompt, GREEDY), put))
+            told = [await found.get() for _ in range(4)]
+            is_broken[0] = False
+            batch.add(Row(Text(model.language, prompt, GREEDY), put))
+            return [*told, *[await found.get() for _ in range(3)]]
+
+    told = asyncio.run(asyncio.wait_for(ask(), 30))
+    assert [isinstance(event, RuntimeError) for event in told[:4]].count(True) == 2
+    assert [event.get("finish_reason") for event in told[4:]] == [None, None, "length"]
+
+
+def test_an_older_layout_reads_as_one_without_a_mask() -> None:
+    assert not StepLayout.model_validate_json('{"length": 4, "states": []}').masked
