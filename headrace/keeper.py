@@ -180,13 +180,15 @@ def _say(line: str) -> None:
         sys.stdout.flush()
 
 
-def program(project: Project, ready_seconds: float, stuck_seconds: float = STUCK_SECONDS) -> supervisor.Program:
-    """The keeper, as one of supervisord's programs."""
+def program(
+    environment: dict[str, str], ready_seconds: float = READY_SECONDS, stuck_seconds: float = STUCK_SECONDS
+) -> supervisor.Program:
+    """The keeper, as one of supervisord's programs. `environment` names the project and its settings."""
     arguments = ["--ready-seconds", f"{ready_seconds:g}", "--stuck-seconds", f"{stuck_seconds:g}"]
     return supervisor.Program(
         "keeper",
         [sys.executable, "-m", "headrace.keeper", *arguments],
-        {"HEADRACE_ROOT": str(project.root)},
+        environment,
         stop_seconds=3.0,
         start_retries=10,
         priority=700,

@@ -1,4 +1,6 @@
-"""The servers of the embedded profile: Prefect's server and worker, MLflow, Envoy. Started once, reused, kept alive."""
+"""The servers of the embedded profile: Prefect's server and worker, MLflow, Envoy, the desk, the keeper. Started once, reused,
+kept alive.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +14,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from headrace import keeper
 from headrace.errors import HeadraceError, ServiceError
 from headrace.project import Project
 from headrace.rollout import door, ports, rolling, supervisor
-from headrace.rollout.envoy import Endpoint
+from headrace.rollout.envoy import Endpoint, Served
 from headrace.settings import Settings, tracking_uri
 from headrace.tracking_database import artifact_root, initialise_tracking
 
 __all__ = ["Service", "down", "initialise_tracking", "prefect_environment", "status", "up"]
 
 Report = Callable[[str], None]
-NAMES = ("prefect-server", "prefect-worker", "mlflow", "envoy")
+NAMES = ("prefect-server", "prefect-worker", "mlflow", "envoy", "desk", "keeper")
 POOL = "headrace"
 """Prefect's work pool."""
 READY_SECONDS = 120.0
@@ -60,11 +63,14 @@ def up(
     """
     supervisor.ensure(project)
     _require_ports(project, settings)
-    with ThreadPoolExecutor(3) as pool:
+    with ThreadPoolExecutor(4) as pool:
         starts = [
             pool.submit(_start_prefect, project, settings, report, on_prefect_ready, "prefect-worker" in wait_for),
             pool.submit(_start_door, project, settings),
         ]
+        if "desk" not in wait_for:
+            starts[0].exception()
+        starts.append(pool.submit(_start_desk, project, settings, report, "desk" in wait_for))
         if "mlflow" not in wait_for:
             starts[0].exception()  # not at the same time: it would take the processor from what is waited for
         starts.append(pool.submit(_start_mlflow, project, settings, report, "mlflow" in wait_for))
@@ -93,7 +99,7 @@ def status(project: Project, settings: Settings) -> dict[str, Any]:
     """`models` and `services` as plain values; quick, and right also when nothing runs."""
     programs = supervisor.states(project)
     return {
-        "models": [_model(model, endpoints, settings) for model, endpoints in sorted(door.routes(project).items())],
+        "models": [_model(model, found, settings) for model, found in sorted(door.served(project).items())],
         "services": [service.to_dict() for service in _services(project, settings, programs)],
     }
 
@@ -249,6 +255,39 @@ def _start_door(project: Project, settings: Settings) -> list[Service]:
     return [Service("envoy", "ready", door.address(settings))]
 
 
+# -- the desk and the keeper
+
+
+def _start_desk(project: Project, settings: Settings, report: Report, wait: bool) -> list[Service]:
+    desk = supervisor.Program(
+        "desk",
+        [sys.executable, "-m", "headrace.desk"],
+        settings_environment(project, settings),
+        stop_seconds=25.0,
+        start_retries=10,
+        priority=550,
+    )
+    state = _keep_up(project, desk, lambda: _is_desk_ready(settings), report, wait)
+    supervisor.add(project, keeper.program(settings_environment(project, settings), settings.ready_seconds))
+    return [Service("desk", state, _desk_address(settings)), Service("keeper", "ready", "")]
+
+
+def settings_environment(project: Project, settings: Settings) -> dict[str, str]:
+    """Variables under which a program of this house sees these very settings, whoever started supervisord with which."""
+    values = settings.model_dump(mode="json", exclude_none=True)
+    told = {f"HEADRACE_{name.upper()}": v if isinstance(v, str) else json.dumps(v) for name, v in values.items()}
+    return {**told, "HEADRACE_ROOT": str(project.root)}
+
+
+def _desk_address(settings: Settings) -> str:
+    return f"http://127.0.0.1:{settings.desk_port}"
+
+
+def _is_desk_ready(settings: Settings) -> bool:
+    answer = _call("127.0.0.1", settings.desk_port, "GET", "/readyz")
+    return answer is not None and answer[0] == 200
+
+
 # -- all of them
 
 
@@ -261,6 +300,7 @@ def _require_ports(project: Project, settings: Settings) -> None:
         (settings.prefect_port, "prefect_port", settings.host),
         (settings.door_port, "door_port", settings.host),
         (settings.door_admin_port, "door_admin_port", "127.0.0.1"),
+        (settings.desk_port, "desk_port", "127.0.0.1"),
     ]
     if settings.tracking_uri is None:
         wanted.append((settings.mlflow_port, "mlflow_port", settings.host))
@@ -322,6 +362,8 @@ def _services(project: Project, settings: Settings, programs: dict[str, supervis
         ("prefect-worker", f"pool {POOL}", lambda: _is_worker_online(project, settings)),
         ("mlflow", _mlflow_address(settings), lambda: _is_mlflow_ready(settings)),
         ("envoy", door.address(settings), lambda: door.is_open(project, settings)),
+        ("desk", _desk_address(settings), lambda: _is_desk_ready(settings)),
+        ("keeper", "", lambda: True),
     ]
 
     def judge(check: tuple[str, str, Callable[[], bool]]) -> Service:
@@ -339,8 +381,9 @@ def _services(project: Project, settings: Settings, programs: dict[str, supervis
         return list(pool.map(judge, checks))
 
 
-def _model(model: str, endpoints: list[Endpoint], settings: Settings) -> dict[str, Any]:
-    healthy = door.healthy_endpoints(settings, model)
+def _model(model: str, served: Served, settings: Settings) -> dict[str, Any]:
+    endpoints = served.pool("main")
+    healthy = door.healthy_endpoints(settings, model, "main")
     return {
         "name": model,
         "version": ", ".join(sorted({endpoint.version for endpoint in endpoints})),
@@ -348,8 +391,18 @@ def _model(model: str, endpoints: list[Endpoint], settings: Settings) -> dict[st
         "replicas": len(endpoints),
         "ready": sum(endpoint.address in healthy for endpoint in endpoints),
         "address": door.address(settings, model),
-        "on": endpoints[0].runner,
+        "on": endpoints[0].runner if endpoints else None,
+        "canary": _trial(served.pool("canary"), served.traffic.canary),
+        "shadow": _trial(served.pool("shadow"), served.traffic.shadow),
     }
+
+
+def _trial(endpoints: list[Endpoint], percent: float) -> dict[str, Any] | None:
+    """A version on trial; None where there is none."""
+    if not endpoints:
+        return None
+    versions = ", ".join(sorted({endpoint.version for endpoint in endpoints}))
+    return {"version": versions, "percent": percent, "replicas": len(endpoints)}
 
 
 def _call(host: str, port: int, method: str, path: str, body: Any = None) -> tuple[int, Any] | None:

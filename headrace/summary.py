@@ -88,6 +88,11 @@ def print_status(found: dict[str, Any], released: list[str]) -> None:
         columns = ("model", "version", "alias", "replicas", "ready", "address")
         rows = [(m["name"], m["version"], m["alias"], m["replicas"], m["ready"], m["address"]) for m in found["models"]]
         print_table(columns, rows)
+        for model in found["models"]:
+            for pool in ("canary", "shadow"):
+                if trial := model[pool]:
+                    share = f"{trial['percent']:g} % of the requests" + (" copied" if pool == "shadow" else "")
+                    console.out().print(f"{model['name']}@{trial['version']} on trial as {pool}: {share}")
     elif released:
         console.out().print(f"no model serves; bring back {', '.join(released)}: headrace up")
     else:
@@ -112,12 +117,24 @@ def print_history(found: list[Entry]) -> None:
         console.out().print("the journal is empty; release a model: headrace run digits")
     for entry in found:
         reasons = (entry.facts.get("verdict") or {}).get("reasons", [])
-        colour = {"released": "green", "refused": "red"}.get(entry.event, "yellow")
+        colour = {"released": "green", "refused": "red", "rollout-failed": "red"}.get(entry.event, "yellow")
         console.out().print(f"{entry.at}  [bold]{entry.model}@{entry.version}[/bold]  [{colour}]{entry.event}[/{colour}]")
         commit = str(entry.facts.get("git_commit"))[:12]
         console.out().print(f"    data {entry.facts.get('data_md5')}  git {commit}  run {entry.facts.get('run_id')}")
-        for reason in reasons:
-            console.out().print(f"    {escape(reason)}")
+        for line in [*reasons, *_told(entry)]:
+            console.out().print(f"    {escape(line)}")
+
+
+def _told(entry: Entry) -> list[str]:
+    """What a roll-out came to."""
+    facts = entry.facts
+    if entry.event == "rolled-back":
+        back = facts["rolled_back"]
+        return [f"{entry.model}@{back['from']} was taken back by {back['by']}" + (f": {back['why']}" if back["why"] else "")]
+    if entry.event in ("rollout-step", "rollout-failed") and "step" in facts:
+        numbers = f"{facts['requests']:,} requests, errors {facts['error_rate']:.2%}"
+        return [f"{facts['step']}: {facts.get('said') or ('passed' if facts['judged'] else 'unjudged')}; {numbers}"]
+    return []
 
 
 def print_trace(chain: dict[str, Any]) -> None:

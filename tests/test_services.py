@@ -22,13 +22,15 @@ from headrace.rollout import ports, supervisor
 from headrace.settings import Settings, database
 from tests.ports import free_ports
 
-SERVERS = ["prefect-server", "prefect-worker", "mlflow", "envoy"]
+SERVERS = ["prefect-server", "prefect-worker", "mlflow", "envoy", "desk", "keeper"]
 
 
 @pytest.fixture
 def settings() -> Settings:
-    door, admin, mlflow, prefect = free_ports(4)
-    return Settings(door_port=door, door_admin_port=admin, mlflow_port=mlflow, prefect_port=prefect, drain_seconds=5.0)
+    door, admin, mlflow, prefect, desk = free_ports(5)
+    return Settings(
+        door_port=door, door_admin_port=admin, mlflow_port=mlflow, prefect_port=prefect, desk_port=desk, drain_seconds=5.0
+    )
 
 
 @pytest.fixture
@@ -86,7 +88,7 @@ def test_services_start_are_reused_come_back_and_go(project: Project, settings: 
     services.down(project, settings)
     assert supervisor.marked(project) == []
     assert states(project, settings) == dict.fromkeys(SERVERS, "stopped")
-    used = (settings.prefect_port, settings.mlflow_port, settings.door_port, settings.door_admin_port)
+    used = (settings.prefect_port, settings.mlflow_port, settings.door_port, settings.door_admin_port, settings.desk_port)
     assert [port for port in used if not ports.is_free(port)] == []
 
 
@@ -96,7 +98,7 @@ def test_nothing_runs_is_a_status_and_down_is_safe(project: Project, settings: S
     services.down(project, settings)
 
 
-@pytest.mark.parametrize("field", ["prefect_port", "mlflow_port", "door_port", "door_admin_port"])
+@pytest.mark.parametrize("field", ["prefect_port", "mlflow_port", "door_port", "door_admin_port", "desk_port"])
 def test_a_port_of_another_program_is_named_before_anything_starts(field: str, project: Project, settings: Settings) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", getattr(settings, field)))

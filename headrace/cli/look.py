@@ -39,7 +39,7 @@ def show_status(project: Project, settings: Settings, as_json: bool) -> None:
 @click.option("-n", "--lines", default=50, show_default=True, help="How many lines of each.")
 @json_option
 def logs(name: str, lines: int, as_json: bool) -> None:
-    """The last lines of a service (prefect-server, prefect-worker, mlflow, envoy) or of a model's replicas."""
+    """The last lines of a service (prefect-server, prefect-worker, mlflow, envoy, desk, keeper) or of a model's replicas."""
     project, settings = here()
     from headrace.logs import read
 

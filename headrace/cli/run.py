@@ -103,7 +103,7 @@ def _services_up(project: Project, settings: Settings, needed: frozenset[str]) -
 @click.command(short_help="Start the local services; released models serve again.")
 @json_option
 def up(as_json: bool) -> None:
-    """Start the local services, or reuse those that run: Prefect server and worker, MLflow, Envoy.
+    """Start the local services, or reuse those that run: Prefect server and worker, MLflow, Envoy, desk and keeper.
 
     Models that were released before serve again.
     """

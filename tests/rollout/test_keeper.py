@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from headrace import keeper
+from headrace import keeper, services
 from headrace.project import Project
 from headrace.rollout import door, rolling, supervisor
 from headrace.rollout.processes import ProcessRunner
@@ -24,10 +24,10 @@ STUCK_SECONDS = 3.0
 
 @pytest.fixture
 def kept(project: Project, settings: Settings, runner: ProcessRunner) -> None:
-    """Three replicas serve, and the keeper runs, which reads the settings itself."""
-    (project.root / "headrace.toml").write_text(f"door_admin_port = {settings.door_admin_port}\n")
+    """Three replicas serve, and the keeper runs."""
     rolling.roll_out(ReplicaSpec("digits", "1", "good"), 3, project, settings, runner, lambda line: None)
-    supervisor.add(project, keeper.program(project, settings.ready_seconds, STUCK_SECONDS))
+    environment = services.settings_environment(project, settings)
+    supervisor.add(project, keeper.program(environment, settings.ready_seconds, STUCK_SECONDS))
 
 
 def wait_until(true: Callable[[], Any], seconds: float = 40.0) -> None:
