@@ -1,0 +1,302 @@
+"""A replica that is told whose tokens to believe, where to count, and how much a tenant may have."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from bentos import metrics as metrics_module
+from bentos import records as records_module
+from bentos import requests_log as log_module
+from bentos.app import PredictionApp
+from bentos.metrics import Metrics, bucket_of
+from bentos.model import ServedModel
+from headrace.ledger import read_usage
+from tests.passes import Passes
+from tests.tiny_models import image_model, table_model
+
+IMAGE = {"pixels": [[255] * 4, [255] * 4, [0] * 4, [0] * 4]}
+PREDICT = "/v1/models/halves/predict"
+
+
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
+    folder = image_model(tmp_path_factory.mktemp("halves"))
+    (folder / "identity.json").write_text(json.dumps({"version": "3"}))
+    return ServedModel(folder)
+
+
+@pytest.fixture
+def passes(tmp_path: Path) -> Passes:
+    return Passes(tmp_path / "guard")
+
+
+class Replica:
+    """The app as a replica's environment makes it."""
+
+    def __init__(self, folder: Path, model: ServedModel, **variables: str) -> None:
+        self.usage = folder / "usage"
+        told = {
+            "HEADRACE_GUARD": str(folder / "guard"),
+            "HEADRACE_LEDGER": str(self.usage / "r1"),
+            "HEADRACE_QUOTAS": str(folder / "quotas"),
+            "HEADRACE_REPLICA": "r1",
+        }
+        with pytest.MonkeyPatch.context() as environment:
+            for name, value in {**told, **variables}.items():
+                environment.setenv(name, value)
+            self.app = PredictionApp()
+        self.app.model = model
+
+    def ask(self, headers: dict[str, str], path: str = PREDICT, body: Any = IMAGE, method: str = "POST") -> httpx.Response:
+        async def once() -> httpx.Response:
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://test") as client:
+                return await client.request(method, path, json=body, headers=headers)
+
+        return asyncio.run(once())
+
+    def answers(self) -> list[dict[str, Any]]:
+        """What was recorded, once it is written."""
+        self.app.close()
+        return [json.loads(line) for file in self.usage.glob("r1/answers-*.jsonl") for line in file.read_text().splitlines()]
+
+
+@pytest.fixture
+def replica(tmp_path: Path, passes: Passes, halves: ServedModel) -> Replica:
+    return Replica(tmp_path, halves)
+
+
+def assert_error(response: httpx.Response, status: int, code: str) -> None:
+    assert response.status_code == status, response.text
+    body = response.json()
+    assert body.keys() == {"error", "request_id"}
+    assert body["error"]["code"] == code
+
+
+@pytest.mark.parametrize("header", [{}, {"authorization": "Bearer nonsense"}, {"authorization": "Basic abc"}])
+@pytest.mark.parametrize("path", [PREDICT, "/v1/models/digits/predict", "/v1/models", "/v2/models/halves", "/anything"])
+def test_without_a_valid_token_every_path_answers_alike(replica: Replica, header: dict[str, str], path: str) -> None:
+    response = replica.ask(header, path)
+    assert_error(response, 401, "unauthorized")
+    assert response.json()["error"]["message"] == "a valid token is needed: authorization: Bearer ..."
+    assert response.headers["www-authenticate"] == "Bearer"
+
+
+def test_a_model_that_is_not_the_tokens_and_one_that_does_not_exist_are_refused_alike(replica: Replica, passes: Passes) -> None:
+    others = passes.header("acme", ("digits",))
+    refused = [replica.ask(others, f"/v1/models/{name}/predict") for name in ("halves", "digits", "nothing")]
+    for response in refused:
+        assert_error(response, 403, "forbidden")
+    assert len({json.dumps(response.json()["error"]) for response in refused}) == 1
+    assert replica.ask(others, "/v1/models", method="GET").json() == {"models": []}
+
+
+def test_a_token_for_all_models_is_told_what_is_here(replica: Replica, passes: Passes) -> None:
+    response = replica.ask(passes.header(), "/v1/models/halfs/predict")
+    assert_error(response, 404, "unknown_model")
+    assert "did you mean 'halves'" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/readyz", "/livez", "/healthz", "/metrics"])
+def test_health_and_metrics_need_no_token(replica: Replica, path: str) -> None:
+    assert replica.ask({}, path, method="GET").status_code == 200
+
+
+def test_rows_are_metered_by_tenant_before_the_answer_is_seen(replica: Replica, passes: Passes) -> None:
+    for tenant, rows in (("acme", 3), ("acme", 1), ("globex", 2)):
+        assert replica.ask(passes.header(tenant), body={"instances": [IMAGE] * rows}).status_code == 200
+    replica.ask(passes.header("acme"), body={"pixels": "broken"})
+    assert {row[1:] for row in read_usage(replica.usage)} == {("acme", "halves", 2, 4, 0), ("globex", "halves", 1, 2, 0)}
+
+
+def test_a_quota_is_held_to_the_row_and_what_was_refused_takes_nothing(replica: Replica, passes: Passes) -> None:
+    acme = passes.header("acme", rows_per_day=5)
+    assert replica.ask(acme, body={"instances": [IMAGE] * 3}).status_code == 200
+    over = replica.ask(acme, body={"instances": [IMAGE] * 3})
+    assert_error(over, 429, "quota_exceeded")
+    assert 0 < int(over.headers["retry-after"]) <= 86_400
+    assert_error(replica.ask(acme, body={"instances": [{"pixels": "broken"}] * 2}), 422, "contract_violation")
+    assert replica.ask(acme, body={"instances": [IMAGE] * 2}).status_code == 200
+    assert_error(replica.ask(acme), 429, "quota_exceeded")
+    assert replica.ask(passes.header("globex", rows_per_day=5)).status_code == 200
+    text = replica.ask({}, "/metrics", method="GET").text
+    assert 'headrace_quota_refused_total{model="halves",tenant="acme",version="3"} 2.0' in text
+
+
+@pytest.mark.parametrize(("when_down", "status"), [("closed", 503), ("open", 200)])
+def test_quotas_that_cannot_be_looked_up_refuse_or_serve_as_set(
+    tmp_path: Path, passes: Passes, halves: ServedModel, when_down: str, status: int
+) -> None:
+    (tmp_path / "a file").touch()
+    replica = Replica(tmp_path, halves, HEADRACE_QUOTAS=str(tmp_path / "a file" / "quotas"), HEADRACE_QUOTA_WHEN_DOWN=when_down)
+    response = replica.ask(passes.header(rows_per_day=5))
+    assert response.status_code == status
+    assert replica.ask(passes.header()).status_code == 200  # without a quota nothing is looked up
+    text = replica.ask({}, "/metrics", method="GET").text
+    assert f'headrace_quota_unchecked_total{{model="halves",version="3"}} {1.0 if status == 200 else 0.0}' in text
+    if status == 503:
+        assert_error(response, 503, "quota_unavailable")
+        assert response.headers["retry-after"] == "1"
+
+
+def test_a_shadow_answers_and_records_but_meters_nothing_and_spends_no_quota(
+    tmp_path: Path, passes: Passes, halves: ServedModel
+) -> None:
+    shadow = Replica(tmp_path, halves, HEADRACE_SHADOW="1")
+    limited = passes.header(rows_per_day=1)
+    assert [shadow.ask(limited).status_code for _ in range(3)] == [200] * 3
+    assert shadow.ask({}).status_code == 401
+    assert read_usage(shadow.usage) == []
+    assert len(shadow.answers()) == 3
+
+
+def test_answers_are_recorded_by_request_id_without_what_was_asked(replica: Replica, passes: Passes) -> None:
+    header = {**passes.header("acme"), "x-request-id": "order-7"}
+    replica.ask(header, body={"instances": [IMAGE, {"pixels": [[0] * 4, [0] * 4, [9] * 4, [9] * 4]}]})
+    replica.ask(header, body={"instances": [IMAGE] * 300})
+    first, second = replica.answers()
+    assert abs(first.pop("at") - time.time()) < 60
+    assert first == {"id": "order-7", "tenant": "acme", "model": "halves", "version": "3", "answers": ["upper", "lower"]}
+    assert second["answers"] == ["upper"] * 100
+
+
+def test_values_are_recorded_as_values_and_counted_by_bucket(tmp_path: Path, passes: Passes) -> None:
+    replica = Replica(tmp_path, ServedModel(table_model(tmp_path / "table")))
+    rows = [{"distance": 1, "carrier": "AA"}, {"distance": 2, "carrier": "ZZ"}]
+    assert replica.ask(passes.header(), "/v1/models/trips/predict", {"instances": rows}).status_code == 200
+    text = replica.ask({}, "/metrics", method="GET").text
+    for bucket in ("10", "2"):
+        assert f'headrace_answers_total{{answer="{bucket}",model="trips",version="0"}} 1.0' in text
+    assert replica.answers()[0]["answers"] == [12.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("value", "bucket"),
+    [(0.0, "0"), (37.5, "20"), (-0.7, "-0.5"), (1.0, "1"), (9.99, "5"), (1e300, "1e+12"), (float("nan"), "0"), (1e-9, "0")],
+)
+def test_a_value_has_one_of_few_buckets(value: float, bucket: str) -> None:
+    assert bucket_of(value) == bucket
+
+
+def test_records_are_bounded_by_the_oldest_going(
+    tmp_path: Path, passes: Passes, halves: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records_module, "FILE_BYTES", 500)
+    monkeypatch.setattr(records_module, "LINES_AT_ONCE", 2)
+    replica = Replica(tmp_path, halves)
+    for i in range(60):
+        replica.ask({**passes.header(), "x-request-id": f"r{i}"})
+    kept = replica.answers()
+    assert len(list(replica.usage.glob("r1/answers-*.jsonl"))) == records_module.FILES
+    assert {line["id"] for line in kept} < {f"r{i}" for i in range(60)}
+    assert "r59" in {line["id"] for line in kept}
+
+
+def test_tenants_beyond_a_bound_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics_module, "MOST_TENANTS", 2)
+    metrics = Metrics()
+    for i in range(5):
+        metrics.count(f"tenant{i}", "predict", 200, 0.001)
+        metrics.count_work(f"tenant{i}", 1, 0)
+    text = bytes(metrics.render().body).decode()
+    assert 'tenant="other",version="0"} 3.0' in text
+    assert "tenant4" not in text
+
+
+def test_a_refused_request_is_one_line_of_json_without_token_or_payload(
+    replica: Replica, passes: Passes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    header = passes.header("acme")
+    replica.ask(header)
+    assert capfd.readouterr().err == ""  # what went well is not told
+    replica.ask({**header, "x-request-id": "order-7"}, body={"pixels": "c2VjcmV0"})
+    (line,) = capfd.readouterr().err.splitlines()
+    told = json.loads(line)
+    assert told.pop("at") and told.pop("seconds") > 0
+    assert told == {
+        "log": "request",
+        "request_id": "order-7",
+        "tenant": "acme",
+        "model": "halves",
+        "version": "3",
+        "replica": "r1",
+        "route": "predict",
+        "status": 422,
+        "code": "contract_violation",
+    }
+    replica.ask({})
+    assert "Bearer" not in (text := capfd.readouterr().err)
+    assert json.loads(text)["tenant"] == "none"
+
+
+def test_slow_requests_are_told_and_all_of_them_where_wanted(
+    tmp_path: Path, passes: Passes, halves: ServedModel, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for variables, lines in (
+        ({"HEADRACE_SLOW_SECONDS": "0"}, 1),
+        ({"HEADRACE_LOG": "requests"}, 1),
+        ({"HEADRACE_SLOW_SECONDS": "60"}, 0),
+    ):
+        Replica(tmp_path, halves, **variables).ask(passes.header())
+        assert len(capfd.readouterr().err.splitlines()) == lines
+
+
+def test_a_flood_of_refusals_is_no_flood_of_lines(
+    replica: Replica, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_module, "LINES_A_SECOND", 2)
+    monkeypatch.setattr(time, "time", lambda: 1e9)
+    for _ in range(5):
+        replica.ask({})
+    monkeypatch.setattr(time, "time", lambda: 1e9 + 1)
+    replica.ask({})
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert [line.get("left_out") for line in lines] == [None, None, 3]
+
+
+def test_spans_continue_the_callers_trace_and_reach_the_collector(tmp_path: Path, passes: Passes, halves: ServedModel) -> None:
+    received: list[bytes] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(self.rfile.read(int(self.headers["content-length"])))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Collector) as server, ThreadPoolExecutor(1) as pool:
+        pool.submit(server.serve_forever, 0.01)
+        address = f"http://127.0.0.1:{server.server_port}"
+        replica = Replica(tmp_path, halves, OTEL_EXPORTER_OTLP_ENDPOINT=address)
+        trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+        for sampled in ("01", "00"):
+            replica.ask({**passes.header("acme"), "traceparent": f"00-{trace}-00f067aa0ba902b7-{sampled}"})
+        replica.ask({})
+        replica.app.close()
+        server.shutdown()
+    sent = [ExportTraceServiceRequest.FromString(body) for body in received]
+    spans = [span for one in sent for resource in one.resource_spans for scope in resource.scope_spans for span in scope.spans]
+    assert [span.name for span in spans] == ["predict", "none"]  # one was not sampled by its caller
+    facts = {fact.key: fact.value.string_value or fact.value.int_value for fact in spans[0].attributes}
+    assert (facts["headrace.tenant"], facts["headrace.model"], facts["http.response.status_code"]) == ("acme", "halves", 200)
+    assert spans[0].trace_id.hex() == trace
+    assert spans[0].end_time_unix_nano > spans[0].start_time_unix_nano
+
+
+def test_nothing_of_opentelemetry_is_imported_without_an_endpoint() -> None:
+    program = "import sys, bentos.app; bentos.app.PredictionApp(); print([m for m in sys.modules if 'opentelemetry' in m])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
