@@ -17,6 +17,7 @@ Json = dict[str, Any]
 TYPES = "type.googleapis.com/envoy."
 JWT = "envoy.filters.http.jwt_authn"
 REVOKED, RATES, BODY, RIGHTS = "headrace.revoked", "headrace.rates", "headrace.body", "headrace.rights"
+WHOLE_BODY = "headrace.whole-body"
 OPEN_PATHS = ("/readyz", "/livez", "/v2", "/v2/health/live", "/v2/health/ready", "/docs")
 """They name no model, so they ask for no token."""
 COMPLETIONS = ("/v1/completions", "/v1/chat/completions")
@@ -37,16 +38,16 @@ class Access:
     """Requests per second of each tenant that has a limit."""
 
 
-def filters(access: Access | None) -> list[Json]:
+def filters(access: Access | None, max_request_bytes: int) -> list[Json]:
     """From the token to the model, in this order: a stranger's body is not read, and who asks too often is told so early."""
     if access is None:
-        return [body_filter()]
+        return body_filters(max_request_bytes)
     closed = {"rules": {"action": "ALLOW", "policies": {}}}  # in force where no route says otherwise: nobody
     return [
         typed(JWT, "extensions.filters.http.jwt_authn.v3.JwtAuthentication", **_authentication(access)),
         typed(REVOKED, "extensions.filters.http.rbac.v3.RBAC"),
         typed(RATES, "extensions.filters.http.local_ratelimit.v3.LocalRateLimit", stat_prefix="tenants"),
-        body_filter(),
+        *body_filters(max_request_bytes),
         typed(RIGHTS, "extensions.filters.http.rbac.v3.RBAC", **closed),
     ]
 
@@ -72,25 +73,27 @@ def _authentication(access: Access) -> Json:
     }
 
 
-def body_filter() -> Json:
-    """Reads the `model` of a JSON body, on the routes that ask for it; then the route is chosen anew."""
+def body_filters(max_request_bytes: int) -> list[Json]:
+    """Read the `model` of a JSON body, on the routes that ask for it; then the route is chosen anew."""
     rule = {
         "selectors": [{"key": "model"}],
         "on_present": {"metadata_namespace": BODY, "key": "model"},
         "on_missing": {"metadata_namespace": BODY, "key": "model", "value": ""},
         "on_error": {"metadata_namespace": BODY, "key": "model", "value": ""},
     }
-    found = typed(
+    whole = typed(WHOLE_BODY, "extensions.filters.http.buffer.v3.Buffer", max_request_bytes=max_request_bytes)
+    named = typed(
         BODY,
         "extensions.filters.http.json_to_metadata.v3.JsonToMetadata",
         request_rules={"rules": [rule], "allow_content_types_regex": {"regex": r"(?i)application/json.*"}},
     )
-    return {**found, "disabled": True}
+    return [{**whole, "disabled": True}, {**named, "disabled": True}]
 
 
 def reads_body() -> Json:
     """Of a route: the body names the model."""
-    return {BODY: {"@type": TYPES + "config.route.v3.FilterConfig", "config": {}, "disabled": False}}
+    enabled = {"@type": TYPES + "config.route.v3.FilterConfig", "config": {}, "disabled": False}
+    return {WHOLE_BODY: enabled, BODY: enabled}
 
 
 def names_model(model: str) -> Json:

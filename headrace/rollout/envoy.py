@@ -195,7 +195,7 @@ def _connection_manager(settings: Settings, folder: Path, access: Access | None)
 def http_filters(settings: Settings, access: Access | None) -> list[Json]:
     """In the order that a request passes them; tokens and limits come before the buffer, the router is last."""
     return [
-        *filters(access),
+        *filters(access, settings.max_request_bytes),
         # Holds a request until it is whole: a slow client keeps no replica busy, and any request can be sent again.
         typed(
             BUFFER,

@@ -230,10 +230,13 @@ def test_a_model_is_named_by_the_body_where_the_path_names_none(house: House) ->
             return house.call("POST", path, by, body, ("content-type", kind))[:2]
 
         status, answer = ask(
-            json.dumps({"model": "digits", "prompt": "x" * 200_000}).encode(), "application/json; charset=utf-8"
+            json.dumps({"model": "digits", "prompt": "x" * 5_000_000}).encode(), "application/json; charset=utf-8"
         )
         assert (status, answer["model"], answer["path"]) == (200, "digits", path)
-        assert answer["bytes"] > 200_000
+        assert answer["bytes"] > 5_000_000
+        large = b'{"model": "digits", "prompt": "' + b"x" * (16 << 20)
+        status, answer = ask(large)
+        assert (status, answer["error"]["code"]) == (413, "too_large")
         everything = house.issue("*")
         assert ask(b'{"model": "flights"}', by=everything)[1]["model"] == "flights"
         refused = [

@@ -1,0 +1,63 @@
+"""What replicas are told, as processes and as containers."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from headrace.project import Project
+from headrace.rollout import environment
+from headrace.rollout.replicas import Pool, ReplicaSpec
+from headrace.settings import Settings
+
+
+def spec(pool: Pool = "main") -> ReplicaSpec:
+    return ReplicaSpec("digits", "3", "digits:abc", threads=2, pool=pool)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)
+
+
+def test_a_process_is_told_whose_tokens_to_believe_and_where_to_count(project: Project) -> None:
+    told = environment.of_replica(spec(), "digits-v3-0000", project, Settings())
+    assert told == {
+        "HEADRACE_GUARD": str(project.guard),
+        "HEADRACE_LEDGER": str(project.usage / "digits-v3-0000"),
+        "HEADRACE_QUOTAS": str(project.quotas / "store"),
+        "HEADRACE_QUOTA_WHEN_DOWN": "closed",
+        "HEADRACE_REPLICA": "digits-v3-0000",
+    }
+    assert all(Path(told[name]).is_dir() for name in ("HEADRACE_LEDGER", "HEADRACE_QUOTAS"))
+
+
+def test_a_shadow_and_an_open_house_are_told_so(project: Project) -> None:
+    assert environment.of_replica(spec("shadow"), "a", project, Settings())["HEADRACE_SHADOW"] == "1"
+    assert "HEADRACE_SHADOW" not in environment.of_replica(spec("canary"), "a", project, Settings())
+    assert "HEADRACE_GUARD" not in environment.of_replica(spec(), "a", project, Settings(access="open"))
+    redis = Settings(quota_store="redis://127.0.0.1:6379", quota_when_down="open")
+    told = environment.of_replica(spec(), "a", project, redis)
+    assert (told["HEADRACE_QUOTAS"], told["HEADRACE_QUOTA_WHEN_DOWN"]) == ("redis://127.0.0.1:6379", "open")
+
+
+def test_a_container_writes_to_its_own_folder_and_the_quotas_and_only_reads_the_guard(project: Project) -> None:
+    arguments = environment.of_container(spec(), "digits-v3-0000", project, Settings())
+    mounts = [arguments[i + 1] for i, name in enumerate(arguments) if name == "--mount"]
+    assert mounts == [
+        f"type=bind,source={project.usage / 'digits-v3-0000'},target=/run/headrace/ledger",
+        f"type=bind,source={project.guard},target=/run/headrace/guard,readonly",
+        f"type=bind,source={project.quotas / 'store'},target=/run/headrace/quotas",
+    ]
+    variables = {arguments[i + 1] for i, name in enumerate(arguments) if name == "--env"}
+    assert {"HEADRACE_GUARD=/run/headrace/guard", "HEADRACE_THREADS=2", "OMP_NUM_THREADS=2"} <= variables
+    assert not any(str(project.keys) in argument or "signing" in argument for argument in arguments)
+
+
+def test_no_other_user_of_this_machine_gets_to_what_containers_may_write(project: Project) -> None:
+    environment.of_container(spec(), "a", project, Settings())
+    for parent, folder in ((project.usage, project.usage / "a"), (project.quotas, project.quotas / "store")):
+        assert stat.S_IMODE(parent.stat().st_mode) == 0o700
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o777
