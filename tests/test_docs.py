@@ -30,6 +30,7 @@ PAGES = [
     "docs/recipes.md",
     "docs/training.md",
     "docs/operations.md",
+    "docs/calling.md",
     "docs/access.md",
     "docs/rollouts.md",
     "docs/deployments.md",

@@ -7,7 +7,7 @@ import sys
 import click
 
 from headrace import __version__
-from headrace.cli import data, look, predict, recipes, rollouts, run, tokens, usage
+from headrace.cli import batches, data, look, predict, recipes, rollouts, run, tokens, usage
 from headrace.errors import UsageError, near_miss
 
 EXIT_CODES = """
@@ -45,6 +45,7 @@ for command in (
     *rollouts.COMMANDS,
     *look.COMMANDS,
     *predict.COMMANDS,
+    *batches.COMMANDS,
     *recipes.COMMANDS,
     *data.COMMANDS,
     *tokens.COMMANDS,
