@@ -34,6 +34,7 @@ SUPERVISORD_SECONDS = 15.0
 UNANSWERED = 3
 """A supervisord that does not answer so often in a row is stuck."""
 FOLD_SECONDS = 600.0
+RENEW_SECONDS = 6 * 3600.0
 REVIVED_SECONDS = 120.0
 
 
@@ -55,6 +56,7 @@ class Keeper:
 
     def run(self) -> NoReturn:
         look_at = fold_at = 0.0
+        renew_at = time.monotonic() + RENEW_SECONDS
         ask_at = time.monotonic() + SUPERVISORD_SECONDS
         while True:
             if os.getppid() != self._supervisord:
@@ -69,6 +71,9 @@ class Keeper:
             if now >= fold_at:
                 self._fold()
                 fold_at = now + FOLD_SECONDS
+            if now >= renew_at:
+                self._command("renew")
+                renew_at = now + RENEW_SECONDS
             time.sleep(TICK_SECONDS)
 
     def look(self) -> None:
@@ -126,6 +131,15 @@ def restart(project: Project, model: str, replica_id: str) -> None:
     if endpoint is not None:
         runner = steps.runner_for(project, load_settings(project), endpoint.runner)
         runner.restart(steps.replica_of(endpoint, model), STOP_SECONDS)
+
+
+def renew(project: Project) -> None:
+    """What ends by itself is made anew before it does, and what nobody needs any longer is removed."""
+    from headrace.rollout import door, environment
+    from headrace.settings import load_settings
+
+    door.renew(project, load_settings(project))
+    environment.tidy(project)
 
 
 def revive(project: Project, why: str) -> None:
@@ -199,7 +213,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m headrace.keeper", description=__doc__)
     parser.add_argument("--stuck-seconds", type=float, default=STUCK_SECONDS)
     parser.add_argument("--ready-seconds", type=float, default=READY_SECONDS)
-    parser.add_argument("command", nargs="*", help="restart MODEL REPLICA, or revive WHY; nothing: keep watch")
+    parser.add_argument("command", nargs="*", help="restart MODEL REPLICA, renew, or revive WHY; nothing: keep watch")
     given = parser.parse_args(arguments)
     project = find_project()
     match given.command:
@@ -207,6 +221,8 @@ def main(arguments: list[str]) -> None:
             Keeper(project, given.stuck_seconds, given.ready_seconds).run()
         case ["restart", model, replica]:
             restart(project, model, replica)
+        case ["renew"]:
+            renew(project)
         case ["revive", why]:
             revive(project, why)
         case _:

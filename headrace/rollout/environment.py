@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+import time
+from fnmatch import fnmatch
 from pathlib import Path
 
+from headrace.counters import PATTERN
 from headrace.project import Project
 from headrace.rollout.replicas import ReplicaSpec
 from headrace.settings import Settings
 
 IN_CONTAINER = Path("/run/headrace")
+KEPT_DAYS = 30
+"""How long answers of replicas that are gone are kept, for feedback that comes late."""
 
 
 def of_replica(spec: ReplicaSpec, replica_id: str, project: Project, settings: Settings) -> dict[str, str]:
@@ -30,6 +36,22 @@ def of_container(spec: ReplicaSpec, replica_id: str, project: Project, settings:
     return variables + [part for mount in mounts for part in ("--mount", mount)]
 
 
+def tidy(project: Project) -> list[Path]:
+    """Removes the folders of replicas that are gone: once their usage is folded, and their answers are `KEPT_DAYS` old."""
+    now, removed = time.time(), []
+    for folder in project.usage.glob("*/"):
+        try:
+            files = [(path.name, path.stat().st_mtime) for path in folder.iterdir()]
+            last = max(at for _, at in [("", folder.stat().st_mtime), *files])
+        except FileNotFoundError:
+            continue
+        uncounted = any(fnmatch(name.removeprefix("."), f"{PATTERN}*") for name, _ in files)  # also of an idle one that lives
+        if not uncounted and now - last > KEPT_DAYS * 86400:
+            shutil.rmtree(folder, ignore_errors=True)
+            removed.append(folder)
+    return removed
+
+
 def _told(spec: ReplicaSpec, replica_id: str, settings: Settings, guard: Path, ledger: Path, quotas: Path) -> dict[str, str]:
     return {
         **({"HEADRACE_GUARD": str(guard)} if settings.access == "tokens" else {}),
@@ -37,6 +59,7 @@ def _told(spec: ReplicaSpec, replica_id: str, settings: Settings, guard: Path, l
         "HEADRACE_QUOTAS": settings.quota_store or str(quotas),
         "HEADRACE_QUOTA_WHEN_DOWN": settings.quota_when_down,
         "HEADRACE_REPLICA": replica_id,
+        "HEADRACE_REQUEST_SECONDS": f"{settings.request_seconds:g}",
         **({"HEADRACE_SHADOW": "1"} if spec.pool == "shadow" else {}),
     }
 

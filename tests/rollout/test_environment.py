@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,7 @@ def test_a_process_is_told_whose_tokens_to_believe_and_where_to_count(project: P
         "HEADRACE_LEDGER": str(project.usage / "digits-v3-0000"),
         "HEADRACE_QUOTAS": str(project.quotas / "store"),
         "HEADRACE_QUOTA_WHEN_DOWN": "closed",
+        "HEADRACE_REQUEST_SECONDS": "30",
         "HEADRACE_REPLICA": "digits-v3-0000",
     }
     assert all(Path(told[name]).is_dir() for name in ("HEADRACE_LEDGER", "HEADRACE_QUOTAS"))
@@ -54,6 +57,23 @@ def test_a_container_writes_to_its_own_folder_and_the_quotas_and_only_reads_the_
     variables = {arguments[i + 1] for i, name in enumerate(arguments) if name == "--env"}
     assert {"HEADRACE_GUARD=/run/headrace/guard", "HEADRACE_THREADS=2", "OMP_NUM_THREADS=2"} <= variables
     assert not any(str(project.keys) in argument or "signing" in argument for argument in arguments)
+
+
+def test_folders_of_replicas_that_are_gone_are_removed_once_nothing_needs_them(project: Project) -> None:
+    old = time.time() - (environment.KEPT_DAYS + 1) * 86400
+    for name, file in (
+        ("gone", "answers-1.jsonl"),
+        ("uncounted", "counters-1.bin"),
+        ("empty", None),
+        ("late", "answers-1.jsonl"),
+    ):
+        folder = Path(environment.of_replica(spec(), name, project, Settings())["HEADRACE_LEDGER"])
+        if file:
+            (folder / file).touch()
+            os.utime(folder / file, (old, old) if name != "late" else None)
+        os.utime(folder, (old, old))
+    assert {folder.name for folder in environment.tidy(project)} == {"gone", "empty"}
+    assert {folder.name for folder in project.usage.iterdir()} == {"uncounted", "late"}
 
 
 def test_no_other_user_of_this_machine_gets_to_what_containers_may_write(project: Project) -> None:
