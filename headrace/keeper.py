@@ -138,7 +138,10 @@ def renew(project: Project) -> None:
     from headrace.rollout import door, environment
     from headrace.settings import load_settings
 
-    door.renew(project, load_settings(project))
+    try:
+        door.renew(project, load_settings(project))
+    except HeadraceError as error:  # a given certificate that has expired, say: what serves goes on
+        _say(f"not renewed: {error}")
     environment.tidy(project)
 
 
