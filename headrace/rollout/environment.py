@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from fnmatch import fnmatch
+import os
 from pathlib import Path
 
 from headrace.counters import PATTERN
@@ -13,6 +14,7 @@ from headrace.rollout.replicas import ReplicaSpec
 from headrace.settings import Settings
 
 IN_CONTAINER = Path("/run/headrace")
+PASSED_ON = ("HEADRACE_LOG", "HEADRACE_SLOW_SECONDS", "HEADRACE_STUCK_SECONDS", "HEADRACE_QUEUE_SECONDS")
 KEPT_DAYS = 30
 """How long answers of replicas that are gone are kept, for feedback that comes late."""
 
@@ -52,8 +54,14 @@ def tidy(project: Project) -> list[Path]:
     return removed
 
 
+def _passed_on() -> dict[str, str]:
+    """What the operator has set for replicas alone: how they log, trace and watch themselves."""
+    return {name: value for name, value in os.environ.items() if name in PASSED_ON or name.startswith("OTEL_")}
+
+
 def _told(spec: ReplicaSpec, replica_id: str, settings: Settings, guard: Path, ledger: Path, quotas: Path) -> dict[str, str]:
     return {
+        **_passed_on(),
         **({"HEADRACE_GUARD": str(guard)} if settings.access == "tokens" else {}),
         "HEADRACE_LEDGER": str(ledger),
         "HEADRACE_QUOTAS": settings.quota_store or str(quotas),

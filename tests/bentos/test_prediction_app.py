@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import random
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,41 @@ def test_too_many_instances_are_refused(app: PredictionApp, monkeypatch: pytest.
 )
 def test_every_other_path_answers_in_the_same_shape(app: PredictionApp, method: str, path: str, status: int, code: str) -> None:
     assert_refused(ask(app, method, path), status, code)
+
+
+def test_whatever_bytes_come_the_answer_is_a_prediction_or_a_refusal(app: PredictionApp) -> None:
+    """Real bodies with bytes changed, cut, doubled and put in."""
+    chance = random.Random(0)
+    bodies = [json.dumps(body).encode() for body in (IMAGE, {"instances": [IMAGE, IMAGE]}, {"pixels": "iVBORw0KGgo="})]
+    odd = [
+        b"null",
+        b"NaN",
+        b"-Infinity",
+        b"1e999",
+        b"true",
+        b"[" * 50,
+        b'"',
+        b"\\ud800",
+        b"\x00",
+        b"9" * 400,
+        b"{}",
+        b"-1",
+        b"0.5",
+    ]
+
+    async def all_of_them() -> set[int]:
+        seen: set[int] = set()
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            for _ in range(400):
+                body = bytearray(chance.choice(bodies))
+                for _ in range(chance.randint(1, 3)):
+                    at = chance.randrange(len(body))
+                    body[at : at + chance.randint(0, 6)] = chance.choice(odd)
+                response = await client.post(PREDICT, content=bytes(body), headers={"content-type": "application/json"})
+                seen.add(response.status_code)
+        return seen
+
+    assert asyncio.run(all_of_them()) <= {200, 400, 422}
 
 
 def test_a_bug_is_told_by_its_request_id_alone(

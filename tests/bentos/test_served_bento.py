@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -183,3 +184,41 @@ def test_nobody_waits_for_a_slow_sender(server: Served) -> None:
         head = f"POST {PREDICT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 50\r\n\r\n"
         slow.sendall(head.encode() + b"{")
         assert httpx.post(server.url + PREDICT, json=IMAGE, timeout=20).status_code == 200
+
+
+def test_a_hundred_megabytes_of_unknown_length_are_refused_and_not_kept(server: Served) -> None:
+    before = psutil.Process(server.process.pid).memory_info().rss
+    piece = b"10000\r\n" + b"1" * 65_536 + b"\r\n"
+    sent = 0
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection, suppress(OSError):
+        head = f"POST {PREDICT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+        connection.sendall(head.encode())
+        for _ in range(1600):
+            connection.sendall(piece)
+            sent += 65_536
+    assert sent < 100e6
+    assert psutil.Process(server.process.pid).memory_info().rss < before + 60e6
+    assert httpx.post(server.url + PREDICT, json=IMAGE).status_code == 200
+
+
+@pytest.mark.parametrize("answered", [False, True], ids=["amid its body", "before its answer"])
+def test_a_client_that_goes_away_leaves_nothing_under_way(server: Served, answered: bool) -> None:
+    body = json.dumps({"instances": [IMAGE] * 5000}).encode()
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+            head = (
+                f"POST {PREDICT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+            )
+            connection.sendall(head.encode() + (body if answered else body[: len(body) // 2]))
+    end = time.monotonic() + 20
+    while (under_way := in_flight(server)) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert under_way == 0
+    assert httpx.post(server.url + PREDICT, json=IMAGE).status_code == 200
+
+
+def in_flight(server: Served) -> float:
+    line = next(
+        line for line in httpx.get(f"{server.url}/metrics").text.splitlines() if line.startswith("headrace_requests_in_flight{")
+    )
+    return float(line.rpartition(" ")[2])
