@@ -6,6 +6,7 @@ import ast
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
@@ -143,6 +144,22 @@ def test_console_blocks_run_and_print_what_they_show(page: str, live: Live) -> N
                 pattern = ".*".join(re.escape(alike(part)) for part in line.split("…"))
                 is_there = any(re.fullmatch(rf"\s*{pattern}\s*", one) for one in printed)
                 assert is_there, f"{page}:{block.line}: {command} does not print\n{line}\nbut\n{said}"
+
+
+def test_python_blocks_run(live: Live) -> None:
+    """After the console blocks of the page, whose files they use."""
+    page = "docs/calling.md"
+    token = live.run("tokens", "show").stdout.strip()
+    environment = {**live.environment, "HEADRACE_TOKEN": token, "HEADRACE_ADDRESS": live.door}
+    found = re.findall(r"(<!-- not run: [^>]+ -->\n)?```python\n(.*?)```", text(page), re.DOTALL)
+    ran = 0
+    for _, code in ((why, code) for why, code in found if not why):
+        code = code.replace("127.0.0.1:8080", live.door.removeprefix("http://"))
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=live.project.root, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, f"{page}: {code}\n{done.stderr}"
+        ran += 1
+    assert ran == 2
 
 
 def alike(line: str) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +38,8 @@ class Batches:
         self._settings, self._catalogue = settings, catalogue
         self._store = BatchStore(project)
         self._queue = BatchQueue(project, self._store)
+        self._arriving: Counter[str] = Counter()
+        """Uploads under way, by tenant."""
         self.routes = [
             Route(PATH, self.submit, methods=["POST"]),
             Route(PATH, self.list, methods=["GET"]),
@@ -64,10 +68,18 @@ class Batches:
         known = self._queue.get(batch_id(caller.tenant, listed.model, key)) if key else None
         if known is None:
             self._require_room(caller.tenant)
+        with self._arrival(caller.tenant):
+            submitted, upload = await self._receive(request, caller, listed.model, media_type, key)
+        return to_json(self._told(self._accepted(submitted, upload)), 202)
+
+    async def _receive(
+        self, request: Request, caller: Caller, model: str, media_type: str, key: str
+    ) -> tuple[Submitted, Upload]:
+        """The file on disk as a batch; where there is one of this id already, that one stays."""
         async with receive(request, self._store, self._settings.max_batch_bytes) as upload:
             submitted = Submitted(
-                batch_id(caller.tenant, listed.model, key),
-                listed.model,
+                batch_id(caller.tenant, model, key),
+                model,
                 caller.tenant,
                 caller.jti,
                 caller.rows_per_day,
@@ -79,7 +91,7 @@ class Batches:
             folder = await asyncio.to_thread(self._store.accept, upload.folder, submitted)
         if folder is not None:
             self._queue.add(folder)
-        return to_json(self._told(self._accepted(submitted, upload)), 202)
+        return submitted, upload
 
     async def list(self, request: Request) -> Response:
         caller, model = self._allowed(request)
@@ -133,9 +145,17 @@ class Batches:
         return found
 
     def _require_room(self, tenant: str) -> None:
-        if self._queue.open_of(tenant) >= MOST_OPEN:
+        if self._queue.open_of(tenant) + self._arriving[tenant] >= MOST_OPEN:
             message = f"{MOST_OPEN} batches have not ended yet; wait for one, or cancel one"
             raise Refused(429, "too_many_batches", message, {"retry-after": "60"})
+
+    @contextmanager
+    def _arrival(self, tenant: str) -> Iterator[None]:
+        self._arriving[tenant] += 1
+        try:
+            yield
+        finally:
+            self._arriving[tenant] -= 1
 
     def _accepted(self, submitted: Submitted, upload: Upload) -> Submitted:
         """The batch of this id: the one just sent, or the one that was there.
