@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from fnmatch import fnmatch
-import os
 from pathlib import Path
 
 from headrace.counters import PATTERN
