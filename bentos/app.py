@@ -23,6 +23,7 @@ from bentos.call import CURRENT, Answer, Call
 from bentos.http import Refused, overloaded, request_id_of
 from bentos.metrics import Metrics
 from bentos.model import ServedModel
+from bentos.openai import OpenAI
 from bentos.requests_log import RequestLog
 from bentos.streams import Streaming, Streams
 from bentos.tracing import open_trace
@@ -97,7 +98,7 @@ class PredictionApp:
         self.metrics.in_flight = lambda: self._in_flight
         self.metrics.queue_rows = self._queued
         # A further protocol is one file beside v1.py and one entry here.
-        self.routes: list[Route] = [*V1(self).routes, *V2(self).routes]
+        self.routes: list[Route] = [*V1(self).routes, *V2(self).routes, *OpenAI(self).routes]
         self._known: dict[tuple[str, str], tuple[Endpoint, str, dict[str, str]]] = {}
 
     @property

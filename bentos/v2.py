@@ -37,10 +37,12 @@ def _in_its_shape(endpoint: Endpoint) -> Endpoint:
         try:
             return await endpoint(self, request)
         except ContractViolation as violation:
+            request.state.code = "contract_violation"
             return to_json({"error": str(violation)}, 422)
         except Refused as refused:
             if refused.status in (401, 403):
                 raise  # one shape, at the door and here, whatever was asked for
+            request.state.code = refused.code
             return to_json({"error": refused.message}, refused.status, refused.headers)
 
     return answer
