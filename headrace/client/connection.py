@@ -69,6 +69,12 @@ def failures(call: Call, address: str) -> Iterator[None]:
     except httpx.TimeoutException:
         raise TimedOut("no answer in time", where=address, request_id=call.request_id) from None
     except httpx.TransportError as error:
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):  # another try would end alike
+            message, mend = (
+                "the certificate is not one that is trusted here",
+                "verify='authority.pem', a copy of the door's own",
+            )
+            raise CallFailed(f"{message} ({error})", where=address, mend=mend, request_id=call.request_id) from None
         raise Unavailable(f"the service does not answer ({error})", where=address, request_id=call.request_id) from None
     except CallFailed as error:
         error.where = error.where or address

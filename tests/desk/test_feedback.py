@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import httpx
 import pytest
 
 from headrace.client import Forbidden, InvalidInput, NotFound
-from headrace.feedback import Joined, joined
+from headrace.feedback import Joined, find, joined
 from tests.desk.house import House
 
 ROWS = [{"distance": 1, "carrier": "AA"}, {"distance": 2, "carrier": "BB"}]
@@ -44,6 +45,30 @@ def test_the_same_truth_twice_is_the_same_as_once_and_the_last_one_counts(house:
         assert client.feedback(answer.id, 24, row=1)["new"] == 0
         assert client.feedback(answer.id, 30, row=1)["new"] == 1
     assert [(one.row, one.truth) for one in met(house, "trips", answer.request_id)] == [(1, 30)]
+
+
+def record(house: House, replica: str, **fields: Any) -> None:
+    """What a replica writes of one request."""
+    path = house.project.usage / replica / "answers-1.jsonl"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"at": 1.0, "tenant": "acme", "version": "0", **fields}) + "\n")
+
+
+def test_a_truth_whose_answer_is_found_later_is_joined_then(house: House) -> None:
+    with house.client("acme", "trips") as client:
+        assert client.feedback("trips@0:early", 7)["state"] == "pending"
+    assert met(house, "trips", "early") == []
+    record(house, "trips-v0-gone", id="early", model="trips", answers=[12.0])
+    assert [(one.row, one.answer, one.truth) for one in met(house, "trips", "early")] == [(0, 12.0, 7)]
+
+
+def test_what_a_shadow_answered_is_not_what_the_client_was_told(house: House) -> None:
+    with house.client("acme", "halves") as client:
+        answer = client.predict("halves", UPPER)
+        client.feedback(answer.id, "upper")
+    record(house, "halves-v9-shade", id=answer.request_id, model="halves", version="9", answers=["lower"])
+    assert find(house.project, "acme", answer.request_id, version="0").answers == ["upper"]  # type: ignore[union-attr]
+    assert find(house.project, "acme", answer.request_id, others={"halves-v9-shade"}).version == "0"  # type: ignore[union-attr]
 
 
 def test_another_tenant_tells_nothing_about_an_answer_that_is_not_its_own(house: House) -> None:
