@@ -59,6 +59,7 @@ def _prepare(root: Path, names: list[str]) -> Place:
         "GRAPH": str(root / "model" / "model.onnx"),
         "TORCH": str(root / "model" / "model.pt"),
         "OMP_NUM_THREADS": "1",
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),  # MLflow calls uvicorn
         "DO_NOT_TRACK": "1",
     }
     if {"litserve", "ray"} & set(names):

@@ -15,6 +15,6 @@ class Digits:
         self.session = ort.InferenceSession(os.environ["GRAPH"], options, providers=["CPUExecutionProvider"])
 
     @bentoml.api
-    def predict(self, pixels: list[list[int]]) -> dict[str, object]:
-        probabilities = self.session.run(None, {"pixels": np.array([pixels], np.uint8)})[0][0]
+    def predict(self, pixels: np.ndarray) -> dict[str, object]:  # type: ignore[type-arg]
+        probabilities = self.session.run(None, {"pixels": pixels[None].astype(np.uint8)})[0][0]
         return {"label": int(probabilities.argmax()), "probabilities": probabilities.tolist()}
