@@ -15,11 +15,10 @@ from pathlib import Path
 from benchmarks.serving_load import load, require_wrk
 from benchmarks.serving_model import write_model
 from benchmarks.serving_report import Measured, page
-from benchmarks.serving_systems import SYSTEMS, Place, Running, free_port, install_peers
+from benchmarks.serving_systems import SYSTEMS, Place, Running, free_port
 from headrace.errors import HeadraceError
 from headrace.project import Project
 
-PEERS = Path(tempfile.gettempdir()) / "headrace-serving-peers"
 WARM_SECONDS = 1.0
 
 
@@ -31,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
         if unknown := sorted(set(names) - set(SYSTEMS)):
             raise HeadraceError(f"no server {unknown[0]!r} here", where="--systems", mend="known: " + ", ".join(SYSTEMS))
         with tempfile.TemporaryDirectory(prefix="headrace-serving-") as folder:
-            place = _prepare(Path(folder), names)
+            place = _prepare(Path(folder))
             if options.requests:
                 _soak(place, names, options.requests)
             else:
@@ -50,7 +49,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _prepare(root: Path, names: list[str]) -> Place:
+def _prepare(root: Path) -> Place:
     write_model(root / "model")
     project = root / "project"
     (project / "recipes").mkdir(parents=True)
@@ -62,10 +61,6 @@ def _prepare(root: Path, names: list[str]) -> Place:
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),  # MLflow calls uvicorn
         "DO_NOT_TRACK": "1",
     }
-    if {"litserve", "ray"} & set(names):
-        if said := install_peers(PEERS):
-            print(f"cannot be installed: {said}", file=sys.stderr)
-        variables["PYTHONPATH"] = os.pathsep.join(str(folder) for folder in sorted(PEERS.glob("*")) if folder.is_dir())
     return Place(root, root / "model", Project(project), variables)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +30,7 @@ from headrace.settings import Settings
 
 PEERS = Path(__file__).parent / "serving_peers"
 PINNED = Path(__file__).parent / "serving-peers.txt"
+PEERS_HOME = Path(tempfile.gettempdir()) / "headrace-serving-peers"
 FIRST_PORT = 18_100
 READY_SECONDS = 90.0
 IMAGE = sample()
@@ -274,23 +275,51 @@ def _wait(url: str, ask: Ask | None, process: subprocess.Popen[bytes] | None = N
     raise HeadraceError(f"the server never answered rightly; last: {said}\n{tail}", where=url, mend="read its log")
 
 
-def install_peers(folder: Path) -> str:
-    """Packages that only peers need, into `folder`; what could not be had, in words."""
-    if (folder / "done").exists():
-        return ""
-    program = Path(sys.executable).with_name("uv")
-    command = [str(program) if program.exists() else shutil.which("uv") or "uv", "pip", "install", "--quiet"]
-    links = os.environ.get("PIP_FIND_LINKS")
-    said = []
-    for line in PINNED.read_text(encoding="utf-8").splitlines():
-        if line and not line.startswith("#"):
-            into = ["--python", sys.executable, "--target", str(folder / line.partition("[")[0].partition("=")[0])]
-            more = ["--find-links", links] if links else []
-            # torch, numpy and what else is here already come from here: the same versions for all.
-            done = subprocess.run([*command, *into, *more, "--no-deps", line], capture_output=True, text=True, check=False)
-            if done.returncode:
-                said.append(f"{line}: {done.stderr.strip()[-200:]}")
-    return "; ".join(said)
+def install_peer(name: str) -> str:
+    """The packages of one peer in a folder of its own, as its PYTHONPATH; kept for the next run.
+
+    Raises:
+        HeadraceError: they cannot be had.
+    """
+    folder = PEERS_HOME / name
+    if not (folder / "done").exists():
+        wanted = next(line for line in PINNED.read_text(encoding="utf-8").splitlines() if line.startswith(name))
+        beside = Path(sys.executable).with_name("uv")
+        uv = str(beside) if beside.exists() else "uv"
+        links = ["--find-links", os.environ["PIP_FIND_LINKS"]] if "PIP_FIND_LINKS" in os.environ else []
+        # What Headrace needs too comes in the same version, so that only the server differs.
+        versions = ["--constraint", str(Path(__file__).parents[1] / "requirements.lock")]
+        command = [
+            uv,
+            "pip",
+            "install",
+            "--quiet",
+            "--python",
+            sys.executable,
+            "--target",
+            str(folder),
+            *versions,
+            *links,
+            wanted,
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            said = done.stderr.strip().splitlines()[-1:] or ["no word"]
+            raise HeadraceError(f"{wanted} cannot be installed: {said[0][:200]}", where=name, mend="read " + PINNED.name)
+        (folder / "done").touch()
+    return str(folder)
+
+
+def _installed(
+    name: str, script: str, ask: Ask = PEER_ASK, ready: str = "/readyz"
+) -> Callable[[Place, int], contextlib.AbstractContextManager[Running]]:
+    @contextmanager
+    def open_peer(place: Place, port: int) -> Iterator[Running]:
+        variables = {**place.environment, "PORT": str(port), "PYTHONPATH": install_peer(name)}
+        with _process([sys.executable, str(PEERS / script)], variables, port, ready, ask, place.root) as running:
+            yield running
+
+    return open_peer
 
 
 SYSTEMS = {
@@ -302,9 +331,11 @@ SYSTEMS = {
     "fastapi-tuned": System("FastAPI, tuned", "orjson, ONNX Runtime", _script("fastapi_tuned.py")),
     "fastapi-torch": System("FastAPI with torch", "as in its tutorials", _script("fastapi_torch.py")),
     "bentoml": System("BentoML", "as in its quickstart, ONNX Runtime", _bentoml),
-    "litserve": System("LitServe", "as in its quickstart, ONNX Runtime", _script("litserve_api.py")),
+    "litserve": System("LitServe", "as in its quickstart, ONNX Runtime", _installed("litserve", "litserve_api.py")),
     "mlflow": System("mlflow models serve", "ONNX flavour", _mlflow),
     "ray": System(
-        "Ray Serve", "as in its quickstart, ONNX Runtime", _script("ray_serve.py", Ask("/", JSON_BODY, JSON, _labelled), "/")
+        "Ray Serve",
+        "as in its quickstart, ONNX Runtime",
+        _installed("ray", "ray_serve.py", Ask("/", JSON_BODY, JSON, _labelled), "/"),
     ),
 }
