@@ -17,8 +17,8 @@ from headrace.rollout.watch import Trial, look, watch
 
 TOLERANCE = 0.25
 """Two values agree when they differ by at most so many standard deviations of the champion's answers."""
-MOST_LABELS = 0.5
-"""Where more than this share of the answers are texts that came once, they are no labels: written texts are not compared."""
+FEW_LABELS, MOST_LABELS = 20, 0.5
+"""Texts of which more than so many, and more than this share of all answers, differ are no labels: they are not compared."""
 Answers = dict[str, list[Any]]
 """Request id to what was answered."""
 
@@ -71,7 +71,7 @@ def agreement(champion: Answers, shadow: Answers) -> tuple[int, int]:
     given = [answer for answers, _ in both for answer in answers]
     if not given:
         return 0, 0
-    if all(isinstance(answer, str) for answer in given) and len(set(given)) > max(1, MOST_LABELS * len(given)):
+    if all(isinstance(answer, str) for answer in given) and len(set(given)) > max(FEW_LABELS, MOST_LABELS * len(given)):
         return 0, 0
     floats = [answer for answer in given if isinstance(answer, float)]
     tolerance = TOLERANCE * statistics.pstdev(floats) if floats else 0.0

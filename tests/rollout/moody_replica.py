@@ -37,8 +37,10 @@ def app(model: str, version: str, mood: str) -> Starlette:
     async def predict(request: Request) -> Response:
         nonlocal asked
         found = {"model": model, "version": version, "predictions": []}
-        if (await request.json())["instances"] == [SAMPLE]:
+        (instance,) = (await request.json())["instances"]
+        if instance == SAMPLE:
             return JSONResponse(found)
+        await asyncio.sleep(instance.get("wait", 0))
         asked += 1
         if mood == "dies" and asked == 5:
             os._exit(1)

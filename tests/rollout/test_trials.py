@@ -9,81 +9,22 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from headrace.errors import OutOfBounds
-from headrace.project import Project
-from headrace.rollout import door, rolling, supervisor
-from headrace.rollout.config import RolloutConfig
+from headrace.rollout import door
 from headrace.rollout.envoy import Traffic
-from headrace.rollout.processes import ProcessRunner
 from headrace.rollout.replicas import ReplicaSpec
-from headrace.settings import Settings
-from tests.ports import lease
-from tests.rollout.load import Load
-from tests.rollout.support import moody_command
+from tests.rollout.house import CHAMPION, House, open_house
 
-CHAMPION = ReplicaSpec("digits", "1", "good")
 LENIENT = {"error_rate": 0.9, "latency": 50, "distribution": 99, "agreement": 0.01}
-
-
-class House:
-    """A project whose champion serves, and what rolls others out beside it."""
-
-    def __init__(self, project: Project, settings: Settings) -> None:
-        self.project, self.settings = project, settings
-        self.runner = ProcessRunner(project, moody_command, settings)
-        self.said: list[str] = []
-        self.noted: list[dict[str, Any]] = []
-
-    def roll_out(self, spec: ReplicaSpec, replicas: int = 2, **how: Any) -> rolling.Rollout:
-        self.said.clear()
-        self.noted.clear()
-        return rolling.roll_out(
-            spec,
-            replicas,
-            self.project,
-            self.settings,
-            self.runner,
-            self.said.append,
-            RolloutConfig.model_validate(how),
-            self.noted.append,
-        )
-
-    def load(self) -> Load:
-        return Load(self.settings.door_port, "digits", fast=4, slow=0, fresh=1)
-
-    def serves(self, version: str, replicas: int = 2) -> None:
-        """Just so many replicas of this version serve, and nothing else is left of any other."""
-        assert rolling.is_serving(ReplicaSpec("digits", version, "good"), replicas, self.project, self.settings)
-        assert door.traffic(self.project, "digits") == Traffic()
-        assert {(r.version, r.state) for r in self.runner.list()} <= {(version, "running"), (version, "starting")}
-        assert len(self.runner.list()) == replicas
 
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    root = tmp_path_factory.mktemp("trials") / "clone"
-    (root / "recipes").mkdir(parents=True)
-    (root / "dvc.yaml").write_text("stages: {}\n")
-    project = Project(root)
-    with lease() as ports:
-        settings = Settings(
-            door_port=ports[0],
-            door_admin_port=ports[1],
-            desk_port=ports[2],
-            replica_ports=(ports[3], ports[-1]),
-            drain_seconds=10.0,
-            ready_seconds=20.0,
-            access="open",
-        )
-        try:
-            yield House(project, settings)
-        finally:
-            supervisor.shutdown(project, stop_seconds=5.0)
-            assert supervisor.marked(project) == []
+    with open_house(tmp_path_factory.mktemp("trials") / "clone") as found:
+        yield found
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +35,7 @@ def champion(house: House) -> None:
 def test_a_good_canary_goes_step_by_step_and_then_serves_alone(house: House) -> None:
     with house.load() as load:
         load.wait_for("1", 50)
-        house.roll_out(ReplicaSpec("digits", "2", "good"), strategy="canary", steps=[10, 50], bake="2s", bounds=LENIENT)
+        house.roll_out(ReplicaSpec("digits", "2", "good"), strategy="canary", steps=[10, 50], bake="1.5s", bounds=LENIENT)
         assert load.failures == []
         load.wait_for("2", 50)
         last = load.answers["1"]
@@ -142,12 +83,12 @@ def test_a_canary_with_too_few_requests_goes_on_with_a_note(house: House) -> Non
 def test_a_shadow_is_held_against_the_champion_and_nobody_gets_its_answers(house: House) -> None:
     wrong = {**LENIENT, "agreement": 0.8}
     with house.load() as load, pytest.raises(OutOfBounds, match="as the champion does; agreement asks for 80") as caught:
-        house.roll_out(ReplicaSpec("digits", "2", "other"), strategy="shadow", steps=[50], bake="3s", bounds=wrong)
+        house.roll_out(ReplicaSpec("digits", "2", "other"), strategy="shadow", steps=[50], bake="2s", bounds=wrong)
     assert 0.3 < caught.value.facts["agreement"] < 0.7
     assert load.failures == [] and set(load.answers) == {"1"}
     house.serves("1")
     with house.load() as load:
-        house.roll_out(ReplicaSpec("digits", "2", "good"), strategy="shadow", steps=[50], bake="3s", bounds=wrong)
+        house.roll_out(ReplicaSpec("digits", "2", "good"), strategy="shadow", steps=[50], bake="2s", bounds=wrong)
         load.wait_for("2")
     assert load.failures == []
     house.serves("2")
@@ -164,10 +105,9 @@ def test_a_version_that_fails_after_it_went_live_is_taken_back(house: House) -> 
     house.serves("1")
 
 
-@pytest.mark.parametrize("strategy", ["canary", "shadow"])
-def test_what_a_killed_trial_left_is_ended_by_the_next_roll_out(strategy: str, house: House) -> None:
+def test_what_a_killed_trial_left_is_ended_by_the_next_roll_out(house: House) -> None:
     with house.load() as load:
-        killed = in_another_process(house, strategy)
+        killed = in_another_process(house)
         deadline = time.monotonic() + 30
         while door.traffic(house.project, "digits") == Traffic():
             assert time.monotonic() < deadline and killed.poll() is None
@@ -181,7 +121,7 @@ def test_what_a_killed_trial_left_is_ended_by_the_next_roll_out(strategy: str, h
     house.serves("4")
 
 
-def in_another_process(house: House, strategy: str) -> subprocess.Popen[bytes]:
+def in_another_process(house: House) -> subprocess.Popen[bytes]:
     """A trial of version 2, to be killed."""
     code = f"""
 import sys
@@ -189,11 +129,13 @@ sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from pathlib import Path
 from headrace.project import Project
 from headrace.rollout.config import RolloutConfig
+from headrace.rollout import door
 from headrace.rollout.envoy import Traffic
 from headrace.rollout.replicas import ReplicaSpec
+from tests.rollout.house import CHAMPION, House, open_house
 from headrace.settings import Settings
-from tests.rollout.test_trials import House
+from tests.rollout.house import House
 house = House(Project(Path({str(house.project.root)!r})), Settings(**{json.loads(house.settings.model_dump_json())!r}))
-house.roll_out(ReplicaSpec("digits", "2", "good"), strategy={strategy!r}, steps=[50], bake="60s")
+house.roll_out(ReplicaSpec("digits", "2", "good"), strategy="canary", steps=[50], bake="60s")
 """
     return subprocess.Popen([sys.executable, "-c", code])

@@ -1,0 +1,71 @@
+"""A release as a canary, and back again, by the real command line, on real replicas, under load."""
+
+from __future__ import annotations
+
+import shutil
+import time
+
+import yaml
+
+from headrace import journal, registry
+from headrace.audit import acts
+from tests.release.live import Live, another_recipe
+from tests.release.test_load import INSTANCE
+from tests.rollout.load import Load
+
+PERSON = ("--by", "ada", "--why", "wrong colours")
+
+
+def test_a_canary_is_released_then_taken_back_in_seconds_and_stays_back(live: Live) -> None:
+    name = another_recipe(live, "backward", serve={"replicas": 2})
+    live.run("run", name)
+    assert "no version of 'backward' served before 1" in live.json("rollback", name, code=2)["message"]
+    path = live.project.recipes / f"{name}.yaml"
+    recipe = yaml.safe_load(path.read_text())
+    recipe["train"]["seed"] = 2
+    recipe["serve"]["rollout"] = {"strategy": "canary", "steps": [50], "bake": "3s", "bounds": {"latency": 20}}
+    path.write_text(yaml.safe_dump(recipe))
+    door = int(live.ports["HEADRACE_DOOR_PORT"])
+    with Load(door, name, fast=2, slow=1, fresh=1, instance=INSTANCE, token=live.token) as load:
+        load.wait_for("1")
+        assert live.json("run", name)["version"] == "2"
+        began = time.monotonic()
+        back = live.json("rollback", name, *PERSON)
+        seconds = time.monotonic() - began
+        load.wait_for("1")
+        assert (back["version"], back["rolled_back"]) == ("1", {"from": "2", "why": "wrong colours", "by": "ada"})
+        told = live.json("run", name, code=4)
+        assert f"{name}@2 was taken back" in told["message"] and "by ada: wrong colours" in told["message"]
+        assert f"{name}@1 goes on serving" in told["message"] and "--force" in told["mend"]
+        assert live.serving(name) == "1"
+    assert load.failures == [] and seconds < 60  # a bound for a machine that does much else; it takes a few seconds
+    assert registry.get(name, live.project).version == "1"
+    entries = journal.entries(live.project, name)
+    assert [(e.event, e.version) for e in entries] == [
+        ("released", "1"),
+        ("rollout-step", "2"),
+        ("released", "2"),
+        ("rolled-back", "1"),
+    ]
+    step = entries[1].facts
+    assert step["step"] == "canary 50 %" and step["judged"] and step["requests"] > 50 and "psi" in step, (
+        "replicas tell their answers"
+    )
+    assert "rollback" in {act.act for act in acts(live.project)}
+    assert "taken back by ada: wrong colours" in live.run("history", name).stdout
+
+
+def test_a_rollback_whose_bento_is_gone_says_how_to_rebuild_it(live: Live) -> None:
+    name = "backward"
+    assert f"{name}@7 never served" in live.json("rollback", name, "--to", "7", code=2)["message"]
+    assert "in force already" in live.json("rollback", name, "--to", f"{name}@1", code=2)["message"]
+    bento = next(e for e in journal.entries(live.project, name) if e.version == "2" and e.event == "released").facts["bento"]
+    shutil.rmtree(live.project.bentoml_home / "bentos" / bento.replace(":", "/"))
+    told = live.json("rollback", name, "--to", "2", code=5)
+    assert f"the bento {bento} is gone" in told["message"]
+    assert live.serving(name) == "1"
+    assert f"headrace rollback {name} --to 2 --rebuild" in told["mend"]
+    live.run("rollback", name, "--to", "2", "--rebuild")
+    assert live.serving(name) == "2"
+    assert live.json("run", name)["version"] == "2", "what was brought back on purpose stays"
+    assert live.json("scale", name, "1")["replicas"] == 1
