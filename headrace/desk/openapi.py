@@ -145,7 +145,7 @@ def _several(instance: Json) -> Json:
 def _answers(listed: Listed, schema: Json) -> Json:
     found = answer("Predictions, in the order of the instances", schema)
     if listed.streams:
-        found["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+        found["content"]["text/event-stream"] = {"schema": protocols.EVENT}
     return found
 
 

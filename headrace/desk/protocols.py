@@ -14,22 +14,37 @@ from headrace.desk.catalogue import Listed
 Json = dict[str, Any]
 DATATYPES = {"float32": "FP32", "float64": "FP64", "int64": "INT64", "uint8": "UINT8", "string": "BYTES"}
 OBJECT: Json = {"type": "object"}
-SPOKEN: Json = {
-    "anyOf": [
-        {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]},
-        {"$ref": "#/components/schemas/Error"},
-    ]
+EVENT: Json = {
+    "type": "object",
+    "description": "One server-sent event; `data` is JSON.",
+    "properties": {"data": {"type": "string"}, "event": {"type": "string"}},
+    "required": ["data"],
 }
-"""A refusal in the protocol's own shape, or in the door's."""
-
-
-def _operation(name: str, tag: str, summary: str, status: int, shape: Json, refusals: Sequence[int], **more: Any) -> Json:
-    responses: Json = {str(status): {"description": "The answer", "content": {"application/json": {"schema": shape}}}}
-    for refused in (*told.ANYWHERE, *refusals):
-        responses[str(refused)] = {
-            "description": told.MEANING[refused],
-            "content": {"application/json": {"schema": SPOKEN}},
+INFERENCE_ERROR: Json = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
+OPENAI_ERROR: Json = {
+    "type": "object",
+    "properties": {
+        "error": {
+            "type": "object",
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+            "required": ["message", "type", "param", "code"],
         }
+    },
+    "required": ["error"],
+}
+
+
+def _operation(name: str, tag: str, summary: str, shape: Json, error: Json, refusals: Sequence[int], **more: Any) -> Json:
+    """Refusals are in the protocol's own shape (`error`), or in the door's."""
+    responses: Json = {"200": {"description": "The answer", "content": {"application/json": {"schema": shape}}}}
+    either = {"anyOf": [error, {"$ref": "#/components/schemas/Error"}]}
+    for refused in (*told.ANYWHERE, *refusals):
+        responses[str(refused)] = {"description": told.MEANING[refused], "content": {"application/json": {"schema": either}}}
     return {"operationId": name, "tags": [tag], "summary": summary, **more, "responses": dict(sorted(responses.items()))}
 
 
@@ -55,15 +70,21 @@ def inference_paths(listed: Listed) -> Json:
     }
     example = {"sample": {"value": {"inputs": tensors(listed.contract)}}}
     return {
-        path: {"get": _operation(f"metadata_{model}", model, "Tensors that the model takes and gives", 200, OBJECT, (404,))},
-        f"{path}/ready": {"get": _operation(f"ready_{model}", model, "Whether the model answers", 200, OBJECT, (404,))},
+        path: {
+            "get": _operation(
+                f"metadata_{model}", model, "Tensors that the model takes and gives", OBJECT, INFERENCE_ERROR, (404,)
+            )
+        },
+        f"{path}/ready": {
+            "get": _operation(f"ready_{model}", model, "Whether the model answers", OBJECT, INFERENCE_ERROR, (404,))
+        },
         f"{path}/infer": {
             "post": _operation(
                 f"infer_{model}",
                 model,
                 "Tensors in, tensors out (Open Inference Protocol v2)",
-                200,
                 shape,
+                INFERENCE_ERROR,
                 (400, 404, 408, 413, 415, 422),
                 requestBody={"required": True, "content": {"application/json": {"schema": asked, "examples": example}}},
             )
@@ -127,16 +148,20 @@ def server_paths() -> Json:
 def openai_paths(writers: Sequence[Listed]) -> Json:
     """`/v1/completions` and `/v1/chat/completions`."""
     names = [listed.model for listed in writers]
+    message = {
+        "type": "object",
+        "properties": {"role": {"enum": ["system", "developer", "user", "assistant"]}, "content": {"type": "string"}},
+        "required": ["role", "content"],
+    }
     common: Json = {
         "model": {"enum": names},
         "max_tokens": {"type": "integer", "minimum": 1},
-        "temperature": {"type": "number", "minimum": 0, "maximum": 2},
+        "temperature": {"type": "number", "minimum": 0, "maximum": 10},
+        "top_p": {"type": "number", "minimum": 0, "maximum": 1},
+        "n": {"type": "integer", "minimum": 1, "maximum": 8},
+        "stop": {"type": "string"},
+        "seed": {"type": "integer", "minimum": 0, "maximum": 2**53 - 1},
         "stream": {"type": "boolean", "default": False},
-    }
-    message = {
-        "type": "object",
-        "properties": {"role": {"enum": ["system", "user", "assistant"]}, "content": {"type": "string"}},
-        "required": ["role", "content"],
     }
     prompt = _prompt(writers[0])
     return {
@@ -157,10 +182,22 @@ def openai_paths(writers: Sequence[Listed]) -> Json:
 
 def _completions(name: str, summary: str, properties: Json, example: Json) -> Json:
     needed = [field for field in ("model", "prompt", "messages") if field in properties]
-    schema = {"type": "object", "properties": properties, "required": needed}
+    schema = {"type": "object", "properties": properties, "required": needed, "additionalProperties": False}
     asked = {"required": True, "content": {"application/json": {"schema": schema, "examples": {"sample": {"value": example}}}}}
-    found = _operation(name, "door", summary, 200, OBJECT, (400, 404, 408, 413, 415, 422), requestBody=asked)
-    found["responses"]["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+    shape = {
+        "type": "object",
+        "properties": {
+            "id": {"type": "string"},
+            "object": {"type": "string"},
+            "created": {"type": "integer"},
+            "model": {"type": "string"},
+            "choices": {"type": "array", "items": OBJECT},
+            "usage": OBJECT,
+        },
+        "required": ["id", "object", "created", "model", "choices"],
+    }
+    found = _operation(name, "door", summary, shape, OPENAI_ERROR, (400, 404, 408, 413, 415, 422), requestBody=asked)
+    found["responses"]["200"]["content"]["text/event-stream"] = {"schema": EVENT}
     return {"post": found}
 
 
