@@ -19,7 +19,7 @@ from typing import Any
 from headrace import audit, signing
 from headrace.errors import UsageError, near_miss
 from headrace.files import read_json, write_json, write_secret
-from headrace.guard import ISSUER, LEEWAY_SECONDS
+from headrace.guard import ISSUER, LEEWAY_SECONDS, LONGEST_TOKEN
 from headrace.project import Project
 
 DAY = 86400
@@ -29,6 +29,8 @@ OPERATOR_SECONDS = 30 * DAY
 LONGEST_SECONDS = 366 * DAY
 KEPT_SECONDS = 90 * DAY
 """How long the list shows a token that has expired."""
+SLOWEST, FASTEST = 1 / DAY, 1e6
+"""Requests per second: outside of these Envoy takes no limit."""
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": DAY}
 
 
@@ -66,13 +68,15 @@ def issue(
     """A new token and its facts, which are on disk before it is: whatever is given out can be revoked.
 
     Raises:
-        UsageError: no name for a tenant, no models, or a lifetime that cannot be.
+        UsageError: no name for a tenant, no models or too many of them, a lifetime or a rate that cannot be.
     """
     _require_tenant(tenant)
     if not models:
         raise UsageError("a token opens at least one model", where="--models", mend="--models 'digits,flights', or '*' for all")
     if not 0 < seconds <= LONGEST_SECONDS:
         raise UsageError(f"a token lives at most {LONGEST_SECONDS // DAY} days", where="--expires", mend="--expires 90d")
+    if rate is not None and not SLOWEST <= rate <= FASTEST:
+        raise UsageError("a rate is at least 1/d and at most 1000000/s", where="--rate", mend="--rate 100/s")
     with _locked(project):
         token, facts = _sign(project, tenant, models, seconds, rate, rows_per_day)
     audit.record(project, "tokens issue", asdict(facts))
@@ -172,7 +176,7 @@ def parse_rate(text: str) -> float:
         UsageError: another text.
     """
     match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)\s*/\s*([smhd])", text.strip())
-    if not match or float(match[1]) == 0:
+    if not match:
         raise UsageError(f"no rate: {text!r}", where="--rate", mend="a number, / and s, m, h or d, such as 100/s or 30/m")
     return float(match[1]) / UNITS[match[2]]
 
@@ -215,9 +219,12 @@ def _sign(
         **({"rate": rate} if rate is not None else {}),
         **({"rows_per_day": rows_per_day} if rows_per_day is not None else {}),
     }
+    token = jwt.encode(claims, key, algorithm=signing.ALGORITHM, headers={"kid": kid})
+    if len(token) > LONGEST_TOKEN:
+        raise UsageError(f"{len(facts.models)} models are too many for one token", where="--models", mend="--models '*'")
     fresh = [known for known in listed(project) if known.expires + KEPT_SECONDS > now]
     _write_book(project, [*fresh, facts])
-    return jwt.encode(claims, key, algorithm=signing.ALGORITHM, headers={"kid": kid}), facts
+    return token, facts
 
 
 def _require_tenant(tenant: str) -> None:

@@ -34,8 +34,14 @@ def of_container(spec: ReplicaSpec, replica_id: str, project: Project, settings:
         mounts.append(f"type=bind,source={_readable(project.guard)},target={guard},readonly")
     if settings.quota_store is None:
         mounts.append(f"type=bind,source={_quotas(project)},target={quotas}")
-    variables = [part for name, value in told.items() for part in ("--env", f"{name}={value}")]
+    given = {**told, **dict.fromkeys(of_client(settings), None)}
+    variables = [part for name, value in given.items() for part in ("--env", name if value is None else f"{name}={value}")]
     return variables + [part for mount in mounts for part in ("--mount", mount)]
+
+
+def of_client(settings: Settings) -> dict[str, str]:
+    """Variables that `docker run` takes from its own environment: its arguments are everybody's to read."""
+    return {"HEADRACE_QUOTAS": settings.quota_store} if settings.quota_store else {}
 
 
 def tidy(project: Project) -> list[Path]:

@@ -58,6 +58,7 @@ def program_path(project: Project, name: str) -> Path:
 def write_configuration(project: Project) -> None:
     folder = project.state / "supervisor"
     programs_folder(project).mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)  # an address of Redis may hold a password
     project.logs.mkdir(parents=True, exist_ok=True)
     project.runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
     for name, target in (("conf", folder), ("logs", project.logs), ("root", project.root)):

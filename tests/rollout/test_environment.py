@@ -59,6 +59,13 @@ def test_a_container_writes_to_its_own_folder_and_the_quotas_and_only_reads_the_
     assert not any(str(project.keys) in argument or "signing" in argument for argument in arguments)
 
 
+def test_an_address_of_redis_which_may_hold_a_password_is_no_argument_of_docker(project: Project) -> None:
+    settings = Settings(quota_store="redis://:secret@127.0.0.1:6379")
+    arguments = environment.of_container(spec(), "a", project, settings)
+    assert "HEADRACE_QUOTAS" in arguments and not any("secret" in argument for argument in arguments)
+    assert environment.of_client(settings) == {"HEADRACE_QUOTAS": settings.quota_store}
+
+
 def test_folders_of_replicas_that_are_gone_are_removed_once_nothing_needs_them(project: Project) -> None:
     old = time.time() - (environment.KEPT_DAYS + 1) * 86400
     for name, file in (

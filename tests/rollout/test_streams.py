@@ -76,8 +76,9 @@ def letters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Letters]:
             replica_ports=(ports[2], ports[-1]),
             request_seconds=SILENCE,
             drain_seconds=1.0,
+            access="open",
         )
-        runner = ProcessRunner(project, command)
+        runner = ProcessRunner(project, command, settings)
         try:
             rolling.roll_out(ReplicaSpec("letters", "1", str(folder)), 1, project, settings, runner, lambda line: None)
             yield Letters(project, settings, runner)
@@ -104,6 +105,7 @@ def shell(letters: Letters, monkeypatch: pytest.MonkeyPatch) -> Letters:
     """Where the `headrace` command finds the door."""
     monkeypatch.chdir(letters.project.root)
     monkeypatch.setenv("HEADRACE_DOOR_PORT", str(letters.settings.door_port))
+    monkeypatch.setenv("HEADRACE_ACCESS", "open")
     monkeypatch.setenv("HEADRACE_REQUEST_SECONDS", str(SILENCE))
     return letters
 
