@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from bentos.accounts import Accounts
 from bentos.batching import Batcher
 from bentos.call import CURRENT, Answer, Call
+from bentos.explain import Explain
 from bentos.http import Refused, overloaded, request_id_of
 from bentos.metrics import Metrics
 from bentos.model import ServedModel
@@ -98,7 +99,7 @@ class PredictionApp:
         self.metrics.in_flight = lambda: self._in_flight
         self.metrics.queue_rows = self._queued
         # A further protocol is one file beside v1.py and one entry here.
-        self.routes: list[Route] = [*V1(self).routes, *V2(self).routes, *OpenAI(self).routes]
+        self.routes: list[Route] = [*V1(self).routes, *V2(self).routes, *OpenAI(self).routes, *Explain(self).routes]
         self._known: dict[tuple[str, str], tuple[Endpoint, str, dict[str, str]]] = {}
 
     @property
