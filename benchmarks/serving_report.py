@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
@@ -39,6 +40,8 @@ def page(
     """The report as Markdown."""
     versions = ", ".join(f"{name} {version(name)}" for name in VERSIONS)
     head = HEAD.format(minutes=minutes, hardware=hardware(), versions=versions, load=load, seconds=seconds)
+    title, written, *paragraphs = head.split("\n\n")
+    head = "\n\n".join([title, textwrap.fill(" ".join(written.split()), 124), *paragraphs])
     parts = [head, aims(measured), *(table(measured, connections) for connections in _connections(measured))]
     parts.append(starts(measured))
     if skipped:
@@ -61,7 +64,8 @@ def table(measured: dict[str, Measured], connections: int) -> str:
         if (found := one.at(connections)) is not None
     ]
     header = ("server", "", "requests/s", "p50, ms", "p99, ms", "CPU, ms a request", "failed")
-    return section(f"{connections} connection{'s' if connections > 1 else ''}", "", header, rows)
+    prose = "Every connection sends its next request as soon as it has its answer."
+    return section(f"{connections} connection{'s' if connections > 1 else ''}", prose, header, rows)
 
 
 def starts(measured: dict[str, Measured]) -> str:
