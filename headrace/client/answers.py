@@ -23,13 +23,24 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Why a model answers as it does, in the order of the instances."""
+    """Which parts of an instance its answer rests on."""
 
-    explanations: list[dict[str, Any]]
+    method: str
+    target: str | int | None
+    """The class that is explained; of a value, its name or nothing."""
+    value: float
+    """The probability of `target`, or the predicted value."""
+    base_value: float
+    """The same for what the instance is compared with."""
+    attributions: Any
+    """What each part adds: by field of a table, by patch of an image, by word of a text, by node of a graph."""
+    evaluations: int
+    """Rows that the model answered for this; they count for the tenant."""
     model: str
     version: str
     id: str
     request_id: str
+    more: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

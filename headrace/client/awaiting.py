@@ -49,8 +49,11 @@ class AsyncClient:
         """See `Client.predict`; `request_id` names the request, where the caller has a name for it."""
         return requests.read(Prediction, await self._json(requests.predict(model, instances, request_id)))
 
-    async def explain(self, model: str, instances: Any) -> Explanation:
-        return requests.read(Explanation, await self._json(requests.explain(model, instances)))
+    async def explain(
+        self, model: str, instance: Any, *, target: str | int | None = None, evaluations: int | None = None, **options: Any
+    ) -> Explanation:
+        asked = {"target": target, "evaluations": evaluations, **options}
+        return requests.read(Explanation, await self._json(requests.explain(model, instance, asked)))
 
     async def stream(self, model: str, instance: Any) -> AsyncIterator[Piece]:
         call = requests.stream(model, instance)

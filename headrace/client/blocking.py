@@ -67,9 +67,18 @@ class Client:
         """
         return requests.read(Prediction, self._json(requests.predict(model, instances)))
 
-    def explain(self, model: str, instances: Any) -> Explanation:
-        """What each part of the input adds to the answer."""
-        return requests.read(Explanation, self._json(requests.explain(model, instances)))
+    def explain(
+        self, model: str, instance: Any, *, target: str | int | None = None, evaluations: int | None = None, **options: Any
+    ) -> Explanation:
+        """Which parts of one instance its answer rests on.
+
+        Args:
+            target: the class to explain; the likeliest when it is not given.
+            evaluations: rows that the model may answer for this, at most; they count for the tenant.
+            options: what else the model's kind takes, such as the `baseline` of a table or the `patch` of an image.
+        """
+        asked = {"target": target, "evaluations": evaluations, **options}
+        return requests.read(Explanation, self._json(requests.explain(model, instance, asked)))
 
     def stream(self, model: str, instance: Any) -> Iterator[Piece]:
         """A text as it is written; the last piece has a `finish_reason`.

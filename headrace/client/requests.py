@@ -60,8 +60,10 @@ def predict(model: str, instances: Any, request_id: str | None = None) -> Call:
     return Call("POST", f"{path_of(model)}/predict", body, request_id=request_id or new_id())
 
 
-def explain(model: str, instances: Any) -> Call:
-    return Call("POST", f"{path_of(model)}/explain", _json({"instances": to_instances(instances)}))
+def explain(model: str, instance: Any, options: Mapping[str, Any]) -> Call:
+    (one,) = to_instances(instance)
+    asked = {name: plain(value) for name, value in options.items() if value is not None}
+    return Call("POST", f"{path_of(model)}/explain", _json({"instance": one, **asked}))
 
 
 def stream(model: str, instance: Any) -> Call:

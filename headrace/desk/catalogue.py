@@ -125,7 +125,8 @@ class Catalogue:
         said = await self._describe(model, max(traffic, key=lambda version: traffic[version], default=""), ready or endpoints)
         contract = Contract.model_validate(said["contract"]) if said else None
         writes = contract is not None and contract.task == "text-generation" and bool(said.get("completes"))
-        offers = bool(said.get("streams")), bool(said.get("explains")), writes
+        explains = contract is not None and contract.output != "text" and bool(said.get("explains"))
+        offers = bool(said.get("streams")), explains, writes
         return Listed(model, endpoints, traffic, len(ready), contract, *offers)
 
     async def _describe(self, model: str, version: str, endpoints: list[Endpoint]) -> dict[str, Any]:

@@ -106,18 +106,44 @@ def _own_paths(listed: Listed) -> Json:
         },
     }
     if listed.explains:
-        explanations = {"explanations": {"type": "array", "items": {"type": "object"}}}
-        found[f"{path}/explain"] = {
-            "post": operation(
-                f"explain_{model}",
-                model,
-                "What each part of the input adds to the answer",
-                {"200": answer("Explanations, in the order of the instances", _with(identity, explanations))},
-                told.OF_INPUT,
-                requestBody=body(_several(instance), _examples(listed, several_only=True)),
-            )
-        }
+        found[f"{path}/explain"] = {"post": _explain(listed, instance)}
     return found
+
+
+def _explain(listed: Listed, instance: Json) -> Json:
+    contract = listed.contract
+    assert contract is not None
+    fields: Json = {
+        "instance": instance,
+        "evaluations": {
+            "type": "integer",
+            "minimum": 4,
+            "maximum": 10_000,
+            "default": 1000,
+            "description": "Rows it may cost.",
+        },
+        "seed": {"type": "integer", "minimum": 0, "default": 0},
+        **({"target": {"enum": contract.labels, "description": "The likeliest, if left out."}} if contract.labels else {}),
+    }
+    told_of: Json = {
+        "method": {"type": "string"},
+        "target": {},
+        "value": {"type": "number", "description": "The probability of `target`, or the predicted value."},
+        "base_value": {"type": "number"},
+        "attributions": {"type": ["object", "array"]},
+        "evaluations": {"type": "integer"},
+    }
+    return operation(
+        f"explain_{listed.model}",
+        listed.model,
+        "What each part of an instance adds to its answer",
+        {"200": answer("The explanation", _with(_identity_schema(), told_of))},
+        told.OF_INPUT,
+        requestBody=body(
+            {"type": "object", "properties": fields, "required": ["instance"], "additionalProperties": False},
+            {"sample": {"value": {"instance": contract.sample}}},
+        ),
+    )
 
 
 def _request(listed: Listed, instance: Json) -> Json:
@@ -149,12 +175,11 @@ def _answers(listed: Listed, schema: Json) -> Json:
     return found
 
 
-def _examples(listed: Listed, several_only: bool = False) -> Json:
+def _examples(listed: Listed) -> Json:
     """Inputs that work: the contract's sample comes from the test rows."""
     assert listed.contract is not None
     sample = listed.contract.sample
-    found: Json = {"several": {"value": {"instances": [sample, *listed.contract.examples]}}}
-    return found if several_only else {"one": {"value": sample}, **found}
+    return {"one": {"value": sample}, "several": {"value": {"instances": [sample, *listed.contract.examples]}}}
 
 
 def _feedback(models: Sequence[Listed]) -> Json:

@@ -28,7 +28,7 @@ def test_the_catalogue_names_the_models_of_the_token_with_contract_versions_heal
         assert trips["health"] == {"ready": 1, "total": 1}
         assert trips["contract"] == client.describe("trips")["contract"]
         assert not trips["streams"] and letters["streams"]
-        assert "openai" not in trips["protocols"]
+        assert "openai" in letters["protocols"] and "openai" not in trips["protocols"]
         assert trips["protocols"]["headrace"]["batches"] == "/v1/models/trips/batches"
 
 
@@ -81,3 +81,12 @@ def test_a_path_that_is_not_there_and_a_method_that_is_not_allowed_are_told_as_s
     assert httpx.get(f"{house.desk}/v1/nothing", headers=headers).json()["error"]["code"] == "not_found"
     refused = httpx.put(f"{house.desk}/v1/feedback", headers=headers)
     assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
+
+
+def test_explanations_are_offered_where_a_model_has_them_and_the_client_asks_for_them(house: House) -> None:
+    with house.client("acme", "trips", "letters") as client:
+        letters, trips = client.models()
+        assert "explain" in trips["protocols"]["headrace"] and "explain" not in letters["protocols"]["headrace"]
+        found = client.explain("trips", {"distance": 5, "carrier": "BB"}, baseline={"distance": 1, "carrier": "AA"})
+    assert (found.value, found.base_value) == (30.0, 12.0)
+    assert found.attributions == pytest.approx({"distance": 8.0, "carrier": 10.0})
