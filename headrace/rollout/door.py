@@ -35,6 +35,11 @@ Address = tuple[str, int]
 """Host and port of a replica."""
 
 PROGRAM = "envoy"
+OPENED = "opened.json"
+OF_THE_DOOR = frozenset(
+    {"host", "door_port", "door_admin_port", "desk_port", "access", "tls", "request_seconds", "max_request_bytes"}
+)
+"""Settings by which the door was opened, kept beside its files."""
 START_SECONDS = 20.0
 NOTICE_SECONDS = 20.0
 """How long Envoy may take to act on a file: it needs milliseconds, a machine at its limit longer."""
@@ -101,10 +106,19 @@ def write_door(project: Project, settings: Settings, wanted: Routes) -> None:
 
 
 def refresh(project: Project, settings: Settings) -> None:
-    """Lets Envoy know of tokens that were issued or revoked; in force within a second. Does nothing before the first `up`."""
+    """Lets Envoy know of tokens that were issued or revoked; in force within a second. Does nothing before the first `up`.
+
+    The door stays where it was opened: whoever issues a token in another shell, with other variables set, does not move it.
+    """
     if (_folder(project) / "rds.json").exists():
         with _locked(project):
-            write_door(project, settings, served(project))
+            write_door(project, _as_opened(project, settings), served(project))
+
+
+def _as_opened(project: Project, settings: Settings) -> Settings:
+    """`settings`, but for what they say of the door: that as it was when it was opened."""
+    kept = read_json(_folder(project) / OPENED) or {}
+    return settings.model_copy(update={name: kept[name] for name in OF_THE_DOOR & kept.keys()})
 
 
 def _access(project: Project, settings: Settings) -> Access | None:
@@ -139,6 +153,7 @@ def open_door(project: Project, settings: Settings) -> None:
         ServiceError: it does not come up.
     """
     with _locked(project):
+        write_json(_folder(project) / OPENED, settings.model_dump(mode="json", include=set(OF_THE_DOOR)))
         _renew(project, settings)
         program = _program(project, settings)
         if not is_open(project, settings):
@@ -163,7 +178,7 @@ def renew(project: Project, settings: Settings) -> None:
         SettingsError: the certificate that is given cannot serve any longer.
     """
     with _locked(project):
-        _renew(project, settings)
+        _renew(project, _as_opened(project, settings))
 
 
 def _renew(project: Project, settings: Settings) -> None:

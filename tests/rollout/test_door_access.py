@@ -330,3 +330,12 @@ def test_a_refused_request_reaches_no_replica(house: House) -> None:
     house.call("POST", "/v1/models/digits/echo", house.issue("flights"), b"", ("x-request-id", "neighbour"))
     seen = house.call("POST", "/v1/models/digits/echo", house.issue("digits"), b"", ("x-request-id", "friend"))[1]["seen"]
     assert "friend" in seen and not {"stranger", "neighbour"} & set(seen)
+
+
+def test_a_token_issued_in_a_shell_with_other_settings_moves_nothing(house: House) -> None:
+    token = house.issue("digits")
+    elsewhere = Settings(door_port=house.settings.door_port + 1, access="open", request_seconds=1.0)
+    door.refresh(house.project, elsewhere)
+    house.until(lambda: house.predict(token)[0] == 200)
+    assert house.predict(None)[0] == 401
+    assert door.is_open(house.project, house.settings)
