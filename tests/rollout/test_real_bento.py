@@ -21,7 +21,7 @@ IMAGE = {"pixels": [[255] * 4, [255] * 4, [0] * 4, [0] * 4]}
 def test_a_new_version_of_a_bento_takes_over_under_load(project: Project, settings: Settings, tmp_path: Path) -> None:
     """Keep-alive clients call all the while; no request fails and both versions answer."""
     patient = settings.model_copy(update={"ready_seconds": 90.0})
-    runner = ProcessRunner(project)
+    runner = ProcessRunner(project, settings=settings)
     specs = [
         ReplicaSpec(
             "halves",
