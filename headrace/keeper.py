@@ -1,51 +1,48 @@
-"""Looks after what supervisord cannot: replicas that run and do not answer, and supervisord itself. `python -m headrace.keeper`
+"""Looks after what supervisord cannot: what runs and does not answer, and supervisord itself. `python -m headrace.keeper`
 
-Light, since it runs for as long as the services do: what needs more than sockets and files is done by a process of its own,
-which ends when it is done.
+Light, since it runs for as long as the services do: what needs more than sockets and files is a chore of another process.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import http.client
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import NoReturn
 
-from headrace import ledger
+from headrace import ledger, watched
 from headrace.errors import HeadraceError
-from headrace.files import read_json
 from headrace.project import Project, find_project
 from headrace.rollout import supervisor
 from headrace.rollout.programs import MARK, log_path
+from headrace.watched import NOBODY, Watched
 
 TICK_SECONDS = 1.0
 LOOK_SECONDS = 2.0
-ANSWER_SECONDS = 1.5
 STUCK_SECONDS = 10.0
 READY_SECONDS = 60.0
-STOP_SECONDS = 5.0
-"""From SIGTERM to SIGKILL for a replica that is stuck."""
+TRIAL_SECONDS = 30.0
 SUPERVISORD_SECONDS = 15.0
 UNANSWERED = 3
 """A supervisord that does not answer so often in a row is stuck."""
 FOLD_SECONDS = 600.0
 RENEW_SECONDS = 6 * 3600.0
-REVIVED_SECONDS = 120.0
+CHORE_SECONDS = 120.0
 
 
 class Keeper:
-    """Watches over one project's replicas and its supervisord."""
+    """Watches over one project's replicas, its door and its supervisord."""
 
-    def __init__(self, project: Project, stuck_seconds: float, ready_seconds: float) -> None:
+    def __init__(self, project: Project, stuck_seconds: float, ready_seconds: float, trial_seconds: float) -> None:
         """
         Args:
-            stuck_seconds: a replica that answered before and is silent for so long, or says that it is not ready, is stuck.
+            stuck_seconds: what answered before and is silent for so long, or says that it is not ready, is stuck.
             ready_seconds: how long one may take to start.
+            trial_seconds: how often it is seen whether a trial was abandoned.
         """
         self._project = project
         self._stuck_seconds, self._ready_seconds = stuck_seconds, ready_seconds
@@ -53,54 +50,57 @@ class Keeper:
         self._deadlines: dict[str, float] = {}
         self._starting: set[str] = set()
         self._unanswered = 0
+        now = time.monotonic()
+        self._rounds: list[tuple[float, Callable[[], None]]] = [
+            (LOOK_SECONDS, self.look),
+            (SUPERVISORD_SECONDS, self._ask_supervisord),
+            (trial_seconds, self._end_abandoned),
+            (FOLD_SECONDS, self._fold),
+            (RENEW_SECONDS, lambda: self._chore("renew")),
+        ]
+        self._due = [now + every for every, _ in self._rounds]
 
     def run(self) -> NoReturn:
-        look_at = fold_at = 0.0
-        renew_at = time.monotonic() + RENEW_SECONDS
-        ask_at = time.monotonic() + SUPERVISORD_SECONDS
         while True:
             if os.getppid() != self._supervisord:
                 self._revive("was killed")
-            now = time.monotonic()
-            if now >= look_at:
-                self.look()
-                look_at = now + LOOK_SECONDS
-            if now >= ask_at:
-                self._ask_supervisord()
-                ask_at = time.monotonic() + SUPERVISORD_SECONDS
-            if now >= fold_at:
-                self._fold()
-                fold_at = now + FOLD_SECONDS
-            if now >= renew_at:
-                self._command("renew")
-                renew_at = now + RENEW_SECONDS
+            for number, (every, make_round) in enumerate(self._rounds):
+                if time.monotonic() >= self._due[number]:
+                    make_round()
+                    self._due[number] = time.monotonic() + every
             time.sleep(TICK_SECONDS)
 
     def look(self) -> None:
-        """Asks each replica that should serve, and starts those anew that are stuck."""
-        serving = list(_endpoints(self._project))
-        self._deadlines = {id: self._deadlines[id] for _, id, *_ in serving if id in self._deadlines}
-        for model, replica, host, port in serving:
-            said = _readiness(host, port)
-            now = time.monotonic()
-            if said is None:
-                self._deadlines[replica] = now + self._stuck_seconds
-                self._starting.discard(replica)
-                continue
-            nobody_listens = said == "nobody listens"
-            if replica not in self._deadlines or (nobody_listens and replica not in self._starting):
-                self._deadlines[replica] = now + self._ready_seconds
-                self._starting.add(replica)
-            if now > self._deadlines[replica]:
-                _say(f"{replica} is stuck ({said}); it is started anew")
-                self._command("restart", model, replica)
-                self._deadlines[replica] = time.monotonic() + self._ready_seconds
-                self._starting.add(replica)
+        """Asks each replica that should serve, Envoy and the desk, and starts those anew that are stuck."""
+        found = [*watched.programs(self._project), *watched.replicas(self._project)]
+        names = {one.name for one in found}
+        self._deadlines = {name: deadline for name, deadline in self._deadlines.items() if name in names}
+        self._starting &= names
+        for one in found:
+            self._look_at(one)
 
-    def _command(self, *arguments: str) -> None:
-        """Does heavier work in another process."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            subprocess.run([sys.executable, "-m", "headrace.keeper", *arguments], timeout=STOP_SECONDS + 60, check=False)
+    def _look_at(self, one: Watched) -> None:
+        said, now = watched.unready(one), time.monotonic()
+        if said is None:
+            self._deadlines[one.name] = now + self._stuck_seconds
+            self._starting.discard(one.name)
+            return
+        died = said == NOBODY and one.name not in self._starting  # supervisord starts it again
+        if one.name not in self._deadlines or died:
+            self._give_time(one, now)
+        if now > self._deadlines[one.name]:
+            _say(f"{one.name} is stuck ({said}); it is started anew")
+            self._chore("restart", one.name, one.model)
+            self._give_time(one, time.monotonic())
+
+    def _give_time(self, one: Watched, now: float) -> None:
+        self._deadlines[one.name] = now + self._ready_seconds
+        self._starting.add(one.name)
+
+    def _end_abandoned(self) -> None:
+        """A release that was killed leaves a canary that nobody watches; one that is alive keeps others from ending it."""
+        for model in {one.model for one in watched.replicas(self._project) if one.pool != "main"}:
+            self._chore("end-trial", model)
 
     def _ask_supervisord(self) -> None:
         self._unanswered = 0 if supervisor.is_up(self._project) else self._unanswered + 1
@@ -113,81 +113,21 @@ class Keeper:
         except (HeadraceError, OSError) as error:
             _say(f"usage: {error}")
 
+    def _chore(self, *arguments: str) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run(_command(*arguments), timeout=CHORE_SECONDS, check=False)
+
     def _revive(self, why: str) -> NoReturn:
         """Becomes the process that starts everything anew: without supervisord's mark, so that it does not end itself."""
         log = os.open(log_path(self._project, "keeper"), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         for descriptor in (1, 2):  # they led to supervisord
             os.dup2(log, descriptor)
         environment = {name: value for name, value in os.environ.items() if name != MARK}
-        os.execve(sys.executable, [sys.executable, "-m", "headrace.keeper", "revive", why], environment)  # noqa: S606
+        os.execve(sys.executable, _command("revive", why), environment)  # noqa: S606
 
 
-def restart(project: Project, model: str, replica_id: str) -> None:
-    """Starts a replica anew, unless it was taken out meanwhile."""
-    from headrace.rollout import door, steps
-    from headrace.settings import load_settings
-
-    endpoint = next((e for e in door.routes(project).get(model, []) if e.replica == replica_id), None)
-    if endpoint is not None:
-        runner = steps.runner_for(project, load_settings(project), endpoint.runner)
-        runner.restart(steps.replica_of(endpoint, model), STOP_SECONDS)
-
-
-def renew(project: Project) -> None:
-    """What ends by itself is made anew before it does, and what nobody needs any longer is removed."""
-    from headrace.rollout import door, environment
-    from headrace.settings import load_settings
-
-    try:
-        door.renew(project, load_settings(project))
-    except HeadraceError as error:  # a given certificate that has expired, say: what serves goes on
-        _say(f"not renewed: {error}")
-    environment.tidy(project)
-
-
-def revive(project: Project, why: str) -> None:
-    """Starts supervisord and all that it ran anew, and says how long nothing was watched."""
-    from headrace.settings import load_settings
-
-    began = time.monotonic()
-    if not supervisor.revive(project):
-        return
-    whole = _wait_until_whole(project, load_settings(project).door_admin_port)
-    seconds = f"{time.monotonic() - began:.1f} s"
-    _say(f"supervisord {why}; " + (f"everything serves again after {seconds}" if whole else f"not all serves after {seconds}"))
-
-
-def _wait_until_whole(project: Project, admin_port: int) -> bool:
-    """Whether Envoy and every replica answer, within two minutes."""
-    wanted = [("127.0.0.1", admin_port, "/ready"), *((host, port, "/readyz") for *_, host, port in _endpoints(project))]
-    deadline = time.monotonic() + REVIVED_SECONDS
-    while any(_readiness(*one) for one in wanted):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-    return True
-
-
-def _endpoints(project: Project) -> Iterator[tuple[str, str, str, int]]:
-    """Model, replica, host and port of all that should serve (`door.served` says the same, and needs ten times the memory)."""
-    for model, found in (read_json(project.state / "door" / "models.json") or {}).items():
-        for endpoint in found["endpoints"]:
-            yield model, endpoint["replica"], endpoint["host"], endpoint["port"]
-
-
-def _readiness(host: str, port: int, path: str = "/readyz") -> str | None:
-    """None when it is ready, else what it says."""
-    connection = http.client.HTTPConnection(host, port, timeout=ANSWER_SECONDS)
-    try:
-        connection.request("GET", path)
-        status = connection.getresponse().status
-    except (ConnectionError, http.client.RemoteDisconnected):
-        return "nobody listens"
-    except (OSError, http.client.HTTPException) as error:
-        return f"no answer: {error or type(error).__name__}"
-    finally:
-        connection.close()
-    return None if status == 200 else f"{path} says {status}"
+def _command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "headrace.chores", *arguments]
 
 
 def _say(line: str) -> None:
@@ -198,10 +138,14 @@ def _say(line: str) -> None:
 
 
 def program(
-    environment: dict[str, str], ready_seconds: float = READY_SECONDS, stuck_seconds: float = STUCK_SECONDS
+    environment: dict[str, str],
+    ready_seconds: float = READY_SECONDS,
+    stuck_seconds: float = STUCK_SECONDS,
+    trial_seconds: float = TRIAL_SECONDS,
 ) -> supervisor.Program:
     """The keeper, as one of supervisord's programs. `environment` names the project and its settings."""
-    arguments = ["--ready-seconds", f"{ready_seconds:g}", "--stuck-seconds", f"{stuck_seconds:g}"]
+    seconds = {"ready": ready_seconds, "stuck": stuck_seconds, "trial": trial_seconds}
+    arguments = [part for name, value in seconds.items() for part in (f"--{name}-seconds", f"{value:g}")]
     return supervisor.Program(
         "keeper",
         [sys.executable, "-m", "headrace.keeper", *arguments],
@@ -216,20 +160,9 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m headrace.keeper", description=__doc__)
     parser.add_argument("--stuck-seconds", type=float, default=STUCK_SECONDS)
     parser.add_argument("--ready-seconds", type=float, default=READY_SECONDS)
-    parser.add_argument("command", nargs="*", help="restart MODEL REPLICA, renew, or revive WHY; nothing: keep watch")
+    parser.add_argument("--trial-seconds", type=float, default=TRIAL_SECONDS)
     given = parser.parse_args(arguments)
-    project = find_project()
-    match given.command:
-        case []:
-            Keeper(project, given.stuck_seconds, given.ready_seconds).run()
-        case ["restart", model, replica]:
-            restart(project, model, replica)
-        case ["renew"]:
-            renew(project)
-        case ["revive", why]:
-            revive(project, why)
-        case _:
-            parser.error(f"no such command: {given.command}")
+    Keeper(find_project(), given.stuck_seconds, given.ready_seconds, given.trial_seconds).run()
 
 
 if __name__ == "__main__":

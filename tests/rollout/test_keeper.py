@@ -13,13 +13,14 @@ import pytest
 
 from headrace import keeper, services
 from headrace.project import Project
-from headrace.rollout import door, rolling, supervisor
+from headrace.rollout import door, rolling, steps, supervisor
+from headrace.rollout.envoy import Traffic
 from headrace.rollout.processes import ProcessRunner
 from headrace.rollout.replicas import ReplicaSpec
 from headrace.settings import Settings
 from tests.rollout.load import Load
 
-STUCK_SECONDS = 3.0
+STUCK_SECONDS, TRIAL_SECONDS = 3.0, 2.0
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def kept(project: Project, settings: Settings, runner: ProcessRunner) -> None:
     """Three replicas serve, and the keeper runs."""
     rolling.roll_out(ReplicaSpec("digits", "1", "good"), 3, project, settings, runner, lambda line: None)
     environment = services.settings_environment(project, settings)
-    supervisor.add(project, keeper.program(environment, settings.ready_seconds, STUCK_SECONDS))
+    supervisor.add(project, keeper.program(environment, settings.ready_seconds, STUCK_SECONDS, TRIAL_SECONDS))
 
 
 def wait_until(true: Callable[[], Any], seconds: float = 40.0) -> None:
@@ -61,6 +62,10 @@ def test_a_stuck_replica_is_started_anew_and_no_request_fails(
     assert load.failures == []
     assert {id: pid_of(project, id) for id in others} == others, "those that answer are left alone"
     assert keeper_process.memory_info().rss < 40e6
+    envoy = pid_of(project, "envoy")
+    assert envoy is not None
+    os.kill(envoy, signal.SIGSTOP)
+    wait_until(lambda: pid_of(project, "envoy") not in (None, envoy) and door.is_open(project, settings))
     assert f"{victim.id} is stuck" in supervisor.tail(supervisor.log_path(project, "keeper"), 20)
 
 
@@ -93,3 +98,23 @@ def test_what_was_shut_down_is_not_brought_back(project: Project) -> None:
     supervisor.shutdown(project, stop_seconds=5.0)
     assert not supervisor.revive(project)
     assert supervisor.marked(project) == [] and not project.runtime.exists()
+
+
+@pytest.mark.usefixtures("kept")
+def test_a_canary_whose_release_was_killed_gets_no_more_requests(
+    project: Project, settings: Settings, runner: ProcessRunner
+) -> None:
+    """As a kill leaves it: half of the requests go to a version that nobody watches."""
+    site = steps.Site("digits", project, settings, runner, lambda line: None)
+    with steps.alone(project, "digits"):
+        steps.let_in(site, steps.start_ready(site, ReplicaSpec("digits", "2", "good", pool="canary"), 1))
+        site.send(Traffic(canary=50))
+        time.sleep(2 * TRIAL_SECONDS)
+        assert site.serving("canary"), "one that is watched is left alone"
+    with Load(settings.door_port, "digits", slow=0) as load:
+        load.wait_for("2", 20)
+        wait_until(lambda: not site.serving("canary"))
+        wait_until(lambda: {replica.version for replica in runner.list("digits")} == {"1"})
+        load.wait_for("1", 20)
+    assert load.failures == []
+    assert door.traffic(project, "digits") == Traffic()

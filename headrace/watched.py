@@ -1,0 +1,60 @@
+"""What the keeper watches, and whether it answers. Light: files and sockets alone."""
+
+from __future__ import annotations
+
+import http.client
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from headrace.files import read_json
+from headrace.project import Project
+from headrace.rollout.programs import program_path
+
+ANSWER_SECONDS = 1.5
+NOBODY = "nobody listens"
+PROGRAMS = (("envoy", "HEADRACE_DOOR_ADMIN_PORT", "/ready"), ("desk", "HEADRACE_DESK_PORT", "/readyz"))
+"""Programs that are watched as replicas are, where their port stands, and what they are asked."""
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A replica, or a program without a model."""
+
+    name: str
+    host: str
+    port: int
+    path: str = "/readyz"
+    model: str = ""
+    pool: str = "main"
+
+
+def programs(project: Project) -> Iterator[Watched]:
+    """Envoy and the desk, where they were started and this process was told their ports."""
+    for name, variable, path in PROGRAMS:
+        port = os.environ.get(variable)
+        if port and program_path(project, name).exists():
+            yield Watched(name, "127.0.0.1", int(port), path)
+
+
+def replicas(project: Project) -> Iterator[Watched]:
+    """All replicas that should serve. `door.served` says the same, and needs ten times the memory."""
+    for model, found in (read_json(project.state / "door" / "models.json") or {}).items():
+        for endpoint in found["endpoints"]:
+            pool = endpoint.get("pool", "main")
+            yield Watched(endpoint["replica"], endpoint["host"], endpoint["port"], model=model, pool=pool)
+
+
+def unready(one: Watched) -> str | None:
+    """None when it is ready, else what it says."""
+    connection = http.client.HTTPConnection(one.host, one.port, timeout=ANSWER_SECONDS)
+    try:
+        connection.request("GET", one.path)
+        status = connection.getresponse().status
+    except (ConnectionError, http.client.RemoteDisconnected):
+        return NOBODY
+    except (OSError, http.client.HTTPException) as error:
+        return f"no answer: {error or type(error).__name__}"
+    finally:
+        connection.close()
+    return None if status == 200 else f"{one.path} says {status}"
