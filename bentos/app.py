@@ -7,6 +7,7 @@ import difflib
 import logging
 import os
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,6 +44,8 @@ INLINE_BYTES = 16 * 1024
 INLINE_SECONDS = 0.002
 """A request no larger, to a model no slower, is answered on the event loop: a thread would cost more than it frees."""
 MAX_IN_FLIGHT = 512
+SHARE_OF_ONE = 0.75
+"""Of those places, that one tenant may take: some are always left for others."""
 MAX_HELD_BYTES = 128 * 1024 * 1024
 """Bodies held at once. A request beyond either gets 503 at once, and the balancer sends it to another replica."""
 OPEN_PATHS = frozenset({"/metrics", "/readyz", "/livez", "/healthz"})
@@ -95,6 +98,7 @@ class PredictionApp:
         """Whether the model can answer piece by piece; kept, since a look at a protocol costs as much as a small prediction."""
         self._version_header: list[tuple[bytes, bytes]] = []
         self._in_flight = 0
+        self._of_tenant: defaultdict[str, int] = defaultdict(int)
         self.held_bytes = 0
         self.metrics.in_flight = lambda: self._in_flight
         self.metrics.queue_rows = self._queued
@@ -156,14 +160,16 @@ class PredictionApp:
             if response.status_code >= 400 and call.spent:
                 await self.accounts.give_back(call)
             response.raw_headers.append((b"x-request-id", call.request_id.encode()))
-            response.raw_headers += self._version_header
             status = response.status_code
+            if status not in (401, 403):  # which say nothing of what is here
+                response.raw_headers += self._version_header
             await response(scope, receive, send)
         except ClientDisconnect:
             if call.spent and not call.is_counted:
                 await self.accounts.give_back(call)
         finally:
             self._in_flight -= 1
+            self._leave(call.tenant)
             self._end(call, status)
 
     def model_for(self, request: Request, name: str) -> ServedModel:
@@ -249,7 +255,8 @@ class PredictionApp:
         try:
             call.caller = self.guard.check(bearer(call.given.get(b"authorization", b"")))
             call.tenant = call.caller.tenant
-            if self._in_flight > MAX_IN_FLIGHT:
+            self._of_tenant[call.tenant] += 1
+            if self._in_flight > MAX_IN_FLIGHT or self._of_tenant[call.tenant] > SHARE_OF_ONE * MAX_IN_FLIGHT:
                 raise overloaded()
             scope = call.scope
             known = self._known.get((scope["method"], scope["path"]))
@@ -289,6 +296,13 @@ class PredictionApp:
                 405, "method_not_allowed", f"{call.method} is not allowed at {path[:200]}", {"allow": ", ".join(allowed)}
             )
         raise Refused(404, "not_found", f"nothing at {path[:200]}")
+
+    def _leave(self, tenant: str) -> None:
+        left = self._of_tenant.get(tenant, 0) - 1
+        if left > 0:
+            self._of_tenant[tenant] = left
+        else:
+            self._of_tenant.pop(tenant, None)
 
     def _end(self, call: Call, status: int) -> None:
         """Counts, logs and traces a request that is answered."""

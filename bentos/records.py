@@ -110,14 +110,14 @@ _encode = msgspec.json.Encoder().encode_lines
 
 def plain(contract: Contract, answers: Sequence[Any]) -> list[Answer]:
     """Each answer as its label or value; a text, which may say what was asked, as 16 hex digits of its sha256."""
-    if not answers or not isinstance(answers[0], dict):
-        found = list(answers)
-    elif contract.output == "probabilities":
-        found = [answer["label"] for answer in answers]
-    elif contract.output == "value":
-        found = [answer[contract.target] for answer in answers]
-    else:
-        found = [next((value for value in answer.values() if isinstance(value, str)), "") for answer in answers]
     if contract.output == "text":
-        return [hashlib.sha256(str(text).encode(errors="replace")).hexdigest()[:16] for text in found[:MOST_ANSWERS]]
-    return found
+        return [hashlib.sha256(_text(answer).encode(errors="replace")).hexdigest()[:16] for answer in answers[:MOST_ANSWERS]]
+    name = "label" if contract.output == "probabilities" else contract.target
+    return [answer.get(name, "") if isinstance(answer, dict) else answer for answer in answers]
+
+
+def _text(answer: Any) -> str:
+    """Of an answer with a text among other things, that text."""
+    if isinstance(answer, dict):
+        return next((value for value in answer.values() if isinstance(value, str)), "")
+    return str(answer)

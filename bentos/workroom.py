@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,6 +22,8 @@ Result = TypeVar("Result")
 QUEUE_SECONDS = float(os.environ.get("HEADRACE_QUEUE_SECONDS", 2.0))
 """A request that would wait for longer is refused at once, and the balancer tries another replica."""
 REQUEST_SECONDS = float(os.environ.get("HEADRACE_REQUEST_SECONDS", 30.0))
+AT_ONCE = 2
+"""Jobs that the thread has: one under way, and the next, so that it never waits for the event loop."""
 MEMORY = 0.8
 """How much of the expected time comes from before the last job of that size."""
 
@@ -55,19 +59,37 @@ class PredictThread(ThreadPoolExecutor):
             progress.watch(None)
 
 
+class _Queue:
+    """What waits for one tenant."""
+
+    def __init__(self) -> None:
+        self.jobs: deque[_Job] = deque()
+        self.count = 0
+        """Under way too."""
+        self.seconds = 0.0
+        """That they are expected to take together."""
+
+
+class _Job:
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self.work = work
+        self.beat = progress.Beat()
+        self.result: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+
 class Workroom:
-    """Runs jobs in the thread for requests that wait for them."""
+    """Runs jobs in the thread for requests that wait for them, tenants in turn. Called from the event loop."""
 
     def __init__(self) -> None:
         self.thread = PredictThread()
         self._expected: dict[int, float] = {}
-        self._queued_seconds = 0.0
-        self._jobs = 0
+        self._queues: dict[str, _Queue] = {}
+        self._in_thread = 0
 
     @property
     def jobs(self) -> int:
         """Under way and waiting."""
-        return self._jobs
+        return sum(queue.count for queue in self._queues.values())
 
     async def run(self, size: int, work: Callable[[], Result]) -> Result:
         """The result of `work`, which is as much as a body of `size` bytes makes.
@@ -76,33 +98,77 @@ class Workroom:
             Refused: 503, too much waits already; 504, it took longer than `REQUEST_SECONDS`. The work is left then.
             ClientDisconnect: the client is gone. The work is left.
         """
-        beat = progress.Beat()
-        with self.room(self._expect(size)):
-            job = self.thread.submit_with(beat, lambda: self._timed(size, work))
+        with self.room(self._expect(size)) as queue:
+            job = _Job(lambda: self._timed(size, work))
+            queue.jobs.append(job)
+            self._fill()
             try:
-                return await wait_for(asyncio.wrap_future(job))
+                found: Result = await wait_for(job.result)
+                return found
             finally:
                 # A job that still waits never starts; one under way ends where it tells of its progress.
-                beat.is_over = True
+                job.beat.is_over = True
 
     @contextmanager
-    def room(self, seconds: float) -> Iterator[None]:
-        """Room for one more job, expected to take `seconds`.
+    def room(self, seconds: float) -> Iterator[_Queue]:
+        """Room for one more job of the current request's tenant, expected to take `seconds`.
 
         Raises:
-            Refused: 503, it would wait too long.
+            Refused: 503, it would wait too long, as tenants take turns.
         """
-        if self._jobs > 1 and self._queued_seconds > QUEUE_SECONDS:
-            raise overloaded(self._queued_seconds)
-        self._jobs += 1
-        self._queued_seconds += seconds
+        call = CURRENT.get(None)
+        tenant = "" if call is None else call.tenant
+        queue = self._queues.setdefault(tenant, _Queue())
+        wait = queue.seconds * len(self._queues)
+        if queue.count > 1 and wait > QUEUE_SECONDS:
+            raise overloaded(wait)
+        queue.count += 1
+        queue.seconds += seconds
         try:
-            yield
+            yield queue
         finally:
-            self._jobs -= 1
-            self._queued_seconds = self._queued_seconds - seconds if self._jobs else 0.0
+            queue.count -= 1
+            queue.seconds -= seconds
+            if not queue.count:
+                del self._queues[tenant]
+
+    def _fill(self) -> None:
+        """Gives the thread what it does next: one tenant's job after another's."""
+        loop = asyncio.get_running_loop()
+        while self._in_thread < AT_ONCE and (job := self._next()) is not None:
+            self._in_thread += 1
+            done = self.thread.submit_with(job.beat, job.work)
+            done.add_done_callback(functools.partial(self._tell, loop, job))
+
+    def _tell(self, loop: asyncio.AbstractEventLoop, job: _Job, done: Future[Any]) -> None:
+        """Called in the thread."""
+        try:
+            loop.call_soon_threadsafe(self._hand_over, job, done)
+        except RuntimeError:  # the loop is closed: nobody is there any more
+            self._in_thread -= 1
+
+    def _next(self) -> _Job | None:
+        for tenant, queue in list(self._queues.items()):
+            while queue.jobs:
+                job = queue.jobs.popleft()
+                if job.result.done():  # given up
+                    continue
+                self._queues[tenant] = self._queues.pop(tenant)  # to the end of the line
+                return job
+        return None
+
+    def _hand_over(self, job: _Job, done: Future[Any]) -> None:
+        self._in_thread -= 1
+        if not job.result.done():
+            error = done.exception()
+            if error is None:
+                job.result.set_result(done.result())
+            else:
+                job.result.set_exception(error)
+        self._fill()
 
     def _timed(self, size: int, work: Callable[[], Result]) -> Result:
+        progress.made()  # or it is given up before it began
         start = time.perf_counter()
         result = work()
         seconds = time.perf_counter() - start

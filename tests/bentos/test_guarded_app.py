@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -16,6 +17,7 @@ import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from bentos import app as app_module
 from bentos import metrics as metrics_module
 from bentos import records as records_module
 from bentos import requests_log as log_module
@@ -28,6 +30,7 @@ from tests.tiny_models import image_model, table_model
 
 IMAGE = {"pixels": [[255] * 4, [255] * 4, [0] * 4, [0] * 4]}
 PREDICT = "/v1/models/halves/predict"
+JSON = {"content-type": "application/json"}
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +94,7 @@ def test_without_a_valid_token_every_path_answers_alike(replica: Replica, header
     assert_error(response, 401, "unauthorized")
     assert response.json()["error"]["message"] == "a valid token is needed: authorization: Bearer ..."
     assert response.headers["www-authenticate"] == "Bearer"
+    assert "x-model-version" not in response.headers
 
 
 def test_a_model_that_is_not_the_tokens_and_one_that_does_not_exist_are_refused_alike(replica: Replica, passes: Passes) -> None:
@@ -148,6 +152,31 @@ def test_quotas_that_cannot_be_looked_up_refuse_or_serve_as_set(
     if status == 503:
         assert_error(response, 503, "quota_unavailable")
         assert response.headers["retry-after"] == "1"
+
+
+def test_one_tenant_cannot_take_all_places(replica: Replica, passes: Passes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app_module, "MAX_IN_FLIGHT", 4)
+    acme, globex = passes.header("acme"), passes.header("globex")
+
+    async def scenario() -> list[int]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(replica.app), base_url="http://test") as client:
+            slow = [asyncio.create_task(client.post(PREDICT, content=_slowly(arrived), headers=acme | JSON)) for _ in range(3)]
+            while replica.app._of_tenant["acme"] < 3:
+                await asyncio.sleep(0.001)
+            seen = [(await client.post(PREDICT, json=IMAGE, headers=header)).status_code for header in (acme, globex)]
+            arrived.set()
+            return [*seen, *[(await answer).status_code for answer in slow]]
+
+    arrived = asyncio.Event()
+    assert asyncio.run(scenario()) == [503, 200, 200, 200, 200]
+    assert not replica.app._of_tenant
+
+
+async def _slowly(arrived: asyncio.Event) -> AsyncIterator[bytes]:
+    body = json.dumps(IMAGE).encode()
+    yield body[:5]
+    await arrived.wait()
+    yield body[5:]
 
 
 def test_a_shadow_answers_and_records_but_meters_nothing_and_spends_no_quota(

@@ -136,6 +136,37 @@ def test_a_queue_that_would_take_too_long_is_closed_and_what_is_in_it_is_answere
     assert asyncio.run(room.run(1000, lambda: "room again")) == "room again"
 
 
+def test_tenants_take_turns_so_that_a_flood_of_one_delays_nobody_else(room: Workroom, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workroom_module, "QUEUE_SECONDS", 0.1)
+    asyncio.run(room.run(1000, lambda: time.sleep(0.03)))
+    order: list[str] = []
+
+    async def ask(tenant: str) -> bool:
+        call = call_of(never)
+        call.tenant = tenant
+        CURRENT.set(call)
+        try:
+            await room.run(1000, lambda: order.append(tenant))
+        except Refused:
+            return False
+        return True
+
+    async def scenario() -> list[bool]:
+        flood = [asyncio.create_task(ask("acme")) for _ in range(20)]
+        await asyncio.sleep(0.02)
+        other = asyncio.create_task(ask("globex"))
+        await asyncio.sleep(0.02)
+        release.set()
+        return [await other, *await asyncio.gather(*flood)]
+
+    with held(room) as release:
+        served = asyncio.run(scenario())
+    assert served[0]
+    assert not all(served)
+    assert order.index("globex") <= workroom_module.AT_ONCE + 1  # those that the thread has, and one whose turn it was
+    assert room.jobs == 0
+
+
 def test_work_that_makes_no_progress_shows(room: Workroom) -> None:
     assert room.thread.silent_seconds == 0
     with held(room):
