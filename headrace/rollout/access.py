@@ -9,12 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from headrace.guard import ISSUER, LEEWAY_SECONDS
+from headrace.rollout.protobuf import TYPES, Json, typed
 
-Json = dict[str, Any]
-TYPES = "type.googleapis.com/envoy."
 JWT = "envoy.filters.http.jwt_authn"
 REVOKED, RATES, BODY, RIGHTS = "headrace.revoked", "headrace.rates", "headrace.body", "headrace.rights"
 WHOLE_BODY = "headrace.whole-body"
@@ -170,8 +168,3 @@ def _text(value: Json) -> str:
     import json
 
     return json.dumps(value, sort_keys=True)
-
-
-def typed(name: str, kind: str, **fields: Any) -> Json:
-    """A named extension of Envoy with its configuration."""
-    return {"name": name, "typed_config": {"@type": TYPES + kind, **fields}}

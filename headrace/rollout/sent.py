@@ -10,7 +10,7 @@ from typing import Any
 
 from headrace.errors import ServiceError
 from headrace.project import Project
-from headrace.rollout import door, envoy
+from headrace.rollout import door, envoy, routing
 from headrace.settings import Settings
 
 NOTICE_SECONDS = 20.0
@@ -23,7 +23,7 @@ def wait_until_sent(project: Project, settings: Settings, model: str) -> None:
     Raises:
         ServiceError: they do not within 20 s.
     """
-    wanted = next(_shares(envoy.shares(model, door.served(project)[model]), model))
+    wanted = next(_shares(routing.shares(model, door.served(project)[model]), model))
     deadline = time.monotonic() + NOTICE_SECONDS
     while (found := set(_shares(_routes(settings), model))) != {wanted}:
         if time.monotonic() > deadline:

@@ -5,7 +5,8 @@ https://prometheus.io/docs/prometheus/latest/configuration/configuration/#file_s
 
 from __future__ import annotations
 
-from headrace.rollout.envoy import Json, Routes
+from headrace.rollout.envoy import Routes
+from headrace.rollout.protobuf import Json
 
 FILE = "targets.json"
 

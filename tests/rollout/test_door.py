@@ -16,7 +16,7 @@ from headrace import signing
 from headrace.errors import PortTaken
 from headrace.files import read_json
 from headrace.project import Project
-from headrace.rollout import door, envoy, rolling, supervisor
+from headrace.rollout import door, envoy, listening, rolling, supervisor
 from headrace.rollout.access import Access
 from headrace.rollout.envoy import Endpoint, Served
 from headrace.rollout.processes import ProcessRunner
@@ -160,11 +160,11 @@ def test_envoy_itself_finds_no_fault_in_the_configuration(project: Project, sett
     folder = project.state / "door"
     signing.make(project)
     access = Access(signing.public_keys(project), ["abc"], {"acme": 2.5})
-    static = envoy.bootstrap(settings, folder)
+    static = listening.bootstrap(settings, folder)
     del static["dynamic_resources"]
     bare = [
         {name: value for name, value in r.items() if name != "@type"}
-        for r in (envoy.listener(settings, folder, access), envoy.cluster("digits", folder))
+        for r in (listening.listener(settings, folder, access), envoy.cluster("digits", folder))
     ]
     static["static_resources"] = {"listeners": [bare[0]], "clusters": [bare[1]]}
     (folder / "static.json").write_text(json.dumps(static))

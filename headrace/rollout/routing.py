@@ -1,0 +1,126 @@
+"""Which request goes where: to a model's pools, to the desk, or to a 404 for those who may know what is served."""
+
+from __future__ import annotations
+
+from headrace.rollout.access import COMPLETIONS, OPEN_PATHS, Access, everywhere, names_model, opens, opens_to_all, reads_body
+from headrace.rollout.envoy import DESK, Routes, Served, cluster_name, trial_name
+from headrace.rollout.listening import BUFFER
+from headrace.rollout.protobuf import TYPES, Json, error, typed
+from headrace.settings import Settings
+
+DESK_PATHS = (*OPEN_PATHS, "/v1/models", "/v1/feedback", "/openapi.json")
+
+
+def route_configuration(routes: Routes, settings: Settings, access: Access | None) -> Json:
+    """Paths to models and to the desk, and for the rest a 404 that names what is served, to those who may know."""
+    unknown = {"direct_response": _answer(404, _unknown(routes))}
+    models = sorted(routes)
+    return {
+        "@type": TYPES + "config.route.v3.RouteConfiguration",
+        "name": "models",
+        "typed_per_filter_config": everywhere(access),
+        "virtual_hosts": [
+            {
+                "name": "models",
+                "domains": ["*"],
+                "routes": [
+                    _route({"path": "/readyz"}, opens_to_all(access), direct_response=_answer(200, {"ready": True})),
+                    *(route for model in models for route in model_routes(model, routes[model], settings, access)),
+                    *(route for model in models for route in completion_routes(model, routes[model], settings, access)),
+                    *(_route({"path": path}, opens(access, None) | reads_body(), **unknown) for path in COMPLETIONS),
+                    *(_route({"path": path}, opens_to_all(access), route=desk_action(settings)) for path in DESK_PATHS),
+                    _route({"prefix": "/"}, opens(access, None), **unknown),
+                ],
+            }
+        ],
+    }
+
+
+def shares(model: str, served: Served) -> Json:
+    """Where a request goes, and where its copy. Percent become whole parts of 10,000, as Envoy counts them."""
+    canary = round(served.traffic.canary * 100) if served.pool("canary") else 0
+    shadow = round(served.traffic.shadow * 100) if served.pool("shadow") else 0
+    weights = [(cluster_name(model, "main"), 10_000 - canary), (trial_name(model), canary)]
+    mirror = {
+        "cluster": cluster_name(model, "shadow"),
+        "runtime_fraction": {"default_value": {"numerator": shadow, "denominator": "TEN_THOUSAND"}},
+        "disable_shadow_host_suffix_append": True,
+    }
+    return {
+        "weighted_clusters": {"clusters": [{"name": name, "weight": weight} for name, weight in weights]},
+        **({"request_mirror_policies": [mirror]} if shadow else {}),
+    }
+
+
+def model_routes(model: str, served: Served, settings: Settings, access: Access | None) -> list[Json]:
+    """`/v1/models/<model>` and all below it, but not `/v1/models/<model>-2`; the same for version 2; batches to the desk."""
+    action, right = model_action(model, served, settings), opens(access, model)
+    unbuffered = {BUFFER: {"@type": TYPES + "extensions.filters.http.buffer.v3.BufferPerRoute", "disabled": True}}
+    batches = [{"path": f"/v1/models/{model}/batches"}, {"prefix": f"/v1/models/{model}/batches/"}]
+    mine = [match for v in ("v1", "v2") for match in ({"path": f"/{v}/models/{model}"}, {"prefix": f"/{v}/models/{model}/"})]
+    return [
+        *(_route(match, right | unbuffered, route=desk_action(settings)) for match in batches),
+        *(_route(match, right, route=action) for match in mine),
+    ]
+
+
+def completion_routes(model: str, served: Served, settings: Settings, access: Access | None) -> list[Json]:
+    """OpenAI's paths, for bodies that name `model`."""
+    action, right = model_action(model, served, settings), opens(access, model)
+    return [_route({"path": path, **names_model(model)}, right | reads_body(), route=action) for path in COMPLETIONS]
+
+
+def model_action(model: str, served: Served, settings: Settings) -> Json:
+    """To the model's pools. What replicas answer changes nothing, so it may be asked again on another one."""
+    return {
+        **shares(model, served),
+        # A limit on silence, not on the whole: a text that is written piece by piece may take as long as it lives.
+        "timeout": "0s",
+        "idle_timeout": f"{settings.request_seconds:g}s",
+        "retry_policy": retry_policy(),
+    }
+
+
+def desk_action(settings: Settings) -> Json:
+    """To the desk, which may change something: sent once more only where it was not reached at all."""
+    return {
+        "cluster": DESK,
+        "timeout": "0s",
+        "idle_timeout": f"{settings.request_seconds:g}s",
+        "retry_policy": {"retry_on": "connect-failure,refused-stream", "num_retries": 3},
+    }
+
+
+def retry_policy() -> Json:
+    """A prediction changes nothing, so it may be repeated, on another replica."""
+    return {
+        "retry_on": "connect-failure,refused-stream,reset,unavailable,retriable-status-codes",
+        "retriable_status_codes": [503],
+        "num_retries": 3,
+        "retry_back_off": {"base_interval": "0.01s", "max_interval": "0.2s"},
+        "retry_host_predicate": [
+            typed(
+                "envoy.retry_host_predicates.previous_hosts", "extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
+            )
+        ],
+        "host_selection_retry_max_attempts": 5,
+        # A request that a canary failed is tried again on the main pool.
+        "retry_priority": typed(
+            "envoy.retry_priorities.previous_priorities",
+            "extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig",
+            update_frequency=1,
+        ),
+    }
+
+
+def _unknown(routes: Routes) -> Json:
+    served = ", ".join(sorted(routes)) or "none"
+    return error("not_found", f"nothing is served at %REQ(:path)%; models served: {served}")
+
+
+def _route(match: Json, per_filter: Json, **action: Json) -> Json:
+    return {"match": match, "typed_per_filter_config": per_filter, **action}
+
+
+def _answer(status: int, body: Json) -> Json:
+    return {"status": status, "body_format": {"json_format": body}}
