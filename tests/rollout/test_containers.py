@@ -6,6 +6,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -119,6 +120,19 @@ def test_a_replica_that_dies_is_started_again_by_the_engine(runner: DockerRunner
         time.sleep(0.1)
     wait_ready(replica.url)
     assert predict(replica).status_code == 200
+
+
+def test_a_stuck_canary_is_started_anew_as_what_it_was(runner: DockerRunner, spec: ReplicaSpec) -> None:
+    canary = replace(spec, pool="canary")
+    replica = runner.start(canary, free_port())
+    wait_ready(replica.url)
+    (before,) = runner.docker.inspect("container", replica.id)
+    subprocess.run(["kill", "-STOP", str(before["State"]["Pid"])], check=True)
+    runner.restart(replica, 1)
+    wait_ready(replica.url)
+    (listed,) = runner.list("halves")
+    assert (listed.id, listed.spec, listed.port) == (replica.id, canary, replica.port)
+    assert runner.docker.inspect("container", replica.id)[0]["State"]["Pid"] != before["State"]["Pid"]
 
 
 def test_other_projects_replicas_are_not_listed(
