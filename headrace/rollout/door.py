@@ -8,31 +8,54 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import http.client
 import json
 import os
-import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from headrace import signing, tls, tokens
 from headrace.errors import ServiceError
 from headrace.files import read_json, write_json
 from headrace.project import Project
-from headrace.rollout import envoy, listening, pools, ports, routing, supervisor
+from headrace.rollout import envoy, listening, ports, routing, supervisor
 from headrace.rollout.access import Access
+from headrace.rollout.administration import (
+    active_requests,
+    ask,
+    healthy_endpoints,
+    known_endpoints,
+    pool_stats,
+    until,
+    wait_until_gone,
+    wait_until_healthy,
+)
 from headrace.rollout.envoy import Endpoint, Routes, Served, Traffic
-from headrace.rollout.pools import PoolStats
-from headrace.rollout.replicas import Pool
 from headrace.rollout.targets import FILE, targets
 from headrace.settings import Settings
 
-Address = tuple[str, int]
-"""Host and port of a replica."""
+__all__ = [
+    "address",
+    "change",
+    "close_door",
+    "forget_models",
+    "healthy_endpoints",
+    "is_open",
+    "known_endpoints",
+    "open_door",
+    "ours",
+    "pool_stats",
+    "refresh",
+    "renew",
+    "routes",
+    "served",
+    "traffic",
+    "wait_until_gone",
+    "wait_until_healthy",
+    "write_door",
+]
 
 PROGRAM = "envoy"
 OPENED = "opened.json"
@@ -41,8 +64,6 @@ OF_THE_DOOR = frozenset(
 )
 """Settings by which the door was opened, kept beside its files."""
 START_SECONDS = 20.0
-NOTICE_SECONDS = 20.0
-"""How long Envoy may take to act on a file: it needs milliseconds, a machine at its limit longer."""
 
 
 def address(settings: Settings, model: str | None = None) -> str:
@@ -209,10 +230,10 @@ def _require_ports(project: Project, settings: Settings) -> None:
 
 def is_open(project: Project, settings: Settings) -> bool:
     """Whether this project's Envoy runs and its listener answers."""
-    answer = _admin(settings, "/ready")
+    answer = ask(settings, "/ready")
     if answer is None or answer[0] != 200:
         return False
-    listeners = _admin(settings, "/listeners?format=json")
+    listeners = ask(settings, "/listeners?format=json")
     here = json.loads(listeners[1]).get("listener_statuses", []) if listeners else []
     port = [s["local_address"]["socket_address"]["port_value"] for s in here]
     return settings.door_port in port and ours(project, settings)
@@ -220,7 +241,7 @@ def is_open(project: Project, settings: Settings) -> bool:
 
 def ours(project: Project, settings: Settings) -> bool:
     """Whether the Envoy that answers on the administration port reads this project's files."""
-    answer = _admin(settings, "/server_info")
+    answer = ask(settings, "/server_info")
     try:
         path = json.loads(answer[1])["command_line_options"]["config_path"] if answer else ""
     except (json.JSONDecodeError, KeyError, TypeError):
@@ -228,84 +249,11 @@ def ours(project: Project, settings: Settings) -> bool:
     return bool(path == str(_folder(project) / "bootstrap.json"))
 
 
-def healthy_endpoints(settings: Settings, model: str, pool: Pool | None = None) -> set[Address]:
-    """Host and port of the replicas that Envoy itself sends requests to; empty when it does not answer."""
-    return {address for address, healthy in known_endpoints(settings, model, pool).items() if healthy}
-
-
-def known_endpoints(settings: Settings, model: str, pool: Pool | None = None) -> dict[Address, bool]:
-    """Every replica of `model` (of one pool) that Envoy knows, and whether it calls it healthy."""
-    answer = _admin(settings, "/clusters?format=json")
-    if answer is None or answer[0] != 200:
-        return {}
-    names = {envoy.cluster_name(model, each) for each in ([pool] if pool else envoy.POOLS)}
-    found: dict[Address, bool] = {}
-    for cluster in json.loads(answer[1]).get("cluster_statuses", []):
-        for host in cluster.get("host_statuses", []) if cluster["name"] in names else []:
-            where = host["address"]["socket_address"]
-            failing = {name for name, value in host["health_status"].items() if value and name != "eds_health_status"}
-            address = (str(where["address"]), int(where["port_value"]))
-            found[address] = not failing and found.get(address, True)
-    return found
-
-
-def wait_until_healthy(
-    settings: Settings,
-    model: str,
-    addresses: set[Address],
-    seconds: float = NOTICE_SECONDS,
-    pool: Pool | None = None,
-) -> None:
-    """Returns when Envoy sends requests to each of `addresses` (as members of `pool`).
-
-    Raises:
-        ServiceError: it does not within `seconds`.
-    """
-    if not _until(lambda: addresses <= healthy_endpoints(settings, model, pool), seconds):
-        missing = sorted(addresses - healthy_endpoints(settings, model, pool))
-        raise ServiceError(
-            f"Envoy does not call these replicas of {model!r} healthy: "
-            + ", ".join(f"{host}:{port}" for host, port in missing),
-            where=".headrace/logs/envoy.log",
-            mend="headrace down, then headrace up",
-        )
-
-
-def wait_until_gone(
-    settings: Settings,
-    model: str,
-    addresses: set[Address],
-    seconds: float = NOTICE_SECONDS,
-    pool: Pool | None = None,
-) -> None:
-    """Returns when Envoy knows none of `addresses` any more (as members of `pool`).
-
-    Raises:
-        ServiceError: it still does after `seconds`.
-    """
-    if not _until(lambda: not addresses & known_endpoints(settings, model, pool).keys(), seconds):
-        raise ServiceError(
-            f"Envoy still sends requests to replicas of {model!r} that were taken out",
-            where=".headrace/logs/envoy.log",
-            mend="headrace down, then headrace up",
-        )
-
-
-def pool_stats(settings: Settings, model: str) -> dict[Pool, PoolStats]:
-    """What Envoy counted for each pool of `model` since it started; empty when it does not answer."""
-    names = {pool: (envoy.cluster_name(model, pool), envoy.judged_name(model, pool)) for pool in envoy.POOLS}
-    pattern = quote(rf"^cluster\.{re.escape(model)}(~canary|~shadow|~trial)?\.(retry\.)?upstream_rq_(total|5xx|rx_reset|time)$")
-    answer = _admin(settings, f"/stats?format=json&histogram_buckets=cumulative&filter={pattern}")
-    if answer is None or answer[0] != 200:
-        return {}
-    return pools.read(json.loads(answer[1])["stats"], names)
-
-
 def close_door(project: Project, settings: Settings, drain_seconds: float) -> None:
     """Lets requests under way end, for at most `drain_seconds`, then stops Envoy. The models stay written down."""
     if ours(project, settings):
-        _admin(settings, "/drain_listeners", method="POST")
-        _until(lambda: _active_requests(settings) == 0, drain_seconds)
+        ask(settings, "/drain_listeners", method="POST")
+        until(lambda: active_requests(settings) == 0, drain_seconds)
     supervisor.remove(project, PROGRAM, stop_seconds=5.0)
 
 
@@ -314,12 +262,6 @@ def forget_models(project: Project, settings: Settings) -> None:
     if (_folder(project) / "models.json").exists():
         with _locked(project):
             write_door(project, settings, {})
-
-
-def _active_requests(settings: Settings) -> int:
-    answer = _admin(settings, "/stats?filter=http.door.downstream_rq_active&format=json")
-    stats = json.loads(answer[1])["stats"] if answer else []
-    return sum(int(stat.get("value", 0)) for stat in stats)
 
 
 def _program(project: Project, settings: Settings) -> supervisor.Program:
@@ -364,25 +306,3 @@ def _locked(project: Project) -> Iterator[None]:
     project.locks.mkdir(parents=True, exist_ok=True)
     with FileLock(project.locks / "door.lock"):
         yield
-
-
-def _until(true: Callable[[], bool], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
-
-
-def _admin(settings: Settings, path: str, method: str = "GET") -> tuple[int, bytes] | None:
-    """Status and body from Envoy's administration; None when it does not answer."""
-    connection = http.client.HTTPConnection("127.0.0.1", settings.door_admin_port, timeout=5.0)
-    try:
-        connection.request(method, path)
-        response = connection.getresponse()
-        return response.status, response.read()
-    except (OSError, http.client.HTTPException):
-        return None
-    finally:
-        connection.close()

@@ -20,7 +20,7 @@ import pytest
 
 from headrace.files import write_json
 from headrace.project import Project
-from headrace.rollout import door, supervisor
+from headrace.rollout import administration, door, supervisor
 from headrace.rollout.envoy import Endpoint, Traffic
 from headrace.rollout.pools import PoolStats
 from headrace.rollout.processes import ProcessRunner
@@ -58,7 +58,7 @@ class Pools:
         time.sleep(0.05)  # its threads take it over a moment later
 
     def updates(self) -> int:
-        answer = door._admin(self.settings, "/stats?format=json&filter=rds.models.update_success")
+        answer = administration.ask(self.settings, "/stats?format=json&filter=rds.models.update_success")
         assert answer is not None
         return int(json.loads(answer[1])["stats"][0]["value"])
 
@@ -97,7 +97,7 @@ def pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pools]:
             for endpoint in found.endpoints:
                 door.wait_until_healthy(settings, "digits", {endpoint.address}, pool=endpoint.pool)
             yield found
-            answer = door._admin(settings, "/stats?format=json&filter=update_rejected")
+            answer = administration.ask(settings, "/stats?format=json&filter=update_rejected")
             assert answer is not None and not any(stat["value"] for stat in json.loads(answer[1])["stats"])
         finally:
             supervisor.shutdown(project, stop_seconds=2.0)
