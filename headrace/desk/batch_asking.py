@@ -40,70 +40,67 @@ class Waits(Exception):
 class Asking:
     """Requests in the name of one batch."""
 
-    def __init__(self, client: AsyncClient, model: str, batch: str) -> None:
-        self._client, self._model, self._batch = client, model, batch
+    def __init__(self, client: AsyncClient, model: str, batch: str, at_once: int = AT_ONCE) -> None:
+        self._client, self._model, self._batch, self._at_once = client, model, batch, at_once
         self._rows = FIRST_ROWS
         self._left: Numbered = []
         self._lines: list[Line] = []
-        self._failure: Exception | None = None
+        self._failure: Waits | CallFailed | None = None
 
-    async def answer(self, rows: list[Any], first: int) -> list[Line]:
+    async def answer(self, rows: list[Any], first: int) -> tuple[list[Line], Waits | CallFailed | None]:
         """A line for each row, in their order; `first` is the number of the first one in the batch.
 
-        Raises:
-            Waits: the quota is used up.
-            CallFailed: the service cannot answer at the moment, whatever the rows.
+        When the quota is used up, or the service cannot answer whatever the rows, this comes beside the lines of the rows
+        before the first that has none.
         """
         numbered = list(enumerate(rows, first))
         self._lines = [{"row": row, "error": dict(value)} for row, value in numbered if isinstance(value, BadRow)]
         self._left = [(row, value) for row, value in numbered if not isinstance(value, BadRow)]
         self._failure = None
-        await asyncio.gather(*(self._keep_asking() for _ in range(AT_ONCE)))
-        if self._failure is not None:
-            raise self._failure
-        return sorted(self._lines, key=lambda line: int(line["row"]))
+        await asyncio.gather(*(self._keep_asking() for _ in range(self._at_once)))
+        lines = sorted(self._lines, key=lambda line: int(line["row"]))
+        return [line for row, line in enumerate(lines, first) if line["row"] == row], self._failure
 
     async def _keep_asking(self) -> None:
         """Takes rows as long as there are some, and no request has failed as a whole."""
         while self._left and self._failure is None:
             rows, self._left = self._left[: self._rows], self._left[self._rows :]
             try:
-                self._lines += await self._ask(rows, BAD_ROWS_AT_ONCE)
+                await self._ask(rows, BAD_ROWS_AT_ONCE)
             except (Waits, CallFailed) as error:
                 self._failure = error
 
-    async def _ask(self, rows: Numbered, patience: int) -> list[Line]:
-        """One request, or several smaller ones where it is refused."""
+    async def _ask(self, rows: Numbered, patience: int) -> None:
+        """One request, or several smaller ones where it is refused. Lines are kept as they come, whatever comes after."""
         if not rows:
-            return []
+            return
         try:
-            return await self._predict(rows)
+            self._lines += await self._predict(rows)
         except InvalidInput as error:
             at_fault = ROW.match(error.path or "")
             if len(rows) == 1:
-                return [_error_line(rows[0][0], error)]
-            if at_fault and int(at_fault[1]) < len(rows) and patience > 0:
+                self._lines.append(_error_line(rows[0][0], error))
+            elif at_fault and int(at_fault[1]) < len(rows) and patience > 0:
                 place = int(at_fault[1])
-                bad, rest = rows[place], rows[:place] + rows[place + 1 :]
-                return [_error_line(bad[0], error), *await self._ask(rest, patience - 1)]
-            return await self._in_parts(rows, 1 if at_fault else len(rows) // 2)
+                self._lines.append(_error_line(rows[place][0], error))
+                await self._ask(rows[:place] + rows[place + 1 :], patience - 1)
+            else:
+                await self._in_parts(rows, 1 if at_fault else len(rows) // 2)
         except QuotaExceeded as error:
-            if len(rows) > 1:  # what is left of the quota may do for fewer
-                return await self._in_parts(rows, len(rows) // 2)
-            raise Waits("quota_exceeded", error.message, error.retry_after or 60.0) from None
+            if len(rows) == 1:
+                raise Waits("quota_exceeded", error.message, error.retry_after or 60.0) from None
+            await self._in_parts(rows, len(rows) // 2)  # what is left of the quota may do for fewer
         except (TimedOut, Unavailable) as error:
             if not isinstance(error, TimedOut) and error.status != 500:
                 raise
-            if len(rows) > 1:
-                return await self._in_parts(rows, len(rows) // 2)
-            return [_error_line(rows[0][0], error)]
+            if len(rows) == 1:
+                self._lines.append(_error_line(rows[0][0], error))
+            else:
+                await self._in_parts(rows, len(rows) // 2)
 
-    async def _in_parts(self, rows: Numbered, size: int) -> list[Line]:
-        return [
-            line
-            for start in range(0, len(rows), size)
-            for line in await self._ask(rows[start : start + size], BAD_ROWS_AT_ONCE)
-        ]
+    async def _in_parts(self, rows: Numbered, size: int) -> None:
+        for start in range(0, len(rows), size):
+            await self._ask(rows[start : start + size], BAD_ROWS_AT_ONCE)
 
     async def _predict(self, rows: Numbered) -> list[Line]:
         start = time.monotonic()

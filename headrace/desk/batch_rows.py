@@ -48,13 +48,12 @@ def count_rows(path: Path, media_type: str, contract: Contract) -> int:
     return int(file.metadata.num_rows)
 
 
-def parts_from(path: Path, media_type: str, first: int) -> Iterator[list[Any]]:
-    """The rows by parts of 1,000, from part `first` on; each an instance's fields or a `BadRow`.
+def parts_from(path: Path, media_type: str, skip: int) -> Iterator[list[Any]]:
+    """The rows from row `skip` on, 1,000 at a time; each an instance's fields or a `BadRow`.
 
     Raises:
         BadFile: amid the file, where it is damaged.
     """
-    skip = first * PART_ROWS
     rows = _json_rows(path, skip) if media_type == JSON_LINES else _parquet_rows(path, skip)
     while part := list(islice(rows, PART_ROWS)):
         yield part

@@ -2,7 +2,7 @@
 
     batch.json      who sent what, written once, before the folder gets its name
     input           the rows as they were sent
-    parts/          answers, one file for every 1,000 rows: `<part>-<rows>-<failed rows>.jsonl`
+    parts/          answers, one file for 1,000 rows, or fewer before a pause: `<part>-<rows>-<failed rows>.jsonl`
     progress.json   how it stands
     result.parquet  of a batch in Parquet, once all parts are there
 

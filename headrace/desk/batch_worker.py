@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import itertools
 import logging
 import os
 import resource
@@ -21,9 +22,9 @@ from pathlib import Path
 from headrace.client import AsyncClient
 from headrace.client.errors import CallFailed, Forbidden, NotFound
 from headrace.contract import Contract
-from headrace.desk.batch_asking import Asking, Line, Waits, encode
+from headrace.desk.batch_asking import AT_ONCE, Asking, Line, Waits, encode
 from headrace.desk.batch_rows import BadFile, count_rows, parts_from, write_parquet
-from headrace.desk.batch_store import PARQUET, PART_ROWS, BatchFolder, Progress, now
+from headrace.desk.batch_store import PARQUET, BatchFolder, Progress, now
 from headrace.desk.minting import TenantToken, is_revoked
 from headrace.errors import HeadraceError
 from headrace.files import is_disk_full, whole
@@ -78,29 +79,34 @@ async def _answer_parts(folder: BatchFolder, client: AsyncClient, project: Proje
     total = await asyncio.to_thread(count_rows, folder.input, submitted.media_type, contract)
     if total == 0:
         raise Failed("no_rows", "the file holds no rows")
-    parts = folder.parts()
+    parts, before = folder.parts(), folder.progress
     progress = Progress(
         "running",
         sum(p.rows for p in parts),
         sum(p.failed for p in parts),
         total,
-        changed_at=folder.progress.changed_at or now(),
+        changed_at=before.changed_at or now(),
     )
     folder.tell(progress)
-    asking = Asking(client, submitted.model, submitted.id)
-    rows = parts_from(folder.input, submitted.media_type, len(parts))
-    for index in range(len(parts), -(-total // PART_ROWS)):
+    # After a quota was used up, one request at a time: what is left of the next may be too little for two.
+    at_once = 1 if (before.error or {}).get("code") == "quota_exceeded" else AT_ONCE
+    asking = Asking(client, submitted.model, submitted.id, at_once)
+    rows = parts_from(folder.input, submitted.media_type, progress.rows_done)
+    for index in itertools.count(len(parts)):
+        if progress.rows_done >= total:
+            break
         if is_revoked(project, submitted.jti):
             raise Failed(**REVOKED)
         found = await asyncio.to_thread(next, rows, None)
         if found is None:
             raise BadFile("bad_file", f"the file ends after {progress.rows_done} of {total} rows")
-        lines = await asking.answer(found, progress.rows_done)
-        failed = _write_part(folder, index, lines)
-        progress = replace(
-            progress, rows_done=progress.rows_done + len(lines), rows_failed=progress.rows_failed + failed, changed_at=now()
-        )
-        folder.tell(progress)
+        lines, failure = await asking.answer(found, progress.rows_done)
+        if lines:
+            failed = progress.rows_failed + _write_part(folder, index, lines)
+            progress = replace(progress, rows_done=progress.rows_done + len(lines), rows_failed=failed, changed_at=now())
+            folder.tell(progress)
+        if failure is not None:
+            raise failure
     if submitted.media_type == PARQUET:
         await asyncio.to_thread(write_parquet, folder.parts(), contract, folder.result)
     return replace(progress, state="done", changed_at=now())
