@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from headrace.counters import PATTERN, CounterFile, UsageRow, read_counters
+from headrace.errors import ServiceError
 
 logger = logging.getLogger("headrace.ledger")
 SYNC_SECONDS = 1.0
@@ -215,8 +216,6 @@ def _remove_abandoned(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _database(folder: Path) -> Iterator[sqlite3.Connection]:
-    from headrace.errors import ServiceError
-
     database = None
     try:
         database = sqlite3.connect(folder / DATABASE, timeout=30, isolation_level=None)

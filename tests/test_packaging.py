@@ -92,7 +92,7 @@ def test_a_bento_holds_the_service_and_the_contract_and_nothing_of_training(bent
 
 
 def test_served_code_imports_nothing_from_the_package_but_what_is_shared() -> None:
-    shared = {f"headrace.{name.removesuffix('.py')}" for name in SHARED if name != "__init__.py"}
+    shared = {f"headrace.{name.removesuffix('.py')}".removesuffix(".__init__") for name in SHARED}
     for name, file in served_files("bentos.model:ServedModel", CODE).items():
         if name.endswith(".py"):
             imported = set(re.findall(r"^\s*(?:from|import)\s+(headrace[\w.]*)", file.read_text(), re.MULTILINE))

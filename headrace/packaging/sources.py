@@ -17,6 +17,7 @@ SHARED = (
     "beam.py",
     "contract.py",
     "counters.py",
+    "errors.py",
     "explanation.py",
     "generation.py",
     "graph.py",
