@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from bentos.continuous import Text
 from bentos.model import BrokenAnswer, NotServable, ServedModel
 from headrace.contract import ContractViolation, Feeds
-from headrace.generation import REMEMBERED, TOKENS, Language, Writing
+from headrace.generation import READ, REMEMBERED, TOKENS, Language, Writing
 
 MOST_TEXTS = 32
 """Prompts in one request."""
@@ -81,7 +81,7 @@ class GenerationModel(ServedModel):
         except (OSError, ValueError) as error:
             raise NotServable(f"the model's parts cannot be read: {error}") from error
         layout = self.language.layout
-        wanted = [TOKENS, *([REMEMBERED] if layout.masked else []), *(state.name for state in layout.states)]
+        wanted = [TOKENS, *([REMEMBERED, READ] if layout.masked else []), *(state.name for state in layout.states)]
         if self._inputs != wanted:
             raise NotServable(f"the graph takes {self._inputs}, and {wanted} are to be fed")
 

@@ -21,8 +21,9 @@ from headrace.text import END, PAD, START, UNKNOWN, Encoder
 STEPS, TOKENIZER = "served_steps.json", "tokenizer.json"
 TOKENS = "tokens"
 """The graph's input beside the states; its first output are the logits, the others the states in their order."""
-REMEMBERED = "remembered"
-"""Of a graph that reads texts of different lengths together: how many of the tokens before are each row's own, `(R,)`."""
+REMEMBERED, READ = "remembered", "read"
+"""Further inputs of a graph that reads texts of different lengths together, `(R,)` each: how many entries of the states are the
+row's own, and how many tokens it has read in all."""
 NEVER_WRITTEN = [PAD, UNKNOWN, START]
 Finish = Literal["length", "stop"]
 
@@ -52,7 +53,8 @@ class StepLayout(BaseModel):
     """Most tokens of a prompt, and of what a state that grows remembers together with the step's own."""
     states: tuple[State, ...]
     masked: bool = False
-    """Whether the graph takes `REMEMBERED`: what a state that grows holds before a row's own tokens is not looked at then."""
+    """Whether the graph takes `REMEMBERED` and `READ`. Its states all grow then, it gives of each what is new alone, and where
+    in a state a token lies makes no difference."""
 
 
 class Steps:
@@ -65,11 +67,18 @@ class Steps:
         self._session = session
         self._layout = layout
         self.remembered = [np.zeros((rows, *state.shape), dtype=np.float32) for state in layout.states]
+        self.read = 0
 
     def __call__(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """Logits `(R, L, V)` of what follows each of `tokens` `(R, L)`, of which there are at most `layout.length`."""
+        feeds = self.feeds(tokens)
         logits: NDArray[np.float32]
-        logits, *self.remembered = self._session.run(None, self.feeds(tokens))
+        logits, *after = self._session.run(None, feeds)
+        if self._layout.masked:
+            kept = [feeds[state.name] for state in self._layout.states]
+            after = [np.concatenate([a, b], axis=s.grows) for a, b, s in zip(kept, after, self._layout.states, strict=True)]
+        self.remembered = after
+        self.read += tokens.shape[1]
         return logits
 
     def feeds(self, tokens: NDArray[np.int64]) -> Feeds:
@@ -77,8 +86,10 @@ class Steps:
         states = states_to_feed(self._layout, self.remembered, tokens.shape[1])
         if not self._layout.masked:
             return {TOKENS: tokens, **states}
-        before = next(states[state.name].shape[state.grows] for state in self._layout.states if state.grows is not None)
-        return {TOKENS: tokens, REMEMBERED: np.full(len(tokens), before, dtype=np.int64), **states}
+        first = self._layout.states[0]
+        own = states[first.name].shape[first.grows or 0]
+        counts = {name: np.full(len(tokens), count, dtype=np.int64) for name, count in ((REMEMBERED, own), (READ, self.read))}
+        return {TOKENS: tokens, **counts, **states}
 
 
 def states_to_feed(layout: StepLayout, remembered: Sequence[NDArray[np.float32]], length: int) -> Feeds:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from headrace.kinds.base import Shape
 from headrace.models.language import LanguageNetwork, TiedOutput
 from headrace.models.registry import GPTConfig
-from headrace.models.rotary import angles, turn
+from headrace.models.rotary import angles, angles_at, turn
 
 
 class GPT(LanguageNetwork):
@@ -53,22 +53,34 @@ class GPT(LanguageNetwork):
         return self._logits(states)
 
     def step(self, tokens: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        return self.step_rows(tokens, torch.full_like(tokens[:, 0], states[0].shape[4]), *states)
-
-    def step_rows(self, tokens: Tensor, remembered: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         (past,) = states
         read, length = past.shape[4], tokens.shape[1]
         turns = angles(read + length, self._features, tokens.device)
         places = torch.arange(read + length, device=tokens.device)
-        before = places[None, :] <= places[read:, None]  # (L, P + L): those before, and the token itself
-        own = places[None, :] >= read - remembered[:, None]  # (B, P + L)
-        seen = (before[None] & own[:, None])[:, None]  # (B, 1, L, P + L), for every head
+        seen = places[None, :] <= places[read:, None]  # (L, P + L): those before, and the token itself
         features, kept = self.embedding(tokens), []
         for i, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             features, present = block.step(features, past[:, i], turns, seen)
             kept.append(present)
         return self._logits(features), torch.stack(kept, dim=1)
+
+    @property
+    def row_states(self) -> dict[str, tuple[int, ...]]:
+        shape = (self.heads, 0, self._features)
+        return {f"{what}_{i}": shape for i in range(len(self.blocks)) for what in ("keys", "values")}
+
+    def step_rows(self, tokens: Tensor, remembered: Tensor, read: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        """Keys are turned once, by their place in the whole text: what is remembered may lie in any order."""
+        length = tokens.shape[1]
+        turns = angles_at(read[:, None] + torch.arange(length, device=tokens.device), self._features)[:, :, None]
+        held = torch.arange(states[0].shape[2], device=tokens.device) < remembered[:, None]  # (B, P)
+        features, added = self.embedding(tokens), []
+        for i, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            features, *new = block.step_rows(features, states[2 * i], states[2 * i + 1], turns, held[:, None, None])
+            added += new
+        return self._logits(features), *added
 
     def _logits(self, states: Tensor) -> Tensor:
         logits: Tensor = self.out(self.norm(states))
@@ -101,6 +113,13 @@ class Block(nn.Module):
         states = states + read
         added: Tensor = self.dense(self.dense_norm(states))
         return states + added, present
+
+    def step_rows(self, states: Tensor, keys: Tensor, values: Tensor, turns: Tensor, held: Tensor) -> tuple[Tensor, ...]:
+        """As `step`, after `keys` and `values` `(B, H, P, D / H)`; gives the states, and the keys and values to remember."""
+        read, key, value = self.attention.step_rows(self.attention_norm(states), keys, values, turns, held)
+        states = states + read
+        added: Tensor = self.dense(self.dense_norm(states))
+        return states + added, key, value
 
 
 class Dense(nn.Module):
@@ -143,6 +162,17 @@ class CausalAttention(nn.Module):
             turn(query, turns[:, -states.shape[1] :]), turn(keys, turns), values, attn_mask=seen
         )
         return self._join(read), present
+
+    def step_rows(self, states: Tensor, keys: Tensor, values: Tensor, turns: Tensor, held: Tensor) -> tuple[Tensor, ...]:
+        """What is remembered is never copied: its part of the attention and the new tokens' are put together as scores."""
+        query, key, value = self._split(states)
+        query, key = turn(query, turns) * key.shape[-1] ** -0.5, turn(key, turns)
+        length, past = states.shape[1], keys.shape[2]
+        causal = torch.ones(length, length, dtype=torch.bool, device=states.device).tril()
+        before = (query @ keys.transpose(2, 3)).masked_fill(~held, -torch.inf)
+        own = (query @ key.transpose(2, 3)).masked_fill(~causal, -torch.inf)
+        weights = torch.cat([before, own], dim=3).softmax(dim=3)
+        return self._join(weights[..., :past] @ values + weights[..., past:] @ value), key, value
 
     def _split(self, states: Tensor) -> tuple[Tensor, ...]:
         """Query, key and value, `(B, H, L, D / H)` each."""

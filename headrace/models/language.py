@@ -42,8 +42,18 @@ class LanguageNetwork(nn.Module, ABC):
     def step(self, tokens: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         """Logits `(B, L, V)` and the states after `tokens` `(B, L)`."""
 
-    def step_rows(self, tokens: Tensor, remembered: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        """As `step`, for rows of which the last `remembered` `(B,)` tokens of the states that grow are their own."""
+    @property
+    def row_states(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes, of one row before the first token, of what `step_rows` remembers; each grows at its axis of 0."""
+        raise NotImplementedError
+
+    def step_rows(self, tokens: Tensor, remembered: Tensor, read: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        """Logits `(B, L, V)`, and of each state what the new tokens add to it.
+
+        Args:
+            remembered: `(B,)`: so many of a row's first entries in the states are its own.
+            read: `(B,)`: tokens of the row's text before these.
+        """
         raise NotImplementedError
 
     def forward(self, tokens: Tensor) -> Tensor:

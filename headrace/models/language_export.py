@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from headrace.batch import Batch
 from headrace.export import PARITY_ROWS, agreement, open_graph, save_graph, to_graph
 from headrace.files import write_text, write_with
-from headrace.generation import REMEMBERED, STEPS, TOKENS, State, StepLayout, Steps
+from headrace.generation import READ, REMEMBERED, STEPS, TOKENS, State, StepLayout, Steps
 from headrace.kinds.base import Shape
 from headrace.models.language import LanguageNetwork
 from headrace.models.served import ServedModel
@@ -43,33 +43,26 @@ class StepRows(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, tokens: Tensor, remembered: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        return self.network.step_rows(tokens, remembered, *states)
+    def forward(self, tokens: Tensor, remembered: Tensor, read: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        return self.network.step_rows(tokens, remembered, read, *states)
 
 
 def export_step(model: ServedModel, shape: Shape, folder: Path) -> StepLayout:
     """Writes `model.onnx` and `served_steps.json` into `folder`.
 
     The graph takes `tokens` `(rows, length)` and the states by their names, of any number of rows, tokens and remembered
-    tokens; between them, from a network that `masks`, how many of the tokens before are each row's own. It gives `logits`
-    and each state as `next_` and its name.
+    tokens; between them, of a network that `masks`, how many remembered tokens are each row's own, and how many it has read.
+    It gives `logits` and each state as `next_` and its name: the whole state, or of a network that `masks` what is new.
     """
     network = _network(model)
-    layout = StepLayout(
-        length=shape.length,
-        states=tuple(
-            State(name=name, shape=tuple(start.shape[1:]), grows=network.growing.get(name))
-            for name, start in zip(network.states, network.start(1), strict=True)
-        ),
-        masked=network.masks,
-    )
+    layout = StepLayout(length=shape.length, states=tuple(_states(network)), masked=network.masks)
     rows, length, past = (torch.export.Dim(name) for name in ("rows", "length", "past"))
     # sizes of an example are traced as themselves where they are 0 or 1
     example = {TOKENS: _random_tokens(2, 3, shape, seed=0)}
     dynamic: dict[str, Any] = {TOKENS: {0: rows, 1: length}}
     if layout.masked:
-        example[REMEMBERED] = torch.tensor([5, 3])
-        dynamic[REMEMBERED] = {0: rows}
+        example |= {REMEMBERED: torch.tensor([5, 3]), READ: torch.tensor([7, 3])}
+        dynamic |= {REMEMBERED: {0: rows}, READ: {0: rows}}
     example |= {
         state.name: torch.zeros(2, *(5 if state.grows == axis + 1 else size for axis, size in enumerate(state.shape)))
         for state in layout.states
@@ -82,6 +75,13 @@ def export_step(model: ServedModel, shape: Shape, folder: Path) -> StepLayout:
     write_with(folder / "model.onnx", lambda beside: save_graph(graph, beside))
     write_text(folder / STEPS, layout.model_dump_json(indent=1) + "\n")
     return layout
+
+
+def _states(network: LanguageNetwork) -> list[State]:
+    if network.masks:
+        return [State(name=name, shape=shape, grows=shape.index(0) + 1) for name, shape in network.row_states.items()]
+    starts = zip(network.states, network.start(1), strict=True)
+    return [State(name=name, shape=tuple(start.shape[1:]), grows=network.growing.get(name)) for name, start in starts]
 
 
 def _forget_traced_sizes(graph: onnx.ModelProto, layout: StepLayout, vocabulary: int) -> None:

@@ -16,6 +16,15 @@ def angles(length: int, features: int, device: torch.device) -> Tensor:
     return torch.stack([angle.cos(), angle.sin()])
 
 
+def angles_at(places: Tensor, features: int) -> Tensor:
+    """The same for `places` `(B, L)` of any size, `(2, B, L, features / 2)`: angles of far places need double precision."""
+    half = features // 2
+    frequency = BASE ** (-torch.arange(half, device=places.device, dtype=torch.float64) / half)
+    turned = places[..., None].to(torch.float64) * (frequency / (2 * torch.pi))
+    angle = ((turned - turned.floor()) * (2 * torch.pi)).to(torch.float32)
+    return torch.stack([angle.cos(), angle.sin()])
+
+
 def turn(states: Tensor, turns: Tensor) -> Tensor:
     """Turns each pair of features of `(..., L, features)` by its position's angle (eq. 34), pairs taken from the two halves."""
     cos, sin = turns.to(states.dtype).unbind(0)

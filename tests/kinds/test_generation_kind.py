@@ -194,8 +194,8 @@ def test_pieces_know_every_text_and_lower_case_is_told() -> None:
 def test_the_registrys_example_fits_the_graph(exported: Any) -> None:
     recipe, _, network, folder = exported
     example = kind_of(recipe.task).example(Contract.read(folder / "contract.json"), folder)
-    own = ["remembered"] if network.masks else []
-    assert set(example) == {"tokens", *own, *network.states} and example["tokens"].shape == (1, 1)
+    states = ["remembered", "read", *network.row_states] if network.masks else network.states
+    assert set(example) == {"tokens", *states} and example["tokens"].shape == (1, 1)
     onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"]).run(None, example)
 
 

@@ -1,0 +1,172 @@
+"""Tokens a second of texts that are written together, against one after another: `python -m benchmarks.text`.
+
+The peer is the plain loop: the same graph, session and sampling, one text at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from benchmarks.gate_report import hardware, section
+from bentos.continuous import Text
+from bentos.model import open_session
+from bentos.streams import Streams
+from headrace.generation import Language, Writing
+
+STREAMS = (1, 4, 16)
+PROMPT = 32
+"""Tokens of each prompt."""
+ROUNDS = 5
+"""Of which the median counts; the two ways take turns."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One way of writing some texts."""
+
+    seconds: float
+    first: float
+    """Seconds to the first token, of the text that waited longest."""
+    gap: float
+    """99th percentile of the seconds between two tokens of a text."""
+
+
+def main(arguments: Sequence[str] | None = None) -> str:
+    """Measures, prints the report and writes it to `--out`; gives the report's text."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a tiny model and few tokens: a check, no result")
+    parser.add_argument("--out", type=Path, help="where the report goes (docs/benchmarks/text.md; nowhere with --quick)")
+    asked = parser.parse_args(arguments)
+    out = asked.out or (None if asked.quick else Path("docs/benchmarks/text.md"))
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        language = make_language(Path(folder), quick=asked.quick)
+        tokens = 8 if asked.quick else 200
+        rows = [compare(language, streams, tokens, 1 if asked.quick else ROUNDS) for streams in STREAMS]
+    text = report(rows, tokens, (time.perf_counter() - started) / 60)
+    print(text)
+    if out:
+        out.write_text(text, encoding="utf-8")
+    return text
+
+
+def make_language(folder: Path, quick: bool) -> Language:
+    """A model as large as that of recipes/shakespeare-gpt.yaml, exported as every model is; a text never ends by itself.
+
+    Its weights are random: what a step costs does not depend on them.
+    """
+    import torch
+
+    from headrace.kinds.base import Schema, Shape
+    from headrace.kinds.registry import kind_of
+    from headrace.kinds.vocabulary import learn_vocabulary
+    from headrace.models.language_export import export_step
+    from headrace.models.registry import GPTConfig
+    from headrace.text import END, Encoder
+
+    torch.manual_seed(0)
+    learnt: Any = SimpleNamespace(column="text", tokens="pieces", vocabulary=1024, length=256, lowercase=False, replace={})
+    tokenizer = learn_vocabulary([path.read_text(encoding="utf-8") for path in sorted(Path("docs").glob("*.md"))], learnt)
+    shape = Shape(vocabulary=Encoder(tokenizer).vocabulary, length=32 if quick else 256)
+    config = (
+        GPTConfig(name="gpt", width=32, heads=2, layers=1) if quick else GPTConfig(name="gpt", width=152, heads=4, layers=4)
+    )
+    model = kind_of("text-generation").module(config, Schema(shape=shape, tokenizer=tokenizer)).eval()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.05)
+    with torch.no_grad():
+        model.network.out.bias[END] = -1e9  # type: ignore[union-attr,operator]
+    export_step(model, shape, folder)
+    (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+    return Language(folder, open_session(folder / "model.onnx", 1))
+
+
+def compare(language: Language, streams: int, tokens: int, rounds: int) -> tuple[int, Measured, Measured]:
+    """So many streams: one after another, and together."""
+    rng = np.random.default_rng(streams)
+    vocabulary, most = language.encoder.vocabulary, min(PROMPT, language.layout.length)
+    texts = [
+        Text(language, rng.integers(4, vocabulary, most).tolist(), Writing(max_tokens=tokens, temperature=0.8, seed=i))
+        for i in range(streams)
+    ]
+    ways: tuple[Callable[[list[Text]], Measured], ...] = (one_after_another, together)
+    found: list[list[Measured]] = [[], []]
+    for _ in range(rounds):
+        for way, measured in zip(ways, found, strict=True):
+            measured.append(way(texts))
+    loop, joined = (sorted(measured, key=lambda one: one.seconds)[rounds // 2] for measured in found)
+    return streams, loop, joined
+
+
+def one_after_another(texts: list[Text]) -> Measured:
+    """The plain loop."""
+    start = time.perf_counter()
+    seen = []
+    for text in texts:
+        seen.append([time.perf_counter() for _ in text.language.write(text.prompt, text.writing)])
+    return _measured(start, seen)
+
+
+def together(texts: list[Text]) -> Measured:
+    """As a replica does it, but for HTTP."""
+    seen: list[list[float]] = [[] for _ in texts]
+
+    async def read(streams: Streams, place: int) -> None:
+        async for _ in streams.events([texts[place]]):
+            seen[place].append(time.perf_counter())
+
+    async def all_of_them() -> None:
+        await asyncio.gather(*(read(streams, place) for place in range(len(texts))))
+
+    with ThreadPoolExecutor(1) as thread:
+        streams = Streams(thread, lambda *_, **__: None)
+        start = time.perf_counter()
+        asyncio.run(all_of_them())
+    return _measured(start, seen)
+
+
+def _measured(start: float, seen: list[list[float]]) -> Measured:
+    gaps = np.concatenate([np.diff(times) for times in seen])
+    return Measured(max(map(max, seen)) - start, max(times[0] for times in seen) - start, float(np.quantile(gaps, 0.99)))
+
+
+def report(rows: list[tuple[int, Measured, Measured]], tokens: int, minutes: float) -> str:
+    import onnxruntime
+
+    table = [
+        (
+            f"{streams}",
+            f"{streams * tokens / loop.seconds:,.0f}",
+            f"{streams * tokens / joined.seconds:,.0f}",
+            f"{loop.seconds / joined.seconds:.2f}",
+            f"{1000 * loop.first:,.0f}",
+            f"{1000 * joined.first:,.0f}",
+            f"{1000 * joined.gap:.1f}",
+        )
+        for streams, loop, joined in rows
+    ]
+    prose = f"""
+    Each stream is a prompt of {PROMPT} tokens and {tokens} tokens written at temperature 0.8. *Loop* writes one text after
+    another; *together* is what a replica does, without HTTP. Both run the same graph on one thread of ONNX Runtime in one
+    process, by turns; the median of {ROUNDS} rounds counts. *First* is when the stream that waited longest got its first token,
+    *gap* the 99th percentile of the time between two tokens of a stream."""
+    header = ("streams", "loop, tokens/s", "together, tokens/s", "ratio", "loop: first, ms", "together: first, ms", "gap, ms")
+    machine = f"{hardware()}, onnxruntime {onnxruntime.__version__}"
+    head = f"# Text generation\n\nWritten by `python -m benchmarks.text` in {minutes:.1f} minutes on {machine}."
+    size = "Model: gpt, width 152, 4 heads, 4 layers, 1,024 tokens, a context of 256 (as recipes/shakespeare-gpt.yaml)."
+    return f"{head}\n\n{size}\n\n{section('Tokens a second', prose, header, table)}\n"
+
+
+if __name__ == "__main__":
+    main()
