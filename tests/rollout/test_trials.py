@@ -12,10 +12,16 @@ from pathlib import Path
 
 import pytest
 
+from headrace import deployment, history, journal
+from headrace.config import parse_recipe
+from headrace.deployment import Package
 from headrace.errors import OutOfBounds
-from headrace.rollout import door
+from headrace.registry import Version
+from headrace.rollout import door, rolling
+from headrace.rollout.config import Bounds, RolloutConfig
 from headrace.rollout.envoy import Traffic
 from headrace.rollout.replicas import ReplicaSpec
+from tests.conftest import TINY_TABLE
 from tests.rollout.house import CHAMPION, House, open_house
 
 LENIENT = {"error_rate": 0.9, "latency": 50, "distribution": 99, "agreement": 0.01}
@@ -71,6 +77,34 @@ def test_a_canary_that_misbehaves_is_taken_back_by_itself(mood: str, bound: str,
     with house.load() as load:
         load.wait_for("1", 100)
     assert load.failures == [] and set(load.answers) == {"1"}
+
+
+def test_a_release_whose_canary_fails_keeps_the_numbers_in_the_journal(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rolling, "runner_for", lambda *_: house.runner)  # replicas of these tests instead of bentos
+    recipe = parse_recipe(TINY_TABLE.replace("name: tiny", "name: digits"), "recipes/digits.yaml")
+    how = RolloutConfig(strategy="canary", steps=[20, 50], bake="1s", bounds=Bounds(latency=50, distribution=99))
+    recipe = recipe.model_copy(update={"serve": recipe.serve.model_copy(update={"rollout": how})})
+
+    def release(version: str, mood: str) -> None:
+        candidate, packaged = Version("digits", version, "run", Path(), {}), Package(bento=mood)
+        deployment.roll_out_version(recipe, candidate, packaged, house.project, house.settings, house.said.append)
+
+    with house.load() as load:
+        release("5", "good")
+        load.wait_for("5", 100)
+        with pytest.raises(OutOfBounds):
+            release("6", "errors")
+        load.wait_for("5")
+    entries = journal.entries(house.project, "digits")
+    assert [(e.event, e.version, e.facts["step"]) for e in entries] == [
+        ("rollout-step", "5", "canary 20 %"),
+        ("rollout-step", "5", "canary 50 %"),
+        ("rollout-failed", "6", "canary 20 %"),
+    ]
+    facts = entries[-1].facts
+    assert (facts["bound"], facts["bento"], facts["serving"]) == ("error_rate", "errors", "5") and facts["error_rate"] > 0.05
+    assert history.when_taken_back(entries, "6") == entries[-1]
+    house.serves("5")
 
 
 def test_a_canary_with_too_few_requests_goes_on_with_a_note(house: House) -> None:
@@ -132,8 +166,10 @@ from headrace.rollout.config import RolloutConfig
 from headrace.rollout import door
 from headrace.rollout.envoy import Traffic
 from headrace.rollout.replicas import ReplicaSpec
+from tests.conftest import TINY_TABLE
 from tests.rollout.house import CHAMPION, House, open_house
 from headrace.settings import Settings
+from tests.conftest import TINY_TABLE
 from tests.rollout.house import House
 house = House(Project(Path({str(house.project.root)!r})), Settings(**{json.loads(house.settings.model_dump_json())!r}))
 house.roll_out(ReplicaSpec("digits", "2", "good"), strategy="canary", steps=[50], bake="60s")
