@@ -1,7 +1,7 @@
 """Batches on disk: a folder each under `.headrace/batches/`, whole or not there at all.
 
     batch.json      who sent what, written once, before the folder gets its name
-    input           the rows as they were sent
+    input           the rows as they were sent, until the batch has ended
     parts/          answers, one file for 1,000 rows, or fewer before a pause: `<part>-<rows>-<failed rows>.jsonl`
     progress.json   how it stands
     result.parquet  of a batch in Parquet, once all parts are there

@@ -141,7 +141,9 @@ def main() -> int:
     project = find_project()
     with _alone(folder):
         if not folder.progress.has_ended:
-            folder.tell(asyncio.run(work(folder, project, load_settings(project))))
+            folder.tell(progress := asyncio.run(work(folder, project, load_settings(project))))
+            if progress.has_ended:
+                folder.input.unlink(missing_ok=True)  # nobody needs the rows any more
     return 0
 
 

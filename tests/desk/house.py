@@ -53,7 +53,7 @@ class House:
 
     def client(self, tenant: str, *models: str, rows_per_day: int | None = None) -> Client:
         """A client with a token of its own."""
-        return Client(self.door, self.token(tenant, *models, rows_per_day=rows_per_day), timeout=20)
+        return Client(self.door, self.token(tenant, *models, rows_per_day=rows_per_day), timeout=60)
 
     def start_desk(self, wait: bool = True) -> None:
         self._start("desk", [sys.executable, "-m", "headrace.desk"])
@@ -113,7 +113,7 @@ def open_house(root: Path, models: dict[str, Path], **settings: object) -> Itera
         yield house
 
 
-def until(true: Callable[[], object], seconds: float = 20.0) -> None:
+def until(true: Callable[[], object], seconds: float = 60.0) -> None:
     """Waits for what is bound to come."""
     end = time.monotonic() + seconds
     while not true():
