@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +17,28 @@ from starlette.types import Receive, Scope, Send
 from bentos import streams
 from bentos.app import PredictionApp
 from bentos.generation import GenerationModel
+from headrace.generation import Session
 
 PACE_SECONDS = 0.02
 """Each token takes so long."""
 
 
-class Paced(GenerationModel):
-    def streams(self, instances: list[Any]) -> list[Iterator[dict[str, Any]]]:
-        return [self._pace(events) for events in super().streams(instances)]
+class Paced:
+    """A session whose every step takes its time."""
 
-    def _pace(self, events: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        for event in events:
-            time.sleep(PACE_SECONDS)
-            yield event
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def run(self, names: list[str] | None, feeds: dict[str, Any]) -> list[Any]:
+        time.sleep(PACE_SECONDS)
+        return self._session.run(names, feeds)
 
 
 def main(folder: str, port: str) -> None:
     predictions = PredictionApp()
-    predictions.model = Paced(Path(folder))
+    model = GenerationModel(Path(folder))
+    model.language.session = Paced(model.language.session)
+    predictions.model = model
     streams.MAX_TEXTS = 1
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
