@@ -34,6 +34,7 @@ PAGES = [
     "docs/calling.md",
     "docs/access.md",
     "docs/rollouts.md",
+    "docs/observability.md",
     "docs/deployments.md",
     "docs/architecture.md",
 ]
@@ -146,9 +147,9 @@ def test_console_blocks_run_and_print_what_they_show(page: str, live: Live) -> N
                 assert is_there, f"{page}:{block.line}: {command} does not print\n{line}\nbut\n{said}"
 
 
-def test_python_blocks_run(live: Live) -> None:
+@pytest.mark.parametrize(("page", "blocks_there"), [("README.md", 1), ("docs/calling.md", 2)])
+def test_python_blocks_run(page: str, blocks_there: int, live: Live) -> None:
     """After the console blocks of the page, whose files they use."""
-    page = "docs/calling.md"
     token = live.run("tokens", "show").stdout.strip()
     environment = {**live.environment, "HEADRACE_TOKEN": token, "HEADRACE_ADDRESS": live.door}
     found = re.findall(r"(<!-- not run: [^>]+ -->\n)?```python\n(.*?)```", text(page), re.DOTALL)
@@ -159,7 +160,7 @@ def test_python_blocks_run(live: Live) -> None:
         done = subprocess.run(command, cwd=live.project.root, env=environment, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, f"{page}: {code}\n{done.stderr}"
         ran += 1
-    assert ran == 2
+    assert ran == blocks_there
 
 
 def alike(line: str) -> str:
