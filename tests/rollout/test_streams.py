@@ -146,7 +146,8 @@ def test_a_text_that_shows_nothing_for_long_is_not_taken_for_stuck(letters: Lett
 
 def test_a_whole_answer_that_takes_too_long_is_given_up(letters: Letters) -> None:
     response = ask(letters, asked(FOREVER, stream=False))
-    assert (response.status_code, response.json()["error"]["code"]) == (504, "timeout")
+    assert response.status_code == 504
+    assert response.json()["error"]["code"] in ("timeout", "too_slow")  # the door's word or the replica's, whoever is first
     assert ask(letters, asked(1)).status_code == 200
 
 
@@ -235,18 +236,20 @@ def test_predict_says_that_a_text_broke_off(shell: Letters) -> None:
 
 def examples() -> list[tuple[str, str]]:
     """Language and code of the blocks about streams in the documentation."""
-    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
-    section = page.partition("### Text as it is written\n")[2].partition("\n## ")[0]
+    page = (ROOT / "docs" / "calling.md").read_text(encoding="utf-8")
+    section = page.partition("## Text as it is written\n")[2].partition("\n## ")[0]
     return re.findall(r"```(sh|python)\n(.*?)```", section, re.DOTALL)
 
 
 @pytest.mark.parametrize(("language", "code"), examples(), ids=[language for language, _ in examples()])
-def test_the_examples_of_the_documentation_run(language: str, code: str, letters: Letters) -> None:
+def test_the_examples_of_the_documentation_run(language: str, code: str, letters: Letters, tmp_path: Path) -> None:
     ask(letters, asked(1))
+    (tmp_path / "token.txt").write_text("authorization: Bearer token\n")
     code = code.replace("127.0.0.1:8080", f"127.0.0.1:{letters.settings.door_port}").replace("shakespeare", "letters")
     code = code.replace("To be", "a")  # the letters that this model knows
     argv = ["bash", "-c", code] if language == "sh" else [sys.executable, "-c", code]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    environment = {**os.environ, "HEADRACE_TOKEN": "token"}
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     if language == "sh":
         pieces = [json.loads(block.removeprefix("data: ")) for block in done.stdout.rstrip("\n").split("\n\n")]
