@@ -19,7 +19,7 @@ import pytest
 from headrace import freshness, identity, journal, registry, release
 from headrace.config import Recipe, load_recipe
 from headrace.data.versions import data_version
-from headrace.errors import AwaitsApproval, Busy, HeadraceError, ModelRefused
+from headrace.errors import AwaitsApproval, Busy, HeadraceError, ModelRefused, TakenBack
 from headrace.files import write_json
 from headrace.project import Project
 from headrace.registry import Version
@@ -235,6 +235,31 @@ def test_a_failed_rollout_is_not_the_last_word(built: Project) -> None:
     assert release.standing(recipe.name, built) is None
     facts = release.outcome(recipe.name, built)
     assert facts is not None and facts["version"] == "1"
+
+
+def test_a_version_that_was_taken_back_is_chosen_again_only_by_force(built: Project) -> None:
+    recipe = a_recipe(built)
+    first = released(recipe, built)
+    other_graph(recipe, built)
+    lenient = with_gate(recipe, beat_champion={"metric": "accuracy", "margin": -0.05})
+    second = register(lenient, built)
+    concluded(lenient, release.judge_candidate(lenient, second, built), built)
+    back = {**SERVING, "rolled_back": {"from": "2", "why": "slow", "by": "ada"}}
+    journal.record(built, "rolled-back", recipe.name, "1", back)
+    registry.set_alias(first, registry.CHAMPION, built)
+    assert release.standing(recipe.name, built) is None, "a run takes every step, and says why it changes nothing"
+
+    candidate = release.judge_candidate(lenient, second, built)
+    assert candidate.chosen is not None and candidate.chosen.version == "1"
+    with pytest.raises(
+        TakenBack, match=rf"{recipe.name}@2 was taken back at .* \(by ada: slow\).*{recipe.name}@1 goes on serving"
+    ):
+        concluded(lenient, candidate, built)
+    assert events(recipe, built) == [("released", "1"), ("released", "2"), ("rolled-back", "1")]
+
+    concluded(lenient, release.judge_candidate(lenient, second, built, force=True), built)
+    assert events(recipe, built)[-1] == ("released", "2")
+    assert registry.get(recipe.name, built).version == "2"
 
 
 def test_a_release_remembers_that_nothing_changed(built: Project) -> None:
