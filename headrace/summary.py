@@ -119,8 +119,9 @@ def print_history(found: list[Entry]) -> None:
         reasons = (entry.facts.get("verdict") or {}).get("reasons", [])
         colour = {"released": "green", "refused": "red", "rollout-failed": "red"}.get(entry.event, "yellow")
         console.out().print(f"{entry.at}  [bold]{entry.model}@{entry.version}[/bold]  [{colour}]{entry.event}[/{colour}]")
-        commit = str(entry.facts.get("git_commit"))[:12]
-        console.out().print(f"    data {entry.facts.get('data_md5')}  git {commit}  run {entry.facts.get('run_id')}")
+        if "run_id" in entry.facts:
+            commit = str(entry.facts.get("git_commit"))[:12]
+            console.out().print(f"    data {entry.facts.get('data_md5')}  git {commit}  run {entry.facts['run_id']}")
         for line in [*reasons, *_told(entry)]:
             console.out().print(f"    {escape(line)}")
 
