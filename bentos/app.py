@@ -24,7 +24,7 @@ from bentos.call import CURRENT, Answer, Call
 from bentos.explain import Explain
 from bentos.http import Refused, overloaded, request_id_of
 from bentos.metrics import Metrics
-from bentos.model import ServedModel
+from bentos.model import BrokenAnswer, ServedModel
 from bentos.openai import OpenAI
 from bentos.requests_log import RequestLog
 from bentos.streams import Streaming, Streams
@@ -50,6 +50,7 @@ MAX_HELD_BYTES = 128 * 1024 * 1024
 """Bodies held at once. A request beyond either gets 503 at once, and the balancer sends it to another replica."""
 OPEN_PATHS = frozenset({"/metrics", "/readyz", "/livez", "/healthz"})
 """Asked for by the balancer and by Prometheus, on this machine alone, without a token."""
+NO_ANSWER = Refused(422, "no_answer", "the model has no finite answer to these values; are they far from any it has seen?")
 UNAUTHORIZED = Refused(
     401, "unauthorized", "a valid token is needed: authorization: Bearer ...", {"www-authenticate": "Bearer"}
 )
@@ -272,11 +273,21 @@ class PredictionApp:
             return UNAUTHORIZED.to_response(call.request_id)
         except ClientDisconnect:
             raise
-        except Exception:
+        except Exception as error:
+            if isinstance(error, BrokenAnswer) and self._answers_its_sample():
+                call.code = NO_ANSWER.code
+                return NO_ANSWER.to_response(call.request_id)
             logger.exception("request %s failed", call.request_id)
             call.code = "internal"
             hidden = Refused(500, "internal", "the server failed; its log names the request id")
             return hidden.to_response(call.request_id)
+
+    def _answers_its_sample(self) -> bool:
+        """Whether the model itself is sound: values far from any that it has seen are their client's, not a failure of ours."""
+        try:
+            return bool(self.model.predict([self.model.contract.sample]))
+        except BrokenAnswer:
+            return False
 
     def _find(self, call: Call) -> Endpoint:
         """The endpoint itself, without the wrapper that Starlette's router would put around it."""

@@ -16,7 +16,7 @@ import pytest
 from bentos import app as app_module
 from bentos import http, v1
 from bentos.app import PredictionApp
-from bentos.model import ServedModel
+from bentos.model import BrokenAnswer, ServedModel
 from tests.tiny_models import image_model, table_model
 
 IMAGE = {"pixels": [[255] * 4, [255] * 4, [0] * 4, [0] * 4]}
@@ -249,6 +249,26 @@ def test_a_bug_is_told_by_its_request_id_alone(
     assert "Traceback" not in response.text
     assert response.headers["x-request-id"] in caplog.text
     assert "secret value 42" in caplog.text
+
+
+def test_values_that_the_model_has_no_number_for_are_their_clients_fault(tmp_path: Path) -> None:
+    app = PredictionApp()
+    app.model = ServedModel(table_model(tmp_path))
+    far = {"distance": 3e38, "carrier": "AA"}  # doubled it is infinite, though it fits the contract
+    assert_refused(ask(app, "POST", "/v1/models/trips/predict", json=far), 422, "no_answer")
+    infer = {"inputs": [
+        {"name": "distance", "shape": [1], "datatype": "FP32", "data": [3e38]},
+        {"name": "carrier", "shape": [1], "datatype": "BYTES", "data": ["AA"]},
+    ]}  # fmt: skip
+    assert ask(app, "POST", "/v2/models/trips/infer", json=infer).status_code == 422
+
+
+def test_a_model_that_fails_at_its_own_sample_is_ours(app: PredictionApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise BrokenAnswer("the graph gave NaN or infinity")
+
+    monkeypatch.setattr(app.model, "run", broken)
+    assert_refused(ask(app, "POST", PREDICT, json=IMAGE), 500, "internal")
 
 
 def test_before_the_model_is_loaded_clients_are_asked_to_come_back() -> None:
