@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from headrace.errors import EngineMissing, PortTaken, ServiceError
+from headrace.ledger import read_usage
 from headrace.packaging import build_image, package
 from headrace.packaging.docker import Docker
 from headrace.packaging.sources import CODE
@@ -20,6 +21,7 @@ from headrace.project import Project
 from headrace.rollout.containers import DockerRunner
 from headrace.rollout.replicas import Replica, ReplicaSpec, Runner
 from headrace.settings import Settings
+from headrace.tokens import operator_token, prepare
 from tests.ports import free_port
 from tests.serving import make_project, wait_ready
 from tests.tiny_models import image_model
@@ -29,7 +31,9 @@ IMAGE = {"pixels": [[255] * 4, [255] * 4, [0] * 4, [0] * 4]}
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    return make_project(tmp_path_factory.mktemp("containers") / "project")
+    made = make_project(tmp_path_factory.mktemp("containers") / "project")
+    prepare(made)
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -49,16 +53,27 @@ def runner(docker_engine: Settings, project: Project) -> Iterator[DockerRunner]:
         runner.stop(replica, 0)
 
 
-def predict(replica: Replica) -> httpx.Response:
-    return httpx.post(f"{replica.url}/v1/models/halves/predict", json=IMAGE, timeout=10)
+@pytest.fixture(scope="module")
+def known(project: Project) -> dict[str, str]:
+    """Headers by which replicas know a caller: containers check tokens as processes do."""
+    return {"authorization": f"Bearer {operator_token(project)}"}
 
 
-def test_a_replica_answers_on_its_port_and_says_what_it_serves(runner: DockerRunner, spec: ReplicaSpec) -> None:
+def predict(replica: Replica, headers: dict[str, str]) -> httpx.Response:
+    return httpx.post(f"{replica.url}/v1/models/halves/predict", json=IMAGE, headers=headers, timeout=10)
+
+
+def test_a_replica_answers_on_its_port_and_says_what_it_serves(
+    runner: DockerRunner, spec: ReplicaSpec, project: Project, known: dict[str, str]
+) -> None:
     typed: Runner = runner
     port = free_port()
     replica = typed.start(spec, port)
     wait_ready(replica.url)
-    assert predict(replica).json()["version"] == "3"
+    assert predict(replica, {}).status_code == 401
+    assert predict(replica, known).json()["version"] == "3"
+    (counted,) = read_usage(project.usage)
+    assert (counted.tenant, counted.model, counted.rows) == ("operator", "halves", 1), "it counts where the host can read"
     (listed,) = runner.list("halves")
     assert (listed.spec, listed.port, listed.state, listed.runner) == (spec, port, "running", "docker")
     assert listed.id == replica.id
@@ -80,23 +95,25 @@ def test_a_replica_listens_on_loopback_alone_and_is_hardened(runner: DockerRunne
     assert record["Config"]["User"] == "65532:65532"
 
 
-def test_stopping_removes_it_and_stopping_again_does_nothing(runner: DockerRunner, spec: ReplicaSpec) -> None:
+def test_stopping_removes_it_and_stopping_again_does_nothing(
+    runner: DockerRunner, spec: ReplicaSpec, known: dict[str, str]
+) -> None:
     replica = runner.start(spec, free_port())
     wait_ready(replica.url)
     runner.stop(replica, 20)
     assert runner.list() == []
     runner.stop(replica, 20)
     with pytest.raises(httpx.TransportError):
-        predict(replica)
+        predict(replica, known)
 
 
-def test_stopping_lets_a_request_in_flight_end(runner: DockerRunner, spec: ReplicaSpec) -> None:
+def test_stopping_lets_a_request_in_flight_end(runner: DockerRunner, spec: ReplicaSpec, known: dict[str, str]) -> None:
     replica = runner.start(spec, free_port())
     wait_ready(replica.url)
     body = b'{"pixels": [[255, 255, 255, 255], [255, 255, 255, 255], [0, 0, 0, 0], [0, 0, 0, 0]]}'
     with socket.create_connection(replica.endpoint, timeout=20) as connection:
         head = (
-            "POST /v1/models/halves/predict HTTP/1.1\r\nhost: x\r\n"
+            f"POST /v1/models/halves/predict HTTP/1.1\r\nhost: x\r\nauthorization: {known['authorization']}\r\n"
             f"content-type: application/json\r\ncontent-length: {len(body)}"
         )
         connection.sendall(f"{head}\r\n\r\n".encode() + body[:-1])
@@ -110,7 +127,9 @@ def test_stopping_lets_a_request_in_flight_end(runner: DockerRunner, spec: Repli
     assert stopped.state == "stopped"
 
 
-def test_a_replica_that_dies_is_started_again_by_the_engine(runner: DockerRunner, spec: ReplicaSpec) -> None:
+def test_a_replica_that_dies_is_started_again_by_the_engine(
+    runner: DockerRunner, spec: ReplicaSpec, known: dict[str, str]
+) -> None:
     replica = runner.start(spec, free_port())
     wait_ready(replica.url)
     (before,) = runner.docker.inspect("container", replica.id)
@@ -119,7 +138,7 @@ def test_a_replica_that_dies_is_started_again_by_the_engine(runner: DockerRunner
     while time.monotonic() < end and runner.docker.inspect("container", replica.id)[0]["RestartCount"] == 0:
         time.sleep(0.1)
     wait_ready(replica.url)
-    assert predict(replica).status_code == 200
+    assert predict(replica, known).status_code == 200
 
 
 def test_a_stuck_canary_is_started_anew_as_what_it_was(runner: DockerRunner, spec: ReplicaSpec) -> None:
