@@ -49,6 +49,12 @@ class Asked(msgspec.Struct, forbid_unknown_fields=True):
     """Of an image: the side of a patch in pixels."""
 
 
+EXPECTED = (
+    '{"instance": {...}}, and beside it perhaps target, baseline, seed, patch, or evaluations '
+    f"from 4 to {MOST_EVALUATIONS:,}"
+)
+
+
 class Plan:
     """What to ask a model, `rows` questions, the instance itself the last; and what its answers say."""
 
@@ -279,7 +285,7 @@ def _read(payload: Any) -> Asked:
         return msgspec.convert(payload, Asked)
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$.")
-        raise ContractViolation(path.rstrip("`") or "body", "what docs/protocols.md lists", message) from None
+        raise ContractViolation(path.rstrip("`") or "body", EXPECTED, message) from None
 
 
 def _feeds(model: ServedModel, instance: dict[str, Any], start: str) -> dict[str, NDArray[Any]]:
