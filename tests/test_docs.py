@@ -38,7 +38,7 @@ PAGES = [
     "docs/deployments.md",
     "docs/architecture.md",
 ]
-OTHERS = ["docs/scaling.md", "CHANGELOG.md", "CONTRIBUTING.md"]
+OTHERS = ["docs/scaling.md", "docs/protocols.md", "CHANGELOG.md", "CONTRIBUTING.md"]
 NOT_RUN = 4
 """Blocks that no test can run; each says why in a comment above it."""
 IMAGINED = {"headrace/models/wide.py", "recipes/b.yaml"}
