@@ -32,6 +32,8 @@ NAMES = {
     "supervisord": "supervisord",
     "bin/headrace": "headrace",
     "/envoy": "envoy",
+    "headrace.desk": "desk",
+    "headrace.keeper": "keeper",
 }
 """A part of a command, and what the process is called."""
 
