@@ -8,10 +8,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 
+from bentos.http import parse_json
+from bentos.model import ServedModel
+from bentos.v1 import predict_instances, to_instances
 from headrace.packaging import Bento, serve_command
 from headrace.project import Project
 from tests.ports import free_port
@@ -24,6 +27,11 @@ class Served(NamedTuple):
     port: int
     process: subprocess.Popen[bytes]
     log: Path
+
+
+def predict_body(model: ServedModel, body: bytes) -> list[dict[str, Any]]:
+    """What a replica does with the body of a prediction, without a server around it."""
+    return predict_instances(model, to_instances(parse_json(body)))
 
 
 def make_project(root: Path) -> Project:

@@ -16,7 +16,6 @@ import torch
 from bentos.graphs import GraphModel
 from bentos.http import Refused
 from bentos.model import NotServable, load
-from bentos.v1 import predict_body
 from headrace import graphs
 from headrace.assessment import decide
 from headrace.config import Recipe, load_recipe
@@ -30,6 +29,7 @@ from headrace.kinds.registry import kind_of
 from headrace.project import Project
 from tests.conftest import make_project
 from tests.model_rooms import make_model, make_recipe, run_stages
+from tests.serving import predict_body
 
 TASK = "graph-classification"
 RECIPE = """

@@ -15,7 +15,6 @@ import torch
 from bentos.graph import NodeModel
 from bentos.http import Refused
 from bentos.model import NotServable, load
-from bentos.v1 import predict_body
 from headrace.assessment import decide
 from headrace.config import Recipe, load_recipe
 from headrace.contract import Contract
@@ -30,6 +29,7 @@ from headrace.kinds.registry import kind_of
 from headrace.project import Project
 from tests.conftest import make_project
 from tests.model_rooms import make_model, make_recipe, run_stages
+from tests.serving import predict_body
 
 RECIPE = """
 name: clubs

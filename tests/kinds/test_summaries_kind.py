@@ -13,7 +13,6 @@ import yaml
 
 from bentos.model import NotServable, load
 from bentos.summaries import MOST_TEXTS, SummaryModel
-from bentos.v1 import predict_body
 from headrace.beam import SEARCH
 from headrace.config import Recipe
 from headrace.contract import Contract, ContractViolation
@@ -26,6 +25,7 @@ from headrace.project import Project
 from headrace.text import END, PAD, START, Encoder
 from tests.conftest import make_project
 from tests.model_rooms import fitted, make_recipe, run_stages
+from tests.serving import predict_body
 
 NOUNS = ["mean", "sum", "rank", "median", "count", "name", "shape", "index"]
 OTHER = ["of", "rows", "in", "axis", "with", "an", "optional", "table", "values", "by"]

@@ -32,6 +32,8 @@ def test_status_names_models_and_services(live: Live) -> None:
         "prefect-worker": "ready",
         "mlflow": "ready",
         "envoy": "ready",
+        "desk": "ready",
+        "keeper": "ready",
     }
 
 
@@ -64,7 +66,9 @@ def test_a_second_run_finds_nothing_changed(live: Live) -> None:
 def test_the_curl_line_of_the_summary_works_when_pasted(live: Live) -> None:
     shown = live.run("run", "tiny").stdout
     line = next(line for line in shown.splitlines() if line.startswith("curl "))
-    answer = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True, env=live.environment).stdout
+    answer = subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, check=True, env=live.environment, cwd=live.project.root
+    ).stdout
     assert json.loads(answer)["model"] == "tiny"
 
 
