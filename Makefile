@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 FIND_LINKS := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS))
 RECIPE ?= digits
-WORKERS ?= 2
+WORKERS ?= 3
 
 .PHONY: run test setup check unit lock recipes bench bench-gate audit clean help
 

@@ -69,9 +69,9 @@ def measure(runs: int, quick: bool, setup: bool, docker: bool) -> dict[str, Any]
             found["first_release_fetching"] = measures.first_release(recipe, made, False, 1, tell)
         found["services"] = measures.start_services(made, runs, tell)
         found["first_release"] = measures.first_release(recipe, made, True, runs, tell)
-        found["unchanged"] = measures.unchanged(recipe, made, runs * SHORT, tell)
+        found["unchanged"] = measures.unchanged(recipe, made, 1 if quick else runs * SHORT, tell)
         found["forced"] = measures.forced(recipe, made, runs, tell)
-        found["replica"] = serving.replica(recipe, made, runs * SHORT, tell)
+        found["replica"] = serving.replica(recipe, made, 1 if quick else runs * SHORT, tell)
         found["changed_release"] = serving.changed_release(recipe, made, tell)
         found["swaps"] = serving.swaps(recipe, made, runs, tell)
         found["containers"] = serving.containers(recipe, made, runs, tell) if docker else {"skipped": "not asked for"}

@@ -13,16 +13,18 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 GROUPS = (
-    ("tests/release/test_faults.py",),
-    ("tests/test_benchmarks.py",),
-    # The Docker engine builds the base of all images once: whoever needs it goes to one worker.
+    # A project whose services run is made once, and the Docker engine builds the base of all images once: whoever needs one
+    # of them goes to one worker.
     (
+        "tests/release/test_faults.py",
         "tests/release/test_load.py",
         "tests/release/test_release.py",
+        "tests/release/test_rollback.py",
         "tests/rollout/test_containers.py",
         "tests/test_packaging.py",
     ),
     ("tests/release/test_every_recipe.py",),
+    ("tests/test_benchmarks.py",),
     ("tests/test_docs.py",),
     # the fixture `built`
     (

@@ -66,10 +66,8 @@ def test_a_second_run_finds_nothing_changed(live: Live) -> None:
 def test_the_curl_line_of_the_summary_works_when_pasted(live: Live) -> None:
     shown = live.run("run", "tiny").stdout
     line = next(line for line in shown.splitlines() if line.startswith("curl "))
-    answer = subprocess.run(
-        ["bash", "-c", line], capture_output=True, text=True, check=True, env=live.environment, cwd=live.project.root
-    ).stdout
-    assert json.loads(answer)["model"] == "tiny"
+    pasted = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=live.environment, cwd=live.project.root)
+    assert json.loads(pasted.stdout)["model"] == "tiny", pasted.stderr
 
 
 def test_the_summary_says_what_a_person_asks(live: Live) -> None:
