@@ -7,6 +7,7 @@ are left out, of a graph nodes, of a new node its neighbours.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,19 +56,19 @@ EXPECTED = (
 )
 
 
-class Plan:
+class Plan(ABC):
     """What to ask a model, `rows` questions, the instance itself the last; and what its answers say."""
 
     method: str
     rows: int
 
+    @abstractmethod
     def outputs(self, start: int, stop: int) -> NDArray[Any]:
         """The model's answers to some of the questions, `(rows, ...)`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def attribute(self, values: NDArray[np.float64]) -> dict[str, Any]:
         """`attributions`, `base_value` and what else there is to say, from the explained number of each answer `(rows,)`."""
-        raise NotImplementedError
 
 
 class Explain:

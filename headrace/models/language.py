@@ -45,7 +45,7 @@ class LanguageNetwork(nn.Module, ABC):
     @property
     def row_states(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes, of one row before the first token, of what `step_rows` remembers; each grows at its axis of 0."""
-        raise NotImplementedError
+        raise NotImplementedError  # nobody asks where `masks` is false: no such graph is exported then
 
     def step_rows(self, tokens: Tensor, remembered: Tensor, read: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         """Logits `(B, L, V)`, and of each state what the new tokens add to it.
@@ -54,7 +54,7 @@ class LanguageNetwork(nn.Module, ABC):
             remembered: `(B,)`: so many of a row's first entries in the states are its own.
             read: `(B,)`: tokens of the row's text before these.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # as `row_states`
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.step(tokens, *self.start(len(tokens)))[0]

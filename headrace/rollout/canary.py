@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 from headrace.rollout.envoy import Endpoint, Traffic
-from headrace.rollout.steps import let_in, start_ready
-from headrace.rollout.watch import Trial, look, watch
+from headrace.rollout.watch import Trial, bear_share, look, watch
 
 
 def try_as_canary(trial: Trial, replicas: int) -> list[Endpoint]:
@@ -21,10 +18,7 @@ def try_as_canary(trial: Trial, replicas: int) -> list[Endpoint]:
     """
     site = trial.site
     for share in trial.how.steps:
-        wanted = min(replicas, math.ceil(share / 100 * replicas))
-        missing = wanted - len(site.serving("canary"))
-        if missing > 0:
-            let_in(site, start_ready(site, replace(trial.spec, pool="canary"), missing))
+        bear_share(trial, "canary", share, replicas)
         site.send(Traffic(canary=share))
         site.report(f"canary {share:g} %: version {trial.spec.version} beside {trial.champions}")
         _watch_step(trial, f"canary {share:g} %", site.serving("canary"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -12,8 +11,8 @@ from typing import Any
 
 from headrace.rollout.envoy import Endpoint, Traffic
 from headrace.rollout.judging import Reading, agreement_left
-from headrace.rollout.steps import end_trials, let_in, start_ready
-from headrace.rollout.watch import Trial, look, watch
+from headrace.rollout.steps import end_trials
+from headrace.rollout.watch import Trial, bear_share, look, watch
 
 TOLERANCE = 0.25
 """Two values agree when they differ by at most so many standard deviations of the champion's answers."""
@@ -32,10 +31,7 @@ def try_as_shadow(trial: Trial, replicas: int) -> None:
     site = trial.site
     try:
         for share in trial.how.steps:
-            wanted = min(replicas, math.ceil(share / 100 * replicas))
-            missing = wanted - len(site.serving("shadow"))
-            if missing > 0:
-                let_in(site, start_ready(site, replace(trial.spec, pool="shadow"), missing))
+            bear_share(trial, "shadow", share, replicas)
             site.send(Traffic(shadow=share))
             site.report(f"shadow {share:g} %: version {trial.spec.version} gets copies of the requests of {trial.champions}")
             _watch_step(trial, f"shadow {share:g} %", site.serving("shadow"))

@@ -6,6 +6,7 @@ Envoy counts requests, errors and seconds of each pool; replicas count their ans
 from __future__ import annotations
 
 import http.client
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from headrace.rollout.envoy import Endpoint
 from headrace.rollout.judging import Reading, Seen, judge
 from headrace.rollout.pools import PoolStats
 from headrace.rollout.replicas import Pool, ReplicaSpec
-from headrace.rollout.steps import Site
+from headrace.rollout.steps import Site, let_in, start_ready
 
 LOOK_SECONDS = 1.0
 """Envoy brings its latencies up to date once a second."""
@@ -41,6 +42,14 @@ class Trial:
     how: RolloutConfig
     note: Note
     """Keeps the facts of a step in the journal."""
+
+
+def bear_share(trial: Trial, pool: Pool, share: float, replicas: int) -> None:
+    """As many replicas of the new version in `pool` as `share` percent of `replicas` needs, so that each has to bear what it
+    will have to bear. Those that are missing are started and let in."""
+    missing = min(replicas, math.ceil(share / 100 * replicas)) - len(trial.site.serving(pool))
+    if missing > 0:
+        let_in(trial.site, start_ready(trial.site, replace(trial.spec, pool=pool), missing))
 
 
 def look(site: Site, pool: Pool, endpoints: Sequence[Endpoint]) -> Seen:
