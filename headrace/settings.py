@@ -98,6 +98,7 @@ INTERNAL = frozenset(
     "ROOT STAGE_ERROR STAGE_PARENT SUPERVISED THREADS BODY_LIMIT_BYTES MAX_INSTANCES REQUIRE_DOCKER".split()  # noqa: SIM905
     + "GUARD LEDGER QUOTAS REPLICA SHADOW".split()  # noqa: SIM905
     + "LOG SLOW_SECONDS STUCK_SECONDS QUEUE_SECONDS".split()  # noqa: SIM905
+    + "ADDRESS TOKEN BOOTSTRAP".split()  # noqa: SIM905
 )
 """Names after `HEADRACE_` that are no settings: what processes tell each other, the replicas' own limits, and where the Python
 client calls, with which token."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import yaml
 
 from headrace.config import load_recipe, parse_recipe, recipe_names
 from headrace.errors import RecipeError, SettingsError
 from headrace.project import Project, find_project
-from headrace.settings import load_settings
+from headrace.settings import INTERNAL, Settings, load_settings
 from tests.conftest import ROOT, TINY_TABLE
 
 
@@ -136,3 +139,14 @@ def test_reading_a_recipe_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_every_variable_that_the_code_reads_may_be_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A token for the client, or how replicas log, must not keep `headrace` itself from running."""
+    code = [path.read_text(encoding="utf-8") for folder in ("headrace", "bentos") for path in (ROOT / folder).rglob("*.py")]
+    named = set(re.findall(r"environ(?:\.get\(|\[)\"HEADRACE_([A-Z_]+)\"", "\n".join(code))) | {"TOKEN", "ADDRESS"}
+    assert len(named) > 10
+    assert named - INTERNAL - {name.upper() for name in Settings.model_fields} == set()
+    monkeypatch.setenv("HEADRACE_TOKEN", "a token")
+    monkeypatch.setenv("HEADRACE_ADDRESS", "http://127.0.0.1:8080")
+    load_settings(Project(tmp_path))
