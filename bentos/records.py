@@ -1,7 +1,7 @@
 """What was answered to which request, in files beside the usage: one JSON line a request, never with what was asked.
 
-Lines are written every second by a thread, off the hot path: a killed process loses a second of them. Feedback, monitoring and
-the comparison with a shadow read them.
+Lines wait in memory and are written every second by a thread: a killed process loses a second of them. Feedback, monitoring
+and the comparison with a shadow read them.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import hashlib
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgspec
 
@@ -25,23 +25,26 @@ logger = logging.getLogger("headrace.records")
 WRITE_SECONDS = 1.0
 MOST_ANSWERS = 100
 """Of one request; the rest is left out."""
-MOST_WAITING = 50_000
-"""Requests that wait to be written; of more, the oldest are left out."""
-LINES_AT_ONCE = 50
-"""Encoded before other threads may run."""
+MOST_WAITING_BYTES = 8 * 1024 * 1024
+"""Of lines that wait to be written: what comes while the disk takes no more is left out."""
 FILE_BYTES = 32 * 1024 * 1024
+"""A file that holds so many is followed by a new one."""
 FILES = 4
-"""Of this size at most; the oldest go."""
+"""At most; the oldest go."""
 
 
 class Records:
-    """The answers of this process, in `folder`."""
+    """The answers of this process, in `folder`.
+
+    A line is encoded where the answer is made, which costs less than handing it to a thread that competes with the next.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._waiting: deque[tuple[float, str, str, Sequence[Answer]]] = deque(maxlen=MOST_WAITING)
+        self._waiting = bytearray()
+        self._lock = threading.Lock()
         self._model = ("none", "0")
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
         self._failed = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep_writing, name="records", daemon=True)
@@ -51,45 +54,47 @@ class Records:
         self._model = (model, version)
 
     def add(self, request_id: str, tenant: str, answers: Sequence[Answer]) -> None:
-        self._waiting.append((time.time(), request_id, tenant, answers[:MOST_ANSWERS]))
+        line = _Line(round(time.time(), 3), request_id, tenant, *self._model, answers[:MOST_ANSWERS])
+        with self._lock:
+            if len(self._waiting) < MOST_WAITING_BYTES:
+                _encode_into(line, self._waiting, -1)
+                self._waiting += b"\n"
 
     def close(self) -> None:
-        """Writes what waits."""
         self._stop.set()
         self._thread.join()
-        self._write()
+        self.write()
         if self._file is not None:
             self._file.close()
 
     def _keep_writing(self) -> None:
         while not self._stop.wait(WRITE_SECONDS):
-            self._write()
+            self.write()
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Brings what waits to the disk; where that fails, it waits on."""
+        with self._lock:
+            lines, self._waiting = self._waiting, bytearray()
+        written = 0
         try:
-            while self._waiting:
-                lines = [self._line(*self._waiting.popleft()) for _ in range(min(LINES_AT_ONCE, len(self._waiting)))]
-                self._open().write(_encode(lines))
-                time.sleep(0)  # whoever answers requests goes first
-            if self._file is not None:
-                self._file.flush()
+            while written < len(lines):
+                written += self._open().write(memoryview(lines)[written:])
             self._failed = False
         except OSError as error:
             if not self._failed:  # told once until it is mended
                 logger.error("answers cannot be recorded in %s: %s", self._folder, error)
             self._failed = True
+            with self._lock:
+                self._waiting[:0] = lines[written:]
 
-    def _line(self, at: float, request_id: str, tenant: str, answers: Sequence[Answer]) -> _Line:
-        return _Line(round(at, 3), request_id, tenant, *self._model, answers)
-
-    def _open(self) -> BinaryIO:
-        """The file to add to; a full one is followed by a new one, and the oldest go."""
+    def _open(self) -> FileIO:
+        """The file to add to."""
         if self._file is not None and self._file.tell() < FILE_BYTES:
             return self._file
         if self._file is not None:
             self._file.close()
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._file = (self._folder / f"answers-{time.time_ns()}.jsonl").open("ab")
+        self._file = (self._folder / f"answers-{time.time_ns()}.jsonl").open("ab", buffering=0)
         for old in sorted(self._folder.glob("answers-*.jsonl"))[:-FILES]:
             with contextlib.suppress(OSError):
                 old.unlink()
@@ -105,7 +110,7 @@ class _Line(msgspec.Struct):
     answers: Sequence[Answer]
 
 
-_encode = msgspec.json.Encoder().encode_lines
+_encode_into = msgspec.json.Encoder().encode_into
 
 
 def plain(contract: Contract, answers: Sequence[Any]) -> list[Answer]:

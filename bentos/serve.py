@@ -7,6 +7,7 @@ its own files where its model lies, so that BentoML, which costs 25 MB and half 
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import logging
 import os
@@ -15,12 +16,14 @@ import socket
 import sys
 import traceback
 from pathlib import Path
+from typing import cast
 
 import uvicorn
 import yaml
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bentos.app import PredictionApp
+from bentos.connection import Connection, Outbox
 from bentos.model import load, threads_given
 
 KEEP_ALIVE_SECONDS = 75
@@ -78,10 +81,15 @@ def main(argv: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # Bound now, so that a taken port shows at once; uvicorn listens only when the model has predicted its sample.
     bound = _bind(options.host, options.port)
-    config = uvicorn.Config(
-        Replica(Path(options.bento)),
+    # Only SIGTERM's sender limits how long requests in flight may take: it has the drain time and SIGKILL.
+    uvicorn.Server(server_config(Replica(Path(options.bento)))).run(sockets=[bound])
+
+
+def server_config(app: ASGIApp) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
         loop="uvloop",
-        http="httptools",
+        http=cast(type[Connection], functools.partial(Connection, Outbox())),  # called for each connection
         ws="none",
         lifespan="on",
         log_config=None,
@@ -90,8 +98,6 @@ def main(argv: list[str] | None = None) -> None:
         proxy_headers=False,  # nothing here asks for the client's address, and each request would pay for it
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
-    # Only SIGTERM's sender limits how long requests in flight may take: it has the drain time and SIGKILL.
-    uvicorn.Server(config).run(sockets=[bound])
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

@@ -19,7 +19,6 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from bentos import app as app_module
 from bentos import metrics as metrics_module
-from bentos import records as records_module
 from bentos import requests_log as log_module
 from bentos.app import PredictionApp
 from bentos.metrics import Metrics, bucket_of
@@ -216,20 +215,6 @@ def test_values_are_recorded_as_values_and_counted_by_bucket(tmp_path: Path, pas
 )
 def test_a_value_has_one_of_few_buckets(value: float, bucket: str) -> None:
     assert bucket_of(value) == bucket
-
-
-def test_records_are_bounded_by_the_oldest_going(
-    tmp_path: Path, passes: Passes, halves: ServedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(records_module, "FILE_BYTES", 500)
-    monkeypatch.setattr(records_module, "LINES_AT_ONCE", 2)
-    replica = Replica(tmp_path, halves)
-    for i in range(60):
-        replica.ask({**passes.header(), "x-request-id": f"r{i}"})
-    kept = replica.answers()
-    assert len(list(replica.usage.glob("r1/answers-*.jsonl"))) == records_module.FILES
-    assert {line["id"] for line in kept} < {f"r{i}" for i in range(60)}
-    assert "r59" in {line["id"] for line in kept}
 
 
 def test_tenants_beyond_a_bound_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,85 @@
+"""uvicorn's connection, but that what is written during one turn of the event loop leaves at its end.
+
+An answer's head and body become one system call and one packet, and the answers of a turn leave together: a client that the
+first has woken takes the others too, which for small models saves a quarter of a request's cost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any, cast
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+HELD_BYTES = 64 * 1024
+"""That one connection holds at most: more leaves at once, and is never copied to be joined."""
+HELD_SECONDS = 0.001
+"""An answer that waits for longer leaves as soon as the next one of its turn is ready."""
+
+
+class Outbox:
+    """The connections that hold something to send. Called from the event loop."""
+
+    def __init__(self) -> None:
+        self._holding: list[HeldWrites] = []
+        self._since = 0.0
+
+    def add(self, transport: HeldWrites) -> None:
+        now = time.monotonic()
+        if self._holding and now - self._since > HELD_SECONDS:
+            self.send()
+        if not self._holding:
+            self._since = now
+            asyncio.get_running_loop().call_soon(self.send)
+        self._holding.append(transport)
+
+    def send(self) -> None:
+        holding, self._holding = self._holding, []
+        for transport in holding:
+            transport.send()
+
+
+class HeldWrites:
+    """A transport whose writes wait for the outbox, in their order."""
+
+    __slots__ = ("_held", "_outbox", "_transport")
+
+    def __init__(self, transport: asyncio.Transport, outbox: Outbox) -> None:
+        self._transport = transport
+        self._outbox = outbox
+        self._held = b""
+
+    def write(self, data: bytes) -> None:
+        if len(self._held) + len(data) > HELD_BYTES:
+            self.send()
+            self._transport.write(data)
+        elif self._held:
+            self._held += data
+        elif data:
+            self._held = data
+            self._outbox.add(self)
+
+    def send(self) -> None:
+        held, self._held = self._held, b""
+        if held and not self._transport.is_closing():
+            self._transport.write(held)
+
+    def close(self) -> None:
+        self.send()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+class Connection(HttpToolsProtocol):
+    """What uvicorn keeps for each connection."""
+
+    def __init__(self, outbox: Outbox, **given: Any) -> None:
+        super().__init__(**given)
+        self._outbox = outbox
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(transport)
+        self.transport = cast(asyncio.Transport, HeldWrites(transport, self._outbox))

@@ -1,0 +1,166 @@
+"""Answers leave together at the end of a turn of the event loop: whole, in order, and without waiting for what comes later."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+from bentos import connection as connection_module
+from bentos.connection import HELD_BYTES, HeldWrites, Outbox
+from bentos.serve import server_config
+
+pytestmark = pytest.mark.anyio
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+class Wire(asyncio.Transport):
+    """What reached it, a write each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[bytes] = []
+        self.is_gone = False
+
+    def write(self, data: Any) -> None:
+        assert not self.is_gone
+        self.written.append(bytes(data))
+
+    def is_closing(self) -> bool:
+        return self.is_gone
+
+    def close(self) -> None:
+        self.is_gone = True
+
+
+async def turn() -> None:
+    """Until the event loop has gone round."""
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+
+async def test_a_turns_answers_leave_in_one_write_each_when_it_ends() -> None:
+    outbox, wires = Outbox(), [Wire(), Wire()]
+    for number, wire in enumerate(wires):
+        held = HeldWrites(wire, outbox)
+        held.write(b"head ")
+        held.write(b"body %d" % number)
+    assert [wire.written for wire in wires] == [[], []]
+    await turn()
+    assert [wire.written for wire in wires] == [[b"head body 0"], [b"head body 1"]]
+
+
+async def test_an_answer_that_waited_too_long_leaves_before_the_turn_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_module, "HELD_SECONDS", -1.0)
+    outbox, first, second = Outbox(), Wire(), Wire()
+    HeldWrites(first, outbox).write(b"first")
+    HeldWrites(second, outbox).write(b"second")
+    assert (first.written, second.written) == ([b"first"], [])
+    await turn()
+    assert second.written == [b"second"]
+
+
+async def test_what_is_large_leaves_at_once_behind_what_was_held() -> None:
+    wire, large = Wire(), b"x" * (HELD_BYTES + 1)
+    held = HeldWrites(wire, Outbox())
+    held.write(b"head")
+    held.write(large)
+    assert wire.written == [b"head", large]
+
+
+async def test_what_one_turn_writes_piece_by_piece_is_not_held_without_bound() -> None:
+    wire = Wire()
+    held = HeldWrites(wire, Outbox())
+    for _ in range(3):
+        held.write(b"x" * (HELD_BYTES // 2))
+    assert sum(map(len, wire.written)) > HELD_BYTES
+
+
+async def test_a_close_sends_what_is_held() -> None:
+    wire = Wire()
+    held = HeldWrites(wire, Outbox())
+    held.write(b"last words")
+    held.close()
+    assert (wire.written, wire.is_gone) == ([b"last words"], True)
+
+
+async def test_a_client_that_is_gone_keeps_nobodys_answer_back() -> None:
+    outbox, gone, here = Outbox(), Wire(), Wire()
+    for wire in (gone, here):
+        HeldWrites(wire, outbox).write(b"answer")
+    gone.is_gone = True
+    await turn()
+    assert (gone.written, here.written) == ([], [b"answer"])
+
+
+@contextmanager
+def served(app: App) -> Iterator[str]:
+    """`app` behind this connection, with the loop and parser of a replica."""
+    config = server_config(app)
+    config.lifespan = "off"
+    config.port = 0
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            thread.join(0.01)
+        (listening,) = server.servers[0].sockets
+        yield f"127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+async def test_a_streams_head_does_not_wait_for_its_first_piece() -> None:
+    go_on = threading.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await asyncio.to_thread(go_on.wait, 30)
+        await send({"type": "http.response.body", "body": b"piece"})
+
+    with served(app) as address, httpx.stream("GET", f"http://{address}/", timeout=10) as response:
+        assert response.status_code == 200  # while the app waits
+        go_on.set()
+        assert response.read() == b"piece"
+
+
+async def test_requests_sent_at_once_over_one_connection_are_answered_whole_and_in_order() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        body = scope["path"].encode() * 1000
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+        await send({"type": "http.response.body", "body": body})
+
+    with served(app) as address:
+        host, port = address.split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"".join(b"GET /%03d HTTP/1.1\r\nhost: x\r\n\r\n" % i for i in range(100)))
+        for i in range(100):
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200 ")
+            assert await reader.readexactly(4000) == b"/%03d" % i * 1000
+        writer.close()
+
+
+async def test_an_answer_that_ends_its_connection_arrives_whole() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-length", b"4"), (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"last"})
+
+    with served(app) as address:
+        response = httpx.get(f"http://{address}/")
+        assert (response.content, response.headers["connection"]) == (b"last", "close")
