@@ -1,6 +1,6 @@
 """Serving against its peers: `python -m benchmarks.serving --out docs/benchmarks/serving.md` (under 10 minutes on 2 cores).
 
-`--systems json,fastapi-tuned --seconds 2` is quick; `--requests 1000000` looks whether memory grows.
+`--systems json,fastapi-tuned --rounds 1` is quick; `--requests 1000000` looks whether memory grows.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.serving", description=__doc__)
     parser.add_argument("--systems", default=",".join(SYSTEMS), help="comma-separated: " + ", ".join(SYSTEMS))
     parser.add_argument("--connections", default="1,16,256", help="comma-separated")
-    parser.add_argument("--seconds", type=float, default=6.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=3, help="over all servers, by turns; the median one counts")
     parser.add_argument("--requests", type=int, default=0, help="send so many to each system and watch its memory instead")
     parser.add_argument("--out", type=Path, help="write the page here")
     return parser.parse_args(argv)
@@ -68,30 +69,38 @@ def _measure(place: Place, names: list[str], options: argparse.Namespace) -> Non
     start, load_before = time.monotonic(), os.getloadavg()[0]
     measured: dict[str, Measured] = {}
     skipped: dict[str, str] = {}
-    for name in names:
-        system = SYSTEMS[name]
-        try:
-            with system.open(place, free_port()) as running:
-                measured[name] = Measured(system, running.start_seconds)
-                load(running, 16, WARM_SECONDS, place.root)
-                for connections in map(int, options.connections.split(",")):
-                    found = load(running, connections, options.seconds, place.root)
-                    measured[name].found.append(found)
-                    print(
-                        f"{system.name}, {connections} connections: {found.requests_a_second:,.0f} requests/s, "
-                        f"p50 {found.p50_ms:.2f} ms, p99 {found.p99_ms:.2f} ms, CPU {found.cpu_ms:.3f} ms, "
-                        f"{found.rss_mb:.0f} MB, {found.failed} failed, ready in {running.start_seconds:.2f} s",
-                        flush=True,
-                    )
-        except HeadraceError as error:
-            skipped[name] = error.message.splitlines()[0]
-            print(f"{system.name}: {error}", file=sys.stderr, flush=True)
+    for _ in range(options.rounds):
+        for name in names:
+            if name in skipped:
+                continue
+            try:
+                _measure_once(place, measured.setdefault(name, Measured(SYSTEMS[name])), options)
+            except HeadraceError as error:
+                measured.pop(name)
+                skipped[name] = error.message.splitlines()[0]
+                print(f"{SYSTEMS[name].name}: {error}", file=sys.stderr, flush=True)
     minutes = (time.monotonic() - start) / 60
-    text = page(measured, skipped, minutes, (load_before, os.getloadavg()[0]), options.seconds)
+    text = page(measured, skipped, minutes, (load_before, os.getloadavg()[0]), options.seconds, options.rounds)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(text, encoding="utf-8")
     print("\n" + text)
+
+
+def _measure_once(place: Place, measured: Measured, options: argparse.Namespace) -> None:
+    """One server from its start to its end."""
+    with measured.system.open(place, free_port()) as running:
+        measured.starts.append(running.start_seconds)
+        load(running, 16, WARM_SECONDS, place.root)
+        for connections in map(int, options.connections.split(",")):
+            found = load(running, connections, options.seconds, place.root)
+            measured.found.append(found)
+            print(
+                f"{measured.system.name}, {connections} connections: {found.requests_a_second:,.0f} requests/s, "
+                f"p50 {found.p50_ms:.2f} ms, p99 {found.p99_ms:.2f} ms, CPU {found.cpu_ms:.3f} ms, "
+                f"{found.rss_mb:.0f} MB, {found.failed} failed, ready in {running.start_seconds:.2f} s",
+                flush=True,
+            )
 
 
 def _soak(place: Place, names: list[str], requests: int) -> None:
