@@ -15,7 +15,7 @@ from headrace.rollout.protobuf import TYPES, Json, typed
 
 JWT = "envoy.filters.http.jwt_authn"
 REVOKED, RATES, BODY, RIGHTS = "headrace.revoked", "headrace.rates", "headrace.body", "headrace.rights"
-WHOLE_BODY = "headrace.whole-body"
+WHOLE_BODY, RETRY_AFTER = "headrace.whole-body", "headrace.retry-after"
 OPEN_PATHS = ("/readyz", "/livez", "/v2", "/v2/health/live", "/v2/health/ready", "/docs")
 """They name no model, so they ask for no token."""
 COMPLETIONS = ("/v1/completions", "/v1/chat/completions")
@@ -42,12 +42,21 @@ def filters(access: Access | None, max_request_bytes: int) -> list[Json]:
         return body_filters(max_request_bytes)
     closed = {"rules": {"action": "ALLOW", "policies": {}}}  # in force where no route says otherwise: nobody
     return [
+        typed(RETRY_AFTER, "extensions.filters.http.header_mutation.v3.HeaderMutation", **_retry_after()),
         typed(JWT, "extensions.filters.http.jwt_authn.v3.JwtAuthentication", **_authentication(access)),
         typed(REVOKED, "extensions.filters.http.rbac.v3.RBAC"),
         typed(RATES, "extensions.filters.http.local_ratelimit.v3.LocalRateLimit", stat_prefix="tenants"),
         *body_filters(max_request_bytes),
         typed(RIGHTS, "extensions.filters.http.rbac.v3.RBAC", **closed),
     ]
+
+
+def _retry_after() -> Json:
+    """Whoever asks too often is told when the bucket is filled again: in whole seconds, and Envoy rounds them down."""
+    reset = "response.headers['x-ratelimit-reset']"
+    seconds = f"%CEL(response.code != 429 ? '' : {reset} == '0' ? '1' : {reset})%"
+    header = {"header": {"key": "retry-after", "value": seconds}, "append_action": "ADD_IF_ABSENT"}
+    return {"mutations": {"response_mutations": [{"append": header}]}}
 
 
 def _authentication(access: Access) -> Json:

@@ -148,7 +148,6 @@ def local_replies() -> list[Json]:
         {"filter": _by_status(401), **unauthorized},
         {
             "filter": _by_status(429),
-            "headers_to_add": [_set_header("retry-after", "1")],
             **_said("too_many_requests", "too many requests; try again"),
         },
         *({"filter": _by_status(status), **_said(*said)} for status, said in told.items()),

@@ -273,12 +273,22 @@ def test_a_flood_of_one_tenant_is_limited_and_another_passes(house: House) -> No
     _, body, headers = next(answer for answer in answers if answer[0] == 429)
     assert body["error"]["code"] == "too_many_requests"
     assert int(headers["retry-after"]) >= 1
+    assert all("retry-after" not in headers for status, _, headers in answers if status == 200)
     assert headers["x-ratelimit-limit"].startswith("5")
     assert headers["x-ratelimit-remaining"] == "0"
     assert all(house.predict(calm)[0] == 200 for _ in range(20))
     # Nothing that a client says of itself moves it into another tenant's bucket.
     claimed = [house.predict(flood, (name, "calm")) for name in ("x-tenant", "x-headrace-tenant", "tenant") for _ in range(10)]
     assert Counter(answer[0] for answer in claimed)[429] >= 10
+
+
+def test_a_slow_rate_is_told_when_there_is_more(house: House) -> None:
+    slow = house.issue("digits", tenant="slow", rate=1 / 300)
+    house.refresh()
+    house.until(lambda: house.predict(slow)[0] == 429)
+    _, _, headers = house.predict(slow)
+    assert headers["retry-after"] == headers["x-ratelimit-reset"]
+    assert 200 < int(headers["retry-after"]) <= 300
 
 
 @pytest.mark.parametrize("rate", [2.5, 1 / 6, 0.7, 123456.0, tokens.SLOWEST, tokens.FASTEST])
