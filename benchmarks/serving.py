@@ -15,9 +15,8 @@ from pathlib import Path
 from benchmarks.serving_load import load, require_wrk
 from benchmarks.serving_model import write_model
 from benchmarks.serving_report import Measured, page
-from benchmarks.serving_systems import SYSTEMS, Place, Running, free_port
+from benchmarks.serving_systems import SYSTEMS, Place, Running, free_port, make_project
 from headrace.errors import HeadraceError
-from headrace.project import Project
 
 WARM_SECONDS = 1.0
 
@@ -52,9 +51,6 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 def _prepare(root: Path) -> Place:
     write_model(root / "model")
-    project = root / "project"
-    (project / "recipes").mkdir(parents=True)
-    (project / "dvc.yaml").write_text("stages: {}\n", encoding="utf-8")
     variables = {
         "GRAPH": str(root / "model" / "model.onnx"),
         "TORCH": str(root / "model" / "model.pt"),
@@ -62,7 +58,7 @@ def _prepare(root: Path) -> Place:
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),  # MLflow calls uvicorn
         "DO_NOT_TRACK": "1",
     }
-    return Place(root, root / "model", Project(project), variables)
+    return Place(root, root / "model", make_project(root / "project"), environment=variables)
 
 
 def _measure(place: Place, names: list[str], options: argparse.Namespace) -> None:

@@ -41,18 +41,7 @@ def write_model(folder: Path) -> None:
     torch.manual_seed(0)
     model = SmallCNN().eval()
     example = torch.from_numpy(sample())[None]
-    rows = torch.export.Dim("rows")
-    torch.onnx.export(
-        model,
-        (example,),
-        folder / "model.onnx",
-        dynamo=True,
-        dynamic_shapes=({0: rows},),
-        input_names=["pixels"],
-        output_names=["probabilities"],
-        external_data=False,
-        verbose=False,
-    )
+    export(model, example, "pixels", folder)
     torch.jit.trace(model, example).save(str(folder / "model.pt"))  # type: ignore[no-untyped-call]
     Contract(
         model="digits",
@@ -63,6 +52,21 @@ def write_model(folder: Path) -> None:
         inputs=[InputField(name="pixels", dtype="uint8", shape=(28, 28), minimum=0, maximum=255)],
         sample={"pixels": sample().tolist()},
     ).write(folder / "contract.json")
+
+
+def export(model: nn.Module, example: Tensor, name: str, folder: Path) -> None:
+    """`model.onnx`: any number of rows of one input `name` to `probabilities`."""
+    torch.onnx.export(
+        model,
+        (example,),
+        folder / "model.onnx",
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("rows")},),
+        input_names=[name],
+        output_names=["probabilities"],
+        external_data=False,
+        verbose=False,
+    )
 
 
 def sample() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

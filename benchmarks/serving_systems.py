@@ -90,6 +90,8 @@ class Place:
     root: Path
     model: Path
     project: Project
+    name: str = "digits"
+    """Of the model."""
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -132,35 +134,42 @@ def free_port() -> int:
     return next(port for port in range(FIRST_PORT, FIRST_PORT + 500) if is_free(port))
 
 
+def make_project(root: Path) -> Project:
+    """A project of the benchmark's own."""
+    (root / "recipes").mkdir(parents=True)
+    (root / "dvc.yaml").write_text("stages: {}\n", encoding="utf-8")
+    return Project(root)
+
+
 def prepare_bento(place: Place) -> Bento:
-    return package(place.model, "digits", "1", {}, place.project)
+    return package(place.model, place.name, "1", {}, place.project)
 
 
 def _headrace(ask: Ask) -> Callable[[Place, int], contextlib.AbstractContextManager[Running]]:
     @contextmanager
     def open_replica(place: Place, port: int) -> Iterator[Running]:
-        with _replica(place, port, ask) as running:
+        with replica(place, port, ask) as running:
             yield running
 
     return open_replica
 
 
 @contextmanager
-def _replica(place: Place, port: int, ask: Ask) -> Iterator[Running]:
+def replica(place: Place, port: int, ask: Ask) -> Iterator[Running]:
     bento = prepare_bento(place)
     settings = Settings()
-    spec = ReplicaSpec("digits", "1", bento.tag)
-    told = environment.of_replica(spec, f"digits-{port}", place.project, settings)
+    spec = ReplicaSpec(place.name, "1", bento.tag)
+    told = environment.of_replica(spec, f"{place.name}-{port}", place.project, settings)
     argv, variables = serve_command(place.project, bento.tag, "127.0.0.1", port, 1)
-    headers = {**ask.headers, "authorization": f"Bearer {_token(place.project)}"}
+    headers = {**ask.headers, "authorization": f"Bearer {_token(place)}"}
     full = Ask(ask.path, ask.body, headers, ask.is_right)
-    with _process(argv, {**variables, **told}, port, "/readyz", full, place.root) as running:
+    with server(argv, {**variables, **told}, port, "/readyz", full, place.root) as running:
         yield running
 
 
-def _token(project: Project) -> str:
-    tokens.prepare(project)
-    token, _ = tokens.issue(project, "acme", ["digits"], 3600)
+def _token(place: Place) -> str:
+    tokens.prepare(place.project)
+    token, _ = tokens.issue(place.project, "acme", [place.name], 3600)
     return token
 
 
@@ -169,15 +178,15 @@ def _behind_the_door(ask: Ask) -> Callable[[Place, int], contextlib.AbstractCont
     def open_both(place: Place, port: int) -> Iterator[Running]:
         settings = Settings(door_port=port + 1, door_admin_port=port + 2)
         start = time.perf_counter()
-        with _replica(place, port, ask) as replica:
+        with replica(place, port, ask) as behind:
             try:
                 endpoint = Endpoint("127.0.0.1", port, f"digits-{port}", "1", prepare_bento(place).tag)
                 door.change(place.project, settings, "digits", [endpoint])
                 door.open_door(place.project, settings)
                 url = door.address(settings)
-                _wait(url + replica.ask.path, replica.ask)
+                _wait(url + behind.ask.path, behind.ask)
                 envoy = supervisor.states(place.project)[door.PROGRAM].pid
-                yield Running(url, replica.ask, time.perf_counter() - start, [*replica.roots, *([envoy] if envoy else [])])
+                yield Running(url, behind.ask, time.perf_counter() - start, [*behind.roots, *([envoy] if envoy else [])])
             finally:
                 supervisor.shutdown(place.project, stop_seconds=5.0)
 
@@ -190,7 +199,7 @@ def _script(
     @contextmanager
     def open_script(place: Place, port: int) -> Iterator[Running]:
         argv = [sys.executable, str(PEERS / script)]
-        with _process(argv, {**place.environment, "PORT": str(port)}, port, ready, ask, place.root) as running:
+        with server(argv, {**place.environment, "PORT": str(port)}, port, ready, ask, place.root) as running:
             yield running
 
     return open_script
@@ -201,7 +210,7 @@ def _bentoml(place: Place, port: int) -> Iterator[Running]:
     argv = [sys.executable, "-m", "bentoml", "serve", "bentoml_stock:Digits", "--host", "127.0.0.1", "--port", str(port)]
     argv += ["--working-dir", str(PEERS)]
     variables = {**place.environment, "BENTOML_HOME": str(place.root / "stock"), "BENTOML_DO_NOT_TRACK": "true"}
-    with _process(argv, variables, port, "/readyz", PEER_ASK, place.root) as running:
+    with server(argv, variables, port, "/readyz", PEER_ASK, place.root) as running:
         yield running
 
 
@@ -220,12 +229,12 @@ def _mlflow(place: Place, port: int) -> Iterator[Running]:
     argv += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     body = json.dumps({"inputs": [IMAGE.tolist()]}).encode()
     ask = Ask("/invocations", body, JSON, lambda answer: "predictions" in answer.json())
-    with _process(argv, place.environment, port, "/ping", ask, place.root) as running:
+    with server(argv, place.environment, port, "/ping", ask, place.root) as running:
         yield running
 
 
 @contextmanager
-def _process(argv: list[str], variables: dict[str, str], port: int, ready: str, ask: Ask, root: Path) -> Iterator[Running]:
+def server(argv: list[str], variables: dict[str, str], port: int, ready: str, ask: Ask, root: Path) -> Iterator[Running]:
     log = root / f"server-{port}.log"
     start = time.perf_counter()
     # In a group of its own: BentoML, MLflow and Ray keep children.
@@ -316,7 +325,7 @@ def _installed(
     @contextmanager
     def open_peer(place: Place, port: int) -> Iterator[Running]:
         variables = {**place.environment, "PORT": str(port), "PYTHONPATH": install_peer(name)}
-        with _process([sys.executable, str(PEERS / script)], variables, port, ready, ask, place.root) as running:
+        with server([sys.executable, str(PEERS / script)], variables, port, ready, ask, place.root) as running:
             yield running
 
     return open_peer

@@ -14,10 +14,11 @@ from bentos.streams import Streaming
 
 ROWS = (32, 8)
 """Rows of a batch, tried from the largest."""
-SMALL_SECONDS = 0.002
-"""A model that answers faster runs on the event loop, where nothing ever waits for anything."""
 WORTH = 0.7
 """A row among others has to cost at most this share of a row alone."""
+HANDED_SECONDS = 0.0003
+"""And so much less: twice what a request costs that is handed to a thread and back. Without company a model as fast runs on the
+event loop."""
 LONGEST_SECONDS = 0.25
 """No batch may keep a request waiting for longer than this."""
 REPEATS = 5
@@ -31,11 +32,11 @@ def choose_batching(model: ServedModel) -> dict[str, Any] | None:
     if isinstance(model, Streaming):
         return None  # its texts run together by their own rules
     alone = _seconds(model, 1)
-    if alone < SMALL_SECONDS:
+    if alone < HANDED_SECONDS:
         return None
     for rows in ROWS:
         together = _seconds(model, rows)
-        if together <= LONGEST_SECONDS and together / rows <= WORTH * alone:
+        if together <= LONGEST_SECONDS and together / rows <= min(WORTH * alone, alone - HANDED_SECONDS):
             return {"max_rows": rows, "wait_seconds": 0.0}
     return None
 

@@ -40,6 +40,14 @@ def test_a_model_whose_rows_cost_little_together_takes_as_many_as_gather(tmp_pat
     assert choose_batching(costly(tmp_path, 0.01, 0.0001)) == {"max_rows": 32, "wait_seconds": 0.0}
 
 
+def test_a_model_that_saves_less_than_a_thread_costs_takes_them_one_by_one(tmp_path: Path) -> None:
+    assert choose_batching(costly(tmp_path, 0.0001, 0.0)) is None
+
+
+def test_a_model_of_two_milliseconds_that_gains_by_company_takes_it(tmp_path: Path) -> None:
+    assert choose_batching(costly(tmp_path, 0.0018, 0.0)) == {"max_rows": 32, "wait_seconds": 0.0}
+
+
 def test_a_model_whose_rows_cost_the_same_together_takes_them_one_by_one(tmp_path: Path) -> None:
     assert choose_batching(costly(tmp_path, 0.0, 0.01)) is None
 
