@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,13 +22,17 @@ Feeds = dict[str, NDArray[Any]]
 DType = Literal["float32", "float64", "int64", "uint8", "string"]
 
 
+WHOLE = 2.0**53
+"""Whole numbers beyond it do not survive JSON."""
 LARGEST: dict[str, float] = {
     "float32": float(np.finfo(np.float32).max),
     "float64": float(np.finfo(np.float64).max),
-    "int64": 2.0**53,
+    "int64": WHOLE,
     "uint8": 255.0,
 }
-"""Of each type's magnitude; whole numbers beyond 2^53 do not survive JSON."""
+"""Of each type's magnitude."""
+FEW = 64
+"""Rows that are looked at one by one: as many cost as much as numpy's looks at all of them together."""
 
 
 class ContractViolation(ValueError):
@@ -82,7 +86,8 @@ class InputField(BaseModel):
             if pixels is not None:
                 return pixels
             values = self._unpacked(values, start)
-        found = self._all_at_once(values)
+        found = self._few(values) if len(values) <= FEW else None
+        found = self._all_at_once(values) if found is None else found
         if found is not None:
             return found
         # One by one, to name the row at fault.
@@ -124,6 +129,19 @@ class InputField(BaseModel):
             except (ValueError, TypeError):
                 return None
         return np.frombuffer(b"".join(lines), np.uint8).reshape(len(values), height, width)
+
+    def _few(self, values: list[Any]) -> NDArray[Any] | None:
+        """`(rows,)` of plain numbers, several times faster for a few of them than by numpy; None for a closer look."""
+        if self.shape or self.boolean:
+            return None
+        low, high = self._plain
+        for value in values:
+            if type(value) is float:
+                if not low <= value <= high or (self._is_whole and not value.is_integer()):  # NaN is within no bounds
+                    return None
+            elif type(value) is not int or not low <= value <= high or not -WHOLE <= value <= WHOLE:
+                return None
+        return np.array(values, self.dtype)
 
     def _all_at_once(self, values: list[Any]) -> NDArray[Any] | None:
         """`(rows, *shape)`, fifty times faster than row by row; None when some value needs a closer look."""
@@ -207,7 +225,7 @@ class InputField(BaseModel):
         missing = np.isnan(numbers)
         if np.isinf(numbers).any() or (missing.any() and not self.nullable):
             raise ContractViolation(path, "a finite number", "NaN or infinity")
-        if (self.dtype in ("uint8", "int64") or self.boolean) and (numbers[~missing] % 1).any():
+        if (self._is_whole or self.boolean) and (numbers[~missing] % 1).any():
             raise ContractViolation(path, "true or false" if self.boolean else "whole numbers", "a fraction")
         most = LARGEST[self.dtype]
         if (numbers[~missing] > most).any() or (numbers[~missing] < -most).any():  # the magnitude of -2^63 is no int64
@@ -223,7 +241,18 @@ class InputField(BaseModel):
                 f"{np.nanmin(numbers):g} to {np.nanmax(numbers):g}" if numbers.ndim else f"{float(numbers):g}",
             )
 
-    @property
+    @cached_property
+    def _plain(self) -> tuple[float, float]:
+        """The least and the most that a plain number may be: within the field's bounds, and of its type."""
+        low, high = self._bounds
+        most = LARGEST[self.dtype]
+        return max(-most, -most if low is None else low), min(most, most if high is None else high)
+
+    @cached_property
+    def _is_whole(self) -> bool:
+        return self.dtype in ("uint8", "int64")
+
+    @cached_property
     def _bounds(self) -> tuple[float | None, float | None]:
         """The field's own limits; a byte's are never wider than 0 to 255."""
         if self.dtype != "uint8":

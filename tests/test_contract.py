@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from headrace import contract as contract_module
-from headrace.contract import Contract, ContractViolation, InputField
+from headrace.contract import FEW, Contract, ContractViolation, InputField
 
 IMAGE = Contract(
     model="pictures",
@@ -188,3 +188,33 @@ def test_arrays_are_held_against_the_same_bounds_and_the_row_is_named() -> None:
     InputField(name="pixels", dtype="uint8", shape=(2,)).check(np.array([[0, 255]], np.uint8), "rows")
     with pytest.raises(ContractViolation, match=r"rows\.0\.pixels: expected values from 0 to 16"):
         InputField(name="pixels", dtype="uint8", shape=(2,), maximum=16).check(np.array([[0, 17]], np.uint8), "rows")
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        InputField(name="x", dtype="float32"),
+        InputField(name="x", dtype="float64", minimum=-1, maximum=1e6),
+        InputField(name="x", dtype="float64", nullable=True),
+        InputField(name="x", dtype="float32", default=2.5),
+        InputField(name="x", dtype="int64", minimum=0),
+        InputField(name="x", dtype="uint8"),
+        InputField(name="x", dtype="float32", boolean=True),
+    ],
+    ids=lambda field: f"{field.dtype}",
+)
+@pytest.mark.parametrize(
+    "value",
+    [0, 1, -1, 255, 256, 0.5, 3.0, -0.0, 1e300, 2**53, 2**53 + 1, -(2**63), 10**400]
+    + [float("nan"), float("inf"), True, None, "1", [1], 0.1, 1e-320],
+    ids=lambda value: str(value)[:12],
+)
+def test_a_value_is_taken_or_refused_alike_among_few_rows_and_among_many(field: InputField, value: Any) -> None:
+    def taken(rows: int) -> Any:
+        try:
+            found = field.to_array([value] + [1] * (rows - 1), "instances")
+        except (ContractViolation, OverflowError) as refused:
+            return str(refused)
+        return found.dtype, found[0].tobytes()
+
+    assert taken(1) == taken(FEW) == taken(FEW + 1)
