@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,12 @@ LONGER_SECONDS = 5.0
 """Waited for longer than the door waits for a model, so that its own word on it comes first."""
 
 
+def token_to_call(project: Project, settings: Settings) -> str | None:
+    """`HEADRACE_TOKEN` where it is set, else the operator's own; None where nobody asks for one."""
+    given = os.environ.get("HEADRACE_TOKEN", "").strip()
+    return given or (operator_token(project) if settings.access == "tokens" else None)
+
+
 @dataclass(frozen=True)
 class Described:
     """What a model says of itself."""
@@ -35,7 +42,8 @@ class Door:
 
     def __init__(self, project: Project, settings: Settings) -> None:
         self._base = address(settings)
-        self._headers = {"authorization": f"Bearer {operator_token(project)}"} if settings.access == "tokens" else {}
+        token = token_to_call(project, settings)
+        self._headers = {"authorization": f"Bearer {token}"} if token else {}
         self._trust = trust(project, settings)
         self._patience = settings.request_seconds
         self._seconds = settings.request_seconds + LONGER_SECONDS
@@ -112,8 +120,8 @@ class Door:
 
     def _refusal(self, response: httpx.Response, path: str, model: str) -> HeadraceError:
         said = _error_of(response)
-        if response.status_code in (401, 403):  # the operator's own token opens everything, so the door knows another key
-            return ServiceError(f"{response.status_code}: {said}", where=self._base, mend="headrace up")
+        if response.status_code in (401, 403):
+            return ServiceError(f"{response.status_code}: {said}", where=self._base, mend=_mend_token(model))
         if response.status_code == 404:
             mend = "see what is served: headrace status; release another: headrace run NAME"
             return UsageError(said, where=self._base, mend=mend)
@@ -122,6 +130,13 @@ class Door:
             mend = f"see the fields the model takes: curl{bearer} {self._base}/v1/models/{model}"
             return DataError(said, where=f"{self._base}{path}", mend=mend)
         return ServiceError(f"{response.status_code}: {said}", where=self._base, mend=f"headrace logs {model}")
+
+
+def _mend_token(model: str) -> str:
+    """The operator's own token opens everything: where it does not, the door knows another key."""
+    if os.environ.get("HEADRACE_TOKEN", "").strip():
+        return f"the token is that of HEADRACE_TOKEN: unset it to call as the operator, or set one that opens {model}"
+    return "headrace up"
 
 
 def _events(chunks: Iterable[bytes]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -40,6 +40,7 @@ GROUPS = (
     (
         "tests/desk/test_batches.py",
         "tests/desk/test_catalogue.py",
+        "tests/desk/test_commands.py",
         "tests/desk/test_feedback.py",
         "tests/desk/test_openapi.py",
     ),

@@ -1,4 +1,4 @@
-"""Commands for batches and feedback: thin over the Python client, with the operator's token."""
+"""Commands for batches and feedback: thin over the Python client, with the token that `headrace predict` sends."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 @click.group()
 def batch() -> None:
-    """Batches: a model works through a file of rows in the background."""
+    """Batches: a model works through a file of rows in the background.
+
+    They belong to the token's tenant: HEADRACE_TOKEN where it is set, else the operator.
+    """
 
 
 @batch.command("submit", short_help="Hand in a file of rows.")
@@ -72,7 +75,10 @@ def cancel(model: str, batch_id: str, as_json: bool) -> None:
 @click.option("--row", default=0, show_default=True, help="Which row of the request.")
 @json_option
 def feedback(answer_id: str, truth: str, row: int, as_json: bool) -> None:
-    """Tell TRUTH, the true answer to the request of an answer's ID: a label, or a number."""
+    """Tell TRUTH, the true answer to the request of an answer's ID: a label, or a number.
+
+    The token is HEADRACE_TOKEN where it is set, else the operator's own; a tenant's answers are its own to judge.
+    """
     with _client() as client:
         told = client.feedback(answer_id, _value(truth), row)
     if as_json:
@@ -83,12 +89,12 @@ def feedback(answer_id: str, truth: str, row: int, as_json: bool) -> None:
 
 def _client() -> Client:
     project, settings = here()
+    from headrace.calling import token_to_call
     from headrace.client import Client
     from headrace.rollout import door
     from headrace.tls import trust
-    from headrace.tokens import operator_token
 
-    token = operator_token(project) if settings.access == "tokens" else None
+    token = token_to_call(project, settings)
     return Client(door.address(settings), token, timeout=settings.request_seconds + 5.0, verify=trust(project, settings))
 
 

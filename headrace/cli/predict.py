@@ -48,6 +48,7 @@ def predict(
     """Ask MODEL for a prediction, through the balancer, as a client does.
 
     Give its fields (headrace predict flights distance=1400 carrier=UA …), a --text, a --file, or the --sample.
+    The token is HEADRACE_TOKEN where it is set, else the operator's own.
     """
     project, settings = here()
     if [bool(fields), text is not None, file is not None, instance is not None, sample].count(True) != 1:
