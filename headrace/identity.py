@@ -32,6 +32,16 @@ def lock_hash(project: Project) -> str:
     return sha256(project.root / "requirements.lock")
 
 
+def code_digest() -> str:
+    """Of the code that runs here, changed by an upgrade or an edit: twelve hex digits. Takes about 10 ms."""
+    package = Path(__file__).parent
+    digest = hashlib.sha256()
+    for folder in (package, package.with_name("bentos")):
+        for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"):
+            digest.update(f"{path.relative_to(folder.parent)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def sha256(*paths: Path) -> str:
     """Of the files' bytes, one after the other; a file that is not there counts as empty."""
     digest = hashlib.sha256()

@@ -11,18 +11,20 @@ import sys
 import time
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from typing import Any
 
 from headrace import keeper
 from headrace.errors import HeadraceError, ServiceError
+from headrace.identity import code_digest
 from headrace.project import Project
 from headrace.rollout import door, ports, rolling, supervisor
 from headrace.rollout.envoy import Endpoint, Served
 from headrace.settings import Settings, tracking_uri
 from headrace.tracking_database import artifact_root, initialise_tracking
 
-__all__ = ["Service", "down", "initialise_tracking", "prefect_environment", "status", "up"]
+__all__ = ["Service", "down", "initialise_tracking", "outdated", "prefect_environment", "status", "up"]
 
 Report = Callable[[str], None]
 NAMES = ("prefect-server", "prefect-worker", "mlflow", "envoy", "desk", "keeper")
@@ -52,7 +54,8 @@ def up(
     on_prefect_ready: Callable[[], None] | None = None,
     wait_for: Collection[str] = NAMES,
 ) -> list[Service]:
-    """Starts what is not up yet, all at the same time, and returns when those in `wait_for` answer a real request.
+    """Starts what is not up yet, and anew what is `outdated`, all at the same time; returns when those in `wait_for` answer a
+    real request.
 
     A release needs `prefect-server` and `envoy` alone: the others then start while it works. `on_prefect_ready` is called
     once Prefect's API answers and its work pool is there: the place to register deployments.
@@ -75,6 +78,18 @@ def up(
             starts[0].exception()  # not at the same time: it would take the processor from what is waited for
         starts.append(pool.submit(_start_mlflow, project, settings, report, "mlflow" in wait_for))
     return [service for start in starts for service in start.result()]
+
+
+def outdated(project: Project, settings: Settings) -> list[str]:
+    """What `up` would start anew, or let in other settings: it runs as other code or other settings had it. In milliseconds."""
+    wanted = [_prefect_server(project, settings), _prefect_worker(project, settings), door.program(project, settings)]
+    wanted += [_desk(project, settings), _keeper(project, settings)]
+    if settings.tracking_uri is None:
+        wanted.append(_mlflow(project, settings))
+    found = {program.name for program in wanted if supervisor.differs(project, program)}
+    if not door.is_as_opened(project, settings):
+        found.add(door.PROGRAM)
+    return sorted(found)
 
 
 def down(project: Project, settings: Settings, report: Report | None = None) -> None:
@@ -133,13 +148,23 @@ def _prefect_address(settings: Settings) -> str:
 def _start_prefect(
     project: Project, settings: Settings, report: Report, ready: Callable[[], None] | None, wait_for_worker: bool
 ) -> list[Service]:
-    environment = prefect_environment(project, settings)
     (project.state / "prefect").mkdir(parents=True, exist_ok=True)
-    server = supervisor.Program(
+    _keep_up(project, _prefect_server(project, settings), lambda: _is_prefect_ready(settings), report)
+    _make_pool(settings)
+    worker = _prefect_worker(project, settings)
+    _add(project, worker, report)
+    if ready:
+        ready()
+    online = _keep_up(project, worker, lambda: _is_worker_online(project, settings), report, wait_for_worker)
+    return [Service("prefect-server", "ready", _prefect_address(settings)), Service("prefect-worker", online, f"pool {POOL}")]
+
+
+def _prefect_server(project: Project, settings: Settings) -> supervisor.Program:
+    return supervisor.Program(
         "prefect-server",
         [sys.executable, "-m", "prefect", "server", "start", "--host", settings.host, "--port", str(settings.prefect_port)],
         {
-            **environment,
+            **prefect_environment(project, settings),
             "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
             "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",
             "PREFECT_UI_API_URL": f"{_prefect_address(settings)}/api",
@@ -147,22 +172,20 @@ def _start_prefect(
         stop_seconds=10.0,
         start_retries=10,
         priority=100,
+        code=version("prefect"),
     )
-    _keep_up(project, server, lambda: _is_prefect_ready(settings), report)
-    _make_pool(settings)
-    worker = supervisor.Program(
+
+
+def _prefect_worker(project: Project, settings: Settings) -> supervisor.Program:
+    return supervisor.Program(
         "prefect-worker",
         [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", "local"],
-        {**environment, "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO"},
+        {**prefect_environment(project, settings), "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO"},
         stop_seconds=10.0,
         start_retries=10,
         priority=200,
+        code=version("prefect"),
     )
-    supervisor.add(project, worker)
-    if ready:
-        ready()
-    online = _keep_up(project, worker, lambda: _is_worker_online(project, settings), report, wait_for_worker)
-    return [Service("prefect-server", "ready", _prefect_address(settings)), Service("prefect-worker", online, f"pool {POOL}")]
 
 
 def _is_prefect_ready(settings: Settings) -> bool:
@@ -205,7 +228,12 @@ def _start_mlflow(project: Project, settings: Settings, report: Report, wait: bo
     if settings.tracking_uri is not None:
         return [Service("mlflow", "elsewhere", settings.tracking_uri)]
     initialise_tracking(project)
-    program = supervisor.Program(
+    state = _keep_up(project, _mlflow(project, settings), lambda: _is_mlflow_ready(settings), report, wait)
+    return [Service("mlflow", state, _mlflow_address(settings))]
+
+
+def _mlflow(project: Project, settings: Settings) -> supervisor.Program:
+    return supervisor.Program(
         "mlflow",
         # What `mlflow server` starts after preparing these variables: without the parent that only waits, the server is
         # up in half the time and takes half the memory.
@@ -233,9 +261,8 @@ def _start_mlflow(project: Project, settings: Settings, report: Report, wait: bo
         stop_seconds=5.0,
         start_retries=10,
         priority=300,
+        code=version("mlflow"),
     )
-    state = _keep_up(project, program, lambda: _is_mlflow_ready(settings), report, wait)
-    return [Service("mlflow", state, _mlflow_address(settings))]
 
 
 def _mlflow_address(settings: Settings) -> str:
@@ -259,22 +286,33 @@ def _start_door(project: Project, settings: Settings) -> list[Service]:
 
 
 def _start_desk(project: Project, settings: Settings, report: Report, wait: bool) -> list[Service]:
-    desk = supervisor.Program(
+    state = _keep_up(project, _desk(project, settings), lambda: _is_desk_ready(settings), report, wait)
+    _add(project, _keeper(project, settings), report)
+    return [Service("desk", state, _desk_address(settings)), Service("keeper", "ready", "")]
+
+
+def _desk(project: Project, settings: Settings) -> supervisor.Program:
+    return supervisor.Program(
         "desk",
         [sys.executable, "-m", "headrace.desk"],
         settings_environment(project, settings),
         stop_seconds=25.0,
         start_retries=10,
         priority=550,
+        code=code_digest(),
     )
-    state = _keep_up(project, desk, lambda: _is_desk_ready(settings), report, wait)
-    supervisor.add(project, keeper.program(settings_environment(project, settings), settings.ready_seconds))
-    return [Service("desk", state, _desk_address(settings)), Service("keeper", "ready", "")]
+
+
+def _keeper(project: Project, settings: Settings) -> supervisor.Program:
+    return replace(keeper.program(settings_environment(project, settings), settings.ready_seconds), code=code_digest())
 
 
 def settings_environment(project: Project, settings: Settings) -> dict[str, str]:
-    """Variables under which a program of this house sees these very settings, whoever started supervisord with which."""
-    values = settings.model_dump(mode="json", exclude_none=True)
+    """Variables under which a program of this house sees these very settings, whoever started supervisord with which.
+
+    Without `on`, which is a matter of each release: `headrace run --on docker` starts nothing anew.
+    """
+    values = settings.model_dump(mode="json", exclude={"on"}, exclude_none=True)
     told = {f"HEADRACE_{name.upper()}": v if isinstance(v, str) else json.dumps(v) for name, v in values.items()}
     return {**told, "HEADRACE_ROOT": str(project.root)}
 
@@ -321,11 +359,8 @@ def _keep_up(
 
     Without `wait` it returns `starting` where it would wait.
     """
-    fresh = supervisor.add(project, program)
-    if not fresh and ready():
+    if not _add(project, program, report) and ready():
         return "ready"
-    if fresh:
-        report(f"{program.name} is starting")
     if not wait:
         return "starting"
     for attempt in (1, 2):
@@ -341,6 +376,15 @@ def _keep_up(
         where=f".headrace/logs/{program.name}.log",
         mend="headrace down, then headrace up",
     )
+
+
+def _add(project: Project, program: supervisor.Program, report: Report) -> bool:
+    """Whether it was started; says so, and why it was where another ran."""
+    why = " anew: its code or its settings have changed" if supervisor.differs(project, program) else ""
+    fresh = supervisor.add(project, program)
+    if fresh:
+        report(f"{program.name} is starting{why}")
+    return fresh
 
 
 def _wait_ready(project: Project, program: supervisor.Program, ready: Callable[[], bool]) -> str | None:

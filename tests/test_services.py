@@ -18,7 +18,7 @@ import pytest
 from headrace import services
 from headrace.errors import PortTaken
 from headrace.project import Project
-from headrace.rollout import ports, supervisor
+from headrace.rollout import door, ports, supervisor
 from headrace.settings import Settings, database
 from tests.ports import free_ports
 
@@ -54,6 +54,14 @@ def states(project: Project, settings: Settings) -> dict[str, str]:
     return {service["name"]: service["state"] for service in services.status(project, settings)["services"]}
 
 
+def pids_of(project: Project) -> dict[str, int | None]:
+    return {name: state.pid for name, state in supervisor.states(project).items()}
+
+
+def started_anew(project: Project, before: dict[str, int | None]) -> set[str]:
+    return {name for name, pid in pids_of(project).items() if pid != before[name]}
+
+
 def wait_until(true: Callable[[], bool], seconds: float = 90.0) -> None:
     deadline = time.monotonic() + seconds
     while not true():
@@ -70,9 +78,30 @@ def test_services_start_are_reused_come_back_and_go(project: Project, settings: 
     assert hooked == ["ready"]
     assert states(project, settings) == dict.fromkeys(SERVERS, "ready")
 
-    pids = {name: state.pid for name, state in supervisor.states(project).items()}
+    pids = pids_of(project)
+    assert services.outdated(project, settings) == []
     services.up(project, settings, quiet)
-    assert {name: state.pid for name, state in supervisor.states(project).items()} == pids
+    assert pids_of(project) == pids
+
+    # An upgrade of this code, then another setting of the door: just what is concerned starts anew, Envoy in no case.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(services, "code_digest", lambda: "0123456789ab")
+        assert services.outdated(project, settings) == ["desk", "keeper"]
+        said: list[str] = []
+        services.up(project, settings, said.append)
+        assert [line for line in said if "anew" in line] == [
+            f"{name} is starting anew: its code or its settings have changed" for name in ("desk", "keeper")
+        ]
+        assert services.outdated(project, settings) == []
+        assert started_anew(project, pids) == {"desk", "keeper"}
+        pids = pids_of(project)
+        patient = settings.model_copy(update={"request_seconds": 45.0})
+        assert services.outdated(project, patient) == ["desk", "envoy", "keeper"]
+        services.up(project, patient, quiet)
+        assert started_anew(project, pids) == {"desk", "keeper"}
+        assert door.is_as_opened(project, patient)
+    services.up(project, settings, quiet)
+    pids = pids_of(project)
 
     victim = pids["prefect-server"]
     assert victim is not None

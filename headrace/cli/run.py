@@ -28,8 +28,9 @@ NEEDED = frozenset({"prefect-server", "envoy"})
 def run(recipe: str, on: str | None, force: bool, as_json: bool) -> None:
     """Release RECIPE: from its data to replicas behind the balancer.
 
-    Starts the local services if they are not up. Steps whose inputs are unchanged are skipped; a release that was killed
-    goes on where it was. When nothing changed at all, it says so within a second or two.
+    Starts the local services if they are not up, and anew those whose code or settings have changed. Steps whose inputs are
+    unchanged are skipped; a release that was killed goes on where it was. When nothing changed at all, it says so within a
+    second or two.
     """
     if on:
         os.environ["HEADRACE_ON"] = on
@@ -88,13 +89,14 @@ def _show(facts: dict[str, Any], project: Project, settings: Settings, as_json: 
 
 
 def _services_up(project: Project, settings: Settings, needed: frozenset[str]) -> None:
-    """Starts what is not up; returns when the `needed` ones answer."""
+    """Starts what is not up, and anew what runs with other code or settings; returns when the `needed` ones answer."""
     from headrace import console
     from headrace.deployments import register_in_background
-    from headrace.services import status, up
+    from headrace.services import outdated, status, up
 
     states = {service["name"]: service["state"] for service in status(project, settings)["services"]}
-    if all(states[name] in ("ready", "elsewhere") for name in needed) and "stopped" not in states.values():
+    are_up = all(states[name] in ("ready", "elsewhere") for name in needed) and "stopped" not in states.values()
+    if are_up and not outdated(project, settings):
         return
     console.step("up", "Prefect, MLflow, Envoy")
     up(project, settings, console.report, lambda: register_in_background(project, settings), needed)
@@ -105,7 +107,8 @@ def _services_up(project: Project, settings: Settings, needed: frozenset[str]) -
 def up(as_json: bool) -> None:
     """Start the local services, or reuse those that run: Prefect server and worker, MLflow, Envoy, desk and keeper.
 
-    Models that were released before serve again.
+    One that runs with other code, as after an upgrade, or other settings is started anew, and no other. Models that were
+    released before serve again.
     """
     project, settings = here()
     from headrace.services import NAMES

