@@ -71,6 +71,7 @@ def up(
             pool.submit(_start_prefect, project, settings, report, on_prefect_ready, "prefect-worker" in wait_for),
             pool.submit(_start_door, project, settings),
         ]
+        starts[1].exception()  # the desk lets everybody in no earlier than the door does
         if "desk" not in wait_for:
             starts[0].exception()
         starts.append(pool.submit(_start_desk, project, settings, report, "desk" in wait_for))

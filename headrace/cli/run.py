@@ -42,6 +42,9 @@ def run(recipe: str, on: str | None, force: bool, as_json: bool) -> None:
         from headrace.packaging.docker import Docker
 
         Docker.connect(settings)
+    from headrace.rollout.door import require_same_access
+
+    require_same_access(project, settings)
     _services_up(project, settings, NEEDED)
     from headrace.services import prefect_environment
 

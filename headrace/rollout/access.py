@@ -1,7 +1,7 @@
 """Who comes through the door: Envoy's filters for tokens, rights and rates, and the parts of its routes that feed them.
 
-The filters stand still; what changes often (models, revoked tokens, rates) is in the routes, which Envoy swaps in
-milliseconds without closing a connection.
+The filters stand still; what changes (models, revoked tokens, rates, whether tokens are asked for at all) is in the routes,
+which Envoy swaps in milliseconds without closing a connection. A changed filter would reach new connections alone.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class Access:
     """Ids of tokens that are refused although they have not expired."""
     rates: Mapping[str, float] = field(default_factory=dict)
     """Requests per second of each tenant that has a limit."""
+    is_open: bool = False
+    """Whether everybody may come in without a token."""
 
 
-def filters(access: Access | None, max_request_bytes: int) -> list[Json]:
+def filters(access: Access, max_request_bytes: int) -> list[Json]:
     """From the token to the model, in this order: a stranger's body is not read, and who asks too often is told so early."""
-    if access is None:
-        return body_filters(max_request_bytes)
     closed = {"rules": {"action": "ALLOW", "policies": {}}}  # in force where no route says otherwise: nobody
     return [
         typed(RETRY_AFTER, "extensions.filters.http.header_mutation.v3.HeaderMutation", **_retry_after()),
@@ -108,23 +108,24 @@ def names_model(model: str) -> Json:
     return {"dynamic_metadata": [{"filter": BODY, "path": [{"key": "model"}], "value": {"string_match": {"exact": model}}}]}
 
 
-def everywhere(access: Access | None) -> Json:
-    """Of all routes: what was revoked, and how often each tenant may ask."""
-    if access is None:
-        return {}
+def everywhere(access: Access) -> Json:
+    """Of all routes: what was revoked, and how often each tenant may ask; nobody is asked for a token where it is open."""
+    if access.is_open:
+        off = {"@type": TYPES + "config.route.v3.FilterConfig", "disabled": True}
+        return dict.fromkeys((JWT, REVOKED, RATES, RIGHTS), off)
     return {REVOKED: _rules("DENY", _revoked(access.revoked)), RATES: _limits(access.rates)}
 
 
-def opens(access: Access | None, model: str | None) -> Json:
+def opens(access: Access, model: str | None) -> Json:
     """Of a route: the token has to name `model`, or all; None asks for one that opens all."""
     names = ["*"] if model is None else ["*", model]
     policy = {"models": _claim("models", {"list_match": {"one_of": _any_of(names)}})}
-    return {} if access is None else {RIGHTS: _rules("ALLOW", policy)}
+    return {} if access.is_open else {RIGHTS: _rules("ALLOW", policy)}
 
 
-def opens_to_all(access: Access | None) -> Json:
+def opens_to_all(access: Access) -> Json:
     """Of a route: any token will do, and none where none is asked for."""
-    return {} if access is None else {RIGHTS: _rules("ALLOW", {"all": {"any": True}})}
+    return {} if access.is_open else {RIGHTS: _rules("ALLOW", {"all": {"any": True}})}
 
 
 def _revoked(ids: Sequence[str]) -> dict[str, Json]:

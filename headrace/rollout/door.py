@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace import signing, tls, tokens
-from headrace.errors import ServiceError
+from headrace.errors import ServiceError, SettingsError
 from headrace.files import read_json, write_json
 from headrace.project import Project
 from headrace.rollout import envoy, listening, ports, routing, supervisor
@@ -51,6 +51,7 @@ __all__ = [
     "program",
     "refresh",
     "renew",
+    "require_same_access",
     "routes",
     "served",
     "traffic",
@@ -149,19 +150,31 @@ def is_as_opened(project: Project, settings: Settings) -> bool:
     return bool(read_json(_folder(project) / OPENED) == _of_the_door(settings))
 
 
+def require_same_access(project: Project, settings: Settings) -> None:
+    """
+    Raises:
+        SettingsError: Envoy runs, and asks for tokens where `settings` do not, or the other way round.
+    """
+    opened = (read_json(_folder(project) / OPENED) or {}).get("access", settings.access)
+    if opened != settings.access and supervisor.program_path(project, PROGRAM).exists():
+        raise SettingsError(
+            f"access is {settings.access!r} now, and the door and all replicas run with {opened!r}",
+            where="access",
+            mend="headrace up   (it lets the door, the desk and every model change, without losing a request)",
+        )
+
+
 def _of_the_door(settings: Settings) -> dict[str, Any]:
     return settings.model_dump(mode="json", include=set(OF_THE_DOOR))
 
 
-def _access(project: Project, settings: Settings) -> Access | None:
-    """What the door knows of tokens; None where everybody may come in."""
-    if settings.access == "open":
-        return None
+def _access(project: Project, settings: Settings) -> Access:
+    """What the door knows of tokens: keys also where it is open, so that it can be closed by its routes alone."""
     keys = signing.public_keys(project)
     if not keys:
         tokens.prepare(project)
         keys = signing.public_keys(project)
-    return Access(keys, tokens.revoked_ids(project), tokens.rates(project))
+    return Access(keys, tokens.revoked_ids(project), tokens.rates(project), is_open=settings.access == "open")
 
 
 def _stored(found: Served) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from headrace.rollout.protobuf import TYPES, Json, socket_address, typed, watched
-from headrace.rollout.replicas import Pool
+from headrace.rollout.replicas import Access, Pool
 from headrace.settings import Settings
 
 DESK = "~desk"
@@ -34,6 +34,7 @@ class Endpoint:
     image: str | None = None
     threads: int = 1
     pool: Pool = "main"
+    access: Access = "tokens"
 
     @property
     def address(self) -> tuple[str, int]:

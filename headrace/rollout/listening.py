@@ -37,7 +37,7 @@ def bootstrap(settings: Settings, folder: Path) -> Json:
     }
 
 
-def listener(settings: Settings, folder: Path, access: Access | None) -> Json:
+def listener(settings: Settings, folder: Path, access: Access) -> Json:
     """Where clients connect."""
     manager = typed(
         "envoy.filters.network.http_connection_manager",
@@ -83,7 +83,7 @@ def secret(certificate: Certificate) -> Json:
     }
 
 
-def _connection_manager(settings: Settings, folder: Path, access: Access | None) -> Json:
+def _connection_manager(settings: Settings, folder: Path, access: Access) -> Json:
     return {
         "stat_prefix": "door",
         "rds": {"route_config_name": "models", "config_source": watched(folder / "rds.json")},
@@ -111,7 +111,7 @@ def _connection_manager(settings: Settings, folder: Path, access: Access | None)
     }
 
 
-def http_filters(settings: Settings, access: Access | None) -> list[Json]:
+def http_filters(settings: Settings, access: Access) -> list[Json]:
     """In the order that a request passes them; tokens and limits come before the buffer, the router is last."""
     return [
         *filters(access, settings.max_request_bytes),

@@ -34,6 +34,7 @@ class ProcessRunner:
         self._command = command or self._serve_bento
 
     def start(self, spec: ReplicaSpec, port: int) -> Replica:
+        settings = self._settings or load_settings(self.project)
         replica = Replica(
             new_id(spec),
             spec.model,
@@ -47,10 +48,11 @@ class ProcessRunner:
             threads=spec.threads,
             started_at=now(),
             pool=spec.pool,
+            access=settings.access,
         )
         argv, env = self._command(spec, HOST, port)
         write_json(self._path(replica.id), replica.to_dict())
-        told = environment.of_replica(spec, replica.id, self.project, self._settings or load_settings(self.project))
+        told = environment.of_replica(spec, replica.id, self.project, settings)
         supervisor.add(self.project, supervisor.Program(replica.id, argv, {**env, **told}, priority=400))
         return replace(replica, pid=self._pid(replica.id))
 

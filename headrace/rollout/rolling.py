@@ -46,7 +46,7 @@ class Rollout:
 def is_serving(spec: ReplicaSpec, replicas: int, project: Project, settings: Settings) -> bool:
     """Whether Envoy sends requests to just `replicas` healthy replicas of `spec`. Takes milliseconds."""
     endpoints = door.routes(project).get(spec.model, [])
-    if len(endpoints) != replicas or any(spec_of(e, spec.model) != spec for e in endpoints):
+    if len(endpoints) != replicas or not all(steps.serves_as(e, spec, settings) for e in endpoints):
         return False
     return door.healthy_endpoints(settings, spec.model) == {e.address for e in endpoints} and door.is_open(project, settings)
 
@@ -75,6 +75,7 @@ def roll_out(
 
     Raises:
         Busy: another roll-out of the same model is under way.
+        SettingsError: `access` is not what the door was opened with.
         ServiceError: the new replicas do not become ready; with the last lines of their log.
         PortTaken: no port is left for a replica, or another program holds one of Envoy's.
         OutOfBounds: the new version left its bounds while it was watched; what served before serves on.
@@ -82,6 +83,7 @@ def roll_out(
     address = door.address(settings, spec.model)
     if is_serving(spec, replicas, project, settings):
         return Rollout(spec, _replicas(door.routes(project)[spec.model], spec.model), address, changed=False)
+    door.require_same_access(project, settings)
     site = Site(spec.model, project, settings, runner, report)
     with alone(project, spec.model):
         door.open_door(project, settings)
@@ -147,9 +149,9 @@ def _trial(site: Site, spec: ReplicaSpec, before: Sequence[Endpoint], how: Rollo
 
 
 def _keep(site: Site, spec: ReplicaSpec, wanted: int, before: Sequence[Endpoint]) -> list[Endpoint]:
-    """Those that serve this very spec and are healthy, as many as are wanted."""
+    """Those that serve just so already and are healthy, as many as are wanted."""
     healthy = door.healthy_endpoints(site.settings, site.model, "main")
-    return [e for e in before if spec_of(e, site.model) == spec and e.address in healthy][:wanted]
+    return [e for e in before if steps.serves_as(e, spec, site.settings) and e.address in healthy][:wanted]
 
 
 def _try(trial: Trial, replicas: int) -> list[Endpoint]:

@@ -11,7 +11,7 @@ from headrace.settings import Settings
 DESK_PATHS = (*OPEN_PATHS, "/v1/models", "/v1/feedback", "/openapi.json")
 
 
-def route_configuration(routes: Routes, settings: Settings, access: Access | None) -> Json:
+def route_configuration(routes: Routes, settings: Settings, access: Access) -> Json:
     """Paths to models and to the desk, and for the rest a 404 that names what is served, to those who may know."""
     unknown = {"direct_response": _answer(404, _unknown(routes))}
     models = sorted(routes)
@@ -52,7 +52,7 @@ def shares(model: str, served: Served) -> Json:
     }
 
 
-def model_routes(model: str, served: Served, settings: Settings, access: Access | None) -> list[Json]:
+def model_routes(model: str, served: Served, settings: Settings, access: Access) -> list[Json]:
     """`/v1/models/<model>` and all below it, but not `/v1/models/<model>-2`; the same for version 2; batches to the desk."""
     action, right = model_action(model, served, settings), opens(access, model)
     unbuffered = {BUFFER: {"@type": TYPES + "extensions.filters.http.buffer.v3.BufferPerRoute", "disabled": True}}
@@ -64,7 +64,7 @@ def model_routes(model: str, served: Served, settings: Settings, access: Access 
     ]
 
 
-def completion_routes(model: str, served: Served, settings: Settings, access: Access | None) -> list[Json]:
+def completion_routes(model: str, served: Served, settings: Settings, access: Access) -> list[Json]:
     """OpenAI's paths, for bodies that name `model`."""
     action, right = model_action(model, served, settings), opens(access, model)
     return [_route({"path": path, **names_model(model)}, right | reads_body(), route=action) for path in COMPLETIONS]

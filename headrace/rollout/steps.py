@@ -271,6 +271,7 @@ def endpoint_of(replica: Replica) -> Endpoint:
         replica.image,
         replica.threads,
         replica.pool,
+        replica.access,
     )
 
 
@@ -287,7 +288,13 @@ def replica_of(endpoint: Endpoint, model: str) -> Replica:
         image=endpoint.image,
         threads=endpoint.threads,
         pool=endpoint.pool,
+        access=endpoint.access,
     )
+
+
+def serves_as(endpoint: Endpoint, spec: ReplicaSpec, settings: Settings) -> bool:
+    """Whether it serves this very spec, and asks for tokens as `settings` say."""
+    return spec_of(endpoint, spec.model) == spec and endpoint.access == settings.access
 
 
 def spec_of(endpoint: Endpoint, model: str) -> ReplicaSpec:

@@ -49,6 +49,7 @@ __all__ = [
     "is_up",
     "log_path",
     "marked",
+    "program_path",
     "remove",
     "restart",
     "revive",

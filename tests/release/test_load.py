@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import httpx
 import pytest
 import yaml
 
@@ -65,4 +66,21 @@ def test_where_replicas_run_may_change_without_a_lost_request(live: Live, docker
         load.wait_for("2")
         live.run("run", "shipped", "--on", on)
         load.wait_for("2", 200)
+    assert load.failures == []
+
+
+def test_access_changes_by_up_alone_and_a_release_before_it_is_refused(live: Live) -> None:
+    opened = {"HEADRACE_ACCESS": "open"}
+    address = f"{live.door}/v1/models/tiny"
+    with Load(
+        int(live.ports["HEADRACE_DOOR_PORT"]), "tiny", fast=2, slow=1, fresh=1, instance=INSTANCE, token=live.token
+    ) as load:
+        load.wait_for("1")
+        assert live.json("run", "tiny", code=2, environment=opened)["mend"].startswith("headrace up")
+        assert httpx.get(address).status_code == 401
+        live.run("up", environment=opened)
+        assert httpx.get(address).status_code == 200
+        live.run("up")
+        assert httpx.get(address).status_code == 401
+        load.wait_for("1")
     assert load.failures == []

@@ -1,0 +1,137 @@
+"""`access` changes while a model serves: who has a token loses no request, who has none is let in only while it is open."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from headrace import tokens
+from headrace.errors import SettingsError
+from headrace.project import Project
+from headrace.rollout import door, rolling
+from headrace.rollout.processes import Argv, ProcessRunner
+from headrace.rollout.replicas import ReplicaSpec
+from headrace.settings import Settings
+from tests.conftest import ROOT
+from tests.rollout.load import Load
+from tests.tiny_models import table_model
+
+INSTANCE = {"distance": 1, "carrier": "AA"}
+BODY = json.dumps({"instances": [INSTANCE]})
+
+
+class Stranger:
+    """A client without a token, on one connection that it keeps; `statuses` is what it was told, in order."""
+
+    def __init__(self, port: int) -> None:
+        self.statuses: list[int] = []
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._ask, args=(port,), daemon=True)
+
+    def __enter__(self) -> Stranger:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._thread.join(10)
+
+    def _ask(self, port: int) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        while not self._stopped.is_set():
+            connection.request("POST", "/v1/models/trips/predict", BODY, {"content-type": "application/json"})
+            response = connection.getresponse()
+            response.read()
+            self.statuses.append(response.status)
+            time.sleep(0.01)
+        connection.close()
+
+    def until(self, status: int, count: int = 1) -> None:
+        deadline = time.monotonic() + 20
+        while self.statuses[-count:] != [status] * count:
+            assert time.monotonic() < deadline, self.statuses[-5:]
+            time.sleep(0.01)
+
+
+@pytest.fixture
+def switch(project: Project, settings: Settings, tmp_path: Path) -> Iterator[Callable[[str], Settings]]:
+    """What `headrace up` does of it: the door first, then each model. Two real replicas, which check tokens themselves."""
+    folder = table_model(tmp_path / "trips")
+
+    def command(spec: ReplicaSpec, host: str, port: int) -> Argv:
+        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+        return [sys.executable, "-m", "tests.desk.replica", str(folder), str(port)], {"PYTHONPATH": path}
+
+    def to(access: str) -> Settings:
+        wanted = settings.model_copy(update={"access": access})
+        door.open_door(project, wanted)
+        runner = ProcessRunner(project, command, wanted)
+        rolling.roll_out(SPEC, 2, project, wanted, runner, lambda line: None)
+        return wanted
+
+    yield to
+
+
+SPEC = ReplicaSpec("trips", "0", "trips:0")
+
+
+def asked_directly(project: Project) -> set[int]:
+    """What replicas say to a stranger who goes around the door."""
+    found = set()
+    for endpoint in door.routes(project)["trips"]:
+        connection = http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=20)
+        connection.request("POST", "/v1/models/trips/predict", BODY, {"content-type": "application/json"})
+        found.add(connection.getresponse().status)
+        connection.close()
+    return found
+
+
+def test_access_changes_both_ways_without_a_lost_request_and_strangers_are_told_at_once(
+    project: Project, switch: Callable[[str], Settings]
+) -> None:
+    settings = switch("tokens")
+    token = tokens.issue(project, "acme", ["trips"], 3600)[0]
+    door.refresh(project, settings)
+    with (
+        Load(settings.door_port, "trips", fast=2, slow=1, fresh=1, instance=INSTANCE, token=token) as load,
+        Stranger(settings.door_port) as stranger,
+    ):
+        load.wait_for("0")
+        stranger.until(401)
+        assert asked_directly(project) == {401}
+
+        switch("open")
+        stranger.until(200, 10)
+        assert asked_directly(project) == {200}
+        assert set(stranger.statuses) == {200, 401}
+
+        closing = len(stranger.statuses)
+        switch("tokens")
+        stranger.until(401, 10)
+        assert asked_directly(project) == {401}
+        told = stranger.statuses[closing:]
+        assert set(told[told.index(401) :]) == {401}, "no old connection and no old replica lets anybody in"
+        load.wait_for("0", 50)
+    assert load.failures == []
+
+
+def test_a_release_does_not_change_access_by_the_way(
+    project: Project, settings: Settings, switch: Callable[[str], Settings]
+) -> None:
+    closed = switch("tokens")
+    before = door.routes(project)
+    with pytest.raises(SettingsError, match="'open' now, and the door and all replicas run with 'tokens'") as caught:
+        rolling.roll_out(
+            ReplicaSpec("trips", "1", "trips:1"), 2, project, settings, ProcessRunner(project, None, settings), print
+        )
+    assert (caught.value.mend or "").startswith("headrace up")
+    assert door.routes(project) == before
+    assert door.is_as_opened(project, closed)
