@@ -60,6 +60,8 @@ class Settings(BaseSettings):
     """A larger request is refused at the door with 413."""
     max_batch_bytes: int = Field(default=1024 * 1024 * 1024, ge=1024)
     """A larger file of a batch is refused with 413."""
+    upload_idle_seconds: float = Field(default=30.0, gt=0.0)
+    """A batch's file may take as long as it makes progress; when nothing of it comes for so long, it is refused with 408."""
     train_nodes: int = Field(default=1, ge=1)
     """Machines that share a training's processes."""
     train_rendezvous: str | None = None

@@ -16,8 +16,8 @@ from headrace.client.requests import Call
 
 ADDRESS = "http://127.0.0.1:8080"
 CONNECT_SECONDS = 5.0
-UPLOAD_BYTES_PER_SECOND = 1 << 20
-"""A file's upload gets a second more for each mebibyte."""
+UPLOAD_BYTES_PER_SECOND = 1 << 16
+"""A file's upload gets a second more for each 64 KiB: what a slow line carries."""
 Verify = bool | str | Path | ssl.SSLContext
 """Whether the door's certificate is checked; or by which authority, as a PEM file (`.headrace/tls/authority.pem`)."""
 

@@ -76,7 +76,8 @@ class Batches:
         self, request: Request, caller: Caller, model: str, media_type: str, key: str
     ) -> tuple[Submitted, Upload]:
         """The file on disk as a batch; where there is one of this id already, that one stays."""
-        async with receive(request, self._store, self._settings.max_batch_bytes) as upload:
+        most, idle_seconds = self._settings.max_batch_bytes, self._settings.upload_idle_seconds
+        async with receive(request, self._store, most, idle_seconds) as upload:
             submitted = Submitted(
                 batch_id(caller.tenant, model, key),
                 model,

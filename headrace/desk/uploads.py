@@ -20,8 +20,6 @@ from headrace.desk.batch_store import BatchStore
 from headrace.desk.http import CLOSE
 from headrace.files import is_disk_full
 
-SILENT_SECONDS = 30.0
-"""An upload of which nothing comes for so long is refused."""
 WRITE_BYTES = 1 << 20
 
 
@@ -35,8 +33,12 @@ class Upload:
 
 
 @asynccontextmanager
-async def receive(request: Request, store: BatchStore, most: int) -> AsyncIterator[Upload]:
+async def receive(request: Request, store: BatchStore, most: int, idle_seconds: float) -> AsyncIterator[Upload]:
     """The body as a file, for as long as the block runs; what the block has not moved away is removed then.
+
+    Args:
+        most: bytes.
+        idle_seconds: when nothing comes for so long, it is refused.
 
     Raises:
         Refused: 408, 413, 422 (nothing came) or 507 (the disk is full).
@@ -47,7 +49,7 @@ async def receive(request: Request, store: BatchStore, most: int) -> AsyncIterat
         raise _too_large(most)
     folder = await asyncio.to_thread(store.incoming)
     try:
-        yield await _to_file(request, folder, most)
+        yield await _to_file(request, folder, most, idle_seconds)
     except OSError as error:
         if is_disk_full(error) or error.errno == errno.EFBIG:
             raise Refused(507, "disk_full", "no space is left for this file; nothing of it was kept", CLOSE) from None
@@ -56,10 +58,10 @@ async def receive(request: Request, store: BatchStore, most: int) -> AsyncIterat
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
-async def _to_file(request: Request, folder: Path, most: int) -> Upload:
+async def _to_file(request: Request, folder: Path, most: int, idle_seconds: float) -> Upload:
     size, digest = 0, hashlib.sha256()
     with (folder / "input").open("wb", buffering=0) as handle:
-        async for piece in _pieces(request, most):
+        async for piece in _pieces(request, most, idle_seconds):
             size += len(piece)
             await asyncio.to_thread(_write, handle, digest, piece)
         await asyncio.to_thread(os.fsync, handle.fileno())
@@ -75,14 +77,14 @@ def _write(handle: Any, digest: Any, piece: bytes) -> None:
         view = view[handle.write(view) :]
 
 
-async def _pieces(request: Request, most: int) -> AsyncIterator[bytes]:
+async def _pieces(request: Request, most: int, idle_seconds: float) -> AsyncIterator[bytes]:
     """The body in pieces of about a mebibyte."""
     held, size, more = [], 0, True
     while more:
         try:
-            message = await asyncio.wait_for(request.receive(), SILENT_SECONDS)
+            message = await asyncio.wait_for(request.receive(), idle_seconds)
         except TimeoutError:
-            raise Refused(408, "request_timeout", f"nothing came for {SILENT_SECONDS:g} s", CLOSE) from None
+            raise Refused(408, "request_timeout", f"nothing came for {idle_seconds:g} s", CLOSE) from None
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         more = message.get("more_body", False)

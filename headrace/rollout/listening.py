@@ -11,7 +11,9 @@ from headrace.tls import CIPHERS, Certificate
 
 MAX_CONNECTIONS = 4096
 """Open connections of clients; each takes a file descriptor and a buffer."""
-BUFFER = "envoy.filters.http.buffer"
+BUFFER, ARRIVED = "envoy.filters.http.buffer", "headrace.arrived"
+ARRIVAL_SECONDS = 60.0
+"""A request whose body takes longer to arrive is refused, but for those that may take as long as they make progress."""
 FORBIDDEN = ("forbidden", "this token does not open this")
 LATENCY_BUCKETS = [float(f"{step * 10**power:g}") for power in range(5) for step in (1, 1.25, 1.6, 2, 2.5, 3.2, 4, 5, 6.4, 8)]
 """Milliseconds, each a quarter above the one before: Envoy's own are too far apart to compare two versions by."""
@@ -103,9 +105,13 @@ def _connection_manager(settings: Settings, folder: Path, access: Access) -> Jso
         },
         "max_request_headers_kb": 32,
         "request_headers_timeout": "10s",
-        "request_timeout": "60s",
         "stream_idle_timeout": "120s",
-        "common_http_protocol_options": {"idle_timeout": "300s", "max_headers_count": 100},
+        "common_http_protocol_options": {
+            "idle_timeout": "300s",
+            "max_headers_count": 100,
+            # In place of `request_timeout`, which no route can lift: routes say how long an answer may take beyond it.
+            "max_stream_duration": f"{ARRIVAL_SECONDS:g}s",
+        },
         "local_reply_config": {"mappers": local_replies()},
         "http_filters": http_filters(settings, access),
     }
@@ -121,8 +127,20 @@ def http_filters(settings: Settings, access: Access) -> list[Json]:
             "extensions.filters.http.buffer.v3.Buffer",
             max_request_bytes=settings.max_request_bytes,
         ),
+        arrived(),
         typed("envoy.filters.http.router", "extensions.filters.http.router.v3.Router"),
     ]
+
+
+def arrived() -> Json:
+    """Says that a request is whole, and lets its route be chosen anew: to that, another time limit applies."""
+    said = {
+        "object_key": ARRIVED,
+        "factory_key": "envoy.string",
+        "format_string": {"text_format_source": {"inline_string": "yes"}},
+    }
+    kind = "extensions.filters.http.set_filter_state.v3.Config"
+    return typed(ARRIVED, kind, on_request_headers=[said], clear_route_cache=True)
 
 
 def local_replies() -> list[Json]:

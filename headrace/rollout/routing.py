@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from headrace.rollout.access import COMPLETIONS, OPEN_PATHS, Access, everywhere, names_model, opens, opens_to_all, reads_body
 from headrace.rollout.envoy import DESK, Routes, Served, cluster_name, trial_name
-from headrace.rollout.listening import BUFFER
+from headrace.rollout.listening import ARRIVED, BUFFER
 from headrace.rollout.protobuf import TYPES, Json, error, typed
 from headrace.settings import Settings
 
+UNLIMITED = {"max_stream_duration": {"max_stream_duration": "0s"}}
+LONGER_SECONDS = 5.0
+"""What the door waits longer than the desk does, so that the desk's own word comes first."""
 DESK_PATHS = (*OPEN_PATHS, "/v1/models", "/v1/feedback", "/openapi.json")
 
 
@@ -59,15 +62,22 @@ def model_routes(model: str, served: Served, settings: Settings, access: Access)
     batches = [{"path": f"/v1/models/{model}/batches"}, {"prefix": f"/v1/models/{model}/batches/"}]
     mine = [match for v in ("v1", "v2") for match in ({"path": f"/{v}/models/{model}"}, {"prefix": f"/{v}/models/{model}/"})]
     return [
-        *(_route(match, right | unbuffered, route=desk_action(settings)) for match in batches),
-        *(_route(match, right, route=action) for match in mine),
+        *(_route(match, right | unbuffered, route=batch_action(settings)) for match in batches),
+        *(route for match in mine for route in _once_arrived(match, right, action)),
     ]
 
 
 def completion_routes(model: str, served: Served, settings: Settings, access: Access) -> list[Json]:
     """OpenAI's paths, for bodies that name `model`."""
     action, right = model_action(model, served, settings), opens(access, model)
-    return [_route({"path": path, **names_model(model)}, right | reads_body(), route=action) for path in COMPLETIONS]
+    matches = [{"path": path, **names_model(model)} for path in COMPLETIONS]
+    return [route for match in matches for route in _once_arrived(match, right | reads_body(), action)]
+
+
+def _once_arrived(match: Json, per_filter: Json, action: Json) -> list[Json]:
+    """A route for requests that are whole, whose answer may take as long as it lives, before the same for those that arrive."""
+    whole = {**match, "filter_state": [{"key": ARRIVED, "string_match": {"exact": "yes"}}]}
+    return [_route(whole, per_filter, route={**action, **UNLIMITED}), _route(match, per_filter, route=action)]
 
 
 def model_action(model: str, served: Served, settings: Settings) -> Json:
@@ -89,6 +99,12 @@ def desk_action(settings: Settings) -> Json:
         "idle_timeout": f"{settings.request_seconds:g}s",
         "retry_policy": {"retry_on": "connect-failure,refused-stream", "num_retries": 3},
     }
+
+
+def batch_action(settings: Settings) -> Json:
+    """To the desk, with files that may take as long as something of them comes: the desk itself says when nothing does."""
+    patience = max(settings.request_seconds, settings.upload_idle_seconds + LONGER_SECONDS)
+    return {**desk_action(settings), **UNLIMITED, "idle_timeout": f"{patience:g}s"}
 
 
 def retry_policy() -> Json:

@@ -22,5 +22,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     contract = Contract.read(made["trips"] / "contract.json")
     distance = contract.inputs[0].model_copy(update={"minimum": -1e6, "maximum": 1e6})
     contract.model_copy(update={"inputs": [distance, *contract.inputs[1:]]}).write(made["trips"] / "contract.json")
-    with open_house(tmp_path_factory.mktemp("house") / "clone", made, max_batch_bytes=4 * 1024 * 1024) as found:
+    with open_house(
+        tmp_path_factory.mktemp("house") / "clone", made, max_batch_bytes=4 * 1024 * 1024, upload_idle_seconds=3.0
+    ) as found:
         yield found

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
+import time
 from collections.abc import Iterator
+from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -266,6 +269,29 @@ def test_a_client_that_goes_away_amid_its_file_leaves_nothing_behind(house: Hous
         connection.sendall(head.encode() + b'{"distance": 1, "carrier": "AA"}\n' * 40_000)
         until(lambda: left_over(house))
     until(lambda: not left_over(house))
+
+
+def test_a_slow_upload_is_taken_and_a_silent_one_is_refused_and_leaves_nothing(house: House) -> None:
+    where = urlsplit(house.door)
+    row = b'{"distance": 1, "carrier": "AA"}\n'
+    told = []
+    for pauses in ([1.0] * 4, [4.0]):
+        head = (
+            f"POST /v1/models/trips/batches HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {house.token('acme', 'trips')}\r\n"
+            f"content-type: {JSON_LINES}\r\ncontent-length: {len(row) * (len(pauses) + 1)}\r\n\r\n"
+        )
+        with socket.create_connection((str(where.hostname), where.port or 80), timeout=60) as connection:
+            connection.sendall(head.encode() + row)
+            for pause in pauses:
+                time.sleep(pause)
+                with contextlib.suppress(OSError):  # it was refused meanwhile
+                    connection.sendall(row)
+            response = HTTPResponse(connection)
+            response.begin()
+            body = json.loads(response.read())
+            told.append((response.status, (body["error"] or {}).get("message")))
+    assert told == [(202, None), (408, "nothing came for 3 s")]
+    assert left_over(house) == []
 
 
 def test_a_full_disk_is_told_as_such_and_nothing_is_left(house: House, acme: Client, tmp_path: Path) -> None:
