@@ -1,8 +1,9 @@
 """True answers that clients tell later, kept in SQLite, and joined with what the model answered.
 
-The desk is the only writer. A truth that is told again replaces the one before, which stays in the history. Answers come from
-the replicas' records (`.headrace/usage/<replica>/answers-*.jsonl`), which are rotated; so an answer is copied here as soon as
-it is found.
+The desk is the only writer. A truth that is told again replaces the one before, which stays in the history. What is older
+than `feedback_days` is removed, at most once a day; the file keeps its size, and what comes takes the place that was freed.
+Answers come from the replicas' records (`.headrace/usage/<replica>/answers-*.jsonl`), which are rotated; so an answer is
+copied here as soon as it is found.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ CREATE INDEX IF NOT EXISTS feedback_by_row ON feedback (tenant, request_id, row)
 CREATE INDEX IF NOT EXISTS feedback_by_model ON feedback (model, at);
 """
 BUSY_SECONDS = 10.0
+DAY_SECONDS = 86400.0
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,9 @@ def database(project: Project) -> Path:
 class FeedbackStore:
     """The desk's side; one thread uses it at a time."""
 
-    def __init__(self, project: Project) -> None:
+    def __init__(self, project: Project, keep_days: float) -> None:
+        self._keep_seconds = keep_days * DAY_SECONDS
+        self._prune_at = 0.0
         path = database(project)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.parent.chmod(0o700)
@@ -107,7 +111,21 @@ class FeedbackStore:
         except BaseException:
             self._connection.execute("ROLLBACK")
             raise
+        if time.time() >= self._prune_at:
+            with contextlib.suppress(
+                sqlite3.OperationalError
+            ):  # a full disk, say: what was told is safe, and tomorrow is a day
+                self._prune(time.time())
         return added
+
+    def _prune(self, now: float) -> None:
+        """Removes what is too old. Rows stand in the order of their time, so that none but these are read."""
+        self._prune_at = now + DAY_SECONDS
+        kept = self._connection.execute(
+            "SELECT seq FROM feedback WHERE at >= ? ORDER BY seq LIMIT 1", (now - self._keep_seconds,)
+        ).fetchone()
+        if kept is not None:
+            self._connection.execute("DELETE FROM feedback WHERE seq < ?", kept)
 
     def _add(self, truth: Truth, recorded: Recorded | None) -> bool:
         told = json.dumps(truth.truth, ensure_ascii=False)

@@ -62,6 +62,10 @@ class Settings(BaseSettings):
     """A larger file of a batch is refused with 413."""
     upload_idle_seconds: float = Field(default=30.0, gt=0.0)
     """A batch's file may take as long as it makes progress; when nothing of it comes for so long, it is refused with 408."""
+    batch_days: float = Field(default=7.0, gt=0.0)
+    """How long a batch that has ended is kept, with its answers."""
+    feedback_days: float = Field(default=90.0, gt=0.0)
+    """How long a true answer is kept that a client told."""
     train_nodes: int = Field(default=1, ge=1)
     """Machines that share a training's processes."""
     train_rendezvous: str | None = None

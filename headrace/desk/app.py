@@ -40,7 +40,7 @@ class Desk:
         self._open = AsyncExitStack()
         catalogue = Catalogue(project, settings, self._http)
         self._batches = Batches(project, settings, catalogue)
-        self._feedback = Feedback(project, catalogue)
+        self._feedback = Feedback(project, settings, catalogue)
         self.routes: list[Route] = [
             *Models(catalogue).routes,
             *self._feedback.routes,

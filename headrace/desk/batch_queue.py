@@ -23,8 +23,6 @@ AT_ONCE = 2
 LOOK_SECONDS = 1.0
 MOST_CRASHES = 3
 """Times that a batch's process may die without getting further."""
-KEEP_SECONDS = 7 * 24 * 3600.0
-"""How long a batch that has ended is kept, with its answers."""
 FORGET_SECONDS = 3600.0
 """How often old ones are looked for."""
 
@@ -32,8 +30,9 @@ FORGET_SECONDS = 3600.0
 class BatchQueue:
     """All batches that are known, and the processes that work on them. Use as an asynchronous context."""
 
-    def __init__(self, project: Project, store: BatchStore) -> None:
-        self._project, self._store = project, store
+    def __init__(self, project: Project, store: BatchStore, keep_seconds: float) -> None:
+        """A batch that has ended is kept for `keep_seconds`, with its answers."""
+        self._project, self._store, self._keep_seconds = project, store, keep_seconds
         self._known: dict[str, Submitted] = {}
         self._open: dict[str, BatchFolder] = {}
         self._active: set[str] = set()
@@ -171,7 +170,7 @@ class BatchQueue:
         self._forget_at = now() + FORGET_SECONDS
         for batch_id in [one for one in self._known if one not in self._open]:
             folder = self._store.folder(batch_id)
-            if now() - folder.progress.changed_at > KEEP_SECONDS:
+            if now() - folder.progress.changed_at > self._keep_seconds:
                 del self._known[batch_id]
                 await asyncio.to_thread(self._store.discard, folder)
 

@@ -37,7 +37,7 @@ class Batches:
     def __init__(self, project: Project, settings: Settings, catalogue: Catalogue) -> None:
         self._settings, self._catalogue = settings, catalogue
         self._store = BatchStore(project)
-        self._queue = BatchQueue(project, self._store)
+        self._queue = BatchQueue(project, self._store, settings.batch_days * 86400)
         self._arriving: Counter[str] = Counter()
         """Uploads under way, by tenant."""
         self.routes = [

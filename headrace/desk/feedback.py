@@ -19,6 +19,7 @@ from headrace.desk.http import read_body, require_type, violation
 from headrace.feedback import FeedbackStore, Recorded, Truth, find
 from headrace.guard import Caller
 from headrace.project import Project
+from headrace.settings import Settings
 
 FIELDS = {"id", "request_id", "truth", "row"}
 MOST_ROWS = 10_000
@@ -31,8 +32,8 @@ RECORD_PAUSES = (0.0, 0.3, 0.4, 0.4, 0.4)
 class Feedback:
     """The route, with the store's one thread. Use as an asynchronous context."""
 
-    def __init__(self, project: Project, catalogue: Catalogue) -> None:
-        self._project, self._catalogue = project, catalogue
+    def __init__(self, project: Project, settings: Settings, catalogue: Catalogue) -> None:
+        self._project, self._keep_days, self._catalogue = project, settings.feedback_days, catalogue
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="feedback")
         self._store: FeedbackStore | None = None
         self.routes = [Route("/v1/feedback", self.tell, methods=["POST"])]
@@ -100,7 +101,7 @@ class Feedback:
 
     def _opened(self) -> FeedbackStore:
         if self._store is None:
-            self._store = FeedbackStore(self._project)
+            self._store = FeedbackStore(self._project, self._keep_days)
         return self._store
 
     async def _do(self, work: Any) -> Any:

@@ -9,6 +9,8 @@ from headrace.desk.batch_queue import AT_ONCE, BatchQueue
 from headrace.desk.batch_store import JSON_LINES, BatchFolder, BatchStore, Progress, Submitted, batch_id, now
 from headrace.project import Project
 
+DAY = 86400.0
+
 
 def submit(store: BatchStore, tenant: str, at: float) -> BatchFolder:
     incoming = store.incoming()
@@ -24,7 +26,7 @@ def chosen(project: Project) -> list[str]:
 
     async def scenario() -> list[str]:
         store = BatchStore(project)
-        queue = BatchQueue(project, store)
+        queue = BatchQueue(project, store, DAY)
         for folder in store.open():
             queue.add(folder)
         return [queue._known[batch].tenant for batch in queue._next()]
@@ -57,3 +59,21 @@ def test_an_upload_that_was_cut_off_by_the_end_of_the_desk_is_removed_when_it_op
     submit(store, "whole", 1.0)
     assert [folder.submitted.tenant for folder in store.open()] == ["whole"]
     assert [path.name for path in store.root.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_batch_is_forgotten_with_its_answers_so_long_after_its_end_and_no_other(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    store = BatchStore(project)
+    submit(store, "old", 1.0).tell(Progress("done", changed_at=now() - 2 * DAY))
+    submit(store, "new", 2.0).tell(Progress("failed", changed_at=now() - DAY / 2))
+    submit(store, "waiting", 3.0).tell(Progress("waiting", waits_until=now() + 60, changed_at=now() - 2 * DAY))
+
+    async def left() -> set[str]:
+        async with BatchQueue(project, store, DAY) as queue:
+            async with asyncio.timeout(10):
+                while len(queue.all()) == 3:
+                    await asyncio.sleep(0.01)
+            return {one.tenant for one in queue.all()}
+
+    assert asyncio.run(left()) == {"new", "waiting"}
+    assert {folder.submitted.tenant for folder in store.open()} == {"new", "waiting"}
