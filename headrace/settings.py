@@ -76,7 +76,7 @@ class Settings(BaseSettings):
     @property
     def is_loopback(self) -> bool:
         """Whether servers are out of the network's reach."""
-        return self.host == "localhost" or self.host.startswith("127.") or self.host == "::1"
+        return is_loopback(self.host)
 
     @model_validator(mode="after")
     def _sound_together(self) -> Settings:
@@ -98,6 +98,11 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host's name or address means this machine alone."""
+    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 INTERNAL = frozenset(

@@ -1,4 +1,4 @@
-"""A real Redis on a free port of loopback."""
+"""A real Redis on a free port, of loopback unless told otherwise."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from tests.ports import free_port
 class RedisServer:
     """Can be stopped and started again, with an empty memory."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
         self.port = free_port()
-        self.address = f"redis://127.0.0.1:{self.port}"
+        self.host = host
+        self.address = f"redis://{host}:{self.port}"
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -27,10 +28,13 @@ class RedisServer:
         if program is None:
             pytest.skip("no redis-server here (apt install redis-server)")
         self._process = subprocess.Popen(
-            [program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self._folder)],
+            [
+                *(program, "--port", str(self.port), "--bind", self.host, "--protected-mode", "no"),
+                *("--save", "", "--dir", str(self._folder)),
+            ],
             stdout=subprocess.DEVNULL,
         )
-        client = redis.Redis(port=self.port)
+        client = redis.Redis(self.host, self.port)
         end = time.monotonic() + 20
         while time.monotonic() < end:
             try:

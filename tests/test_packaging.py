@@ -13,10 +13,13 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterator
+from importlib.metadata import requires
 from io import BytesIO
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from headrace.errors import EngineMissing, HeadraceError, ServiceError
 from headrace.packaging import Bento, Image, build_image, find_bento, package, serve_command
@@ -109,6 +112,17 @@ def test_pinned_serving_packages_are_those_of_the_lock() -> None:
     assert serving.keys() <= locked.keys()
     assert serving == {name: locked[name] for name in serving}
     assert not serving.keys() & {"torch", "mlflow", "prefect", "dvc", "pandas", "great-expectations", "scikit-learn"}
+
+
+@pytest.mark.parametrize("python", ["3.11.0", "3.11.2", "3.11.15"])
+def test_pinned_serving_packages_bring_all_that_they_need_on_every_python(python: str) -> None:
+    """They are installed without dependencies, and a base image's Python may be older than this one (Debian 12: 3.11.2)."""
+    on_linux = {"python_version": "3.11", "python_full_version": python, "extra": ""}
+    pinned = {canonicalize_name(name) for name in re.findall(r"^([\w.-]+)==", REQUIREMENTS.read_text(), re.MULTILINE)}
+    needed = [(name, Requirement(line)) for name in pinned for line in requires(name) or []]
+    missing = {(name, one.name) for name, one in needed if one.marker is None or one.marker.evaluate(on_linux)}
+    missing = {(name, other) for name, other in missing if canonicalize_name(other) not in pinned}
+    assert missing == {("tokenizers", "huggingface-hub")}, "tokenizers from files ask no hub"
 
 
 def test_a_build_that_is_killed_leaves_nothing_that_is_trusted(model_dir: Path, tmp_path: Path) -> None:

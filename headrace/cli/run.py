@@ -40,8 +40,9 @@ def run(recipe: str, on: str | None, force: bool, as_json: bool) -> None:
         return
     if settings.on == "docker":  # told at once, not after the training
         from headrace.packaging.docker import Docker
+        from headrace.rollout.containers import require_quota_store
 
-        Docker.connect(settings)
+        require_quota_store(Docker.connect(settings), settings)
     from headrace.rollout.door import require_same_access
 
     require_same_access(project, settings)

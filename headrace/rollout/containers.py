@@ -7,14 +7,15 @@ import math
 import re
 from datetime import datetime
 from typing import Any, cast
+from urllib.parse import urlsplit
 
-from headrace.errors import PortTaken, ServiceError
+from headrace.errors import PortTaken, ServiceError, SettingsError
 from headrace.packaging.docker import Docker
 from headrace.project import Project
 from headrace.rollout import environment
 from headrace.rollout.ports import is_free
 from headrace.rollout.replicas import Access, Pool, Replica, ReplicaSpec, State, new_id
-from headrace.settings import Settings
+from headrace.settings import Settings, is_loopback
 
 LOOPBACK = "127.0.0.1"
 PORT_IN_CONTAINER = 3000
@@ -63,7 +64,9 @@ class DockerRunner:
         Raises:
             ServiceError: the spec names no image, the image is not there, or the engine refuses.
             PortTaken: something else listens on the port.
+            SettingsError: as `require_quota_store`.
         """
+        require_quota_store(self.docker, self.settings)
         if spec.image is None:
             raise ServiceError(
                 f"{spec.bento_tag} has no image", where=spec.model, mend=f"headrace run {spec.model}   (it builds one)"
@@ -159,6 +162,27 @@ class DockerRunner:
                 mend=f"headrace run {spec.model}   (it builds what is missing)",
             )
         return error
+
+
+def require_quota_store(docker: Docker, settings: Settings) -> None:
+    """
+    Raises:
+        SettingsError: containers cannot reach `quota_store`, so that each would refuse every request with a quota.
+    """
+    if settings.quota_store is None:
+        return
+    store = urlsplit(settings.quota_store)
+    if store.scheme == "unix":
+        why = "is a socket of this machine, which no container has"
+    elif is_loopback(store.hostname or "") and docker.has_bridge:
+        why = f"is at {store.hostname}, which in a container is the container itself"
+    else:
+        return
+    raise SettingsError(
+        f"quota_store: {store.scheme}://... {why}",
+        where="settings",
+        mend="name a Redis that containers reach, such as one that listens on the engine's bridge: redis://172.17.0.1:6379",
+    )
 
 
 def _port_taken(spec: ReplicaSpec, port: int) -> PortTaken:

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from headrace.errors import EngineMissing, PortTaken, ServiceError
+from headrace.errors import EngineMissing, PortTaken, ServiceError, SettingsError
 from headrace.ledger import read_usage
 from headrace.packaging import build_image, package
 from headrace.packaging.docker import Docker
@@ -21,12 +21,21 @@ from headrace.project import Project
 from headrace.rollout.containers import DockerRunner
 from headrace.rollout.replicas import Replica, ReplicaSpec, Runner
 from headrace.settings import Settings
-from headrace.tokens import operator_token, prepare
+from headrace.tokens import issue, operator_token, prepare
 from tests.ports import free_port
+from tests.redis_server import RedisServer
 from tests.serving import make_project, wait_ready
 from tests.tiny_models import image_model
 
 IMAGE = {"pixels": [[255] * 4, [255] * 4, [0] * 4, [0] * 4]}
+
+
+GATEWAY = """
+import socket
+rows = [line.split() for line in open("/proc/net/route")][1:]
+print(next((socket.inet_ntoa(bytes.fromhex(row[2])[::-1]) for row in rows if row[1] == "00000000"), "none"))
+"""
+"""Of the network that containers are in: prints the address under which they reach this machine."""
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +161,36 @@ def test_a_stuck_canary_is_started_anew_as_what_it_was(runner: DockerRunner, spe
     (listed,) = runner.list("halves")
     assert (listed.id, listed.spec, listed.port) == (replica.id, canary, replica.port)
     assert runner.docker.inspect("container", replica.id)[0]["State"]["Pid"] != before["State"]["Pid"]
+
+
+def test_replicas_count_quotas_in_a_redis_that_they_reach(
+    runner: DockerRunner, spec: ReplicaSpec, project: Project, docker_engine: Settings, tmp_path: Path
+) -> None:
+    (address,) = runner.docker.run("run", "--rm", "--entrypoint", "python3.11", spec.image or "", "-c", GATEWAY).split()
+    server = RedisServer(tmp_path, address if runner.docker.has_bridge else "127.0.0.1").start()
+    try:
+        counting = DockerRunner(project, docker_engine.model_copy(update={"quota_store": server.address}))
+        limited, _ = issue(project, "small", ["halves"], seconds=600, rows_per_day=2)
+        replicas = [counting.start(spec, free_port()) for _ in range(2)]
+        for replica in replicas:
+            wait_ready(replica.url)
+        headers = {"authorization": f"Bearer {limited}"}
+        assert [predict(replicas[i % 2], headers).status_code for i in range(4)] == [200, 200, 429, 429]
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize("store", ["redis://127.0.0.1:6379", "redis://:secret@localhost:6379/1", "unix:///run/redis.sock"])
+def test_a_quota_store_that_no_container_reaches_is_named(
+    spec: ReplicaSpec, project: Project, docker_engine: Settings, store: str
+) -> None:
+    runner = DockerRunner(project, docker_engine.model_copy(update={"quota_store": store}))
+    if store.startswith("redis") and not runner.docker.has_bridge:
+        pytest.skip("containers share this machine's network")
+    with pytest.raises(SettingsError, match="quota_store") as caught:
+        runner.start(spec, free_port())
+    assert "secret" not in str(caught.value)
+    assert runner.list() == []
 
 
 def test_other_projects_replicas_are_not_listed(
