@@ -19,6 +19,7 @@ from headrace.settings import Settings
 if TYPE_CHECKING:
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 AUTHORITY_DAYS = 3650
 CERTIFICATE_DAYS = 90
@@ -30,6 +31,10 @@ CIPHERS = [
     for kind in ("ECDSA", "RSA")
 ]
 """For TLS 1.2: forward secrecy and authenticated encryption (RFC 9325, 4.2). TLS 1.3 has no others."""
+
+LEAST_RSA_BITS = 2048
+CURVES = ("secp256r1", "secp384r1", "secp521r1")
+"""P-256, P-384 and P-521 under OpenSSL's names."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ def prepare(project: Project, settings: Settings) -> Certificate:
     """The door's certificate, checked, and made or renewed where it is the project's own.
 
     Raises:
-        SettingsError: a given file is missing, no PEM, expired, or the key is not the certificate's.
+        SettingsError: a given file is missing, no PEM, expired, or the key is weak or not the certificate's.
     """
     from filelock import FileLock
 
@@ -110,12 +115,31 @@ def _given(project: Project, settings: Settings) -> tuple[bytes, bytes]:
         raise _wrong("tls_key", why, "openssl pkey -in KEY -out PLAIN_KEY") from None
     if private.public_key() != leaf.public_key():
         raise _wrong("tls_key", "it is not the key of tls_certificate", "give the pair that belongs together")
+    _require_strength(private)
     now = datetime.now(UTC)
     if leaf.not_valid_after_utc < now:
         raise _wrong("tls_certificate", f"it expired on {leaf.not_valid_after_utc:%Y-%m-%d}", "renew it, then headrace up")
     if leaf.not_valid_before_utc > now:
         raise _wrong("tls_certificate", f"it begins on {leaf.not_valid_before_utc:%Y-%m-%d}", "look at this machine's clock")
     return chain, key
+
+
+def _require_strength(key: PrivateKeyTypes) -> None:
+    """
+    Raises:
+        SettingsError: Envoy would refuse such a key, and only its log would say so.
+    """
+    from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+    if isinstance(key, rsa.RSAPrivateKey):
+        said, serves = f"RSA of {key.key_size} bits", key.key_size >= LEAST_RSA_BITS
+    elif isinstance(key, ec.EllipticCurvePrivateKey):
+        said, serves = f"of the curve {key.curve.name}", key.curve.name in CURVES
+    else:
+        said, serves = type(key).__name__, isinstance(key, ed25519.Ed25519PrivateKey)
+    if not serves:
+        mend = "a key of RSA with 2048 bits or more, P-256, P-384 or P-521"
+        raise _wrong("tls_key", f"the key is {said}, which Envoy does not serve", mend)
 
 
 def _read(project: Project, settings: Settings, name: str) -> bytes:

@@ -15,7 +15,7 @@ import httpx
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from headrace import tls
 from headrace.errors import SettingsError
@@ -30,12 +30,15 @@ def project(tmp_path: Path) -> Project:
     return Project(tmp_path)
 
 
+Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 OWN = Settings(tls="own")
 
 
-def write_pair(folder: Path, begins: int = -1, ends: int = 1, name: str = "models.example.com") -> tuple[Path, Path]:
-    """A self-signed certificate that is valid between two days from now, and its key."""
-    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+def write_pair(
+    folder: Path, begins: int = -1, ends: int = 1, name: str = "models.example.com", key: Key | None = None
+) -> tuple[Path, Path]:
+    """A self-signed certificate that is valid between two days from now, and its key, by default of P-256."""
+    key, now = key or ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     certificate = (
         x509.CertificateBuilder()
@@ -86,6 +89,8 @@ def test_given_files_that_cannot_serve_are_named_with_what_mends_them(project: P
         write_pair(tmp_path, name=name, begins=begins, ends=ends)
         for name, begins, ends in [("good", -1, 9), ("other", -1, 9), ("old", -9, -1), ("late", 2, 9)]
     )
+    weak = write_pair(tmp_path, name="weak", key=rsa.generate_private_key(65537, 1024))
+    rare = write_pair(tmp_path, name="rare", key=ec.generate_private_key(ec.SECP256K1()))
     text = tmp_path / "text.pem"
     text.write_text("hello")
     expected = [
@@ -96,6 +101,8 @@ def test_given_files_that_cannot_serve_are_named_with_what_mends_them(project: P
         ((good[0], other[1]), "tls_key", "not the key of tls_certificate"),
         (old, "tls_certificate", "expired on"),
         (late, "tls_certificate", "begins on"),
+        (weak, "tls_key", "RSA of 1024 bits"),
+        (rare, "tls_key", "the curve secp256k1"),
     ]
     for files, where, message in expected:
         with pytest.raises(SettingsError, match=message) as caught:
@@ -103,6 +110,30 @@ def test_given_files_that_cannot_serve_are_named_with_what_mends_them(project: P
         assert (caught.value.where, bool(caught.value.mend)) == (where, True)
     found = tls.prepare(project, of_files(*good))
     assert found.chain.read_bytes() == good[0].read_bytes()
+
+
+@pytest.mark.parametrize(
+    "key", [rsa.generate_private_key(65537, 2048), *map(ec.generate_private_key, (ec.SECP384R1(), ec.SECP521R1()))]
+)
+def test_given_keys_of_every_kind_that_is_named_serve(opened: tuple[Project, Settings], tmp_path: Path, key: Key) -> None:
+    project, settings = opened
+    chain, private = write_pair(tmp_path, name="localhost", key=key)
+    given = settings.model_copy(update={"tls": "files", "tls_certificate": chain, "tls_key": private})
+    door.open_door(project, given)
+    wait_until_shown(given, ssl.create_default_context(cafile=str(chain)))
+    door.open_door(project, settings)
+    wait_until_shown(settings, trusting(project))
+
+
+def test_a_certificate_that_cannot_serve_leaves_the_door_as_it_was(opened: tuple[Project, Settings], tmp_path: Path) -> None:
+    project, settings = opened
+    chain, private = write_pair(tmp_path, ends=-1, begins=-2)
+    given = settings.model_copy(update={"tls": "files", "tls_certificate": chain, "tls_key": private})
+    with pytest.raises(SettingsError, match="expired"):
+        door.open_door(project, given)
+    door.refresh(project, given)  # as when a token is issued next
+    door.renew(project, given)  # and as the keeper does every few hours: by what the door was opened with
+    wait_until_shown(settings, trusting(project))
 
 
 # -- a real Envoy
@@ -130,6 +161,18 @@ def handshake(settings: Settings, context: ssl.SSLContext, name: str = "localhos
 
 def trusting(project: Project) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=str(tls.authority(project)))
+
+
+def wait_until_shown(settings: Settings, context: ssl.SSLContext) -> None:
+    """Until the door has a certificate that `context` trusts."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            handshake(settings, context).close()
+            return
+        except ssl.SSLCertVerificationError:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
 
 
 def test_clients_that_trust_the_own_authority_get_through_under_each_of_its_names(opened: tuple[Project, Settings]) -> None:

@@ -94,14 +94,20 @@ def _show(facts: dict[str, Any], project: Project, settings: Settings, as_json: 
 
 def _services_up(project: Project, settings: Settings, needed: frozenset[str]) -> None:
     """Starts what is not up, and anew what runs with other code or settings; returns when the `needed` ones answer."""
-    from headrace import console
-    from headrace.deployments import register_in_background
-    from headrace.services import outdated, status, up
+    from headrace.services import outdated, status
 
     states = {service["name"]: service["state"] for service in status(project, settings)["services"]}
     are_up = all(states[name] in ("ready", "elsewhere") for name in needed) and "stopped" not in states.values()
-    if are_up and not outdated(project, settings):
-        return
+    if not are_up or outdated(project, settings):
+        _start_services(project, settings, needed)
+
+
+def _start_services(project: Project, settings: Settings, needed: frozenset[str]) -> None:
+    """Those that run already take over settings that were changed."""
+    from headrace import console
+    from headrace.deployments import register_in_background
+    from headrace.services import up
+
     console.step("up", "Prefect, MLflow, Envoy")
     up(project, settings, console.report, lambda: register_in_background(project, settings), needed)
 
@@ -117,14 +123,12 @@ def up(as_json: bool) -> None:
     project, settings = here()
     from headrace.services import NAMES
 
-    _services_up(project, settings, frozenset(NAMES))
+    _start_services(project, settings, frozenset(NAMES))
     from headrace import audit, console
     from headrace.cli.look import show_status
     from headrace.deployment import serve_again
     from headrace.deployments import register_deployments
-    from headrace.rollout import door
 
-    door.renew(project, settings)
     audit.record(project, "up", {"host": settings.host, "access": settings.access, "tls": settings.tls, "on": settings.on})
     register_deployments(project, settings)
     serve_again(project, settings, console.report)

@@ -198,8 +198,8 @@ def open_door(project: Project, settings: Settings) -> None:
         ServiceError: it does not come up.
     """
     with _locked(project):
+        _renew(project, settings)  # a certificate that cannot serve leaves the door as it was opened
         write_json(_folder(project) / OPENED, _of_the_door(settings))
-        _renew(project, settings)
         _write(_folder(project) / "bootstrap.json", listening.bootstrap(settings, _folder(project)))
         envoy_program = program(project, settings)
         if not is_open(project, settings):

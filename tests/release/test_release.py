@@ -236,3 +236,16 @@ def test_down_frees_everything_and_up_brings_it_back(live: Live) -> None:
     assert "headrace up" in live.json("predict", "tiny", "--sample", code=5)["mend"]
     live.run("up")
     assert live.json("predict", "tiny", "--sample")["version"] == version
+
+
+def test_settings_of_the_door_that_were_changed_are_in_force_after_up(live: Live) -> None:
+    live.serving("tiny")
+
+    def send_4_kilobytes() -> int:
+        return httpx.post(f"{live.door}/v1/models/tiny/predict", content=b"x" * 4096, headers=live.headers).status_code
+
+    assert send_4_kilobytes() == 415
+    live.run("up", environment={"HEADRACE_MAX_REQUEST_BYTES": "2048"})
+    assert send_4_kilobytes() == 413
+    live.run("up")
+    assert send_4_kilobytes() == 415
