@@ -7,15 +7,20 @@ first has woken takes the others too, which for small models saves a quarter of 
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from typing import Any, cast
 
+import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HELD_BYTES = 64 * 1024
 """That one connection holds at most: more leaves at once, and is never copied to be joined."""
 HELD_SECONDS = 0.001
 """An answer that waits for longer leaves as soon as the next one of its turn is ready."""
+KEEP_ALIVE_SECONDS = 75
+"""Longer than a balancer keeps an idle connection, so that it never sends into one that is being closed."""
 
 
 class Outbox:
@@ -83,3 +88,19 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
         self.transport = cast(asyncio.Transport, HeldWrites(transport, self._outbox))
+
+
+def server_config(app: ASGIApp) -> uvicorn.Config:
+    """How a replica listens, but for where."""
+    return uvicorn.Config(
+        app,
+        loop="uvloop",
+        http=cast(type[Connection], functools.partial(Connection, Outbox())),  # called for each connection
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # nothing here asks for the client's address, and each request would pay for it
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+    )

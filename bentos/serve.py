@@ -7,7 +7,6 @@ its own files where its model lies, so that BentoML, which costs 25 MB and half 
 from __future__ import annotations
 
 import argparse
-import functools
 import gc
 import logging
 import os
@@ -16,18 +15,14 @@ import socket
 import sys
 import traceback
 from pathlib import Path
-from typing import cast
 
 import uvicorn
 import yaml
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from bentos.app import PredictionApp
-from bentos.connection import Connection, Outbox
+from bentos.connection import server_config
 from bentos.model import load, threads_given
-
-KEEP_ALIVE_SECONDS = 75
-"""Longer than a balancer keeps an idle connection, so that it never sends into one that is being closed."""
 
 
 class Replica:
@@ -83,21 +78,6 @@ def main(argv: list[str] | None = None) -> None:
     bound = _bind(options.host, options.port)
     # Only SIGTERM's sender limits how long requests in flight may take: it has the drain time and SIGKILL.
     uvicorn.Server(server_config(Replica(Path(options.bento)))).run(sockets=[bound])
-
-
-def server_config(app: ASGIApp) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        loop="uvloop",
-        http=cast(type[Connection], functools.partial(Connection, Outbox())),  # called for each connection
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,  # nothing here asks for the client's address, and each request would pay for it
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-    )
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

@@ -14,8 +14,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from bentos import connection as connection_module
-from bentos.connection import HELD_BYTES, HeldWrites, Outbox
-from bentos.serve import server_config
+from bentos.connection import HELD_BYTES, HeldWrites, Outbox, server_config
 
 pytestmark = pytest.mark.anyio
 App = Callable[[Scope, Receive, Send], Awaitable[None]]

@@ -15,6 +15,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from bentos.connection import server_config
+
 
 def app(model: str, version: str, ready_after: str) -> Starlette:
     async def readyz(request: Request) -> Response:
@@ -46,7 +48,7 @@ def app(model: str, version: str, ready_after: str) -> Starlette:
                 "path": request.url.path,
                 "headers": [[name.decode(), value.decode("latin-1")] for name, value in request.scope["headers"]],
                 "bytes": len(body),
-                "seen": seen,
+                **({"seen": seen} if request.url.path == "/seen" else {}),  # a long answer may be half sent when it is killed
             }
         )
 
@@ -65,4 +67,6 @@ if __name__ == "__main__":
     name, said_version, port, ready = sys.argv[1:5]
     if ready == "crash":
         sys.exit("the graph and the contract disagree")
-    uvicorn.run(app(name, said_version, ready), host="127.0.0.1", port=int(port), log_level="warning", timeout_keep_alive=75)
+    config = server_config(app(name, said_version, ready))
+    config.port = int(port)
+    uvicorn.Server(config).run()
