@@ -362,7 +362,7 @@ def test_a_new_key_signs_and_the_old_ones_tokens_stay_good_without_a_lost_reques
 def test_a_refused_request_reaches_no_replica(house: House) -> None:
     house.call("POST", "/v1/models/digits/echo", None, b"", ("x-request-id", "stranger"))
     house.call("POST", "/v1/models/digits/echo", house.issue("flights"), b"", ("x-request-id", "neighbour"))
-    seen = house.call("POST", "/v1/models/digits/echo", house.issue("digits"), b"", ("x-request-id", "friend"))[1]["seen"]
+    seen = house.call("POST", "/v1/models/digits/seen", house.issue("digits"), b"", ("x-request-id", "friend"))[1]["seen"]
     assert "friend" in seen and not {"stranger", "neighbour"} & set(seen)
 
 
