@@ -48,7 +48,8 @@ def app(model: str, version: str, ready_after: str) -> Starlette:
                 "path": request.url.path,
                 "headers": [[name.decode(), value.decode("latin-1")] for name, value in request.scope["headers"]],
                 "bytes": len(body),
-                **({"seen": seen} if request.url.path.endswith("/seen") else {}),  # a long answer may be half sent when it is killed
+                # Not always: a long answer may be half sent when it is killed.
+                **({"seen": seen} if request.url.path.endswith("/seen") else {}),
             }
         )
 
