@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
+from bentos.app import PredictionApp
 from bentos.graphs import GraphModel
 from bentos.http import Refused
 from bentos.model import NotServable, load
@@ -27,6 +28,7 @@ from headrace.graphs import GraphReader, answer_by_size, batch
 from headrace.kinds.graphs import graphs_of, whatever_may_come
 from headrace.kinds.registry import kind_of
 from headrace.project import Project
+from tests.bentos.test_explain import ask
 from tests.conftest import make_project
 from tests.model_rooms import make_model, make_recipe, run_stages
 from tests.serving import predict_body
@@ -240,6 +242,23 @@ def test_the_tiny_recipe_passes_its_gate(project: Project) -> None:
     assert decide(recipe, project, champion=None).passed
     slices = read_json(artifacts / "evaluation" / "evaluation.json")["slices"]
     assert {one["column"] for one in slices} == {"nodes"} and 20 < sum(one["rows"] for one in slices) <= 36
+
+
+def test_an_explanation_says_how_much_a_graph_loses_with_each_node(folder: Path) -> None:
+    """Against the answers for the graphs that are left, each drawn by hand."""
+    app = PredictionApp()
+    app.model = load(folder)
+    star = {"nodes": [[0.3, 4], *[[0.1 * i, 1] for i in range(4)]], "edges": [[0, 1], [2, 0], [0, 3], [4, 0]]}
+    found = ask(app, instance=star, target="star")
+    assert (found["method"], found["evaluations"], found["base_value"]) == ("leave one node out", 6, None)
+    left = [{"nodes": star["nodes"][1:], "edges": []}]
+    for leaf in range(1, 5):
+        left.append({"nodes": [*star["nodes"][:leaf], *star["nodes"][leaf + 1 :]], "edges": [[0, 1], [0, 2], [0, 3]]})
+    answers = predict_body(load(folder), json.dumps({"instances": [star, *left]}).encode())
+    whole, *others = (answer["probabilities"]["star"] for answer in answers)
+    assert found["value"] == pytest.approx(whole, abs=1e-6)
+    assert found["attributions"] == pytest.approx([whole - other for other in others], abs=1e-6)
+    assert np.ptp(found["attributions"]) > 0.05, "nodes that count alike would prove little"
 
 
 def test_the_service_answers_over_its_own_protocol(folder: Path) -> None:

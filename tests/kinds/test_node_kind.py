@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
+from bentos.app import PredictionApp
 from bentos.graph import NodeModel
 from bentos.http import Refused
 from bentos.model import NotServable, load
@@ -27,6 +28,7 @@ from headrace.kinds.base import Schema
 from headrace.kinds.nodes import graph_of
 from headrace.kinds.registry import kind_of
 from headrace.project import Project
+from tests.bentos.test_explain import ask, send
 from tests.conftest import make_project
 from tests.model_rooms import make_model, make_recipe, run_stages
 from tests.serving import predict_body
@@ -277,6 +279,57 @@ def test_the_service_answers_every_way_to_ask_over_its_own_protocol(folder: Path
         predict_body(served, b'{"instances": [{"node": "m800"}]}')
     assert (refused.value.status, refused.value.details["path"]) == (422, "instances.0.node")
     assert "did you mean 'm8" in refused.value.message
+
+
+def by_hand(project: Project, likes: list[int], friends: list[str]) -> dict[str, float]:
+    """The trained network's answer for a new member, worked out in numpy with every member in one full matrix."""
+    weights = torch.load(project.artifacts("clubs") / "train" / "model.pt", weights_only=True)
+    frame, pairs = clubs()
+    place = {name: i for i, name in enumerate([*frame["name"], "new"])}
+    near = np.eye(len(place))
+    for one, other in [*pairs, *(("new", friend) for friend in friends)]:
+        near[place[one], place[other]] = near[place[other], place[one]] = 1
+    scale = near.sum(axis=1) ** -0.5
+    near = scale[:, None] * near * scale
+    mine = np.isin(np.arange(LIKES), likes)
+    features = np.vstack([frame[[f"like_{i}" for i in range(LIKES)]].to_numpy(float), mine])
+    features /= np.maximum(features.sum(axis=1, keepdims=True), 1e-12)
+    layers = [
+        tuple(weights[f"network.layers.{i}.{part}"].double().numpy() for part in ("project.weight", "bias")) for i in (0, 1)
+    ]
+    (first, first_bias), (second, second_bias) = layers
+    hidden = np.maximum(near @ features @ first + first_bias, 0)
+    logits = (near @ hidden @ second + second_bias)[-1] / float(weights["temperature"])
+    grown = np.exp(logits - logits.max())
+    return dict(zip(["chess", "tennis"], (grown / grown.sum()).tolist(), strict=True))
+
+
+def test_an_explanation_says_how_much_a_new_node_loses_with_each_neighbour(project: Project, folder: Path) -> None:
+    app = PredictionApp()
+    app.model = load(folder)
+    likes, friends = [1, 2], ["m1", "m3", "m2", "m7", "m0"]
+    found = ask(app, instance={"features": {"present": likes}, "neighbours": friends}, target="tennis")
+    assert (found["method"], found["evaluations"], found["base_value"]) == ("leave one neighbour out", 6, None)
+    whole = by_hand(project, likes, friends)["tennis"]
+    falls = [whole - by_hand(project, likes, [f for f in friends if f != friend])["tennis"] for friend in friends]
+    assert found["value"] == pytest.approx(whole, abs=1e-5)
+    assert found["attributions"] == pytest.approx(falls, abs=1e-5)
+    assert np.ptp(falls) > 0.05, "neighbours that count alike would prove little"
+    other = ask(app, instance={"features": {"present": likes}, "neighbours": friends}, target="chess")
+    assert other["attributions"] == pytest.approx([-fall for fall in falls], abs=1e-5)
+
+
+def test_the_only_neighbour_may_be_left_out_and_a_known_node_has_none_to_leave_out(project: Project, folder: Path) -> None:
+    app = PredictionApp()
+    app.model = load(folder)
+    found = ask(app, instance={"features": {"present": [1]}, "neighbours": ["m1"]}, target="tennis")
+    alone = by_hand(project, [1], [])["tennis"]
+    assert found["attributions"] == pytest.approx([by_hand(project, [1], ["m1"])["tennis"] - alone], abs=1e-5)
+    for instance in ({"node": "m1"}, {"features": {"present": [1]}}, {"features": {"present": [1]}, "neighbours": []}):
+        refused = send(app, json.dumps({"instance": instance}).encode())
+        assert (refused.status_code, refused.json()["error"]["path"]) == (422, "instance")
+    refused = send(app, json.dumps({"instance": {"features": {"present": [1]}, "neighbours": ["m1", "m999"]}}).encode())
+    assert refused.json()["error"]["path"] == "instance.neighbours.1"
 
 
 def test_a_model_whose_parts_do_not_fit_is_not_served(folder: Path, tmp_path: Path) -> None:
