@@ -14,7 +14,7 @@ from headrace.packaging.docker import Docker
 from headrace.project import Project
 from headrace.rollout import environment
 from headrace.rollout.ports import is_free
-from headrace.rollout.replicas import Access, Pool, Replica, ReplicaSpec, State, new_id
+from headrace.rollout.replicas import Pool, Replica, ReplicaSpec, State, new_id
 from headrace.settings import Settings, is_loopback
 
 LOOPBACK = "127.0.0.1"
@@ -134,7 +134,7 @@ class DockerRunner:
             "threads": spec.threads,
             "port": port,
             "pool": spec.pool,
-            "access": self.settings.access,
+            "told": environment.told(self.settings),
         }
         return [part for name, value in values.items() for part in ("--label", f"headrace.{name}={value}")]
 
@@ -205,7 +205,7 @@ def _to_replica(record: dict[str, Any]) -> Replica:
         threads=int(labels["headrace.threads"]),
         started_at=_seconds(record["State"]["StartedAt"]),
         pool=cast(Pool, labels.get("headrace.pool", "main")),
-        access=cast(Access, labels.get("headrace.access", "tokens")),
+        told=labels.get("headrace.told", ""),
     )
 
 

@@ -185,7 +185,7 @@ def _served(stored: Any) -> Served:
     """One model of `models.json`; a bare list is what a Headrace without canaries wrote."""
     if isinstance(stored, list):
         stored = {"endpoints": stored}
-    endpoints = [Endpoint(**endpoint) for endpoint in stored["endpoints"]]
+    endpoints = [Endpoint.from_dict(endpoint) for endpoint in stored["endpoints"]]
     return Served(endpoints, Traffic(stored.get("canary", 0.0), stored.get("shadow", 0.0)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import time
@@ -44,6 +45,12 @@ def of_client(settings: Settings) -> dict[str, str]:
     return {"HEADRACE_QUOTAS": settings.quota_store} if settings.quota_store else {}
 
 
+def told(settings: Settings) -> str:
+    """Twelve hex digits that stand for what `settings` say to replicas: one started with others has to be replaced."""
+    said = sorted(_of_settings(settings, Path("guard"), Path("quotas")).items())
+    return hashlib.sha256(repr(said).encode()).hexdigest()[:12]  # an address of Redis may hold a password
+
+
 def tidy(project: Project) -> list[Path]:
     """Removes the folders of replicas that are gone: once their usage is folded, and their answers are `KEPT_DAYS` old."""
     now, removed = time.time(), []
@@ -68,13 +75,19 @@ def _passed_on() -> dict[str, str]:
 def _told(spec: ReplicaSpec, replica_id: str, settings: Settings, guard: Path, ledger: Path, quotas: Path) -> dict[str, str]:
     return {
         **_passed_on(),
-        **({"HEADRACE_GUARD": str(guard)} if settings.access == "tokens" else {}),
+        **_of_settings(settings, guard, quotas),
         "HEADRACE_LEDGER": str(ledger),
+        "HEADRACE_REPLICA": replica_id,
+        **({"HEADRACE_SHADOW": "1"} if spec.pool == "shadow" else {}),
+    }
+
+
+def _of_settings(settings: Settings, guard: Path, quotas: Path) -> dict[str, str]:
+    return {
+        **({"HEADRACE_GUARD": str(guard)} if settings.access == "tokens" else {}),
         "HEADRACE_QUOTAS": settings.quota_store or str(quotas),
         "HEADRACE_QUOTA_WHEN_DOWN": settings.quota_when_down,
-        "HEADRACE_REPLICA": replica_id,
         "HEADRACE_REQUEST_SECONDS": f"{settings.request_seconds:g}",
-        **({"HEADRACE_SHADOW": "1"} if spec.pool == "shadow" else {}),
     }
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from headrace.rollout.protobuf import TYPES, Json, socket_address, typed, watched
-from headrace.rollout.replicas import Access, Pool
+from headrace.rollout.replicas import Pool
 from headrace.settings import Settings
 
 DESK = "~desk"
@@ -34,7 +34,8 @@ class Endpoint:
     image: str | None = None
     threads: int = 1
     pool: Pool = "main"
-    access: Access = "tokens"
+    told: str = ""
+    """Which settings it was started with."""
 
     @property
     def address(self) -> tuple[str, int]:
@@ -42,6 +43,12 @@ class Endpoint:
 
     def to_dict(self) -> Json:
         return asdict(self)
+
+    @staticmethod
+    def from_dict(values: Json) -> Endpoint:
+        """The inverse of `to_dict`; unknown keys are left out, so that another Headrace's file can be read."""
+        known = {field.name for field in fields(Endpoint)}
+        return Endpoint(**{name: value for name, value in values.items() if name in known})
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class ProcessRunner:
             threads=spec.threads,
             started_at=now(),
             pool=spec.pool,
-            access=settings.access,
+            told=environment.told(settings),
         )
         argv, env = self._command(spec, HOST, port)
         write_json(self._path(replica.id), replica.to_dict())

@@ -10,8 +10,6 @@ from typing import Any, Literal, Protocol
 Place = Literal["processes", "docker"]
 Pool = Literal["main", "canary", "shadow"]
 """Replicas that answer, those that answer a share of the requests on trial, and those whose answers nobody gets."""
-Access = Literal["tokens", "open"]
-"""Whether a replica asks for a token; as the setting `access`."""
 State = Literal["starting", "running", "stopping", "stopped", "failed"]
 
 
@@ -55,8 +53,8 @@ class Replica:
     """Seconds since the epoch."""
     pool: Pool = "main"
     """The pool it was started for."""
-    access: Access = "tokens"
-    """As the settings had it when it was started."""
+    told: str = ""
+    """Which settings it was started with (`environment.told`)."""
 
     @property
     def spec(self) -> ReplicaSpec:

@@ -44,7 +44,10 @@ class Rollout:
 
 
 def is_serving(spec: ReplicaSpec, replicas: int, project: Project, settings: Settings) -> bool:
-    """Whether Envoy sends requests to just `replicas` healthy replicas of `spec`. Takes milliseconds."""
+    """Whether Envoy sends requests to just `replicas` healthy replicas of `spec`, started with these settings.
+
+    Takes milliseconds.
+    """
     endpoints = door.routes(project).get(spec.model, [])
     if len(endpoints) != replicas or not all(steps.serves_as(e, spec, settings) for e in endpoints):
         return False
@@ -67,7 +70,8 @@ def roll_out(
 ) -> Rollout:
     """Lets `replicas` replicas of `spec` serve its model, in place of whatever serves it now.
 
-    Safe to run again after a kill at any instant. When the new replicas do not become ready, the old ones serve on.
+    Replicas of `spec` that were started with other settings are replaced too. Safe to run again after a kill at any instant.
+    When the new replicas do not become ready, the old ones serve on.
 
     Args:
         how: at once, or after a trial; only where another version serves, since a trial is against that one.
@@ -90,7 +94,8 @@ def roll_out(
         clean_up(spec.model, project, settings, runner, report)
         before = site.serving()
         kept = _keep(site, spec, replicas, before)
-        trial = None if kept or not how.bake_seconds else _trial(site, spec, before, how, note)
+        is_new = all(spec_of(endpoint, spec.model) != spec for endpoint in before)
+        trial = _trial(site, spec, before, how, note) if is_new and how.bake_seconds else None
         try:
             tried = _try(trial, replicas) if trial else []
             fresh = [replace(endpoint, pool="main") for endpoint in tried]

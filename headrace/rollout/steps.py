@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from headrace.errors import Busy, HeadraceError, ServiceError
 from headrace.project import Project
-from headrace.rollout import door, ports
+from headrace.rollout import door, environment, ports
 from headrace.rollout.envoy import Endpoint, Traffic
 from headrace.rollout.replicas import Place, Pool, Replica, ReplicaSpec, Runner
 from headrace.rollout.sent import wait_until_sent
@@ -271,7 +271,7 @@ def endpoint_of(replica: Replica) -> Endpoint:
         replica.image,
         replica.threads,
         replica.pool,
-        replica.access,
+        replica.told,
     )
 
 
@@ -288,13 +288,13 @@ def replica_of(endpoint: Endpoint, model: str) -> Replica:
         image=endpoint.image,
         threads=endpoint.threads,
         pool=endpoint.pool,
-        access=endpoint.access,
+        told=endpoint.told,
     )
 
 
 def serves_as(endpoint: Endpoint, spec: ReplicaSpec, settings: Settings) -> bool:
-    """Whether it serves this very spec, and asks for tokens as `settings` say."""
-    return spec_of(endpoint, spec.model) == spec and endpoint.access == settings.access
+    """Whether it serves this very spec, started with what `settings` say of replicas."""
+    return spec_of(endpoint, spec.model) == spec and endpoint.told == environment.told(settings)
 
 
 def spec_of(endpoint: Endpoint, model: str) -> ReplicaSpec:

@@ -18,6 +18,7 @@ from headrace.packaging import build_image, package
 from headrace.packaging.docker import Docker
 from headrace.packaging.sources import CODE
 from headrace.project import Project
+from headrace.rollout import environment
 from headrace.rollout.containers import DockerRunner
 from headrace.rollout.replicas import Replica, ReplicaSpec, Runner
 from headrace.settings import Settings
@@ -86,6 +87,7 @@ def test_a_replica_answers_on_its_port_and_says_what_it_serves(
     (listed,) = runner.list("halves")
     assert (listed.spec, listed.port, listed.state, listed.runner) == (spec, port, "running", "docker")
     assert listed.id == replica.id
+    assert listed.told == replica.told == environment.told(runner.settings)
     assert abs(listed.started_at - time.time()) < 120
     assert "startup complete" in runner.logs(replica, 50)
     assert len(runner.logs(replica, 1).splitlines()) == 1

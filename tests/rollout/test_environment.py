@@ -6,6 +6,7 @@ import os
 import stat
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,6 +45,20 @@ def test_a_shadow_and_an_open_house_are_told_so(project: Project) -> None:
     redis = Settings(quota_store="redis://127.0.0.1:6379", quota_when_down="open")
     told = environment.of_replica(spec(), "a", project, redis)
     assert (told["HEADRACE_QUOTAS"], told["HEADRACE_QUOTA_WHEN_DOWN"]) == ("redis://127.0.0.1:6379", "open")
+
+
+def test_settings_that_a_replica_reads_once_make_it_another_and_no_others_do() -> None:
+    changes: list[dict[str, Any]] = [
+        {},
+        {"access": "open"},
+        {"quota_store": "redis://:secret@10.0.0.4:6379"},
+        {"quota_when_down": "open"},
+        {"request_seconds": 45.0},
+    ]
+    found = [environment.told(Settings(**change)) for change in changes]
+    assert len(set(found)) == len(changes)
+    assert environment.told(Settings(drain_seconds=1.0, max_batch_bytes=2048, feedback_days=1.0)) == found[0]
+    assert "secret" not in "".join(found)
 
 
 def test_a_container_writes_to_its_own_folder_and_the_quotas_and_only_reads_the_guard(project: Project) -> None:

@@ -1,4 +1,4 @@
-"""`access` changes while a model serves: who has a token loses no request, who has none is let in only while it is open."""
+"""Settings change while a model serves: who has a token loses no request, who has none is let in only while it is open."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,7 +63,7 @@ class Stranger:
 
 
 @pytest.fixture
-def switch(project: Project, settings: Settings, tmp_path: Path) -> Iterator[Callable[[str], Settings]]:
+def switch(project: Project, settings: Settings, tmp_path: Path) -> Callable[..., Settings]:
     """What `headrace up` does of it: the door first, then each model. Two real replicas, which check tokens themselves."""
     folder = table_model(tmp_path / "trips")
 
@@ -70,14 +71,14 @@ def switch(project: Project, settings: Settings, tmp_path: Path) -> Iterator[Cal
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
         return [sys.executable, "-m", "tests.desk.replica", str(folder), str(port)], {"PYTHONPATH": path}
 
-    def to(access: str) -> Settings:
-        wanted = settings.model_copy(update={"access": access})
+    def to(access: str, **changes: Any) -> Settings:
+        wanted = settings.model_copy(update={"access": access, **changes})
         door.open_door(project, wanted)
         runner = ProcessRunner(project, command, wanted)
         rolling.roll_out(SPEC, 2, project, wanted, runner, lambda line: None)
         return wanted
 
-    yield to
+    return to
 
 
 SPEC = ReplicaSpec("trips", "0", "trips:0")
@@ -95,7 +96,7 @@ def asked_directly(project: Project) -> set[int]:
 
 
 def test_access_changes_both_ways_without_a_lost_request_and_strangers_are_told_at_once(
-    project: Project, switch: Callable[[str], Settings]
+    project: Project, switch: Callable[..., Settings]
 ) -> None:
     settings = switch("tokens")
     token = tokens.issue(project, "acme", ["trips"], 3600)[0]
@@ -123,8 +124,24 @@ def test_access_changes_both_ways_without_a_lost_request_and_strangers_are_told_
     assert load.failures == []
 
 
+def test_replicas_that_were_told_otherwise_are_replaced_without_a_lost_request_and_no_others(
+    project: Project, switch: Callable[..., Settings]
+) -> None:
+    settings = switch("open")
+    first = {endpoint.replica for endpoint in door.routes(project)["trips"]}
+    with Load(settings.door_port, "trips", fast=2, slow=1, fresh=1, instance=INSTANCE) as load:
+        load.wait_for("0")
+        switch("open", upload_idle_seconds=5.0)  # no matter of replicas
+        assert {endpoint.replica for endpoint in door.routes(project)["trips"]} == first
+        switch("open", request_seconds=45.0)
+        second = {endpoint.replica for endpoint in door.routes(project)["trips"]}
+        assert len(second) == 2 and not first & second
+        load.wait_for("0", 50)
+    assert load.failures == []
+
+
 def test_a_release_does_not_change_access_by_the_way(
-    project: Project, settings: Settings, switch: Callable[[str], Settings]
+    project: Project, settings: Settings, switch: Callable[..., Settings]
 ) -> None:
     closed = switch("tokens")
     before = door.routes(project)
