@@ -97,6 +97,8 @@ class PredictionApp:
         self._inline_bytes = -1
         self.is_streaming = False
         """Whether the model can answer piece by piece; kept, since a look at a protocol costs as much as a small prediction."""
+        self.loaded_at = 0
+        """Seconds since 1970."""
         self._version_header: list[tuple[bytes, bytes]] = []
         self._in_flight = 0
         self._of_tenant: defaultdict[str, int] = defaultdict(int)
@@ -121,6 +123,7 @@ class PredictionApp:
     @model.setter
     def model(self, model: ServedModel) -> None:
         self._model = model
+        self.loaded_at = int(time.time())
         self._version_header = [(b"x-model-version", model.version.encode("latin-1", "replace"))]
         self.is_streaming = isinstance(model, Streaming)
         self._inline_bytes = INLINE_BYTES if model.sample_seconds <= INLINE_SECONDS else -1

@@ -108,7 +108,7 @@ def _in_its_shape(endpoint: Endpoint) -> Endpoint:
         except ContractViolation as violation:
             request.state.code = "contract_violation"
             field = violation.path.rpartition(".")[2]
-            too_long = field == "prompt" and violation.expected.endswith("tokens")
+            too_long = field == "prompt" and violation.expected.endswith(("tokens", "characters"))
             message = f"{field}: expected {violation.expected}, got {violation.got}"
             return _error(400, message, field, "context_length_exceeded" if too_long else "invalid_value")
         except Refused as refused:
@@ -288,7 +288,7 @@ def _parse(payload: Any, kind: type[Any]) -> Any:
         message, _, path = str(error).partition(" - at `$.")
         named = re.search(r"missing required field `(\w+)`", message)
         param = re.split(r"[.\[`]", path)[0] or (named[1] if named else None)
-        raise _refused(param, f"{param}: {message}") from None
+        raise _refused(param, f"{path.rstrip('`') or param}: {message}") from None
 
 
 def _texts(model: GenerationModel, asked: Common, prompts: list[str]) -> list[Text]:

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from bentos.http import Refused, media_type, parse_json, read_body, require_json, require_plain, to_json
+from bentos.listing import card, listing
 from bentos.model import ServedModel
 from bentos.pictures import instance_of, work_of
 from bentos.streams import Streaming
@@ -95,11 +96,27 @@ class V1:
         return to_json({**identity, "predictions": predictions})
 
     async def describe(self, request: Request) -> Response:
-        return to_json(_description(self.app.model_for(request, request.path_params["name"])))
+        return to_json(self._description(self.app.model_for(request, request.path_params["name"])))
 
     async def list_models(self, request: Request) -> Response:
         model = self.app.model
-        return to_json({"models": [_description(model)] if request.state.caller.may(model.name) else []})
+        if not request.state.caller.may(model.name):
+            return to_json(listing([], []))
+        return to_json(listing([self._description(model)], [self._card(model)] if _completes(model) else []))
+
+    def _description(self, model: ServedModel) -> dict[str, Any]:
+        return {
+            **(self._card(model) if _completes(model) else {}),
+            "model": model.name,
+            "version": model.version,
+            "identity": model.identity,
+            "streams": isinstance(model, Streaming),
+            "batching": model.batching,
+            "contract": model.contract.model_dump(mode="json"),
+        }
+
+    def _card(self, model: ServedModel) -> dict[str, Any]:
+        return card(model.name, self.app.loaded_at)
 
 
 def predict_instances(model: ServedModel, instances: list[Any]) -> list[dict[str, Any]]:
@@ -131,7 +148,7 @@ def take_stream(payload: Any) -> tuple[Any, bool]:
     if not isinstance(payload, dict) or "stream" not in payload:
         return payload, False
     if not isinstance(payload["stream"], bool):
-        raise _refusal(ContractViolation("stream", "true or false", type(payload["stream"]).__name__))
+        raise _refusal(ContractViolation("stream", "true or false", _kind(payload["stream"])))
     return {name: value for name, value in payload.items() if name != "stream"}, payload["stream"]
 
 
@@ -150,7 +167,7 @@ def predict_picture(model: ServedModel, body: bytes) -> list[dict[str, Any]]:
 def to_instances(payload: Any) -> list[Any]:
     """The rows that a request asks for."""
     if not isinstance(payload, dict):
-        raise _refusal(ContractViolation("body", 'an object such as {"instances": [...]}', type(payload).__name__))
+        raise _refusal(ContractViolation("body", 'an object such as {"instances": [...]}', _kind(payload)))
     if "instances" not in payload:
         return [payload]
     instances = payload["instances"]
@@ -159,7 +176,7 @@ def to_instances(payload: Any) -> list[Any]:
             ContractViolation(
                 "instances",
                 "a list with at least one instance",
-                "an empty list" if instances == [] else type(instances).__name__,
+                "an empty list" if instances == [] else _kind(instances),
             )
         )
     if len(instances) > MAX_INSTANCES:
@@ -184,12 +201,12 @@ def _identity(request: Request, model: ServedModel) -> dict[str, Any]:
     return {"id": answer_id, "model": model.name, "version": model.version, "request_id": request_id}
 
 
-def _description(model: ServedModel) -> dict[str, Any]:
-    return {
-        "model": model.name,
-        "version": model.version,
-        "identity": model.identity,
-        "streams": isinstance(model, Streaming),
-        "batching": model.batching,
-        "contract": model.contract.model_dump(mode="json"),
-    }
+def _kind(value: Any) -> str:
+    """What a client sent, in the terms of JSON."""
+    kinds = {type(None): "null", bool: "true or false", str: "a text", list: "a list", dict: "an object"}
+    return kinds.get(type(value), "a number")
+
+
+def _completes(model: ServedModel) -> bool:
+    """Whether OpenAI's clients may ask it."""
+    return model.contract.task == "text-generation"

@@ -230,15 +230,15 @@ class InputField(BaseModel):
         most = LARGEST[self.dtype]
         if (numbers[~missing] > most).any() or (numbers[~missing] < -most).any():  # the magnitude of -2^63 is no int64
             largest = np.nanmax(np.abs(numbers, dtype=np.float64))
-            raise ContractViolation(path, f"a number that fits {self.dtype}", f"{largest:g}")
+            raise ContractViolation(path, f"a number that fits {self.dtype}", _shown(largest))
         low, high = self._bounds
         if (low is not None and (numbers < low).any()) or (high is not None and (numbers > high).any()):
             raise ContractViolation(
                 path,
-                f"values from {low:g} to {high:g}"
+                f"values from {_shown(low)} to {_shown(high)}"
                 if low is not None and high is not None
-                else f"values {'at least' if high is None else 'at most'} {low if high is None else high:g}",
-                f"{np.nanmin(numbers):g} to {np.nanmax(numbers):g}" if numbers.ndim else f"{float(numbers):g}",
+                else f"values {'at least' if high is None else 'at most'} {_shown(low if high is None else high)}",
+                f"{_shown(np.nanmin(numbers))} to {_shown(np.nanmax(numbers))}" if numbers.ndim else _shown(numbers),
             )
 
     @cached_property
@@ -358,3 +358,9 @@ def describe(value: Any) -> str:
         return "null"
     shown = repr(value)
     return f"{type(value).__name__} {shown if len(shown) < 40 else shown[:37] + '...'}"
+
+
+def _shown(number: Any) -> str:
+    """A number as one writes it: 1000000, where `g` alone has 1e+06."""
+    plain = float(number)
+    return f"{plain:.0f}" if plain.is_integer() and abs(plain) < 1e15 else f"{plain:g}"

@@ -44,6 +44,8 @@ def decode(raw: bytes, shape: tuple[int, int], most_pixels: int = MAX_PIXELS) ->
         # Opening reads the header alone. Whatever a damaged file makes Pillow raise, it is the file's fault.
         picture: pillow.Image = Image.open(io.BytesIO(raw), formats=("PNG", "JPEG"))
         pixels = picture.width * picture.height
+    except Image.DecompressionBombError:
+        raise BadPicture(f"a picture of far more pixels; at most {most_pixels:,} are taken") from None
     except Exception as error:
         raise BadPicture(f"a file that cannot be read ({_short(error)})") from None
     if pixels > most_pixels:

@@ -220,3 +220,12 @@ def test_a_value_is_taken_or_refused_alike_among_few_rows_and_among_many(field: 
         return found.dtype, found[0].tobytes()
 
     assert taken(1) == taken(FEW) == taken(FEW + 1)
+
+
+@pytest.mark.parametrize(
+    ("value", "told"), [(2_000_000, "from 1 to 1000000, got 2000000"), (0, "from 1 to 1000000, got 0"), (-1e30, "fits int64")]
+)
+def test_large_whole_numbers_are_told_as_one_writes_them(value: float, told: str) -> None:
+    field = InputField(name="tokens", dtype="int64", minimum=1, maximum=1_000_000)
+    with pytest.raises(ContractViolation, match=told):
+        field.to_array([value], "rows")

@@ -131,7 +131,7 @@ def test_damaged_bytes_never_raise_anything_else() -> None:
 def test_a_bomb_is_refused_by_its_header_before_it_is_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
     for width, height in ((50_000, 50_000), (2**31 - 1, 2**31 - 1), (1, pictures.MAX_PIXELS + 1)):
-        with pytest.raises(BadPicture, match=r"at most 16,777,216 are taken|cannot be read"):
+        with pytest.raises(BadPicture, match="at most 16,777,216 are taken"):
             pixels(png_that_says(width, height))
 
 

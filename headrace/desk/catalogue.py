@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from bentos.http import Refused, to_json
+from bentos.listing import card, listing
 from headrace.contract import Contract
 from headrace.desk.minting import operator_headers
 from headrace.errors import near_miss
@@ -53,6 +54,8 @@ class Listed:
     explains: bool
     writes: bool
     """Whether it completes texts, as OpenAI's clients ask."""
+    loaded_at: int
+    """When the replica that described it was ready, in seconds since 1970; 0 where it did not say."""
 
     def to_dict(self) -> dict[str, Any]:
         path = f"/v1/models/{self.model}"
@@ -127,7 +130,7 @@ class Catalogue:
         writes = contract is not None and contract.task == "text-generation" and bool(said.get("completes"))
         explains = contract is not None and contract.output != "text" and bool(said.get("explains"))
         offers = bool(said.get("streams")), explains, writes
-        return Listed(model, endpoints, traffic, len(ready), contract, *offers)
+        return Listed(model, endpoints, traffic, len(ready), contract, *offers, loaded_at=said.get("created", 0))
 
     async def _describe(self, model: str, version: str, endpoints: list[Endpoint]) -> dict[str, Any]:
         """What a replica of this version says of the model; empty when none does."""
@@ -175,14 +178,16 @@ class Catalogue:
 
 
 class Models:
-    """`GET /v1/models`."""
+    """`GET /v1/models`: the catalogue, which OpenAI's clients can read too."""
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
         self.routes = [Route("/v1/models", self.list, methods=["GET"])]
 
     async def list(self, request: Request) -> Response:
-        return to_json({"models": [served.to_dict() for served in await self._catalogue.of(request.state.caller)]})
+        found = await self._catalogue.of(request.state.caller)
+        cards = [card(served.model, served.loaded_at) for served in found if served.writes]
+        return to_json(listing([served.to_dict() for served in found], cards))
 
 
 def _by_version(endpoints: list[Endpoint], traffic: Traffic) -> dict[str, float]:

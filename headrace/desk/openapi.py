@@ -73,8 +73,12 @@ def body(schema: Json, examples: Json, kind: str = "application/json") -> Json:
 def _list_models() -> Json:
     shape = {
         "type": "object",
-        "properties": {"models": {"type": "array", "items": {"$ref": "#/components/schemas/Model"}}},
-        "required": ["models"],
+        "properties": {
+            "models": {"type": "array", "items": {"$ref": "#/components/schemas/Model"}},
+            "object": {"const": "list"},
+            "data": {"type": "array", "items": {"$ref": "#/components/schemas/Card"}},
+        },
+        "required": ["models", "object", "data"],
     }
     return operation("list_models", "door", "The models that the token opens", {"200": answer("The catalogue", shape)}, ())
 
@@ -311,6 +315,17 @@ def _shared_schemas() -> Json:
                 "contract": anything,
             },
             "required": ["model", "path", "versions", "traffic", "health", "streams", "protocols", "contract"],
+        },
+        "Card": {
+            "type": "object",
+            "description": "A model that writes, as OpenAI's clients list it.",
+            "properties": {
+                "id": {"type": "string"},
+                "object": {"const": "model"},
+                "created": {"type": "integer", "description": "When a replica of it was ready, in seconds since 1970."},
+                "owned_by": {"type": "string"},
+            },
+            "required": ["id", "object", "created", "owned_by"],
         },
         "Description": {
             "type": "object",

@@ -112,7 +112,7 @@ def _connection_manager(settings: Settings, folder: Path, access: Access) -> Jso
             # In place of `request_timeout`, which no route can lift: routes say how long an answer may take beyond it.
             "max_stream_duration": f"{ARRIVAL_SECONDS:g}s",
         },
-        "local_reply_config": {"mappers": local_replies()},
+        "local_reply_config": {"mappers": local_replies(settings.max_request_bytes)},
         "http_filters": http_filters(settings, access),
     }
 
@@ -143,13 +143,13 @@ def arrived() -> Json:
     return typed(ARRIVED, kind, on_request_headers=[said], clear_route_cache=True)
 
 
-def local_replies() -> list[Json]:
+def local_replies(max_request_bytes: int) -> list[Json]:
     """Envoy's own refusals, in the JSON shape of the replicas' refusals."""
     told = {
         400: ("bad_request", "the request is malformed"),
         403: FORBIDDEN,
         408: ("request_timeout", "the request did not arrive in time"),
-        413: ("too_large", "the request's body is too large"),
+        413: ("too_large", f"the request's body is larger than {max_request_bytes:,} bytes"),
         431: ("headers_too_large", "the request's headers are too large"),
         502: ("bad_gateway", "the model's server gave no valid answer"),
         503: ("unavailable", "no replica can answer at the moment; try again"),

@@ -16,7 +16,7 @@ DESK_PATHS = (*OPEN_PATHS, "/v1/models", "/v1/feedback", "/openapi.json")
 
 def route_configuration(routes: Routes, settings: Settings, access: Access) -> Json:
     """Paths to models and to the desk, and for the rest a 404 that names what is served, to those who may know."""
-    unknown = {"direct_response": _answer(404, _unknown(routes))}
+    unknown, unnamed = ({"direct_response": _answer(404, body(routes))} for body in (_unknown, _unnamed))
     models = sorted(routes)
     return {
         "@type": TYPES + "config.route.v3.RouteConfiguration",
@@ -30,7 +30,7 @@ def route_configuration(routes: Routes, settings: Settings, access: Access) -> J
                     _route({"path": "/readyz"}, opens_to_all(access), direct_response=_answer(200, {"ready": True})),
                     *(route for model in models for route in model_routes(model, routes[model], settings, access)),
                     *(route for model in models for route in completion_routes(model, routes[model], settings, access)),
-                    *(_route({"path": path}, opens(access, None) | reads_body(), **unknown) for path in COMPLETIONS),
+                    *(_route({"path": path}, opens(access, None) | reads_body(), **unnamed) for path in COMPLETIONS),
                     *(_route({"path": path}, opens_to_all(access), route=desk_action(settings)) for path in DESK_PATHS),
                     _route({"prefix": "/"}, opens(access, None), **unknown),
                 ],
@@ -130,8 +130,18 @@ def retry_policy() -> Json:
 
 
 def _unknown(routes: Routes) -> Json:
-    served = ", ".join(sorted(routes)) or "none"
-    return error("not_found", f"nothing is served at %REQ(:path)%; models served: {served}")
+    return error("not_found", f"nothing is served at %REQ(:path)%; models served: {_names(routes)}")
+
+
+def _unnamed(routes: Routes) -> Json:
+    """What OpenAI's clients show, with the code that they know."""
+    how = "in `model`, as JSON with content-type application/json"
+    said = error("model_not_found", f"the body names no model that is served ({how}); models served: {_names(routes)}")
+    return {**said, "error": {**said["error"], "type": "invalid_request_error", "param": "model"}}
+
+
+def _names(routes: Routes) -> str:
+    return ", ".join(sorted(routes)) or "none"
 
 
 def _route(match: Json, per_filter: Json, **action: Json) -> Json:

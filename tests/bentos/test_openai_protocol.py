@@ -250,3 +250,30 @@ def wait_until(is_so: Any) -> None:
     while not is_so():
         assert time.monotonic() < end
         time.sleep(0.005)
+
+
+def test_models_are_listed_and_looked_up(client: openai.OpenAI, letters: tuple[PredictionApp, str]) -> None:
+    (listed,) = client.models.list()
+    assert (listed.id, listed.object, listed.owned_by) == ("letters", "model", "headrace")
+    assert abs(listed.created - time.time()) < 600
+    assert client.models.retrieve("letters").model_dump().items() >= listed.model_dump().items()
+
+
+def test_a_model_that_writes_nothing_is_not_listed(tmp_path: Path) -> None:
+    with live_app(image_model(tmp_path)) as (_, address):
+        assert list(openai.OpenAI(base_url=f"http://{address}/v1", api_key="any").models.list()) == []
+        assert "id" not in httpx.get(f"http://{address}/v1/models/halves").json()
+
+
+def test_a_prompt_that_is_too_long_has_one_code_however_long_it_is(client: openai.OpenAI) -> None:
+    for times in (100, 100_000):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.completions.create(model="letters", prompt="abc" * times)
+        assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "prompt")
+
+
+def test_a_field_that_is_wrong_deep_in_a_chat_is_named_by_its_place(client: openai.OpenAI) -> None:
+    said: Any = [{"role": "user", "content": "a"}, {"role": "tool", "content": "b", "tool_call_id": "1"}]
+    with pytest.raises(openai.BadRequestError, match=r"messages\[1\].role: Invalid enum value 'tool'") as caught:
+        client.chat.completions.create(model="letters", messages=said)
+    assert caught.value.param == "messages"

@@ -84,7 +84,7 @@ def test_a_model_describes_itself(app: PredictionApp) -> None:
     body = ask(app, "GET", "/v1/models/halves").json()
     assert body["identity"] == {"version": "3", "data_md5": "d41d"}
     assert body["contract"]["inputs"][0]["shape"] == [4, 4]
-    assert ask(app, "GET", "/v1/models").json() == {"models": [body]}
+    assert ask(app, "GET", "/v1/models").json() == {"models": [body], "object": "list", "data": []}
 
 
 @pytest.mark.parametrize(
@@ -176,6 +176,14 @@ def test_a_body_that_comes_too_slowly_is_refused(app: PredictionApp, monkeypatch
         await asyncio.sleep(30)
 
     assert_refused(post_stream(app, never()), 408, "request_timeout")
+
+
+@pytest.mark.parametrize(
+    ("payload", "got"), [(None, "null"), ([IMAGE], "a list"), ("x", "a text"), ({"instances": {}}, "an object")]
+)
+def test_what_was_sent_is_told_in_the_terms_of_json(app: PredictionApp, payload: Any, got: str) -> None:
+    refused = ask(app, "POST", PREDICT, content=json.dumps(payload).encode(), headers={"content-type": "application/json"})
+    assert assert_refused(refused, 422, "contract_violation")["got"] == got
 
 
 def test_too_many_instances_are_refused(app: PredictionApp, monkeypatch: pytest.MonkeyPatch) -> None:

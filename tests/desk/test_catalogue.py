@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from tests.desk.house import House
@@ -30,6 +31,15 @@ def test_the_catalogue_names_the_models_of_the_token_with_contract_versions_heal
         assert not trips["streams"] and letters["streams"]
         assert "openai" in letters["protocols"] and "openai" not in trips["protocols"]
         assert trips["protocols"]["headrace"]["batches"] == "/v1/models/trips/batches"
+
+
+def test_openai_s_client_lists_the_models_of_the_token_that_write(house: House) -> None:
+    with openai.OpenAI(base_url=f"{house.door}/v1", api_key=house.token("acme", "trips", "letters")) as client:
+        (listed,) = client.models.list()
+        assert (listed.id, listed.object) == ("letters", "model")
+        assert client.models.retrieve("letters").created == listed.created > 0
+    with openai.OpenAI(base_url=f"{house.door}/v1", api_key=house.token("acme", "trips")) as client:
+        assert list(client.models.list()) == []
 
 
 def test_a_token_with_a_star_sees_every_model_and_one_for_nothing_that_is_served_sees_none(house: House) -> None:

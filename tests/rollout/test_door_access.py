@@ -238,6 +238,7 @@ def test_a_model_is_named_by_the_body_where_the_path_names_none(house: House) ->
         large = b'{"model": "digits", "prompt": "' + b"x" * (16 << 20)
         status, answer = ask(large)
         assert (status, answer["error"]["code"]) == (413, "too_large")
+        assert answer["error"]["message"] == "the request's body is larger than 16,777,216 bytes"
         everything = house.issue("*")
         assert ask(b'{"model": "flights"}', by=everything)[1]["model"] == "flights"
         refused = [
@@ -251,7 +252,9 @@ def test_a_model_is_named_by_the_body_where_the_path_names_none(house: House) ->
         ]
         assert [ask(body)[0] for body in refused] == [403] * len(refused)
         assert ask(b'{"model": "digits"}', "text/plain")[0] == 403
-        assert ask(b'{"model": "zebra"}', by=everything)[0] == 404
+        status, answer = ask(b'{"model": "zebra"}', by=everything)
+        assert (status, answer["error"]["code"], answer["error"]["param"]) == (404, "model_not_found", "model")
+        assert "digits" in answer["error"]["message"]
 
 
 def test_a_body_that_names_two_models_opens_neither_more_nor_less_than_one_of_them(house: House) -> None:
