@@ -69,6 +69,16 @@ def roll_out_version(
         raise
 
 
+def headline(recipe: Recipe, version: Version, project: Project, settings: Settings) -> str:
+    """What a roll-out is about to do; a trial is named only where another version serves, since it is held against that one."""
+    from headrace.rollout import door
+
+    strategy, replicas = recipe.serve.rollout.strategy, recipe.serve.replicas
+    others = any(endpoint.version != version.version for endpoint in door.routes(project).get(recipe.name, []))
+    trial = f", as a {strategy} first" if others and strategy != "rolling" else ""
+    return f"{version.name}, {replicas} replica{'s' * (replicas > 1)} as {settings.on}{trial}"
+
+
 def scale(model: str, replicas: int, project: Project, settings: Settings, report: Report) -> Rollout:
     """More or fewer replicas of what serves `model`, where they run now.
 

@@ -49,9 +49,7 @@ def roll_out(recipe: Recipe, candidate: Candidate, packaged: Package | None, pro
     """New replicas up and ready, switched in at the balancer as the recipe says, old ones drained and stopped."""
     if candidate.chosen is None or packaged is None:
         return
-    how = recipe.serve.rollout
-    trial = "" if how.strategy == "rolling" else f", as a {how.strategy} first"
-    step("roll out", f"{candidate.chosen.name}, {recipe.serve.replicas} replicas as {settings.on}{trial}")
+    step("roll out", deployment.headline(recipe, candidate.chosen, project, settings))
     deployment.roll_out_version(recipe, candidate.chosen, packaged, project, settings, report)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from headrace.errors import ServiceError
+from headrace.errors import ServiceError, near_miss
 from headrace.project import Project
 from headrace.rollout import door, steps
 from headrace.rollout.canary import try_as_canary
@@ -117,7 +117,8 @@ def scale(model: str, replicas: int, project: Project, settings: Settings, runne
     """
     endpoints = [endpoint for endpoint in door.routes(project).get(model, []) if endpoint.pool == "main"]
     if not endpoints:
-        raise ServiceError(f"no replica serves {model!r}", mend=f"headrace run {model}")
+        known = near_miss(model, door.routes(project))
+        raise ServiceError(f"no replica serves {model!r}; {known}", mend=f"headrace run {model}")
     return roll_out(spec_of(endpoints[-1], model), replicas, project, settings, runner, report)
 
 

@@ -143,12 +143,15 @@ def test_two_roll_outs_of_one_model_do_not_mix(roll: Any, project: Project) -> N
         roll(V1)
 
 
-def test_scaling_what_does_not_serve_says_how_to_release_it(
-    project: Project, settings: Settings, runner: ProcessRunner
+def test_scaling_what_does_not_serve_says_what_does_and_how_to_release_it(
+    roll: Any, project: Project, settings: Settings, runner: ProcessRunner
 ) -> None:
+    roll(V1)
     with pytest.raises(ServiceError, match="no replica serves 'zebra'") as caught:
         rolling.scale("zebra", 2, project, settings, runner, quiet)
     assert caught.value.mend == "headrace run zebra"
+    with pytest.raises(ServiceError, match="did you mean 'digits'"):
+        rolling.scale("digts", 2, project, settings, runner, quiet)
 
 
 def test_a_roll_out_after_supervisord_was_killed_starts_over(
