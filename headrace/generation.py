@@ -33,6 +33,12 @@ class Session(Protocol):
 
     def run(self, names: list[str] | None, feeds: dict[str, Any]) -> list[Any]: ...
 
+    def get_outputs(self) -> Sequence[Any]: ...
+
+    def io_binding(self) -> Any: ...
+
+    def run_with_iobinding(self, binding: Any) -> None: ...
+
 
 class State(BaseModel):
     """Something that the graph takes from the step before."""
@@ -185,17 +191,31 @@ def choose(logits: NDArray[np.float32], writing: Writing, rng: np.random.Generat
     """
     if not np.isfinite(logits).all():
         raise ArithmeticError("the graph gave NaN or infinity")
-    scores = logits.astype(np.float64)
-    scores[NEVER_WRITTEN] = -np.inf
+    logits = logits.copy()
+    logits[NEVER_WRITTEN] = -np.inf
     if writing.temperature == 0:
-        return int(scores.argmax())
-    order = np.argsort(-scores, kind="stable")[: writing.top_k or None]
+        return int(logits.argmax())
+    order = likeliest_first(logits)[: writing.top_k or None]
+    scores = logits[order].astype(np.float64)
     with np.errstate(over="ignore"):  # a tiny temperature makes all but the likeliest impossible
-        weights = np.exp((scores[order] - scores[order[0]]) / writing.temperature)
-    total = np.cumsum(weights)
-    kept = int(np.searchsorted(total, writing.top_p * total[-1])) + 1
-    drawn = int(np.searchsorted(total, rng.random() * total[kept - 1], side="right"))
+        weights = np.exp((scores - scores[0]) / writing.temperature)
+    total = weights.cumsum()
+    kept = int(total.searchsorted(writing.top_p * total[-1])) + 1
+    drawn = int(total.searchsorted(rng.random() * total[kept - 1], side="right"))
     return int(order[min(drawn, kept - 1)])
+
+
+def likeliest_first(logits: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Tokens `(V,)` by falling logit, equals by number.
+
+    What `np.argsort(-logits, kind="stable")` gives, in a quarter of its time: logit and token are sorted as one integer, for
+    which numpy has vector code.
+    """
+    bits = (np.float32(0) - logits).view(np.int32)  # a sign alone would make -0 of 0, which come as equals
+    bits ^= (bits >> 31) & 0x7FFF_FFFF  # those of negative numbers count downwards
+    keys = (bits.astype(np.int64) << 32) | np.arange(len(logits))
+    keys.sort()
+    return keys & 0xFFFF_FFFF
 
 
 class Language:

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from headrace.data.config import TextConfig
-from headrace.generation import Language, Piece, StepLayout, Steps, Writer, Writing, choose
+from headrace.generation import Language, Piece, StepLayout, Steps, Writer, Writing, choose, likeliest_first
 from headrace.kinds.vocabulary import learn_vocabulary
 from headrace.text import END, PAD, START, UNKNOWN, Encoder
 from tests.tiny_models import BIGRAMS, language_model
@@ -78,6 +78,12 @@ def test_what_leaves_one_token_takes_the_likeliest(writing: Writing) -> None:
 )
 def test_only_the_likeliest_tokens_are_drawn_from(writing: Writing, kept: list[int]) -> None:
     assert np.flatnonzero(draws(writing, logits(0.5, 0.2, 0.3), 500)).tolist() == kept
+
+
+def test_equally_likely_tokens_come_by_number_whatever_their_sign() -> None:
+    rng, numbers = np.random.default_rng(0), np.array([0.0, -0.0, 1e-45, -1e-45, 3e38, -3e38, 1, -np.inf], np.float32)
+    for given in (rng.choice(numbers, 500), rng.normal(size=500).astype(np.float32), np.zeros(1, np.float32)):
+        assert likeliest_first(given).tolist() == np.argsort(-given, kind="stable").tolist()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
