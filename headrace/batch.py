@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from headrace.generation import READ, REMEMBERED, TOKENS, Session, StepLayout, Steps, states_to_feed
 
 ROOM = 32
-"""Entries by which states grow, so that they are not copied with every token."""
+"""Entries by which masked states grow, so that they are not copied with every token."""
 
 
 class Batch:
@@ -27,6 +27,9 @@ class Batch:
     def __init__(self, session: Session, layout: StepLayout) -> None:
         self._session = session
         self._layout = layout
+        self._most = layout.length - 1
+        """Entries of a state that grows, beside the token of a step."""
+        self._vocabulary = 0
         self._parts: list[_Part] = []
         self._is_one = layout.masked or all(state.grows is None for state in layout.states)
         self._names = 0
@@ -36,11 +39,13 @@ class Batch:
         steps = Steps(self._session, self._layout)
         logits = steps(np.array([prompt], dtype=np.int64))[0, -1]
         self._names += 1
+        self._vocabulary = len(logits)
         states = steps.remembered
         if self._layout.masked:
-            most = self._layout.length - 1
             states = [
-                _in_ring(v, s.grows, most) for v, s in zip(states, self._layout.states, strict=True) if s.grows is not None
+                _in_ring(v, s.grows, self._most)
+                for v, s in zip(states, self._layout.states, strict=True)
+                if s.grows is not None
             ]
         self._parts.append(_Part([self._names], np.array([len(prompt)], dtype=np.int64), states))
         return self._names, logits
@@ -59,7 +64,7 @@ class Batch:
         for part in self._parts:
             for text, read in zip(part.texts, part.read.tolist(), strict=True):
                 if text in tokens:
-                    by_length.setdefault(min(read, self._layout.length - 1), []).append(text)
+                    by_length.setdefault(min(read, self._most), []).append(text)
         return list(by_length.values())
 
     def _run(self, part: _Part, tokens: dict[int, int]) -> NDArray[np.float32]:
@@ -72,38 +77,22 @@ class Batch:
 
     def _run_masked(self, part: _Part, tokens: dict[int, int]) -> NDArray[np.float32]:
         """`(R, V)`; the graph gives what is new, which takes the place of the oldest where a row remembers all it can."""
-        most = self._layout.length - 1
-        states = {state.name: value for state, value in zip(self._layout.states, part.states, strict=True)}
-        counts = {REMEMBERED: np.minimum(part.read, most), READ: part.read}
-        logits, *new = self._session.run(None, {TOKENS: part.next(tokens), **counts, **states})
-        self._make_room(part)
-        rows, places = np.arange(len(part.texts)), part.read % most
-        for state, value, added in zip(self._layout.states, part.states, new, strict=True):
-            assert state.grows is not None
-            np.moveaxis(value, state.grows, 1)[rows, places] = np.moveaxis(added, state.grows, 1)[:, 0]
+        assert part.bound is not None
+        found = part.bound.run(part.next(tokens), np.minimum(part.read, self._most), part.read)
+        part.bound.keep(part.read % self._most)
         part.read = part.read + 1
-        found: NDArray[np.float32] = logits[:, -1]
         return found
 
-    def _make_room(self, part: _Part) -> None:
-        """Room for one token more of each row."""
-        most = self._layout.length - 1
-        needed = min(most, int(part.read.max()) + 1)
-        for i, state in enumerate(self._layout.states):
-            assert state.grows is not None
-            value = part.states[i]
-            if value.shape[state.grows] < needed:
-                part.states[i] = _stacked(list(value), state.grows - 1, min(most, needed + ROOM))
-
     def _gather(self, texts: list[int]) -> _Part:
-        """What is remembered of `texts`, in their order; as it lies when nobody came or left."""
+        """What is remembered of `texts`, in their order; as it lies when nobody came or left and there is room."""
+        for part in self._parts:
+            if part.texts == texts and (not self._layout.masked or self._has_room(part)):
+                return part
         at = {text: (part, row) for part in self._parts for row, text in enumerate(part.texts)}
-        first = at[texts[0]][0]
-        if first.texts == texts:
-            return first
         rows = [at[text] for text in texts]
         read = np.array([part.read[row] for part, row in rows], dtype=np.int64)
-        own = np.minimum(read, self._layout.length - 1).tolist()
+        own = np.minimum(read, self._most).tolist()
+        room = min(self._most, max(own) + 1 + ROOM) if self._layout.masked else max(own)
         states = []
         for i, state in enumerate(self._layout.states):
             values = [part.states[i][row] for part, row in rows]
@@ -112,8 +101,13 @@ class Batch:
                 continue
             pick = _first if self._layout.masked else _last
             values = [pick(value, count, state.grows - 1) for value, count in zip(values, own, strict=True)]
-            states.append(_stacked(values, state.grows - 1, max(own)))
-        return _Part(texts, read, states)
+            states.append(_stacked(values, state.grows - 1, room))
+        bound = _Bound(self._session, self._layout, states, self._vocabulary) if self._layout.masked else None
+        return _Part(texts, read, states, bound)
+
+    def _has_room(self, part: _Part) -> bool:
+        """Whether it can be stepped where it lies."""
+        return part.bound is not None and part.bound.room >= min(self._most, int(part.read.max()) + 1)
 
 
 @dataclass
@@ -124,19 +118,60 @@ class _Part:
     read: NDArray[np.int64]
     """Tokens that each has read."""
     states: list[NDArray[np.float32]]
+    bound: _Bound | None = None
+    """Of a masked graph, from the first step on."""
 
     def next(self, tokens: dict[int, int]) -> NDArray[np.int64]:
         """`(R, 1)`."""
         return np.array([[tokens[text]] for text in self.texts], dtype=np.int64)
 
 
+class _Bound:
+    """A masked graph with its inputs and outputs where they lie: a step neither hands them over nor makes new ones."""
+
+    def __init__(self, session: Session, layout: StepLayout, states: Sequence[NDArray[np.float32]], vocabulary: int) -> None:
+        """`states` lie in one piece each; `keep` writes into them."""
+        rows, axes = len(states[0]), [state.grows or 0 for state in layout.states]
+        self.room = states[0].shape[axes[0]]
+        self._session, self._binding = session, session.io_binding()
+        self._numbers = [np.zeros(shape, dtype=np.int64) for shape in ((rows, 1), (rows,), (rows,))]
+        names = [TOKENS, REMEMBERED, READ, *(state.name for state in layout.states)]
+        for name, value in zip(names, [*self._numbers, *states], strict=True):
+            self._binding.bind_cpu_input(name, value)
+        self._logits = np.zeros((rows, 1, vocabulary), dtype=np.float32)
+        new = [np.zeros((*s.shape[:axis], 1, *s.shape[axis + 1 :]), np.float32) for s, axis in zip(states, axes, strict=True)]
+        for output, value in zip(session.get_outputs(), [self._logits, *new], strict=True):
+            self._binding.bind_output(output.name, "cpu", 0, np.float32, value.shape, value.ctypes.data)
+        self._rows = np.arange(rows)
+        self._rings = [
+            (state.swapaxes(1, axis), added.swapaxes(1, axis)[:, 0])
+            for state, added, axis in zip(states, new, axes, strict=True)
+        ]
+        """Of each state its entries, `(R, P, ...)`, and what is new, `(R, ...)`."""
+
+    def run(self, *numbers: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Logits `(R, V)` after `TOKENS` `(R, 1)`, with `REMEMBERED` and `READ` `(R,)`."""
+        for bound, value in zip(self._numbers, numbers, strict=True):
+            bound[:] = value
+        self._session.run_with_iobinding(self._binding)
+        found: NDArray[np.float32] = self._logits[:, -1].copy()
+        return found
+
+    def keep(self, places: NDArray[np.int64]) -> None:
+        """Writes what the last run gave of each row at its place."""
+        # a plain number for the place of a lone row: numpy then copies, and looks nothing up
+        at = (self._rows, places) if len(places) > 1 else (slice(None), int(places[0]))
+        for ring, added in self._rings:
+            ring[at] = added
+
+
 def _first(value: NDArray[np.float32], count: int, axis: int) -> NDArray[np.float32]:
-    found: NDArray[np.float32] = np.moveaxis(np.moveaxis(value, axis, 0)[:count], 0, axis)
+    found: NDArray[np.float32] = value.swapaxes(axis, 0)[:count].swapaxes(0, axis)
     return found
 
 
 def _last(value: NDArray[np.float32], count: int, axis: int) -> NDArray[np.float32]:
-    found: NDArray[np.float32] = np.moveaxis(np.moveaxis(value, axis, 0)[value.shape[axis] - count :], 0, axis)
+    found: NDArray[np.float32] = value.swapaxes(axis, 0)[value.shape[axis] - count :].swapaxes(0, axis)
     return found
 
 
@@ -146,7 +181,7 @@ def _stacked(values: list[NDArray[np.float32]], axis: int, size: int) -> NDArray
     shape[axis] = size
     found = np.zeros((len(values), *shape), dtype=np.float32)
     for row, value in zip(found, values, strict=True):
-        np.moveaxis(row, axis, 0)[: value.shape[axis]] = np.moveaxis(value, axis, 0)
+        row.swapaxes(axis, 0)[: value.shape[axis]] = value.swapaxes(axis, 0)
     return found
 
 

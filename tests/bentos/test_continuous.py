@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,10 +18,13 @@ from bentos import continuous, streams
 from bentos.continuous import Continuous, Row, Text
 from bentos.generation import GenerationModel
 from bentos.model import load
+from headrace import batch as batch_module
+from headrace import generation
 from headrace.batch import Batch
 from headrace.generation import StepLayout, Steps, Writing
 from headrace.kinds.registry import kind_of
 from headrace.models.causal import GPT
+from headrace.text import END
 from tests.kinds.test_generation_kind import recipe_of, rhymes
 from tests.model_rooms import fitted, make_model
 
@@ -53,8 +57,12 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return found
 
 
-def test_logits_of_texts_of_different_lengths_are_those_of_each_alone(model: GenerationModel) -> None:
+@pytest.mark.parametrize("room", [0, 2, 32])
+def test_logits_of_texts_of_different_lengths_are_those_of_each_alone(
+    model: GenerationModel, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Texts come and go for longer than the model's context, so that the oldest tokens are forgotten on the way."""
+    monkeypatch.setattr(batch_module, "ROOM", room)
     language, rng = model.language, np.random.default_rng(0)
     batch = Batch(language.session, language.layout)
     vocabulary = language.encoder.vocabulary
@@ -75,30 +83,47 @@ def test_logits_of_texts_of_different_lengths_are_those_of_each_alone(model: Gen
     assert len(alone) > 3
 
 
+def test_logits_stay_what_they_are_when_the_next_step_is_taken(model: GenerationModel) -> None:
+    batch = Batch(model.language.session, model.language.layout)
+    name, _ = batch.read([5])
+    found = batch.step({name: 6})[name]
+    before = found.tolist()
+    batch.step({name: 7})
+    assert found.tolist() == before
+
+
 def test_rows_run_together_where_the_graph_lets_them(model: GenerationModel) -> None:
     language = model.language
-    runs = Counting(language.session)
-    batch = Batch(runs, language.layout)
+    runs: list[int] = []
+    batch = Batch(Watched(language.session, lambda rows, _: runs.append(rows)), language.layout)
     names = [batch.read([5] * length)[0] for length in (1, 2, 3)]
-    before = len(runs.rows)
+    before = len(runs)
     for _ in range(LENGTH + 2):
         batch.step(dict.fromkeys(names, 6))
     grows_alone = not language.layout.masked and language.layout.states[0].grows is not None
-    assert runs.rows[before:][0] == (1 if grows_alone else 3)
-    assert runs.rows[-1] == 3, "once all are as long as the context they run together in any graph"
+    assert runs[before] == (1 if grows_alone else 3)
+    assert runs[-1] == 3, "once all are as long as the context they run together in any graph"
 
 
-class Counting:
-    """A session that notes how many rows each run has."""
+class Watched:
+    """A session that calls `before` with the rows and length of the tokens of each run."""
 
-    def __init__(self, session: Any) -> None:
-        self.session = session
-        self.rows: list[int] = []
+    def __init__(self, session: Any, before: Callable[[int, int], None]) -> None:
+        self._session = session
+        self._before = before
 
-    def run(self, names: list[str] | None, feeds: dict[str, Any]) -> list[Any]:
-        self.rows.append(len(feeds["tokens"]))
-        found: list[Any] = self.session.run(names, feeds)
+    def run(self, names: list[str] | None, feeds: dict[str, NDArray[Any]]) -> list[Any]:
+        self._before(*feeds["tokens"].shape)
+        found: list[Any] = self._session.run(names, feeds)
         return found
+
+    def run_with_iobinding(self, binding: Any) -> None:
+        rows, length, _ = binding.get_outputs()[0].shape()  # of the logits
+        self._before(rows, length)
+        self._session.run_with_iobinding(binding)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
 
 
 def written(language: Any, asked: list[tuple[str, Writing]]) -> list[str]:
@@ -139,16 +164,13 @@ def test_a_step_is_for_all_texts_and_prompts_are_read_between_steps(
     model: GenerationModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(continuous, "PROMPT_TOKENS", 8)
-    runs: list[tuple[int, ...]] = []
-    session = model.language.session
+    runs: list[tuple[int, int]] = []
 
-    class Noting:
-        def run(self, names: list[str] | None, feeds: dict[str, NDArray[Any]]) -> list[Any]:
-            runs.append(feeds["tokens"].shape)
-            found: list[Any] = session.run(names, feeds)
-            return found
+    def note(rows: int, length: int) -> None:
+        runs.append((rows, length))
+        time.sleep(0.001)  # or the first text ends before the others are asked for
 
-    monkeypatch.setattr(model.language, "session", Noting())
+    monkeypatch.setattr(model.language, "session", Watched(model.language.session, note))
     asked = [("the mill"[:4], Writing(max_tokens=30, temperature=0, stop="\0")) for _ in range(6)]
     write_together(model.language, asked)
     if model.language.layout.masked:
@@ -157,6 +179,66 @@ def test_a_step_is_for_all_texts_and_prompts_are_read_between_steps(
         three = [read[i + 2] - read[i] for i in range(4)]
         assert min(three) > 2, "two prompts of four tokens at most, then a step of the others"
         assert (6, 1) in runs and len(runs) < 6 + 60
+
+
+class Jobs(ThreadPoolExecutor):
+    """One thread that counts its jobs."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.count = 0
+
+    def submit(self, *args: Any, **kwargs: Any) -> Any:
+        self.count += 1
+        return super().submit(*args, **kwargs)
+
+
+@pytest.mark.parametrize(("turn_seconds", "wanted"), [(0.0, 20), (60.0, 2)])
+def test_steps_share_a_job_until_they_took_their_time(
+    model: GenerationModel, turn_seconds: float, wanted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A turn that read a prompt takes one step: it has a first token to tell."""
+    monkeypatch.setattr(continuous, "TURN_SECONDS", turn_seconds)
+    monkeypatch.setattr(generation, "NEVER_WRITTEN", [*generation.NEVER_WRITTEN, END])
+    text = Text(model.language, [5], Writing(max_tokens=21))
+
+    async def write() -> int:
+        with Jobs() as thread:
+            room = streams.Streams(thread, lambda *_, **__: None)
+            assert len([event async for event in room.events([text])]) == 21
+        return thread.count
+
+    assert asyncio.run(write()) == wanted
+
+
+def test_who_comes_amid_a_long_turn_waits_for_one_step(model: GenerationModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And has a first token long before the other text ends."""
+    monkeypatch.setattr(continuous, "TURN_SECONDS", 60.0)
+    monkeypatch.setattr(generation, "NEVER_WRITTEN", [*generation.NEVER_WRITTEN, END])
+    steps = [0]
+
+    def pace(rows: int, length: int) -> None:
+        steps[0] += 1
+        time.sleep(0.005)
+
+    monkeypatch.setattr(model.language, "session", Watched(model.language.session, pace))
+
+    async def come() -> tuple[int, int]:
+        with ThreadPoolExecutor(1) as thread:
+            room = streams.Streams(thread, lambda *_, **__: None)
+            first, second = (room.events([Text(model.language, [5], Writing(max_tokens=80))]) for _ in range(2))
+            await anext(first)
+            told = steps[0]
+            await asyncio.sleep(0.05)  # amid the next turn, which nothing else would end
+            came = steps[0]
+            await anext(second)
+            joined = steps[0] - came
+            await first.aclose()
+            await second.aclose()
+            return told, joined
+
+    told, joined = asyncio.run(come())
+    assert told < 10 and joined < 10
 
 
 def test_a_text_that_nobody_waits_for_leaves_and_the_others_go_on(model: GenerationModel) -> None:
@@ -181,18 +263,15 @@ def test_a_text_that_nobody_waits_for_leaves_and_the_others_go_on(model: Generat
 
 
 def test_a_step_that_fails_fails_its_texts_and_no_later_ones(model: GenerationModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    session, is_broken = model.language.session, [True]
+    is_broken = [True]
     hot = [Writing(max_tokens=3, temperature=5, seed=seed) for seed in range(20)]
     writing = next(one for one in hot if len(list(model.language.write([5, 6], one))) == 3)
 
-    class Broken:
-        def run(self, names: list[str] | None, feeds: dict[str, Any]) -> list[Any]:
-            if is_broken[0] and feeds["tokens"].shape[1] == 1:
-                raise RuntimeError("no memory")
-            found: list[Any] = session.run(names, feeds)
-            return found
+    def break_down(rows: int, length: int) -> None:
+        if is_broken[0] and length == 1:
+            raise RuntimeError("no memory")
 
-    monkeypatch.setattr(model.language, "session", Broken())
+    monkeypatch.setattr(model.language, "session", Watched(model.language.session, break_down))
 
     async def ask() -> list[Any]:
         with ThreadPoolExecutor(1) as thread:
