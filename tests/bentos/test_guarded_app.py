@@ -102,7 +102,7 @@ def test_a_model_that_is_not_the_tokens_and_one_that_does_not_exist_are_refused_
     for response in refused:
         assert_error(response, 403, "forbidden")
     assert len({json.dumps(response.json()["error"]) for response in refused}) == 1
-    assert replica.ask(others, "/v1/models", method="GET").json() == {"models": []}
+    assert replica.ask(others, "/v1/models", method="GET").json() == {"models": [], "object": "list", "data": []}
 
 
 def test_a_token_for_all_models_is_told_what_is_here(replica: Replica, passes: Passes) -> None:
