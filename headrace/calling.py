@@ -121,7 +121,7 @@ class Door:
     def _refusal(self, response: httpx.Response, path: str, model: str) -> HeadraceError:
         said = _error_of(response)
         if response.status_code in (401, 403):
-            return ServiceError(f"{response.status_code}: {said}", where=self._base, mend=_mend_token(model))
+            return ServiceError(f"{response.status_code}: {said}", where=self._base, mend=mend_token(model))
         if response.status_code == 404:
             mend = "see what is served: headrace status; release another: headrace run NAME"
             return UsageError(said, where=self._base, mend=mend)
@@ -132,10 +132,10 @@ class Door:
         return ServiceError(f"{response.status_code}: {said}", where=self._base, mend=f"headrace logs {model}")
 
 
-def _mend_token(model: str) -> str:
+def mend_token(opens: str = "what is asked for") -> str:
     """The operator's own token opens everything: where it does not, the door knows another key."""
     if os.environ.get("HEADRACE_TOKEN", "").strip():
-        return f"the token is that of HEADRACE_TOKEN: unset it to call as the operator, or set one that opens {model}"
+        return f"the token is that of HEADRACE_TOKEN: unset it to call as the operator, or set one that opens {opens}"
     return "headrace up"
 
 

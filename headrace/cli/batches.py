@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,15 +89,26 @@ def feedback(answer_id: str, truth: str, row: int, as_json: bool) -> None:
         click.echo(f"{told['id']} row {row}: {told['state']}")
 
 
-def _client() -> Client:
+@contextlib.contextmanager
+def _client() -> Iterator[Client]:
+    """
+    Raises:
+        CallFailed: with what mends a token that is refused.
+    """
     project, settings = here()
-    from headrace.calling import token_to_call
-    from headrace.client import Client
+    from headrace.calling import mend_token, token_to_call
+    from headrace.client import Client, Forbidden, Unauthorized
     from headrace.rollout import door
     from headrace.tls import trust
 
     token = token_to_call(project, settings)
-    return Client(door.address(settings), token, timeout=settings.request_seconds + 5.0, verify=trust(project, settings))
+    seconds = settings.request_seconds + 5.0
+    with Client(door.address(settings), token, timeout=seconds, verify=trust(project, settings)) as client:
+        try:
+            yield client
+        except (Unauthorized, Forbidden) as error:
+            error.mend = mend_token()
+            raise
 
 
 def _whole(client: Client, found: Batch, file: Path) -> Batch:

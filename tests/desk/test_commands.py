@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from headrace.feedback import joined
 from tests.desk.house import House
 
@@ -40,10 +42,12 @@ def test_without_a_token_in_the_environment_the_operator_calls(house: House) -> 
         assert run(house, "predict", "halves", "--sample", token=token).returncode == 0
 
 
-def test_a_token_of_the_environment_that_is_refused_is_named(house: House) -> None:
-    done = run(house, "predict", "halves", "--sample", token=house.token("acme", "trips"))
+@pytest.mark.parametrize(
+    "command", [("predict", "halves", "--sample"), ("batch", "status", "halves"), ("feedback", "halves@1:x", "1")]
+)
+def test_a_token_of_the_environment_that_is_refused_is_named(house: House, command: tuple[str, ...]) -> None:
+    done = run(house, *command, token=house.token("acme", "trips"))
     assert done.returncode == 5
     error = json.loads(done.stdout)
-    assert "403" in error["message"]
+    assert "does not open this" in error["message"]
     assert "HEADRACE_TOKEN" in error["mend"]
-    assert "halves" in error["mend"]
