@@ -37,7 +37,8 @@ def code_digest() -> str:
     package = Path(__file__).parent
     digest = hashlib.sha256()
     for folder in (package, package.with_name("bentos")):
-        for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"):
+        # Python compiles beside the code, and renames what it wrote: nothing of that is read.
+        for path in sorted(path for path in folder.rglob("*") if "__pycache__" not in path.parts and path.is_file()):
             digest.update(f"{path.relative_to(folder.parent)}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 

@@ -20,7 +20,7 @@ def test_the_code_digest_changes_with_a_file_of_either_package_and_not_with_what
     monkeypatch.setattr(identity, "__file__", str(tmp_path / "headrace" / "identity.py"))
     assert identity.code_digest() == first  # wherever it lies
     (tmp_path / "headrace" / "desk" / "__pycache__").mkdir()
-    (tmp_path / "headrace" / "desk" / "__pycache__" / "app.pyc").write_bytes(b"compiled")
+    (tmp_path / "headrace" / "desk" / "__pycache__" / "app.cpython-311.pyc.140234").write_bytes(b"being compiled")
     assert identity.code_digest() == first
     found = {first}
     for file in ("headrace/desk/docs.html", "bentos/http.py"):
