@@ -12,7 +12,7 @@ from headrace.release import release_lock
 from headrace.settings import load_settings
 from tasks.data import ingest, validate
 from tasks.model import evaluate, export, judge, prepare, register, train
-from tasks.serving import close_dead_runs, conclude, package, promote, roll_out
+from tasks.serving import close_dead_runs, conclude, end_abandoned, package, promote, roll_out
 
 
 @flow(name="release", flow_run_name="{recipe_name}")
@@ -23,6 +23,7 @@ def release(recipe_name: str, force: bool = False) -> dict[str, Any]:
     recipe = load_recipe(recipe_name, project)
     with release_lock(recipe.name, project):
         close_dead_runs(recipe)
+        end_abandoned(recipe, project, settings)
 
         version = ingest(recipe, project)
         validate(recipe, project)

@@ -29,16 +29,12 @@ def restart(project: Project, name: str, model: str = "") -> None:
         runner.restart(steps.replica_of(endpoint, model), STOP_SECONDS)
 
 
-def end_trial(project: Project, model: str) -> None:
-    """Ends the canaries and shadows of a model, unless a roll-out is at work."""
-    tried = [endpoint for endpoint in door.routes(project).get(model, []) if endpoint.pool != "main"]
-    if not tried:
-        return
-    settings = load_settings(project)
-    site = steps.Site(model, project, settings, steps.runner_for(project, settings, tried[0].runner), say)
-    with contextlib.suppress(Busy), steps.alone(project, model):
-        say(f"a trial of {model} was abandoned: its release is gone")
-        steps.end_trials(site)
+def end_abandoned(project: Project, model: str) -> None:
+    """Ends what a killed release of a model left, unless a roll-out or a release is at work."""
+    from headrace import abandoned
+
+    with contextlib.suppress(Busy):
+        abandoned.end(model, project, load_settings(project), say)
 
 
 def renew(project: Project) -> None:
@@ -78,7 +74,12 @@ def say(line: str) -> None:
         sys.stdout.flush()
 
 
-CHORES: dict[str, Callable[..., None]] = {"restart": restart, "end-trial": end_trial, "renew": renew, "revive": revive}
+CHORES: dict[str, Callable[..., None]] = {
+    "restart": restart,
+    "end-abandoned": end_abandoned,
+    "renew": renew,
+    "revive": revive,
+}
 
 
 def main(name: str, *arguments: str) -> int:

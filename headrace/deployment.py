@@ -10,6 +10,7 @@ from headrace import audit, history, journal
 from headrace.config import Recipe
 from headrace.console import Report
 from headrace.errors import OutOfBounds
+from headrace.journal import Entry
 from headrace.project import Project
 from headrace.registry import Version
 from headrace.rollout.replicas import Place, ReplicaSpec
@@ -51,6 +52,8 @@ def roll_out_version(
 ) -> None:
     """Puts `serve.replicas` replicas of `version` behind the balancer as `serve.rollout` says, without losing a request.
 
+    What served before is remembered until the journal says that `version` is released (`release.conclude`).
+
     Raises:
         ServiceError: the new replicas do not become ready; the old ones serve on.
         OutOfBounds: the new version left its bounds while it was watched; the old one serves on. The journal has the numbers.
@@ -63,7 +66,7 @@ def roll_out_version(
     spec = ReplicaSpec(recipe.name, version.version, packaged.bento, packaged.image, recipe.serve.threads)
     runner = runner_for(project, settings)
     try:
-        roll_out(spec, recipe.serve.replicas, project, settings, runner, report, recipe.serve.rollout, note)
+        roll_out(spec, recipe.serve.replicas, project, settings, runner, report, recipe.serve.rollout, note, settled=False)
     except OutOfBounds as error:
         journal.record(project, "rollout-failed", recipe.name, version.version, {**packaged.model_dump(), **error.facts})
         raise
@@ -84,14 +87,23 @@ def scale(model: str, replicas: int, project: Project, settings: Settings, repor
 
     Raises:
         ServiceError: nothing serves `model`, or the new replicas do not become ready.
+        Busy: a release of `model` rolls a version out.
     """
+    from headrace import abandoned
     from headrace.rollout import door, rolling
 
+    abandoned.end(model, project, settings, report)
     serving = door.routes(project).get(model, [])
     runner = rolling.runner_for(project, settings, cast(Place, serving[-1].runner) if serving else None)
     now = rolling.scale(model, replicas, project, settings, runner, report)
     audit.record(project, "scale", {"model": model, "replicas": replicas})
     return now
+
+
+def released_spec(entry: Entry) -> ReplicaSpec:
+    """What serves by a line of the journal that put a version in force."""
+    facts = entry.facts
+    return ReplicaSpec(entry.model, entry.version, facts["bento"], facts["image"], facts["threads"])
 
 
 def facts_of(recipe: Recipe, packaged: Package | None, settings: Settings) -> dict[str, Any]:
@@ -110,11 +122,13 @@ def serve_again(project: Project, settings: Settings, report: Report) -> list[st
     Raises:
         ServiceError: replicas do not become ready.
     """
+    from headrace import abandoned
     from headrace.rollout.rolling import roll_out, runner_for
 
     production = history.production(journal.entries(project))
     for model, entry in production.items():
         facts = entry.facts
-        spec = ReplicaSpec(model, entry.version, facts["bento"], facts["image"], facts["threads"])
-        roll_out(spec, facts["replicas"], project, settings, runner_for(project, settings, facts["on"]), report)
+        abandoned.end(model, project, settings, report, abandoned.HOUSEKEEPING_SECONDS)
+        runner = runner_for(project, settings, facts["on"])
+        roll_out(released_spec(entry), facts["replicas"], project, settings, runner, report)
     return sorted(production)

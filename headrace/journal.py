@@ -9,7 +9,16 @@ from typing import Any, Literal
 from headrace import chain
 from headrace.project import Project
 
-Event = Literal["released", "refused", "awaiting-approval", "approved", "rollout-step", "rollout-failed", "rolled-back"]
+Event = Literal[
+    "released",
+    "refused",
+    "awaiting-approval",
+    "approved",
+    "rollout-step",
+    "rollout-failed",
+    "rollout-abandoned",
+    "rolled-back",
+]
 
 
 class Entry(chain.Link):

@@ -42,7 +42,7 @@ class Keeper:
         Args:
             stuck_seconds: what answered before and is silent for so long, or says that it is not ready, is stuck.
             ready_seconds: how long one may take to start.
-            trial_seconds: how often it is seen whether a trial was abandoned.
+            trial_seconds: how often it is seen whether a roll-out was abandoned.
         """
         self._project = project
         self._stuck_seconds, self._ready_seconds = stuck_seconds, ready_seconds
@@ -98,9 +98,9 @@ class Keeper:
         self._starting.add(one.name)
 
     def _end_abandoned(self) -> None:
-        """A release that was killed leaves a canary that nobody watches; one that is alive keeps others from ending it."""
-        for model in {one.model for one in watched.replicas(self._project) if one.pool != "main"}:
-            self._chore("end-trial", model)
+        """A release that was killed leaves a version that nobody watches; one that is alive keeps others from ending it."""
+        for model in watched.unfinished(self._project):
+            self._chore("end-abandoned", model)
 
     def _ask_supervisord(self) -> None:
         self._unanswered = 0 if supervisor.is_up(self._project) else self._unanswered + 1

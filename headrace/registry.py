@@ -147,6 +147,13 @@ def set_alias(version: Version, alias: str, project: Project) -> None:
         client(project).set_registered_model_alias(version.model, alias, version.version)
 
 
+def move_champion(model: str, wanted: str, project: Project) -> None:
+    """A version that was deleted from the registry serves all the same; it has no alias then."""
+    found = next((version for version in versions(model, project) if version.version == wanted), None)
+    if found is not None:
+        set_alias(found, CHAMPION, project)
+
+
 def drop_alias(model: str, alias: str, project: Project) -> None:
     with registry_errors(project), contextlib.suppress(KeyError):
         if alias in _aliases(model, project):

@@ -24,6 +24,7 @@ from headrace.history import in_force, when_taken_back, why_taken_back
 from headrace.journal import Entry
 from headrace.project import Project
 from headrace.registry import Version
+from headrace.rollout import door
 from headrace.settings import Settings
 
 APPROVAL = "approval"
@@ -55,17 +56,35 @@ def release_lock(recipe: str, project: Project) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        known = read_json(holder) or {}
-        raise Busy(
-            f"{recipe} is being released by process {known.get('pid', '?')} since {known.get('since', '?')}",
-            mend="wait until it is done (headrace status), or stop that process; then run the same command",
-        ) from None
+        raise _busy(recipe, read_json(holder) or {}) from None
     try:
         write_json(holder, {"pid": os.getpid(), "since": time.strftime("%H:%M:%S")})
         yield
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
+
+
+def require_no_other(recipe: str, project: Project) -> None:
+    """
+    Raises:
+        Busy: a process that is not this one releases `recipe`.
+    """
+    known = read_json(_holder(recipe, project)) or {}
+    if known.get("pid") == os.getpid():
+        return
+    try:
+        with FileLock(project.locks / f"release-{recipe}.lock", timeout=0):
+            return
+    except Timeout:
+        raise _busy(recipe, known) from None
+
+
+def _busy(recipe: str, holder: dict[str, Any]) -> Busy:
+    return Busy(
+        f"{recipe} is being released by process {holder.get('pid', '?')} since {holder.get('since', '?')}",
+        mend="wait until it is done (headrace status), or stop that process; then run the same command",
+    )
 
 
 def _holder(recipe: str, project: Project) -> Path:
@@ -132,7 +151,7 @@ def promote(chosen: Version, project: Project) -> None:
 def conclude(
     recipe: Recipe, candidate: Candidate, serving: dict[str, Any], project: Project, settings: Settings
 ) -> dict[str, Any]:
-    """Writes the journal, last of all, and gives the facts of the release in force.
+    """Writes the journal, last of all, and gives the facts of the release in force. From its line on nothing is taken back.
 
     Args:
         serving: how the chosen version serves: bento, image, replicas.
@@ -149,6 +168,7 @@ def conclude(
         if before is None or before.version != chosen.version or _served(before.facts) != _served(kept):
             journal.record(project, "released", recipe.name, chosen.version, kept)
             audit.record(project, "release", {"model": recipe.name, "version": chosen.version})
+        door.settle(project, settings, recipe.name)
     holder = _holder(recipe.name, project)
     freshness.remember(recipe, project, settings, holder.stat().st_mtime_ns if holder.exists() else 0)
     if not candidate.verdict.passed:

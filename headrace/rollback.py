@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from headrace import audit, history, journal, registry
+from headrace import abandoned, audit, history, journal, registry
 from headrace.console import Report
 from headrace.errors import HeadraceError, ServiceError, UsageError, near_miss
 from headrace.journal import Entry
@@ -43,6 +43,7 @@ def roll_back(
     from headrace.rollout.rolling import roll_out, runner_for
 
     with release_lock(model, project):
+        abandoned.end(model, project, settings, report, abandoned.HOUSEKEEPING_SECONDS)
         entries = journal.entries(project, model)
         now, target = _from_and_to(model, to, entries, project)
         facts = {name: value for name, value in target.facts.items() if name != "rolled_back"}
@@ -50,7 +51,7 @@ def roll_back(
         facts |= _packaged(target, project, placed, report) if rebuild else _require_packaged(target, project, placed)
         spec = ReplicaSpec(model, target.version, facts["bento"], facts["image"], facts["threads"])
         roll_out(spec, facts["replicas"], project, settings, runner_for(project, settings, facts["on"]), report)
-        _move_champion(model, target.version, project)
+        registry.move_champion(model, target.version, project)
         told = {"from": now.version, "why": why, "by": by}
         audit.record(project, "rollback", {"model": model, "to": target.version, **told})
         journal.record(project, "rolled-back", model, target.version, {**facts, "rolled_back": told})
@@ -107,10 +108,3 @@ def _packaged(target: Entry, project: Project, settings: Settings, report: Repor
 
     version = registry.get(f"{target.model}@{target.version}", project)
     return package_version(version, project, settings, report).model_dump()
-
-
-def _move_champion(model: str, wanted: str, project: Project) -> None:
-    """A version that was deleted from the registry serves all the same; it has no alias then."""
-    found = next((version for version in registry.versions(model, project) if version.version == wanted), None)
-    if found is not None:
-        registry.set_alias(found, registry.CHAMPION, project)

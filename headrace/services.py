@@ -9,7 +9,7 @@ import http.client
 import json
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -97,7 +97,8 @@ def down(project: Project, settings: Settings, report: Report | None = None) -> 
     """Lets requests under way end, stops every server and replica, and frees their ports. Safe when nothing runs."""
     with contextlib.suppress(HeadraceError):
         door.close_door(project, settings, settings.drain_seconds)
-    placed = {endpoint.runner for found in door.routes(project).values() for endpoint in found} | {settings.on}
+    endpoints = [e for found in door.served(project).values() for e in (*found.endpoints, *found.predecessors)]
+    placed = {endpoint.runner for endpoint in endpoints} | {settings.on}
     if "docker" in placed:
         with contextlib.suppress(HeadraceError):  # no engine, no containers
             engine = rolling.runner_for(project, settings, "docker")
@@ -431,7 +432,7 @@ def _model(model: str, served: Served, settings: Settings) -> dict[str, Any]:
     healthy = door.healthy_endpoints(settings, model, "main")
     return {
         "name": model,
-        "version": ", ".join(sorted({endpoint.version for endpoint in endpoints})),
+        "version": _versions(endpoints),
         "alias": None,
         "replicas": len(endpoints),
         "ready": sum(endpoint.address in healthy for endpoint in endpoints),
@@ -439,15 +440,19 @@ def _model(model: str, served: Served, settings: Settings) -> dict[str, Any]:
         "on": endpoints[0].runner if endpoints else None,
         "canary": _trial(served.pool("canary"), served.traffic.canary),
         "shadow": _trial(served.pool("shadow"), served.traffic.shadow),
+        "predecessor": _versions(served.predecessors) or None,
     }
+
+
+def _versions(endpoints: Iterable[Endpoint]) -> str:
+    return ", ".join(sorted({endpoint.version for endpoint in endpoints}))
 
 
 def _trial(endpoints: list[Endpoint], percent: float) -> dict[str, Any] | None:
     """A version on trial; None where there is none."""
     if not endpoints:
         return None
-    versions = ", ".join(sorted({endpoint.version for endpoint in endpoints}))
-    return {"version": versions, "percent": percent, "replicas": len(endpoints)}
+    return {"version": _versions(endpoints), "percent": percent, "replicas": len(endpoints)}
 
 
 def _call(host: str, port: int, method: str, path: str, body: Any = None) -> tuple[int, Any] | None:

@@ -93,6 +93,9 @@ def print_status(found: dict[str, Any], released: list[str]) -> None:
                 if trial := model[pool]:
                     share = f"{trial['percent']:g} % of the requests" + (" copied" if pool == "shadow" else "")
                     console.out().print(f"{model['name']}@{trial['version']} on trial as {pool}: {share}")
+            if model["predecessor"] not in (None, model["version"]):
+                again = f"{model['name']}@{model['predecessor']} serves again unless its release ends well"
+                console.out().print(f"{model['name']}@{model['version']} is not released yet: {again}")
     elif released:
         console.out().print(f"no model serves; bring back {', '.join(released)}: headrace up")
     else:
@@ -132,9 +135,14 @@ def _told(entry: Entry) -> list[str]:
     if entry.event == "rolled-back":
         back = facts["rolled_back"]
         return [f"{entry.model}@{back['from']} was taken back by {back['by']}" + (f": {back['why']}" if back["why"] else "")]
+    if entry.event == "rollout-abandoned":
+        return [facts["said"]]
     if entry.event in ("rollout-step", "rollout-failed") and "step" in facts:
-        numbers = f"{facts['requests']:,} requests, errors {facts['error_rate']:.2%}"
-        return [f"{facts['step']}: {facts.get('said') or ('passed' if facts['judged'] else 'unjudged')}; {numbers}"]
+        if not facts.get("judged", True):
+            return [f"{facts['step']}: not judged: {facts['requests']:,} requests came"]
+        return [
+            f"{facts['step']}: {facts.get('said', 'passed')}; {facts['requests']:,} requests, errors {facts['error_rate']:.2%}"
+        ]
     return []
 
 

@@ -45,6 +45,13 @@ def replicas(project: Project) -> Iterator[Watched]:
             yield Watched(endpoint["replica"], endpoint["host"], endpoint["port"], model=model, pool=pool)
 
 
+def unfinished(project: Project) -> list[str]:
+    """Models with a version that is on trial, or serves and is not released yet: their release is alive, or was killed."""
+    stored = read_json(project.state / "door" / "models.json") or {}
+    on_trial = {one.model for one in replicas(project) if one.pool != "main"}
+    return [model for model, found in stored.items() if model in on_trial or found.get("predecessors")]
+
+
 def unready(one: Watched) -> str | None:
     """None when it is ready, else what it says."""
     connection = http.client.HTTPConnection(one.host, one.port, timeout=ANSWER_SECONDS)

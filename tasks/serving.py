@@ -10,7 +10,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.runtime import flow_run
 from prefect.states import Crashed
 
-from headrace import deployment, release
+from headrace import abandoned, deployment, release, watched
 from headrace.config import Recipe
 from headrace.deployment import Package
 from headrace.project import Project
@@ -33,6 +33,14 @@ def close_dead_runs(recipe: Recipe) -> int:
         for run in dead:
             client.set_flow_run_state(run.id, Crashed(message="its process was killed"), force=True)
     return len(dead)
+
+
+@task(name="end abandoned", **PLAIN)
+def end_abandoned(recipe: Recipe, project: Project, settings: Settings) -> None:
+    """What was released last serves again, where a kill left a version that was not."""
+    if recipe.name in watched.unfinished(project):
+        step("take back", f"what an earlier release of {recipe.name} left")
+        abandoned.end(recipe.name, project, settings, report, abandoned.HOUSEKEEPING_SECONDS)
 
 
 @task(name="package", timeout_seconds=HOUR, **PLAIN)

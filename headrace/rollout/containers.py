@@ -14,7 +14,7 @@ from headrace.packaging.docker import Docker
 from headrace.project import Project
 from headrace.rollout import environment
 from headrace.rollout.ports import is_free
-from headrace.rollout.replicas import Pool, Replica, ReplicaSpec, State, new_id
+from headrace.rollout.replicas import Place, Pool, Replica, ReplicaSpec, State, new_id
 from headrace.settings import Settings, is_loopback
 
 LOOPBACK = "127.0.0.1"
@@ -48,6 +48,8 @@ STATES: dict[str, State] = {
 
 class DockerRunner:
     """Runs replicas of one project on one engine (see `replicas.Runner`)."""
+
+    place: Place = "docker"
 
     def __init__(self, project: Project, settings: Settings) -> None:
         """

@@ -11,8 +11,8 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +48,14 @@ __all__ = [
     "open_door",
     "ours",
     "pool_stats",
+    "predecessors",
     "program",
     "refresh",
     "renew",
     "require_same_access",
     "routes",
     "served",
+    "settle",
     "traffic",
     "wait_until_gone",
     "wait_until_healthy",
@@ -87,24 +89,47 @@ def traffic(project: Project, model: str) -> Traffic:
     return found.traffic if found else Traffic()
 
 
+def predecessors(project: Project, model: str) -> tuple[Endpoint, ...]:
+    """What served `model` before the version that serves now; nothing once that one is released."""
+    found = served(project).get(model)
+    return found.predecessors if found else ()
+
+
 def served(project: Project) -> dict[str, Served]:
     """Replicas and traffic of each model."""
     stored = read_json(_folder(project) / "models.json") or {}
     return {model: _served(found) for model, found in stored.items()}
 
 
-def change(project: Project, settings: Settings, model: str, endpoints: list[Endpoint], traffic: Traffic | None = None) -> None:
+def change(
+    project: Project,
+    settings: Settings,
+    model: str,
+    endpoints: list[Endpoint],
+    traffic: Traffic | None = None,
+    predecessors: Sequence[Endpoint] | None = None,
+) -> None:
     """Lets `endpoints` and no others serve `model`; with none, the model leaves the door. Other models notice nothing.
 
-    Traffic stays as it is unless given. Replicas of a pool should be healthy (`wait_until_healthy`) before requests are sent
-    to it, and requests be sent elsewhere before they go: two changes.
+    Traffic and predecessors stay as they are unless given. Replicas of a pool should be healthy (`wait_until_healthy`) before
+    requests are sent to it, and requests be sent elsewhere before they go: two changes.
     """
     with _locked(project):
         wanted = served(project)
         before = wanted.pop(model, Served([]))
         if endpoints:
-            wanted[model] = Served(endpoints, traffic or before.traffic)
+            kept = before.predecessors if predecessors is None else tuple(predecessors)
+            wanted[model] = Served(endpoints, traffic or before.traffic, kept)
         write_door(project, settings, wanted)
+
+
+def settle(project: Project, settings: Settings, model: str) -> None:
+    """What serves `model` serves for good: its predecessors are forgotten. Does nothing where there are none."""
+    with _locked(project):
+        wanted = served(project)
+        if model in wanted and wanted[model].predecessors:
+            wanted[model] = replace(wanted[model], predecessors=())
+            write_door(project, settings, wanted)
 
 
 def write_door(project: Project, settings: Settings, wanted: Routes) -> None:
@@ -178,15 +203,16 @@ def _access(project: Project, settings: Settings) -> Access:
 
 
 def _stored(found: Served) -> dict[str, Any]:
-    return {"endpoints": [e.to_dict() for e in found.endpoints], **asdict(found.traffic)}
+    stored = {"endpoints": [e.to_dict() for e in found.endpoints], **asdict(found.traffic)}
+    return stored | ({"predecessors": [e.to_dict() for e in found.predecessors]} if found.predecessors else {})
 
 
 def _served(stored: Any) -> Served:
     """One model of `models.json`; a bare list is what a Headrace without canaries wrote."""
     if isinstance(stored, list):
         stored = {"endpoints": stored}
-    endpoints = [Endpoint.from_dict(endpoint) for endpoint in stored["endpoints"]]
-    return Served(endpoints, Traffic(stored.get("canary", 0.0), stored.get("shadow", 0.0)))
+    endpoints, predecessors = ([Endpoint.from_dict(e) for e in stored.get(name, [])] for name in ("endpoints", "predecessors"))
+    return Served(endpoints, Traffic(stored.get("canary", 0.0), stored.get("shadow", 0.0)), tuple(predecessors))
 
 
 def open_door(project: Project, settings: Settings) -> None:

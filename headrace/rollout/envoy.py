@@ -67,6 +67,8 @@ class Served:
 
     endpoints: list[Endpoint]
     traffic: Traffic = Traffic()
+    predecessors: tuple[Endpoint, ...] = ()
+    """Replicas of what served before, while the version that serves now is not released: a kill is undone by them."""
 
     def pool(self, name: Pool) -> list[Endpoint]:
         return [endpoint for endpoint in self.endpoints if endpoint.pool == name]

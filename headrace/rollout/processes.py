@@ -13,7 +13,7 @@ from pathlib import Path
 from headrace.files import read_json, write_json
 from headrace.project import Project
 from headrace.rollout import environment, supervisor
-from headrace.rollout.replicas import Replica, ReplicaSpec, State, new_id, now
+from headrace.rollout.replicas import Place, Replica, ReplicaSpec, State, new_id, now
 from headrace.settings import Settings, load_settings
 
 Argv = tuple[list[str], dict[str, str]]
@@ -26,6 +26,8 @@ STATES: dict[str, State] = {"starting": "starting", "running": "running", "stopp
 
 class ProcessRunner:
     """The `Runner` of local processes."""
+
+    place: Place = "processes"
 
     def __init__(self, project: Project, command: Command | None = None, settings: Settings | None = None) -> None:
         """`command` makes the arguments of a replica's process; by default those that serve a built bento."""

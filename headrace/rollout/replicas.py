@@ -84,6 +84,11 @@ class Replica:
 class Runner(Protocol):
     """A place that runs replicas: local processes, a Docker engine."""
 
+    @property
+    def place(self) -> Place:
+        """Which one."""
+        ...
+
     def start(self, spec: ReplicaSpec, port: int) -> Replica:
         """Starts one replica on `port` and returns at once, before it is ready.
 

@@ -1,8 +1,8 @@
 """One model version after another, without a request lost: at once, or after a trial as canary or shadow.
 
 Which replicas serve stands in the door's `models.json` and nowhere else. Whatever a killed roll-out left is therefore known
-for what it is: a replica that does not stand there serves nobody, canaries and shadows stand in pools of their own, and the
-next roll-out ends them all.
+for what it is: a replica that does not stand there serves nobody, canaries and shadows stand in pools of their own, and a
+version beside which predecessors stand is not released. The next roll-out ends them all, and lets the predecessors serve.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from headrace.rollout import door, steps
 from headrace.rollout.canary import try_as_canary
 from headrace.rollout.config import RolloutConfig
 from headrace.rollout.envoy import Endpoint, Traffic
-from headrace.rollout.judging import Seen
+from headrace.rollout.predecessors import let_back
 from headrace.rollout.replicas import Replica, ReplicaSpec, Runner
 from headrace.rollout.shadow import try_as_shadow
 from headrace.rollout.steps import Report, Site, alone, let_in, replica_of, runner_for, spec_of, start_ready, take_out
 from headrace.rollout.watch import Note, Trial, look, watch
 from headrace.settings import Settings
 
-__all__ = ["Report", "Rollout", "clean_up", "is_serving", "remove", "roll_out", "runner_for", "scale"]
+__all__ = ["Report", "Rollout", "is_serving", "remove", "roll_out", "runner_for", "scale", "stop_unknown", "take_back"]
 
 AT_ONCE = RolloutConfig()
 
@@ -44,12 +44,14 @@ class Rollout:
 
 
 def is_serving(spec: ReplicaSpec, replicas: int, project: Project, settings: Settings) -> bool:
-    """Whether Envoy sends requests to just `replicas` healthy replicas of `spec`, started with these settings.
+    """Whether Envoy sends requests to just `replicas` healthy replicas of `spec`, started with these settings and for good.
 
     Takes milliseconds.
     """
     endpoints = door.routes(project).get(spec.model, [])
     if len(endpoints) != replicas or not all(steps.serves_as(e, spec, settings) for e in endpoints):
+        return False
+    if door.predecessors(project, spec.model):
         return False
     return door.healthy_endpoints(settings, spec.model) == {e.address for e in endpoints} and door.is_open(project, settings)
 
@@ -67,6 +69,7 @@ def roll_out(
     report: Report,
     how: RolloutConfig = AT_ONCE,
     note: Note = _forget,
+    settled: bool = True,
 ) -> Rollout:
     """Lets `replicas` replicas of `spec` serve its model, in place of whatever serves it now.
 
@@ -76,6 +79,8 @@ def roll_out(
     Args:
         how: at once, or after a trial; only where another version serves, since a trial is against that one.
         note: is given the facts of each step of a trial.
+        settled: False where more has to happen until the new version serves for good: what served before is remembered until
+            `door.settle`, and serves again when this process is killed.
 
     Raises:
         Busy: another roll-out of the same model is under way.
@@ -91,7 +96,7 @@ def roll_out(
     site = Site(spec.model, project, settings, runner, report)
     with alone(project, spec.model):
         door.open_door(project, settings)
-        clean_up(spec.model, project, settings, runner, report)
+        _clean_up(site)
         before = site.serving()
         kept = _keep(site, spec, replicas, before)
         is_new = all(spec_of(endpoint, spec.model) != spec for endpoint in before)
@@ -103,8 +108,11 @@ def roll_out(
             watched = trial if how.strategy == "rolling" else None
             out = _replace(site, [*kept, *fresh], fresh, before, watched)
         except BaseException:
-            steps.end_trials(site)  # nothing is left of them where they have gone live
+            _undo(site)
             raise
+        if settled:
+            site.settle()
+        steps.stop(site, out)
     replaced = tuple(sorted({e.version for e in out} - {spec.version}))
     return Rollout(spec, _replicas([*kept, *fresh], spec.model), address, changed=True, replaced=replaced)
 
@@ -129,17 +137,43 @@ def remove(model: str, project: Project, settings: Settings, runner: Runner, rep
         out = door.routes(project).get(model, [])
         take_out(site, out)
         steps.stop(site, out)
-        return [*_replicas(out, model), *_stop_unknown(site)]
+        return [*_replicas(out, model), *stop_unknown(site)]
 
 
-def clean_up(model: str, project: Project, settings: Settings, runner: Runner, report: Report) -> list[Replica]:
-    """Ends what a killed roll-out left: canaries, shadows, and replicas that do not stand in the door, which are returned."""
-    site = Site(model, project, settings, runner, report)
+def take_back(site: Site) -> None:
+    """Ends what a killed roll-out left: no canary, no shadow, what was released serves again. It is remembered still.
+
+    Raises:
+        ServiceError: what was released cannot serve any longer; what serves now serves on.
+    """
     steps.end_trials(site)
-    return _stop_unknown(site)
+    let_back(site)
+    stop_unknown(site)
 
 
-def _stop_unknown(site: Site) -> list[Replica]:
+def _clean_up(site: Site) -> None:
+    """A predecessor that cannot serve any longer does not stand in the way of what comes after it."""
+    try:
+        take_back(site)
+    except ServiceError as error:
+        site.report(f"what served before cannot serve again: {error.message}")
+        stop_unknown(site)
+    site.settle()
+
+
+def _undo(site: Site) -> None:
+    """A predecessor that cannot serve at this moment is remembered: the keeper tries it again."""
+    steps.end_trials(site)
+    try:
+        let_back(site)
+    except ServiceError as error:
+        site.report(f"what served before cannot serve again: {error.message}")
+    else:
+        site.settle()
+
+
+def stop_unknown(site: Site) -> list[Replica]:
+    """Stops the replicas that do not stand in the door, which are returned."""
     known = {endpoint.replica for endpoint in door.routes(site.project).get(site.model, [])}
     left = [replica for replica in site.runner.list(site.model) if replica.id not in known]
     steps.stop_all(left, site.settings, lambda replica: site.runner)
@@ -172,36 +206,25 @@ def _try(trial: Trial, replicas: int) -> list[Endpoint]:
 def _replace(
     site: Site, after: Sequence[Endpoint], fresh: Sequence[Endpoint], before: Sequence[Endpoint], watched: Trial | None
 ) -> list[Endpoint]:
-    """Lets `fresh` in, takes out what is not in `after`, watches, then stops what was taken out, which is returned."""
+    """Lets `fresh` in, takes out what is not in `after`, which is returned, and watches. Those that are out run on beside
+    the door, so that they serve again at once when the new version fails."""
     kept = {endpoint.replica for endpoint in after}
     out = [endpoint for endpoint in before if endpoint.replica not in kept]
     champion = look(site, "main", before) if watched else None
-    let_in(site, fresh)
+    is_new = any(spec_of(old, site.model) != spec_of(new, site.model) for old in before for new in fresh)
+    let_in(site, fresh, before if is_new else None)
     site.send(Traffic())
     take_out(site, [*out, *site.serving("canary")])
     if watched and champion:
-        _watch_live(watched, fresh, before, champion)
-    steps.stop(site, out)
-    return out
-
-
-def _watch_live(trial: Trial, fresh: Sequence[Endpoint], before: Sequence[Endpoint], champion: Seen) -> None:
-    """The old replicas wait beside the door meanwhile, so that they serve again at once when the new version fails."""
-    site = trial.site
-    began = look(site, "main", fresh)
-    try:
+        began = look(site, "main", fresh)
         watch(
-            trial,
-            f"version {trial.spec.version} live",
+            watched,
+            f"version {watched.spec.version} live",
             "main",
             lambda: look(site, "main", fresh).since(began),
             lambda: champion,
         )
-    except BaseException:
-        let_in(site, before)
-        take_out(site, fresh)
-        steps.stop(site, fresh)
-        raise
+    return out
 
 
 def _replicas(endpoints: Sequence[Endpoint], model: str) -> list[Replica]:

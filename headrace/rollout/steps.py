@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -22,6 +22,8 @@ from headrace.settings import Settings
 
 Report = Callable[[str], None]
 POLL_SECONDS = 0.1
+CALL_SECONDS = 10.0
+"""A replica that is tried out may take so long for one answer."""
 LOG_LINES = 12
 ENDED = "it ended"
 
@@ -49,9 +51,20 @@ class Site:
         """The replicas of a pool, as the door has them written down."""
         return [endpoint for endpoint in door.routes(self.project).get(self.model, []) if endpoint.pool == pool]
 
-    def change(self, endpoints: Iterable[Endpoint], traffic: Traffic | None = None) -> None:
+    def at(self, place: str) -> Site:
+        """The same, with the runner of another place."""
+        if self.runner.place == place:
+            return self
+        return replace(self, runner=runner_for(self.project, self.settings, place))
+
+    def change(self, endpoints: Iterable[Endpoint], predecessors: Sequence[Endpoint] | None = None) -> None:
         """Lets these replicas and no others be known to the door, each once."""
-        door.change(self.project, self.settings, self.model, list(dict.fromkeys(endpoints)), traffic)
+        known = list(dict.fromkeys(endpoints))
+        door.change(self.project, self.settings, self.model, known, predecessors=predecessors)
+
+    def settle(self) -> None:
+        """What serves now serves for good."""
+        door.settle(self.project, self.settings, self.model)
 
     def send(self, traffic: Traffic) -> None:
         """Sends shares to canaries and shadows, and returns when Envoy does so."""
@@ -72,16 +85,16 @@ def runner_for(project: Project, settings: Settings, place: str | None = None) -
 
 
 @contextlib.contextmanager
-def alone(project: Project, model: str) -> Iterator[None]:
+def alone(project: Project, model: str, wait_seconds: float = 0.0) -> Iterator[None]:
     """
     Raises:
-        Busy: another roll-out of the same model is under way.
+        Busy: another roll-out of the same model is under way, and does not end within `wait_seconds`.
     """
     from filelock import FileLock, Timeout
 
     project.locks.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(project.locks / f"rollout-{model}.lock", timeout=0):
+        with FileLock(project.locks / f"rollout-{model}.lock", timeout=wait_seconds):
             yield
     except Timeout:
         raise Busy(
@@ -105,7 +118,7 @@ def start_ready(site: Site, spec: ReplicaSpec, count: int) -> list[Endpoint]:
                 f"{count} new {kind}{'s' * (count > 1)} of version {spec.version}: "
                 + ", ".join(f"{replica.host}:{replica.port}" for replica in started)
             )
-        _wait_ready(site, spec, started)
+        wait_ready(site, spec, started, site.settings.ready_seconds)
         return [endpoint_of(replica) for replica in started]
     except BaseException:
         stop_all(started, site.settings, lambda replica: site.runner, drain_seconds=1.0)
@@ -115,19 +128,28 @@ def start_ready(site: Site, spec: ReplicaSpec, count: int) -> list[Endpoint]:
             ports.release(port)
 
 
-def let_in(site: Site, fresh: Sequence[Endpoint]) -> None:
-    """Puts new replicas beside those there are and returns when Envoy uses them; else everything is as before."""
+def let_in(site: Site, fresh: Sequence[Endpoint], predecessors: Sequence[Endpoint] | None = None) -> None:
+    """Puts new replicas beside those there are and returns when Envoy uses them; else everything is as before.
+
+    Args:
+        predecessors: what serves again should this process be killed, until `settle`.
+    """
     before = door.routes(site.project).get(site.model, [])
     try:
-        site.change([*before, *fresh])
-        for pool in {endpoint.pool for endpoint in fresh}:
-            addresses = {endpoint.address for endpoint in fresh if endpoint.pool == pool}
-            door.wait_until_healthy(site.settings, site.model, addresses, pool=pool)
+        add(site, fresh, predecessors)
     except BaseException:
         site.change(before)
         known = {endpoint.replica for endpoint in before}
         stop(site, [endpoint for endpoint in fresh if endpoint.replica not in known])
         raise
+
+
+def add(site: Site, endpoints: Sequence[Endpoint], predecessors: Sequence[Endpoint] | None = None) -> None:
+    """Puts replicas beside those there are, and returns when Envoy uses them."""
+    site.change([*door.routes(site.project).get(site.model, []), *endpoints], predecessors)
+    for pool in {endpoint.pool for endpoint in endpoints}:
+        addresses = {endpoint.address for endpoint in endpoints if endpoint.pool == pool}
+        door.wait_until_healthy(site.settings, site.model, addresses, pool=pool)
 
 
 def take_out(site: Site, out: Sequence[Endpoint]) -> None:
@@ -145,12 +167,8 @@ def stop(site: Site, out: Sequence[Endpoint]) -> None:
         return
     versions = ", ".join(sorted({endpoint.version for endpoint in out}))
     site.report(f"draining {len(out)} replica{'s' * (len(out) > 1)} of version {versions}")
-
-    def engine(replica: Replica) -> Runner:
-        here = site.runner.list(site.model)
-        return site.runner if any(r.id == replica.id for r in here) else runner_for(site.project, site.settings, replica.runner)
-
-    stop_all([replica_of(endpoint, site.model) for endpoint in out], site.settings, engine)
+    replicas = [replica_of(endpoint, site.model) for endpoint in out]
+    stop_all(replicas, site.settings, lambda replica: site.at(replica.runner).runner)
 
 
 def end_trials(site: Site) -> None:
@@ -189,8 +207,13 @@ def _drain(replica: Replica, runner: Runner, limit: float) -> None:
 # -- whether a new replica is ready
 
 
-def _wait_ready(site: Site, spec: ReplicaSpec, started: list[Replica]) -> None:
-    deadline = time.monotonic() + site.settings.ready_seconds
+def wait_ready(site: Site, spec: ReplicaSpec, started: Sequence[Replica], seconds: float) -> None:
+    """Returns when each replica answers its contract's own sample.
+
+    Raises:
+        ServiceError: one does not within `seconds`, or it ended.
+    """
+    deadline = time.monotonic() + seconds
     pids = {replica.id: replica.pid for replica in started if replica.pid}
     for replica in started:
         while (unready := _try_out(site, spec, replica)) is not None:
@@ -244,7 +267,7 @@ def _try_out(site: Site, spec: ReplicaSpec, replica: Replica) -> str | None:
 
 def _call(site: Site, replica: Replica, method: str, path: str, body: Any = None) -> tuple[int, Any]:
     """Status and JSON (or text) of one request straight to a replica, as the operator."""
-    connection = http.client.HTTPConnection(replica.host, replica.port, timeout=10.0)
+    connection = http.client.HTTPConnection(replica.host, replica.port, timeout=CALL_SECONDS)
     try:
         headers = {"content-type": "application/json"}
         if site.token:

@@ -90,10 +90,11 @@ def watch(
             told = elapsed
             trial.site.report(f"{name}, {elapsed:.0f} of {bake:g} s: {reading.line()}")
         time.sleep(min(LOOK_SECONDS, bake - elapsed))
-    judged = reading.requests >= trial.how.bounds.least_requests
-    unjudged = "" if judged else f"; goes on unjudged, with fewer than {trial.how.bounds.least_requests} requests"
-    trial.site.report(f"{name}, passed: {reading.line()}{unjudged}")
-    trial.note({"step": name, "judged": judged, **reading.facts()})
+    least = trial.how.bounds.least_requests
+    judged = reading.requests >= least
+    unjudged = f"not judged: {reading.requests:,} requests came, {least:,} are needed"
+    trial.site.report(f"{name}, passed: {reading.line()}" if judged else f"{name}, {unjudged}")
+    trial.note({"step": name, "judged": judged, **({} if judged else {"said": unjudged}), **reading.facts()})
 
 
 def _out_of_bounds(trial: Trial, name: str, reading: Reading) -> OutOfBounds:

@@ -30,7 +30,7 @@ class House:
         self.said: list[str] = []
         self.noted: list[dict[str, Any]] = []
 
-    def roll_out(self, spec: ReplicaSpec, replicas: int = 2, **how: Any) -> rolling.Rollout:
+    def roll_out(self, spec: ReplicaSpec, replicas: int = 2, settled: bool = True, **how: Any) -> rolling.Rollout:
         self.said.clear()
         self.noted.clear()
         return rolling.roll_out(
@@ -42,6 +42,7 @@ class House:
             self.said.append,
             RolloutConfig.model_validate(how),
             self.noted.append,
+            settled,
         )
 
     def load(self) -> Load:
