@@ -9,6 +9,7 @@ import pytest
 
 from headrace import history, journal
 from headrace.project import Project
+from headrace.summary import print_history
 
 
 @pytest.fixture
@@ -67,3 +68,13 @@ def test_each_model_has_what_serves_it(book: Project) -> None:
     journal.record(book, "released", "flights", "7", {})
     journal.record(book, "refused", "flights", "8", {})
     assert {m: e.version for m, e in history.production(journal.entries(book)).items()} == {"digits": "1", "flights": "7"}
+
+
+def test_a_step_that_too_few_requests_came_to_is_not_told_as_passed(book: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    numbers = {"error_rate": 0.0, "requests": 0}
+    journal.record(book, "rollout-step", "digits", "2", {"step": "canary 5 %", "judged": False, **numbers})
+    journal.record(book, "rollout-step", "digits", "2", {"step": "canary 25 %", "judged": True, **numbers, "requests": 1200})
+    print_history(journal.entries(book))
+    told = capsys.readouterr().out
+    assert "canary 5 %: not judged: 0 requests came" in told
+    assert "canary 25 %: passed; 1,200 requests, errors 0.00%" in told

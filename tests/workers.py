@@ -16,6 +16,7 @@ GROUPS = (
     # A project whose services run is made once, and the Docker engine builds the base of all images once: whoever needs one
     # of them goes to one worker.
     (
+        "tests/release/test_abandoned.py",
         "tests/release/test_faults.py",
         "tests/release/test_load.py",
         "tests/release/test_release.py",
