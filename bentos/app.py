@@ -22,7 +22,7 @@ from bentos.accounts import Accounts
 from bentos.batching import Batcher
 from bentos.call import CURRENT, Answer, Call
 from bentos.explain import Explain
-from bentos.http import Refused, overloaded, request_id_of
+from bentos.http import BODY_LIMIT_BYTES, HELD_A_BYTE, Refused, overloaded, request_id_of
 from bentos.metrics import Metrics
 from bentos.model import BrokenAnswer, ServedModel
 from bentos.openai import OpenAI
@@ -46,8 +46,8 @@ INLINE_SECONDS = 0.002
 MAX_IN_FLIGHT = 512
 SHARE_OF_ONE = 0.75
 """Of those places, that one tenant may take: some are always left for others."""
-MAX_HELD_BYTES = 128 * 1024 * 1024
-"""Bodies held at once. A request beyond either gets 503 at once, and the balancer sends it to another replica."""
+MAX_HELD_BYTES = max(256 * 1024 * 1024, HELD_A_BYTE * BODY_LIMIT_BYTES)
+"""Bodies and their values, held at once. A request beyond either gets 503, and the balancer sends it to another replica."""
 OPEN_PATHS = frozenset({"/metrics", "/readyz", "/livez", "/healthz"})
 """Asked for by the balancer and by Prometheus, on this machine alone, without a token."""
 NO_ANSWER = Refused(422, "no_answer", "the model has no finite answer to these values; are they far from any it has seen?")
@@ -57,7 +57,7 @@ UNAUTHORIZED = Refused(
 
 
 class HeldBody:
-    """Memory that a request's body takes, until the block ends."""
+    """Memory that a request's body takes, and what is read from it, until the block ends."""
 
     __slots__ = ("_app", "_held")
 

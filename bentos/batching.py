@@ -54,7 +54,10 @@ class Batcher:
         self._queue.append(waiting)
         if self._worker is None:
             self._worker = asyncio.create_task(self._work())
-        return await waiting.answer
+        try:
+            return await waiting.answer
+        finally:
+            del waiting  # an error that it holds holds this frame: see `wait_for`
 
     async def _work(self) -> None:
         try:

@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from bentos.graph import NodeModel
 from bentos.graphs import GraphModel
-from bentos.http import Refused, parse_json, read_body, require_json, to_json
+from bentos.http import Refused, parse_json, read_json_body, require_json, to_json
 from bentos.model import ServedModel
 from headrace.contract import ContractViolation, describe
 from headrace.explanation import coalitions, patches, smallest_patch, word_spans
@@ -88,7 +88,7 @@ class Explain:
         model = self.app.model_for(request, request.path_params["name"])
         require_json(request)
         with self.app.held_body() as hold:
-            body = await read_body(request, hold)
+            body = await read_json_body(request, hold)
             try:
                 asked = _read(await self.app.work(len(body), lambda: parse_json(body)))
                 plan = await self.app.work(JOB_BYTES, lambda: plan_of(model, asked))

@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from bentos.continuous import Event, Text
 from bentos.generation import GenerationModel
-from bentos.http import Refused, parse_json, read_body, require_json, to_json
+from bentos.http import Refused, parse_json, read_json_body, require_json, to_json
 from bentos.streams import line
 from headrace.contract import ContractViolation
 
@@ -153,7 +153,7 @@ class OpenAI:
     async def _read(self, request: Request, kind: type[Any]) -> Any:
         require_json(request)
         with self.app.held_body() as hold:
-            body = await read_body(request, hold)
+            body = await read_json_body(request, hold)
             return _parse(await self.app.work(len(body), lambda: parse_json(body)), kind)
 
     async def _answer(self, request: Request, asked: Common, prompts: list[str], shape: _Shape) -> Response:

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from bentos.http import Refused, media_type, parse_json, read_body, require_json, require_plain, to_json
+from bentos.http import Refused, media_type, parse_json, read_body, read_json_body, require_json, require_plain, to_json
 from bentos.listing import card, listing
 from bentos.model import ServedModel
 from bentos.pictures import instance_of, work_of
@@ -45,7 +45,7 @@ class V1:
             return await self._look(request, model)
         require_json(request)
         with self.app.held_body() as hold:
-            body = await read_body(request, hold)
+            body = await read_json_body(request, hold)
             if self.app.is_streaming:
                 return await self._write(request, model, await self.app.work(len(body), lambda: parse_json(body)))
             predictions = await self._predict(request, model, body)

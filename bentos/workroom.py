@@ -108,6 +108,7 @@ class Workroom:
             finally:
                 # A job that still waits never starts; one under way ends where it tells of its progress.
                 job.beat.is_over = True
+                del job  # see `wait_for`
 
     @contextmanager
     def room(self, seconds: float) -> Iterator[_Queue]:
@@ -203,6 +204,9 @@ async def wait_for(work: asyncio.Future[Result]) -> Result:
     finally:
         gone.cancel()
         work.cancel()
+        # An error holds the frames that it passed, and they the future that holds the error: with the request's whole body,
+        # until a collection of the oldest objects, which a replica makes after millions of new ones.
+        del work
 
 
 async def _client_gone(call: Call | None) -> None:

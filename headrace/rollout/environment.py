@@ -87,6 +87,7 @@ def _of_settings(settings: Settings, guard: Path, quotas: Path) -> dict[str, str
         **({"HEADRACE_GUARD": str(guard)} if settings.access == "tokens" else {}),
         "HEADRACE_QUOTAS": settings.quota_store or str(quotas),
         "HEADRACE_QUOTA_WHEN_DOWN": settings.quota_when_down,
+        "HEADRACE_BODY_LIMIT_BYTES": str(settings.max_request_bytes),
         "HEADRACE_REQUEST_SECONDS": f"{settings.request_seconds:g}",
     }
 

@@ -293,11 +293,15 @@ def test_more_requests_than_the_limit_are_sent_elsewhere(app: PredictionApp, mon
 def test_bodies_beyond_the_memory_for_them_are_sent_elsewhere_and_leave_nothing_held(
     app: PredictionApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app_module, "MAX_HELD_BYTES", 200)
+    small = json.dumps(IMAGE).encode()
+    most = http.HELD_A_BYTE * len(small)
+    monkeypatch.setattr(app_module, "MAX_HELD_BYTES", most)
     read: list[bytes] = []
     assert_refused(post_stream(app, _chunks(read, 1000)), 503, "overloaded")
-    assert sum(map(len, read)) <= 220
-    assert ask(app, "POST", PREDICT, json=IMAGE).status_code == 200
+    assert sum(map(len, read)) <= most + 20
+    assert post(app, small).status_code == 200
+    assert_refused(post(app, small + b" "), 503, "overloaded")  # its values would not fit beside it
+    assert app.held_bytes == 0
 
 
 def test_a_large_body_leaves_the_event_loop_free(app: PredictionApp) -> None:

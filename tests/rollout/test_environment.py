@@ -32,6 +32,7 @@ def test_a_process_is_told_whose_tokens_to_believe_and_where_to_count(project: P
         "HEADRACE_LEDGER": str(project.usage / "digits-v3-0000"),
         "HEADRACE_QUOTAS": str(project.quotas / "store"),
         "HEADRACE_QUOTA_WHEN_DOWN": "closed",
+        "HEADRACE_BODY_LIMIT_BYTES": "16777216",
         "HEADRACE_REQUEST_SECONDS": "30",
         "HEADRACE_REPLICA": "digits-v3-0000",
     }
