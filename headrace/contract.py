@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import reprlib
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -20,8 +21,6 @@ from headrace.pictures import MAX_PIXELS, BadPicture, decode, is_picture
 
 Feeds = dict[str, NDArray[Any]]
 DType = Literal["float32", "float64", "int64", "uint8", "string"]
-
-
 WHOLE = 2.0**53
 """Whole numbers beyond it do not survive JSON."""
 LARGEST: dict[str, float] = {
@@ -33,6 +32,10 @@ LARGEST: dict[str, float] = {
 """Of each type's magnitude."""
 FEW = 64
 """Rows that are looked at one by one: as many cost as much as numpy's looks at all of them together."""
+
+SHORT = reprlib.Repr()
+"""Shows how a value begins."""
+SHORT.maxlevel, SHORT.maxlist, SHORT.maxdict, SHORT.maxstring, SHORT.maxother, SHORT.maxlong = 4, 20, 20, 100, 100, 100
 
 
 class ContractViolation(ValueError):
@@ -81,6 +84,8 @@ class InputField(BaseModel):
             values = [self.default if value is None else value for value in values]
         if self.dtype == "string":
             return np.array([self._text(value, f"{start}.{i}.{self.name}") for i, value in enumerate(values)], dtype=object)
+        if self.shape:
+            self._check_lengths(values, start)
         if self.dtype == "uint8" and self.shape:
             pixels = self._bytes_at_once(values)
             if pixels is not None:
@@ -108,6 +113,16 @@ class InputField(BaseModel):
             for i, row in enumerate(numbers):
                 self._check_range(row, f"{start}.{i}.{self.name}")
             raise
+
+    def _check_lengths(self, values: list[Any], start: str) -> None:
+        """A list of another length is told before millions of its values are converted.
+
+        Raises:
+            ContractViolation: with the path of its row.
+        """
+        for i, value in enumerate(values):
+            if isinstance(value, list) and len(value) != self.shape[0]:
+                raise ContractViolation(f"{start}.{i}.{self.name}", self._expected(), f"a list of {len(value):,}")
 
     def _bytes_at_once(self, values: list[Any]) -> NDArray[np.uint8] | None:
         """`(rows, height, width)` of images as lists of lists, ten times faster than by numpy; None for a closer look.
@@ -356,7 +371,7 @@ def describe(value: Any) -> str:
     """A value a client sent, in a few characters: its type and how it begins."""
     if value is None:
         return "null"
-    shown = repr(value)
+    shown = SHORT.repr(value)  # which looks no further than it shows
     return f"{type(value).__name__} {shown if len(shown) < 40 else shown[:37] + '...'}"
 
 

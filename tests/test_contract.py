@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from headrace import contract as contract_module
-from headrace.contract import FEW, Contract, ContractViolation, InputField
+from headrace.contract import FEW, Contract, ContractViolation, InputField, describe
 
 IMAGE = Contract(
     model="pictures",
@@ -229,3 +230,17 @@ def test_large_whole_numbers_are_told_as_one_writes_them(value: float, told: str
     field = InputField(name="tokens", dtype="int64", minimum=1, maximum=1_000_000)
     with pytest.raises(ContractViolation, match=told):
         field.to_array([value], "rows")
+
+
+def test_a_list_of_another_length_is_refused_without_a_copy_of_its_values() -> None:
+    field = InputField(name="image", dtype="uint8", shape=(28, 28))
+    long = [0] * 2_000_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(ContractViolation, match=r"rows\.1\.image: expected .* got a list of 2,000,000"):
+            field.to_array([[[0] * 28] * 28, long], "rows")
+        assert describe(long).startswith("list [0, 0, 0")
+        assert describe("eleven") == "str 'eleven'"
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
