@@ -171,7 +171,11 @@ class Workroom:
     def _timed(self, size: int, work: Callable[[], Result]) -> Result:
         progress.made()  # or it is given up before it began
         start = time.perf_counter()
-        result = work()
+        try:
+            result = work()
+        except Refused as refused:  # its frames hold what was read of a body, hundreds of megabytes, and nobody reads them
+            refused.__context__ = None
+            raise refused.with_traceback(None) from None
         seconds = time.perf_counter() - start
         kind = size.bit_length()
         self._expected[kind] = MEMORY * self._expected.get(kind, seconds) + (1 - MEMORY) * seconds

@@ -38,6 +38,15 @@ def test_acts_come_back_in_order_with_who_did_them(house: Project, monkeypatch: 
     assert done.output.splitlines()[0].endswith(f"{user}  scale  model digits  replicas 3")
 
 
+def test_a_tokens_facts_are_told_as_a_person_reads_them(house: Project) -> None:
+    facts = {"tenant": "acme", "models": ["digits", "flights"], "issued": 1795885866, "expires": 1798477866.5, "rate": None}
+    audit.record(house, "tokens issue", facts)
+    (line,) = CliRunner().invoke(cli, ["audit"]).output.splitlines()
+    assert line.endswith(
+        "tenant acme  models digits, flights  issued 2026-11-28T17:11:06+00:00  expires 2026-12-28T17:11:06+00:00"
+    )
+
+
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_a_changed_or_missing_line_is_found_but_for_the_last_that_nothing_follows(house: Project, number: int) -> None:
     for act in ("up", "tokens issue", "down", "up"):

@@ -339,3 +339,13 @@ def test_the_asynchronous_client_does_the_same(serve: Serve, tmp_path: Path) -> 
     assert {headers["x-request-id"] for _, path, headers, _ in service.requests if path.endswith("predict")} == {"mine"}
     assert service.requests[-1][3] == b'{"x": 1}\n'
     assert service.requests[-1][2]["content-length"] == "9"
+
+
+@pytest.mark.parametrize(("content", "why"), [(None, "No such file"), ("hello", "holds no certificate")])
+def test_an_authority_that_cannot_be_trusted_is_named(tmp_path: Path, content: str | None, why: str) -> None:
+    file = tmp_path / "authority.pem"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(CallFailed, match=why) as caught:
+        Client("https://127.0.0.1:1", verify=file)
+    assert str(file) in str(caught.value)

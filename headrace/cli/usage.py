@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import click
 
 from headrace.cli.shared import here, json_option, print_json
 from headrace.errors import UsageError, near_miss
+
+MOMENTS = ("issued", "expires")
+"""Facts of a token that are kept in seconds since 1970."""
 
 
 @click.command(short_help="Requests and rows by tenant, model and day.")
@@ -58,10 +62,16 @@ def audit(lines: int, as_json: bool) -> None:
         print_json([act.model_dump() for act in found])
         return
     for act in found:
-        told = "  ".join(f"{name} {value}" for name, value in act.facts.items() if value not in (None, [], ""))
+        told = "  ".join(f"{name} {_as_text(name, value)}" for name, value in act.facts.items() if value not in (None, [], ""))
         click.echo(f"{act.at}  {act.by}  {act.act}  {told}".rstrip())
     if not found:
         click.echo("no act is recorded yet")
+
+
+def _as_text(name: str, value: Any) -> str:
+    if name in MOMENTS:
+        return datetime.fromtimestamp(value, UTC).isoformat(timespec="seconds")
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 COMMANDS = [usage, audit]

@@ -27,11 +27,15 @@ Token = str | Callable[[], str]
 
 
 def options(address: str | None, token: Token | None, verify: Verify) -> dict[str, Any]:
-    """Arguments of httpx' clients; what is not given comes from `HEADRACE_ADDRESS` and `HEADRACE_TOKEN`."""
+    """Arguments of httpx' clients; what is not given comes from `HEADRACE_ADDRESS` and `HEADRACE_TOKEN`.
+
+    Raises:
+        CallFailed: `verify` names a file that cannot be read, or that holds no certificate.
+    """
     token = token or os.environ.get("HEADRACE_TOKEN")
     headers = {"accept-encoding": "identity", "user-agent": "headrace-client"}
     if isinstance(verify, str | Path):
-        verify = ssl.create_default_context(cafile=str(verify))
+        verify = _trusting(verify)
     return {
         "base_url": address or os.environ.get("HEADRACE_ADDRESS") or ADDRESS,
         "headers": headers,
@@ -40,6 +44,15 @@ def options(address: str | None, token: Token | None, verify: Verify) -> dict[st
         "limits": httpx.Limits(max_connections=64, max_keepalive_connections=64),
         "follow_redirects": False,  # a token goes nowhere but to the address that it was given for
     }
+
+
+def _trusting(authority: str | Path) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=str(authority))
+    except OSError as error:  # an error of SSL is one too, and neither names the file
+        why = "it holds no certificate in PEM" if isinstance(error, ssl.SSLError) else error.strerror
+        mend = "give a copy of the door's own .headrace/tls/authority.pem"
+        raise CallFailed(f"{authority}: {why}", where="verify", mend=mend) from None
 
 
 def _bearer(token: Token) -> Callable[[httpx.Request], httpx.Request]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +19,7 @@ from bentos import workroom as workroom_module
 from bentos.call import CURRENT, Call
 from bentos.http import Refused
 from bentos.workroom import Workroom
+from headrace.contract import ContractViolation
 
 
 @pytest.fixture
@@ -56,6 +59,31 @@ def test_work_gives_its_result_or_its_error(room: Workroom) -> None:
     with pytest.raises(ZeroDivisionError):
         asyncio.run(room.run(10, fails))
     assert room.jobs == 0
+
+
+def test_a_refusal_leaves_what_was_refused_behind_in_the_thread(room: Workroom) -> None:
+    """While it waits for the event loop the thread reads the next body: two of them would not fit."""
+
+    class Rows:
+        pass
+
+    kept: list[weakref.ref[Rows]] = []
+
+    def refuses() -> None:
+        rows = Rows()
+        kept.append(weakref.ref(rows))
+        try:
+            raise ContractViolation("rows.0", "fewer", "many")
+        except ContractViolation as violation:
+            raise Refused(422, "contract_violation", str(violation)) from None
+
+    gc.disable()
+    try:
+        with pytest.raises(Refused, match="fewer"):
+            asyncio.run(room.run(10, refuses))
+        assert kept[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_a_request_that_takes_too_long_is_refused_and_its_waiting_work_never_starts(
