@@ -27,7 +27,7 @@ from headrace.generation import Language, Writing
 STREAMS = (1, 4, 16)
 PROMPT = 32
 """Tokens of each prompt."""
-ROUNDS = 5
+ROUNDS = 15
 """Of which the median counts; the two ways take turns."""
 
 
