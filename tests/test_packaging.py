@@ -253,7 +253,7 @@ def test_no_layer_holds_a_key_or_a_token(docker_engine: Settings, image: Image) 
     saved = subprocess.run(["docker", "save", image.tag], check=True, capture_output=True).stdout
     names = [member.name for member in _members(saved)]
     assert any(name.endswith("bentos/serve.py") for name in names)
-    secret = re.compile(r"(^|/)(\.headrace|keys|guard|[^/]*\.token|signing\.pem|\.env|headrace\.toml)(/|$)")
+    secret = re.compile(r"(^|/)(\.headrace|keys|guard|[^/]*\.token|[^/]*\.key|signing\.pem|\.env|headrace\.toml)(/|$)")
     assert [name for name in names if secret.search(name)] == []
 
 
