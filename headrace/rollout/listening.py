@@ -98,6 +98,8 @@ def _connection_manager(settings: Settings, folder: Path, access: Access) -> Jso
         "normalize_path": True,
         "merge_slashes": True,
         "path_with_escaped_slashes_action": "REJECT_REQUEST",  # a replica would read another path than is checked here
+        # Proxies speak it by default, nginx among them; no request comes further than a newer one's.
+        "http_protocol_options": {"accept_http_10": True, "default_host_for_http_10": "headrace"},
         "http2_protocol_options": {
             "max_concurrent_streams": 100,
             "initial_stream_window_size": 1 << 16,

@@ -103,6 +103,17 @@ def test_too_large_and_too_slow_requests_are_refused_in_json(project: Project, s
 
 
 @pytest.mark.usefixtures("digits")
+def test_an_older_proxy_that_speaks_http_1_0_is_answered(settings: Settings) -> None:
+    body = json.dumps({"instances": [{}]})
+    head = f"POST /v1/models/digits/predict HTTP/1.0\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", settings.door_port), timeout=20) as connection:
+        connection.sendall(head.encode() + body.encode())
+        said = connection.makefile("rb").read()  # until the door closes it, as this protocol has it
+    assert said.partition(b"\r\n")[0].endswith(b" 200 OK")
+    assert json.loads(said.partition(b"\r\n\r\n")[2])["predictions"] == [{}]
+
+
+@pytest.mark.usefixtures("digits")
 def test_a_killed_envoy_comes_back_with_all_its_models(project: Project, settings: Settings) -> None:
     before = supervisor.states(project)["envoy"].pid
     assert before is not None
