@@ -41,8 +41,9 @@ Result = TypeVar("Result")
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 INLINE_BYTES = 16 * 1024
+"""A body no larger is read on the event loop: a thread would cost more than it frees."""
 INLINE_SECONDS = 0.002
-"""A request no larger, to a model no slower, is answered on the event loop: a thread would cost more than it frees."""
+"""And answered there by a model no slower."""
 MAX_IN_FLIGHT = 512
 SHARE_OF_ONE = 0.75
 """Of those places, that one tenant may take: some are always left for others."""
@@ -223,6 +224,17 @@ class PredictionApp:
         if self.runs_here(size):
             return predict()
         return await self._workroom.run(size, predict)
+
+    async def decode(self, size: int, read: Callable[[], Result]) -> Result:
+        """Runs `read`, which turns a body of `size` bytes into values, here when it is small, however slow the model: in the
+        thread it would wait for other requests' answers, and its own rows would miss the batch that forms meanwhile.
+
+        Raises:
+            Refused, ClientDisconnect: as `work`.
+        """
+        if size <= INLINE_BYTES:
+            return read()
+        return await self._workroom.run(size, read)
 
     def runs_here(self, size: int) -> bool:
         """Whether `work` of this size is done at once, on the event loop."""

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from bentos.connection import WHOLE
 from headrace.guard import EVERYBODY, Caller
 
 CURRENT: ContextVar[Call] = ContextVar("call")
@@ -53,5 +54,16 @@ class Answer(Response):
             self.raw_headers += [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        transport = scope.get("extensions", {}).get(WHOLE)
+        if transport is None:
+            await self._send(send)
+            return
+        transport.begin()
+        try:
+            await self._send(send)
+        finally:
+            transport.end()
+
+    async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": self.body})

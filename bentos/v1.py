@@ -47,7 +47,7 @@ class V1:
         with self.app.held_body() as hold:
             body = await read_json_body(request, hold)
             if self.app.is_streaming:
-                return await self._write(request, model, await self.app.work(len(body), lambda: parse_json(body)))
+                return await self._write(request, model, await self.app.decode(len(body), lambda: parse_json(body)))
             predictions = await self._predict(request, model, body)
         self.app.account(request, rows=len(predictions), answers=predictions)
         return to_json({**_identity(request, model), "predictions": predictions})
@@ -58,13 +58,13 @@ class V1:
             instances = to_instances(parse_json(body))
             await app.spend(request, len(instances))
             return predict_instances(model, instances)
-        instances = await app.work(weight, lambda: to_instances(parse_json(body)))
+        instances = await app.decode(weight, lambda: to_instances(parse_json(body)))
         await app.spend(request, len(instances))
         if not app.runs_together:
             return await app.work(weight, lambda: predict_instances(model, instances))
-        feeds = await app.work(weight, lambda: feeds_of(model, instances))
+        feeds = await app.decode(weight, lambda: feeds_of(model, instances))
         outputs = await app.run_together(feeds, len(instances))
-        return await app.work(weight, lambda: model.to_answers(outputs))
+        return await app.decode(weight, lambda: model.to_answers(outputs))
 
     async def _look(self, request: Request, model: ServedModel) -> Response:
         """The answer to a picture."""

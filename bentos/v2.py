@@ -83,10 +83,7 @@ class V2:
             declared = header(request, b"inference-header-content-length")
             tensors = self._tensors_of(model)
             weight = tensors.work_of(body)
-            if self.app.runs_here(weight):
-                asked, feeds = tensors.read(body, declared)
-            else:
-                asked, feeds = await self.app.work(weight, lambda: tensors.read(body, declared))
+            asked, feeds = await self.app.decode(weight, lambda: tensors.read(body, declared))
             rows = len(next(iter(feeds.values())))
             await self.app.spend(request, rows)
             if self.app.is_streaming:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,35 @@ def test_a_bento_that_says_so_runs_requests_together_and_says_it(tmp_path: Path)
     assert 'headrace_batch_rows_count{model="halves",version="0"} 2.0' in metrics.text
     assert 'headrace_batch_rows_sum{model="halves",version="0"} 8.0' in metrics.text
     assert description.json()["batching"] == {"max_rows": 4, "wait_seconds": 0.0}
+
+
+class Slow(ServedModel):
+    """A real model that takes 20 ms for any number of rows: too long for the event loop."""
+
+    def run(self, feeds: Feeds) -> NDArray[Any]:
+        time.sleep(0.02)
+        return super().run(feeds)
+
+
+@pytest.mark.parametrize("path", ["/v1/models/halves/predict", "/v2/models/halves/infer"])
+def test_what_comes_while_a_slow_model_runs_is_read_meanwhile_and_runs_next_all_together(tmp_path: Path, path: str) -> None:
+    folder = image_model(tmp_path)
+    (folder / "serving.json").write_text(json.dumps({"batching": {"max_rows": 32, "wait_seconds": 0.0}}))
+    app = PredictionApp()
+    app.model = Slow(folder)
+    pixels = [[255] * 4] * 2 + [[0] * 4] * 2
+    tensor = {"name": "pixels", "shape": [1, 4, 4], "datatype": "UINT8", "data": [pixels]}
+    body = {"pixels": pixels} if path.startswith("/v1") else {"inputs": [tensor]}
+
+    async def scenario() -> str:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            first = asyncio.create_task(client.post(path, json=body))
+            await asyncio.sleep(0.01)  # it runs
+            rest = await asyncio.gather(*(client.post(path, json=body) for _ in range(16)))
+            assert {answer.status_code for answer in [await first, *rest]} == {200}
+            return (await client.get("/metrics")).text
+
+    assert 'headrace_batch_rows_count{model="halves",version="0"} 2.0' in asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("said", [None, {"batching": None}])

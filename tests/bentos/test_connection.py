@@ -14,6 +14,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from bentos import connection as connection_module
+from bentos.call import Answer
 from bentos.connection import HELD_BYTES, HeldWrites, Outbox, server_config
 
 pytestmark = pytest.mark.anyio
@@ -53,7 +54,7 @@ async def turn() -> None:
 async def test_a_turns_answers_leave_in_one_write_each_when_it_ends() -> None:
     outbox, wires = Outbox(), [Wire(), Wire()]
     for number, wire in enumerate(wires):
-        held = HeldWrites(wire, outbox)
+        held = HeldWrites(wire, outbox, ())
         held.write(b"head ")
         held.write(b"body %d" % number)
     assert [wire.written for wire in wires] == [[], []]
@@ -64,8 +65,8 @@ async def test_a_turns_answers_leave_in_one_write_each_when_it_ends() -> None:
 async def test_an_answer_that_waited_too_long_leaves_before_the_turn_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_module, "HELD_SECONDS", -1.0)
     outbox, first, second = Outbox(), Wire(), Wire()
-    HeldWrites(first, outbox).write(b"first")
-    HeldWrites(second, outbox).write(b"second")
+    HeldWrites(first, outbox, ()).write(b"first")
+    HeldWrites(second, outbox, ()).write(b"second")
     assert (first.written, second.written) == ([b"first"], [])
     await turn()
     assert second.written == [b"second"]
@@ -73,7 +74,7 @@ async def test_an_answer_that_waited_too_long_leaves_before_the_turn_ends(monkey
 
 async def test_what_is_large_leaves_at_once_behind_what_was_held() -> None:
     wire, large = Wire(), b"x" * (HELD_BYTES + 1)
-    held = HeldWrites(wire, Outbox())
+    held = HeldWrites(wire, Outbox(), ())
     held.write(b"head")
     held.write(large)
     assert wire.written == [b"head", large]
@@ -81,7 +82,7 @@ async def test_what_is_large_leaves_at_once_behind_what_was_held() -> None:
 
 async def test_what_one_turn_writes_piece_by_piece_is_not_held_without_bound() -> None:
     wire = Wire()
-    held = HeldWrites(wire, Outbox())
+    held = HeldWrites(wire, Outbox(), ())
     for _ in range(3):
         held.write(b"x" * (HELD_BYTES // 2))
     assert sum(map(len, wire.written)) > HELD_BYTES
@@ -89,7 +90,7 @@ async def test_what_one_turn_writes_piece_by_piece_is_not_held_without_bound() -
 
 async def test_a_close_sends_what_is_held() -> None:
     wire = Wire()
-    held = HeldWrites(wire, Outbox())
+    held = HeldWrites(wire, Outbox(), ())
     held.write(b"last words")
     held.close()
     assert (wire.written, wire.is_gone) == ([b"last words"], True)
@@ -98,7 +99,7 @@ async def test_a_close_sends_what_is_held() -> None:
 async def test_a_client_that_is_gone_keeps_nobodys_answer_back() -> None:
     outbox, gone, here = Outbox(), Wire(), Wire()
     for wire in (gone, here):
-        HeldWrites(wire, outbox).write(b"answer")
+        HeldWrites(wire, outbox, ()).write(b"answer")
     gone.is_gone = True
     await turn()
     assert (gone.written, here.written) == ([], [b"answer"])
@@ -163,3 +164,38 @@ async def test_an_answer_that_ends_its_connection_arrives_whole() -> None:
     with served(app) as address:
         response = httpx.get(f"http://{address}/")
         assert (response.content, response.headers["connection"]) == (b"last", "close")
+
+
+def test_a_whole_answer_to_a_request_that_is_alone_leaves_at_once() -> None:
+    wire = Wire()
+    held = HeldWrites(wire, Outbox(), requests=["this one"])
+    held.begin()
+    held.write(b"head ")
+    held.write(b"body")
+    assert wire.written == []
+    held.end()
+    assert wire.written == [b"head body"]
+
+
+async def test_a_whole_answer_among_others_waits_for_the_end_of_the_turn() -> None:
+    wire = Wire()
+    held = HeldWrites(wire, Outbox(), requests=["this one", "another"])
+    held.begin()
+    held.write(b"head ")
+    held.write(b"body")
+    held.end()
+    assert wire.written == []
+    await turn()
+    assert wire.written == [b"head body"]
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_a_whole_answer_arrives_whatever_the_method(method: str) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await Answer(b"whole", media_type="text/plain")(scope, receive, send)
+
+    with served(app) as address, httpx.Client(base_url=f"http://{address}", timeout=10) as client:
+        for _ in range(3):
+            response = client.request(method, "/")
+            assert response.headers["content-length"] == "5"
+            assert response.content == (b"whole" if method == "GET" else b"")
