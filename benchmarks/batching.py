@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from benchmarks.gate_report import hardware, section
-from benchmarks.serving_load import Found, load, require_wrk
+from benchmarks.serving_load import Found, load, median_round, require_wrk
 from benchmarks.serving_model import LABELS, export, sample, write_model
 from benchmarks.serving_systems import (
     JSON,
@@ -83,8 +83,7 @@ class Measured:
     found: dict[tuple[str, int], list[Found]] = field(default_factory=dict)
 
     def at(self, way: str, connections: int) -> Found:
-        rounds = sorted(self.found[way, connections], key=lambda one: one.requests_a_second)
-        return rounds[(len(rounds) - 1) // 2]
+        return median_round(self.found[way, connections])
 
 
 def write_wide(folder: Path, width: int = WIDTH) -> None:

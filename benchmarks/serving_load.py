@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,12 @@ class Found:
     """Of the server's processes, a request."""
     rss_mb: float
     """After it."""
+
+
+def median_round(rounds: Iterable[Found]) -> Found:
+    """The one that did the median of requests a second."""
+    ordered = sorted(rounds, key=lambda one: one.requests_a_second)
+    return ordered[(len(ordered) - 1) // 2]
 
 
 def require_wrk() -> str:

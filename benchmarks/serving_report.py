@@ -8,7 +8,7 @@ from importlib.metadata import version
 from statistics import median_low
 
 from benchmarks.gate_report import hardware, section
-from benchmarks.serving_load import Found
+from benchmarks.serving_load import Found, median_round
 from benchmarks.serving_systems import System
 
 VERSIONS = ("bentoml", "fastapi", "starlette", "uvicorn", "onnxruntime", "mlflow")
@@ -38,9 +38,8 @@ class Measured:
         return median_low(self.starts)
 
     def at(self, connections: int) -> Found | None:
-        """The round that did the median of requests a second."""
-        rounds = sorted((one for one in self.found if one.connections == connections), key=lambda one: one.requests_a_second)
-        return rounds[(len(rounds) - 1) // 2] if rounds else None
+        rounds = [one for one in self.found if one.connections == connections]
+        return median_round(rounds) if rounds else None
 
 
 def page(

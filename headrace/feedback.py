@@ -112,9 +112,7 @@ class FeedbackStore:
             self._connection.execute("ROLLBACK")
             raise
         if time.time() >= self._prune_at:
-            with contextlib.suppress(
-                sqlite3.OperationalError
-            ):  # a full disk, say: what was told is safe, and tomorrow is a day
+            with contextlib.suppress(sqlite3.OperationalError):  # on a full disk: what was told is safe, and tomorrow is a day
                 self._prune(time.time())
         return added
 

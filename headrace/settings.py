@@ -57,7 +57,7 @@ class Settings(BaseSettings):
     request_seconds: float = Field(default=30.0, gt=0.0)
     """How long a model may be silent: before its answer, then the door says 504, or amid a stream, which then ends."""
     max_request_bytes: int = Field(default=16 * 1024 * 1024, ge=1024, le=2**32 - 1)
-    """A larger request is refused at the door with 413."""
+    """A larger request is refused with 413, at the door and by replicas."""
     max_batch_bytes: int = Field(default=1024 * 1024 * 1024, ge=1024)
     """A larger file of a batch is refused with 413."""
     upload_idle_seconds: float = Field(default=30.0, gt=0.0)

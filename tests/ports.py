@@ -6,6 +6,7 @@ import contextlib
 import getpass
 import itertools
 import random
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,6 +55,16 @@ def free_ports(count: int) -> list[int]:
 
 def free_port() -> int:
     return free_ports(1)[0]
+
+
+@contextmanager
+def taken(port: int) -> Iterator[None]:
+    """Another program listens on `port`; what earlier connections left there in TIME_WAIT does not keep it away."""
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("127.0.0.1", port))
+        sock.listen()
+        yield
 
 
 _kept = contextlib.ExitStack()

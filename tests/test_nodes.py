@@ -133,7 +133,7 @@ def test_numbers_are_ids_too() -> None:
         ({"node": 1.5}, ".node", "the id of a node, got float 1.5"),
         ({"node": True}, ".node", "the id of a node, got bool True"),
         ({"node": ["p1"]}, ".node", "the id of a node, got list"),
-        ({"features": [1, 2]}, ".features", r"in shape \[4\], or \{\"present\": \[positions\]\}, got shape \[2\]"),
+        ({"features": [1, 2]}, ".features", r"in shape \[4\], or \{\"present\": \[positions\]\}, got a list of 2"),
         ({"features": [1, 2, 3, "x"]}, ".features", "a number in shape"),
         ({"features": [1, 2, 3, 10**400]}, ".features", "a number"),
         ({"features": {"present": [4]}}, ".features.present.0", "a position from 0 to 3, got int 4"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sqlite3
 import sys
 import threading
@@ -20,7 +19,7 @@ from headrace.errors import PortTaken
 from headrace.project import Project
 from headrace.rollout import door, ports, supervisor
 from headrace.settings import Settings, database
-from tests.ports import free_ports
+from tests.ports import free_ports, taken
 
 SERVERS = ["prefect-server", "prefect-worker", "mlflow", "envoy", "desk", "keeper"]
 
@@ -129,11 +128,8 @@ def test_nothing_runs_is_a_status_and_down_is_safe(project: Project, settings: S
 
 @pytest.mark.parametrize("field", ["prefect_port", "mlflow_port", "door_port", "door_admin_port", "desk_port"])
 def test_a_port_of_another_program_is_named_before_anything_starts(field: str, project: Project, settings: Settings) -> None:
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", getattr(settings, field)))
-        other.listen()
-        with pytest.raises(PortTaken, match=f"held by .*pid {os.getpid()}") as caught:
-            services.up(project, settings, quiet)
+    with taken(getattr(settings, field)), pytest.raises(PortTaken, match=f"held by .*pid {os.getpid()}") as caught:
+        services.up(project, settings, quiet)
     assert caught.value.where == field
     assert supervisor.states(project) == {}
 

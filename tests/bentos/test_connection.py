@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from bentos import connection as connection_module
 from bentos.call import Answer
 from bentos.connection import HELD_BYTES, HeldWrites, Outbox, server_config
+from tests.bentos.live_app import listening
 
 pytestmark = pytest.mark.anyio
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -105,23 +105,9 @@ async def test_a_client_that_is_gone_keeps_nobodys_answer_back() -> None:
     assert (gone.written, here.written) == ([], [b"answer"])
 
 
-@contextmanager
-def served(app: App) -> Iterator[str]:
+def served(app: App) -> AbstractContextManager[str]:
     """`app` behind this connection, with the loop and parser of a replica."""
-    config = server_config(app)
-    config.lifespan = "off"
-    config.port = 0
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            thread.join(0.01)
-        (listening,) = server.servers[0].sockets
-        yield f"127.0.0.1:{listening.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
+    return listening(server_config(app))
 
 
 async def test_a_streams_head_does_not_wait_for_its_first_piece() -> None:

@@ -113,7 +113,7 @@ def test_a_graph_may_have_no_edges_however_that_is_written() -> None:
         ({"nodes": "[[1, 2], [1, null]]"}, "at place 1"),
         ({"nodes": "[]"}, "a list with the features of each node"),
         ({"nodes": None}, "a list with the features of each node"),
-        ({"nodes": "[[1, 2], [3]]", "edges": "[]"}, r"in shape \[2\].*got shape \[1\], at place 1"),
+        ({"nodes": "[[1, 2], [3]]", "edges": "[]"}, r"in shape \[2\].*got a list of 1, at place 1"),
     ],
 )
 def test_what_is_no_graph_is_told_by_its_beginning(change: dict[str, Any], said: str) -> None:

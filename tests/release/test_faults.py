@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import time
@@ -19,6 +18,7 @@ import pytest
 from headrace import journal, services
 from headrace.settings import database
 from tests.conftest import make_project, table
+from tests.ports import taken
 from tests.release.live import SECONDS, Live, another_recipe, kill_group, steps_until
 
 STEPS = ["ingest", "validate", "prepare", "train", "export", "evaluate", "register", "judge", "package", "roll out"]
@@ -185,12 +185,10 @@ def test_a_taken_port_names_its_holder_and_the_setting(
 ) -> None:
     fresh = Live(make_project(tmp_path / "clone"), free_ports())  # where nothing runs yet
     request.addfinalizer(lambda: services.down(fresh.project, fresh.settings))
-    taken = fresh.ports["HEADRACE_DOOR_PORT"]
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", int(taken)))
-        sock.listen()
+    port = fresh.ports["HEADRACE_DOOR_PORT"]
+    with taken(int(port)):
         told = fresh.json("up", code=5)
-    assert told["error"] == "PortTaken" and taken in told["message"] and f"pid {os.getpid()}" in told["message"]
+    assert told["error"] == "PortTaken" and port in told["message"] and f"pid {os.getpid()}" in told["message"]
     assert "door_port" in f"{told['mend']}{told['message']}".lower()
     assert {service["state"] for service in fresh.json("status")["services"]} == {"stopped"}
 

@@ -22,6 +22,7 @@ from headrace.rollout.envoy import Endpoint, Served
 from headrace.rollout.processes import ProcessRunner
 from headrace.rollout.replicas import ReplicaSpec
 from headrace.settings import Settings
+from tests.ports import taken
 
 
 def call(
@@ -145,11 +146,9 @@ def test_files_lost_between_two_writes_are_written_again(project: Project, setti
 
 
 def test_a_port_of_another_program_is_named_before_envoy_is_started(project: Project, settings: Settings) -> None:
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", settings.door_port))
-        other.listen()
-        with pytest.raises(PortTaken, match=f"port {settings.door_port} is held by .*pid {os.getpid()}") as caught:
-            door.open_door(project, settings)
+    said = f"port {settings.door_port} is held by .*pid {os.getpid()}"
+    with taken(settings.door_port), pytest.raises(PortTaken, match=said) as caught:
+        door.open_door(project, settings)
     assert caught.value.where == "door_port"
     assert "envoy" not in supervisor.states(project)
     door.open_door(project, settings)  # the same command, once the port is free
