@@ -40,10 +40,11 @@ class _OpenTelemetry:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        os.environ.setdefault("OTEL_SERVICE_NAME", "headrace")
-        self._provider = TracerProvider(
-            resource=Resource.create({"service.instance.id": os.environ.get("HEADRACE_REPLICA", "")})
-        )
+        told = {
+            "service.name": os.environ.get("OTEL_SERVICE_NAME", "headrace"),
+            "service.instance.id": os.environ.get("HEADRACE_REPLICA", ""),
+        }
+        self._provider = TracerProvider(resource=Resource.create(told))
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer("headrace")
         self._propagator = TraceContextTextMapPropagator()

@@ -308,6 +308,8 @@ def test_spans_continue_the_callers_trace_and_reach_the_collector(tmp_path: Path
     assert (facts["headrace.tenant"], facts["headrace.model"], facts["http.response.status_code"]) == ("acme", "halves", 200)
     assert spans[0].trace_id.hex() == trace
     assert spans[0].end_time_unix_nano > spans[0].start_time_unix_nano
+    told = {fact.key: fact.value.string_value for fact in sent[0].resource_spans[0].resource.attributes}
+    assert (told["service.name"], told["service.instance.id"]) == ("headrace", "r1")
 
 
 def test_nothing_of_opentelemetry_is_imported_without_an_endpoint() -> None:
