@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from headrace.kinds.base import Shape
-from headrace.models.language import LanguageNetwork, TiedOutput
+from headrace.models.language import MaskedNetwork, TiedOutput
 from headrace.models.registry import GPTConfig
 from headrace.models.rotary import angles, angles_at, turn
 
 
-class GPT(LanguageNetwork):
+class GPT(MaskedNetwork):
     """Embedding, pre-norm blocks of causal attention and a dense part, and the embedding again as output.
 
     As GPT-2 (Radford et al. 2019), with rotary positions (Su et al. 2021, arXiv:2104.09864) and squared ReLU (So et al. 2021,
@@ -27,7 +27,6 @@ class GPT(LanguageNetwork):
 
     states = ("past",)
     growing: ClassVar[dict[str, int]] = {"past": 4}
-    masks = True
 
     def __init__(self, config: GPTConfig, shape: Shape) -> None:
         super().__init__()

@@ -31,8 +31,6 @@ class LanguageNetwork(nn.Module, ABC):
     """Names of what is remembered, in the order of `step`."""
     growing: ClassVar[dict[str, int]] = {}
     """States that grow by a step's tokens: the axis along which; the others keep their shape."""
-    masks: ClassVar[bool] = False
-    """Whether it has `step_rows`; a network without states that grow needs none to read texts of different lengths together."""
 
     @abstractmethod
     def start(self, rows: int) -> tuple[Tensor, ...]:
@@ -42,11 +40,22 @@ class LanguageNetwork(nn.Module, ABC):
     def step(self, tokens: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         """Logits `(B, L, V)` and the states after `tokens` `(B, L)`."""
 
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.step(tokens, *self.start(len(tokens)))[0]
+
+
+class MaskedNetwork(LanguageNetwork):
+    """One whose states grow, and that reads texts of different lengths together all the same: it masks what is not a row's own.
+
+    Without states that grow no mask is needed for that.
+    """
+
     @property
+    @abstractmethod
     def row_states(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes, of one row before the first token, of what `step_rows` remembers; each grows at its axis of 0."""
-        raise NotImplementedError  # nobody asks where `masks` is false: no such graph is exported then
 
+    @abstractmethod
     def step_rows(self, tokens: Tensor, remembered: Tensor, read: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         """Logits `(B, L, V)`, and of each state what the new tokens add to it.
 
@@ -54,10 +63,6 @@ class LanguageNetwork(nn.Module, ABC):
             remembered: `(B,)`: so many of a row's first entries in the states are its own.
             read: `(B,)`: tokens of the row's text before these.
         """
-        raise NotImplementedError  # as `row_states`
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.step(tokens, *self.start(len(tokens)))[0]
 
 
 class LanguageModel(ServedModel):

@@ -17,7 +17,7 @@ from headrace.export import PARITY_ROWS, agreement, open_graph, save_graph, to_g
 from headrace.files import write_text, write_with
 from headrace.generation import READ, REMEMBERED, STEPS, TOKENS, State, StepLayout, Steps
 from headrace.kinds.base import Shape
-from headrace.models.language import LanguageNetwork
+from headrace.models.language import LanguageNetwork, MaskedNetwork
 from headrace.models.served import ServedModel
 from headrace.text import END
 
@@ -37,9 +37,9 @@ class Step(nn.Module):
 
 
 class StepRows(nn.Module):
-    """The same of `LanguageNetwork.step_rows`."""
+    """The same of `MaskedNetwork.step_rows`."""
 
-    def __init__(self, network: LanguageNetwork) -> None:
+    def __init__(self, network: MaskedNetwork) -> None:
         super().__init__()
         self.network = network
 
@@ -51,11 +51,11 @@ def export_step(model: ServedModel, shape: Shape, folder: Path) -> StepLayout:
     """Writes `model.onnx` and `served_steps.json` into `folder`.
 
     The graph takes `tokens` `(rows, length)` and the states by their names, of any number of rows, tokens and remembered
-    tokens; between them, of a network that `masks`, how many remembered tokens are each row's own, and how many it has read.
-    It gives `logits` and each state as `next_` and its name: the whole state, or of a network that `masks` what is new.
+    tokens; between them, of a `MaskedNetwork`, how many remembered tokens are each row's own, and how many it has read.
+    It gives `logits` and each state as `next_` and its name: the whole state, or of a `MaskedNetwork` what is new.
     """
     network = _network(model)
-    layout = StepLayout(length=shape.length, states=tuple(_states(network)), masked=network.masks)
+    layout = StepLayout(length=shape.length, states=tuple(_states(network)), masked=isinstance(network, MaskedNetwork))
     rows, length, past = (torch.export.Dim(name) for name in ("rows", "length", "past"))
     # sizes of an example are traced as themselves where they are 0 or 1
     example = {TOKENS: _random_tokens(2, 3, shape, seed=0)}
@@ -69,7 +69,7 @@ def export_step(model: ServedModel, shape: Shape, folder: Path) -> StepLayout:
     }
     axes = [{0: rows} if state.grows is None else {0: rows, state.grows: past} for state in layout.states]
     outputs = ["logits", *(f"next_{state.name}" for state in layout.states)]
-    step: nn.Module = StepRows(network) if layout.masked else Step(network)
+    step: nn.Module = StepRows(network) if isinstance(network, MaskedNetwork) else Step(network)
     graph = to_graph(step.eval(), example, {**dynamic, "states": tuple(axes)}, outputs)
     _forget_traced_sizes(graph, layout, shape.vocabulary)
     write_with(folder / "model.onnx", lambda beside: save_graph(graph, beside))
@@ -78,7 +78,7 @@ def export_step(model: ServedModel, shape: Shape, folder: Path) -> StepLayout:
 
 
 def _states(network: LanguageNetwork) -> list[State]:
-    if network.masks:
+    if isinstance(network, MaskedNetwork):
         return [State(name=name, shape=shape, grows=shape.index(0) + 1) for name, shape in network.row_states.items()]
     starts = zip(network.states, network.start(1), strict=True)
     return [State(name=name, shape=tuple(start.shape[1:]), grows=network.growing.get(name)) for name, start in starts]

@@ -28,7 +28,7 @@ from headrace.files import read_json
 from headrace.inputs import from_fields, from_text
 from headrace.kinds import generation
 from headrace.kinds.registry import kind_of
-from headrace.models.language import LanguageNetwork
+from headrace.models.language import LanguageNetwork, MaskedNetwork
 from headrace.project import Project
 from headrace.registry import Version
 from headrace.text import END, PAD, START, UNKNOWN, Encoder
@@ -194,7 +194,7 @@ def test_pieces_know_every_text_and_lower_case_is_told() -> None:
 def test_the_registrys_example_fits_the_graph(exported: Any) -> None:
     recipe, _, network, folder = exported
     example = kind_of(recipe.task).example(Contract.read(folder / "contract.json"), folder)
-    states = ["remembered", "read", *network.row_states] if network.masks else network.states
+    states = ["remembered", "read", *network.row_states] if isinstance(network, MaskedNetwork) else network.states
     assert set(example) == {"tokens", *states} and example["tokens"].shape == (1, 1)
     onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"]).run(None, example)
 
