@@ -10,11 +10,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from bentos.connection import WHOLE
 from headrace.guard import EVERYBODY, Caller
 
 CURRENT: ContextVar[Call] = ContextVar("call")
 """The request that the running task answers."""
+WHOLE = "headrace.whole"
+"""Of a request's `extensions`, given by a replica's own server: the transport, to be told where an answer begins and ends."""
 
 
 class Call(Request):
