@@ -225,16 +225,17 @@ class PredictionApp:
             return predict()
         return await self._workroom.run(size, predict)
 
-    async def decode(self, size: int, read: Callable[[], Result]) -> Result:
-        """Runs `read`, which turns a body of `size` bytes into values, here when it is small, however slow the model: in the
-        thread it would wait for other requests' answers, and its own rows would miss the batch that forms meanwhile.
+    async def convert(self, size: int, convert: Callable[[], Result]) -> Result:
+        """Runs `convert`, which turns a body of `size` bytes into values, or a model's output into answers to one: here when
+        that is small, however slow the model. In the thread it would wait for other requests' answers, and its own rows would
+        miss the batch that forms meanwhile.
 
         Raises:
             Refused, ClientDisconnect: as `work`.
         """
         if size <= INLINE_BYTES:
-            return read()
-        return await self._workroom.run(size, read)
+            return convert()
+        return await self._workroom.run(size, convert)
 
     def runs_here(self, size: int) -> bool:
         """Whether `work` of this size is done at once, on the event loop."""

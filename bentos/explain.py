@@ -90,7 +90,7 @@ class Explain:
         with self.app.held_body() as hold:
             body = await read_json_body(request, hold)
             try:
-                asked = _read(await self.app.decode(len(body), lambda: parse_json(body)))
+                asked = _read(await self.app.convert(len(body), lambda: parse_json(body)))
                 plan = await self.app.work(JOB_BYTES, lambda: plan_of(model, asked))
                 await self.app.spend(request, plan.rows)
                 outputs = [await self._ask(plan, start) for start in range(0, plan.rows, ROWS_AT_ONCE)]

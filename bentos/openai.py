@@ -154,7 +154,7 @@ class OpenAI:
         require_json(request)
         with self.app.held_body() as hold:
             body = await read_json_body(request, hold)
-            return _parse(await self.app.decode(len(body), lambda: parse_json(body)), kind)
+            return _parse(await self.app.convert(len(body), lambda: parse_json(body)), kind)
 
     async def _answer(self, request: Request, asked: Common, prompts: list[str], shape: _Shape) -> Response:
         model = self.app.model_for(request, asked.model)

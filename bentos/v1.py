@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from bentos.generation import GenerationModel
 from bentos.http import Refused, media_type, parse_json, read_body, read_json_body, require_json, require_plain, to_json
 from bentos.listing import card, listing
 from bentos.model import ServedModel
@@ -47,7 +48,7 @@ class V1:
         with self.app.held_body() as hold:
             body = await read_json_body(request, hold)
             if self.app.is_streaming:
-                return await self._write(request, model, await self.app.decode(len(body), lambda: parse_json(body)))
+                return await self._write(request, model, await self.app.convert(len(body), lambda: parse_json(body)))
             predictions = await self._predict(request, model, body)
         self.app.account(request, rows=len(predictions), answers=predictions)
         return to_json({**_identity(request, model), "predictions": predictions})
@@ -58,13 +59,13 @@ class V1:
             instances = to_instances(parse_json(body))
             await app.spend(request, len(instances))
             return predict_instances(model, instances)
-        instances = await app.decode(weight, lambda: to_instances(parse_json(body)))
+        instances = await app.convert(weight, lambda: to_instances(parse_json(body)))
         await app.spend(request, len(instances))
         if not app.runs_together:
             return await app.work(weight, lambda: predict_instances(model, instances))
-        feeds = await app.decode(weight, lambda: feeds_of(model, instances))
+        feeds = await app.convert(weight, lambda: feeds_of(model, instances))
         outputs = await app.run_together(feeds, len(instances))
-        return await app.decode(weight, lambda: model.to_answers(outputs))
+        return await app.convert(weight, lambda: model.to_answers(outputs))
 
     async def _look(self, request: Request, model: ServedModel) -> Response:
         """The answer to a picture."""
@@ -102,11 +103,11 @@ class V1:
         model = self.app.model
         if not request.state.caller.may(model.name):
             return to_json(listing([], []))
-        return to_json(listing([self._description(model)], [self._card(model)] if _completes(model) else []))
+        return to_json(listing([self._description(model)], [self._card(model)] if isinstance(model, GenerationModel) else []))
 
     def _description(self, model: ServedModel) -> dict[str, Any]:
         return {
-            **(self._card(model) if _completes(model) else {}),
+            **(self._card(model) if isinstance(model, GenerationModel) else {}),
             "model": model.name,
             "version": model.version,
             "identity": model.identity,
@@ -205,8 +206,3 @@ def _kind(value: Any) -> str:
     """What a client sent, in the terms of JSON."""
     kinds = {type(None): "null", bool: "true or false", str: "a text", list: "a list", dict: "an object"}
     return kinds.get(type(value), "a number")
-
-
-def _completes(model: ServedModel) -> bool:
-    """Whether OpenAI's clients may ask it."""
-    return model.contract.task == "text-generation"

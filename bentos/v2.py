@@ -83,7 +83,7 @@ class V2:
             declared = header(request, b"inference-header-content-length")
             tensors = self._tensors_of(model)
             weight = tensors.work_of(body)
-            asked, feeds = await self.app.decode(weight, lambda: tensors.read(body, declared))
+            asked, feeds = await self.app.convert(weight, lambda: tensors.read(body, declared))
             rows = len(next(iter(feeds.values())))
             await self.app.spend(request, rows)
             if self.app.is_streaming:
