@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from headrace import deployment, history, journal, registry, watched
 from headrace.console import Report
 from headrace.errors import ServiceError
 from headrace.project import Project
 from headrace.release import require_no_other
 from headrace.rollout import door, rolling, steps
-from headrace.rollout.envoy import Endpoint, Served
+from headrace.rollout.envoy import Served, versions
 from headrace.rollout.steps import Site
 from headrace.settings import Settings
 
@@ -71,7 +69,7 @@ def _tell(site: Site, found: Served) -> None:
         left = [endpoint for endpoint in found.endpoints if endpoint.pool != "main"]
     if not left:
         return
-    version, serving = left[0].version, _versions(found.predecessors or found.pool("main"))
+    version, serving = left[0].version, versions(found.predecessors or found.pool("main"))
     facts = {
         "pool": left[0].pool,
         "bento": left[0].bento_tag,
@@ -84,7 +82,3 @@ def _tell(site: Site, found: Served) -> None:
     if before is None or (before.event, before.facts) != ("rollout-abandoned", facts):
         journal.record(project, "rollout-abandoned", model, version, facts)
     site.report(f"{model}@{version}: {facts['said']}")
-
-
-def _versions(endpoints: Iterable[Endpoint]) -> str:
-    return ", ".join(sorted({endpoint.version for endpoint in endpoints}))

@@ -9,7 +9,7 @@ import http.client
 import json
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -20,7 +20,7 @@ from headrace.errors import HeadraceError, ServiceError
 from headrace.identity import code_digest
 from headrace.project import Project
 from headrace.rollout import door, ports, rolling, supervisor
-from headrace.rollout.envoy import Endpoint, Served
+from headrace.rollout.envoy import Endpoint, Served, versions
 from headrace.settings import Settings, tracking_uri
 from headrace.tracking_database import artifact_root, initialise_tracking
 
@@ -432,7 +432,7 @@ def _model(model: str, served: Served, settings: Settings) -> dict[str, Any]:
     healthy = door.healthy_endpoints(settings, model, "main")
     return {
         "name": model,
-        "version": _versions(endpoints),
+        "version": versions(endpoints),
         "alias": None,
         "replicas": len(endpoints),
         "ready": sum(endpoint.address in healthy for endpoint in endpoints),
@@ -440,19 +440,15 @@ def _model(model: str, served: Served, settings: Settings) -> dict[str, Any]:
         "on": endpoints[0].runner if endpoints else None,
         "canary": _trial(served.pool("canary"), served.traffic.canary),
         "shadow": _trial(served.pool("shadow"), served.traffic.shadow),
-        "predecessor": _versions(served.predecessors) or None,
+        "predecessor": versions(served.predecessors) or None,
     }
-
-
-def _versions(endpoints: Iterable[Endpoint]) -> str:
-    return ", ".join(sorted({endpoint.version for endpoint in endpoints}))
 
 
 def _trial(endpoints: list[Endpoint], percent: float) -> dict[str, Any] | None:
     """A version on trial; None where there is none."""
     if not endpoints:
         return None
-    return {"version": _versions(endpoints), "percent": percent, "replicas": len(endpoints)}
+    return {"version": versions(endpoints), "percent": percent, "replicas": len(endpoints)}
 
 
 def _call(host: str, port: int, method: str, path: str, body: Any = None) -> tuple[int, Any] | None:

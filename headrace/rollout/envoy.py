@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -49,6 +49,11 @@ class Endpoint:
         """The inverse of `to_dict`; unknown keys are left out, so that another Headrace's file can be read."""
         known = {field.name for field in fields(Endpoint)}
         return Endpoint(**{name: value for name, value in values.items() if name in known})
+
+
+def versions(endpoints: Iterable[Endpoint]) -> str:
+    """Of all of them, as one says it: `1, 2`."""
+    return ", ".join(sorted({endpoint.version for endpoint in endpoints}))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from headrace.project import Project
 from headrace.rollout import door, steps
 from headrace.rollout.canary import try_as_canary
 from headrace.rollout.config import RolloutConfig
-from headrace.rollout.envoy import Endpoint, Traffic
+from headrace.rollout.envoy import Endpoint, Traffic, versions
 from headrace.rollout.predecessors import let_back
 from headrace.rollout.replicas import Replica, ReplicaSpec, Runner
 from headrace.rollout.shadow import try_as_shadow
@@ -185,7 +185,7 @@ def _trial(site: Site, spec: ReplicaSpec, before: Sequence[Endpoint], how: Rollo
     healthy = door.healthy_endpoints(site.settings, site.model, "main")
     if not any(endpoint.address in healthy for endpoint in before):
         return None
-    return Trial(site, spec, ", ".join(sorted({endpoint.version for endpoint in before})), how, note)
+    return Trial(site, spec, versions(before), how, note)
 
 
 def _keep(site: Site, spec: ReplicaSpec, wanted: int, before: Sequence[Endpoint]) -> list[Endpoint]:

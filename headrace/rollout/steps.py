@@ -15,7 +15,7 @@ from typing import Any, cast
 from headrace.errors import Busy, HeadraceError, ServiceError
 from headrace.project import Project
 from headrace.rollout import door, environment, ports
-from headrace.rollout.envoy import Endpoint, Traffic
+from headrace.rollout.envoy import Endpoint, Traffic, versions
 from headrace.rollout.replicas import Place, Pool, Replica, ReplicaSpec, Runner
 from headrace.rollout.sent import wait_until_sent
 from headrace.settings import Settings
@@ -165,8 +165,7 @@ def stop(site: Site, out: Sequence[Endpoint]) -> None:
     """Lets replicas that were taken out finish, and stops them."""
     if not out:
         return
-    versions = ", ".join(sorted({endpoint.version for endpoint in out}))
-    site.report(f"draining {len(out)} replica{'s' * (len(out) > 1)} of version {versions}")
+    site.report(f"draining {len(out)} replica{'s' * (len(out) > 1)} of version {versions(out)}")
     replicas = [replica_of(endpoint, site.model) for endpoint in out]
     stop_all(replicas, site.settings, lambda replica: site.at(replica.runner).runner)
 
