@@ -27,7 +27,7 @@ from torch import nn
 
 from benchmarks.gate_report import hardware, section
 from benchmarks.serving_load import Found, load, median_round, require_wrk
-from benchmarks.serving_model import LABELS, export, sample, write_model
+from benchmarks.serving_model import LABELS, contract_of, export, sample, write_model
 from benchmarks.serving_systems import (
     JSON,
     PEERS,
@@ -41,7 +41,7 @@ from benchmarks.serving_systems import (
     replica,
     server,
 )
-from headrace.contract import Contract, InputField
+from headrace.contract import InputField
 from headrace.errors import HeadraceError
 
 FEATURES, WIDTH = 256, 4096
@@ -92,15 +92,8 @@ def write_wide(folder: Path, width: int = WIDTH) -> None:
     torch.manual_seed(0)
     layers = [nn.Linear(FEATURES, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, len(LABELS))]
     export(nn.Sequential(*layers, nn.Softmax(1)).eval(), torch.zeros(2, FEATURES), "features", folder)
-    Contract(
-        model="digits",
-        task="classification",
-        output="probabilities",
-        labels=list(LABELS),
-        target="label",
-        inputs=[InputField(name="features", dtype="float32", shape=(FEATURES,))],
-        sample={"features": _features()},
-    ).write(folder / "contract.json")
+    features = InputField(name="features", dtype="float32", shape=(FEATURES,))
+    contract_of(features, _features()).write(folder / "contract.json")
 
 
 def _features() -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,15 +44,21 @@ def write_model(folder: Path) -> None:
     example = torch.from_numpy(sample())[None]
     export(model, example, "pixels", folder)
     torch.jit.trace(model, example).save(str(folder / "model.pt"))  # type: ignore[no-untyped-call]
-    Contract(
+    pixels = InputField(name="pixels", dtype="uint8", shape=(28, 28), minimum=0, maximum=255)
+    contract_of(pixels, sample().tolist()).write(folder / "contract.json")
+
+
+def contract_of(field: InputField, value: list[Any]) -> Contract:
+    """Of a model of one field to ten classes; `value` is the sample's."""
+    return Contract(
         model="digits",
-        task="image-classification",
+        task="classification",
         output="probabilities",
         labels=list(LABELS),
         target="label",
-        inputs=[InputField(name="pixels", dtype="uint8", shape=(28, 28), minimum=0, maximum=255)],
-        sample={"pixels": sample().tolist()},
-    ).write(folder / "contract.json")
+        inputs=[field],
+        sample={field.name: value},
+    )
 
 
 def export(model: nn.Module, example: Tensor, name: str, folder: Path) -> None:

@@ -17,8 +17,7 @@ ROWS = (32, 8)
 WORTH = 0.7
 """A row among others has to cost at most this share of a row alone."""
 HANDED_SECONDS = 0.0003
-"""And so much less: twice what a request costs that is handed to a thread and back. Without company a model as fast runs on the
-event loop."""
+"""And so much less: about twice what it costs a request to be handed to the thread and back."""
 LONGEST_SECONDS = 0.25
 """No batch may keep a request waiting for longer than this."""
 REPEATS = 5

@@ -12,10 +12,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks import serving as benchmark
 from benchmarks.serving_load import Found
-from benchmarks.serving_model import LABELS, sample
+from benchmarks.serving_model import contract_of, sample
 from benchmarks.serving_report import Measured, aims
 from benchmarks.serving_systems import PINNED, SYSTEMS
-from headrace.contract import Contract, InputField
+from headrace.contract import InputField
 
 needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="needs wrk (apt install wrk)")
 
@@ -39,15 +39,8 @@ def write_tiny_model(folder: Path) -> None:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     onnx.save(model, folder / "model.onnx")
-    Contract(
-        model="digits",
-        task="image-classification",
-        output="probabilities",
-        labels=list(LABELS),
-        target="label",
-        inputs=[InputField(name="pixels", dtype="uint8", shape=(28, 28), minimum=0, maximum=255)],
-        sample={"pixels": sample().tolist()},
-    ).write(folder / "contract.json")
+    pixels = InputField(name="pixels", dtype="uint8", shape=(28, 28), minimum=0, maximum=255)
+    contract_of(pixels, sample().tolist()).write(folder / "contract.json")
 
 
 @needs_wrk

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -108,10 +109,17 @@ def test_a_bento_that_says_so_runs_requests_together_and_says_it(tmp_path: Path)
 
 
 class Slow(ServedModel):
-    """A real model that takes 20 ms for any number of rows: too long for the event loop."""
+    """A real model that takes too long for the event loop, and as long as `goes_on` says."""
+
+    def __init__(self, folder: Path) -> None:
+        self.runs, self.goes_on = threading.Event(), threading.Event()
+        self.goes_on.set()
+        super().__init__(folder)
 
     def run(self, feeds: Feeds) -> NDArray[Any]:
-        time.sleep(0.02)
+        self.runs.set()
+        time.sleep(0.005)
+        assert self.goes_on.wait(20)
         return super().run(feeds)
 
 
@@ -119,18 +127,24 @@ class Slow(ServedModel):
 def test_what_comes_while_a_slow_model_runs_is_read_meanwhile_and_runs_next_all_together(tmp_path: Path, path: str) -> None:
     folder = image_model(tmp_path)
     (folder / "serving.json").write_text(json.dumps({"batching": {"max_rows": 32, "wait_seconds": 0.0}}))
-    app = PredictionApp()
-    app.model = Slow(folder)
+    app, model = PredictionApp(), Slow(folder)
+    app.model = model
     pixels = [[255] * 4] * 2 + [[0] * 4] * 2
     tensor = {"name": "pixels", "shape": [1, 4, 4], "datatype": "UINT8", "data": [pixels]}
     body = {"pixels": pixels} if path.startswith("/v1") else {"inputs": [tensor]}
 
     async def scenario() -> str:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            model.runs.clear()
+            model.goes_on.clear()
             first = asyncio.create_task(client.post(path, json=body))
-            await asyncio.sleep(0.01)  # it runs
-            rest = await asyncio.gather(*(client.post(path, json=body) for _ in range(16)))
-            assert {answer.status_code for answer in [await first, *rest]} == {200}
+            assert await asyncio.to_thread(model.runs.wait, 10)
+            rest = [asyncio.create_task(client.post(path, json=body)) for _ in range(16)]
+            async with asyncio.timeout(10):
+                while app.metrics.queue_rows() < 16:
+                    await asyncio.sleep(0.01)
+            model.goes_on.set()
+            assert {answer.status_code for answer in await asyncio.gather(first, *rest)} == {200}
             return (await client.get("/metrics")).text
 
     assert 'headrace_batch_rows_count{model="halves",version="0"} 2.0' in asyncio.run(scenario())

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from bentos import choosing
 from bentos.choosing import choose_batching
 from bentos.model import ServedModel
 from headrace.packaging.build_bento import write_choices
@@ -40,8 +41,14 @@ def test_a_model_whose_rows_cost_little_together_takes_as_many_as_gather(tmp_pat
     assert choose_batching(costly(tmp_path, 0.01, 0.0001)) == {"max_rows": 32, "wait_seconds": 0.0}
 
 
-def test_a_model_that_saves_less_than_a_thread_costs_takes_them_one_by_one(tmp_path: Path) -> None:
-    assert choose_batching(costly(tmp_path, 0.0001, 0.0)) is None
+def test_a_model_that_saves_less_than_a_thread_costs_takes_them_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = costly(tmp_path, 0.01, 0.0)
+    monkeypatch.setattr(choosing, "HANDED_SECONDS", 0.008)
+    assert choose_batching(model) is not None
+    monkeypatch.setattr(choosing, "HANDED_SECONDS", 10.0)
+    assert choose_batching(model) is None
 
 
 def test_a_model_of_two_milliseconds_that_gains_by_company_takes_it(tmp_path: Path) -> None:

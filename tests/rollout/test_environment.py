@@ -55,6 +55,7 @@ def test_settings_that_a_replica_reads_once_make_it_another_and_no_others_do() -
         {"quota_store": "redis://:secret@10.0.0.4:6379"},
         {"quota_when_down": "open"},
         {"request_seconds": 45.0},
+        {"max_request_bytes": 2048},
     ]
     found = [environment.told(Settings(**change)) for change in changes]
     assert len(set(found)) == len(changes)
