@@ -148,7 +148,11 @@ def set_alias(version: Version, alias: str, project: Project) -> None:
 
 
 def move_champion(model: str, wanted: str, project: Project) -> None:
-    """A version that was deleted from the registry serves all the same; it has no alias then."""
+    """Lets `champion` name the version `wanted`; one that was deleted from the registry serves all the same, without an alias.
+
+    Raises:
+        RegistryError: MLflow's database cannot be written.
+    """
     found = next((version for version in versions(model, project) if version.version == wanted), None)
     if found is not None:
         set_alias(found, CHAMPION, project)

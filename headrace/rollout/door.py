@@ -65,7 +65,17 @@ __all__ = [
 PROGRAM = "envoy"
 OPENED = "opened.json"
 OF_THE_DOOR = frozenset(
-    "host door_port door_admin_port desk_port access tls request_seconds max_request_bytes upload_idle_seconds".split()  # noqa: SIM905
+    {
+        "host",
+        "door_port",
+        "door_admin_port",
+        "desk_port",
+        "access",
+        "tls",
+        "request_seconds",
+        "max_request_bytes",
+        "upload_idle_seconds",
+    }
 )
 """Settings by which the door was opened, kept beside its files."""
 START_SECONDS = 20.0
