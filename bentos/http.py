@@ -22,6 +22,8 @@ HELD_A_BYTE = 5
 """A body of JSON and its values, for each of its bytes: a list of digits has two bytes for a pointer of eight."""
 BODY_SECONDS = 30.0
 """A client that sends its body more slowly is refused, so that it holds no memory."""
+CLOSE = {"connection": "close"}
+"""For a refusal amid a body, of which the rest is thrown away."""
 _OWN = os.urandom(8).hex()
 _numbers = itertools.count(int.from_bytes(os.urandom(6), "big"))
 SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -124,7 +126,7 @@ async def read_body(request: Request, hold: Callable[[int], None]) -> bytes:
         async with asyncio.timeout(BODY_SECONDS):
             return await rest
     except TimeoutError:
-        raise Refused(408, "request_timeout", f"the body did not arrive within {BODY_SECONDS:g} s", _CLOSE) from None
+        raise Refused(408, "request_timeout", f"the body did not arrive within {BODY_SECONDS:g} s", CLOSE) from None
 
 
 async def read_json_body(request: Request, hold: Callable[[int], None]) -> bytes:
@@ -189,8 +191,5 @@ def parse_json(body: bytes) -> Any:
         raise Refused(400, "bad_json", f"the body is no valid JSON: {error}") from None
 
 
-_CLOSE = {"connection": "close"}  # what is left of the body is never read
-
-
 def _too_large() -> Refused:
-    return Refused(413, "too_large", f"the body exceeds {BODY_LIMIT_BYTES} bytes", _CLOSE, limit_bytes=BODY_LIMIT_BYTES)
+    return Refused(413, "too_large", f"the body exceeds {BODY_LIMIT_BYTES} bytes", CLOSE, limit_bytes=BODY_LIMIT_BYTES)

@@ -7,12 +7,11 @@ import os
 
 from starlette.requests import ClientDisconnect, Request
 
-from bentos.http import SANE_ID, Refused
+from bentos.http import CLOSE, SANE_ID, Refused
 
 MOST_BYTES = 4 * 1024 * 1024
 """Of a body that is read into memory."""
 BODY_SECONDS = 30.0
-CLOSE = {"connection": "close"}  # what is left of the body is never read
 
 
 def request_id_of(request: Request) -> str:

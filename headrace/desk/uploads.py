@@ -15,9 +15,8 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
-from bentos.http import Refused
+from bentos.http import CLOSE, Refused
 from headrace.desk.batch_store import BatchStore
-from headrace.desk.http import CLOSE
 from headrace.files import is_disk_full
 
 WRITE_BYTES = 1 << 20

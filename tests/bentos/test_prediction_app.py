@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from bentos import app as app_module
-from bentos import http, v1
+from bentos import call, http, v1
 from bentos.app import PredictionApp
 from bentos.model import BrokenAnswer, ServedModel
 from tests.tiny_models import image_model, table_model
@@ -154,6 +154,7 @@ def test_another_content_type_or_encoding_is_refused(app: PredictionApp, headers
 
 def test_a_declared_length_over_the_limit_is_refused_unread(app: PredictionApp, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "BODY_LIMIT_BYTES", 100)
+    monkeypatch.setattr(call, "LINGER_BYTES", 0)
     read: list[bytes] = []
     response = post_stream(app, _chunks(read, 50), **{"content-length": "5000"})
     assert_refused(response, 413, "too_large")
@@ -163,6 +164,7 @@ def test_a_declared_length_over_the_limit_is_refused_unread(app: PredictionApp, 
 
 def test_a_body_of_unknown_length_is_read_to_the_limit_alone(app: PredictionApp, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "BODY_LIMIT_BYTES", 100)
+    monkeypatch.setattr(call, "LINGER_BYTES", 0)
     read: list[bytes] = []
     assert_refused(post_stream(app, _chunks(read, 1000)), 413, "too_large")
     assert sum(map(len, read)) <= 120

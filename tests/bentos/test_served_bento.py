@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from http.client import HTTPConnection
 from pathlib import Path
 
 import httpx
@@ -77,6 +78,15 @@ def test_a_body_over_the_limit_is_refused_while_most_of_it_is_unsent(server: Ser
             reply += chunk
     assert reply.startswith(b"HTTP/1.1 413 ")
     assert b'"code":"too_large"' in reply
+
+
+def test_a_refusal_reaches_a_client_that_sends_its_body_to_the_end(server: Served) -> None:
+    for _ in range(5):
+        connection = HTTPConnection("127.0.0.1", server.port, timeout=30)
+        connection.request("POST", PREDICT, b"x" * 20_000_000, {"content-type": "application/json"})
+        response = connection.getresponse()
+        assert (response.status, json.loads(response.read())["error"]["code"]) == (413, "too_large")
+        connection.close()
 
 
 def test_many_clients_at_once_each_get_their_own_answer(server: Served) -> None:

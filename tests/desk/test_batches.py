@@ -259,6 +259,18 @@ def test_another_kind_of_file_and_one_that_is_too_large_are_refused_and_nothing_
     assert left_over(house) == []
 
 
+@pytest.mark.parametrize(("media_type", "status"), [(JSON_LINES, 413), ("text/csv", 415)])
+def test_a_refusal_reaches_a_client_that_still_sends_its_file(
+    house: House, tmp_path: Path, media_type: str, status: int
+) -> None:
+    (tmp_path / "large.jsonl").write_bytes(b"x" * 6_000_000)
+    with Client(house.door, house.token("acme", "trips"), retries=0) as client:
+        for _ in range(20):
+            with pytest.raises(InvalidInput) as caught:
+                client.submit("trips", tmp_path / "large.jsonl", media_type=media_type)
+            assert caught.value.status == status
+
+
 def test_a_client_that_goes_away_amid_its_file_leaves_nothing_behind(house: House) -> None:
     where = urlsplit(house.door)
     head = (
