@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 
+from headrace import console
 from headrace.contract import Contract
 from headrace.errors import DataError, HeadraceError, ServiceError, UsageError
 from headrace.project import Project
@@ -126,7 +127,7 @@ class Door:
             mend = "see what is served: headrace status; release another: headrace run NAME"
             return UsageError(said, where=self._base, mend=mend)
         if response.status_code in (400, 413, 415, 422):
-            bearer = ' -H "authorization: Bearer $(headrace tokens show)"' if self._headers else ""
+            bearer = f' -H "authorization: Bearer $({console.program()} tokens show)"' if self._headers else ""
             mend = f"see the fields the model takes: curl{bearer} {self._base}/v1/models/{model}"
             return DataError(said, where=f"{self._base}{path}", mend=mend)
         return ServiceError(f"{response.status_code}: {said}", where=self._base, mend=f"headrace logs {model}")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,6 +33,15 @@ def out() -> Console:
     from rich.console import Console
 
     return Console(highlight=False, soft_wrap=True)
+
+
+def program() -> str:
+    """What a shell calls this program by: its name where PATH leads to it, else where it lies (`make run` needs no PATH)."""
+    lies = Path(sys.executable).with_name("headrace")
+    found = shutil.which("headrace")
+    if not lies.exists() or (found is not None and Path(found).samefile(lies)):
+        return "headrace"
+    return shlex.quote(str(lies.relative_to(Path.cwd()) if lies.is_relative_to(Path.cwd()) else lies))
 
 
 def report(line: str) -> None:

@@ -45,7 +45,7 @@ def curl(model: str, project: Project, settings: Settings) -> str:
     if settings.tls == "own":
         call += f" --cacert {shlex.quote(str(authority(project)))}"
     if settings.access == "tokens":
-        call += ' -H "authorization: Bearer $(headrace tokens show)"'
+        call += f' -H "authorization: Bearer $({console.program()} tokens show)"'
     return f"{call} {base} | python3 -c \"{sample}\" | {call} {base}/predict -H 'content-type: application/json' -d @-"
 
 

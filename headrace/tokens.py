@@ -181,6 +181,15 @@ def parse_rate(text: str) -> float:
     return float(match[1]) / UNITS[match[2]]
 
 
+def rate_text(rate: float) -> str:
+    """Requests per second as `parse_rate` reads them, by the shortest time that makes a whole number of them."""
+    for unit in "smhd":
+        asked = rate * UNITS[unit]
+        if asked > 0.5 and abs(asked - round(asked)) < 1e-6 * asked:
+            return f"{round(asked)}/{unit}"
+    return f"{rate:g}/s"
+
+
 def parse_rows(text: str) -> int:
     """`1e6`, `1000000` or `1_000_000` as a whole number.
 

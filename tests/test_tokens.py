@@ -159,6 +159,15 @@ def test_rates_are_read_per_second(text: str, rate: float) -> None:
     assert tokens.parse_rate(text) == rate
 
 
+@pytest.mark.parametrize("text", ["100/s", "5/m", "90/m", "7/h", "1/d", "1000000/s"])
+def test_rates_are_shown_as_they_were_given(text: str) -> None:
+    assert tokens.rate_text(tokens.parse_rate(text)) == text
+
+
+def test_a_rate_that_is_no_whole_number_of_any_time_is_shown_per_second() -> None:
+    assert tokens.rate_text(tokens.parse_rate("0.000123/s")) == "0.000123/s"
+
+
 @pytest.mark.parametrize("text", ["100", "-1/s", "1/y", "1e3/s", "s", "", "nan/s", "1/ss"])
 def test_other_texts_are_no_rates(text: str) -> None:
     with pytest.raises(UsageError, match="no rate"):

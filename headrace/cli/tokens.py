@@ -146,12 +146,14 @@ def _tell_door(project: Project, settings: Settings) -> None:
 def _shown(facts: Issued) -> dict[str, object]:
     import time
 
+    from headrace.tokens import rate_text
+
     in_force = "in force" if facts.is_in_force(time.time()) else "expired"
     return {
         "id": facts.jti,
         "tenant": facts.tenant,
         "models": facts.models,
-        "rate": f"{facts.rate:g}/s" if facts.rate is not None else None,
+        "rate": rate_text(facts.rate) if facts.rate is not None else None,
         "rows_per_day": facts.rows_per_day,
         "issued": _day(facts.issued),
         "expires": _day(facts.expires),

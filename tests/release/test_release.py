@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
+import pytest
 import yaml
 
 from headrace import journal
@@ -63,10 +67,20 @@ def test_a_second_run_finds_nothing_changed(live: Live) -> None:
     assert journal.entries(live.project) == before
 
 
-def test_the_curl_line_of_the_summary_works_when_pasted(live: Live) -> None:
-    shown = live.run("run", "tiny").stdout
+@pytest.mark.parametrize("on_path", [True, False], ids=["on PATH", "by make alone"])
+def test_the_curl_line_of_the_summary_works_when_pasted(live: Live, on_path: bool) -> None:
+    lies = Path(sys.executable).with_name("headrace")
+    path = live.environment["PATH"] if on_path else os.environ["PATH"].replace(str(lies.parent), "")
+    asked: dict[str, Any] = {
+        "capture_output": True,
+        "text": True,
+        "env": {**live.environment, "PATH": path},
+        "cwd": live.project.root,
+    }
+    shown = subprocess.run([lies, "run", "tiny"], **asked).stdout
     line = next(line for line in shown.splitlines() if line.startswith("curl "))
-    pasted = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=live.environment, cwd=live.project.root)
+    assert ("$(headrace tokens show)" in line) == on_path
+    pasted = subprocess.run(["bash", "-c", line], **asked)
     assert json.loads(pasted.stdout)["model"] == "tiny", pasted.stderr
 
 
