@@ -15,6 +15,7 @@ import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
+from bentos import pieces
 from bentos.call import Answer
 
 BODY_LIMIT_BYTES = int(os.environ.get("HEADRACE_BODY_LIMIT_BYTES", 16 * 1024 * 1024))
@@ -184,7 +185,7 @@ def parse_json(body: bytes) -> Any:
         Refused: 400 when it is no JSON (NaN and Infinity are none either) or nested too deeply.
     """
     try:
-        return msgspec.json.decode(body)
+        return pieces.decode(body)
     except RecursionError:
         raise Refused(400, "bad_json", "the JSON is nested too deeply") from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:

@@ -24,6 +24,9 @@ from bentos.app import PredictionApp
 from bentos.connection import server_config
 from bentos.model import load, threads_given
 
+SWITCH_SECONDS = 0.001
+"""For so long the thread that predicts keeps Python's lock from the event loop; five times as long by default."""
+
 
 class Replica:
     """The app with its beginning and end: the model is loaded when the server starts, before it listens."""
@@ -72,6 +75,7 @@ def _quieten_collector() -> None:
 def main(argv: list[str] | None = None) -> None:
     options = _parse(argv)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    sys.setswitchinterval(SWITCH_SECONDS)
     # uvicorn sends itself the signal again after its orderly end; a stop that was asked for is no failure.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # Bound now, so that a taken port shows at once; uvicorn listens only when the model has predicted its sample.

@@ -9,15 +9,17 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from bentos import pieces
 from bentos.http import Refused
 from bentos.v1 import MAX_INSTANCES
-from headrace.contract import Contract, ContractViolation, Feeds, InputField, describe
+from headrace.contract import Contract, ContractViolation, Feeds, InputField, array_of, describe
 
 DATATYPES = {"float32": "FP32", "float64": "FP64", "int64": "INT64", "uint8": "UINT8", "string": "BYTES"}
 WIRE: dict[str, np.dtype[Any]] = {
@@ -58,7 +60,18 @@ class Inference(msgspec.Struct):
     parameters: dict[str, Any] = {}
 
 
+class _RawTensor(Tensor):
+    data: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _RawInference(Inference):
+    """The same with each tensor's data left as it came."""
+
+    inputs: list[_RawTensor]  # type: ignore[assignment]  # read only
+
+
 _decode = msgspec.json.Decoder(Inference).decode
+_decode_raw = msgspec.json.Decoder(_RawInference).decode
 
 
 def parse(body: bytes, json_bytes: str) -> tuple[Inference, int]:
@@ -73,13 +86,23 @@ def parse(body: bytes, json_bytes: str) -> tuple[Inference, int]:
             raise bad(f"Inference-Header-Content-Length: expected 0 to {end}, the body's bytes, got {json_bytes[:40]!r}")
         end = int(json_bytes)
     try:
-        return _decode(body if end == len(body) else memoryview(body)[:end]), end
+        return _read(body if end == len(body) else memoryview(body)[:end]), end
     except RecursionError:
         raise bad("the JSON is nested too deeply") from None
     except msgspec.ValidationError as error:
         raise bad(f"no inference request: {error}") from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise bad(f"the request is no valid JSON: {error}") from None
+
+
+def _read(text: bytes | memoryview) -> Inference:
+    if len(text) > pieces.PIECE_BYTES:
+        with suppress(msgspec.ValidationError, UnicodeDecodeError):  # it is told by its place in the whole
+            asked = _decode_raw(text)
+            for tensor in asked.inputs:
+                tensor.data = pieces.decode_value(tensor.data)
+            return asked
+    return _decode(text)
 
 
 class TensorReader:
@@ -197,7 +220,7 @@ class _Slot:
         try:
             if not self._shape or tensor.datatype == "BYTES":
                 return self.field.to_array(_flat(data, rows, path), "rows")
-            numbers = np.asarray(data)
+            numbers = array_of(data, 1 if len(data) > rows else self._values)
         except (ValueError, OverflowError, RecursionError) as error:
             if isinstance(error, ContractViolation):
                 raise
