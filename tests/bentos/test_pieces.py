@@ -58,11 +58,20 @@ def test_it_gives_what_a_decoder_gives(seed: int) -> None:
         b"[" + b"1," * LARGE + b"1]",
         b'{"a":[' + b" " * LARGE + b"]}",
         b'{"a":[' + b"[]," * LARGE + b"[]]}",
+        b'{"a":[' + b"{}," * LARGE + b"1]}",
         b'{"a":"' + b"x" * LARGE + b'"}',
         b'{"a":[1],"a":[' + b"2 , " * LARGE + b"null]}",
         b'{"a":[-1.5e3,' + b"1" * 300 + b"," + b"true," * LARGE + b"false]}",
     ],
-    ids=["a bare list", "blanks", "empty lists", "one text", "a field that is there twice", "a number of many digits"],
+    ids=[
+        "a bare list",
+        "blanks",
+        "empty lists",
+        "empty objects and one number",
+        "one text",
+        "a field that is there twice",
+        "a number of many digits",
+    ],
 )
 def test_unusual_bodies_come_out_the_same(body: bytes) -> None:
     assert pieces.decode(body) == msgspec.json.decode(body)
@@ -110,8 +119,9 @@ def test_tensors_that_are_no_json_are_told_the_same(data: str, monkeypatch: pyte
     assert (caught.value.status, caught.value.message) == (whole.value.status, whole.value.message)
 
 
-def test_other_threads_get_their_turn_amid_a_large_body(monkeypatch: pytest.MonkeyPatch) -> None:
-    body = b'{"instances":[' + b",".join([b"[" + b"17," * 500 + b"1]"] * 6000) + b"]}"
+@pytest.mark.parametrize("row", [b"[%b]", b' {"pixels":[%b]}'], ids=["lists", "objects"])
+def test_other_threads_get_their_turn_amid_a_large_body(row: bytes) -> None:
+    body = b'{"instances":[' + b",".join([row % b",".join([b"17"] * 500)] * 6000) + b"]}"
     numbers = [[17.5] * 500] * 6000
     usual = sys.getswitchinterval()
     sys.setswitchinterval(0.0005)
