@@ -13,8 +13,7 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -30,16 +29,15 @@ from benchmarks.serving_load import Found, load, median_round, require_wrk
 from benchmarks.serving_model import LABELS, contract_of, export, sample, write_model
 from benchmarks.serving_systems import (
     JSON,
-    PEERS,
     V1_ASK,
     Ask,
     Place,
     Running,
+    bentoml_service,
     free_port,
-    make_project,
+    make_place,
     prepare_bento,
     replica,
-    server,
 )
 from headrace.contract import InputField
 from headrace.errors import HeadraceError
@@ -131,9 +129,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _measure(subject: Subject, root: Path, options: argparse.Namespace) -> Measured:
-    subject.write(root / "model")
-    variables = {"GRAPH": str(root / "model" / "model.onnx"), "OMP_NUM_THREADS": "1", "DO_NOT_TRACK": "1"}
-    place = Place(root, root / "model", make_project(root / "project"), environment=variables)
+    place = make_place(root, subject.write)
     measured = Measured("together" if _choices(place)["batching"] else "one by one")
     for _ in range(options.rounds):
         for way in WAYS:
@@ -154,21 +150,12 @@ def _choices(place: Place) -> dict[str, Any]:
 
 def _open(way: str, place: Place, subject: Subject) -> contextlib.AbstractContextManager[Running]:
     if way == "BentoML":
-        return _bentoml(place, subject)
+        body = json.dumps({"rows": list(subject.instance.values())}).encode()
+        return bentoml_service("bentoml_adaptive:Batched", Ask("/predict", body, JSON, _has_ten))(place, free_port())
     batching = TOGETHER if way == "together" else None
     (prepare_bento(place).model_path / "serving.json").write_text(json.dumps({"batching": batching}), encoding="utf-8")
     ask = Ask(V1_ASK.path, json.dumps(subject.instance).encode(), JSON, V1_ASK.is_right)
     return replica(place, free_port(), ask)
-
-
-@contextmanager
-def _bentoml(place: Place, subject: Subject) -> Iterator[Running]:
-    port = free_port()
-    argv = [sys.executable, "-m", "bentoml", "serve", "bentoml_adaptive:Batched", "--host", "127.0.0.1", "--port", str(port)]
-    variables = {**place.environment, "BENTOML_HOME": str(place.root / "peer"), "BENTOML_DO_NOT_TRACK": "true"}
-    ask = Ask("/predict", json.dumps({"rows": list(subject.instance.values())}).encode(), JSON, _has_ten)
-    with server([*argv, "--working-dir", str(PEERS)], variables, port, "/readyz", ask, place.root) as running:
-        yield running
 
 
 def _has_ten(answer: httpx.Response) -> bool:

@@ -14,10 +14,9 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,7 +25,18 @@ from urllib.parse import urlsplit
 
 from benchmarks.gate_report import hardware, markdown
 from benchmarks.serving_model import sample, write_model
-from benchmarks.serving_systems import JSON, PEERS, V1_ASK, Ask, Place, Running, free_port, make_project, replica, server
+from benchmarks.serving_systems import (
+    JSON,
+    V1_ASK,
+    Ask,
+    Place,
+    Running,
+    bentoml_service,
+    free_port,
+    make_place,
+    replica,
+    script,
+)
 from headrace import tokens
 from headrace.errors import HeadraceError
 
@@ -88,9 +98,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _measure(root: Path, options: argparse.Namespace) -> dict[str, Found]:
-    write_model(root / "model")
-    variables = {"GRAPH": str(root / "model" / "model.onnx"), "OMP_NUM_THREADS": "1", "DO_NOT_TRACK": "1"}
-    place = Place(root, root / "model", make_project(root / "project"), environment=variables)
+    place = make_place(root, write_model)
     rounds: dict[str, list[Found]] = {way: [] for way in WAYS}
     for _ in range(options.rounds):
         for way in WAYS:
@@ -107,21 +115,12 @@ def median_round(rounds: Sequence[Found]) -> Found:
 
 
 def _open(way: str, place: Place) -> contextlib.AbstractContextManager[Running]:
-    port = free_port()
-    if way == "Headrace":
-        return replica(place, port, Ask(V1_ASK.path, ONE, JSON, V1_ASK.is_right))
+    asked = Ask("/predict", ONE, JSON, V1_ASK.is_right)
     if way == "FastAPI":
-        return _peer([str(PEERS / "fastapi_many.py")], place, port)
-    argv = ["-m", "bentoml", "serve", "bentoml_many:Digits", "--host", "127.0.0.1", "--port", str(port)]
-    return _peer([*argv, "--working-dir", str(PEERS)], place, port)
-
-
-@contextmanager
-def _peer(argv: list[str], place: Place, port: int) -> Iterator[Running]:
-    variables = {"PORT": str(port), "BENTOML_HOME": str(place.root / "peer"), "BENTOML_DO_NOT_TRACK": "true"}
-    ask = Ask("/predict", ONE, JSON, V1_ASK.is_right)
-    with server([sys.executable, *argv], {**place.environment, **variables}, port, "/readyz", ask, place.root) as running:
-        yield running
+        return script("fastapi_many.py", asked)(place, free_port())
+    if way == "BentoML":
+        return bentoml_service("bentoml_many:Digits", asked)(place, free_port())
+    return replica(place, free_port(), replace(asked, path=V1_ASK.path))
 
 
 def _other_tenant(way: str, place: Place) -> dict[str, str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks.serving_load import load, require_wrk
 from benchmarks.serving_model import write_model
 from benchmarks.serving_report import Measured, page
-from benchmarks.serving_systems import SYSTEMS, Place, Running, free_port, make_project
+from benchmarks.serving_systems import SYSTEMS, Place, Running, free_port, make_place
 from headrace.errors import HeadraceError
 
 WARM_SECONDS = 1.0
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
         if unknown := sorted(set(names) - set(SYSTEMS)):
             raise HeadraceError(f"no server {unknown[0]!r} here", where="--systems", mend="known: " + ", ".join(SYSTEMS))
         with tempfile.TemporaryDirectory(prefix="headrace-serving-") as folder:
-            place = _prepare(Path(folder))
+            place = make_place(Path(folder), write_model)
             if options.requests:
                 _soak(place, names, options.requests)
             else:
@@ -47,18 +47,6 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=0, help="send so many to each system and watch its memory instead")
     parser.add_argument("--out", type=Path, help="write the page here")
     return parser.parse_args(argv)
-
-
-def _prepare(root: Path) -> Place:
-    write_model(root / "model")
-    variables = {
-        "GRAPH": str(root / "model" / "model.onnx"),
-        "TORCH": str(root / "model" / "model.pt"),
-        "OMP_NUM_THREADS": "1",
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),  # MLflow calls uvicorn
-        "DO_NOT_TRACK": "1",
-    }
-    return Place(root, root / "model", make_project(root / "project"), environment=variables)
 
 
 def _measure(place: Place, names: list[str], options: argparse.Namespace) -> None:

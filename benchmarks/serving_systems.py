@@ -95,13 +95,17 @@ class Place:
     environment: dict[str, str] = field(default_factory=dict)
 
 
+Open = Callable[[Place, int], contextlib.AbstractContextManager[Running]]
+"""Starts a server on a port and ends it with the block."""
+
+
 @dataclass(frozen=True)
 class System:
-    """One server. `open` starts it on a port and ends it with the block."""
+    """One server."""
 
     name: str
     about: str
-    open: Callable[[Place, int], contextlib.AbstractContextManager[Running]]
+    open: Open
 
 
 def _labelled(answer: httpx.Response) -> bool:
@@ -141,11 +145,24 @@ def make_project(root: Path) -> Project:
     return Project(root)
 
 
+def make_place(root: Path, write: Callable[[Path], None]) -> Place:
+    """`write` puts the model's files into a folder."""
+    write(root / "model")
+    variables = {
+        "GRAPH": str(root / "model" / "model.onnx"),
+        "TORCH": str(root / "model" / "model.pt"),
+        "OMP_NUM_THREADS": "1",
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),  # MLflow calls uvicorn
+        "DO_NOT_TRACK": "1",
+    }
+    return Place(root, root / "model", make_project(root / "project"), environment=variables)
+
+
 def prepare_bento(place: Place) -> Bento:
     return package(place.model, place.name, "1", {}, place.project)
 
 
-def _headrace(ask: Ask) -> Callable[[Place, int], contextlib.AbstractContextManager[Running]]:
+def _headrace(ask: Ask) -> Open:
     @contextmanager
     def open_replica(place: Place, port: int) -> Iterator[Running]:
         with replica(place, port, ask) as running:
@@ -173,7 +190,7 @@ def _token(place: Place) -> str:
     return token
 
 
-def _behind_the_door(ask: Ask) -> Callable[[Place, int], contextlib.AbstractContextManager[Running]]:
+def _behind_the_door(ask: Ask) -> Open:
     @contextmanager
     def open_both(place: Place, port: int) -> Iterator[Running]:
         settings = Settings(door_port=port + 1, door_admin_port=port + 2)
@@ -193,25 +210,29 @@ def _behind_the_door(ask: Ask) -> Callable[[Place, int], contextlib.AbstractCont
     return open_both
 
 
-def _script(
-    script: str, ask: Ask = PEER_ASK, ready: str = "/readyz"
-) -> Callable[[Place, int], contextlib.AbstractContextManager[Running]]:
+def script(name: str, ask: Ask = PEER_ASK, ready: str = "/readyz") -> Open:
+    """A file of `serving_peers` that serves when it is run."""
+
     @contextmanager
     def open_script(place: Place, port: int) -> Iterator[Running]:
-        argv = [sys.executable, str(PEERS / script)]
+        argv = [sys.executable, str(PEERS / name)]
         with server(argv, {**place.environment, "PORT": str(port)}, port, ready, ask, place.root) as running:
             yield running
 
     return open_script
 
 
-@contextmanager
-def _bentoml(place: Place, port: int) -> Iterator[Running]:
-    argv = [sys.executable, "-m", "bentoml", "serve", "bentoml_stock:Digits", "--host", "127.0.0.1", "--port", str(port)]
-    argv += ["--working-dir", str(PEERS)]
-    variables = {**place.environment, "BENTOML_HOME": str(place.root / "stock"), "BENTOML_DO_NOT_TRACK": "true"}
-    with server(argv, variables, port, "/readyz", PEER_ASK, place.root) as running:
-        yield running
+def bentoml_service(name: str, ask: Ask = PEER_ASK) -> Open:
+    """A service of `serving_peers`, `file:Class`."""
+
+    @contextmanager
+    def open_service(place: Place, port: int) -> Iterator[Running]:
+        argv = [sys.executable, "-m", "bentoml", "serve", name, "--host", "127.0.0.1", "--port", str(port)]
+        variables = {**place.environment, "BENTOML_HOME": str(place.root / "peer"), "BENTOML_DO_NOT_TRACK": "true"}
+        with server([*argv, "--working-dir", str(PEERS)], variables, port, "/readyz", ask, place.root) as running:
+            yield running
+
+    return open_service
 
 
 @contextmanager
@@ -319,9 +340,7 @@ def install_peer(name: str) -> str:
     return str(folder)
 
 
-def _installed(
-    name: str, script: str, ask: Ask = PEER_ASK, ready: str = "/readyz"
-) -> Callable[[Place, int], contextlib.AbstractContextManager[Running]]:
+def _installed(name: str, script: str, ask: Ask = PEER_ASK, ready: str = "/readyz") -> Open:
     @contextmanager
     def open_peer(place: Place, port: int) -> Iterator[Running]:
         variables = {**place.environment, "PORT": str(port), "PYTHONPATH": install_peer(name)}
@@ -332,14 +351,14 @@ def _installed(
 
 
 SYSTEMS = {
-    "floor": System("floor: Starlette, raw bytes", "ONNX Runtime, nothing checked", _script("floor.py", FLOOR_ASK)),
+    "floor": System("floor: Starlette, raw bytes", "ONNX Runtime, nothing checked", script("floor.py", FLOOR_ASK)),
     "binary": System("Headrace, binary", "all on", _headrace(_binary_ask())),
     "json": System("Headrace, JSON", "all on", _headrace(V1_ASK)),
     "door-binary": System("Headrace, binary, door", "through Envoy", _behind_the_door(_binary_ask())),
     "door-json": System("Headrace, JSON, door", "through Envoy", _behind_the_door(V1_ASK)),
-    "fastapi-tuned": System("FastAPI, tuned", "orjson, ONNX Runtime", _script("fastapi_tuned.py")),
-    "fastapi-torch": System("FastAPI with torch", "as in its tutorials", _script("fastapi_torch.py")),
-    "bentoml": System("BentoML", "as in its quickstart, ONNX Runtime", _bentoml),
+    "fastapi-tuned": System("FastAPI, tuned", "orjson, ONNX Runtime", script("fastapi_tuned.py")),
+    "fastapi-torch": System("FastAPI with torch", "as in its tutorials", script("fastapi_torch.py")),
+    "bentoml": System("BentoML", "as in its quickstart, ONNX Runtime", bentoml_service("bentoml_stock:Digits")),
     "litserve": System("LitServe", "as in its quickstart, ONNX Runtime", _installed("litserve", "litserve_api.py")),
     "mlflow": System("mlflow models serve", "ONNX flavour", _mlflow),
     "ray": System(

@@ -27,7 +27,7 @@ class _List(msgspec.Struct, array_like=True, gc=False):
 
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _elements = msgspec.json.Decoder(list[msgspec.Raw]).decode
-_looks: dict[bytes, Callable[[bytes], Sized]] = {
+_counters: dict[bytes, Callable[[bytes], Sized]] = {
     b"{": msgspec.json.Decoder(list[_Object]).decode,
     b"[": msgspec.json.Decoder(list[_List]).decode,
 }
@@ -67,7 +67,7 @@ def _pieces(text: bytes) -> Iterator[bytes]:
     """A list as shorter lists, one after another."""
     if all(text.find(mark, 1) < 0 for mark in (b"[", b"{", b'"')):
         return _of_numbers(text)
-    count = _looks.get(text[1:PIECE_BYTES].lstrip()[:1])
+    count = _counters.get(text[1:PIECE_BYTES].lstrip()[:1])
     # Counted first: an object for each element of a hostile list would take thirty times its bytes.
     if count is None or len(count(text)) > MOST_ELEMENTS:
         return iter((text,))

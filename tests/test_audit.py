@@ -39,11 +39,11 @@ def test_acts_come_back_in_order_with_who_did_them(house: Project, monkeypatch: 
 
 
 def test_a_tokens_facts_are_told_as_a_person_reads_them(house: Project) -> None:
-    facts = {"tenant": "acme", "models": ["digits", "flights"], "issued": 1795885866, "expires": 1798477866.5, "rate": None}
-    audit.record(house, "tokens issue", facts)
+    facts = {"tenant": "acme", "models": ["digits", "flights"], "issued": 1795885866, "expires": 1798477866.5}
+    audit.record(house, "tokens issue", {**facts, "rate": 5 / 60, "rows_per_day": None})
     (line,) = CliRunner().invoke(cli, ["audit"]).output.splitlines()
     assert line.endswith(
-        "tenant acme  models digits, flights  issued 2026-11-28T17:11:06+00:00  expires 2026-12-28T17:11:06+00:00"
+        "tenant acme  models digits, flights  issued 2026-11-28T17:11:06+00:00  expires 2026-12-28T17:11:06+00:00  rate 5/m"
     )
 
 

@@ -69,6 +69,10 @@ def audit(lines: int, as_json: bool) -> None:
 
 
 def _as_text(name: str, value: Any) -> str:
+    if name == "rate":
+        from headrace.tokens import rate_text
+
+        return rate_text(value)
     if name in MOMENTS:
         return datetime.fromtimestamp(value, UTC).isoformat(timespec="seconds")
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -93,8 +93,8 @@ def watch(
     least = trial.how.bounds.least_requests
     judged = reading.requests >= least
     unjudged = f"not judged: {reading.requests:,} requests came, {least:,} are needed"
-    trial.site.report(f"{name}, passed: {reading.line()}" if judged else f"{name}, {unjudged}")
-    trial.note({"step": name, "judged": judged, **({} if judged else {"said": unjudged}), **reading.facts()})
+    trial.site.report(f"{name}, {f'passed: {reading.line()}' if judged else unjudged}")
+    trial.note({"step": name, "judged": judged, **reading.facts()})
 
 
 def _out_of_bounds(trial: Trial, name: str, reading: Reading) -> OutOfBounds:
