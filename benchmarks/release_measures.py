@@ -16,9 +16,9 @@ import yaml
 from benchmarks.release_clone import TINY, Clone, Ran
 from benchmarks.release_processes import Watch, memory_of, tree
 from benchmarks.release_steps import breakdown
-from headrace import services
 from headrace.errors import HeadraceError
-from headrace.rollout import supervisor
+from headrace.services import orchestrate
+from headrace.serving.replicas import supervisor
 
 Values = dict[str, Any]
 Tell = Callable[[str], None]
@@ -65,7 +65,7 @@ def start_services(made: Clone, runs: int, tell: Tell) -> Values:
         found[name] = {service: spread([one[service] for one in times]) for service in times[0]}
     time.sleep(SETTLE_SECONDS)
     programs = supervisor.states(made.project)
-    found["memory"] = {name: memory_of(tree(programs[name].pid or 0)).to_dict() for name in services.NAMES}
+    found["memory"] = {name: memory_of(tree(programs[name].pid or 0)).to_dict() for name in orchestrate.NAMES}
     made.headrace("down")
     return found
 
@@ -78,7 +78,7 @@ def _readiness(made: Clone) -> dict[str, float]:
 
     def poll() -> None:
         while not stopped.wait(0.1):
-            for service in services.status(made.project, made.settings)["services"]:
+            for service in orchestrate.status(made.project, made.settings)["services"]:
                 if service["state"] == "ready":
                     first.setdefault(service["name"], time.perf_counter() - start)
 
@@ -89,7 +89,7 @@ def _readiness(made: Clone) -> dict[str, float]:
     finally:
         stopped.set()
         poller.join()
-    return {**{name: first.get(name, ran.seconds) for name in services.NAMES}, "all": ran.seconds}
+    return {**{name: first.get(name, ran.seconds) for name in orchestrate.NAMES}, "all": ran.seconds}
 
 
 def first_release(recipe: str, made: Clone, keep_sources: bool, runs: int, tell: Tell) -> Values:
@@ -120,7 +120,7 @@ def _watched(recipe: str, made: Clone, *options: str) -> Values:
         ran = made.headrace("run", recipe, "--json", *options)
     facts = json.loads(ran.stdout)
     if not facts.get("version"):
-        raise HeadraceError(f"the release gave no version: {ran.stdout[-500:]}", where=recipe, mend=f"headrace run {recipe}")
+        raise HeadraceError(f"the release gave no version: {ran.stdout[-500:]}", where=recipe, hint=f"headrace run {recipe}")
     return {
         **breakdown(recipe, ran, watch, made).to_dict(),
         "peak": watch.peak.to_dict(),
@@ -156,7 +156,7 @@ def unchanged(recipe: str, made: Clone, runs: int, tell: Tell) -> Values:
         for name, (command, says) in peers.items():
             ran: Ran = made.run(*command)
             if says not in ran.stdout:
-                raise HeadraceError(f"{name} had something to do:\n{ran.stdout[-800:]}", where=recipe, mend="run it again")
+                raise HeadraceError(f"{name} had something to do:\n{ran.stdout[-800:]}", where=recipe, hint="run it again")
             if turn:  # the first turn warms the disk's cache
                 seconds[name].append(ran.seconds)
     found = {name: spread(times) for name, times in seconds.items()}

@@ -22,7 +22,7 @@ MB = 1e6
 
 Command = tuple[str, ...]
 NAMES = {
-    "headrace.stages": "shell of a stage",
+    "headrace.pipeline.stages": "shell of a stage",
     "-m flows": "flow",
     "prefect server": "prefect-server",
     "prefect worker": "prefect-worker",
@@ -32,8 +32,8 @@ NAMES = {
     "supervisord": "supervisord",
     "bin/headrace": "headrace",
     "/envoy": "envoy",
-    "headrace.desk": "desk",
-    "headrace.keeper": "keeper",
+    "headrace.services.api": "desk",
+    "headrace.services.watchdog": "keeper",
 }
 """A part of a command, and what the process is called."""
 
@@ -178,6 +178,6 @@ def tree(pid: int) -> list[psutil.Process]:
 def name_of(command: Command) -> str:
     """A process in the project's words."""
     text = " ".join(command)
-    if "headrace.stages" in command[:-1]:
-        return f"stage {command[command.index('headrace.stages') + 1]}"
+    if "headrace.pipeline.stages" in command[:-1]:
+        return f"stage {command[command.index('headrace.pipeline.stages') + 1]}"
     return next((name for part, name in NAMES.items() if part in text), Path(command[0]).name)

@@ -20,17 +20,17 @@ import yaml
 from benchmarks.release_clone import CHECKOUT, Clone
 from benchmarks.release_measures import Tell, Values, spread
 from benchmarks.release_processes import Memory, memory_of, tree
-from headrace import journal
 from headrace.errors import EngineMissing, HeadraceError
-from headrace.packaging import build_image, find_bento, serve_command
-from headrace.packaging.docker import Docker
-from headrace.packaging.image import Image, find_image, serving_base
-from headrace.packaging.wheelhouse import is_current
-from headrace.rollout.containers import DockerRunner
-from headrace.rollout.ports import next_free
-from headrace.rollout.replicas import ReplicaSpec
-from headrace.rollout.rolling import roll_out, runner_for
-from headrace.tokens import operator_token
+from headrace.release import journal
+from headrace.serving.access.tokens import operator_token
+from headrace.serving.packaging import build_image, find_bento, serve_command
+from headrace.serving.packaging.docker import Docker
+from headrace.serving.packaging.image import Image, find_image, serving_base
+from headrace.serving.packaging.wheelhouse import is_current
+from headrace.serving.replicas.docker_runner import DockerRunner
+from headrace.serving.replicas.ports import next_free
+from headrace.serving.replicas.replica import ReplicaSpec
+from headrace.serving.rollout.rolling import roll_out, runner_for
 
 POLL_SECONDS = 0.01
 REQUESTS = 300
@@ -44,7 +44,7 @@ class Load:
     def __init__(self, made: Clone, model: str) -> None:
         self.milliseconds: list[float] = []
         self.failures: list[str] = []
-        self._target = (made.settings.door_port, f"/v1/models/{model}/predict", sample_body(model, made))
+        self._target = (made.settings.gateway_port, f"/v1/models/{model}/predict", sample_body(model, made))
         self._token = operator_token(made.project)
         self._stopped = threading.Event()
         self._threads = [threading.Thread(target=self._client, args=(keep,), daemon=True) for keep in (True, True, False)]
@@ -123,7 +123,7 @@ def changed_release(recipe: str, made: Clone, tell: Tell) -> Values:
     with Load(made, recipe) as load:
         ran = made.headrace("run", recipe, "--json")
     if json.loads(ran.stdout)["version"] == "1":
-        raise HeadraceError("the new version was not released", where=recipe, mend=f"headrace history {recipe}")
+        raise HeadraceError("the new version was not released", where=recipe, hint=f"headrace history {recipe}")
     tell(f"a changed recipe: {ran.seconds:.1f} s, {len(load.failures)} of {len(load.milliseconds)} requests failed")
     return {"seconds": round(ran.seconds, 2), **load.to_dict()}
 
@@ -243,7 +243,7 @@ def _wait_ready(port: int, alive: Callable[[], bool]) -> None:
     deadline = time.monotonic() + READY_SECONDS
     while _status(port, "/readyz") != 200:
         if not alive() or time.monotonic() > deadline:
-            raise HeadraceError("the replica does not become ready", where=f"127.0.0.1:{port}", mend="headrace logs MODEL")
+            raise HeadraceError("the replica does not become ready", where=f"127.0.0.1:{port}", hint="headrace logs MODEL")
         time.sleep(POLL_SECONDS)
 
 
@@ -267,7 +267,7 @@ def _ask(port: int, model: str, body: bytes, times: int) -> None:
             raise HeadraceError(
                 f"the replica answers {response.status}: {response.read()[:300]!r}",
                 where=f"127.0.0.1:{port}",
-                mend="headrace logs MODEL",
+                hint="headrace logs MODEL",
             )
         response.read()
     connection.close()

@@ -14,7 +14,7 @@ from benchmarks.release_processes import Watch
 from headrace.errors import ServiceError
 
 STAGES = ("validate", "prepare", "train", "export", "evaluate")
-"""Tasks whose work is done by a process `python -m headrace.stages`, started by DVC."""
+"""Tasks whose work is done by a process `python -m headrace.pipeline.stages`, started by DVC."""
 FUNCTIONS = ("ingest", "register", "judge", "package", "roll out", "promote", "conclude")
 """Tasks whose work is a plain function, in the flow's process."""
 RECORD_SECONDS = 30.0
@@ -87,7 +87,7 @@ def breakdown(recipe: str, ran: Ran, watch: Watch, made: Clone) -> Breakdown:
 
 
 def stage_seconds(watch: Watch, stage: str, after: float) -> float:
-    """How long the process of a stage lived, interpreter start and imports included; 0 when DVC skipped the stage."""
+    """How long the process of a stage lived, processes start and imports included; 0 when DVC skipped the stage."""
     lives = [seen.seconds for seen in watch.seen.values() if seen.name == f"stage {stage}" and seen.began_at >= after]
     return max(lives, default=0.0)
 
@@ -97,7 +97,7 @@ def _became_flow(watch: Watch, ran: Ran) -> float:
     seen = watch.seen.get(ran.pid)
     turned = [at for at, command in seen.commands if "flows" in command] if seen else []
     if not turned:
-        raise ServiceError("the release never became a flow", where="headrace run", mend="run it by hand to see why")
+        raise ServiceError("the release never became a flow", where="headrace run", hint="run it by hand to see why")
     return turned[0]
 
 
@@ -115,7 +115,7 @@ def _tasks(recipe: str, ran: Ran, made: Clone) -> list[tuple[str, float, float]]
                 found = [(_name(run), _seconds(run["start_time"]), _seconds(run["end_time"])) for run in runs]
                 return sorted(found, key=lambda task: task[1])
         if time.monotonic() > deadline:
-            raise ServiceError("Prefect has no whole record of the release", where=api, mend="headrace logs prefect-server")
+            raise ServiceError("Prefect has no whole record of the release", where=api, hint="headrace logs prefect-server")
         time.sleep(0.2)
 
 

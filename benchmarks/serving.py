@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
         require_wrk()
         names = [name for name in options.systems.split(",") if name]
         if unknown := sorted(set(names) - set(SYSTEMS)):
-            raise HeadraceError(f"no server {unknown[0]!r} here", where="--systems", mend="known: " + ", ".join(SYSTEMS))
+            raise HeadraceError(f"no server {unknown[0]!r} here", where="--systems", hint="known: " + ", ".join(SYSTEMS))
         with tempfile.TemporaryDirectory(prefix="headrace-serving-") as folder:
             place = make_place(Path(folder), write_model)
             if options.requests:

@@ -56,7 +56,7 @@ def require_wrk() -> str:
     """
     program = shutil.which("wrk")
     if program is None:
-        raise HeadraceError("wrk, which makes the load, is not installed", mend="apt install wrk")
+        raise HeadraceError("wrk, which makes the load, is not installed", hint="apt install wrk")
     return program
 
 
@@ -73,7 +73,7 @@ def load(running: Running, connections: int, seconds: float, scratch: Path) -> F
     )
     line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT ")), None)
     if line is None:
-        raise HeadraceError(f"wrk failed: {done.stderr.strip()[-300:]}", where=running.url, mend="read the server's log")
+        raise HeadraceError(f"wrk failed: {done.stderr.strip()[-300:]}", where=running.url, hint="read the server's log")
     requests, micros, p50, p99, _, refused, broken = (float(word) for word in line.split()[1:])
     return Found(
         connections=connections,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headrace.contract import Contract, InputField
+from headrace.runtime.contract import Contract, InputField
 
 LABELS = [str(digit) for digit in range(10)]
 

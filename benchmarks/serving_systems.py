@@ -18,14 +18,15 @@ import httpx
 import psutil
 
 from benchmarks.serving_model import sample
-from headrace import tokens
 from headrace.errors import HeadraceError
-from headrace.packaging import Bento, package, serve_command
 from headrace.project import Project
-from headrace.rollout import door, environment, supervisor
-from headrace.rollout.envoy import Endpoint
-from headrace.rollout.ports import is_free
-from headrace.rollout.replicas import ReplicaSpec
+from headrace.serving.access import tokens
+from headrace.serving.gateway import gateway
+from headrace.serving.gateway.clusters import Endpoint
+from headrace.serving.packaging import Bento, package, serve_command
+from headrace.serving.replicas import environment, supervisor
+from headrace.serving.replicas.ports import is_free
+from headrace.serving.replicas.replica import ReplicaSpec
 from headrace.settings import Settings
 
 PEERS = Path(__file__).parent / "serving_peers"
@@ -193,16 +194,16 @@ def _token(place: Place) -> str:
 def _behind_the_door(ask: Ask) -> Open:
     @contextmanager
     def open_both(place: Place, port: int) -> Iterator[Running]:
-        settings = Settings(door_port=port + 1, door_admin_port=port + 2)
+        settings = Settings(gateway_port=port + 1, gateway_admin_port=port + 2)
         start = time.perf_counter()
         with replica(place, port, ask) as behind:
             try:
                 endpoint = Endpoint("127.0.0.1", port, f"digits-{port}", "1", prepare_bento(place).tag)
-                door.change(place.project, settings, "digits", [endpoint])
-                door.open_door(place.project, settings)
-                url = door.address(settings)
+                gateway.change(place.project, settings, "digits", [endpoint])
+                gateway.open_gateway(place.project, settings)
+                url = gateway.address(settings)
                 _wait(url + behind.ask.path, behind.ask)
-                envoy = supervisor.states(place.project)[door.PROGRAM].pid
+                envoy = supervisor.states(place.project)[gateway.PROGRAM].pid
                 yield Running(url, behind.ask, time.perf_counter() - start, [*behind.roots, *([envoy] if envoy else [])])
             finally:
                 supervisor.shutdown(place.project, stop_seconds=5.0)
@@ -302,7 +303,7 @@ def _wait(url: str, ask: Ask | None, process: subprocess.Popen[bytes] | None = N
             pass
         time.sleep(0.02)
     tail = log.read_text(errors="replace")[-500:] if log else ""
-    raise HeadraceError(f"the server never answered rightly; last: {said}\n{tail}", where=url, mend="read its log")
+    raise HeadraceError(f"the server never answered rightly; last: {said}\n{tail}", where=url, hint="read its log")
 
 
 def install_peer(name: str) -> str:
@@ -335,7 +336,7 @@ def install_peer(name: str) -> str:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             said = done.stderr.strip().splitlines()[-1:] or ["no word"]
-            raise HeadraceError(f"{wanted} cannot be installed: {said[0][:200]}", where=name, mend="read " + PINNED.name)
+            raise HeadraceError(f"{wanted} cannot be installed: {said[0][:200]}", where=name, hint="read " + PINNED.name)
         (folder / "done").touch()
     return str(folder)
 

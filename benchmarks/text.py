@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gate_report import hardware, section
-from bentos.continuous import Text
-from bentos.model import open_session
-from bentos.streams import Streams
-from headrace.generation import Language, Writing
+from bentos.models.served_model import open_session
+from bentos.scheduling.continuous import Text
+from bentos.scheduling.streams import Streams
+from headrace.runtime.generation import Language, Writing
 
 STREAMS = (1, 4, 16)
 PROMPT = 32
@@ -68,12 +68,12 @@ def make_language(folder: Path, quick: bool) -> Language:
     """
     import torch
 
-    from headrace.kinds.base import Schema, Shape
-    from headrace.kinds.registry import kind_of
-    from headrace.kinds.vocabulary import learn_vocabulary
     from headrace.models.language_export import export_step
-    from headrace.models.registry import GPTConfig
-    from headrace.text import END, Encoder
+    from headrace.recipe.models import GPTConfig
+    from headrace.recipe.task_types import task_type_of
+    from headrace.runtime.tokenizer import END, Encoder
+    from headrace.task_types.base import Schema, Shape
+    from headrace.task_types.vocabulary import learn_vocabulary
 
     torch.manual_seed(0)
     learnt: Any = SimpleNamespace(column="text", tokens="pieces", vocabulary=1024, length=256, lowercase=False, replace={})
@@ -82,7 +82,7 @@ def make_language(folder: Path, quick: bool) -> Language:
     config = (
         GPTConfig(name="gpt", width=32, heads=2, layers=1) if quick else GPTConfig(name="gpt", width=152, heads=4, layers=4)
     )
-    model = kind_of("text-generation").module(config, Schema(shape=shape, tokenizer=tokenizer)).eval()
+    model = task_type_of("text-generation").module(config, Schema(shape=shape, tokenizer=tokenizer)).eval()
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.05)
     with torch.no_grad():

@@ -14,12 +14,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.training_models import Workload, synchronise
 from headrace.models.served import ServedModel
-from headrace.training import graphs
-from headrace.training.ahead import preprocessed
+from headrace.recipe.training import TrainConfig
+from headrace.training import cuda_graphs
 from headrace.training.checkpoint import Progress
-from headrace.training.config import TrainConfig
 from headrace.training.device import choose_precision, seed_everything
 from headrace.training.loop import train_epoch
+from headrace.training.preprocess_once import preprocessed
 from headrace.training.rows import Rows, Split
 from headrace.training.step import Objective, Step, autocast
 from headrace.training.update import Update
@@ -43,8 +43,8 @@ def engine(workload: Workload, model: ServedModel, device: torch.device) -> Roun
     config = TrainConfig(batch_size=workload.batch_size, epochs=10**6, learning_rate=RATE)
     update = Update(model, config, steps=10**9)
     step = Step(Objective(model), update, choose_precision("auto", device), workload.batch_size)
-    if graphs.fits(update, device, 1):
-        step = graphs.GraphStep(step, print)
+    if cuda_graphs.fits(update, device, 1):
+        step = cuda_graphs.GraphStep(step, print)
     held = Split(tuple(part.to(device) for part in workload.inputs), workload.target.to(device))
     progress = Progress()
 

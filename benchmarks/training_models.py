@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from headrace.graph import make_graph
-from headrace.kinds.base import Categorical, Numeric, Schema, Shape
-from headrace.kinds.registry import kind_of
-from headrace.models.registry import AttentionConfig, CNNConfig, GCNConfig, MLPConfig, ModelConfig, RecurrentConfig
 from headrace.models.served import ServedModel
-from headrace.text import SPECIAL
+from headrace.recipe.models import AttentionConfig, CNNConfig, GCNConfig, MLPConfig, ModelConfig, RecurrentConfig
+from headrace.recipe.task_types import task_type_of
+from headrace.runtime.graph import make_graph
+from headrace.runtime.tokenizer import SPECIAL
+from headrace.task_types.base import Categorical, Numeric, Schema, Shape
 
 CLASSES = 10
 VOCABULARY, LENGTH = 8000, 64
@@ -95,7 +95,7 @@ def workloads(times: int = 1) -> list[Workload]:
 
 def made(task: str, config: ModelConfig, schema: Schema) -> ServedModel:
     torch.manual_seed(0)
-    return kind_of(task).module(config, schema.model_copy(update={"labels": list(range(CLASSES))}))
+    return task_type_of(task).module(config, schema.model_copy(update={"labels": list(range(CLASSES))}))
 
 
 def mlp() -> ServedModel:

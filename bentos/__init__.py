@@ -1,1 +1,1 @@
-"""The served side: one BentoML service for every contract. Needs BentoML, ONNX Runtime and `headrace.contract` alone."""
+"""The served side: one BentoML service for every contract. Needs BentoML, ONNX Runtime and `headrace.runtime`."""

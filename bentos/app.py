@@ -18,23 +18,23 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
-from bentos.accounts import Accounts
-from bentos.batching import Batcher
-from bentos.call import CURRENT, Answer, Call
-from bentos.explain import Explain
-from bentos.http import BODY_LIMIT_BYTES, HELD_A_BYTE, Refused, overloaded, request_id_of
-from bentos.metrics import Metrics
-from bentos.model import BrokenAnswer, ServedModel
-from bentos.openai import OpenAI
-from bentos.requests_log import RequestLog
-from bentos.streams import Streaming, Streams
-from bentos.tracing import open_trace
-from bentos.v1 import V1
-from bentos.v2 import V2
-from bentos.watchdog import Watchdog
-from bentos.workroom import Workroom, wait_for
-from headrace.contract import Feeds
-from headrace.guard import Guard, NotAllowed, bearer
+from bentos.models.served_model import BrokenAnswer, ServedModel
+from bentos.protocols.explain import Explain
+from bentos.protocols.openai import OpenAI
+from bentos.protocols.v1 import V1
+from bentos.protocols.v2 import V2
+from bentos.scheduling.batching import Batcher
+from bentos.scheduling.streams import Streaming, Streams
+from bentos.scheduling.watchdog import Watchdog
+from bentos.scheduling.worker_thread import Workroom, wait_for
+from bentos.telemetry.accounts import Accounts
+from bentos.telemetry.metrics import Metrics
+from bentos.telemetry.request_log import RequestLog
+from bentos.telemetry.tracing import open_trace
+from headrace.runtime.contract import Feeds
+from headrace.runtime.http import BODY_LIMIT_BYTES, HELD_A_BYTE, Refused, overloaded, request_id_of
+from headrace.runtime.http_call import CURRENT, Answer, Call
+from headrace.runtime.token_verifier import InvalidToken, TokenVerifier, bearer
 
 logger = logging.getLogger("headrace.serve")
 Result = TypeVar("Result")
@@ -84,7 +84,7 @@ class PredictionApp:
 
     def __init__(self) -> None:
         guard = os.environ.get("HEADRACE_GUARD")
-        self.guard = Guard(Path(guard) if guard else None)
+        self.guard = TokenVerifier(Path(guard) if guard else None)
         self.metrics = Metrics()
         self.accounts = Accounts(self.metrics)
         self.log = RequestLog()
@@ -284,7 +284,7 @@ class PredictionApp:
         except Refused as refused:
             call.code = refused.code
             return refused.to_response(call.request_id)
-        except NotAllowed:
+        except InvalidToken:
             call.code = "unauthorized"
             return UNAUTHORIZED.to_response(call.request_id)
         except ClientDisconnect:

@@ -17,7 +17,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from bentos.call import WHOLE
+from headrace.runtime.http_call import WHOLE
 
 HELD_BYTES = 64 * 1024
 """That one connection holds at most: more leaves at once, and is never copied to be joined."""

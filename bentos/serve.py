@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from bentos.app import PredictionApp
 from bentos.connection import server_config
-from bentos.model import load, threads_given
+from bentos.models.served_model import load, threads_given
 
 SWITCH_SECONDS = 0.001
 """For so long the thread that predicts keeps Python's lock from the event loop; five times as long by default."""

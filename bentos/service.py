@@ -8,11 +8,11 @@ import bentoml
 from pydantic import BaseModel
 
 from bentos.app import PredictionApp
-from bentos.model import load, threads_given
+from bentos.models.served_model import load, threads_given
 
 
 class Arguments(BaseModel):
-    """What `headrace.packaging` gives when it builds the bento."""
+    """What `headrace.serving.packaging` gives when it builds the bento."""
 
     model: str
     """Tag in BentoML's model store."""
@@ -23,7 +23,7 @@ app = PredictionApp()
 
 
 # BentoML's own metrics label every path that anybody asks for (memory without bound), and its tracing and access log
-# cost more than a small prediction: the app counts for itself (bentos/metrics.py).
+# cost more than a small prediction: the app counts for itself (bentos/telemetry/metrics.py).
 @bentoml.service(
     name="headrace",
     workers=1,

@@ -1,15 +1,15 @@
-"""`python -m flows release digits`: what `headrace run` becomes. Prints the summary, or an error with its mend."""
+"""`python -m flows release digits`: what `headrace run` becomes. Prints the summary, or an error with its hint."""
 
 from __future__ import annotations
 
 import sys
 from typing import Any
 
-from headrace import interpreter
+from headrace import processes
 from headrace.cli.shared import print_json, tell
+from headrace.cli.summary import print_summary
 from headrace.project import find_project
 from headrace.settings import load_settings
-from headrace.summary import print_summary
 
 
 def main(arguments: list[str]) -> int:
@@ -52,13 +52,13 @@ def _cause(error: BaseException) -> BaseException:
         return ServiceError(
             f"the Prefect server stopped answering: {error}",
             where="prefect-server",
-            mend="headrace up starts it again; then run the same command",
+            hint="headrace up starts it again; then run the same command",
         )
     return error
 
 
 if __name__ == "__main__":
-    interpreter.hurry()
+    processes.raise_gc_threshold()
     code = main(sys.argv[1:])
-    interpreter.leave()
+    processes.leave()
     sys.exit(code)

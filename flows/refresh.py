@@ -7,9 +7,9 @@ from typing import Any
 from prefect import flow
 
 from flows.release import release
-from headrace.config import load_recipe
 from headrace.project import find_project
-from headrace.release import release_lock
+from headrace.recipe.recipe import load_recipe
+from headrace.release.release import release_lock
 from tasks.data import bring_next_batch
 
 

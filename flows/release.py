@@ -6,9 +6,9 @@ from typing import Any
 
 from prefect import flow
 
-from headrace.config import load_recipe
 from headrace.project import find_project
-from headrace.release import release_lock
+from headrace.recipe.recipe import load_recipe
+from headrace.release.release import release_lock
 from headrace.settings import load_settings
 from tasks.data import ingest, validate
 from tasks.model import evaluate, export, judge, prepare, register, train

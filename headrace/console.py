@@ -55,11 +55,11 @@ def step(name: str, detail: str = "") -> None:
 
 
 def error(text: str) -> None:
-    """An error on standard error, its mend on a line of its own."""
+    """An error on standard error, its hint on a line of its own."""
     head, *rest = text.split("\n")
     err().print(f"[bold red]error[/bold red] {_escaped(head)}")
     for line in rest:
-        err().print(f"[bold]{_escaped(line)}[/bold]" if line.startswith("  mend:") else f"      {_escaped(line)}")
+        err().print(f"[bold]{_escaped(line)}[/bold]" if line.startswith("  hint:") else f"      {_escaped(line)}")
 
 
 class Bar:

@@ -12,8 +12,8 @@ HeadraceError                     exit code 1
 ├── ExportError                   1   the exported graph disagrees with torch
 ├── ModelRefused                  4   the model gate refused a candidate
 │   ├── AwaitsApproval            4   a person has to approve it first
-│   ├── OutOfBounds               4   it served, was watched, and was taken back
-│   └── TakenBack                 4   it was taken back before, and nothing has changed since
+│   ├── RolloutAborted               4   it served, was watched, and was taken back
+│   └── RolledBack                 4   it was taken back before, and nothing has changed since
 ├── NotReproduced                 4   a version trained again differs
 ├── ServiceError                  5   a server, a port, an engine, a database
 │   ├── PortTaken                 5
@@ -32,20 +32,20 @@ from typing import Any, ClassVar
 
 
 class HeadraceError(Exception):
-    """What happened (`message`), where (`where`), and the command or field that mends it (`mend`)."""
+    """What happened (`message`), where (`where`), and the command or field that mends it (`hint`)."""
 
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, message: str, *, where: str | None = None, mend: str | None = None) -> None:
+    def __init__(self, message: str, *, where: str | None = None, hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.where = where
-        self.mend = mend
+        self.hint = hint
 
     def __str__(self) -> str:
         parts = [f"{self.where}: {self.message}" if self.where else self.message]
-        if self.mend:
-            parts.append(f"  mend: {self.mend}")
+        if self.hint:
+            parts.append(f"  hint: {self.hint}")
         return "\n".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
@@ -54,7 +54,7 @@ class HeadraceError(Exception):
             "error": type(self).__name__,
             "message": self.message,
             "where": self.where,
-            "mend": self.mend,
+            "hint": self.hint,
             "exit_code": self.exit_code,
         }
 
@@ -62,7 +62,7 @@ class HeadraceError(Exception):
     def from_dict(fields: dict[str, Any]) -> HeadraceError:
         """The inverse of `to_dict`; an unknown class becomes a plain `HeadraceError`."""
         cls = {c.__name__: c for c in _tree(HeadraceError)}.get(fields["error"], HeadraceError)
-        return cls(fields["message"], where=fields["where"], mend=fields["mend"])
+        return cls(fields["message"], where=fields["where"], hint=fields["hint"])
 
 
 class UsageError(HeadraceError):
@@ -111,17 +111,17 @@ class AwaitsApproval(ModelRefused):
     """The candidate passed the gate, and the recipe asks for a person's approval."""
 
 
-class OutOfBounds(ModelRefused):
+class RolloutAborted(ModelRefused):
     """The new version left its bounds while it was watched; what served before serves on. `facts` are the numbers."""
 
     def __init__(
-        self, message: str, *, where: str | None = None, mend: str | None = None, facts: dict[str, Any] | None = None
+        self, message: str, *, where: str | None = None, hint: str | None = None, facts: dict[str, Any] | None = None
     ) -> None:
-        super().__init__(message, where=where, mend=mend)
+        super().__init__(message, where=where, hint=hint)
         self.facts = facts or {}
 
 
-class TakenBack(ModelRefused):
+class RolledBack(ModelRefused):
     """The candidate is a version that was taken back: by a person, or because it left its bounds."""
 
 

@@ -30,7 +30,7 @@ def whole(path: Path) -> Iterator[Path]:
     except Exception as error:  # torch says RuntimeError of a full disk, with the OSError as its context
         if is_disk_full(error):
             raise DiskFull(
-                f"no space left to write {path.name}", where=str(path.parent), mend="free some space, then run the same command"
+                f"no space left to write {path.name}", where=str(path.parent), hint="free some space, then run the same command"
             ) from None
         raise
     finally:

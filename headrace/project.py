@@ -133,5 +133,5 @@ def find_project(start: Path | None = None) -> Project:
     raise UsageError(
         f"no Headrace project at {here}" + ("" if named else " or above it") + " (looked for recipes/ and dvc.yaml)",
         where="HEADRACE_ROOT" if named else None,
-        mend="run the command inside a clone of the project, or set HEADRACE_ROOT to one",
+        hint="run the command inside a clone of the project, or set HEADRACE_ROOT to one",
     )

@@ -22,9 +22,9 @@ class Settings(BaseSettings):
 
     host: str = "127.0.0.1"
     """Address that servers bind to. Anything but loopback opens them to the network."""
-    door_port: Port = 8080
+    gateway_port: Port = 8080
     """Envoy: clients call models here."""
-    door_admin_port: Port = 9901
+    gateway_admin_port: Port = 9901
     """Envoy's own administration, always on loopback."""
     mlflow_port: Port = 5000
     prefect_port: Port = 4200
@@ -36,7 +36,7 @@ class Settings(BaseSettings):
     """Image that serving images build on: Debian with Python 3.11."""
     docker_host: str | None = None
     """The Docker engine's address; by default what the `docker` client uses."""
-    desk_port: Port = 8090
+    api_port: Port = 8090
     """The desk, behind the door: catalogue, OpenAPI, feedback, batches. Always on loopback."""
     access: Literal["tokens", "open"] = "tokens"
     """Whether callers need a token; `open` lets everybody in, and only on loopback."""
@@ -133,10 +133,10 @@ def load_settings(project: Project) -> Settings:
         raise SettingsError(
             "; ".join(_explain(mistake) for mistake in error.errors()),
             where="settings",
-            mend="correct it in headrace.toml or in the environment (HEADRACE_<FIELD>)",
+            hint="correct it in headrace.toml or in the environment (HEADRACE_<FIELD>)",
         ) from None
     except ValueError as error:  # tomllib's error: not valid TOML
-        raise SettingsError(f"no valid TOML: {error}", where="headrace.toml", mend="edit headrace.toml") from None
+        raise SettingsError(f"no valid TOML: {error}", where="headrace.toml", hint="edit headrace.toml") from None
 
 
 def _refuse_unknown_variables() -> None:
@@ -147,7 +147,7 @@ def _refuse_unknown_variables() -> None:
             raise SettingsError(
                 f"{variable}: no such setting; {near_miss(variable, {f'HEADRACE_{known}' for known in names})}",
                 where="environment",
-                mend=f"unset {variable}, or correct its name",
+                hint=f"unset {variable}, or correct its name",
             )
 
 

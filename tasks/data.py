@@ -10,14 +10,14 @@ from prefect import task
 from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State, TaskRun
 
-from headrace.config import Recipe
 from headrace.data import batches
 from headrace.data import ingest as ingestion
 from headrace.data.versions import DataVersion
 from headrace.errors import DataRejected, SourceUnreachable
 from headrace.files import read_json
-from headrace.pipeline import StageResult, reproduce
+from headrace.pipeline.dvc import StageResult, reproduce
 from headrace.project import Project
+from headrace.recipe.recipe import Recipe
 from tasks.settings import HOUR, PLAIN
 from tasks.telling import report, step, told
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from prefect import task
 
-from headrace import registry
-from headrace.config import Recipe
 from headrace.data.versions import DataVersion
-from headrace.pipeline import StageResult, reproduce
+from headrace.pipeline.dvc import StageResult, reproduce
 from headrace.project import Project
-from headrace.registry import Version
-from headrace.release import Candidate, identity_of, judge_candidate
+from headrace.recipe.recipe import Recipe
+from headrace.release.release import Candidate, identity_of, judge_candidate
+from headrace.tracking import registry
+from headrace.tracking.registry import Version
 from tasks.settings import HOUR, PLAIN
 from tasks.telling import report, step, told
 

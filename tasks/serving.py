@@ -10,11 +10,12 @@ from prefect.client.schemas.objects import StateType
 from prefect.runtime import flow_run
 from prefect.states import Crashed
 
-from headrace import abandoned, deployment, release, watched
-from headrace.config import Recipe
-from headrace.deployment import Package
 from headrace.project import Project
-from headrace.release import Candidate
+from headrace.recipe.recipe import Recipe
+from headrace.release import deploy, recovery, release
+from headrace.release.deploy import Package
+from headrace.release.release import Candidate
+from headrace.services import probes
 from headrace.settings import Settings
 from tasks.settings import HOUR, PLAIN
 from tasks.telling import report, step
@@ -38,9 +39,9 @@ def close_dead_runs(recipe: Recipe) -> int:
 @task(name="end abandoned", **PLAIN)
 def end_abandoned(recipe: Recipe, project: Project, settings: Settings) -> None:
     """What was released last serves again, where a kill left a version that was not."""
-    if recipe.name in watched.unfinished(project):
+    if recipe.name in probes.unfinished(project):
         step("take back", f"what an earlier release of {recipe.name} left")
-        abandoned.end(recipe.name, project, settings, report, abandoned.HOUSEKEEPING_SECONDS)
+        recovery.end(recipe.name, project, settings, report, recovery.HOUSEKEEPING_SECONDS)
 
 
 @task(name="package", timeout_seconds=HOUR, **PLAIN)
@@ -49,7 +50,7 @@ def package(candidate: Candidate, project: Project, settings: Settings) -> Packa
     if candidate.chosen is None:
         return None
     step("package", candidate.chosen.name)
-    return deployment.package_version(candidate.chosen, project, settings, report)
+    return deploy.package_version(candidate.chosen, project, settings, report)
 
 
 @task(name="roll out", **PLAIN)  # no time limit: it takes as long as the recipe has it watched, and each wait has its own
@@ -57,8 +58,8 @@ def roll_out(recipe: Recipe, candidate: Candidate, packaged: Package | None, pro
     """New replicas up and ready, switched in at the balancer as the recipe says, old ones drained and stopped."""
     if candidate.chosen is None or packaged is None:
         return
-    step("roll out", deployment.headline(recipe, candidate.chosen, project, settings))
-    deployment.roll_out_version(recipe, candidate.chosen, packaged, project, settings, report)
+    step("roll out", deploy.headline(recipe, candidate.chosen, project, settings))
+    deploy.roll_out_version(recipe, candidate.chosen, packaged, project, settings, report)
 
 
 @task(name="promote", **PLAIN)
@@ -73,4 +74,4 @@ def conclude(
     recipe: Recipe, candidate: Candidate, packaged: Package | None, project: Project, settings: Settings
 ) -> dict[str, Any]:
     """The journal's line, last of all."""
-    return release.conclude(recipe, candidate, deployment.facts_of(recipe, packaged, settings), project, settings)
+    return release.conclude(recipe, candidate, deploy.facts_of(recipe, packaged, settings), project, settings)

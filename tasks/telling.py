@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import get_run_logger
 
 from headrace import console
-from headrace.pipeline import StageResult
+from headrace.pipeline.dvc import StageResult
 
 
 def step(name: str, detail: str = "") -> None:

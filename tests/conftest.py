@@ -15,13 +15,13 @@ import pandas as pd
 import pytest
 
 from headrace.project import Project
+from tests.bento_projects import built  # noqa: F401
 from tests.docker_engine import docker_engine  # noqa: F401
-from tests.model_rooms import built  # noqa: F401
+from tests.paths import ROOT
 from tests.ports import lease
 
 pytest_plugins = ["tests.workers"]
 
-ROOT = Path(__file__).resolve().parent.parent
 CODE = (
     "headrace",
     "flows",

@@ -10,10 +10,10 @@ import os
 import pytest
 
 from headrace.errors import HeadraceError
-from headrace.packaging.docker import Docker
-from headrace.packaging.image import find_image
-from headrace.packaging.sources import CODE
-from headrace.packaging.wheelhouse import is_current
+from headrace.serving.packaging.code_files import CODE
+from headrace.serving.packaging.docker import Docker
+from headrace.serving.packaging.image import find_image
+from headrace.serving.packaging.wheelhouse import is_current
 from headrace.settings import Settings
 
 
@@ -36,5 +36,5 @@ def _why_not(settings: Settings) -> str | None:
     if find_image(docker, settings.base_image) is None:
         return f"the base image {settings.base_image} is not on this engine (HEADRACE_BASE_IMAGE names another)"
     if not is_current(CODE / "wheelhouse"):
-        return "there is no wheelhouse for today's requirements (python -m headrace.packaging)"
+        return "there is no wheelhouse for today's requirements (python -m headrace.serving.packaging)"
     return None

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from headrace.rollout.ports import is_free
+from headrace.serving.replicas.ports import is_free
 
 BLOCK = 100
 STARTS = range(11_000, 20_900, BLOCK)

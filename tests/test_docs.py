@@ -18,10 +18,11 @@ import pandas as pd
 import pytest
 from pydantic import BaseModel
 
-from headrace import errors, services
+from headrace import errors
 from headrace.cli.main import cli
-from headrace.config import Expectation, Recipe
-from headrace.models.registry import MODELS, ModelConfig
+from headrace.recipe.models import MODELS, ModelConfig
+from headrace.recipe.recipe import Expectation, Recipe
+from headrace.services import orchestrate
 from headrace.settings import Settings
 from tests.conftest import ROOT, git, make_project
 from tests.release.live import Live
@@ -110,7 +111,7 @@ def live(tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[], dict
         found.run("run", "digits")
         yield found
     finally:
-        services.down(found.project, found.settings)
+        orchestrate.down(found.project, found.settings)
 
 
 def customers(rows: int, seed: int) -> pd.DataFrame:
@@ -243,7 +244,7 @@ def test_every_exit_code_and_service_is_documented() -> None:
     operations = text("docs/operations.md")
     classes = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.HeadraceError)]
     assert all(re.search(rf"^\| {code} \| ", operations, re.MULTILINE) for code in {0, *(c.exit_code for c in classes)})
-    assert all(f"| `{name}` |" in operations for name in services.NAMES)
+    assert all(f"| `{name}` |" in operations for name in orchestrate.NAMES)
 
 
 # -- what can be called
@@ -303,7 +304,7 @@ def test_commands_named_in_messages_exist() -> None:
     known, unknown = {path.removeprefix("headrace ") for path, _ in COMMANDS}, []
     for path in sorted((ROOT / "headrace").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.keyword) and node.arg == "mend":
+            if isinstance(node, ast.keyword) and node.arg == "hint":
                 unknown += [
                     f"{path.relative_to(ROOT)}:{node.value.lineno}: headrace {name}"
                     for name in named_commands(ast.unparse(node.value)) - known

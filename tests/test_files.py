@@ -14,6 +14,7 @@ import pytest
 
 from headrace.errors import DiskFull
 from headrace.files import is_disk_full, read_json, whole, write_json, write_text, write_with
+from tests.paths import ROOT
 
 
 def names(folder: Path) -> list[str]:
@@ -56,7 +57,7 @@ with whole(Path({str(path)!r})) as beside:
     if {event!r} == "half":
         die()
 """
-    done = subprocess.run([sys.executable, "-c", child], env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)})
+    done = subprocess.run([sys.executable, "-c", child], env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == -signal.SIGKILL
     assert path.read_text() == "old"
     write_text(path, "new")
@@ -105,7 +106,7 @@ def _parquet(path: Path) -> None:
 def _arrays(path: Path) -> None:
     import numpy as np
 
-    from headrace.assessment import save_arrays
+    from headrace.pipeline.evaluate import save_arrays
 
     save_arrays(path, np.zeros(400_000), np.zeros(2))
 
@@ -116,7 +117,7 @@ def test_a_full_disk_is_told_and_leaves_the_old_file(write: Callable[[Path], Non
     write_text(path, "old")
     with pytest.raises(DiskFull, match="no space left to write kept") as caught:
         write_with(path, write)
-    assert caught.value.where == str(small_disk) and "free some space" in str(caught.value.mend)
+    assert caught.value.where == str(small_disk) and "free some space" in str(caught.value.hint)
     assert path.read_text() == "old" and names(small_disk) == ["kept"]
 
 

@@ -8,12 +8,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from headrace.contract import Contract, InputField
-from headrace.data.config import TextConfig
-from headrace.generation import STEPS, State, StepLayout
-from headrace.kinds.generation import generation_inputs
-from headrace.kinds.vocabulary import learn_vocabulary
-from headrace.text import END, START
+from headrace.recipe.data import TextConfig
+from headrace.runtime.contract import Contract, InputField
+from headrace.runtime.generation import STEPS, State, StepLayout
+from headrace.runtime.tokenizer import END, START
+from headrace.task_types.text_generation import generation_inputs
+from headrace.task_types.vocabulary import learn_vocabulary
 
 OPSETS = [helper.make_opsetid("", 18), helper.make_opsetid("ai.onnx.ml", 3)]
 
@@ -128,7 +128,7 @@ def language_model(folder: Path, length: int = 4) -> Path:
         target="text",
         inputs=generation_inputs(length),
         sample={"prompt": "a", "max_tokens": 3, "temperature": 0.0},
-        served_by="bentos.generation:GenerationModel",
+        served_by="bentos.models.generation:GenerationModel",
     )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / STEPS).write_text(StepLayout(length=length, states=(State(name="past", shape=(0,), grows=1),)).model_dump_json())

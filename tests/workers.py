@@ -16,34 +16,34 @@ GROUPS = (
     # A project whose services run is made once, and the Docker engine builds the base of all images once: whoever needs one
     # of them goes to one worker.
     (
-        "tests/release/test_abandoned.py",
+        "tests/release/test_recovery.py",
         "tests/release/test_faults.py",
         "tests/release/test_load.py",
         "tests/release/test_release.py",
         "tests/release/test_rollback.py",
-        "tests/rollout/test_containers.py",
-        "tests/test_packaging.py",
+        "tests/serving/replicas/test_docker_runner.py",
+        "tests/serving/packaging/test_packaging.py",
     ),
     ("tests/release/test_every_recipe.py",),
-    ("tests/test_benchmarks.py",),
+    ("tests/benchmarks/test_benchmarks.py",),
     ("tests/test_docs.py",),
     # the fixture `built`
     (
-        "tests/test_release_steps.py",
-        "tests/test_registry.py",
-        "tests/test_pipeline.py",
+        "tests/release/test_release_steps.py",
+        "tests/tracking/test_registry.py",
+        "tests/pipeline/test_dvc.py",
         "tests/training/test_run.py",
-        "tests/training/test_processes.py",
+        "tests/training/test_distributed.py",
     ),
-    ("tests/test_services.py",),
-    ("tests/rollout/test_rolling.py",),
+    ("tests/services/test_services.py",),
+    ("tests/serving/rollout/test_rolling.py",),
     # the fixture `house`
     (
-        "tests/desk/test_batches.py",
-        "tests/desk/test_catalogue.py",
-        "tests/desk/test_commands.py",
-        "tests/desk/test_feedback.py",
-        "tests/desk/test_openapi.py",
+        "tests/services/api/test_batches.py",
+        "tests/services/api/test_catalogue.py",
+        "tests/services/api/test_commands.py",
+        "tests/services/api/test_feedback.py",
+        "tests/services/api/test_openapi.py",
     ),
 )
 """The slowest first: a group that begins last leaves the other workers idle. Every other file is a group of its own."""

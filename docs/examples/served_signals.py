@@ -1,4 +1,4 @@
-"""The served side of `signals.py`: goes into the bento, so it imports nothing but `bentos`, `headrace.contract` and numpy."""
+"""The served side of `signals.py`: goes into the bento, so it imports nothing but `bentos`, `headrace.runtime.contract` and numpy."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bentos.model import ServedModel
-from headrace.contract import ContractViolation, Feeds
+from bentos.models.served_model import ServedModel
+from headrace.runtime.contract import ContractViolation, Feeds
 
 
 class SignalModel(ServedModel):

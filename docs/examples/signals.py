@@ -11,19 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 from served_signals import decode
 
-from headrace.contract import Contract, Feeds, InputField
-from headrace.kinds.base import Kind, Numeric, Schema, Shape, class_indices, labels_of
+from headrace.runtime.contract import Contract, Feeds, InputField
+from headrace.task_types.base import Numeric, Schema, Shape, TaskType, class_indices, labels_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from headrace.config import Recipe
-    from headrace.evaluation import Evaluation
-    from headrace.models.registry import ModelConfig
+    from headrace.evaluation.metrics import Evaluation
     from headrace.models.served import ServedModel
+    from headrace.recipe.models import ModelConfig
+    from headrace.recipe.recipe import Recipe
 
 
-class SignalClassification(Kind):
+class SignalClassification(TaskType):
     """One label a signal."""
 
     metrics: ClassVar[dict[str, Any]] = {"accuracy": "higher", "macro_f1": "higher", "log_loss": "lower"}
@@ -44,8 +44,8 @@ class SignalClassification(Kind):
         return class_indices(frame, schema, recipe)
 
     def module(self, config: ModelConfig, schema: Schema) -> ServedModel:
-        from headrace.models.registry import build
         from headrace.models.served import Classifier, ScaleTable
+        from headrace.recipe.models import build
 
         return Classifier(ScaleTable(schema), build(config, schema.shape))
 
@@ -65,6 +65,6 @@ class SignalClassification(Kind):
         return {"signal": np.stack([decode(text) for text in frame["signal"]])}
 
     def evaluate(self, frame: pd.DataFrame, outputs: NDArray[Any], schema: Schema, recipe: Recipe) -> Evaluation:
-        from headrace.evaluation import score_classification
+        from headrace.evaluation.metrics import score_classification
 
         return score_classification(class_indices(frame, schema, recipe), outputs, [str(v) for v in schema.labels or []])

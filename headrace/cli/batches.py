@@ -96,18 +96,18 @@ def _client() -> Iterator[Client]:
         CallFailed: with what mends a token that is refused.
     """
     project, settings = here()
-    from headrace.calling import mend_token, token_to_call
     from headrace.client import Client, Forbidden, Unauthorized
-    from headrace.rollout import door
-    from headrace.tls import trust
+    from headrace.client.calling import mend_token, token_to_call
+    from headrace.serving.access.tls import trust
+    from headrace.serving.gateway import gateway
 
     token = token_to_call(project, settings)
     seconds = settings.request_seconds + 5.0
-    with Client(door.address(settings), token, timeout=seconds, verify=trust(project, settings)) as client:
+    with Client(gateway.address(settings), token, timeout=seconds, verify=trust(project, settings)) as client:
         try:
             yield client
         except (Unauthorized, Forbidden) as error:
-            error.mend = mend_token()
+            error.hint = mend_token()
             raise
 
 
@@ -122,7 +122,7 @@ def _whole(client: Client, found: Batch, file: Path) -> Batch:
         from headrace.errors import DataError
 
         why = f": {ended.error['message']}" if ended.error else ""
-        raise DataError(f"batch {ended.id} is {ended.state}{why}", mend=f"headrace batch submit {ended.model} FILE")
+        raise DataError(f"batch {ended.id} is {ended.state}{why}", hint=f"headrace batch submit {ended.model} FILE")
     client.result(found.model, found.id, file)
     return ended
 
@@ -141,7 +141,7 @@ def _show(found: list[Batch], as_json: bool) -> None:
         shown = [asdict(one) for one in found]
         print_json(shown[0] if len(shown) == 1 else shown)
         return
-    from headrace.summary import print_table
+    from headrace.cli.summary import print_table
 
     rows = [(one.id, one.model, one.state, one.rows_done, one.rows_failed, one.rows_total, _why(one)) for one in found]
     print_table(("batch", "model", "state", "done", "failed", "rows", ""), rows)

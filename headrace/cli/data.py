@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from headrace.cli.shared import here, json_option, print_json
-from headrace.config import load_recipe
 from headrace.data.versions import DataVersion
-from headrace.release import release_lock
+from headrace.recipe.recipe import load_recipe
+from headrace.release.release import release_lock
 
 
 @click.group()

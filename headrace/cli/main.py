@@ -7,7 +7,7 @@ import sys
 import click
 
 from headrace import __version__
-from headrace.cli import batches, data, look, predict, recipes, rollouts, run, tokens, usage
+from headrace.cli import batches, data, inspect, predict, recipes, rollouts, run, tokens, usage
 from headrace.errors import UsageError, near_miss
 
 EXIT_CODES = """
@@ -21,7 +21,7 @@ class Commands(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
-            raise UsageError(f"no command {args[0]!r}; {near_miss(args[0], self.commands)}", mend="headrace --help")
+            raise UsageError(f"no command {args[0]!r}; {near_miss(args[0], self.commands)}", hint="headrace --help")
         return super().resolve_command(ctx, args)
 
 
@@ -43,7 +43,7 @@ def cli() -> None:
 for command in (
     *run.COMMANDS,
     *rollouts.COMMANDS,
-    *look.COMMANDS,
+    *inspect.COMMANDS,
     *predict.COMMANDS,
     *batches.COMMANDS,
     *recipes.COMMANDS,

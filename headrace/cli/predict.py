@@ -13,8 +13,8 @@ from headrace.cli.shared import here, json_option, print_json
 from headrace.errors import UsageError
 
 if TYPE_CHECKING:
-    from headrace.calling import Door
-    from headrace.contract import Contract
+    from headrace.client.calling import Door
+    from headrace.runtime.contract import Contract
 
 
 @click.command(short_help="Ask a model through the balancer.")
@@ -54,9 +54,9 @@ def predict(
     if [bool(fields), text is not None, file is not None, instance is not None, sample].count(True) != 1:
         raise UsageError(
             "name one input",
-            mend=f"headrace predict {model} FIELD=VALUE…, --text TEXT, --file FILE, --instance JSON or --sample",
+            hint=f"headrace predict {model} FIELD=VALUE…, --text TEXT, --file FILE, --instance JSON or --sample",
         )
-    from headrace.calling import Door
+    from headrace.client.calling import Door
 
     door = Door(project, settings)
     described = door.describe(model)
@@ -67,9 +67,9 @@ def predict(
         _answer(door, model, instances, as_json)
         return
     if not described.streams:
-        raise UsageError(f"{model} answers at once, and has nothing to stream", where="--stream", mend="leave --stream out")
+        raise UsageError(f"{model} answers at once, and has nothing to stream", where="--stream", hint="leave --stream out")
     if len(instances) > 1:
-        raise UsageError(f"{len(instances)} inputs, and one text is streamed", where="--stream", mend="leave --stream out")
+        raise UsageError(f"{len(instances)} inputs, and one text is streamed", where="--stream", hint="leave --stream out")
     _stream(door, model, instances[0], as_json)
 
 
@@ -77,7 +77,7 @@ def _instances(
     contract: Contract, fields: tuple[str, ...], text: str | None, file: Path | None, instance: str | None
 ) -> list[Any]:
     """What the model is asked; its own sample when nothing is given."""
-    from headrace import inputs
+    from headrace.cli import inputs
 
     if instance is not None:
         return inputs.from_json(instance)

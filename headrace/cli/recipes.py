@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from headrace.cli.shared import here, json_option, print_json
-from headrace.config import load_recipe, recipe_names
 from headrace.errors import HeadraceError
+from headrace.recipe.recipe import load_recipe, recipe_names
 
 
 @click.command("recipes")
@@ -52,7 +52,7 @@ def check(recipe: str, as_json: bool) -> None:
 def new(name: str, data_file: Path, target: str, as_json: bool) -> None:
     """Write a working recipe NAME for your own data; `headrace run NAME` then releases it."""
     project, _ = here()
-    from headrace.recipe_writer import write_recipe
+    from headrace.cli.recipe_scaffold import write_recipe
 
     path = write_recipe(name, data_file, target, project)
     recipe = load_recipe(name, project)
@@ -72,8 +72,8 @@ def expectations(recipe: str, as_json: bool) -> None:
     """Propose a suite from the data of RECIPE, to paste under `expect:`."""
     project, _ = here()
     found = load_recipe(recipe, project)
-    from headrace.data.suite import propose_suite
     from headrace.data.tables import read_batches
+    from headrace.data.validation.suite import propose_suite
 
     suite = propose_suite(read_batches(project, found), found.data.target)
     if as_json:

@@ -23,7 +23,7 @@ def rollback(model: str, to: str | None, why: str, by: str, rebuild: bool, as_js
     """
     project, settings = here()
     from headrace import console
-    from headrace.rollback import roll_back
+    from headrace.release.rollback import roll_back
 
     console.step("roll back", model)
     facts = roll_back(model, to, why, by, project, settings, console.report, rebuild)
@@ -41,7 +41,7 @@ def scale(model: str, replicas: int, as_json: bool) -> None:
     """Let MODEL be served by REPLICAS replicas, until its next release: `serve.replicas` of the recipe counts then."""
     project, settings = here()
     from headrace import console
-    from headrace.deployment import scale as scale_model
+    from headrace.release.deploy import scale as scale_model
 
     console.step("scale", f"{model} to {replicas}")
     now = scale_model(model, replicas, project, settings, console.report)

@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from headrace.cli.shared import here, json_option, print_json
-from headrace.config import Recipe, load_recipe
 from headrace.project import Project
+from headrace.recipe.recipe import Recipe, load_recipe
 from headrace.settings import Settings
 
 NEEDED = frozenset({"prefect-server", "envoy"})
@@ -39,15 +39,15 @@ def run(recipe: str, on: str | None, force: bool, as_json: bool) -> None:
     if not force and _told_unchanged(loaded, project, settings, as_json):
         return
     if settings.on == "docker":  # told at once, not after the training
-        from headrace.packaging.docker import Docker
-        from headrace.rollout.containers import require_quota_store
+        from headrace.serving.packaging.docker import Docker
+        from headrace.serving.replicas.docker_runner import require_quota_store
 
         require_quota_store(Docker.connect(settings), settings)
-    from headrace.rollout.door import require_same_access
+    from headrace.serving.gateway.gateway import require_same_access
 
     require_same_access(project, settings)
     _services_up(project, settings, NEEDED)
-    from headrace.services import prefect_environment
+    from headrace.services.orchestrate import prefect_environment
 
     environment = {
         **os.environ,
@@ -56,7 +56,7 @@ def run(recipe: str, on: str | None, force: bool, as_json: bool) -> None:
         # Errors are told once, by Headrace; Prefect's UI keeps the whole traceback.
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     }
-    from headrace import audit
+    from headrace.serving.access import audit
 
     audit.record(project, "run", {"recipe": recipe, "force": force, "on": settings.on})
     os.chdir(project.root)
@@ -67,11 +67,11 @@ def run(recipe: str, on: str | None, force: bool, as_json: bool) -> None:
 
 def _told_unchanged(recipe: Recipe, project: Project, settings: Settings, as_json: bool) -> bool:
     """Says so, and True, when nothing changed since the last release and its replicas serve."""
-    from headrace import freshness, release
-    from headrace.rollout.replicas import ReplicaSpec
-    from headrace.rollout.rolling import is_serving
+    from headrace.release import release, up_to_date
+    from headrace.serving.replicas.replica import ReplicaSpec
+    from headrace.serving.rollout.rolling import is_serving
 
-    if not freshness.is_unchanged(recipe, project, settings):
+    if not up_to_date.is_unchanged(recipe, project, settings):
         return False
     facts = release.standing(recipe.name, project)
     if facts is None:
@@ -87,14 +87,14 @@ def _show(facts: dict[str, Any], project: Project, settings: Settings, as_json: 
     if as_json:
         print_json({**facts, "unchanged": unchanged})
         return
-    from headrace.summary import print_summary
+    from headrace.cli.summary import print_summary
 
     print_summary(facts, project, settings, unchanged)
 
 
 def _services_up(project: Project, settings: Settings, needed: frozenset[str]) -> None:
     """Starts what is not up, and anew what runs with other code or settings; returns when the `needed` ones answer."""
-    from headrace.services import outdated, status
+    from headrace.services.orchestrate import outdated, status
 
     states = {service["name"]: service["state"] for service in status(project, settings)["services"]}
     are_up = all(states[name] in ("ready", "elsewhere") for name in needed) and "stopped" not in states.values()
@@ -105,8 +105,8 @@ def _services_up(project: Project, settings: Settings, needed: frozenset[str]) -
 def _start_services(project: Project, settings: Settings, needed: frozenset[str]) -> None:
     """Those that run already take over settings that were changed."""
     from headrace import console
-    from headrace.deployments import register_in_background
-    from headrace.services import up
+    from headrace.services.orchestrate import up
+    from headrace.services.prefect_deployments import register_in_background
 
     console.step("up", "Prefect, MLflow, Envoy")
     up(project, settings, console.report, lambda: register_in_background(project, settings), needed)
@@ -121,13 +121,14 @@ def up(as_json: bool) -> None:
     released before serve again.
     """
     project, settings = here()
-    from headrace.services import NAMES
+    from headrace.services.orchestrate import NAMES
 
     _start_services(project, settings, frozenset(NAMES))
-    from headrace import audit, console
-    from headrace.cli.look import show_status
-    from headrace.deployment import serve_again
-    from headrace.deployments import register_deployments
+    from headrace import console
+    from headrace.cli.inspect import show_status
+    from headrace.release.deploy import serve_again
+    from headrace.services.prefect_deployments import register_deployments
+    from headrace.serving.access import audit
 
     audit.record(project, "up", {"host": settings.host, "access": settings.access, "tls": settings.tls, "on": settings.on})
     register_deployments(project, settings)
@@ -140,8 +141,9 @@ def up(as_json: bool) -> None:
 def down(as_json: bool) -> None:
     """Stop everything: replicas are drained, servers stopped, ports freed. Data, models and the journal stay."""
     project, settings = here()
-    from headrace import audit, console
-    from headrace.services import down as stop_all
+    from headrace import console
+    from headrace.services.orchestrate import down as stop_all
+    from headrace.serving.access import audit
 
     stop_all(project, settings, console.report)
     audit.record(project, "down", {})
@@ -161,7 +163,7 @@ def approve(version: str, by: str, as_json: bool) -> None:
     The same as setting the tag `approval` to `approved` on the version in the MLflow UI.
     """
     project, _ = here()
-    from headrace.release import approve as approve_version
+    from headrace.release.release import approve as approve_version
 
     approved = approve_version(version, project, by)
     if as_json:

@@ -31,7 +31,7 @@ def print_json(value: Any) -> None:
 
 
 def tell(error: BaseException, as_json: bool) -> int:
-    """Shows an error a user can mend; anything else is a defect and keeps its traceback. Returns the exit code."""
+    """Shows an error a user can hint; anything else is a defect and keeps its traceback. Returns the exit code."""
     known = _as_known(error)
     if known is None:
         raise error
@@ -48,11 +48,11 @@ def _as_known(error: BaseException) -> HeadraceError | None:
     if isinstance(error, HeadraceError):
         return error
     if isinstance(error, KeyboardInterrupt):
-        return Interrupted("interrupted", mend=f"to go on, run the same command: headrace {' '.join(sys.argv[1:])}")
+        return Interrupted("interrupted", hint=f"to go on, run the same command: headrace {' '.join(sys.argv[1:])}")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFull("no space left", where=error.filename, mend="free some space, then run the same command")
+        return DiskFull("no space left", where=error.filename, hint="free some space, then run the same command")
     if isinstance(error, PermissionError):
         return HeadraceError(
-            "this user may not do that", where=error.filename, mend=f"give this user the right to write {error.filename}"
+            "this user may not do that", where=error.filename, hint=f"give this user the right to write {error.filename}"
         )
     return None

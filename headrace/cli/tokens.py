@@ -13,7 +13,7 @@ from headrace.project import Project
 from headrace.settings import Settings
 
 if TYPE_CHECKING:
-    from headrace.tokens import Issued
+    from headrace.serving.access.tokens import Issued
 
 
 @click.group()
@@ -34,7 +34,7 @@ def issue(tenant: str, models: str, rate: str | None, rows_per_day: str | None, 
     headrace tokens issue --tenant acme --models 'digits,flights' --rate 100/s --rows-per-day 1e6 --expires 30d
     """
     project, settings = here()
-    from headrace import tokens as work
+    from headrace.serving.access import tokens as work
 
     names = _known_models(models, project)
     token, facts = work.issue(
@@ -45,7 +45,7 @@ def issue(tenant: str, models: str, rate: str | None, rows_per_day: str | None, 
         work.parse_rate(rate) if rate else None,
         work.parse_rows(rows_per_day) if rows_per_day else None,
     )
-    _tell_door(project, settings)
+    _update_gateway(project, settings)
     if as_json:
         print_json({**_shown(facts), "token": token})
         return
@@ -58,13 +58,13 @@ def issue(tenant: str, models: str, rate: str | None, rows_per_day: str | None, 
 def list_tokens(as_json: bool) -> None:
     """Every token that was issued: its id, tenant, models, limits and state, but never the token itself."""
     project, _ = here()
-    from headrace import tokens as work
+    from headrace.serving.access import tokens as work
 
     found = [_shown(facts) for facts in work.listed(project)]
     if as_json:
         print_json(found)
         return
-    from headrace.summary import print_table
+    from headrace.cli.summary import print_table
 
     columns = ("id", "tenant", "models", "rate", "rows a day", "expires", "state")
     keys = ("id", "tenant", "models", "rate", "rows_per_day", "expires", "state")
@@ -77,10 +77,10 @@ def list_tokens(as_json: bool) -> None:
 def revoke(name: str, as_json: bool) -> None:
     """Take the token of this id, or all tokens of this tenant, out of force: within two seconds, on all replicas."""
     project, settings = here()
-    from headrace import tokens as work
+    from headrace.serving.access import tokens as work
 
     found = work.revoke(project, name)
-    _tell_door(project, settings)
+    _update_gateway(project, settings)
     if as_json:
         print_json([_shown(facts) for facts in found])
         return
@@ -95,7 +95,7 @@ def revoke(name: str, as_json: bool) -> None:
 def show(as_json: bool) -> None:
     """Print the token that this house itself calls with: for all models, without limits. For curl, and for this user alone."""
     project, _ = here()
-    from headrace import tokens as work
+    from headrace.serving.access import tokens as work
 
     token = work.operator_token(project)
     if as_json:
@@ -109,10 +109,10 @@ def show(as_json: bool) -> None:
 def rotate(as_json: bool) -> None:
     """Sign with a new key from now on. Tokens that the old one signed stay good until they expire or are revoked."""
     project, settings = here()
-    from headrace import tokens as work
+    from headrace.serving.access import tokens as work
 
     kid = work.rotate(project)
-    _tell_door(project, settings)
+    _update_gateway(project, settings)
     if as_json:
         print_json({"kid": kid})
     else:
@@ -125,28 +125,28 @@ def _known_models(text: str, project: Project) -> list[str]:
     Raises:
         UsageError: one is neither.
     """
-    from headrace.rollout import door
+    from headrace.serving.gateway import gateway
 
     names = [name.strip() for name in text.split(",") if name.strip()]
     if "*" in names:
         return ["*"]
-    known = {path.stem for path in project.recipes.glob("*.yaml")} | set(door.routes(project))
+    known = {path.stem for path in project.recipes.glob("*.yaml")} | set(gateway.endpoints_by_model(project))
     for name in names:
         if name not in known:
-            raise UsageError(f"no model {name!r}; {near_miss(name, known)}", where="--models", mend="headrace recipes")
+            raise UsageError(f"no model {name!r}; {near_miss(name, known)}", where="--models", hint="headrace recipes")
     return names
 
 
-def _tell_door(project: Project, settings: Settings) -> None:
-    from headrace.rollout import door
+def _update_gateway(project: Project, settings: Settings) -> None:
+    from headrace.serving.gateway import gateway
 
-    door.refresh(project, settings)
+    gateway.refresh(project, settings)
 
 
 def _shown(facts: Issued) -> dict[str, object]:
     import time
 
-    from headrace.tokens import rate_text
+    from headrace.serving.access.tokens import rate_text
 
     in_force = "in force" if facts.is_in_force(time.time()) else "expired"
     return {

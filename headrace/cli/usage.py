@@ -24,7 +24,7 @@ MOMENTS = ("issued", "expires")
 def usage(tenant: str | None, model: str | None, days: int, as_json: bool) -> None:
     """What each tenant was given, by model and UTC day: requests, rows, and tokens of text. Counted before answers leave."""
     project, _ = here()
-    from headrace.ledger import fold, read_usage
+    from headrace.runtime.usage import fold, read_usage
 
     project.usage.mkdir(mode=0o700, parents=True, exist_ok=True)
     fold(project.usage)
@@ -40,7 +40,7 @@ def usage(tenant: str | None, model: str | None, days: int, as_json: bool) -> No
     if not rows:
         click.echo(f"nothing was counted since {first}")
         return
-    from headrace.summary import print_table
+    from headrace.cli.summary import print_table
 
     totals = ("total", "", "", *(sum(getattr(row, name) for row in rows) for name in ("requests", "rows", "tokens")))
     print_table(("day", "tenant", "model", "requests", "rows", "tokens"), [*(tuple(row) for row in rows), totals])
@@ -55,7 +55,7 @@ def audit(lines: int, as_json: bool) -> None:
     Each line holds the sha256 of the one before; a line that was changed or taken out is told, with exit code 1.
     """
     project, _ = here()
-    from headrace.audit import acts
+    from headrace.serving.access.audit import acts
 
     found = acts(project)[-lines:]
     if as_json:
@@ -70,7 +70,7 @@ def audit(lines: int, as_json: bool) -> None:
 
 def _as_text(name: str, value: Any) -> str:
     if name == "rate":
-        from headrace.tokens import rate_text
+        from headrace.serving.access.tokens import rate_text
 
         return rate_text(value)
     if name in MOMENTS:

@@ -8,8 +8,8 @@ with Client("https://models.example.com", token) as models:
 """
 
 from headrace.client.answers import Batch, Explanation, Piece, Prediction
-from headrace.client.awaiting import AsyncClient
-from headrace.client.blocking import Client
+from headrace.client.async_client import AsyncClient
+from headrace.client.client import Client
 from headrace.client.errors import (
     BrokenOff,
     CallFailed,

@@ -51,8 +51,8 @@ def _trusting(authority: str | Path) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=str(authority))
     except OSError as error:  # an error of SSL is one too, and neither names the file
         why = "it holds no certificate in PEM" if isinstance(error, ssl.SSLError) else error.strerror
-        mend = "give a copy of the door's own .headrace/tls/authority.pem"
-        raise CallFailed(f"{authority}: {why}", where="verify", mend=mend) from None
+        hint = "give a copy of the door's own .headrace/tls/authority.pem"
+        raise CallFailed(f"{authority}: {why}", where="verify", hint=hint) from None
 
 
 def _bearer(token: Token) -> Callable[[httpx.Request], httpx.Request]:
@@ -83,11 +83,11 @@ def failures(call: Call, address: str) -> Iterator[None]:
         raise TimedOut("no answer in time", where=address, request_id=call.request_id) from None
     except httpx.TransportError as error:
         if "CERTIFICATE_VERIFY_FAILED" in str(error):  # another try would end alike
-            message, mend = (
+            message, hint = (
                 "the certificate is not one that is trusted here",
                 "verify='authority.pem', a copy of the door's own",
             )
-            raise CallFailed(f"{message} ({error})", where=address, mend=mend, request_id=call.request_id) from None
+            raise CallFailed(f"{message} ({error})", where=address, hint=hint, request_id=call.request_id) from None
         raise Unavailable(f"the service does not answer ({error})", where=address, request_id=call.request_id) from None
     except CallFailed as error:
         error.where = error.where or address

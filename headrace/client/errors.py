@@ -30,14 +30,14 @@ class CallFailed(HeadraceError):
         message: str,
         *,
         where: str | None = None,
-        mend: str | None = None,
+        hint: str | None = None,
         status: int | None = None,
         code: str | None = None,
         request_id: str | None = None,
         retry_after: float | None = None,
         details: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(message, where=where, mend=mend)
+        super().__init__(message, where=where, hint=hint)
         self.status = status
         """Of HTTP; None when no answer came."""
         self.code = code

@@ -84,7 +84,7 @@ def submit(model: str, file: Path, media_type: str | None, key: str | None) -> C
     kind = media_type or MEDIA_TYPES.get(file.suffix.lower())
     if kind is None:
         known = ", ".join(sorted(MEDIA_TYPES))
-        raise InvalidInput(f"{file.name}: its end says no kind of batch; known: {known}", mend="name it so, or give media_type")
+        raise InvalidInput(f"{file.name}: its end says no kind of batch; known: {known}", hint="name it so, or give media_type")
     if not file.is_file():
         raise InvalidInput("no such file", where=str(file))
     return Call("POST", f"{path_of(model)}/batches", media_type=kind, file=file, headers={"idempotency-key": key or new_id()})

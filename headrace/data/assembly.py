@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headrace.data.archives import is_pattern
-from headrace.data.config import PART
-from headrace.data.formats import read_file, read_packed
-from headrace.data.graphs import pack, with_edges
-from headrace.data.images import read_images
-from headrace.data.reading import Reading
+from headrace.data.sources.archives import is_pattern
+from headrace.recipe.data import PART
+from headrace.data.formats.files import read_file, read_packed
+from headrace.data.formats.graph_tables import pack, with_edges
+from headrace.data.formats.idx_images import read_images
+from headrace.data.formats.options import Reading
 from headrace.data.tables import Selected, compact, select, tidy
 from headrace.errors import DataError, near_miss
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from headrace.data.config import DataConfig, SourceFile
+    from headrace.recipe.data import DataConfig, SourceFile
 
 
 def assemble(paths: Sequence[Path], data: DataConfig) -> Selected:
@@ -54,7 +54,7 @@ def lay_out(tables: list[tuple[pa.Table, Path]], data: DataConfig) -> pa.Table:
         raise DataError(
             f"no target column {data.target!r}; {near_miss(data.target, table.column_names)}",
             where=str(path),
-            mend="correct data.target in the recipe",
+            hint="correct data.target in the recipe",
         )
     return table
 
@@ -75,7 +75,7 @@ def _renamed(table: pa.Table, data: DataConfig, path: Path) -> pa.Table:
             raise DataError(
                 f"no column {name!r} to rename; {near_miss(name, table.column_names[:200])}",
                 where=str(path),
-                mend="correct data.rename in the recipe",
+                hint="correct data.rename in the recipe",
             )
     return table.rename_columns([data.rename.get(name, name) for name in table.column_names])
 
@@ -121,7 +121,7 @@ def _with_part(table: pa.Table, path: Path, part: str | None) -> pa.Table:
         raise DataError(
             f"a source in parts gets a column {PART!r}, and the file has one already",
             where=str(path),
-            mend=f"call the file's column something else (data.rename: {{{PART}: NAME}})",
+            hint=f"call the file's column something else (data.rename: {{{PART}: NAME}})",
         )
     return table.append_column(PART, pa.repeat(pa.scalar(part, pa.string()), table.num_rows))
 
@@ -138,19 +138,19 @@ def _joined(table: pa.Table, path: Path, other: pa.Table, other_path: Path, data
             raise DataError(
                 f"no column {key!r} to join by; {near_miss(key, side.column_names)}",
                 where=str(place),
-                mend="correct data.join.key in the recipe",
+                hint="correct data.join.key in the recipe",
             )
     if len(other[key].unique()) != other.num_rows:
         raise DataError(
             f"{other.num_rows - len(other[key].unique()):,} rows repeat a {key}, so it is not clear which one to join",
             where=str(other_path),
-            mend="name a key that each row has for itself (data.join.key)",
+            hint="name a key that each row has for itself (data.join.key)",
         )
     try:
         rows = pc.index_in(table[key], other[key].combine_chunks().cast(table.schema.field(key).type))
     except pa.ArrowInvalid as error:
         raise DataError(
-            f"the {key} of the two tables cannot be compared: {error}", where=str(other_path), mend="correct data.join.key"
+            f"the {key} of the two tables cannot be compared: {error}", where=str(other_path), hint="correct data.join.key"
         ) from None
     for name in other.column_names:
         if name == key:
@@ -179,7 +179,7 @@ def _below_each_other(tables: list[tuple[pa.Table, Path]], data: DataConfig) -> 
                 raise DataError(
                     f"no column {name!r}, which stands in {(first_path if lacks == path else path).name}",
                     where=str(lacks),
-                    mend="leave it out (data.columns), or bring it from another table (data.join)",
+                    hint="leave it out (data.columns), or bring it from another table (data.join)",
                 )
     try:
         return pa.concat_tables([table for table, _ in tables], promote_options="permissive").combine_chunks()
@@ -187,5 +187,5 @@ def _below_each_other(tables: list[tuple[pa.Table, Path]], data: DataConfig) -> 
         raise DataError(
             f"the files of the source do not fit together: {str(error).splitlines()[0]}",
             where=data.origin,
-            mend="correct the column in one of the files, or leave it out (data.columns)",
+            hint="correct the column in one of the files, or leave it out (data.columns)",
         ) from None

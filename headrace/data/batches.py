@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrace.data.chunks import in_chunks
-from headrace.data.graphs import check_edges, node_ids
+from headrace.data.formats.graph_tables import check_edges, node_ids
 from headrace.data.ingest import arrived_name, ingest, read_source, values_in_order
-from headrace.data.landing import Report, changing, land, pass_gate
-from headrace.data.quarantine import slug
+from headrace.data.commit import Report, changing, land, validate_or_quarantine
+from headrace.data.validation.quarantine import slug
 from headrace.data.tables import batch_files, no_data, read_arrow, read_batch, select, stored_schema
 from headrace.data.versions import DataVersion, data_version, is_tracked, track
 from headrace.errors import DataError, RecipeError
@@ -18,7 +18,7 @@ from headrace.project import Project
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from headrace.config import Recipe
+    from headrace.recipe.recipe import Recipe
 
 LABEL_LIMIT = 1000
 """More distinct labels than this are not held against a batch: the target may be an identifier."""
@@ -41,7 +41,7 @@ def add_batch(recipe: Recipe, file: Path, project: Project, report: Report) -> D
             report(line)
         if not selected.table.num_rows:
             raise DataError(
-                "the batch holds no rows", where=str(file), mend="bring a file with at least one row below its header"
+                "the batch holds no rows", where=str(file), hint="bring a file with at least one row below its header"
             )
         twin = _twin(selected.table, project, recipe)
         if twin is not None:
@@ -64,7 +64,7 @@ def next_batch(recipe: Recipe, project: Project, report: Report) -> DataVersion:
         raise RecipeError(
             "data.arrive: not set, so the source brings all rows at once",
             where=f"recipes/{recipe.name}.yaml",
-            mend="write `arrive: {column: COLUMN, first: N}` under data, or use: headrace data add",
+            hint="write `arrive: {column: COLUMN, first: N}` under data, or use: headrace data add",
         )
     if not batch_files(project, recipe.name):
         return ingest(recipe, project, report)
@@ -80,7 +80,7 @@ def next_batch(recipe: Recipe, project: Project, report: Report) -> DataVersion:
             raise DataError(
                 f"the source holds no {arrive.column} after {last}: everything has arrived",
                 where=recipe.data.origin,
-                mend=f"bring newer rows as a file: headrace data add {recipe.name} FILE",
+                hint=f"bring newer rows as a file: headrace data add {recipe.name} FILE",
             )
         table = source.filter(pc.equal(source[arrive.column], later[0]))
         return _add(table, arrived_name(arrive.column, later[0]), f"{arrive.column} {later[0]}", recipe, project, report, None)
@@ -101,7 +101,7 @@ def known_labels(project: Project, recipe: Recipe) -> list[Any] | None:
 def _add(
     table: pa.Table, name: str, shown: str, recipe: Recipe, project: Project, report: Report, file: Path | None
 ) -> DataVersion:
-    found = pass_gate(table, recipe, project, shown, file, known_labels(project, recipe))
+    found = validate_or_quarantine(table, recipe, project, shown, file, known_labels(project, recipe))
     report(f"{found.passed} of {found.total} expectations met on {found.rows:,} rows")
     land(table, project, recipe, f"{_next_number(project, recipe):04d}-{name}.parquet")
     version = data_version(project, recipe.name)
@@ -117,7 +117,7 @@ def _twin(table: pa.Table, project: Project, recipe: Recipe) -> Path | None:
     """The batch already in that holds exactly these rows."""
     import pyarrow.parquet as pq
 
-    from headrace.data.formats import read_file
+    from headrace.data.formats.files import read_file
 
     for path in batch_files(project, recipe.name):
         if pq.read_metadata(path).num_rows != table.num_rows:
@@ -134,7 +134,7 @@ def _already_in(twin: Path, file: Path, recipe: Recipe, project: Project, report
     if not is_tracked(project):  # a run that was killed after the rename left it so
         return _complete(recipe, project, report)
     raise DataError(
-        f"these rows are already in, as batch {twin.name}", where=str(file), mend="nothing is left to do; or bring another file"
+        f"these rows are already in, as batch {twin.name}", where=str(file), hint="nothing is left to do; or bring another file"
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headrace.data.formats import not_whole
+from headrace.data.formats.files import not_whole
 from headrace.errors import DataError
 
 if TYPE_CHECKING:
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from headrace.config import Recipe
-    from headrace.data.config import DataConfig
+    from headrace.recipe.recipe import Recipe
+    from headrace.recipe.data import DataConfig
     from headrace.project import Project
 
 SHARE = 16
@@ -68,7 +68,7 @@ class Chunks:
                     done += table.num_rows
             except (pa.ArrowException, OSError) as error:
                 damage = not_whole(path, error)
-                raise DataError(damage.message, where=f"{path}, after row {done:,}", mend=damage.mend) from None
+                raise DataError(damage.message, where=f"{path}, after row {done:,}", hint=damage.hint) from None
 
     def frames(self, names: Sequence[str] | None = None) -> Iterator[pd.DataFrame]:
         """As `tables`; rows are numbered from 0 through the whole table."""
@@ -149,10 +149,10 @@ def large(project: Project, recipe: Recipe) -> Chunks | None:
         DataError: as `stored`.
     """
     from headrace.data.tables import batch_files
-    from headrace.kinds.registry import kind_of
+    from headrace.recipe.task_types import task_type_of
 
     files = batch_files(project, recipe.name)
-    if not files or kind_of(recipe.task).learner(recipe) is None or not is_large(files, recipe.data):
+    if not files or task_type_of(recipe.task).learner(recipe) is None or not is_large(files, recipe.data):
         return None
     return in_chunks(files, recipe.data)
 
@@ -189,7 +189,7 @@ def in_chunks(files: Sequence[Path], data: DataConfig) -> Chunks:
         raise DataError(
             f"the batches do not fit together: {str(error).splitlines()[0]}",
             where=str(files[0].parent),
-            mend="remove the batch that differs, then add it again corrected",
+            hint="remove the batch that differs, then add it again corrected",
         ) from None
     gaps = {name for file in opened for name in _with_gaps(file.metadata)}
     fields = [pa.field(f.name, pa.float64() if pa.types.is_integer(f.type) and f.name in gaps else f.type) for f in schema]

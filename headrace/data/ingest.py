@@ -9,14 +9,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headrace.data.addresses import is_local, shown
+from headrace.data.sources.addresses import is_local, shown
 from headrace.data.assembly import assemble
-from headrace.data.formats import read_file
-from headrace.data.landing import Report, changing, land, pass_gate
-from headrace.data.packages import Progress
-from headrace.data.quarantine import slug
+from headrace.data.formats.files import read_file
+from headrace.data.commit import Report, changing, land, validate_or_quarantine
+from headrace.data.sources.packages import Progress
+from headrace.data.validation.quarantine import slug
 from headrace.data.row_groups import comes_in_chunks, land_in_chunks
-from headrace.data.sources import content_sha256, fetch, fetch_all
+from headrace.data.sources.fetch import content_sha256, fetch, fetch_all
 from headrace.data.tables import Selected, batch_files, stored_key, stored_schema
 from headrace.data.versions import DataVersion, data_version, restore, track
 from headrace.errors import DataError, near_miss
@@ -25,8 +25,8 @@ from headrace.project import Project
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from headrace.config import Recipe
-    from headrace.data.config import SourceFile
+    from headrace.recipe.recipe import Recipe
+    from headrace.recipe.data import SourceFile
 
 FIRST = "0000-first.parquet"
 LAYOUT = 1
@@ -63,7 +63,7 @@ def ingest(recipe: Recipe, project: Project, report: Report) -> DataVersion:
         else:
             selected = _assembled(paths, recipe, report)
             table = _first_values(selected.table, recipe, project)
-            pass_gate(table, recipe, project, "first")
+            validate_or_quarantine(table, recipe, project, "first")
             _renew_arrived(selected.table, recipe, project, report)
             land(table, project, recipe, FIRST, key)  # last: its key says that all is done
         version = data_version(project, recipe.name)
@@ -98,7 +98,7 @@ def _assembled(paths: list[Path], recipe: Recipe, report: Report) -> Selected:
     for line in selected.left_out:
         report(line)
     if not selected.table.num_rows:
-        raise DataError("no rows", where=str(paths[0]), mend="correct data.source, or data.drop_missing, in the recipe")
+        raise DataError("no rows", where=str(paths[0]), hint="correct data.source, or data.drop_missing, in the recipe")
     return selected
 
 
@@ -160,7 +160,7 @@ def _require_columns(recipe: Recipe, project: Project) -> None:
                 raise DataError(
                     f"no column {name!r}; {near_miss(name, stored.names)}",
                     where=field,
-                    mend=f"edit {field} in recipes/{recipe.name}.yaml",
+                    hint=f"edit {field} in recipes/{recipe.name}.yaml",
                 )
 
 
@@ -174,13 +174,13 @@ def values_in_order(table: pa.Table, column: str, recipe: Recipe) -> list[Any]:
         raise DataError(
             f"no column {column!r}; {near_miss(column, table.column_names)}",
             where="data.arrive.column",
-            mend=f"correct data.arrive.column in recipes/{recipe.name}.yaml",
+            hint=f"correct data.arrive.column in recipes/{recipe.name}.yaml",
         )
     if table[column].null_count:
         raise DataError(
             f"{table[column].null_count} rows have no value in {column!r}, so they would never arrive",
             where="data.arrive.column",
-            mend=f"add {column} to data.drop_missing",
+            hint=f"add {column} to data.drop_missing",
         )
     return sorted(table[column].unique().to_pylist())
 
@@ -220,7 +220,7 @@ def _renew_arrived(table: pa.Table, recipe: Recipe, project: Project, report: Re
             report(f"{path.name} was added by hand and stays as it is")
             continue
         rows = table.filter(pc.equal(table[arrive.column], value))
-        pass_gate(rows, recipe, project, f"{arrive.column} {value}")
+        validate_or_quarantine(rows, recipe, project, f"{arrive.column} {value}")
         land(rows, project, recipe, path.name)
 
 

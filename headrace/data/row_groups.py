@@ -7,22 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headrace.console import bar
-from headrace.data.archives import is_pattern
+from headrace.data.sources.archives import is_pattern
 from headrace.data.assembly import lay_out, named
-from headrace.data.chunks import (
-    CHUNK_BYTES,
-    CHUNK_SHARE,
-    RowGroups,
-    group_rows,
-    in_chunks,
-    is_large,
-    memory_for,
-    open_parquet,
-    read_groups,
-    schema_bytes,
-)
-from headrace.data.formats import ENDINGS, not_whole, plain_schema
-from headrace.data.landing import Report, incoming, pass_gate, put
+from headrace.data.chunks import (CHUNK_BYTES, CHUNK_SHARE, RowGroups, group_rows, in_chunks, is_large, memory_for, open_parquet, read_groups, schema_bytes,)
+from headrace.data.formats.files import ENDINGS, not_whole, plain_schema
+from headrace.data.commit import Report, incoming, validate_or_quarantine, put
 from headrace.data.tables import KEY, PACKING, tidy
 from headrace.errors import DataError
 from headrace.files import whole
@@ -31,19 +20,19 @@ from headrace.project import Project
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from headrace.config import Recipe
-    from headrace.data.config import DataConfig, SourceFile
+    from headrace.recipe.recipe import Recipe
+    from headrace.recipe.data import DataConfig, SourceFile
 
 
 def comes_in_chunks(paths: Sequence[Path], recipe: Recipe) -> bool:
     """Whether the source is Parquet, larger than memory is to hold, and asks for nothing that takes all rows at once."""
-    from headrace.kinds.registry import kind_of
+    from headrace.recipe.task_types import task_type_of
 
     data = recipe.data
     is_parquet = data.format == "parquet" or all(path.name.lower().endswith(ENDINGS["parquet"]) for path in paths)
     is_plain = all(file.role == "table" and not is_pattern(file.uri) for file in data.files)
     takes_all = data.arrive or data.drop_duplicates or data.image
-    if not is_parquet or not is_plain or takes_all or kind_of(recipe.task).learner(recipe) is None:
+    if not is_parquet or not is_plain or takes_all or task_type_of(recipe.task).learner(recipe) is None:
         return False
     return is_large(paths, data)
 
@@ -61,7 +50,7 @@ def land_in_chunks(paths: Sequence[Path], recipe: Recipe, project: Project, name
     try:
         with whole(staged) as beside:
             _copy(list(zip(recipe.data.files, paths, strict=True)), recipe.data, beside, key, report)
-        found = pass_gate(in_chunks([staged], recipe.data), recipe, project, "first")
+        found = validate_or_quarantine(in_chunks([staged], recipe.data), recipe, project, "first")
         report(f"{found.passed} of {found.total} expectations met on {found.rows:,} rows")
         put(staged, project, recipe, name)
     finally:
@@ -95,7 +84,7 @@ def _copy(files: list[tuple[SourceFile, Path]], data: DataConfig, to: Path, key:
     if dropped := done - writer.written:
         report(f"{dropped:,} rows left out: nothing in {', '.join(data.drop_missing)}")
     if not writer.written:
-        raise DataError("no rows", where=str(files[0][1]), mend="correct data.source, or data.drop_missing, in the recipe")
+        raise DataError("no rows", where=str(files[0][1]), hint="correct data.source, or data.drop_missing, in the recipe")
 
 
 def _pieces(file: SourceFile, path: Path, data: DataConfig, schema: pa.Schema, size: int) -> Iterator[pa.Table]:

@@ -15,8 +15,8 @@ from headrace.errors import DataError, near_miss
 if TYPE_CHECKING:
     import pandas as pd
 
-    from headrace.config import Recipe
-    from headrace.data.splitting import GivenSplit, PerClass
+    from headrace.recipe.recipe import Recipe
+    from headrace.recipe.splits import GivenSplit, PerClass
 
 CHUNK_ROWS = 20_000
 """Rows hashed at once: bounds memory, since every number is widened to 64 bits for hashing."""
@@ -103,20 +103,20 @@ def check_parts(rows: dict[str, int], recipe: Recipe, values: Iterable[Any] = ()
         raise DataError(
             f"no row has {given.column} {given.test!r}; {near_miss(str(given.test), map(str, values))}",
             where="data.split.given.test",
-            mend="name a value that the test rows have",
+            hint="name a value that the test rows have",
         )
     if time is not None and not rows["training"] + rows["validation"]:
         raise DataError(
             f"column {time.column!r} holds one value only, so no earlier rows are left to train on",
             where="data.split.time.column",
-            mend="bring rows of at least two times, or split by shares",
+            hint="bring rows of at least two times, or split by shares",
         )
     for name, count in rows.items():
         if not count:
             raise DataError(
                 f"the {name} set would be empty: {sum(rows.values())} rows divided by {_described(recipe)}",
                 where="data.split",
-                mend="bring more rows, or change data.split (test, validation, seed, time)",
+                hint="bring more rows, or change data.split (test, validation, seed, time)",
             )
 
 
@@ -198,14 +198,14 @@ def _per_class(
             raise DataError(
                 f"class {label!r} has {count} rows, and {config.train} of each are to train",
                 where="data.split.per_class.train",
-                mend=f"lower it to {count} or less, or bring more rows of that class",
+                hint=f"lower it to {count} or less, or bring more rows of that class",
             )
     further = order[rank >= config.train]
     if len(further) < config.validation + config.test:
         raise DataError(
             f"{len(further)} rows are left for {config.validation} of validation and {config.test} of test",
             where="data.split.per_class",
-            mend="lower validation and test, or bring more rows",
+            hint="lower validation and test, or bring more rows",
         )
     is_validation[further[: config.validation]] = True
     is_test[further[config.validation : config.validation + config.test]] = True
@@ -237,13 +237,13 @@ def _present(frame: pd.DataFrame, column: str, field: str, lacks: str) -> None:
         raise DataError(
             f"no column {column!r}; {near_miss(column, map(str, frame.columns[:200]))}",
             where=field,
-            mend="correct the recipe, or keep the column (data.columns)",
+            hint="correct the recipe, or keep the column (data.columns)",
         )
     if missing := int(frame[column].isna().sum()):
         raise DataError(
             f"{missing} rows have no value in {column!r}, so they have no {lacks}",
             where=field,
-            mend=f"add {column} to data.drop_missing",
+            hint=f"add {column} to data.drop_missing",
         )
 
 

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.data.formats import read_file
-from headrace.data.graphs import no_gaps
-from headrace.data.reading import Reading
+from headrace.data.formats.files import read_file
+from headrace.data.formats.graph_tables import no_gaps
+from headrace.data.formats.options import Reading
 from headrace.errors import DataError, near_miss
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-    from headrace.config import Recipe
-    from headrace.data.config import DataConfig
+    from headrace.recipe.recipe import Recipe
+    from headrace.recipe.data import DataConfig
     from headrace.project import Project
 
 KEY = "headrace.source"
@@ -102,7 +102,7 @@ def select(table: pa.Table, names: list[str], path: Path) -> pa.Table:
             raise DataError(
                 f"no column {name!r}; {near_miss(name, table.column_names[:200])}",
                 where=str(path),
-                mend="correct the recipe's data section (columns, target), or bring a file that has the column",
+                hint="correct the recipe's data section (columns, target), or bring a file that has the column",
             )
     return table.select(names)
 
@@ -127,7 +127,7 @@ def check_types(table: pa.Table, like: pa.Schema, path: Path) -> None:
         raise DataError(
             f"column {field.name!r} holds {kind} so far, and here {shown!r}",
             where=f"{path}, data row {row + 1}",
-            mend="correct the values of that column in the file",
+            hint="correct the values of that column in the file",
         )
 
 
@@ -201,7 +201,7 @@ def read_arrow(project: Project, recipe: Recipe) -> pa.Table:
         raise DataError(
             f"the batches do not fit together: {str(error).splitlines()[0]}",
             where=str(project.raw(recipe.name)),
-            mend=f"remove the batch that differs from {project.raw(recipe.name)}, then add it again corrected",
+            hint=f"remove the batch that differs from {project.raw(recipe.name)}, then add it again corrected",
         ) from None
 
 
@@ -229,7 +229,7 @@ def stored_schema(project: Project, recipe_name: str) -> pa.Schema | None:
 
 def no_data(recipe_name: str, project: Project) -> DataError:
     return DataError(
-        f"no data yet for {recipe_name!r}", where=str(project.raw(recipe_name)), mend=f"headrace run {recipe_name}"
+        f"no data yet for {recipe_name!r}", where=str(project.raw(recipe_name)), hint=f"headrace run {recipe_name}"
     )
 
 

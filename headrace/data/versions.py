@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from headrace.data.lockfile import drop_torn_table, keep_whole
+from headrace.data.dvc_files import drop_torn_table, keep_whole
 from headrace.data.tables import batch_files, no_data
 from headrace.errors import Busy, DataError, DiskFull
 from headrace.files import is_disk_full, write_text
@@ -77,7 +77,7 @@ def open_repo(project: Project) -> Iterator[Repo]:
         raise DataError(
             f"DVC cannot open the project: {error}",
             where=str(project.root / ".dvc"),
-            mend="restore .dvc/config (git checkout .dvc/config)",
+            hint="restore .dvc/config (git checkout .dvc/config)",
         ) from None
     try:
         logger.setLevel(logging.CRITICAL)
@@ -159,13 +159,13 @@ def patient(call: Callable[[], T], project: Project) -> T:
                 raise _cache_full(project) from None
             if isinstance(error, DvcException):
                 raise DataError(
-                    f"DVC: {error}", where=str(project.data), mend="dvc status, then run the same command"
+                    f"DVC: {error}", where=str(project.data), hint="dvc status, then run the same command"
                 ) from error
             raise
     raise Busy(
         "another DVC process holds the lock of this project",
         where=str(project.root / ".dvc" / "tmp" / "lock"),
-        mend="wait until it ends, then run the same command",
+        hint="wait until it ends, then run the same command",
     )
 
 
@@ -198,7 +198,7 @@ def _out(repo: Repo, project: Project) -> Any:
         raise DataError(
             f"data.dvc cannot be read: {error}",
             where=str(project.root / "data.dvc"),
-            mend="restore it (git checkout data.dvc), then run the same command",
+            hint="restore it (git checkout data.dvc), then run the same command",
         ) from None
 
 
@@ -227,7 +227,7 @@ def _add(repo: Repo, project: Project) -> None:
             raise _cache_full(project)
         said = "; ".join(str(failure) for failure in failures) or "a file did not get into the cache"
         raise DataError(
-            f"DVC: {said}", where=str(project.root / ".dvc" / "cache"), mend="dvc status, then run the same command"
+            f"DVC: {said}", where=str(project.root / ".dvc" / "cache"), hint="dvc status, then run the same command"
         )
     except BaseException:
         if before is None:
@@ -251,7 +251,7 @@ def listening() -> Iterator[list[BaseException]]:
 
     logger = logging.getLogger("dvc_data")
     handlers, propagate = logger.handlers, logger.propagate
-    logger.handlers, logger.propagate = [Ear()], False  # who listens tells it, once and with the mend
+    logger.handlers, logger.propagate = [Ear()], False  # who listens tells it, once and with the hint
     try:
         yield failures
     finally:
@@ -262,7 +262,7 @@ def _cache_full(project: Project) -> DiskFull:
     return DiskFull(
         "no space left for DVC's cache",
         where=str(project.root / ".dvc" / "cache"),
-        mend="free some space (dvc gc --workspace drops old versions), then run the same command",
+        hint="free some space (dvc gc --workspace drops old versions), then run the same command",
     )
 
 

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from headrace.kinds.base import Shape
 from headrace.models.ensemble import Heads
-from headrace.models.registry import AttentionConfig
 from headrace.models.rotary import angles, turn
 from headrace.models.sequences import Pooling, TokenDropout, lengths_of, valid_positions
-from headrace.text import PAD
+from headrace.recipe.models import AttentionConfig
+from headrace.runtime.tokenizer import PAD
+from headrace.task_types.base import Shape
 
 
 class Attention(nn.Module):

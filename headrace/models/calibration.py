@@ -41,6 +41,6 @@ def conformal_margin(lower: Tensor, upper: Tensor, target: Tensor, level: float)
 
 def calibration_error(probabilities: Tensor, target: Tensor) -> float:
     """Expected calibration error of `(rows, classes)` against class indices, as the evaluation has it."""
-    from headrace.evaluation import expected_calibration_error
+    from headrace.evaluation.metrics import expected_calibration_error
 
     return expected_calibration_error(target.cpu().numpy(), probabilities.double().cpu().numpy())

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from headrace.kinds.base import Shape
 from headrace.models.language import MaskedNetwork, TiedOutput
-from headrace.models.registry import GPTConfig
 from headrace.models.rotary import angles, angles_at, turn
+from headrace.recipe.models import GPTConfig
+from headrace.task_types.base import Shape
 
 
 class GPT(MaskedNetwork):

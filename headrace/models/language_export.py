@@ -12,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from headrace.batch import Batch
-from headrace.export import PARITY_ROWS, agreement, open_graph, save_graph, to_graph
 from headrace.files import write_text, write_with
-from headrace.generation import READ, REMEMBERED, STEPS, TOKENS, State, StepLayout, Steps
-from headrace.kinds.base import Shape
 from headrace.models.language import LanguageNetwork, MaskedNetwork
+from headrace.models.onnx_export import PARITY_ROWS, agreement, open_graph, save_graph, to_graph
 from headrace.models.served import ServedModel
-from headrace.text import END
+from headrace.runtime.generation import READ, REMEMBERED, STEPS, TOKENS, State, StepLayout, Steps
+from headrace.runtime.text_batch import Batch
+from headrace.runtime.tokenizer import END
+from headrace.task_types.base import Shape
 
 if TYPE_CHECKING:
     import onnx

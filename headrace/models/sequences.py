@@ -1,6 +1,6 @@
 """What networks over padded token sequences share: which positions count, and how states become one vector.
 
-B: rows. L: positions, filled up with `headrace.text.PAD`. H: features of a state. Padding never changes an answer. A row
+B: rows. L: positions, filled up with `headrace.runtime.tokenizer.PAD`. H: features of a state. Padding never changes an answer. A row
 of padding alone (a text without tokens) is read as one token of padding, so that every row has something to pool.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from headrace.text import PAD, UNKNOWN
+from headrace.runtime.tokenizer import PAD, UNKNOWN
 
 
 def lengths_of(tokens: Tensor) -> Tensor:

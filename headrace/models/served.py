@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from headrace.kinds.base import Schema
 from headrace.models.calibration import calibration_error, fit_temperature
+from headrace.task_types.base import Schema
 
 
 class ServedModel(nn.Module):

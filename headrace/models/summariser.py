@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from headrace.beam import DECODER, ENCODER, GraphSteps
-from headrace.export import PARITY_ROWS, agreement, open_graph, save_graph, to_graph
 from headrace.files import write_with
-from headrace.kinds.base import Shape
-from headrace.kinds.summaries import IGNORED
+from headrace.models.onnx_export import PARITY_ROWS, agreement, open_graph, save_graph, to_graph
 from headrace.models.seq2seq import Reading, Seq2Seq, Step
 from headrace.models.served import AsIs, ServedModel
-from headrace.text import END, PAD, START
+from headrace.runtime.beam_search import DECODER, ENCODER, GraphSteps
+from headrace.runtime.tokenizer import END, PAD, START
+from headrace.task_types.base import Shape
+from headrace.task_types.summarisation import IGNORED
 
 
 class Summarising(ServedModel):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from headrace.training.config import Augmentation
-from headrace.training.draws import generator
+from headrace.recipe.training import Augmentation
+from headrace.training.seeding import generator
 
 DRAWS = 8
 """Random numbers for an image: shift (2), scale, angle, size of the crop (2), its place (2)."""

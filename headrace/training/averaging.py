@@ -15,9 +15,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
 from headrace.models.served import ServedModel
-from headrace.training.config import TrainConfig
+from headrace.recipe.training import TrainConfig
+from headrace.training.distributed.shards import local
 from headrace.training.rows import Rows
-from headrace.training.shards import local
 
 
 class NoAverage:

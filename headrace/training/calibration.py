@@ -6,7 +6,7 @@ import torch
 
 from headrace.errors import TrainingError
 from headrace.models.served import ServedModel
-from headrace.training.config import TrainConfig
+from headrace.recipe.training import TrainConfig
 from headrace.training.rows import Rows
 
 CALIBRATION_BATCH = 512
@@ -23,7 +23,7 @@ def calibrate(model: ServedModel, validation: Rows, config: TrainConfig) -> dict
         raise TrainingError(
             f"train.calibrate: {config.calibrate} is for probabilities, and this model gives none",
             where="train.calibrate",
-            mend="leave train.calibrate out; a regression takes model.interval",
+            hint="leave train.calibrate out; a regression takes model.interval",
         )
     if not model.is_calibrated(config.calibrate):
         return {}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from headrace.files import write_with
-from headrace.training.processes import OneProcess
+from headrace.training.distributed.single import SingleProcess
 
 EVERY_SECONDS = 60.0
 """Within an epoch; at the end of each epoch there is one in any case."""
@@ -41,13 +41,13 @@ class Progress:
 class Checkpoints:
     """The one checkpoint of a run: restored at its start, replaced as it goes."""
 
-    def __init__(self, path: Path, fingerprint: str, parts: dict[str, Any], processes: OneProcess | None = None) -> None:
+    def __init__(self, path: Path, fingerprint: str, parts: dict[str, Any], processes: SingleProcess | None = None) -> None:
         """`parts` have `state_dict` and `load_state_dict`; `fingerprint` names data and settings. Of several processes each
         one calls `save` and `load` as the others do, and the first one writes."""
         self.path = path
         self.fingerprint = fingerprint
         self.parts = parts
-        self.processes = processes or OneProcess()
+        self.processes = processes or SingleProcess()
         self.next = time.monotonic() + EVERY_SECONDS
 
     def is_due(self) -> bool:

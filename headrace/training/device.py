@@ -20,7 +20,7 @@ def choose_device(wanted: str) -> torch.device:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise TrainingError(
             "train.device is `cuda`, and torch sees no CUDA GPU here",
-            mend="set train.device to `auto` in the recipe, or train on a machine with a GPU",
+            hint="set train.device to `auto` in the recipe, or train on a machine with a GPU",
         )
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
@@ -37,7 +37,7 @@ def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
     if wanted == "bfloat16" and not has_bfloat16:
         raise TrainingError(
             f"train.precision is `bfloat16`, and {torch.cuda.get_device_name(device)} lacks it",
-            mend="set train.precision to `auto` in the recipe",
+            hint="set train.precision to `auto` in the recipe",
         )
     return torch.bfloat16 if has_bfloat16 else torch.float32
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from numpy.typing import NDArray
 
-from headrace.config import Recipe
 from headrace.console import bar
 from headrace.data.chunks import free_memory, in_chunks
-from headrace.kinds.base import Kind, Schema
-from headrace.training.mapped import ArrayFile, MappedRows
+from headrace.recipe.recipe import Recipe
+from headrace.task_types.base import Schema, TaskType
+from headrace.training.memmap import ArrayFile, MappedRows
 from headrace.training.rows import Rows, Split, row_bytes
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ SHARE = 4
 """Of the device's free memory, the part that a split may take; networks, gradients and the other split come beside it."""
 
 
-def load_rows(path: Path, kind: Kind, schema: Schema, recipe: Recipe, device: torch.device, folder: Path) -> Rows:
+def load_rows(path: Path, kind: TaskType, schema: Schema, recipe: Recipe, device: torch.device, folder: Path) -> Rows:
     """The rows of the part at `path`, encoded. For a kind that learns piece by piece they are read so, and lie in files
     without a name in `folder` where the device cannot hold them; either way a batch is the same.
 
@@ -47,7 +47,7 @@ def load_rows(path: Path, kind: Kind, schema: Schema, recipe: Recipe, device: to
     return rows.done()
 
 
-def to_device(frame: pd.DataFrame, kind: Kind, schema: Schema, recipe: Recipe, device: torch.device) -> Split:
+def to_device(frame: pd.DataFrame, kind: TaskType, schema: Schema, recipe: Recipe, device: torch.device) -> Split:
     """All rows of a table, encoded, on the device."""
     inputs = kind.encode(frame, schema, recipe)
     return Split(

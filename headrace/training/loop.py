@@ -11,23 +11,23 @@ import torch
 from headrace import console
 from headrace.console import Report
 from headrace.models.served import ServedModel
-from headrace.training import compiling, graphs
+from headrace.recipe.training import TrainConfig
+from headrace.training import compiling, cuda_graphs
 from headrace.training.augment import Augment
 from headrace.training.averaging import make_average
 from headrace.training.checkpoint import Checkpoints, Progress
-from headrace.training.config import TrainConfig
 from headrace.training.device import choose_precision
-from headrace.training.draws import generator
+from headrace.training.distributed.single import SingleProcess
 from headrace.training.losses import Losses, not_finite
-from headrace.training.processes import OneProcess
 from headrace.training.rows import Rows
+from headrace.training.seeding import generator
 from headrace.training.step import Objective, Step, autocast
 from headrace.training.update import Update
 
 EVALUATION_BATCH = 512
 OnEpoch = Callable[[Progress], None]
 OnStep = Callable[[int, int], None]
-ALONE = OneProcess()
+ALONE = SingleProcess()
 
 
 def fit(
@@ -40,7 +40,7 @@ def fit(
     on_epoch: OnEpoch,
     on_step: OnStep,
     say: Report = console.report,
-    processes: OneProcess = ALONE,
+    processes: SingleProcess = ALONE,
 ) -> Progress:
     """Trains `model` in place and leaves the best epoch's weights in it; goes on from a checkpoint of the same run.
 
@@ -100,7 +100,7 @@ def train_epoch(
     config: TrainConfig,
     progress: Progress,
     after_batch: Callable[[Losses, bool], None],
-    processes: OneProcess = ALONE,
+    processes: SingleProcess = ALONE,
 ) -> float:
     """One pass over the rows in a fresh order, from batch `progress.step` on; returns the mean loss."""
     model.train()
@@ -125,7 +125,7 @@ def train_epoch(
 
 @torch.inference_mode()
 def evaluate(
-    model: ServedModel, rows: Rows, precision: torch.dtype = torch.float32, processes: OneProcess = ALONE
+    model: ServedModel, rows: Rows, precision: torch.dtype = torch.float32, processes: SingleProcess = ALONE
 ) -> tuple[float, float]:
     """Mean loss, and mean of the model's metric; the same in each process."""
     model.eval()
@@ -151,7 +151,7 @@ def record(
     rate: float,
     model: ServedModel,
     starts_anew: bool = False,
-    processes: OneProcess = ALONE,
+    processes: SingleProcess = ALONE,
 ) -> None:
     """Adds an epoch to the history, and keeps its weights if it is the best so far, or the first that counts."""
     progress.epoch += 1
@@ -182,5 +182,5 @@ def make_step(step: Step, train: Rows, config: TrainConfig, progress: Progress, 
         )
     if progress.is_compiled:
         step.compiled = compiling.compiled(step.objective)
-    is_graph = config.compile != "off" and graphs.fits(step.update, train.device, config.accumulate)
-    return graphs.GraphStep(step, say) if is_graph else step
+    is_graph = config.compile != "off" and cuda_graphs.fits(step.update, train.device, config.accumulate)
+    return cuda_graphs.GraphStep(step, say) if is_graph else step

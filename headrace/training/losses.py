@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from headrace.errors import TrainingError
+from headrace.recipe.training import TrainConfig
 from headrace.training.checkpoint import Progress
-from headrace.training.config import TrainConfig
-from headrace.training.processes import OneProcess
+from headrace.training.distributed.single import SingleProcess
 
 READ_EVERY = 1000
 """Batches; a loss that is no number is found after so many at the latest."""
@@ -19,7 +19,7 @@ READ_EVERY = 1000
 class Losses:
     """Adds the losses of an epoch up into `progress`, each weighed by its rows."""
 
-    def __init__(self, progress: Progress, config: TrainConfig, processes: OneProcess) -> None:
+    def __init__(self, progress: Progress, config: TrainConfig, processes: SingleProcess) -> None:
         self.progress = progress
         self.config = config
         self.processes = processes
@@ -59,6 +59,6 @@ def not_finite(value: float, epoch: int, where: str, config: TrainConfig) -> Tra
     clip = "set train.gradient_clip (such as 1.0)" if config.gradient_clip is None else "lower train.gradient_clip"
     return TrainingError(
         f"the loss became {value} in epoch {epoch}, {where}",
-        mend=f"lower train.learning_rate (now {config.learning_rate:g}), {clip}, "
+        hint=f"lower train.learning_rate (now {config.learning_rate:g}), {clip}, "
         "or look for extreme values in the data: headrace expectations",
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Muon, Optimizer, RMSprop
 
-from headrace.training.config import MOMENTUM, TrainConfig
+from headrace.recipe.training import MOMENTUM, TrainConfig
 from headrace.training.fused import FusedAdam
 
 

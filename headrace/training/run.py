@@ -10,24 +10,24 @@ from pathlib import Path
 import torch
 
 from headrace import console
-from headrace.config import Recipe
-from headrace.extensions import code_files, own_sources
 from headrace.files import whole, write_json, write_with
-from headrace.kinds.base import Schema
-from headrace.kinds.registry import kind_of
 from headrace.models.served import ServedModel
+from headrace.plugins import code_files, custom_sources
 from headrace.project import Project
+from headrace.recipe.recipe import Recipe
+from headrace.recipe.task_types import task_type_of
+from headrace.task_types.base import Schema
 from headrace.training import checkpoint
-from headrace.training.ahead import preprocessed
 from headrace.training.calibration import calibrate
 from headrace.training.checkpoint import Progress
 from headrace.training.device import choose_device, choose_precision, seed_everything
-from headrace.training.emphasis import emphasise
-from headrace.training.faults import memory_errors, nondeterminism
+from headrace.training.distributed.single import SingleProcess
+from headrace.training.errors import memory_errors, nondeterminism
 from headrace.training.loading import load_rows
 from headrace.training.loop import fit
-from headrace.training.processes import OneProcess
-from headrace.training.watch import Nobody, watch
+from headrace.training.loss_weights import emphasise
+from headrace.training.preprocess_once import preprocessed
+from headrace.training.reporting import Nobody, watch
 
 
 def train_model(recipe: Recipe, project: Project) -> None:
@@ -38,14 +38,14 @@ def train_model(recipe: Recipe, project: Project) -> None:
         TrainingError: no rows, a loss that is no number, a device that is not there, memory that does not suffice.
     """
     if recipe.train.processes == 1:
-        train(recipe, project, OneProcess())
+        train(recipe, project, SingleProcess())
     else:
-        from headrace.training.launch import launch
+        from headrace.training.distributed.launch import launch
 
         launch(recipe, project)
 
 
-def train(recipe: Recipe, project: Project, processes: OneProcess) -> None:
+def train(recipe: Recipe, project: Project, processes: SingleProcess) -> None:
     """What each of `processes` does; the first of them writes.
 
     Raises:
@@ -55,7 +55,7 @@ def train(recipe: Recipe, project: Project, processes: OneProcess) -> None:
     device = choose_device(recipe.train.device)
     precision = choose_precision(recipe.train.precision, device)
     seed_everything(recipe.train.seed)
-    kind, schema = kind_of(recipe.task), Schema.read(prepared / "schema.json")
+    kind, schema = task_type_of(recipe.task), Schema.read(prepared / "schema.json")
     rows, validation = (
         load_rows(prepared / f"{name}.parquet", kind, schema, recipe, device, project.state / "encoded")
         for name in ("train", "validation")
@@ -109,10 +109,10 @@ def fingerprint_of(recipe: Recipe, prepared: Path, root: Path) -> str:
         with (prepared / name).open("rb") as part:
             while block := part.read(2**20):  # the files may be larger than memory
                 digest.update(block)
-    for room in ("kinds", "models", "training"):
-        for source in sorted((Path(__file__).parent.parent / room).glob("*.py")):
+    for room in ("task_types", "models", "training"):
+        for source in sorted((Path(__file__).parent.parent / room).rglob("*.py")):
             digest.update(source.read_bytes())
-    for source in own_sources(recipe.own_classes, root):
+    for source in custom_sources(recipe.custom_classes, root):
         for file in code_files(source):
             digest.update(file.read_bytes())
     return digest.hexdigest()

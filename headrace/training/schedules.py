@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import cos, pi
 
-from headrace.training.config import TrainConfig
+from headrace.recipe.training import TrainConfig
 
 Schedule = Callable[[int], float]
 """From the steps done so far to the share of `train.learning_rate` that the next step takes."""

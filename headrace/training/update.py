@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headrace.training.config import TrainConfig
+from headrace.recipe.training import TrainConfig
+from headrace.training.distributed.shards import local
 from headrace.training.fused import move
 from headrace.training.optimizers import make_optimizers, parameters_of
 from headrace.training.schedules import make_schedule
-from headrace.training.shards import local
 
 
 class Update:

@@ -13,8 +13,8 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from bentos import connection as connection_module
-from bentos.call import Answer
 from bentos.connection import HELD_BYTES, HeldWrites, Outbox, server_config
+from headrace.runtime.http_call import Answer
 from tests.bentos.live_app import listening
 
 pytestmark = pytest.mark.anyio

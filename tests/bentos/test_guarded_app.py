@@ -18,12 +18,12 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from bentos import app as app_module
-from bentos import metrics as metrics_module
-from bentos import requests_log as log_module
 from bentos.app import PredictionApp
-from bentos.metrics import Metrics, bucket_of
-from bentos.model import ServedModel
-from headrace.ledger import read_usage
+from bentos.models.served_model import ServedModel
+from bentos.telemetry import metrics as metrics_module
+from bentos.telemetry import request_log as log_module
+from bentos.telemetry.metrics import Metrics, bucket_of
+from headrace.runtime.usage import read_usage
 from tests.passes import Passes
 from tests.tiny_models import image_model, table_model
 

@@ -14,9 +14,10 @@ import httpx
 import pytest
 
 from bentos import app as app_module
-from bentos import call, http, v1
 from bentos.app import PredictionApp
-from bentos.model import BrokenAnswer, ServedModel
+from bentos.models.served_model import BrokenAnswer, ServedModel
+from bentos.protocols import v1
+from headrace.runtime import http, http_call
 from tests.tiny_models import image_model, table_model
 
 IMAGE = {"pixels": [[255] * 4, [255] * 4, [0] * 4, [0] * 4]}
@@ -154,7 +155,7 @@ def test_another_content_type_or_encoding_is_refused(app: PredictionApp, headers
 
 def test_a_declared_length_over_the_limit_is_refused_unread(app: PredictionApp, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "BODY_LIMIT_BYTES", 100)
-    monkeypatch.setattr(call, "LINGER_BYTES", 0)
+    monkeypatch.setattr(http_call, "LINGER_BYTES", 0)
     read: list[bytes] = []
     response = post_stream(app, _chunks(read, 50), **{"content-length": "5000"})
     assert_refused(response, 413, "too_large")
@@ -164,7 +165,7 @@ def test_a_declared_length_over_the_limit_is_refused_unread(app: PredictionApp, 
 
 def test_a_body_of_unknown_length_is_read_to_the_limit_alone(app: PredictionApp, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "BODY_LIMIT_BYTES", 100)
-    monkeypatch.setattr(call, "LINGER_BYTES", 0)
+    monkeypatch.setattr(http_call, "LINGER_BYTES", 0)
     read: list[bytes] = []
     assert_refused(post_stream(app, _chunks(read, 1000)), 413, "too_large")
     assert sum(map(len, read)) <= 120

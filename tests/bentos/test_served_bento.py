@@ -17,9 +17,9 @@ import httpx
 import psutil
 import pytest
 
-from headrace.packaging import Bento, package, serve_command
 from headrace.project import Project
-from tests.serving import Served, make_project, serve
+from headrace.serving.packaging import Bento, package, serve_command
+from tests.asgi import Served, make_project, serve
 from tests.tiny_models import image_model
 
 PREDICT = "/v1/models/halves/predict"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from headrace.config import Recipe, load_recipe
+from headrace.recipe.recipe import Recipe, load_recipe
 from headrace.project import Project
 
 MakeRecipe = Callable[..., Recipe]

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from headrace.data.assembly import assemble
-from headrace.data.config import DataConfig
+from headrace.recipe.data import DataConfig
 from headrace.data.tables import Selected
 from headrace.errors import DataError
 

@@ -17,8 +17,8 @@ from headrace.data import chunks as chunks_module
 from headrace.data.chunks import Chunks, RowGroups, head, in_chunks, large
 from headrace.errors import DataError, DiskFull
 from headrace.files import whole
-from headrace.kinds.base import Schema
-from headrace.preparation import prepare
+from headrace.task_types.base import Schema
+from headrace.pipeline.prepare import prepare
 from headrace.project import Project
 
 SMALL = "4kB"

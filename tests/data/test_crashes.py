@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tests.paths import ROOT
+
 import json
 import os
 import signal
@@ -15,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from headrace.data.landing import land
+from headrace.data.commit import land
 from headrace.data.tables import batch_files
 from headrace.data.versions import data_version, is_tracked, track
 from headrace.errors import Busy, DiskFull
@@ -25,8 +27,8 @@ CHILD = """
 import os, signal, sys
 from pathlib import Path
 import pyarrow as pa
-from headrace.config import load_recipe
-from headrace.data.landing import land
+from headrace.recipe.recipe import load_recipe
+from headrace.data.commit import land
 from headrace.project import Project
 root, at = Path(sys.argv[1]), int(sys.argv[2])
 project = Project(root)
@@ -51,7 +53,7 @@ def child(project: Project, at: int) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         timeout=120,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
 
 
@@ -117,7 +119,7 @@ def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proj
 @pytest.mark.parametrize("kilobytes", [3000, 1300])
 def test_a_full_disk_leaves_the_version_before(small_disk: Project, kilobytes: int) -> None:
     """3,000 KB do not fit at all; 1,300 KB fit once, but not into DVC's cache as well."""
-    from headrace.config import load_recipe
+    from headrace.recipe.recipe import load_recipe
 
     (small_disk.recipes / "toy.yaml").write_text(RECIPE)
     recipe = load_recipe("toy", small_disk)
@@ -126,7 +128,7 @@ def test_a_full_disk_leaves_the_version_before(small_disk: Project, kilobytes: i
     noise = pa.table({"x": [os.urandom(1000) for _ in range(kilobytes)]})
     with pytest.raises(DiskFull) as caught:
         land(noise, small_disk, recipe, "0001-big.parquet")
-    assert "free some space" in str(caught.value.mend)
+    assert "free some space" in str(caught.value.hint)
     assert data_version(small_disk, "toy") == before and is_tracked(small_disk)
 
 

@@ -171,7 +171,7 @@ def test_a_bad_batch_lies_in_quarantine_and_the_version_stays(project: Project, 
     file = batch(tmp_path, HEADER + "5,1,a,50\n5,2,b,500\n5,3,c,-1\n")
     with pytest.raises(DataRejected, match=r"between y: 2 rows \(66\.7 %\); row 2: 500, row 3: -1") as caught:
         add_batch(recipe, file, project, quiet)
-    assert "headrace data add toy" in str(caught.value.mend)
+    assert "headrace data add toy" in str(caught.value.hint)
     assert data_version(project, "toy") == before and is_tracked(project)
     (folder,) = (project.quarantine / "toy").iterdir()
     assert str(folder) in str(caught.value)

@@ -12,12 +12,12 @@ import pytest
 import torch
 import yaml
 
-from headrace import stages
-from headrace.config import Recipe, load_recipe
+from headrace.pipeline import stages
+from headrace.recipe.recipe import Recipe, load_recipe
 from headrace.data import chunks, ingest
 from headrace.errors import DataError, DataRejected
 from headrace.files import read_json
-from headrace.kinds.base import Schema
+from headrace.task_types.base import Schema
 from headrace.project import Project
 from headrace.training import order
 

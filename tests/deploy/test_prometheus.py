@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bentos.metrics import Metrics
+from bentos.telemetry.metrics import Metrics
 from tests.conftest import ROOT
 
 DEPLOY = ROOT / "deploy"
@@ -72,4 +72,4 @@ def test_alerts_and_dashboard_ask_for_metrics_that_a_replica_has() -> None:
 
 
 def test_every_alert_says_what_mends_it() -> None:
-    assert all({"summary", "mend"} <= rule["annotations"].keys() for rule in rules())
+    assert all({"summary", "hint"} <= rule["annotations"].keys() for rule in rules())

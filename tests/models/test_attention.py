@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from headrace.config import parse_recipe
 from headrace.errors import RecipeError
-from headrace.kinds.base import Shape
 from headrace.models.attention import Attention, Block
 from headrace.models.ensemble import Ensemble
-from headrace.models.registry import AttentionConfig, build
 from headrace.models.rotary import angles, turn
-from headrace.text import PAD
+from headrace.recipe.models import AttentionConfig, build
+from headrace.recipe.recipe import parse_recipe
+from headrace.runtime.tokenizer import PAD
+from headrace.task_types.base import Shape
 
 SHAPE = Shape(vocabulary=30, length=12, outputs=3)
 LENGTHS = [7, 1, 12, 3]

@@ -10,14 +10,14 @@ import torch
 from torch.nn import functional as F
 
 from headrace.errors import TrainingError
-from headrace.kinds.base import Numeric, Schema, Shape
-from headrace.kinds.registry import kind_of
 from headrace.models.calibration import conformal_margin, fit_temperature
 from headrace.models.interval import IntervalRegressor
-from headrace.models.registry import MLPConfig
 from headrace.models.served import AsIs, Classifier
+from headrace.recipe.models import MLPConfig
+from headrace.recipe.task_types import task_type_of
+from headrace.recipe.training import TrainConfig
+from headrace.task_types.base import Numeric, Schema, Shape
 from headrace.training.calibration import calibrate
-from headrace.training.config import TrainConfig
 from headrace.training.rows import Split
 
 
@@ -68,10 +68,10 @@ def test_nothing_is_fitted_unless_the_recipe_asks() -> None:
 
 def test_a_temperature_of_a_regression_is_refused() -> None:
     schema = Schema(shape=Shape(numeric=1, outputs=1), numeric=[Numeric(name="a", mean=0, std=1, nullable=False)])
-    model = kind_of("regression").module(MLPConfig(hidden=[]), schema)
+    model = task_type_of("regression").module(MLPConfig(hidden=[]), schema)
     with pytest.raises(TrainingError, match="is for probabilities") as caught:
         calibrate(model, Split((torch.zeros(2, 1),), torch.zeros(2)), TrainConfig(calibrate="temperature"))
-    assert caught.value.mend
+    assert caught.value.hint
 
 
 # Intervals.
@@ -134,7 +134,7 @@ def test_a_regression_with_an_interval_learns_its_quantiles() -> None:
         target_std=1.0,
     )
     torch.manual_seed(0)
-    model = kind_of("regression").module(MLPConfig(hidden=[16], interval=0.8), schema)
+    model = task_type_of("regression").module(MLPConfig(hidden=[16], interval=0.8), schema)
     x = torch.rand(2000, 1)
     y = x[:, 0] * torch.distributions.Exponential(1.0).sample((2000,))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from headrace.kinds.base import Shape
-from headrace.models.graph import Bags, GraphAttention, GraphConvolution, GraphNetwork, Readout, links
-from headrace.models.registry import APPNPConfig, GATConfig, GCNConfig, ModelConfig, build
+from headrace.models.graph_networks import Bags, GraphAttention, GraphConvolution, GraphNetwork, Readout, links
+from headrace.recipe.models import APPNPConfig, GATConfig, GCNConfig, ModelConfig, build
+from headrace.task_types.base import Shape
 
 N = 6
 EDGES = torch.tensor([[0, 1], [1, 2], [2, 0], [3, 4]])  # a triangle, a pair, and node 5 alone

@@ -11,15 +11,15 @@ import torch
 from torch import nn
 
 from headrace.errors import ExportError
-from headrace.export import open_graph
-from headrace.generation import StepLayout, Steps
-from headrace.kinds.base import Shape
 from headrace.models.causal import GPT, CausalAttention
 from headrace.models.language import LanguageModel, LanguageNetwork, RecurrentLanguage
 from headrace.models.language_export import check_parity, export_step
-from headrace.models.registry import GPTConfig, RecurrentLanguageConfig, build
+from headrace.models.onnx_export import open_graph
 from headrace.models.rotary import angles
-from headrace.text import PAD
+from headrace.recipe.models import GPTConfig, RecurrentLanguageConfig, build
+from headrace.runtime.generation import StepLayout, Steps
+from headrace.runtime.tokenizer import PAD
+from headrace.task_types.base import Shape
 
 SHAPE = Shape(vocabulary=13, length=6)
 CONFIGS = {

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from headrace.kinds.base import Shape
-from headrace.models.registry import CNNConfig, MLPConfig, build
+from headrace.recipe.models import CNNConfig, MLPConfig, build
+from headrace.task_types.base import Shape
 
 
 def parameters(network: torch.nn.Module) -> int:

@@ -11,15 +11,15 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from headrace.beam import DECODER, ENCODER, GraphSteps, beam_search
 from headrace.errors import ExportError
-from headrace.export import open_graph
-from headrace.kinds.base import Shape
-from headrace.kinds.summaries import IGNORED
-from headrace.models.registry import Seq2SeqConfig
+from headrace.models.onnx_export import open_graph
 from headrace.models.seq2seq import Attention, DecoderLayer, EncoderLayer, Seq2Seq
 from headrace.models.summariser import Summarising, check_parity, export_graphs
-from headrace.text import END, PAD, START
+from headrace.recipe.models import Seq2SeqConfig
+from headrace.runtime.beam_search import DECODER, ENCODER, GraphSteps, beam_search
+from headrace.runtime.tokenizer import END, PAD, START
+from headrace.task_types.base import Shape
+from headrace.task_types.summarisation import IGNORED
 
 SHAPE = Shape(vocabulary=30, length=9, answer_length=6)
 CONFIG = Seq2SeqConfig(width=8, heads=2, encoder_layers=1, decoder_layers=2, dropout=0.3)

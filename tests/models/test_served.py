@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from headrace.kinds.base import Categorical, Numeric, Schema, Shape
-from headrace.kinds.registry import kind_of
-from headrace.models.registry import CNNConfig, MLPConfig
 from headrace.models.served import AsIs, Classifier, ScaleImage, ScaleTable, ServedModel
+from headrace.recipe.models import CNNConfig, MLPConfig
+from headrace.recipe.task_types import task_type_of
+from headrace.task_types.base import Categorical, Numeric, Schema, Shape
 
 NUMBERS = [Numeric(name="a", mean=10.0, std=2.0, nullable=True), Numeric(name="b", mean=-1.0, std=0.5, nullable=False)]
 COLOURS = [Categorical(name="c", levels=["blue", "red"], nullable=False)]
@@ -20,7 +20,7 @@ COLOURS = [Categorical(name="c", levels=["blue", "red"], nullable=False)]
 def regression(mean: float = 100.0, std: float = 20.0) -> ServedModel:
     schema = Schema(shape=Shape(numeric=2, outputs=1), numeric=NUMBERS, target_mean=mean, target_std=std)
     torch.manual_seed(0)
-    return kind_of("regression").module(MLPConfig(hidden=[]), schema).eval()
+    return task_type_of("regression").module(MLPConfig(hidden=[]), schema).eval()
 
 
 def classification(classes: int = 3) -> ServedModel:
@@ -31,7 +31,7 @@ def classification(classes: int = 3) -> ServedModel:
         labels=list(range(classes)),
     )
     torch.manual_seed(0)
-    return kind_of("classification").module(MLPConfig(hidden=[4]), schema).eval()
+    return task_type_of("classification").module(MLPConfig(hidden=[4]), schema).eval()
 
 
 def test_pixels_run_from_minus_one_to_one() -> None:
@@ -103,7 +103,7 @@ def test_what_scales_travels_with_the_weights() -> None:
 
 def test_an_image_model_answers_for_bytes() -> None:
     schema = Schema(shape=Shape(image=(1, 3, 5), outputs=2), labels=["a", "b"])
-    model = kind_of("image-classification").module(CNNConfig(channels=[2]), schema).eval()
+    model = task_type_of("image-classification").module(CNNConfig(channels=[2]), schema).eval()
     answer = model(torch.randint(0, 256, (4, 3, 5), dtype=torch.uint8))
     assert answer.shape == (4, 2)
     torch.testing.assert_close(answer.sum(1), torch.ones(4))

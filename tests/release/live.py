@@ -15,8 +15,8 @@ from typing import Any
 import yaml
 
 from headrace.project import Project
+from headrace.serving.access.tokens import operator_token
 from headrace.settings import Settings
-from headrace.tokens import operator_token
 from tests.conftest import table
 
 HEADRACE = str(Path(sys.executable).with_name("headrace"))
@@ -46,7 +46,7 @@ class Live:
 
     @property
     def door(self) -> str:
-        return f"http://127.0.0.1:{self.ports['HEADRACE_DOOR_PORT']}"
+        return f"http://127.0.0.1:{self.ports['HEADRACE_GATEWAY_PORT']}"
 
     @property
     def token(self) -> str:

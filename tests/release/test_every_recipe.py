@@ -16,10 +16,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from bentos.model import load
-from headrace import journal, registry, services
-from headrace.contract import Contract
+from bentos.models.served_model import load
 from headrace.project import Project
+from headrace.release import journal
+from headrace.runtime.contract import Contract
+from headrace.services import orchestrate
+from headrace.tracking import registry
 from tests.conftest import ROOT, make_project
 from tests.release.live import Live
 from tests.release.slices import SLICES
@@ -45,7 +47,7 @@ def live(tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[], dict
     try:
         yield found
     finally:
-        services.down(found.project, found.settings)
+        orchestrate.down(found.project, found.settings)
 
 
 def slice_of(name: str, project: Project) -> dict[str, Any]:

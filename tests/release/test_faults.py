@@ -15,7 +15,8 @@ import httpx
 import psutil
 import pytest
 
-from headrace import journal, services
+from headrace.release import journal
+from headrace.services import orchestrate
 from headrace.settings import database
 from tests.conftest import make_project, table
 from tests.ports import taken
@@ -29,7 +30,7 @@ def stages_of(live: Live) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if "headrace.stages" in " ".join(process.cmdline()) and process.cwd() == str(live.project.root):
+            if "headrace.pipeline.stages" in " ".join(process.cmdline()) and process.cwd() == str(live.project.root):
                 found.append(process)
     return found
 
@@ -104,7 +105,7 @@ def test_ctrl_c_says_how_to_go_on(live: Live) -> None:
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
-    assert "interrupted" in said and "mend" in said and "Traceback" not in said
+    assert "interrupted" in said and "hint" in said and "Traceback" not in said
 
 
 def test_two_releases_of_one_recipe_do_not_meet(live: Live) -> None:
@@ -134,7 +135,7 @@ def test_a_locked_registry_is_told_and_the_next_run_completes(live: Live) -> Non
     with contextlib.closing(sqlite3.connect(database(live.project), isolation_level=None)) as holder:
         holder.execute("BEGIN EXCLUSIVE")
         told = live.json("run", name, code=5)
-        assert "locked" in told["message"] and told["mend"]
+        assert "locked" in told["message"] and told["hint"]
         holder.execute("ROLLBACK")
     assert live.json("run", name)["version"] == "1"
 
@@ -168,7 +169,7 @@ def test_a_broken_file_is_named(live: Live, spoil: object, said: str, request: p
     spoil(live.project.root / f"{name}.csv")  # type: ignore[operator]
     told = live.json("run", name, code=3)
     assert said in told["message"].lower(), told
-    assert told["mend"]
+    assert told["hint"]
     (live.project.recipes / f"{name}.yaml").unlink()
 
 
@@ -184,12 +185,12 @@ def test_a_taken_port_names_its_holder_and_the_setting(
     tmp_path: Path, free_ports: Callable[[], dict[str, str]], request: pytest.FixtureRequest
 ) -> None:
     fresh = Live(make_project(tmp_path / "clone"), free_ports())  # where nothing runs yet
-    request.addfinalizer(lambda: services.down(fresh.project, fresh.settings))
-    port = fresh.ports["HEADRACE_DOOR_PORT"]
+    request.addfinalizer(lambda: orchestrate.down(fresh.project, fresh.settings))
+    port = fresh.ports["HEADRACE_GATEWAY_PORT"]
     with taken(int(port)):
         told = fresh.json("up", code=5)
     assert told["error"] == "PortTaken" and port in told["message"] and f"pid {os.getpid()}" in told["message"]
-    assert "door_port" in f"{told['mend']}{told['message']}".lower()
+    assert "gateway_port" in f"{told['hint']}{told['message']}".lower()
     assert {service["state"] for service in fresh.json("status")["services"]} == {"stopped"}
 
 
@@ -197,7 +198,7 @@ def test_no_docker_engine_is_said_with_the_mend(live: Live) -> None:
     told = live.json(
         "run", "tiny", "--on", "docker", "--force", code=5, environment={"HEADRACE_DOCKER_HOST": "unix:///nowhere.sock"}
     )
-    assert told["error"] == "EngineMissing" and "docker" in told["mend"].lower()
+    assert told["error"] == "EngineMissing" and "docker" in told["hint"].lower()
     assert live.json("predict", "tiny", "--sample")["model"] == "tiny"
 
 
@@ -217,7 +218,7 @@ def test_a_full_disk_is_told_and_the_next_run_completes(live: Live) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", place], check=True)
     try:
         told = live.json("run", name, code=7)
-        assert "space" in told["message"] and told["mend"]
+        assert "space" in told["message"] and told["hint"]
     finally:
         subprocess.run(["umount", place], check=True)
     assert live.json("run", name)["version"] == "1"

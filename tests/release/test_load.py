@@ -12,7 +12,7 @@ import yaml
 from headrace.settings import Settings
 from tests.conftest import ROOT
 from tests.release.live import SECONDS, Live, another_recipe, steps_until
-from tests.rollout.load import RUSH, Load
+from tests.serving.load import RUSH, Load
 
 INSTANCE = {"length": 3.0, "width": 0.5, "colour": "red"}
 
@@ -22,7 +22,7 @@ def release_under_load(live: Live, name: str, on: str, versions: str) -> Load:
     another_recipe(live, name, serve={"replicas": 2})
     live.run("run", name, "--on", on)
     with Load(
-        int(live.ports["HEADRACE_DOOR_PORT"]), name, fast=2, slow=2, fresh=1, instance=INSTANCE, token=live.token
+        int(live.ports["HEADRACE_GATEWAY_PORT"]), name, fast=2, slow=2, fresh=1, instance=INSTANCE, token=live.token
     ) as load:
         load.wait_for("1")
         for version in versions:
@@ -61,7 +61,7 @@ def test_no_request_fails_while_containers_are_swapped(live: Live, docker_engine
 @pytest.mark.parametrize("on", ["processes", "docker"])
 def test_where_replicas_run_may_change_without_a_lost_request(live: Live, docker_engine: Settings, on: str) -> None:
     with Load(
-        int(live.ports["HEADRACE_DOOR_PORT"]), "shipped", fast=2, slow=2, fresh=1, instance=INSTANCE, token=live.token
+        int(live.ports["HEADRACE_GATEWAY_PORT"]), "shipped", fast=2, slow=2, fresh=1, instance=INSTANCE, token=live.token
     ) as load:
         load.wait_for("2")
         live.run("run", "shipped", "--on", on)
@@ -73,10 +73,10 @@ def test_access_changes_by_up_alone_and_a_release_before_it_is_refused(live: Liv
     opened = {"HEADRACE_ACCESS": "open"}
     address = f"{live.door}/v1/models/tiny"
     with Load(
-        int(live.ports["HEADRACE_DOOR_PORT"]), "tiny", fast=2, slow=1, fresh=1, instance=INSTANCE, token=live.token
+        int(live.ports["HEADRACE_GATEWAY_PORT"]), "tiny", fast=2, slow=1, fresh=1, instance=INSTANCE, token=live.token
     ) as load:
         load.wait_for("1")
-        assert live.json("run", "tiny", code=2, environment=opened)["mend"].startswith("headrace up")
+        assert live.json("run", "tiny", code=2, environment=opened)["hint"].startswith("headrace up")
         assert httpx.get(address).status_code == 401
         live.run("up", environment=opened)
         assert httpx.get(address).status_code == 200

@@ -13,7 +13,7 @@ import httpx
 import pytest
 import yaml
 
-from headrace import journal
+from headrace.release import journal
 from tests.conftest import table
 from tests.release.live import Live
 
@@ -121,7 +121,7 @@ def test_trace_leads_to_the_bytes(live: Live) -> None:
 
 
 def test_the_registered_version_has_identity_signature_and_example(live: Live) -> None:
-    from headrace import registry
+    from headrace.tracking import registry
 
     version = registry.get("tiny@champion", live.project)
     assert {"data_md5", "git_commit", "lock_sha256", "content_sha256", "run_id"} <= version.identity.keys()
@@ -130,8 +130,8 @@ def test_the_registered_version_has_identity_signature_and_example(live: Live) -
 
 
 def test_mlflow_has_the_curves_and_the_pictures_of_the_run(live: Live) -> None:
-    from headrace import registry
-    from headrace.tracking import client
+    from headrace.tracking import registry
+    from headrace.tracking.runs import client
 
     version = registry.get("tiny", live.project)
     store = client(live.project)
@@ -247,7 +247,7 @@ def test_down_frees_everything_and_up_brings_it_back(live: Live) -> None:
     found = live.json("status")
     assert found["models"] == []
     assert {s["state"] for s in found["services"]} == {"stopped"}
-    assert "headrace up" in live.json("predict", "tiny", "--sample", code=5)["mend"]
+    assert "headrace up" in live.json("predict", "tiny", "--sample", code=5)["hint"]
     live.run("up")
     assert live.json("predict", "tiny", "--sample")["version"] == version
 

@@ -7,11 +7,12 @@ import time
 
 import yaml
 
-from headrace import journal, registry
-from headrace.audit import acts
+from headrace.release import journal
+from headrace.serving.access.audit import acts
+from headrace.tracking import registry
 from tests.release.live import Live, another_recipe
 from tests.release.test_load import INSTANCE
-from tests.rollout.load import Load
+from tests.serving.load import Load
 
 PERSON = ("--by", "ada", "--why", "wrong colours")
 
@@ -25,7 +26,7 @@ def test_a_canary_is_released_then_taken_back_in_seconds_and_stays_back(live: Li
     recipe["train"]["seed"] = 2
     recipe["serve"]["rollout"] = {"strategy": "canary", "steps": [50], "bake": "3s", "bounds": {"latency": 20}}
     path.write_text(yaml.safe_dump(recipe))
-    door = int(live.ports["HEADRACE_DOOR_PORT"])
+    door = int(live.ports["HEADRACE_GATEWAY_PORT"])
     with Load(door, name, fast=2, slow=1, fresh=1, instance=INSTANCE, token=live.token) as load:
         load.wait_for("1")
         assert live.json("run", name)["version"] == "2"
@@ -36,7 +37,7 @@ def test_a_canary_is_released_then_taken_back_in_seconds_and_stays_back(live: Li
         assert (back["version"], back["rolled_back"]) == ("1", {"from": "2", "why": "wrong colours", "by": "ada"})
         told = live.json("run", name, code=4)
         assert f"{name}@2 was taken back" in told["message"] and "by ada: wrong colours" in told["message"]
-        assert f"{name}@1 goes on serving" in told["message"] and "--force" in told["mend"]
+        assert f"{name}@1 goes on serving" in told["message"] and "--force" in told["hint"]
         assert live.serving(name) == "1"
     assert load.failures == [] and seconds < 60  # a bound for a machine that does much else; it takes a few seconds
     assert registry.get(name, live.project).version == "1"
@@ -64,7 +65,7 @@ def test_a_rollback_whose_bento_is_gone_says_how_to_rebuild_it(live: Live) -> No
     told = live.json("rollback", name, "--to", "2", code=5)
     assert f"the bento {bento} is gone" in told["message"]
     assert live.serving(name) == "1"
-    assert f"headrace rollback {name} --to 2 --rebuild" in told["mend"]
+    assert f"headrace rollback {name} --to 2 --rebuild" in told["hint"]
     live.run("rollback", name, "--to", "2", "--rebuild")
     assert live.serving(name) == "2"
     assert live.json("run", name)["version"] == "2", "what was brought back on purpose stays"

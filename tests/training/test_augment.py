@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from headrace.recipe.training import Augmentation
 from headrace.training.augment import DRAWS, Augment, affine, resample
-from headrace.training.config import Augmentation
 
 
 def drawn(**numbers: float) -> Tensor:

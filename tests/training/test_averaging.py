@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_swa_multi_avg_fn
 
+from headrace.recipe.training import TrainConfig
 from headrace.training.averaging import EpochMean, MovingAverage, make_average
 from headrace.training.checkpoint import Progress
-from headrace.training.config import TrainConfig
 from headrace.training.loop import evaluate
 from tests.training.toys import image_model, image_rows, largest_difference, table_model, table_rows, train, weights
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from headrace.files import read_json
+from headrace.recipe.training import TrainConfig
 from headrace.training import compiling
-from headrace.training.config import TrainConfig
-from headrace.training.graphs import fits
+from headrace.training.cuda_graphs import fits
 from headrace.training.rows import Batch
 from headrace.training.step import Objective, Step
 from headrace.training.update import Update

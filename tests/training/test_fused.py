@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 
-from headrace.training.config import TrainConfig
+from headrace.recipe.training import TrainConfig
 from headrace.training.fused import FusedAdam, move
 from headrace.training.update import Update
 from tests.training.toys import image_model, table_model

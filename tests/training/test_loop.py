@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 import torch
 
-from headrace.config import TrainConfig
 from headrace.errors import TrainingError
-from headrace.kinds.base import Numeric, Schema, Shape
-from headrace.kinds.registry import kind_of
-from headrace.models.registry import MLPConfig
 from headrace.models.served import ServedModel
+from headrace.recipe.models import MLPConfig
+from headrace.recipe.recipe import TrainConfig
+from headrace.recipe.task_types import task_type_of
+from headrace.task_types.base import Numeric, Schema, Shape
 from headrace.training import loop
 from headrace.training.checkpoint import Progress
 from headrace.training.device import choose_device, choose_precision, seed_everything
-from headrace.training.draws import generator
 from headrace.training.loop import evaluate, fit
 from headrace.training.rows import Split
+from headrace.training.seeding import generator
 
 NUMBERS = [Numeric(name=name, mean=0.0, std=1.0, nullable=False) for name in "ab"]
 
@@ -48,7 +48,7 @@ def kill_in(epoch: int) -> Callable[[Progress], None]:
 def model(seed: int = 0, dropout: float = 0.3, hidden: int = 8) -> ServedModel:
     seed_everything(seed)
     schema = Schema(shape=Shape(numeric=2, outputs=2), numeric=NUMBERS, labels=["no", "yes"])
-    return kind_of("classification").module(MLPConfig(hidden=[hidden], dropout=dropout), schema)
+    return task_type_of("classification").module(MLPConfig(hidden=[hidden], dropout=dropout), schema)
 
 
 def rows(n: int, seed: int = 1, noise: float = 0.0) -> Split:
@@ -101,7 +101,7 @@ def test_evaluation_is_the_mean_over_all_rows_however_they_are_cut(monkeypatch: 
 
 def test_a_regression_is_evaluated_by_its_absolute_error() -> None:
     schema = Schema(shape=Shape(numeric=2, outputs=1), numeric=NUMBERS, target_mean=100.0, target_std=10.0)
-    made = kind_of("regression").module(MLPConfig(hidden=[]), schema)
+    made = task_type_of("regression").module(MLPConfig(hidden=[]), schema)
     for parameter in made.parameters():
         torch.nn.init.zeros_(parameter)  # so that every answer is the mean, 100
     loss, mae = evaluate(made, Split((torch.zeros(2, 2),), torch.tensor([105.0, 130.0])))
@@ -229,8 +229,8 @@ def test_a_loss_that_is_no_number_names_the_learning_rate(tmp_path: Path) -> Non
     with pytest.raises(TrainingError, match="loss became") as caught:
         train(TrainConfig(epochs=3, batch_size=16, learning_rate=1e30, optimizer="sgd"), tmp_path)
     assert re.search(r"in epoch \d, (batch \d|on the validation rows)", caught.value.message)
-    assert "train.learning_rate" in str(caught.value.mend) and "1e+30" in str(caught.value.mend)
-    assert "train.gradient_clip" in str(caught.value.mend)
+    assert "train.learning_rate" in str(caught.value.hint) and "1e+30" in str(caught.value.hint)
+    assert "train.gradient_clip" in str(caught.value.hint)
     checkpoint = tmp_path / "checkpoint.pt"
     assert not checkpoint.exists() or torch.load(checkpoint, weights_only=True)["progress"]["epoch"] < 3
 
@@ -239,7 +239,7 @@ def test_a_loss_that_is_no_number_names_the_learning_rate(tmp_path: Path) -> Non
 def test_a_gpu_that_is_not_there_is_said() -> None:
     with pytest.raises(TrainingError, match="no CUDA GPU") as caught:
         choose_device("cuda")
-    assert "`auto`" in str(caught.value.mend)
+    assert "`auto`" in str(caught.value.hint)
     assert choose_device("auto") == choose_device("cpu") == torch.device("cpu")
 
 

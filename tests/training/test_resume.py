@@ -15,11 +15,11 @@ from unittest.mock import patch
 import pytest
 import torch
 
+from headrace.recipe.training import TrainConfig
 from headrace.training import checkpoint
 from headrace.training.checkpoint import Progress
-from headrace.training.config import TrainConfig
-from headrace.training.emphasis import emphasise
 from headrace.training.loop import fit
+from headrace.training.loss_weights import emphasise
 from tests.conftest import ROOT
 from tests.training.toys import ignore, image_model, image_rows, weights
 
@@ -70,7 +70,7 @@ def run(config: TrainConfig, folder: Path, die_in: tuple[int, int] | None = None
 PROGRAM = """
 import json, os, sys, torch
 from pathlib import Path
-from headrace.training.config import TrainConfig
+from headrace.recipe.training import TrainConfig
 from tests.training.test_resume import run
 torch.set_num_threads(1)
 for config, folder, die_in in json.loads(sys.argv[1]):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from headrace.training import mapped, order
-from headrace.training.mapped import ArrayFile, MappedRows, ahead
+from headrace.training import memmap, order
+from headrace.training.memmap import ArrayFile, MappedRows, ahead
 from headrace.training.order import cut, windows
 from headrace.training.rows import Rows, Split
 
@@ -137,6 +137,6 @@ def test_no_more_windows_are_read_than_one_that_waits_and_one_that_is_made(held:
     read = []
     found = ahead(read.append(i) or i for i in range(100))  # type: ignore[func-returns-value]
     assert next(found) == 0
-    threading.Event().wait(5 * mapped.POLL_SECONDS)
+    threading.Event().wait(5 * memmap.POLL_SECONDS)
     assert len(read) <= 3
     found.close()  # type: ignore[attr-defined]

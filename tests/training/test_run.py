@@ -8,19 +8,19 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from headrace.config import Recipe, load_recipe
 from headrace.errors import TrainingError
 from headrace.files import read_json
 from headrace.project import Project
-from headrace.tracking import client
+from headrace.recipe.recipe import Recipe, load_recipe
+from headrace.tracking.runs import client
 from headrace.training.run import fingerprint_of, train_model
-from tests.model_rooms import another
+from tests.bento_projects import another
+from tests.paths import ROOT
 
 numbers = itertools.count()
 
@@ -87,7 +87,7 @@ def test_the_run_in_mlflow_has_every_epoch_and_the_weights(built: Project) -> No
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-from headrace.config import load_recipe
+from headrace.recipe.recipe import load_recipe
 from headrace.project import Project
 from headrace.training.run import train_model
 project, left = Project(Path(sys.argv[1])), int(sys.argv[4])
@@ -107,7 +107,7 @@ train_model(load_recipe(sys.argv[2], project), project)
 def killed(recipe: Recipe, project: Project, file: str, time: int) -> None:
     """Trains in another process, which dies when `file` is about to take its place for the given time."""
     command = [sys.executable, "-c", CHILD, str(project.root), recipe.name, file, str(time)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     assert subprocess.run(command, env=environment, capture_output=True, timeout=200).returncode == -signal.SIGKILL
 
 

@@ -7,7 +7,7 @@ import torch
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, OneCycleLR, SequentialLR
 
-from headrace.training.config import TrainConfig
+from headrace.recipe.training import TrainConfig
 from headrace.training.schedules import make_schedule
 from headrace.training.update import Update
 from tests.training.toys import table_model

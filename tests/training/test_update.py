@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from headrace.models.served import ServedModel
-from headrace.training.config import TrainConfig
+from headrace.recipe.training import TrainConfig
 from headrace.training.optimizers import make_optimizers, parameters_of
 from headrace.training.rows import Split
 from headrace.training.step import Objective, Step

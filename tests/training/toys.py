@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from headrace.kinds.base import Numeric, Schema, Shape
-from headrace.kinds.registry import kind_of
-from headrace.models.registry import CNNConfig, MLPConfig
 from headrace.models.served import ServedModel
+from headrace.recipe.models import CNNConfig, MLPConfig
+from headrace.recipe.task_types import task_type_of
+from headrace.recipe.training import TrainConfig
+from headrace.task_types.base import Numeric, Schema, Shape
 from headrace.training.checkpoint import Progress
-from headrace.training.config import TrainConfig
 from headrace.training.device import seed_everything
 from headrace.training.loop import fit
 from headrace.training.rows import Split
@@ -29,7 +29,7 @@ def ignore(*_: Any) -> None:
 def table_model(seed: int = 0, dropout: float = 0.0, hidden: int = 8, classes: int = 2) -> ServedModel:
     seed_everything(seed)
     schema = Schema(shape=Shape(numeric=2, outputs=classes), numeric=NUMBERS, labels=list(range(classes)))
-    return kind_of("classification").module(MLPConfig(hidden=[hidden, hidden], dropout=dropout), schema)
+    return task_type_of("classification").module(MLPConfig(hidden=[hidden, hidden], dropout=dropout), schema)
 
 
 def table_rows(n: int, seed: int = 1) -> Split:
@@ -42,7 +42,7 @@ def image_model(seed: int = 0, dropout: float = 0.0, batch_norm: bool = False) -
     seed_everything(seed)
     schema = Schema(shape=Shape(image=(1, 6, 6), outputs=2), labels=["dark", "bright"])
     config = CNNConfig(channels=[3], dropout=dropout, batch_norm=batch_norm)
-    return kind_of("image-classification").module(config, schema)
+    return task_type_of("image-classification").module(config, schema)
 
 
 def image_rows(n: int, seed: int = 1) -> Split:

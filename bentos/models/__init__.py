@@ -1,0 +1,1 @@
+"""Served models: an ONNX graph with its contract, and what each kind of answer needs around it."""

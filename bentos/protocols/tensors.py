@@ -1,0 +1,318 @@
+"""Tensors of the Open Inference Protocol v2, as JSON and as bytes behind it: to a graph's feeds, and from its answers.
+
+https://github.com/kserve/open-inference-protocol and Triton's binary tensor data extension. Numbers are little-endian and lie
+row by row; a BYTES tensor is, for each element, its length in 4 bytes and then the element.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, NoReturn
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from bentos.protocols.v1 import MAX_INSTANCES
+from headrace.runtime import json_pieces
+from headrace.runtime.contract import Contract, ContractViolation, Feeds, InputField, array_of, describe
+from headrace.runtime.http import Refused
+
+DATATYPES = {"float32": "FP32", "float64": "FP64", "int64": "INT64", "uint8": "UINT8", "string": "BYTES"}
+WIRE: dict[str, np.dtype[Any]] = {
+    "FP32": np.dtype("<f4"),
+    "FP64": np.dtype("<f8"),
+    "INT64": np.dtype("<i8"),
+    "UINT8": np.dtype("u1"),
+}
+_OF_DTYPE = {np.dtype(name): datatype for name, datatype in DATATYPES.items() if name != "string"}
+"""A look at a dtype's name costs ten times as much as at itself."""
+Values = NDArray[Any] | list[str]
+"""Of one output: numbers with the rows first, or a text for each row."""
+
+
+class Tensor(msgspec.Struct):
+    """An input."""
+
+    name: str
+    shape: list[int]
+    datatype: str
+    parameters: dict[str, Any] = {}
+    data: Any = None
+
+
+class Wanted(msgspec.Struct):
+    """An output that the client asks for."""
+
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+class Inference(msgspec.Struct):
+    """A request's JSON."""
+
+    inputs: list[Tensor]
+    id: str | None = None
+    outputs: list[Wanted] | None = None
+    parameters: dict[str, Any] = {}
+
+
+class _RawTensor(Tensor):
+    data: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _RawInference(Inference):
+    """The same with each tensor's data left as it came."""
+
+    inputs: list[_RawTensor]  # type: ignore[assignment]  # read only
+
+
+_decode = msgspec.json.Decoder(Inference).decode
+_decode_raw = msgspec.json.Decoder(_RawInference).decode
+
+
+def parse(body: bytes, json_bytes: str) -> tuple[Inference, int]:
+    """The JSON of a request, and where the bytes behind it begin. `json_bytes` is Inference-Header-Content-Length, or empty.
+
+    Raises:
+        Refused: 400, that length or the JSON is wrong.
+    """
+    end = len(body)
+    if json_bytes:
+        if not json_bytes.isdecimal() or len(json_bytes) > 10 or int(json_bytes) > end:
+            raise bad(f"Inference-Header-Content-Length: expected 0 to {end}, the body's bytes, got {json_bytes[:40]!r}")
+        end = int(json_bytes)
+    try:
+        return _read(body if end == len(body) else memoryview(body)[:end]), end
+    except RecursionError:
+        raise bad("the JSON is nested too deeply") from None
+    except msgspec.ValidationError as error:
+        raise bad(f"no inference request: {error}") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise bad(f"the request is no valid JSON: {error}") from None
+
+
+def _read(text: bytes | memoryview) -> Inference:
+    if len(text) > json_pieces.PIECE_BYTES:
+        with suppress(msgspec.ValidationError, UnicodeDecodeError):  # it is told by its place in the whole
+            asked = _decode_raw(text)
+            for tensor in asked.inputs:
+                tensor.data = json_pieces.decode_value(tensor.data)
+            return asked
+    return _decode(text)
+
+
+class TensorReader:
+    """From a request's tensors to the feeds of one contract."""
+
+    def __init__(self, contract: Contract) -> None:
+        self._slots = {field.name: _Slot(field) for field in contract.inputs}
+        self.takes_pictures = any(slot.takes_files for slot in self._slots.values())
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Of each input its name, datatype and shape; -1 are the rows."""
+        return [
+            {"name": name, "datatype": slot.datatype, "shape": [-1, *slot.field.shape]} for name, slot in self._slots.items()
+        ]
+
+    def read(self, asked: Inference, body: bytes, start: int) -> Feeds:
+        """One array for each field, `(rows, *shape)`; numbers that came as bytes stay where they are.
+
+        Raises:
+            Refused: 400, tensors and bytes disagree; 413, too many rows.
+            ContractViolation: a tensor that is not the contract's, or a value that breaks it.
+        """
+        feeds: Feeds = {}
+        rows = 0
+        for tensor in asked.inputs:
+            slot = self._slots.get(tensor.name)
+            if slot is None:
+                self._refuse_name(tensor.name)
+            if tensor.name in feeds:
+                raise bad(f"inputs: {tensor.name!r} stands there twice")
+            count = slot.rows_of(tensor)
+            if rows not in (0, count):
+                raise bad(f"inputs.{tensor.name}.shape: expected {rows} rows, as the input before it, got {count}")
+            rows = count
+            size = tensor.parameters.get("binary_data_size")
+            if size is None:
+                feeds[tensor.name] = slot.from_json(tensor, rows)
+                continue
+            if type(size) is not int or not 0 <= size <= len(body) - start:
+                raise bad(
+                    f"inputs.{tensor.name}.parameters.binary_data_size: expected at most the {len(body) - start} bytes that "
+                    f"are left of the body, got {describe(size)}"
+                )
+            feeds[tensor.name] = slot.from_bytes(tensor, rows, body, start, size)
+            start += size
+        if start != len(body):
+            raise bad(f"{len(body) - start} bytes of the body belong to no input (binary_data_size)")
+        if len(feeds) < len(self._slots):
+            self._fill(feeds, rows)
+        return feeds
+
+    def _fill(self, feeds: Feeds, rows: int) -> None:
+        """Fields that may be left out."""
+        for name, slot in self._slots.items():
+            if name in feeds:
+                continue
+            if not rows or (slot.field.default is None and not slot.field.nullable):
+                raise ContractViolation(f"inputs.{name}", f"a tensor {slot.datatype} {slot.expected_shape}", "nothing")
+            feeds[name] = slot.field.to_array([None] * rows, "rows")
+
+    def _refuse_name(self, name: str) -> NoReturn:
+        close = difflib.get_close_matches(name, self._slots, n=1)
+        near = f" (did you mean {close[0]!r}?)" if close else ""
+        raise ContractViolation("inputs", f"tensors named {', '.join(self._slots)}{near}", describe(name))
+
+
+class _Slot:
+    """One field of a contract as a tensor."""
+
+    def __init__(self, field: InputField) -> None:
+        self.field = field
+        self.datatype = DATATYPES[field.dtype]
+        self.takes_files = "image/png" in field.accepts
+        self.expected_shape = f"[rows{''.join(f', {size}' for size in field.shape)}]"
+        self._values = math.prod(field.shape)
+        self._wire = WIRE.get(self.datatype)
+        self._shape = list(field.shape)
+
+    def rows_of(self, tensor: Tensor) -> int:
+        """The rows of `tensor`, whose datatype and shape are held against the field's. A scalar may have an axis of one."""
+        files = self.takes_files and tensor.datatype == "BYTES"
+        if tensor.datatype != self.datatype and not files:
+            also = " (or BYTES of PNG or JPEG files)" if self.takes_files else ""
+            raise ContractViolation(f"inputs.{tensor.name}.datatype", self.datatype + also, describe(tensor.datatype))
+        shape = [] if files else self._shape
+        rest = tensor.shape[1:]
+        if not tensor.shape or tensor.shape[0] < 1 or (rest != shape and (shape or rest != [1])):
+            raise ContractViolation(
+                f"inputs.{tensor.name}.shape", f"{'[rows]' if files else self.expected_shape}", f"{tensor.shape}"[:100]
+            )
+        if tensor.shape[0] > MAX_INSTANCES:
+            raise Refused(413, "too_many_instances", f"{tensor.shape[0]} rows exceed the limit of {MAX_INSTANCES}")
+        return tensor.shape[0]
+
+    def from_bytes(self, tensor: Tensor, rows: int, body: bytes, start: int, size: int) -> NDArray[Any]:
+        if tensor.datatype == "BYTES":
+            elements = _elements(tensor.name, body, start, size, rows)
+            return self.field.to_array(elements if self.takes_files else _texts(tensor.name, elements), "rows")
+        assert self._wire is not None
+        count = rows * self._values
+        if size != count * self._wire.itemsize:
+            expected = f"{count * self._wire.itemsize} for {tensor.datatype} {tensor.shape}"
+            raise bad(f"inputs.{tensor.name}.parameters.binary_data_size: expected {expected}, got {size}")
+        numbers: NDArray[Any] = np.frombuffer(body, self._wire, count, start).reshape(rows, *self._shape)
+        if not numbers.flags.aligned:  # the JSON before it may have any length
+            numbers = numbers.copy()
+        self.field.check(numbers, "rows")
+        return numbers
+
+    def from_json(self, tensor: Tensor, rows: int) -> NDArray[Any]:
+        """`data` may be nested as the shape says, or flat."""
+        data, path = tensor.data, f"inputs.{tensor.name}.data"
+        if not isinstance(data, list):
+            raise ContractViolation(path, "a list, or binary_data_size among the parameters", describe(data))
+        try:
+            if not self._shape or tensor.datatype == "BYTES":
+                return self.field.to_array(_flat(data, rows, path), "rows")
+            numbers = array_of(data, 1 if len(data) > rows else self._values)
+        except (ValueError, OverflowError, RecursionError) as error:
+            if isinstance(error, ContractViolation):
+                raise
+            raise ContractViolation(path, f"numbers in shape {tensor.shape}", "something else") from None
+        if numbers.dtype.kind not in "iuf" or numbers.size != rows * self._values:
+            expected, got = f"{rows * self._values} numbers", f"{numbers.size} values of type {numbers.dtype}"
+            raise ContractViolation(path, expected, got)
+        numbers = numbers.reshape(rows, *self._shape)
+        self.field.check(numbers, "rows")
+        return numbers.astype(self.field.dtype)
+
+
+def _flat(data: list[Any], rows: int, path: str) -> list[Any]:
+    """One value a row, from `[1, 2]` or `[[1], [2]]`."""
+    if len(data) != rows:
+        raise ContractViolation(path, f"{rows} values", f"{len(data)}")
+    return [value[0] if isinstance(value, list) and len(value) == 1 else value for value in data]
+
+
+def _elements(name: str, body: bytes, start: int, size: int, count: int) -> list[bytes]:
+    """The elements of a BYTES tensor, which have to fill `size` bytes."""
+    end, found = start + size, []
+    for i in range(count):
+        length = int.from_bytes(body[start : start + 4], "little")
+        if start + 4 + length > end:
+            raise bad(f"inputs.{name}: element {i} of {count} runs past the {size} bytes of its tensor")
+        found.append(body[start + 4 : start + 4 + length])
+        start += 4 + length
+    if start != end:
+        raise bad(f"inputs.{name}: {end - start} of its {size} bytes lie behind its {count} elements")
+    return found
+
+
+def _texts(name: str, elements: list[bytes]) -> list[str]:
+    found = []
+    for i, element in enumerate(elements):
+        try:
+            found.append(element.decode())
+        except UnicodeDecodeError:
+            raise ContractViolation(f"rows.{i}.{name}", "text in UTF-8", "bytes that are none") from None
+    return found
+
+
+def chosen(asked: Inference, found: dict[str, Values]) -> list[tuple[str, Values, bool]]:
+    """The outputs that a request asks for, each with whether it goes as bytes. All of them where it names none.
+
+    Raises:
+        Refused: 400, it asks for an output that there is not, or in a way that there is not.
+    """
+    as_bytes = asked.parameters.get("binary_data_output") is True
+    if not asked.outputs:
+        return [(name, values, as_bytes) for name, values in found.items()]
+    picked = []
+    for output in asked.outputs:
+        if output.name not in found:
+            raise bad(f"outputs: expected one of {', '.join(found)}, got {output.name[:100]!r}")
+        for unknown in ("classification", "shared_memory_region"):
+            if output.parameters.get(unknown):
+                raise bad(f"outputs.{output.name}.parameters.{unknown}: expected nothing, this server has no such extension")
+        picked.append((output.name, found[output.name], output.parameters.get("binary_data", as_bytes) is True))
+    return picked
+
+
+def encode(head: dict[str, Any], picked: Sequence[tuple[str, Values, bool]]) -> tuple[bytes, int | None]:
+    """A response's body: `head` with the outputs, the bytes of some behind it; and how much of it is JSON, None when all is."""
+    outputs, behind = [], []
+    for name, values, as_bytes in picked:
+        shape = [len(values)] if isinstance(values, list) else list(values.shape)
+        tensor: dict[str, Any] = {"name": name, "datatype": datatype_of(values), "shape": shape}
+        if as_bytes:
+            raw = _raw(values)
+            tensor["parameters"] = {"binary_data_size": len(raw)}
+            behind.append(raw)
+        else:
+            tensor["data"] = values if isinstance(values, list) else values.ravel().tolist()
+        outputs.append(tensor)
+    head["outputs"] = outputs
+    text = msgspec.json.encode(head)
+    return (b"".join([text, *behind]), len(text)) if behind else (text, None)
+
+
+def datatype_of(values: Values) -> str:
+    return "BYTES" if isinstance(values, list) else _OF_DTYPE[values.dtype]
+
+
+def _raw(values: Values) -> bytes:
+    if isinstance(values, list):
+        encoded = [value.encode() for value in values]
+        return b"".join([part for text in encoded for part in (len(text).to_bytes(4, "little"), text)])
+    raw: bytes = np.ascontiguousarray(values, WIRE[datatype_of(values)]).tobytes()
+    return raw
+
+
+def bad(message: str) -> Refused:
+    return Refused(400, "bad_request", message)

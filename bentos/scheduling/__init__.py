@@ -1,0 +1,1 @@
+"""When requests run: the model's thread, batching, streams, and the watchdog."""

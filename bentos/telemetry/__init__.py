@@ -1,0 +1,1 @@
+"""What a replica counts and records: metrics, traces, usage, quotas, records of answers."""

@@ -1,0 +1,178 @@
+"""What a person reads at the end: of a release, of `status`, `history` and `trace`."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+
+from headrace import console
+from headrace.files import read_json
+from headrace.project import Project
+from headrace.release.journal import Entry
+from headrace.serving.access.tls import authority
+from headrace.serving.gateway.gateway import address
+from headrace.settings import Settings
+
+if TYPE_CHECKING:
+    from headrace.release.reproduce import Reproduction
+
+
+def print_summary(facts: dict[str, Any], project: Project, settings: Settings, unchanged: bool = False) -> None:
+    """The release in force, its evidence, its addresses, and a `curl` line that works when pasted."""
+    out, model, version = console.out(), facts["model"], facts["version"]
+    out.print()
+    if unchanged:
+        out.print(
+            f"[bold green]unchanged[/bold green] nothing differs from the release of {facts['at']}; {model}@{version} serves"
+        )
+    else:
+        out.print(f"[bold green]released[/bold green] [bold]{model}@{version}[/bold] serves behind the balancer")
+    for name, value in _rows(facts, project, settings):
+        out.print(f"  [cyan]{name:<12}[/cyan] {escape(value)}")
+    out.print()
+    out.print(escape(curl(model, project, settings)), soft_wrap=True)
+
+
+def curl(model: str, project: Project, settings: Settings) -> str:
+    """Two calls in one line: the contract's own sample, sent to the model."""
+    base = f"{address(settings)}/v1/models/{model}"
+    sample = "import json,sys; print(json.dumps(json.load(sys.stdin)['contract']['sample']))"
+    call = "curl -s"
+    if settings.tls == "own":
+        call += f" --cacert {shlex.quote(str(authority(project)))}"
+    if settings.access == "tokens":
+        call += f' -H "authorization: Bearer $({console.program()} tokens show)"'
+    return f"{call} {base} | python3 -c \"{sample}\" | {call} {base}/predict -H 'content-type: application/json' -d @-"
+
+
+def _rows(facts: dict[str, Any], project: Project, settings: Settings) -> list[tuple[str, str]]:
+    training, verdict = facts["training"], facts["verdict"]
+    metrics = "  ".join(f"{name} {value:.4g}" for name, value in facts["metrics"].items() if value is not None)
+    rows = [
+        ("data", f"{facts['data_md5']}  {int(facts['data_rows']):,} rows"),
+        ("expectations", f"{facts['validation']} passed"),
+        (
+            "training",
+            f"{training['epochs']} epochs on {training['device']}, best {training['best_epoch']}; "
+            f"{training['parameters']:,} parameters",
+        ),
+        ("test", metrics),
+        *(("gate" if i == 0 else "", reason) for i, reason in enumerate(verdict["reasons"])),
+        ("version", f"{facts['model']}@{facts['version']}  run {facts['run_id']}"),
+        ("bento", facts["bento"]),
+        ("image", f"{facts['image']}  {facts['image_bytes'] / 1e6:.0f} MB" if facts.get("image") else ""),
+        ("replicas", f"{facts['replicas']} as {facts['on']}"),
+        ("service", f"{address(settings, facts['model'])}/predict"),
+        ("MLflow", f"http://{settings.host}:{settings.mlflow_port}"),
+        ("Prefect", f"http://{settings.host}:{settings.prefect_port}"),
+        ("Data Docs", data_docs(facts["model"], project)),
+    ]
+    return [row for row in rows if row[1]]
+
+
+def data_docs(recipe: str, project: Project) -> str:
+    """The page of the last validation: unlike the index it reads well without network."""
+    found = read_json(project.validation_report(recipe)) or {}
+    return Path(found.get("docs") or project.data_docs / "index.html").as_uri()
+
+
+def print_status(found: dict[str, Any], released: list[str]) -> None:
+    """Services and models, a table each; `released` are models that would serve again."""
+    print_table(("service", "state", "address"), [(s["name"], s["state"], s["address"]) for s in found["services"]])
+    console.out().print()
+    if found["models"]:
+        columns = ("model", "version", "alias", "replicas", "ready", "address")
+        rows = [(m["name"], m["version"], m["alias"], m["replicas"], m["ready"], m["address"]) for m in found["models"]]
+        print_table(columns, rows)
+        for model in found["models"]:
+            for pool in ("canary", "shadow"):
+                if trial := model[pool]:
+                    share = f"{trial['percent']:g} % of the requests" + (" copied" if pool == "shadow" else "")
+                    console.out().print(f"{model['name']}@{trial['version']} on trial as {pool}: {share}")
+            if model["predecessor"] not in (None, model["version"]):
+                again = f"{model['name']}@{model['predecessor']} serves again unless its release ends well"
+                console.out().print(f"{model['name']}@{model['version']} is not released yet: {again}")
+    elif released:
+        console.out().print(f"no model serves; bring back {', '.join(released)}: headrace up")
+    else:
+        console.out().print("no model serves; release one: headrace run digits")
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Columns side by side, as wide as they are: an address broken in two cannot be copied."""
+    texts = [["" if value is None else str(value) for value in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(columns, *texts, strict=True)]
+    console.out().print(
+        "  ".join(f"[bold]{escape(name.ljust(width))}[/bold]" for name, width in zip(columns, widths, strict=True))
+    )
+    for row in texts:
+        cells = (_coloured(text.ljust(width)) for text, width in zip(row, widths, strict=True))
+        console.out().print("  ".join(cells))
+
+
+def print_history(found: list[Entry]) -> None:
+    """One line an entry, newest last, with the reasons below."""
+    if not found:
+        console.out().print("the journal is empty; release a model: headrace run digits")
+    for entry in found:
+        reasons = (entry.facts.get("verdict") or {}).get("reasons", [])
+        colour = {"released": "green", "refused": "red", "rollout-failed": "red"}.get(entry.event, "yellow")
+        console.out().print(f"{entry.at}  [bold]{entry.model}@{entry.version}[/bold]  [{colour}]{entry.event}[/{colour}]")
+        if "run_id" in entry.facts:
+            commit = str(entry.facts.get("git_commit"))[:12]
+            console.out().print(f"    data {entry.facts.get('data_md5')}  git {commit}  run {entry.facts['run_id']}")
+        for line in [*reasons, *_told(entry)]:
+            console.out().print(f"    {escape(line)}")
+
+
+def _told(entry: Entry) -> list[str]:
+    """What a roll-out came to."""
+    facts = entry.facts
+    if entry.event == "rolled-back":
+        back = facts["rolled_back"]
+        return [f"{entry.model}@{back['from']} was taken back by {back['by']}" + (f": {back['why']}" if back["why"] else "")]
+    if entry.event == "rollout-abandoned":
+        return [facts["said"]]
+    if entry.event in ("rollout-step", "rollout-failed") and "step" in facts:
+        if not facts.get("judged", True):
+            return [f"{facts['step']}: not judged: {facts['requests']:,} requests came"]
+        return [
+            f"{facts['step']}: {facts.get('said', 'passed')}; {facts['requests']:,} requests, errors {facts['error_rate']:.2%}"
+        ]
+    return []
+
+
+def print_trace(chain: dict[str, Any]) -> None:
+    """The chain, each link with how to get it back."""
+    aliases = f" ({', '.join(chain['aliases'])})" if chain["aliases"] else ""
+    when = f"released {chain['released_at']}" if chain["released_at"] else "never released"
+    console.out().print(f"[bold]{chain['model']}@{chain['version']}[/bold]{aliases}  {when}")
+    for link in chain["chain"]:
+        console.out().print(f"  [cyan]{link['link']:<14}[/cyan] {escape(str(link['id']))}")
+        if link["get_it"]:
+            console.out().print(f"  {'':<14} [dim]{escape(link['get_it'])}[/dim]")
+
+
+def print_reproduction(found: Reproduction) -> None:
+    """That the weights are the same, and from what they were made."""
+    console.out().print(
+        f"[bold]{found.version}[/bold] trained again on {found.device}: [green]identical, byte for byte[/green]"
+    )
+    rows = {
+        "code": found.code,
+        "data": found.data_md5,
+        "served files": f"sha256 {found.content_sha256_now}",
+        "metrics": "  ".join(f"{name} {value:.4g}" for name, value in found.metrics_now.items() if value is not None),
+    }
+    for name, text in rows.items():
+        console.out().print(f"  [cyan]{name:<14}[/cyan] {escape(text)}")
+
+
+def _coloured(text: str) -> str:
+    colours = {"ready": "green", "starting": "yellow", "stopped": "yellow", "failed": "red"}
+    colour = colours.get(text.strip())
+    return f"[{colour}]{text}[/{colour}]" if colour else escape(text)

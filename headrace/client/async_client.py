@@ -1,0 +1,167 @@
+"""The client for `async` code: the methods of `Client`, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from headrace.client import connection, requests
+from headrace.client.answers import Batch, Explanation, Piece, Prediction
+from headrace.client.client import FIRST_LOOK_SECONDS, LAST_LOOK_SECONDS, READ_BYTES
+from headrace.client.connection import Token, Verify
+from headrace.client.errors import BrokenOff, CallFailed, TimedOut
+from headrace.client.requests import Call, Events
+from headrace.client.retries import Patience
+from headrace.files import whole
+
+
+class AsyncClient:
+    """Calls models behind a door from one event loop. Arguments and errors are those of `Client`."""
+
+    def __init__(
+        self,
+        address: str | None = None,
+        token: Token | None = None,
+        *,
+        timeout: float = 60.0,
+        retries: int = 3,
+        verify: Verify = True,
+    ) -> None:
+        self._http = httpx.AsyncClient(**connection.options(address, token, verify))
+        self._address = str(self._http.base_url)
+        self._timeout = timeout
+        self._retries = retries
+
+    async def models(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = (await self._json(Call("GET", "/v1/models")))["models"]
+        return found
+
+    async def describe(self, model: str) -> dict[str, Any]:
+        return await self._json(Call("GET", requests.path_of(model)))
+
+    async def predict(self, model: str, instances: Any, *, request_id: str | None = None) -> Prediction:
+        """See `Client.predict`; `request_id` names the request, where the caller has a name for it."""
+        return requests.read(Prediction, await self._json(requests.predict(model, instances, request_id)))
+
+    async def explain(
+        self, model: str, instance: Any, *, target: str | int | None = None, evaluations: int | None = None, **options: Any
+    ) -> Explanation:
+        asked = {"target": target, "evaluations": evaluations, **options}
+        return requests.read(Explanation, await self._json(requests.explain(model, instance, asked)))
+
+    async def stream(self, model: str, instance: Any) -> AsyncIterator[Piece]:
+        call = requests.stream(model, instance)
+        patience = Patience(self._timeout, self._retries)
+        while True:
+            begun = False
+            try:
+                async for piece in self._pieces(call, patience.left()):
+                    begun = True
+                    yield piece
+                return
+            except CallFailed as error:
+                if begun or isinstance(error, BrokenOff):
+                    raise (
+                        error
+                        if isinstance(error, BrokenOff)
+                        else BrokenOff(f"the text broke off: {error.message}", where=self._address, request_id=call.request_id)
+                    ) from None
+                await asyncio.sleep(patience.pause_after(error))
+
+    async def feedback(self, about: str, truth: Any, row: int = 0) -> dict[str, Any]:
+        return await self._json(requests.feedback(about, truth, row))
+
+    async def submit(self, model: str, file: str | Path, *, media_type: str | None = None, key: str | None = None) -> Batch:
+        return requests.read(Batch, await self._json(requests.submit(model, Path(file), media_type, key)))
+
+    async def batch(self, model: str, batch: str) -> Batch:
+        return requests.read(Batch, await self._json(requests.batches(model, batch)))
+
+    async def batches(self, model: str) -> list[Batch]:
+        return [requests.read(Batch, one) for one in (await self._json(requests.batches(model)))["batches"]]
+
+    async def wait(self, model: str, batch: str, seconds: float = 3600.0) -> Batch:
+        deadline, pause = time.monotonic() + seconds, FIRST_LOOK_SECONDS
+        while not (found := await self.batch(model, batch)).has_ended:
+            if time.monotonic() + pause > deadline:
+                raise TimedOut(f"batch {batch} is {found.state} after {seconds:g} s, with {found.rows_done} rows done")
+            await asyncio.sleep(pause)
+            pause = min(LAST_LOOK_SECONDS, pause * 1.5)
+        return found
+
+    async def result(self, model: str, batch: str, to: str | Path) -> Path:
+        call = requests.batches(model, batch, "/result")
+        with whole(Path(to)) as beside, connection.failures(call, self._address):
+            async with self._open(call, self._timeout) as response:
+                await self._check(response, call)
+                with beside.open("wb") as handle:
+                    async for chunk in response.aiter_raw():
+                        await asyncio.to_thread(handle.write, chunk)
+        return Path(to)
+
+    async def cancel(self, model: str, batch: str) -> Batch:
+        return requests.read(Batch, await self._json(requests.batches(model, batch, method="DELETE")))
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    # -- one call
+
+    async def _json(self, call: Call) -> dict[str, Any]:
+        patience = Patience(connection.seconds_for(call, self._timeout), self._retries, call.is_safe)
+        while True:
+            try:
+                return requests.body_of(await self._once(call, patience.left()), call)
+            except CallFailed as error:
+                await asyncio.sleep(patience.pause_after(error))
+
+    async def _once(self, call: Call, seconds: float) -> httpx.Response:
+        """One try, read to its end within `seconds`."""
+        try:
+            with connection.failures(call, self._address):
+                async with asyncio.timeout(seconds), self._open(call, seconds) as response:
+                    return requests.whole_response(response, b"".join([chunk async for chunk in response.aiter_raw()]))
+        except TimeoutError:
+            raise TimedOut("no answer in time", where=self._address, request_id=call.request_id) from None
+
+    async def _pieces(self, call: Call, seconds: float) -> AsyncIterator[Piece]:
+        reader = Events()
+        with connection.failures(call, self._address):
+            async with self._open(call, seconds) as response:
+                await self._check(response, call)
+                async for chunk in response.aiter_raw():
+                    for piece in reader.feed(chunk):
+                        yield piece
+                reader.end()
+
+    async def _check(self, response: httpx.Response, call: Call) -> None:
+        if response.status_code >= 400:
+            await response.aread()
+            raise requests.refusal(response, call)
+
+    def _open(self, call: Call, seconds: float) -> Any:
+        """The response, its body unread."""
+        body = call.body if call.file is None else _read(call.file)
+        return self._http.stream(
+            call.method, call.path, content=body, headers=call.to_headers(), timeout=connection.limits(seconds)
+        )
+
+
+async def _read(file: Path) -> AsyncIterator[bytes]:
+    with await asyncio.to_thread(file.open, "rb") as handle:
+        while chunk := await asyncio.to_thread(handle.read, READ_BYTES):
+            yield chunk

@@ -1,0 +1,208 @@
+"""Reads files as tables, strictly: a file that is cut, empty or not what it should be is refused, never half-read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, NoReturn
+from zipfile import ZipFile
+
+from headrace.data.formats.text_files import read_docstrings, read_lines, read_texts
+from headrace.data.formats.delimited import as_utf8, read_csv, unpacked
+from headrace.data.formats.options import Reading, first_line
+from headrace.data.formats.molecules import graphs_as_text, read_molecules
+from headrace.errors import DataError, near_miss
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ENDINGS = {
+    "csv": (".csv", ".csv.gz", ".csv.zip"),
+    "tsv": (".tsv", ".tab", ".tsv.gz"),
+    "parquet": (".parquet", ".pq"),
+    "jsonl": (".jsonl", ".ndjson", ".jsonl.gz"),
+    "lines": (".txt", ".txt.gz"),
+    "texts": (".txt.zip",),
+    "docstrings": (".py", ".py.zip"),
+    "sdf": (".sdf", ".sdf.gz"),
+}
+"""Formats, and the endings of file names that say them. Texts, and the files of a pattern, come as one zip."""
+FORMATS = tuple(ending for endings in ENDINGS.values() for ending in endings)
+
+
+def read_file(path: Path, reading: Reading | None = None) -> pa.Table:
+    """The table in `path`, whose name says its format unless `reading` does.
+
+    Raises:
+        DataError: missing, of an unknown format, cut in the middle, empty, not in its encoding, or with a name standing twice.
+    """
+    reading = reading or Reading()
+    if not path.is_file():
+        _missing(path)
+    if path.stat().st_size == 0:
+        raise DataError("the file is empty (0 bytes)", where=str(path), hint="fetch or export it again")
+    table = graphs_as_text(_read(path, reading))
+    twice = sorted(name for name, count in Counter(table.column_names).items() if count > 1)
+    if twice:
+        raise DataError(
+            f"column {twice[0]!r} stands there twice", where=str(path), hint="rename one of the two columns in the file"
+        )
+    return _plain_types(table, path)
+
+
+def read_packed(path: Path, reading: Reading) -> list[tuple[pa.Table, Path]]:
+    """The tables in the zip `path`, which holds the files of a pattern, each with its name; many texts are one table.
+
+    Raises:
+        DataError: as `read_file`.
+    """
+    with ZipFile(path) as files, TemporaryDirectory() as folder:
+        names = files.namelist()
+        kind = reading.format or _kind(_ending(Path(names[0]), None)).replace("lines", "texts")
+        if kind in ("texts", "docstrings"):
+            return [(read_file(path, replace(reading, format=kind)), path)]
+        found = []
+        for number, name in enumerate(names):
+            place = Path(folder) / str(number) / Path(name).name
+            place.parent.mkdir()
+            place.write_bytes(files.read(name))
+            found.append((read_file(place, reading), Path(name)))
+        return found
+
+
+def _kind(ending: str) -> str:
+    return next(name for name, endings in ENDINGS.items() if ending in endings)
+
+
+def _read(path: Path, reading: Reading) -> pa.Table:
+    ending = _ending(path, reading.format)
+    match _kind(ending):
+        case "csv" | "tsv":
+            return read_csv(path, ending, reading)
+        case "parquet":
+            return _read_parquet(path)
+        case "jsonl":
+            return _read_jsonl(path, ending, reading)
+        case "lines":
+            return read_lines(unpacked(path, ending), path, reading)
+        case "texts":
+            return read_texts(path, reading)
+        case "sdf":
+            return read_molecules(unpacked(path, ending), path, reading)
+        case _:
+            return read_docstrings(path, reading)
+
+
+def _missing(path: Path) -> NoReturn:
+    if path.is_dir():
+        raise DataError("this is a folder, not a file", where=str(path), hint=f"name a file in it ({', '.join(FORMATS)})")
+    beside = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
+    said = f"no such file; {near_miss(path.name, beside[:50])}" if beside else "no such file"
+    raise DataError(said, where=str(path), hint="correct the path, or bring the file there")
+
+
+def _ending(path: Path, known: str | None) -> str:
+    """The ending that says how `path` is read; of a named format, with the compression that the name shows.
+
+    Raises:
+        DataError: neither the name nor the recipe says the format.
+    """
+    name = path.name.lower()
+    if known is not None:
+        fitting = sorted((e for e in ENDINGS[known] if name.endswith(e[e.rindex(".") :])), key=len, reverse=True)
+        return next((e for e in fitting if e.endswith((".gz", ".zip"))), ENDINGS[known][0])
+    found = next((ending for ending in sorted(FORMATS, key=len, reverse=True) if name.endswith(ending)), None)
+    if found is None:
+        raise DataError(
+            f"cannot tell the format of {path.name!r}",
+            where=str(path),
+            hint=f"say data.format ({', '.join(ENDINGS)}), or use a name ending in " + ", ".join(FORMATS),
+        )
+    return found
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            return file.read()
+    except (pa.ArrowException, OSError) as error:
+        raise not_whole(path, error) from None
+
+
+def not_whole(path: Path, error: Exception) -> DataError:
+    """Of a Parquet file that cannot be read to its end."""
+    return DataError(
+        f"no whole Parquet file: {first_line(error)}",
+        where=str(path),
+        hint="fetch or export it again; it may have been cut in the middle",
+    )
+
+
+def _read_jsonl(path: Path, ending: str, reading: Reading) -> pa.Table:
+    import pyarrow as pa
+    from pyarrow import json
+
+    raw = as_utf8(unpacked(path, ending), reading.encoding, path)
+    try:
+        raw.decode()  # Arrow would take any bytes
+        return json.read_json(pa.BufferReader(raw), read_options=json.ReadOptions(block_size=min(len(raw) + 1, (1 << 31) - 1)))
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"not UTF-8 text: {raw[error.start : error.start + 40]!r}",
+            where=f"{path}, line {line}",
+            hint="name its encoding (data.encoding)",
+        ) from None
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            f"no valid JSON lines: {first_line(error)}", where=str(path), hint="write one JSON object a line, with equal fields"
+        ) from None
+
+
+def _plain_types(table: pa.Table, path: Path) -> pa.Table:
+    """Every column as a number, a text or a time: the types that later steps know."""
+    import pyarrow as pa
+
+    try:
+        return table.cast(plain_schema(table.schema, path))
+    except pa.ArrowException as error:
+        raise DataError(
+            f"a value does not fit its column: {first_line(error)}", where=str(path), hint="correct the value in the file"
+        ) from None
+
+
+def plain_schema(schema: pa.Schema, path: Path) -> pa.Schema:
+    """The types in which columns of `schema` land.
+
+    Raises:
+        DataError: a column holds what is no number, text or time.
+    """
+    import pyarrow as pa
+
+    types = pa.types
+    plain = []
+    for field in schema:
+        kind = field.type
+        if types.is_dictionary(kind):
+            kind = kind.value_type
+        if types.is_large_string(kind) or types.is_string_view(kind) or types.is_boolean(kind) or types.is_time(kind):
+            kind = pa.string()
+        elif types.is_decimal(kind) or types.is_float16(kind) or types.is_null(kind):
+            kind = pa.float64()  # a column of nothing becomes missing numbers
+        elif types.is_date(kind):
+            kind = pa.timestamp("us")
+        elif types.is_timestamp(kind):
+            kind = pa.timestamp("us", tz=kind.tz)
+        elif not (types.is_integer(kind) or types.is_floating(kind) or types.is_string(kind)):
+            raise DataError(
+                f"column {field.name!r} holds {field.type}, which is no number, text or time",
+                where=str(path),
+                hint="leave it out (data.columns), or write it as plain columns",
+            )
+        plain.append(pa.field(field.name, kind))
+    return pa.schema(plain)

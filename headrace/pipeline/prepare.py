@@ -1,0 +1,136 @@
+"""From raw batches to splits and a schema: what the `prepare` stage does, with a table as a whole or in chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headrace.console import bar
+from headrace.data.chunks import Chunks, RowGroups, large, schema_bytes
+from headrace.errors import DataError
+from headrace.files import whole, write_json, write_with
+from headrace.project import Project
+from headrace.recipe.recipe import Recipe
+from headrace.recipe.task_types import task_type_of
+from headrace.task_types.base import Schema
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+PARTS = ("train", "validation", "test")
+GROUP_BYTES = 32 * 2**20
+"""Of a row group of a part: rows of three parts wait at the same time."""
+
+
+def prepare(recipe: Recipe, project: Project) -> None:
+    """Writes `prepared/{train,validation,test}.parquet`, `schema.json` and `rows.json`.
+
+    Raises:
+        DataError: a split is empty, a column holds nothing, or there is one class only.
+    """
+    out = project.artifacts(recipe.name) / "prepared"
+    for left in out.glob(".*.part"):  # of a run that was killed
+        left.unlink()
+    chunks = large(project, recipe)
+    schema, rows = _as_a_whole(recipe, project, out) if chunks is None else _in_chunks(chunks, recipe, out)
+    write_with(out / "schema.json", schema.write)
+    write_json(out / "rows.json", rows)
+
+
+def _as_a_whole(recipe: Recipe, project: Project, out: Path) -> tuple[Schema, dict[str, int]]:
+    from headrace.data.splits import split
+    from headrace.data.tables import read_batches
+
+    splits = split(read_batches(project, recipe), recipe)
+    schema = task_type_of(recipe.task).learn(splits, recipe)
+    parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    for name, frame in parts.items():
+        write_with(out / f"{name}.parquet", lambda beside, frame=frame: frame.to_parquet(beside, index=False))  # type: ignore[misc]
+    return schema, {name: len(frame) for name, frame in parts.items()}
+
+
+def _in_chunks(chunks: Chunks, recipe: Recipe, out: Path) -> tuple[Schema, dict[str, int]]:
+    """The same division and, up to the last digits of means and deviations, the same schema; in one pass over the rows.
+
+    Raises:
+        DataError: as `prepare`, with the rows of the chunk where it can be told.
+    """
+    from headrace.data.splits import check_parts, divide, kept_columns
+
+    if recipe.data.split.per_class is not None:
+        raise DataError(
+            f"a split by rows of each class ranks all {chunks.rows:,} rows, and they are read in chunks",
+            where="data.split.per_class",
+            hint="split by shares, by time or by given rows; or raise data.memory, where the machine has it",
+        )
+    last, seen = _last(chunks, recipe), set[Any]()
+    learner, given = task_type_of(recipe.task).learner(recipe), recipe.data.split.given
+    assert learner is not None, "only kinds with a learner get chunks"
+    kept = kept_columns(chunks.names, recipe)
+    fields = [chunks.schema.field(name) for name in kept]
+    with _writers(out, fields) as writers, bar(f"preparing {recipe.name}", chunks.rows) as progress:
+        for frame in chunks.frames():
+            masks = divide(frame, recipe, last)
+            if given is not None:
+                seen.update(frame[given.column].unique()[:50])
+            with _rows_named(frame):
+                if masks[0].any():
+                    learner.add(frame.loc[masks[0], kept])
+            for writer, mask in zip(writers.values(), masks, strict=True):
+                writer.add(_to_arrow(frame.loc[mask, kept], fields))
+            progress.move(int(frame.index[-1]) + 1)
+        for writer in writers.values():
+            writer.close()
+        rows = {name: writer.written for name, writer in writers.items()}
+        check_parts({"training": rows["train"], "validation": rows["validation"], "test": rows["test"]}, recipe, seen)
+        return learner.schema(), rows
+
+
+def _last(chunks: Chunks, recipe: Recipe) -> Any:
+    """Of a split by time, the value that the test rows have; found in one pass over its column."""
+    from headrace.data.splits import last_value
+
+    time = recipe.data.split.time
+    if time is None:
+        return None
+    return max(last_value(frame, time.column) for frame in chunks.frames([time.column]))
+
+
+@contextmanager
+def _writers(out: Path, fields: list[pa.Field]) -> Iterator[dict[str, RowGroups]]:
+    """A file a part; when the block ends well all of them take their places, else nothing changed.
+
+    Raises:
+        DiskFull: no space is left.
+    """
+    import pyarrow as pa
+
+    schema = pa.schema(fields)
+    rows = max(1, GROUP_BYTES // schema_bytes(schema))
+    with ExitStack() as stack:
+        writers = {name: RowGroups(stack.enter_context(whole(out / f"{name}.parquet")), schema, rows) for name in PARTS}
+        try:
+            yield writers
+        except BaseException:
+            for writer in writers.values():
+                writer.abandon()
+            raise
+
+
+def _to_arrow(frame: pd.DataFrame, fields: list[pa.Field]) -> pa.Table:
+    import pyarrow as pa
+
+    return pa.Table.from_pandas(frame, schema=pa.schema(fields), preserve_index=False)
+
+
+@contextmanager
+def _rows_named(frame: pd.DataFrame) -> Iterator[None]:
+    """An error about values says in which rows of the table they stand, counted from 1."""
+    try:
+        yield
+    except DataError as error:
+        rows = f"rows {frame.index[0] + 1:,} to {frame.index[-1] + 1:,}"
+        raise DataError(error.message, where=f"{error.where}, {rows}", hint=error.hint) from None

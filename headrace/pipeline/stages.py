@@ -1,0 +1,147 @@
+"""The doors through which DVC calls the work: `python -m headrace.pipeline.stages train digits` (see `dvc.yaml`)."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from headrace import processes
+from headrace.errors import DiskFull, HeadraceError, Interrupted, UsageError, near_miss
+from headrace.files import is_disk_full
+from headrace.project import Project, find_project
+from headrace.recipe.recipe import Recipe, load_recipe
+
+Stage = Callable[[Recipe, Project], None]
+ERROR_FILE = "HEADRACE_STAGE_ERROR"
+PARENT = "HEADRACE_STAGE_PARENT"
+
+
+def validate(recipe: Recipe, project: Project) -> None:
+    """The data gate, over all batches."""
+    from headrace import console
+    from headrace.data.chunks import stored
+    from headrace.data.validation.validate import render
+    from headrace.data.validation.validate import validate as validate_batch
+    from headrace.files import write_json
+
+    report = validate_batch(stored(project, recipe), recipe, project, "all batches")
+    report.to_json(project.validation_report(recipe.name))
+    if not report.success:
+        console.err().print(render(report))
+    report.raise_if_failed()
+    # What later stages depend on names no time and no place, so that an unchanged gate changes nothing after it.
+    verdict = {"rows": report.rows, "passed": report.passed, "total": report.total, "implicit": report.implicit}
+    write_json(project.artifacts(recipe.name) / "validation.json", verdict)
+
+
+def prepare(recipe: Recipe, project: Project) -> None:
+    """Splits and schema."""
+    from headrace.pipeline.prepare import prepare
+
+    prepare(recipe, project)
+
+
+def train(recipe: Recipe, project: Project) -> None:
+    """Weights and learning curves."""
+    from headrace.training.run import train_model
+
+    train_model(recipe, project)
+
+
+def export(recipe: Recipe, project: Project) -> None:
+    """The graph and its contract."""
+    from headrace.models.onnx_export import export_model
+
+    export_model(recipe, project)
+
+
+def evaluate(recipe: Recipe, project: Project) -> None:
+    """Metrics, predictions and plots on the test rows."""
+    from headrace.pipeline.evaluate import evaluate_export
+
+    evaluate_export(recipe, project)
+
+
+STAGES: dict[str, Stage] = {"validate": validate, "prepare": prepare, "train": train, "export": export, "evaluate": evaluate}
+
+
+def main(arguments: list[str]) -> int:
+    """Runs one stage; an error is printed, and left for the caller in the file that `HEADRACE_STAGE_ERROR` names."""
+    try:
+        if len(arguments) != 2:
+            raise UsageError(
+                f"a stage and a recipe are needed; stages: {', '.join(STAGES)}",
+                hint="python -m headrace.pipeline.stages STAGE RECIPE",
+            )
+        if arguments[0] not in STAGES:
+            raise UsageError(
+                f"no stage {arguments[0]!r}; {near_miss(arguments[0], STAGES)}",
+                hint="python -m headrace.pipeline.stages STAGE RECIPE",
+            )
+        die_with_parent()
+        # Threads that spin while they wait slow a small network five times as soon as another program wants a core.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        project = find_project()
+        STAGES[arguments[0]](load_recipe(arguments[1], project), project)
+        return 0
+    except KeyboardInterrupt:
+        return _tell(Interrupted("interrupted", hint="run the same command to go on from the last checkpoint"))
+    except Exception as error:
+        known = told(error)
+        if known is None:
+            raise
+        return _tell(known)
+
+
+def told(error: Exception) -> HeadraceError | None:
+    """What a user can hint, as the error that says so; None for anything else."""
+    if isinstance(error, HeadraceError):
+        return error
+    if isinstance(error, MemoryError):
+        hint = "lower train.batch_size, or use a machine with more memory"
+        return HeadraceError("the memory does not suffice", hint=hint)
+    if is_disk_full(error):
+        where = getattr(error, "filename", None)
+        return DiskFull("no space left", where=where, hint="free some space, then run the same command")
+    return None
+
+
+def die_with_parent() -> None:
+    """Ends this process soon after the one that `HEADRACE_STAGE_PARENT` names: a killed release leaves no stage running."""
+    parent = os.environ.get(PARENT)
+    if parent:
+        threading.Thread(target=_watch, args=(int(parent),), daemon=True).start()
+
+
+def _watch(pid: int) -> None:
+    """A dead parent is gone, or a zombie until its own parent looks; another process may have its number by then."""
+    import psutil
+
+    try:
+        parent = psutil.Process(pid)
+        while parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.2)
+    except psutil.Error:
+        pass
+    os._exit(1)
+
+
+def _tell(error: HeadraceError) -> int:
+    named = os.environ.get(ERROR_FILE)
+    if named:
+        Path(named).write_text(json.dumps(error.to_dict()), encoding="utf-8")
+    else:
+        sys.stderr.write(f"error {error}\n")
+    return error.exit_code
+
+
+if __name__ == "__main__":
+    processes.raise_gc_threshold()
+    code = main(sys.argv[1:])
+    processes.leave()
+    sys.exit(code)

@@ -1,0 +1,1 @@
+"""Releases: the decision, deployment, journal, rollback, recovery, lineage."""

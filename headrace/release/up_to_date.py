@@ -1,0 +1,77 @@
+"""Whether anything changed since the last completed release, told from names, sizes and times of files alone.
+
+The same trust DVC puts in a file's inode, size and time; here without importing DVC, so that an unchanged release is over
+in a second. Any difference, however small, only means that the full path is taken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from headrace.data.sources.addresses import is_local, local_files
+from headrace.files import read_json, write_json
+from headrace.plugins import code_files, custom_sources
+from headrace.project import Project
+from headrace.recipe.recipe import Recipe
+from headrace.settings import Settings
+
+CODE = ("headrace", "flows", "tasks", "bentos", "deploy/serving")
+
+
+def snapshot(recipe: Recipe, project: Project, settings: Settings) -> str:
+    """One hash over what a release of `recipe` depends on, and over what it made."""
+    digest = hashlib.sha256(settings.model_dump_json().encode())
+    for path in sorted({*_written_by_people(recipe, project), *_made(recipe, project)}):
+        with contextlib.suppress(FileNotFoundError):  # gone since it was listed: another command is at work
+            stat = path.stat()
+            digest.update(f"{path}\0{stat.st_ino}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def remember(recipe: Recipe, project: Project, settings: Settings, began_ns: int) -> None:
+    """Keeps the snapshot of a release that is complete, unless a person changed something while it was under way: the
+    change is not in what was released.
+
+    Args:
+        began_ns: when the release began, in nanoseconds of the file system's clock.
+    """
+    if any(path.stat().st_mtime_ns > began_ns for path in _written_by_people(recipe, project)):
+        _kept(recipe, project).unlink(missing_ok=True)
+    else:
+        write_json(_kept(recipe, project), {"snapshot": snapshot(recipe, project, settings)})
+
+
+def is_unchanged(recipe: Recipe, project: Project, settings: Settings) -> bool:
+    """Whether files are as they were when the last release completed."""
+    kept = read_json(_kept(recipe, project))
+    return bool(kept) and kept["snapshot"] == snapshot(recipe, project, settings)
+
+
+def _kept(recipe: Recipe, project: Project) -> Path:
+    return project.state / "released" / f"{recipe.name}.json"
+
+
+def _written_by_people(recipe: Recipe, project: Project) -> Iterator[Path]:
+    """The recipe, its source where that is a file, the environment and the code."""
+    singles = [project.recipes / f"{recipe.name}.yaml", project.root / "requirements.lock"]
+    for file in recipe.data.files:
+        if is_local(file.uri):
+            singles.extend(local_files(file.uri, project.root))
+    yield from (path for path in singles if path.is_file())
+    yield from _files(project.root / name for name in CODE)
+    for source in custom_sources(recipe.custom_classes, project.root):
+        yield from code_files(source)
+
+
+def _made(recipe: Recipe, project: Project) -> Iterator[Path]:
+    """Data and artifacts, and the list of recipes."""
+    yield from (path for path in [project.root / "dvc.yaml"] if path.is_file())
+    yield from _files((project.raw(recipe.name), project.artifacts(recipe.name)))
+
+
+def _files(folders: Iterable[Path]) -> Iterator[Path]:
+    for folder in folders:
+        yield from (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)

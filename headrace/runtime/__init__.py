@@ -1,0 +1,4 @@
+"""What replicas share with training: contracts, tokenizers, decoding, token verification, usage, HTTP.
+
+bentos imports this package alone.
+"""

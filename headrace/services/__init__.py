@@ -1,0 +1,1 @@
+"""The local servers: started, watched, stopped."""

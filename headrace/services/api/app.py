@@ -1,0 +1,111 @@
+"""The desk's ASGI app: rooms of routes, one look at the token, and one place that turns errors into answers."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Any
+
+import httpx
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Match, Route
+from starlette.types import Receive, Scope, Send
+
+from headrace.project import Project
+from headrace.runtime.http import Refused
+from headrace.runtime.token_verifier import Caller, InvalidToken, TokenVerifier, bearer
+from headrace.services.api.batches import Batches
+from headrace.services.api.catalogue import Catalogue, Models
+from headrace.services.api.feedback import Feedback
+from headrace.services.api.health import Health
+from headrace.services.api.http import request_id_of
+from headrace.services.api.openapi_routes import Description
+from headrace.settings import Settings
+
+logger = logging.getLogger("headrace.services.api")
+OPEN_PATHS = frozenset({"/readyz", "/livez", "/v2", "/v2/health/live", "/v2/health/ready", "/docs"})
+"""They name no model, so they ask for no token."""
+REPLICA_SECONDS = 5.0
+"""How long a replica, or Envoy's administration, may take to answer the desk."""
+
+
+class Desk:
+    """Answers for the whole door. Use as an asynchronous context: batches are worked on while it is open."""
+
+    def __init__(self, project: Project, settings: Settings) -> None:
+        self._guard = TokenVerifier(project.guard if settings.access == "tokens" else None)
+        self._http = httpx.AsyncClient(timeout=REPLICA_SECONDS)
+        self._open = AsyncExitStack()
+        catalogue = Catalogue(project, settings, self._http)
+        self._batches = Batches(project, settings, catalogue)
+        self._feedback = Feedback(project, settings, catalogue)
+        self.routes: list[Route] = [
+            *Models(catalogue).routes,
+            *self._feedback.routes,
+            *self._batches.routes,
+            *Description(catalogue, settings).routes,
+            *Health(catalogue).routes,
+        ]
+
+    async def __aenter__(self) -> Desk:
+        for room in (self._http, self._feedback, self._batches):
+            await self._open.enter_async_context(room)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._open.aclose()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        request = Request(scope, receive)
+        request.state.request_id = request_id_of(request)
+        try:
+            response = await self._answer(request)
+            response.headers["x-request-id"] = request.state.request_id
+            await response(scope, receive, send)
+        except ClientDisconnect:
+            logger.info("request %s: the client is gone", request.state.request_id)
+
+    async def _answer(self, request: Request) -> Response:
+        """The response to any request: a route's, a refusal's, or a 500 that tells the client no more than its id."""
+        try:
+            if request.scope["path"] not in OPEN_PATHS:
+                request.state.caller = self._caller(request)
+            answer: Response = await self._find(request)(request)
+            return answer
+        except Refused as refused:
+            return refused.to_response(request.state.request_id)
+        except ClientDisconnect:
+            raise
+        except Exception:
+            logger.exception("request %s failed", request.state.request_id)
+            hidden = Refused(500, "internal", "the server failed; its log names the request id")
+            return hidden.to_response(request.state.request_id)
+
+    def _caller(self, request: Request) -> Caller:
+        try:
+            return self._guard.check(bearer(request.headers.get("authorization", "").encode("latin-1")))
+        except InvalidToken:
+            message = "a valid token is needed: authorization: Bearer ..."
+            raise Refused(401, "unauthorized", message, {"www-authenticate": "Bearer"}) from None
+
+    def _find(self, request: Request) -> Any:
+        """The endpoint that a path and a method name."""
+        allowed: list[str] = []
+        for route in self.routes:
+            match, found = route.matches(request.scope)
+            if match is Match.FULL:
+                request.scope.update(found)
+                return route.endpoint
+            if match is Match.PARTIAL:
+                allowed += sorted(route.methods or ())
+        path = request.scope["path"][:200]
+        if allowed:
+            headers = {"allow": ", ".join(allowed)}
+            raise Refused(405, "method_not_allowed", f"{request.method} is not allowed at {path}", headers)
+        raise Refused(404, "not_found", f"nothing at {path}")

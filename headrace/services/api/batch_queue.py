@@ -1,0 +1,180 @@
+"""Which batches are worked on, when, by how many processes. What is on disk is the truth; this only remembers it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections import Counter
+from collections.abc import Coroutine
+from dataclasses import replace
+from types import TracebackType
+from typing import Any
+
+from headrace.project import Project
+from headrace.services.api.batch_store import BatchFolder, BatchStore, Progress, Submitted, now
+
+logger = logging.getLogger("headrace.services.api.batch")
+AT_ONCE = 2
+"""Batches that are worked on."""
+LOOK_SECONDS = 1.0
+MOST_CRASHES = 3
+"""Times that a batch's process may die without getting further."""
+FORGET_SECONDS = 3600.0
+"""How often old ones are looked for."""
+
+
+class BatchQueue:
+    """All batches that are known, and the processes that work on them. Use as an asynchronous context."""
+
+    def __init__(self, project: Project, store: BatchStore, keep_seconds: float) -> None:
+        """A batch that has ended is kept for `keep_seconds`, with its answers."""
+        self._project, self._store, self._keep_seconds = project, store, keep_seconds
+        self._known: dict[str, Submitted] = {}
+        self._open: dict[str, BatchFolder] = {}
+        self._active: set[str] = set()
+        """Batches that are worked on, from the moment that they are chosen."""
+        self._processes: dict[str, Process] = {}
+        self._forget_at = 0.0
+        self._crashes: Counter[tuple[str, int]] = Counter()
+        self._woken = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> BatchQueue:
+        for folder in await asyncio.to_thread(self._store.open):
+            self.add(folder)
+        self._start(self._run())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for task in self._tasks:
+            task.cancel()
+        for process in self._processes.values():
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def add(self, folder: BatchFolder) -> None:
+        submitted = folder.submitted
+        self._known[submitted.id] = submitted
+        if not folder.progress.has_ended:
+            self._open[submitted.id] = folder
+            self._woken.set()
+
+    def get(self, batch_id: str) -> Submitted | None:
+        return self._known.get(batch_id)
+
+    def all(self) -> list[Submitted]:
+        return list(self._known.values())
+
+    def open_of(self, tenant: str) -> int:
+        return sum(self._known[batch_id].tenant == tenant for batch_id in self._open)
+
+    def progress(self, batch_id: str) -> Progress:
+        """As written; a batch that nobody works on at the moment is queued."""
+        found = self._store.folder(batch_id).progress
+        return replace(found, state="queued") if found.state == "running" and batch_id not in self._active else found
+
+    async def cancel(self, batch_id: str) -> Progress:
+        """The batch as cancelled; one that had ended is forgotten."""
+        folder = self._store.folder(batch_id)
+        found = folder.progress
+        if found.has_ended:
+            self._known.pop(batch_id, None)
+            await asyncio.to_thread(self._store.discard, folder)
+            return found
+        self._open.pop(batch_id, None)
+        while batch_id in self._active:
+            if process := self._processes.get(batch_id):
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+            await asyncio.sleep(0.01)
+        told = replace(folder.progress, state="cancelled", waits_until=None, error=None, changed_at=now())
+        folder.tell(told)
+        await asyncio.to_thread(folder.forget_rows)
+        return told
+
+    # -- the work
+
+    async def _run(self) -> None:
+        while True:
+            self._woken.clear()
+            if now() >= self._forget_at:
+                await self._forget_old()
+            for batch_id in self._next():
+                self._active.add(batch_id)
+                self._start(self._work(batch_id))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._woken.wait(), LOOK_SECONDS)
+
+    def _next(self) -> list[str]:
+        """The batches to start now: of the tenant that has fewest under way, then in the order they came."""
+        chosen: list[str] = []
+        ready = [one for one in self._open if one not in self._active and self._is_due(one)]
+        while ready and len(self._active) + len(chosen) < AT_ONCE:
+            under_way = Counter(self._known[one].tenant for one in [*self._active, *chosen])
+            first = min(ready, key=lambda one: (under_way[self._known[one].tenant], self._known[one].created_at))
+            ready.remove(first)
+            chosen.append(first)
+        return chosen
+
+    def _is_due(self, batch_id: str) -> bool:
+        waits_until = self._open[batch_id].progress.waits_until
+        return waits_until is None or now() >= waits_until
+
+    async def _work(self, batch_id: str) -> None:
+        """Runs the batch's process to its end, and looks at what it left."""
+        folder = self._store.folder(batch_id)
+        try:
+            code = await self._run_process(folder)
+            if code != 0 and batch_id in self._open:
+                self._crashed(folder, code)
+            if folder.progress.has_ended:
+                self._open.pop(batch_id, None)
+        finally:
+            self._active.discard(batch_id)
+            self._woken.set()
+
+    async def _run_process(self, folder: BatchFolder) -> int:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "headrace.services.api.batch_worker",
+            str(folder.path),
+            stdin=PIPE,  # its end tells the process that the desk is gone
+            env={**os.environ, "HEADRACE_ROOT": str(self._project.root)},
+        )
+        self._processes[folder.path.name] = process
+        try:
+            return await process.wait()
+        finally:
+            del self._processes[folder.path.name]
+
+    def _crashed(self, folder: BatchFolder, code: int) -> None:
+        found = folder.progress
+        mark = (folder.path.name, found.rows_done)
+        self._crashes[mark] += 1
+        logger.error("the process of batch %s ended with %d", folder.path.name, code)
+        if self._crashes[mark] >= MOST_CRASHES:
+            error = {"code": "internal", "message": "the batch cannot be worked on; the desk's log says more"}
+            folder.tell(replace(found, state="failed", error=error, changed_at=now()))
+        else:
+            folder.tell(replace(found, state="waiting", waits_until=now() + 1.0, changed_at=found.changed_at or now()))
+
+    async def _forget_old(self) -> None:
+        self._forget_at = now() + FORGET_SECONDS
+        for batch_id in [one for one in self._known if one not in self._open]:
+            folder = self._store.folder(batch_id)
+            if now() - folder.progress.changed_at > self._keep_seconds:
+                del self._known[batch_id]
+                await asyncio.to_thread(self._store.discard, folder)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

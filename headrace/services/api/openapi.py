@@ -1,0 +1,352 @@
+"""The door's OpenAPI 3.1 description, made from the contracts of the models that a caller may use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from headrace import __version__
+from headrace.services.api import openapi_errors as told
+from headrace.services.api import openapi_protocols
+from headrace.services.api.catalogue import Listed
+from headrace.services.api.json_schemas import answer_schema, instance_schema, truth_schema
+
+Json = dict[str, Any]
+BATCH = "Batch"
+
+
+def document(models: Sequence[Listed], address: str, needs_token: bool) -> Json:
+    """The whole description. Models of which no replica could tell the contract are left out."""
+    known = [listed for listed in models if listed.contract is not None]
+    paths: Json = {"/v1/models": {"get": _list_models()}}
+    for listed in known:
+        paths |= _own_paths(listed) | _batch_paths(listed) | openapi_protocols.inference_paths(listed)
+    if known:
+        paths["/v1/feedback"] = {"post": _feedback(known)}
+    if writers := [listed for listed in known if listed.writes]:
+        paths |= openapi_protocols.openai_paths(writers)
+    paths |= openapi_protocols.server_paths()
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Headrace",
+            "version": __version__,
+            "description": "Models behind one door. Every request but health takes a token: `authorization: Bearer ...`."
+            if needs_token
+            else "Models behind one door.",
+        },
+        "servers": [{"url": address}],
+        "paths": paths,
+        "components": {
+            "schemas": told.SCHEMAS | _shared_schemas(),
+            "responses": told.RESPONSES,
+            **(
+                {"securitySchemes": {"token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}}}
+                if needs_token
+                else {}
+            ),
+        },
+        **({"security": [{"token": []}]} if needs_token else {}),
+        "tags": [{"name": "door", "description": "What belongs to no single model."}]
+        + [{"name": listed.model, "description": _headline(listed)} for listed in known],
+    }
+
+
+def operation(name: str, tag: str, summary: str, answers: Json, refusals: Sequence[int], **more: Any) -> Json:
+    """One method of one path."""
+    responses = answers | {str(status): told.reference(status) for status in (*told.ANYWHERE, *refusals)}
+    return {"operationId": name, "tags": [tag], "summary": summary, **more, "responses": dict(sorted(responses.items()))}
+
+
+def answer(description: str, schema: Json, kind: str = "application/json", example: Any = None) -> Json:
+    shown = {} if example is None else {"example": example}
+    return {"description": description, "content": {kind: {"schema": schema, **shown}}}
+
+
+def body(schema: Json, examples: Json, kind: str = "application/json") -> Json:
+    return {"required": True, "content": {kind: {"schema": schema, "examples": examples}}}
+
+
+# -- Headrace's own protocol
+
+
+def _list_models() -> Json:
+    shape = {
+        "type": "object",
+        "properties": {
+            "models": {"type": "array", "items": {"$ref": "#/components/schemas/Model"}},
+            "object": {"const": "list"},
+            "data": {"type": "array", "items": {"$ref": "#/components/schemas/Card"}},
+        },
+        "required": ["models", "object", "data"],
+    }
+    return operation("list_models", "door", "The models that the token opens", {"200": answer("The catalogue", shape)}, ())
+
+
+def _own_paths(listed: Listed) -> Json:
+    assert listed.contract is not None
+    model, path, instance = listed.model, f"/v1/models/{listed.model}", instance_schema(listed.contract)
+    identity = _identity_schema()
+    predictions = {"predictions": {"type": "array", "items": answer_schema(listed.contract)}}
+    found: Json = {
+        path: {
+            "get": operation(
+                f"describe_{model}",
+                model,
+                "What the model takes and gives",
+                {"200": answer("Its contract, version and identity", {"$ref": "#/components/schemas/Description"})},
+                (),
+            )
+        },
+        f"{path}/predict": {
+            "post": operation(
+                f"predict_{model}",
+                model,
+                _headline(listed),
+                {"200": _answers(listed, _with(identity, predictions))},
+                told.OF_INPUT,
+                requestBody=_request(listed, instance),
+            )
+        },
+    }
+    if listed.explains:
+        found[f"{path}/explain"] = {"post": _explain(listed, instance)}
+    return found
+
+
+def _explain(listed: Listed, instance: Json) -> Json:
+    contract = listed.contract
+    assert contract is not None
+    fields: Json = {
+        "instance": instance,
+        "evaluations": {
+            "type": "integer",
+            "minimum": 4,
+            "maximum": 10_000,
+            "default": 1000,
+            "description": "Rows it may cost.",
+        },
+        "seed": {"type": "integer", "minimum": 0, "default": 0},
+        **({"target": {"enum": contract.labels, "description": "The likeliest, if left out."}} if contract.labels else {}),
+    }
+    told_of: Json = {
+        "method": {"type": "string"},
+        "target": {},
+        "value": {"type": "number", "description": "The probability of `target`, or the predicted value."},
+        "base_value": {"type": "number"},
+        "attributions": {"type": ["object", "array"]},
+        "evaluations": {"type": "integer"},
+    }
+    return operation(
+        f"explain_{listed.model}",
+        listed.model,
+        "What each part of an instance adds to its answer",
+        {"200": answer("The explanation", _with(_identity_schema(), told_of))},
+        told.OF_INPUT,
+        requestBody=body(
+            {"type": "object", "properties": fields, "required": ["instance"], "additionalProperties": False},
+            {"sample": {"value": {"instance": contract.sample}}},
+        ),
+    )
+
+
+def _request(listed: Listed, instance: Json) -> Json:
+    """One bare instance, several, or for images a picture."""
+    several = _several(instance)
+    if listed.streams:
+        several["properties"]["stream"] = {
+            "type": "boolean",
+            "description": "Send the answer to one instance as it is written.",
+        }
+        several["properties"]["instances"]["maxItems"] = 32
+    found = body({"anyOf": [several, instance]}, _examples(listed))
+    assert listed.contract is not None
+    for kind in ("image/png", "image/jpeg"):
+        if any(kind in field.accepts for field in listed.contract.inputs):
+            found["content"][kind] = {"schema": {"type": "string", "format": "binary"}}
+    return found
+
+
+def _several(instance: Json) -> Json:
+    rows = {"type": "array", "items": instance, "minItems": 1, "maxItems": 10_000}
+    return {"type": "object", "properties": {"instances": rows}, "required": ["instances"], "additionalProperties": False}
+
+
+def _answers(listed: Listed, schema: Json) -> Json:
+    found = answer("Predictions, in the order of the instances", schema)
+    if listed.streams:
+        found["content"]["text/event-stream"] = {"schema": openapi_protocols.EVENT}
+    return found
+
+
+def _examples(listed: Listed) -> Json:
+    """Inputs that work: the contract's sample comes from the test rows."""
+    assert listed.contract is not None
+    sample = listed.contract.sample
+    return {"one": {"value": sample}, "several": {"value": {"instances": [sample, *listed.contract.examples]}}}
+
+
+def _feedback(models: Sequence[Listed]) -> Json:
+    truths = [truth_schema(listed.contract) for listed in models if listed.contract is not None]
+    truth = {"anyOf": [one for place, one in enumerate(truths) if one not in truths[:place]]}
+    names = [listed.model for listed in models]
+    fields = {
+        "id": {"type": "string", "pattern": f"^({'|'.join(names)})@[A-Za-z0-9.]{{1,20}}:[A-Za-z0-9._-]{{1,64}}$"},
+        "request_id": {"type": "string", "pattern": "^[A-Za-z0-9._:/+=@-]{1,128}$"},
+        "truth": {"anyOf": [truth, {"type": "array", "items": truth, "minItems": 1, "maxItems": 10_000}]},
+        "row": {"type": "integer", "minimum": 0, "maximum": 9_999, "default": 0},
+    }
+
+    def by(name: str) -> Json:
+        chosen = {key: fields[key] for key in (name, "truth", "row")}
+        return {"type": "object", "properties": chosen, "required": [name, "truth"], "additionalProperties": False}
+
+    kept = {
+        "type": "object",
+        "properties": {
+            "id": {"type": "string"},
+            "request_id": {"type": "string"},
+            "rows": {"type": "array", "items": {"type": "integer"}},
+            "state": {"enum": ["joined", "pending"]},
+            "new": {"type": "integer"},
+        },
+        "required": ["id", "request_id", "rows", "state", "new"],
+    }
+    contract = models[0].contract
+    assert contract is not None
+    true_one = contract.labels[0] if contract.labels else 1.5 if contract.output == "value" else "a text"
+    example = {"value": {"id": f"{names[0]}@1:5c1f0e9a", "truth": true_one}}
+    return operation(
+        "tell_truth",
+        "door",
+        "The true answer to an earlier request, by its id; a list is for the rows from `row` on",
+        {"202": answer("Kept: beside the answer, or pending until that is found", kept)},
+        (*told.OF_INPUT, 404),
+        requestBody=body({"anyOf": [by("id"), by("request_id")]}, {"one": example}),
+    )
+
+
+# -- batches
+
+
+def _batch_paths(listed: Listed) -> Json:
+    model, path = listed.model, f"/v1/models/{listed.model}/batches"
+    assert listed.contract is not None
+    one = {"$ref": f"#/components/schemas/{BATCH}"}
+    rows = {"type": "string", "format": "binary"}
+    files = {kind: {"schema": rows} for kind in ("application/vnd.apache.parquet", "application/x-ndjson")}
+    several = {"type": "object", "properties": {"batches": {"type": "array", "items": one}}, "required": ["batches"]}
+    key = {"name": "idempotency-key", "in": "header", "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:/+=@-]{1,128}$"}}
+    batch = {"name": "batch", "in": "path", "required": True, "schema": {"type": "string", "pattern": "^[0-9a-f]{32}$"}}
+    return {
+        path: {
+            "post": operation(
+                f"submit_batch_{model}",
+                model,
+                "Hand in a file of rows, to be answered in the background",
+                {"202": answer("Accepted", one)},
+                (408, 409, 413, 415, 422, 429, 507),
+                parameters=[key],
+                requestBody={"required": True, "content": files},
+            ),
+            "get": operation(
+                f"list_batches_{model}", model, "Your batches, newest first", {"200": answer("Batches", several)}, ()
+            ),
+        },
+        f"{path}/{{batch}}": {
+            "parameters": [batch],
+            "get": operation(f"show_batch_{model}", model, "How a batch stands", {"200": answer("The batch", one)}, (404,)),
+            "delete": operation(
+                f"cancel_batch_{model}",
+                model,
+                "End a batch, or forget one that has ended",
+                {"200": answer("The batch as it was left", one)},
+                (404,),
+            ),
+        },
+        f"{path}/{{batch}}/result": {
+            "parameters": [batch],
+            "get": operation(
+                f"batch_result_{model}",
+                model,
+                "The answers, in the order and the format of the file",
+                {"200": {"description": "The answers", "content": files}},
+                (404, 409),
+            ),
+        },
+    }
+
+
+# -- parts
+
+
+def _headline(listed: Listed) -> str:
+    assert listed.contract is not None
+    return f"{listed.contract.task}: {', '.join(f.name for f in listed.contract.inputs)} → {listed.contract.target}"
+
+
+def _identity_schema() -> Json:
+    return {name: {"type": "string"} for name in ("id", "model", "version", "request_id")}
+
+
+def _with(identity: Json, more: Json) -> Json:
+    return {"type": "object", "properties": identity | more, "required": [*identity, *more]}
+
+
+def _shared_schemas() -> Json:
+    anything: Json = {"type": ["object", "null"]}
+    moment: Json = {"type": ["number", "null"], "description": "Seconds since 1970."}
+    return {
+        "Model": {
+            "type": "object",
+            "properties": {
+                "model": {"type": "string"},
+                "path": {"type": "string"},
+                "versions": {"type": "array", "items": {"type": "string"}},
+                "traffic": {"type": "object", "additionalProperties": {"type": "number"}, "description": "Percent by version."},
+                "health": {
+                    "type": "object",
+                    "properties": {"ready": {"type": "integer"}, "total": {"type": "integer"}},
+                    "required": ["ready", "total"],
+                    "description": "Replicas.",
+                },
+                "streams": {"type": "boolean"},
+                "protocols": {"type": "object"},
+                "contract": anything,
+            },
+            "required": ["model", "path", "versions", "traffic", "health", "streams", "protocols", "contract"],
+        },
+        "Card": {
+            "type": "object",
+            "description": "A model that writes, as OpenAI's clients list it.",
+            "properties": {
+                "id": {"type": "string"},
+                "object": {"const": "model"},
+                "created": {"type": "integer", "description": "When a replica of it was ready, in seconds since 1970."},
+                "owned_by": {"type": "string"},
+            },
+            "required": ["id", "object", "created", "owned_by"],
+        },
+        "Description": {
+            "type": "object",
+            "properties": {"model": {"type": "string"}, "version": {"type": "string"}, "contract": {"type": "object"}},
+            "required": ["model", "version", "contract"],
+        },
+        BATCH: {
+            "type": "object",
+            "properties": {
+                "id": {"type": "string"},
+                "model": {"type": "string"},
+                "state": {"enum": ["queued", "running", "waiting", "done", "failed", "cancelled"]},
+                "rows_done": {"type": "integer"},
+                "rows_failed": {"type": "integer"},
+                "rows_total": {"type": ["integer", "null"]},
+                "waits_until": moment,
+                "error": anything,
+                "created_at": {"type": "number"},
+                "media_type": {"type": "string"},
+                "path": {"type": "string"},
+            },
+            "required": ["id", "model", "state", "rows_done", "rows_failed", "rows_total", "created_at", "media_type"],
+        },
+    }

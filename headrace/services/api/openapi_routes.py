@@ -1,0 +1,50 @@
+"""`/openapi.json`, and `/docs`: a page that shows it, with nothing from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from functools import cache
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from headrace.runtime.http import to_json
+from headrace.services.api.catalogue import Catalogue
+from headrace.services.api.openapi import document
+from headrace.serving.gateway import gateway
+from headrace.settings import Settings
+
+PAGE = Path(__file__).with_name("docs.html")
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{}'; connect-src 'self'; frame-ancestors 'none'"
+"""The page runs its own script, asks this server alone, and no other page shows it."""
+
+
+class Description:
+    """The routes."""
+
+    def __init__(self, catalogue: Catalogue, settings: Settings) -> None:
+        self._catalogue, self._settings = catalogue, settings
+        self.routes = [
+            Route("/openapi.json", self.openapi, methods=["GET"]),
+            Route("/docs", self.page, methods=["GET"]),
+        ]
+
+    async def openapi(self, request: Request) -> Response:
+        """Of the models that the caller may use, and of no other."""
+        models = await self._catalogue.of(request.state.caller)
+        return to_json(document(models, gateway.address(self._settings), self._settings.access == "tokens"))
+
+    async def page(self, request: Request) -> Response:
+        content, policy = _page()
+        return Response(content, headers={"content-security-policy": policy}, media_type="text/html")
+
+
+@cache
+def _page() -> tuple[bytes, str]:
+    """The page, and the policy that lets its script run and no other."""
+    content = PAGE.read_bytes()
+    script = content.partition(b"<script>")[2].partition(b"</script>")[0]
+    return content, POLICY.format(base64.b64encode(hashlib.sha256(script).digest()).decode())

@@ -1,0 +1,100 @@
+"""A request's body to a file on disk: never beyond the limit, and nothing left behind when it does not come whole."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+
+from headrace.files import is_disk_full
+from headrace.runtime.http import CLOSE, Refused
+from headrace.services.api.batch_store import BatchStore
+
+WRITE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A body that arrived whole, in `folder/input`."""
+
+    folder: Path
+    size: int
+    sha256: str
+
+
+@asynccontextmanager
+async def receive(request: Request, store: BatchStore, most: int, idle_seconds: float) -> AsyncIterator[Upload]:
+    """The body as a file, for as long as the block runs; what the block has not moved away is removed then.
+
+    Args:
+        most: bytes.
+        idle_seconds: when nothing comes for so long, it is refused.
+
+    Raises:
+        Refused: 408, 413, 422 (nothing came) or 507 (the disk is full).
+        ClientDisconnect: the client went away amid it.
+    """
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > most:
+        raise _too_large(most)
+    folder = await asyncio.to_thread(store.incoming)
+    try:
+        yield await _to_file(request, folder, most, idle_seconds)
+    except OSError as error:
+        if is_disk_full(error) or error.errno == errno.EFBIG:
+            raise Refused(507, "disk_full", "no space is left for this file; nothing of it was kept", CLOSE) from None
+        raise
+    finally:
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+async def _to_file(request: Request, folder: Path, most: int, idle_seconds: float) -> Upload:
+    size, digest = 0, hashlib.sha256()
+    with (folder / "input").open("wb", buffering=0) as handle:
+        async for piece in _pieces(request, most, idle_seconds):
+            size += len(piece)
+            await asyncio.to_thread(_write, handle, digest, piece)
+        await asyncio.to_thread(os.fsync, handle.fileno())
+    if size == 0:
+        raise Refused(422, "no_rows", "the body is empty")
+    return Upload(folder, size, digest.hexdigest())
+
+
+def _write(handle: Any, digest: Any, piece: bytes) -> None:
+    digest.update(piece)
+    view = memoryview(piece)
+    while view:  # an unbuffered write may take a part alone
+        view = view[handle.write(view) :]
+
+
+async def _pieces(request: Request, most: int, idle_seconds: float) -> AsyncIterator[bytes]:
+    """The body in pieces of about a mebibyte."""
+    held, size, more = [], 0, True
+    while more:
+        try:
+            message = await asyncio.wait_for(request.receive(), idle_seconds)
+        except TimeoutError:
+            raise Refused(408, "request_timeout", f"nothing came for {idle_seconds:g} s", CLOSE) from None
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        more = message.get("more_body", False)
+        held.append(message.get("body", b""))
+        size += len(held[-1])
+        if size > most:
+            raise _too_large(most)
+        if sum(map(len, held)) >= WRITE_BYTES or not more:
+            yield b"".join(held)
+            held = []
+
+
+def _too_large(most: int) -> Refused:
+    return Refused(413, "too_large", f"the file exceeds {most} bytes", CLOSE, limit_bytes=most)

@@ -1,0 +1,67 @@
+"""What the keeper watches, and whether it answers. Light: files and sockets alone."""
+
+from __future__ import annotations
+
+import http.client
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from headrace.files import read_json
+from headrace.project import Project
+from headrace.serving.replicas.programs import program_path
+
+ANSWER_SECONDS = 1.5
+NOBODY = "nobody listens"
+PROGRAMS = (("envoy", "HEADRACE_GATEWAY_ADMIN_PORT", "/ready"), ("desk", "HEADRACE_API_PORT", "/readyz"))
+"""Programs that are watched as replicas are, where their port stands, and what they are asked."""
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A replica, or a program without a model."""
+
+    name: str
+    host: str
+    port: int
+    path: str = "/readyz"
+    model: str = ""
+    pool: str = "main"
+
+
+def programs(project: Project) -> Iterator[Watched]:
+    """Envoy and the desk, where they were started and this process was told their ports."""
+    for name, variable, path in PROGRAMS:
+        port = os.environ.get(variable)
+        if port and program_path(project, name).exists():
+            yield Watched(name, "127.0.0.1", int(port), path)
+
+
+def replicas(project: Project) -> Iterator[Watched]:
+    """All replicas that should serve. `door.served` says the same, and needs ten times the memory."""
+    for model, found in (read_json(project.state / "door" / "models.json") or {}).items():
+        for endpoint in found["endpoints"]:
+            pool = endpoint.get("pool", "main")
+            yield Watched(endpoint["replica"], endpoint["host"], endpoint["port"], model=model, pool=pool)
+
+
+def unfinished(project: Project) -> list[str]:
+    """Models with a version that is on trial, or serves and is not released yet: their release is alive, or was killed."""
+    stored = read_json(project.state / "door" / "models.json") or {}
+    on_trial = {one.model for one in replicas(project) if one.pool != "main"}
+    return [model for model, found in stored.items() if model in on_trial or found.get("predecessors")]
+
+
+def unready(one: Watched) -> str | None:
+    """None when it is ready, else what it says."""
+    connection = http.client.HTTPConnection(one.host, one.port, timeout=ANSWER_SECONDS)
+    try:
+        connection.request("GET", one.path)
+        status = connection.getresponse().status
+    except (ConnectionError, http.client.RemoteDisconnected):
+        return NOBODY
+    except (OSError, http.client.HTTPException) as error:
+        return f"no answer: {error or type(error).__name__}"
+    finally:
+        connection.close()
+    return None if status == 200 else f"{one.path} says {status}"

@@ -1,0 +1,1 @@
+"""From a registered version to replicas behind the gateway: access, packaging, replicas, gateway, rollout."""

@@ -1,0 +1,1 @@
+"""Who may call what: tokens, signing keys, TLS, the audit log."""

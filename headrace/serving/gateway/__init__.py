@@ -1,0 +1,1 @@
+"""The gateway: one Envoy a project, fed by files that Headrace writes."""

@@ -1,0 +1,125 @@
+"""What Envoy says of itself on its administration port: which replicas it calls healthy, and what it counted."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import time
+from collections.abc import Callable
+from urllib.parse import quote
+
+from headrace.errors import ServiceError
+from headrace.serving.gateway import clusters, envoy_stats
+from headrace.serving.gateway.envoy_stats import PoolStats
+from headrace.serving.replicas.replica import Pool
+from headrace.settings import Settings
+
+Address = tuple[str, int]
+"""Host and port of a replica."""
+
+NOTICE_SECONDS = 20.0
+"""How long Envoy may take to act on a file: it needs milliseconds, a machine at its limit longer."""
+
+
+def healthy_endpoints(settings: Settings, model: str, pool: Pool | None = None) -> set[Address]:
+    """Host and port of the replicas that Envoy itself sends requests to; empty when it does not answer."""
+    return {address for address, healthy in known_endpoints(settings, model, pool).items() if healthy}
+
+
+def known_endpoints(settings: Settings, model: str, pool: Pool | None = None) -> dict[Address, bool]:
+    """Every replica of `model` (of one pool) that Envoy knows, and whether it calls it healthy."""
+    answer = ask(settings, "/clusters?format=json")
+    if answer is None or answer[0] != 200:
+        return {}
+    names = {clusters.cluster_name(model, each) for each in ([pool] if pool else clusters.POOLS)}
+    found: dict[Address, bool] = {}
+    for cluster in json.loads(answer[1]).get("cluster_statuses", []):
+        for host in cluster.get("host_statuses", []) if cluster["name"] in names else []:
+            where = host["address"]["socket_address"]
+            failing = {name for name, value in host["health_status"].items() if value and name != "eds_health_status"}
+            address = (str(where["address"]), int(where["port_value"]))
+            found[address] = not failing and found.get(address, True)
+    return found
+
+
+def wait_until_healthy(
+    settings: Settings,
+    model: str,
+    addresses: set[Address],
+    seconds: float = NOTICE_SECONDS,
+    pool: Pool | None = None,
+) -> None:
+    """Returns when Envoy sends requests to each of `addresses` (as members of `pool`).
+
+    Raises:
+        ServiceError: it does not within `seconds`.
+    """
+    if not until(lambda: addresses <= healthy_endpoints(settings, model, pool), seconds):
+        missing = sorted(addresses - healthy_endpoints(settings, model, pool))
+        raise ServiceError(
+            f"Envoy does not call these replicas of {model!r} healthy: "
+            + ", ".join(f"{host}:{port}" for host, port in missing),
+            where=".headrace/logs/envoy.log",
+            hint="headrace down, then headrace up",
+        )
+
+
+def wait_until_gone(
+    settings: Settings,
+    model: str,
+    addresses: set[Address],
+    seconds: float = NOTICE_SECONDS,
+    pool: Pool | None = None,
+) -> None:
+    """Returns when Envoy knows none of `addresses` any more (as members of `pool`).
+
+    Raises:
+        ServiceError: it still does after `seconds`.
+    """
+    if not until(lambda: not addresses & known_endpoints(settings, model, pool).keys(), seconds):
+        raise ServiceError(
+            f"Envoy still sends requests to replicas of {model!r} that were taken out",
+            where=".headrace/logs/envoy.log",
+            hint="headrace down, then headrace up",
+        )
+
+
+def pool_stats(settings: Settings, model: str) -> dict[Pool, PoolStats]:
+    """What Envoy counted for each pool of `model` since it started; empty when it does not answer."""
+    names = {pool: (clusters.cluster_name(model, pool), clusters.judged_name(model, pool)) for pool in clusters.POOLS}
+    pattern = quote(rf"^cluster\.{re.escape(model)}(~canary|~shadow|~trial)?\.(retry\.)?upstream_rq_(total|5xx|rx_reset|time)$")
+    answer = ask(settings, f"/stats?format=json&histogram_buckets=cumulative&filter={pattern}")
+    if answer is None or answer[0] != 200:
+        return {}
+    return envoy_stats.read(json.loads(answer[1])["stats"], names)
+
+
+def active_requests(settings: Settings) -> int:
+    """Requests of clients that are under way."""
+    answer = ask(settings, "/stats?filter=http.door.downstream_rq_active&format=json")
+    stats = json.loads(answer[1])["stats"] if answer else []
+    return sum(int(stat.get("value", 0)) for stat in stats)
+
+
+def until(true: Callable[[], bool], seconds: float) -> bool:
+    """Whether `true` came to hold within `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def ask(settings: Settings, path: str, method: str = "GET") -> tuple[int, bytes] | None:
+    """Status and body from Envoy's administration; None when it does not answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", settings.gateway_admin_port, timeout=5.0)
+    try:
+        connection.request(method, path)
+        response = connection.getresponse()
+        return response.status, response.read()
+    except (OSError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()

@@ -1,0 +1,77 @@
+"""What Envoy counts of each pool: requests, errors, and how long answers took."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from headrace.serving.replicas.replica import Pool
+
+
+@dataclass(frozen=True)
+class PoolStats:
+    """Counted since Envoy started, or between two such counts."""
+
+    requests: int = 0
+    """Sent to replicas; one that was tried again on another replica counts twice."""
+    errors_5xx: int = 0
+    """Answered with a status of 500 or above, also where another replica then answered well."""
+    resets: int = 0
+    """Broken off by the replica."""
+    seconds: tuple[tuple[float, int], ...] = ()
+    """Upper bounds in seconds, rising, each with how many answers took at most so long. Envoy brings them up to date
+    once a second."""
+
+    def since(self, earlier: PoolStats) -> PoolStats:
+        """What was counted after `earlier`; all of it when Envoy was started anew in between."""
+        if earlier.requests > self.requests:
+            return self
+        before = dict(earlier.seconds)
+        return PoolStats(
+            self.requests - earlier.requests,
+            self.errors_5xx - earlier.errors_5xx,
+            self.resets - earlier.resets,
+            tuple((bound, count - before.get(bound, 0)) for bound, count in self.seconds),
+        )
+
+    @property
+    def error_rate(self) -> float:
+        """Share of the requests that were not answered well, 0 to 1; 0 without requests."""
+        return min(1.0, (self.errors_5xx + self.resets) / self.requests) if self.requests else 0.0
+
+    @property
+    def answers(self) -> int:
+        """How many answers `seconds` tells of."""
+        return self.seconds[-1][1] if self.seconds else 0
+
+    def quantile(self, q: float) -> float | None:
+        """Seconds within which the share `q` of the answers came, interpolated inside a bucket; None without answers."""
+        if not self.answers:
+            return None
+        rank, low, below = q * self.answers, 0.0, 0
+        for bound, count in self.seconds:
+            if count >= rank and count > below:
+                return low + (bound - low) * (rank - below) / (count - below)
+            low, below = bound, count
+        return low
+
+
+def read(stats: list[dict[str, Any]], names: Mapping[Pool, tuple[str, str]]) -> dict[Pool, PoolStats]:
+    """From Envoy's `/stats?format=json&histogram_buckets=cumulative`.
+
+    Args:
+        names: of the cluster that a pool's requests are sent to, and of the one that its answers are counted under.
+    """
+    counters = {str(stat["name"]): int(stat["value"]) for stat in stats if "value" in stat}
+    histograms = {h["name"]: h["buckets"] for stat in stats for h in stat.get("histograms", [])}
+    found: dict[Pool, PoolStats] = {}
+    for pool, (sent, answered) in names.items():
+        buckets = histograms.get(f"cluster.{answered}.upstream_rq_time", [])
+        found[pool] = PoolStats(
+            counters.get(f"cluster.{sent}.upstream_rq_total", 0),
+            sum(counters.get(f"cluster.{answered}.{kind}upstream_rq_5xx", 0) for kind in ("", "retry.")),
+            counters.get(f"cluster.{sent}.upstream_rq_rx_reset", 0),
+            tuple((float(b["upper_bound"]) / 1000, int(b["cumulative"])) for b in buckets),
+        )
+    return found

@@ -1,0 +1,194 @@
+"""Where clients connect: Envoy's start, its listener, TLS, limits, and the words of its own refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from headrace.serving.access.tls import CIPHERS, Certificate
+from headrace.serving.gateway.access_filters import Access, filters
+from headrace.serving.gateway.protobuf import TYPES, Json, error, socket_address, typed, watched
+from headrace.settings import Settings
+
+MAX_CONNECTIONS = 4096
+"""Open connections of clients; each takes a file descriptor and a buffer."""
+BUFFER, ARRIVED = "envoy.filters.http.buffer", "headrace.arrived"
+ARRIVAL_SECONDS = 60.0
+"""A request whose body takes longer to arrive is refused, but for those that may take as long as they make progress."""
+FORBIDDEN = ("forbidden", "this token does not open this")
+LATENCY_BUCKETS = [float(f"{step * 10**power:g}") for power in range(5) for step in (1, 1.25, 1.6, 2, 2.5, 3.2, 4, 5, 6.4, 8)]
+"""Milliseconds, each a quarter above the one before: Envoy's own are too far apart to compare two versions by."""
+
+
+def bootstrap(settings: Settings, folder: Path) -> Json:
+    """What Envoy reads once, at its start; everything else it watches in `folder`."""
+    return {
+        "admin": {"address": socket_address("127.0.0.1", settings.gateway_admin_port)},
+        "node": {"id": "headrace", "cluster": "headrace"},
+        "dynamic_resources": {"lds_config": watched(folder / "lds.json"), "cds_config": watched(folder / "cds.json")},
+        "overload_manager": {
+            "resource_monitors": [
+                typed(
+                    "envoy.resource_monitors.global_downstream_max_connections",
+                    "extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
+                    max_active_downstream_connections=MAX_CONNECTIONS,
+                )
+            ],
+        },
+        "stats_flush_interval": "1s",
+        "stats_config": {"histogram_bucket_settings": [{"match": {"suffix": "upstream_rq_time"}, "buckets": LATENCY_BUCKETS}]},
+    }
+
+
+def listener(settings: Settings, folder: Path, access: Access) -> Json:
+    """Where clients connect."""
+    manager = typed(
+        "envoy.filters.network.http_connection_manager",
+        "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        **_connection_manager(settings, folder, access),
+    )
+    return {
+        "@type": TYPES + "config.listener.v3.Listener",
+        "name": "door",
+        "address": socket_address(settings.host, settings.gateway_port),
+        # Without this a second Envoy could share the port unnoticed and answer half of the requests.
+        "enable_reuse_port": False,
+        "per_connection_buffer_limit_bytes": 1 << 20,
+        "filter_chains": [{"filters": [manager], **({} if settings.tls == "off" else {"transport_socket": _tls(folder)})}],
+    }
+
+
+def _tls(folder: Path) -> Json:
+    """TLS 1.2 and up. The certificate is watched: a new one is in force at once, and no connection drops."""
+    secret = {"name": "door", "sds_config": watched(folder / "sds.json")}
+    common = {
+        "alpn_protocols": ["h2", "http/1.1"],
+        "tls_params": {
+            "tls_minimum_protocol_version": "TLSv1_2",
+            "tls_maximum_protocol_version": "TLSv1_3",
+            "cipher_suites": CIPHERS,
+        },
+        "tls_certificate_sds_secret_configs": [secret],
+    }
+    kind = "extensions.transport_sockets.tls.v3.DownstreamTlsContext"
+    return typed("envoy.transport_sockets.tls", kind, common_tls_context=common)
+
+
+def secret(certificate: Certificate) -> Json:
+    """The door's certificate, as Envoy watches it."""
+    return {
+        "@type": TYPES + "extensions.transport_sockets.tls.v3.Secret",
+        "name": "door",
+        "tls_certificate": {
+            "certificate_chain": {"filename": str(certificate.chain)},
+            "private_key": {"filename": str(certificate.key)},
+        },
+    }
+
+
+def _connection_manager(settings: Settings, folder: Path, access: Access) -> Json:
+    return {
+        "stat_prefix": "door",
+        "rds": {"route_config_name": "models", "config_source": watched(folder / "rds.json")},
+        "server_name": "headrace",
+        "server_header_transformation": "OVERWRITE",
+        "use_remote_address": True,
+        "generate_request_id": True,
+        "preserve_external_request_id": True,
+        "always_set_request_id_in_response": True,
+        "normalize_path": True,
+        "merge_slashes": True,
+        "path_with_escaped_slashes_action": "REJECT_REQUEST",  # a replica would read another path than is checked here
+        # Proxies speak it by default, nginx among them; no request comes further than a newer one's.
+        "http_protocol_options": {"accept_http_10": True, "default_host_for_http_10": "headrace"},
+        "http2_protocol_options": {
+            "max_concurrent_streams": 100,
+            "initial_stream_window_size": 1 << 16,
+            "initial_connection_window_size": 1 << 20,
+        },
+        "max_request_headers_kb": 32,
+        "request_headers_timeout": "10s",
+        "stream_idle_timeout": "120s",
+        "common_http_protocol_options": {
+            "idle_timeout": "300s",
+            "max_headers_count": 100,
+            # In place of `request_timeout`, which no route can lift: routes say how long an answer may take beyond it.
+            "max_stream_duration": f"{ARRIVAL_SECONDS:g}s",
+        },
+        "local_reply_config": {"mappers": local_replies(settings.max_request_bytes)},
+        "http_filters": http_filters(settings, access),
+    }
+
+
+def http_filters(settings: Settings, access: Access) -> list[Json]:
+    """In the order that a request passes them; tokens and limits come before the buffer, the router is last."""
+    return [
+        *filters(access, settings.max_request_bytes),
+        # Holds a request until it is whole: a slow client keeps no replica busy, and any request can be sent again.
+        typed(
+            BUFFER,
+            "extensions.filters.http.buffer.v3.Buffer",
+            max_request_bytes=settings.max_request_bytes,
+        ),
+        arrived(),
+        typed("envoy.filters.http.router", "extensions.filters.http.router.v3.Router"),
+    ]
+
+
+def arrived() -> Json:
+    """Says that a request is whole, and lets its route be chosen anew: to that, another time limit applies."""
+    said = {
+        "object_key": ARRIVED,
+        "factory_key": "envoy.string",
+        "format_string": {"text_format_source": {"inline_string": "yes"}},
+    }
+    kind = "extensions.filters.http.set_filter_state.v3.Config"
+    return typed(ARRIVED, kind, on_request_headers=[said], clear_route_cache=True)
+
+
+def local_replies(max_request_bytes: int) -> list[Json]:
+    """Envoy's own refusals, in the JSON shape of the replicas' refusals."""
+    told = {
+        400: ("bad_request", "the request is malformed"),
+        403: FORBIDDEN,
+        408: ("request_timeout", "the request did not arrive in time"),
+        413: ("too_large", f"the request's body is larger than {max_request_bytes:,} bytes"),
+        431: ("headers_too_large", "the request's headers are too large"),
+        502: ("bad_gateway", "the model's server gave no valid answer"),
+        503: ("unavailable", "no replica can answer at the moment; try again"),
+        504: ("timeout", "the model did not answer in time"),
+    }
+    unauthorized = {
+        "status_code": 401,
+        "headers_to_add": [_set_header("www-authenticate", "Bearer")],
+        **_said("unauthorized", "a valid token is needed: authorization: Bearer ..."),
+    }
+    return [
+        # To the role-based filter a revoked token is forbidden; to the client it is as good as none.
+        {"filter": _by_policy("revoked"), **unauthorized},
+        {"filter": _by_status(401), **unauthorized},
+        {
+            "filter": _by_status(429),
+            **_said("too_many_requests", "too many requests; try again"),
+        },
+        *({"filter": _by_status(status), **_said(*said)} for status, said in told.items()),
+    ]
+
+
+def _by_status(status: int) -> Json:
+    value = {"default_value": status, "runtime_key": f"door.reply_{status}"}
+    return {"status_code_filter": {"comparison": {"op": "EQ", "value": value}}}
+
+
+def _by_policy(name: str) -> Json:
+    """Refused by the role-based filter's policy of this name."""
+    kind = "extensions.access_loggers.filters.cel.v3.ExpressionFilter"
+    expression = f"response.code_details.startsWith('rbac_access_denied_matched_policy[{name}]')"
+    return {"extension_filter": typed("envoy.access_loggers.extension_filters.cel", kind, expression=expression)}
+
+
+def _said(code: str, message: str) -> Json:
+    return {"body_format_override": {"json_format": error(code, message)}}
+
+
+def _set_header(name: str, value: str) -> Json:
+    return {"header": {"key": name, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}

@@ -1,0 +1,200 @@
+"""The bento: BentoML's package of one model version and the service that answers for it, in BentoML's own stores."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from headrace.errors import DiskFull, HeadraceError, ServiceError
+from headrace.files import write_text
+from headrace.project import Project
+from headrace.runtime.contract import Contract
+from headrace.serving.packaging.code_files import digest, served_files
+from headrace.tracking.artifact import CONTRACT, GRAPH, served_parts
+
+
+@dataclass(frozen=True)
+class Bento:
+    """A bento in the project's store. `path` and `model_path` are folders that are complete whenever they exist."""
+
+    tag: str
+    """`<recipe>:<version>-<8 hex digits of its content>`."""
+    path: Path
+    model_tag: str
+    """The same text, in BentoML's model store."""
+    model_path: Path
+
+    @property
+    def name(self) -> str:
+        return self.tag.partition(":")[0]
+
+    @property
+    def version(self) -> str:
+        """The registry's version, without the digest."""
+        return self.tag.partition(":")[2].rpartition("-")[0]
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What the model says of itself: version, data md5, git commit, run id."""
+        values: dict[str, str] = json.loads((self.model_path / "identity.json").read_text(encoding="utf-8"))
+        return values
+
+
+def package(model_dir: Path, name: str, version: str, identity: dict[str, str], project: Project) -> Bento:
+    """Builds the bento of one model version, or finds it: equal files, identity and serving code give the equal tag.
+
+    Args:
+        model_dir: holds `model.onnx` and `contract.json`.
+        name: the recipe's name, which is the contract's `model`.
+        version: the registry's version.
+        identity: kept beside the model and told to every client that asks.
+
+    Raises:
+        HeadraceError: a file is missing, the contract is another model's, or BentoML refuses.
+        DiskFull: no space is left.
+    """
+    files = _model_files(model_dir, name)
+    files["identity.json"] = _identity_bytes(name, version, identity)
+    served_by = Contract.read(model_dir / "contract.json").served_by
+    sources = {path: file.read_bytes() for path, file in served_files(served_by, project.root).items()}
+    found = _locate(project, name, f"{version}-{digest({**files, **{f'src/{k}': v for k, v in sources.items()}})}")
+    if not _is_complete(found):
+        _build(found, files, sources, project)
+    return found
+
+
+def find_bento(project: Project, tag: str) -> Bento:
+    """The bento with this tag.
+
+    Raises:
+        HeadraceError: it was never built here, or was deleted.
+    """
+    name, _, version = tag.partition(":")
+    found = _locate(project, name, version)
+    if not _is_complete(found):
+        raise HeadraceError(
+            f"there is no bento {tag!r} in {project.bentoml_home}",
+            where=name,
+            hint=f"headrace run {name}   (it builds what is missing)",
+        )
+    return found
+
+
+def _locate(project: Project, name: str, version: str) -> Bento:
+    home = project.bentoml_home
+    return Bento(f"{name}:{version}", home / "bentos" / name / version, f"{name}:{version}", home / "models" / name / version)
+
+
+def _is_complete(bento: Bento) -> bool:
+    """Both folders come by a rename, so that one that exists is whole."""
+    return (bento.path / "bento.yaml").is_file() and (bento.model_path / "model.yaml").is_file()
+
+
+def _model_files(model_dir: Path, name: str) -> dict[str, bytes]:
+    for needed in (GRAPH, CONTRACT):
+        if not (model_dir / needed).is_file():
+            raise HeadraceError(
+                f"{needed} is missing", where=str(model_dir), hint=f"headrace run {name}   (it trains and exports)"
+            )
+    served = Contract.read(model_dir / "contract.json").model
+    if served != name:
+        raise HeadraceError(
+            f"the contract is of model {served!r}, not {name!r}",
+            where=str(model_dir / "contract.json"),
+            hint=f"headrace run {name}   (it exports again)",
+        )
+    return {part.name: part.read_bytes() for part in served_parts(model_dir)}
+
+
+def _identity_bytes(name: str, version: str, identity: dict[str, str]) -> bytes:
+    return (json.dumps({**identity, "model": name, "version": version}, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _build(bento: Bento, files: dict[str, bytes], sources: dict[str, bytes], project: Project) -> None:
+    """Lets BentoML build in a store of its own, then moves model and bento, in this order, to where they are looked for."""
+    building = project.bentoml_home / "building"
+    _remove_abandoned(building)
+    scratch = building / f"{bento.name}-{os.getpid()}"
+    try:
+        _write_all(scratch / "src", sources)
+        _write_all(scratch / "model", files)
+        _run_bentoml(bento, scratch)
+        store = scratch / "home"
+        _move(store / "models" / bento.name / bento.model_path.name, bento.model_path)
+        _move(store / "bentos" / bento.name / bento.path.name, bento.path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(
+                "no space left to build the bento",
+                where=str(project.bentoml_home),
+                hint="free some space, then run the same command",
+            ) from None
+        raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _run_bentoml(bento: Bento, scratch: Path) -> None:
+    """In a process of its own: BentoML imports the service, and keeps its store's place in globals."""
+    home = scratch / "home"
+    home.mkdir()
+    # no_image: BentoML would look for uv, and install it, to write a Dockerfile; deploy/serving has ours.
+    environment = {
+        **os.environ,
+        "BENTOML_HOME": str(home),
+        "BENTOML_DO_NOT_TRACK": "true",
+        "BENTOML_ENABLE_FEATURES": "no_image",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    environment.pop("PYTHONPATH", None)
+    script = Path(__file__).with_name("build_bento.py")
+    done = subprocess.run(
+        [sys.executable, "-P", str(script), str(scratch), bento.tag],
+        env=environment,
+        cwd=scratch,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise ServiceError(
+            f"BentoML could not build {bento.tag}:\n{done.stderr.strip()[-2000:]}",
+            where="packaging",
+            hint="make setup   (it installs what requirements.lock pins)",
+        )
+
+
+def _write_all(folder: Path, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def _move(built: Path, place: Path) -> None:
+    """Renames a whole folder into place, unless another process, or an earlier run, has brought the same content."""
+    for file in [entry for entry in built.rglob("*") if entry.is_file()]:
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        built.rename(place)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+    write_text(place.parent / "latest", place.name)
+
+
+def _remove_abandoned(building: Path) -> None:
+    """Scratch folders of processes that were killed."""
+    for folder in building.glob("*-*"):
+        pid = folder.name.rpartition("-")[2]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,182 @@
+"""Container images: a serving base with all packages, built once, and one small layer for each bento."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from headrace.errors import ServiceError
+from headrace.project import Project
+from headrace.serving.packaging import sbom
+from headrace.serving.packaging.bento import Bento
+from headrace.serving.packaging.code_files import REQUIREMENTS, SERVING, digest
+from headrace.serving.packaging.docker import Docker
+from headrace.serving.packaging.wheelhouse import is_current
+from headrace.settings import Settings
+
+CREATED = re.compile(rb"creation_time: '[^']*'")
+FIXED_TIME = b"creation_time: '1970-01-01T00:00:00+00:00'"
+IN_IMAGE = "opt/bento"
+
+
+@dataclass(frozen=True)
+class Image:
+    """A local image. `digest` is the engine's id of it."""
+
+    tag: str
+    digest: str
+    size_bytes: int
+
+
+def build_image(project: Project, settings: Settings, bento: Bento) -> Image:
+    """The image that serves `bento`: found when it is there, else built (no network is used when there is a wheelhouse).
+
+    Reproducible: equal bento, serving files and base image give the equal tag, and the bento's layer is the same byte for
+    byte however often it is built. The image's id is not: the engine writes the time of the build into it.
+
+    Raises:
+        EngineMissing: no Docker engine answers.
+        ServiceError: the base image cannot be had, or a build fails.
+    """
+    docker = Docker.connect(settings)
+    serving = serving_base(project, settings, docker)
+    recipe = (SERVING / "Dockerfile.bento").read_bytes()
+    inputs = digest({"bento": bento.tag.encode(), "serving": serving.tag.encode(), "Dockerfile": recipe})
+    tag = f"headrace/{bento.name}:{bento.path.name}-{inputs}"
+    if (image := find_image(docker, tag)) is None:
+        bill = sbom.bill_of(bento, tag, settings.base_image, sbom.packages_of(docker, serving.tag), _hashes(bento))
+        sbom.keep(project.state / "sbom", tag, bill)
+        context = _tar({"Dockerfile": recipe, "bento.tar": bento_layer(bento, bill)})
+        labels = [part for name, value in _labels(bento, settings).items() for part in ("--label", f"{name}={value}")]
+        docker.build(context, tag, "--build-arg", f"SERVING={serving.tag}", "--network", "none", *labels)
+        image = _require_image(docker, tag)
+    return image
+
+
+def serving_base(project: Project, settings: Settings, docker: Docker) -> Image:
+    """The image with every package that a bento needs; its tag is a hash of the requirements and of the base image.
+
+    Raises:
+        ServiceError: the base image cannot be had, or a package cannot be installed.
+    """
+    base = _base_image(docker, settings.base_image)
+    files = {name: (SERVING / name).read_bytes() for name in ("Dockerfile", "compile_imported.py", REQUIREMENTS.name)}
+    tag = f"headrace/serving:{digest({**files, 'base': base.digest.encode()})}"
+    project.locks.mkdir(parents=True, exist_ok=True)
+    with FileLock(project.locks / "serving-base.lock"):  # a second release waits instead of building the same
+        if (image := find_image(docker, tag)) is None:
+            _build_serving_base(docker, tag, settings.base_image, files, project.wheelhouse)
+            image = _require_image(docker, tag)
+    return image
+
+
+def find_image(docker: Docker, tag: str) -> Image | None:
+    """The image with this tag, if the engine has it. A tag is given after the last step: it never names half a build."""
+    for found in docker.inspect("image", tag):
+        return Image(tag, found["Id"], int(found["Size"]))
+    return None
+
+
+def bento_layer(bento: Bento, bill: bytes) -> bytes:
+    """A tar archive of `opt/bento`, with its model inside, where BentoML looks first, and of the image's `bill`.
+
+    Equal bentos give equal bytes: sorted names, root's files, time 0, and no creation times in BentoML's own records.
+    """
+    entries = {f"{IN_IMAGE}/{file}": content for file, content in _read_tree(bento.path).items() if not file.startswith("env/")}
+    model = f"{IN_IMAGE}/models/{bento.name}"
+    entries |= {f"{model}/{bento.model_path.name}/{file}": content for file, content in _read_tree(bento.model_path).items()}
+    entries[f"{model}/latest"] = bento.model_path.name.encode()
+    for record in (f"{IN_IMAGE}/bento.yaml", f"{model}/{bento.model_path.name}/model.yaml"):
+        entries[record] = CREATED.sub(FIXED_TIME, entries[record])
+    return _tar({**entries, sbom.IN_IMAGE.lstrip("/"): bill})
+
+
+def _build_serving_base(docker: Docker, tag: str, base: str, files: dict[str, bytes], wheelhouse: Path) -> None:
+    context = {**files, "wheelhouse/.keep": b""}
+    arguments = ["--build-arg", f"BASE={base}"]
+    if wheelhouse.is_dir():
+        if not is_current(wheelhouse):
+            raise ServiceError(
+                f"{wheelhouse} does not hold what {REQUIREMENTS.name} asks for today",
+                where="wheelhouse",
+                hint="python -m headrace.serving.packaging   (or delete the folder, to install over the network)",
+            )
+        context |= {f"wheelhouse/{wheel.name}": wheel.read_bytes() for wheel in wheelhouse.glob("*.whl")}
+        arguments += ["--network", "none"]
+    else:
+        arguments += ["--build-arg", "PIP_FROM=", *([] if docker.has_bridge else ["--network", "host"])]
+    docker.build(_tar(context), tag, *arguments)
+    # The classic builder leaves the stage that held pip and the wheels as an image without a name.
+    docker.run("image", "prune", "--force", "--filter", "label=headrace.stage=packages")
+
+
+def _base_image(docker: Docker, name: str) -> Image:
+    if (image := find_image(docker, name)) is None:
+        try:
+            docker.run("pull", "--quiet", name, seconds=900)
+        except ServiceError as error:
+            raise ServiceError(
+                f"the base image {name!r} is not here and cannot be pulled: {error.message}",
+                where="base_image",
+                hint="set base_image in headrace.toml to a Debian image with Python 3.11 that is here, "
+                "or build one: deploy/ci/base-image.sh",
+            ) from None
+        image = _require_image(docker, name)
+    return image
+
+
+def _require_image(docker: Docker, tag: str) -> Image:
+    image = find_image(docker, tag)
+    if image is None:
+        raise ServiceError(f"the engine said it had {tag}, but does not know it", where="docker", hint="docker info")
+    return image
+
+
+def _labels(bento: Bento, settings: Settings) -> dict[str, str]:
+    """Everything that is known of the model, and the names that registries and scanners read. No times: see build_image."""
+    identity = bento.identity
+    standard = {
+        "title": f"headrace/{bento.name}",
+        "description": f"{bento.name}, version {bento.version}, served over HTTP",
+        "version": bento.version,
+        "revision": identity.get("git_commit", ""),
+        "base.name": settings.base_image,
+    }
+    labels = {f"org.opencontainers.image.{name}": value for name, value in standard.items()}
+    labels["headrace.sbom"] = sbom.IN_IMAGE
+    return labels | {f"headrace.{name}": value for name, value in identity.items()} | {"headrace.bento": bento.tag}
+
+
+def _hashes(bento: Bento) -> dict[str, str]:
+    """sha256 of each file of the model."""
+    return {name: hashlib.sha256(content).hexdigest() for name, content in _read_tree(bento.model_path).items()}
+
+
+def _read_tree(folder: Path) -> dict[str, bytes]:
+    return {
+        file.relative_to(folder).as_posix(): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and "__pycache__" not in file.parts
+    }
+
+
+def _tar(files: dict[str, bytes]) -> bytes:
+    """An archive that depends on `files` alone; folders are named, so that no layer takes a folder's time from the clock."""
+    folders = {str(parent) for name in files for parent in Path(name).parents if str(parent) != "."}
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name in sorted(folders | files.keys()):
+            entry = tarfile.TarInfo(name)
+            if name in files:
+                entry.size, entry.mode = len(files[name]), 0o644
+                archive.addfile(entry, io.BytesIO(files[name]))
+            else:
+                entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+                archive.addfile(entry)
+    return buffer.getvalue()

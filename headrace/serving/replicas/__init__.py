@@ -1,0 +1,1 @@
+"""Where replicas run: local processes under supervisord, or Docker containers."""

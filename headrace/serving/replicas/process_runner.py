@@ -1,0 +1,99 @@
+"""Replicas as local processes, each a program of the project's supervisord.
+
+`.headrace/replicas/<id>.json` says what each one serves. It is written before the process starts and removed after it has
+gone, so that `list` is exact whatever was killed in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from headrace.files import read_json, write_json
+from headrace.project import Project
+from headrace.serving.replicas import environment, supervisor
+from headrace.serving.replicas.replica import Place, Replica, ReplicaSpec, State, new_id, now
+from headrace.settings import Settings, load_settings
+
+Argv = tuple[list[str], dict[str, str]]
+Command = Callable[[ReplicaSpec, str, int], Argv]
+"""From a spec, a host and a port to the arguments and variables of a server."""
+
+HOST = "127.0.0.1"
+STATES: dict[str, State] = {"starting": "starting", "running": "running", "stopping": "stopping", "stopped": "stopped"}
+
+
+class ProcessRunner:
+    """The `Runner` of local processes."""
+
+    place: Place = "processes"
+
+    def __init__(self, project: Project, command: Command | None = None, settings: Settings | None = None) -> None:
+        """`command` makes the arguments of a replica's process; by default those that serve a built bento."""
+        self.project = project
+        self._settings = settings
+        self._command = command or self._serve_bento
+
+    def start(self, spec: ReplicaSpec, port: int) -> Replica:
+        settings = self._settings or load_settings(self.project)
+        replica = Replica(
+            new_id(spec),
+            spec.model,
+            spec.version,
+            spec.bento_tag,
+            HOST,
+            port,
+            "processes",
+            "starting",
+            image=spec.image,
+            threads=spec.threads,
+            started_at=now(),
+            pool=spec.pool,
+            told=environment.told(settings),
+        )
+        argv, env = self._command(spec, HOST, port)
+        write_json(self._path(replica.id), replica.to_dict())
+        told = environment.of_replica(spec, replica.id, self.project, settings)
+        supervisor.add(self.project, supervisor.Program(replica.id, argv, {**env, **told}, priority=400))
+        return replace(replica, pid=self._pid(replica.id))
+
+    def stop(self, replica: Replica, drain_seconds: float) -> None:
+        supervisor.remove(self.project, replica.id, drain_seconds)
+        self._path(replica.id).unlink(missing_ok=True)
+        for log in self.project.logs.glob(f"{replica.id}.log*"):
+            log.unlink(missing_ok=True)
+
+    def restart(self, replica: Replica, stop_seconds: float) -> None:
+        supervisor.restart(self.project, replica.id, stop_seconds)
+
+    def list(self, model: str | None = None) -> list[Replica]:
+        states = supervisor.states(self.project)
+        found = (read_json(path) for path in sorted(self._folder.glob("*.json")))
+        replicas = [self._with_state(Replica.from_dict(values), states) for values in found if values]
+        return [replica for replica in replicas if model in (None, replica.model)]
+
+    def logs(self, replica: Replica, lines: int) -> str:
+        return supervisor.tail(supervisor.log_path(self.project, replica.id), lines)
+
+    @property
+    def _folder(self) -> Path:
+        return self.project.state / "replicas"
+
+    def _path(self, replica_id: str) -> Path:
+        return self._folder / f"{replica_id}.json"
+
+    def _pid(self, replica_id: str) -> int | None:
+        state = supervisor.states(self.project).get(replica_id)
+        return state.pid if state else None
+
+    def _with_state(self, replica: Replica, states: dict[str, supervisor.ProgramState]) -> Replica:
+        state = states.get(replica.id)
+        if state is None:  # killed before the process started, or supervisord is down
+            return replace(replica, state="stopped", pid=None)
+        return replace(replica, state=STATES.get(state.state, "failed"), pid=state.pid)
+
+    def _serve_bento(self, spec: ReplicaSpec, host: str, port: int) -> Argv:
+        from headrace.serving.packaging import serve_command
+
+        return serve_command(self.project, spec.bento_tag, host, port, spec.threads)

@@ -1,0 +1,145 @@
+"""supervisord's own files: its configuration, and one file a program. They hold no secret."""
+
+from __future__ import annotations
+
+import re
+import resource
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from headrace.errors import ServiceError
+from headrace.files import write_text
+from headrace.project import Project
+
+MARK = "HEADRACE_SUPERVISED"
+"""A variable in every program's environment, by which one that outlived supervisord is found."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A command to keep running."""
+
+    name: str
+    argv: list[str]
+    env: dict[str, str] = field(default_factory=dict)
+    """Set over what supervisord inherited. Never a secret: it stands in a file."""
+    stop_seconds: float = 10.0
+    """From SIGTERM to SIGKILL."""
+    start_seconds: int = 1
+    """Dying sooner counts as a failed start."""
+    start_retries: int = 3
+    priority: int = 500
+    """Lower starts first and stops last."""
+    code: str = ""
+    """What it runs, in a word: with other code it is another program, though its command be the same."""
+
+
+def socket_path(project: Project) -> Path:
+    return project.runtime / "supervisor.sock"
+
+
+def log_path(project: Project, program: str) -> Path:
+    """Where a program's output goes; rotated, so at most three such files."""
+    return project.logs / f"{program}.log"
+
+
+def configuration_path(project: Project) -> Path:
+    # Through a link in the short runtime folder: supervisord globs this path, and a project's name may hold [, % or a blank.
+    return project.runtime / "conf" / "supervisord.conf"
+
+
+def programs_folder(project: Project) -> Path:
+    return project.state / "supervisor" / "programs"
+
+
+def program_path(project: Project, name: str) -> Path:
+    return programs_folder(project) / f"{name}.conf"
+
+
+def write_configuration(project: Project) -> None:
+    folder = project.state / "supervisor"
+    programs_folder(project).mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)  # an address of Redis may hold a password
+    project.logs.mkdir(parents=True, exist_ok=True)
+    project.runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name, target in (("conf", folder), ("logs", project.logs), ("root", project.root)):
+        link = project.runtime / name
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+    write_text(
+        folder / "supervisord.conf",
+        f"""\
+[supervisord]
+logfile={project.runtime}/logs/supervisord.log
+logfile_maxbytes=1MB
+logfile_backups=1
+pidfile={project.runtime}/supervisord.pid
+directory={project.runtime}/root
+childlogdir={project.runtime}/logs
+nocleanup=true
+minfds={_file_limit()}
+minprocs=16
+
+[unix_http_server]
+file={socket_path(project)}
+chmod=0700
+
+[rpcinterface:supervisor]
+supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
+
+[include]
+files=programs/*.conf
+""",
+    )
+
+
+def _file_limit() -> int:
+    """Envoy and the replicas inherit this limit of open files; each connection is one."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return 8192 if hard == resource.RLIM_INFINITY else min(8192, hard)
+
+
+def render(project: Project, program: Program) -> str:
+    command = _literal(shlex.join(program.argv))
+    environment = ",".join(f"{name}={_quoted(value)}" for name, value in {**program.env, MARK: str(project.runtime)}.items())
+    code = f"; code {program.code}\n" if program.code else ""
+    return f"""\
+{code}[program:{program.name}]
+command={command}
+directory={project.runtime}/root
+environment={environment}
+priority={program.priority}
+autostart=true
+autorestart=true
+startsecs={program.start_seconds}
+startretries={program.start_retries}
+stopsignal=TERM
+stopwaitsecs={max(1, round(program.stop_seconds))}
+stopasgroup=true
+killasgroup=true
+redirect_stderr=true
+stdout_logfile={project.runtime}/logs/{program.name}.log
+stdout_logfile_maxbytes=5MB
+stdout_logfile_backups=2
+"""
+
+
+def _quoted(value: str) -> str:
+    quote = "'" if '"' in value else '"'
+    if quote in value or value != value.strip("'\""):
+        raise ServiceError(
+            f"a program's environment cannot hold a quote at an end, or both kinds of quotes: {value}",
+            hint="give the project's folder a name without quotes",
+        )
+    return quote + _literal(value) + quote
+
+
+def _literal(value: str) -> str:
+    """supervisord expands % and cuts at a blank before ; or #, also inside quotes."""
+    if re.search(r"\s[;#]|[\r\n]", value):
+        raise ServiceError(
+            f"a program's command cannot hold a blank followed by ; or #: {value}",
+            hint="give the project's folder a name without them",
+        )
+    return value.replace("%", "%%")

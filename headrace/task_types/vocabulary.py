@@ -1,0 +1,104 @@
+"""Learns a tokenizer from the training rows, with the library `tokenizers`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from headrace.errors import DataError, RecipeError
+from headrace.runtime.tokenizer import SPECIAL, UNKNOWN
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from tokenizers.normalizers import Replace
+
+    from headrace.recipe.data import TextConfig
+
+
+def learn_vocabulary(texts: Iterable[str], config: TextConfig) -> str:
+    """A tokenizer.json of at most `config.vocabulary` tokens, the special ones of `headrace.runtime.tokenizer` first.
+
+    `words`: whole words that stand twice or more; `pieces`: byte-pair encoding over bytes (Sennrich et al. 2016,
+    arXiv:1508.07909), which knows every text; `characters`: one token a character.
+
+    Raises:
+        DataError: the texts leave no token but the special ones, or one alone.
+    """
+    tokenizer = _MAKERS[config.tokens](list(texts), config)
+    learned = tokenizer.get_vocab_size() - len(SPECIAL)
+    if learned < 2:
+        raise DataError(
+            f"the texts of the training rows give a vocabulary of {learned} token{'' if learned == 1 else 's'}",
+            where=f"column {config.column}",
+            hint="bring real texts, name another column as data.text.column, or choose data.text.tokens: characters",
+        )
+    text: str = tokenizer.to_str()
+    return text
+
+
+def _normalised(tokenizer: Tokenizer, config: TextConfig) -> Tokenizer:
+    """Replacements come before lower case, so that a pattern sees what the client wrote."""
+    from tokenizers import normalizers
+
+    replaced = [_replacement(pattern, content) for pattern, content in config.replace.items()]
+    lowercase = [normalizers.Lowercase()] if config.lowercase else []
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), *replaced, *lowercase])
+    return tokenizer
+
+
+def _replacement(pattern: str, content: str) -> Replace:
+    """
+    Raises:
+        RecipeError: the pattern is no regular expression that `tokenizers` reads (Oniguruma's).
+    """
+    from tokenizers import Regex
+    from tokenizers.normalizers import Replace
+
+    try:
+        return Replace(Regex(pattern), content)
+    except Exception as error:  # the library raises bare exceptions
+        raise RecipeError(
+            f"{pattern!r} is no regular expression: {error}", where="data.text.replace", hint="correct the pattern"
+        ) from error
+
+
+def _words(texts: list[str], config: TextConfig) -> Tokenizer:
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    tokenizer = _normalised(Tokenizer(models.WordLevel(unk_token=SPECIAL[UNKNOWN])), config)
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=config.vocabulary, min_frequency=2, special_tokens=list(SPECIAL), show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _pieces(texts: list[str], config: TextConfig) -> Tokenizer:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = _normalised(Tokenizer(models.BPE()), config)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocabulary,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _characters(texts: list[str], config: TextConfig) -> Tokenizer:
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = _normalised(Tokenizer(models.WordLevel(unk_token=SPECIAL[UNKNOWN])), config)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    trainer = trainers.WordLevelTrainer(vocab_size=config.vocabulary, special_tokens=list(SPECIAL), show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+_MAKERS = {"words": _words, "pieces": _pieces, "characters": _characters}

@@ -1,0 +1,1 @@
+"""MLflow: runs, the model registry, and what identifies a model version."""

@@ -1,0 +1,189 @@
+"""Runs in MLflow: opened when training starts, filled in batches, found again by the bytes of the weights they made."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headrace.errors import HeadraceError, RegistryError
+from headrace.project import Project
+from headrace.recipe.recipe import Recipe
+from headrace.settings import load_settings, tracking_uri
+from headrace.tracking.database import artifact_root, initialise_tracking
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run as MlflowRun
+
+FINGERPRINT = "headrace.fingerprint"
+WEIGHTS = "headrace.weights_md5"
+
+
+@dataclass
+class Run:
+    """One training run."""
+
+    id: str
+    project: Project
+
+    def log_history(self, rows: list[dict[str, float]]) -> None:
+        """Rows of the learning curve, all in one call; each has `epoch` and metrics."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        metrics = [
+            Metric(name, value, now, int(row["epoch"])) for row in rows for name, value in row.items() if name != "epoch"
+        ]
+        with registry_errors(self.project):
+            for start in range(0, len(metrics), 1000):  # MLflow's limit for one batch
+                client(self.project).log_batch(self.id, metrics[start : start + 1000])
+
+    def epochs(self) -> set[int]:
+        """Epochs that are logged already: some, when the run is one that a kill left open."""
+        with registry_errors(self.project):
+            return {point.step for point in client(self.project).get_metric_history(self.id, "val_loss")}
+
+    def fail(self) -> None:
+        with registry_errors(self.project):
+            client(self.project).set_terminated(self.id, "FAILED")
+
+    def finish(self, weights: Path) -> None:
+        with registry_errors(self.project):
+            client(self.project).set_tag(self.id, WEIGHTS, md5(weights))
+            client(self.project).set_terminated(self.id)
+
+
+@cache
+def client(project: Project) -> MlflowClient:
+    """The one client of this process, on a database that is ready."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # standard output is for results alone
+    with registry_errors(project):
+        initialise_tracking(project)
+        import mlflow
+
+        _quieten()
+        uri = tracking_uri(project, load_settings(project))
+        mlflow.set_tracking_uri(uri)
+        return mlflow.MlflowClient(uri)
+
+
+def _quieten() -> None:
+    """MLflow logs errors with their traceback, and warns of GPUs that are not there; ours are told once, with the hint."""
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def open_run(recipe: Recipe, project: Project, fingerprint: str, tags: dict[str, str]) -> Run:
+    """The run that a killed training of the same fingerprint left open, else a new one with the recipe's parameters.
+
+    Runs that trainings of other fingerprints left open are closed: a recipe trains once at a time, and their checkpoint goes.
+    """
+    with registry_errors(project):
+        found = _search(recipe.name, project, f"tags.`{FINGERPRINT}` = '{fingerprint}' and attributes.status = 'RUNNING'")
+        others = f"tags.`{FINGERPRINT}` != '{fingerprint}' and attributes.status = 'RUNNING'"
+        while abandoned := _search(recipe.name, project, others):
+            client(project).set_terminated(abandoned.info.run_id, "KILLED")
+        return Run(found.info.run_id if found else _create(recipe, project, {FINGERPRINT: fingerprint, **tags}), project)
+
+
+def run_of_weights(recipe: Recipe, project: Project, weights: Path, history: list[dict[str, float]]) -> Run:
+    """The run that made these weights; when DVC brought them from its cache and no run is known, one made from the files."""
+    digest = md5(weights)
+    with registry_errors(project):
+        found = _search(recipe.name, project, f"tags.`{WEIGHTS}` = '{digest}'")
+        if found:
+            return Run(found.info.run_id, project)
+        run = Run(_create(recipe, project, {"headrace.from_cache": "true"}), project)
+    run.log_history(history)
+    run.finish(weights)
+    return run
+
+
+def md5(path: Path) -> str:
+    """As DVC names the file."""
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+
+
+@contextmanager
+def registry_errors(project: Project) -> Iterator[None]:
+    """Turns MLflow's and SQLite's errors about the database into one that names the hint.
+
+    Raises:
+        RegistryError: the database is locked, read-only, damaged or out of reach.
+    """
+    try:
+        yield
+    except HeadraceError:
+        raise
+    except Exception as error:
+        said = str(error)
+        where = str(project.mlruns.relative_to(project.root) / "mlflow.db")
+        mends = {
+            "database is locked": "close what holds the lock (a database browser, a backup), then run the same command",
+            "readonly database": f"make it writable: chmod u+w {where} {where.rsplit('/', 1)[0]}",
+            "read-only": f"make it writable: chmod u+w {where} {where.rsplit('/', 1)[0]}",
+            "unable to open database": f"make {where.rsplit('/', 1)[0]} a folder that this user can write",
+            "file is not a database": f"restore {where} from a backup, or move it away to start a new registry",
+            "malformed": f"restore {where} from a backup, or move it away to start a new registry",
+            "disk is full": "free some space, then run the same command",
+            "Connection refused": "start the MLflow server that HEADRACE_TRACKING_URI names, or unset it",
+        }
+        for needle, hint in mends.items():
+            if needle in said:
+                raise RegistryError(f"MLflow's database does not take this: {needle}", where=where, hint=hint) from error
+        if type(error).__name__ in ("MlflowException", "RestException"):  # such as an experiment deleted in the UI
+            raise RegistryError(
+                f"MLflow refuses this: {said.splitlines()[0]}",
+                where=where,
+                hint="undo in MLflow what stands in the way (it restores what was deleted), then run the same command",
+            ) from error
+        raise
+
+
+def _search(experiment: str, project: Project, query: str) -> MlflowRun | None:
+    store = client(project)
+    found = store.get_experiment_by_name(experiment)
+    runs = (
+        store.search_runs([found.experiment_id], query, max_results=1, order_by=["attributes.start_time DESC"]) if found else []
+    )
+    return runs[0] if runs else None
+
+
+def _create(recipe: Recipe, project: Project, tags: dict[str, str]) -> str:
+    from mlflow.entities import Param, RunTag
+
+    store = client(project)
+    found = store.get_experiment_by_name(recipe.name)
+    location = None if load_settings(project).tracking_uri else f"{artifact_root(project)}/{recipe.name}"
+    experiment = found.experiment_id if found else store.create_experiment(recipe.name, artifact_location=location)
+    run = store.create_run(experiment, run_name=f"{recipe.name} {time.strftime('%Y-%m-%d %H:%M:%S')}")
+    store.log_batch(
+        run.info.run_id,
+        params=[Param(k, v) for k, v in parameters(recipe).items()],
+        tags=[RunTag(k, v) for k, v in tags.items()],
+    )
+    return str(run.info.run_id)
+
+
+def parameters(recipe: Recipe) -> dict[str, str]:
+    """`model` and `train` as flat names, such as `train.learning_rate`."""
+    return {
+        name: str(value)
+        for section in ("model", "train")
+        for name, value in _flat(section, getattr(recipe, section).model_dump()).items()
+    }
+
+
+def _flat(prefix: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {name: leaf for key, child in value.items() for name, leaf in _flat(f"{prefix}.{key}", child).items()}

@@ -1,0 +1,41 @@
+"""The gate's benchmark runs from start to end, and its shortcuts give what the gate gives."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from benchmarks import gate as benchmark
+from headrace.evaluation.gate import compare
+from headrace.recipe.recipe import BeatChampion
+
+
+def test_the_quick_benchmark_finds_the_gate_careful_and_the_naive_rule_not(tmp_path):
+    report = tmp_path / "gate.md"
+    text = benchmark.main(["--quick", "--out", str(report)])
+    assert report.read_text(encoding="utf-8") == text
+    equal = text.split("## Equal models, simulated")[1].split("##")[0]
+    shares = re.findall(r"\| ([\d.]+) % \(([\d.]+) to ([\d.]+)\) \| ([\d.]+) %", equal)
+    assert len(shares) == 12
+    # 400 trials at a true rate of at most 5 % exceed 9.3 % once in 10,000 times
+    assert max(float(gate) for gate, *_ in shares) < 9.3
+    assert min(float(naive) for *_, naive in shares) > 20
+    assert text.count("\n## ") == 6
+
+
+def test_the_simulation_on_counts_agrees_with_the_gate_on_rows():
+    rng = np.random.default_rng(0)
+    for won, lost in rng.integers(0, 15, (60, 2)):
+        right = np.repeat([[1, 1], [1, 0], [0, 1]], [30, won, lost], axis=0).T
+        candidate, champion = (np.stack([0.2 + 0.6 * r, 0.8 - 0.6 * r], axis=1) for r in right)
+        y = np.zeros(30 + won + lost, dtype=int)
+        answer = compare("accuracy", "higher", y, candidate, champion, BeatChampion(metric="accuracy"), 0)
+        assert answer.promoted == bool(benchmark.mcnemar([won], [lost], len(y))[0])
+
+
+def test_simulated_counts_have_the_gain_and_disagreement_that_were_asked_for():
+    won, lost = benchmark.discordant(np.random.default_rng(0), 1_000, share=0.04, gain=0.01, trials=4_000)
+    # four standard errors of a mean over 4,000,000 rows
+    assert abs((won - lost).mean() / 1_000 - 0.01) < 4 * 0.2 / 2_000
+    assert abs((won + lost).mean() / 1_000 - 0.04) < 4 * 0.2 / 2_000

@@ -1,0 +1,47 @@
+"""The README's table of results is that of the recipes as they stand, and every recipe reached what its gate asks."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from benchmarks.recipes import BEGIN, END, digest, main, readme_table, table
+from headrace.evaluation.gate import OPERATORS
+from headrace.files import read_json
+from headrace.project import Project
+from headrace.recipe.recipe import load_recipe
+from tests.conftest import ROOT
+
+RESULTS = read_json(ROOT / "docs" / "benchmarks" / "recipes.json") or {}
+NAMES = sorted(RESULTS)
+"""Recipes that were trained in full; the README says that the others were not."""
+
+
+def test_the_readme_shows_the_results_that_are_kept() -> None:
+    assert readme_table(ROOT / "README.md") == table(RESULTS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_result_is_that_of_the_recipe_as_it_stands(name: str) -> None:
+    assert RESULTS[name]["recipe_sha256"] == digest(load_recipe(name, Project(ROOT))), f"stale: make recipes NAMES={name}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_reaches_what_its_gate_asks(name: str) -> None:
+    asked = load_recipe(name, Project(ROOT)).gate.require
+    assert asked, "a recipe of this repository says what it has to reach"
+    for metric, bound in asked.items():
+        sign, limit = re.fullmatch(r"\s*(>=|<=|>|<)\s*(\S+)\s*", bound).groups()  # type: ignore[union-attr]
+        assert OPERATORS[sign](RESULTS[name]["metrics"][metric], float(limit)), (metric, RESULTS[name]["metrics"])
+
+
+def test_the_command_trains_and_writes_the_table(project: Project) -> None:
+    (project.root / "README.md").write_text(f"# A project\n\n{BEGIN}\n{END}\n\nThe end.\n")
+    recipe = project.recipes / "tiny.yaml"
+    if "require" not in recipe.read_text():
+        recipe.write_text(recipe.read_text() + 'gate: {require: {accuracy: ">= 0.5"}}\n')
+    assert main(["tiny"]) == 0
+    written = (project.root / "README.md").read_text()
+    assert "| [`tiny`](recipes/tiny.yaml) | classification | mlp, " in written and written.endswith("The end.\n")
+    assert list(read_json(project.root / "docs" / "benchmarks" / "recipes.json")) == ["tiny"]

@@ -1,0 +1,93 @@
+"""The serving benchmark runs real servers under real load, and its numbers add up."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from benchmarks import serving as benchmark
+from benchmarks.serving_load import Found
+from benchmarks.serving_model import contract_of, sample
+from benchmarks.serving_report import Measured, aims
+from benchmarks.serving_systems import PINNED, SYSTEMS
+from headrace.runtime.contract import InputField
+
+needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="needs wrk (apt install wrk)")
+
+
+def write_tiny_model(folder: Path) -> None:
+    """In place of the CNN, whose export takes ten seconds: as many inputs and outputs, one layer."""
+    folder.mkdir()
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["numbers"], to=TensorProto.FLOAT),
+        helper.make_node("Reshape", ["numbers", "flat"], ["rows"]),
+        helper.make_node("MatMul", ["rows", "weights"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+    ]
+    weights = np.random.default_rng(0).normal(0, 0.01, (784, 10)).astype(np.float32)
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["rows", 28, 28])],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["rows", 10])],
+        [numpy_helper.from_array(weights, "weights"), numpy_helper.from_array(np.array([-1, 784], np.int64), "flat")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, folder / "model.onnx")
+    pixels = InputField(name="pixels", dtype="uint8", shape=(28, 28), minimum=0, maximum=255)
+    contract_of(pixels, sample().tolist()).write(folder / "contract.json")
+
+
+@needs_wrk
+def test_a_quick_run_tells_every_server_and_the_aims(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(benchmark, "write_model", write_tiny_model)
+    monkeypatch.setattr(benchmark, "WARM_SECONDS", 1)
+    out = tmp_path / "serving.md"
+    systems = ["floor", "binary", "json"]
+    benchmark.main(
+        ["--systems", ",".join(systems), "--seconds", "1", "--rounds", "1", "--connections", "16", "--out", str(out)]
+    )
+    text = out.read_text(encoding="utf-8")
+    assert text in capfd.readouterr().out
+    for name in systems:
+        row = next(
+            line for line in text.split("## 16 connections")[1].splitlines() if line.startswith(f"| {SYSTEMS[name].name} ")
+        )
+        rate, p50, p99, cpu, failed = (float(cell.replace(",", "")) for cell in row.strip("| ").split(" | ")[2:])
+        assert failed == 0
+        assert rate > 0 and cpu > 0
+        assert 0 < p50 <= p99
+    assert "| Headrace, binary ≥ 0.7 × floor: Starlette, raw bytes |" in text
+
+
+def test_ratios_are_of_median_requests_a_second_at_16_connections() -> None:
+    def at(median: float) -> list[Found]:
+        return [Found(16, 100, rate, 1.0, 9.0, 0, 0.1, 100.0) for rate in (median, 1.0, 1e6)]
+
+    names = {"json": 900.0, "fastapi-tuned": 1000.0, "bentoml": 300.0}
+    text = aims({name: Measured(SYSTEMS[name], [1.0], at(rate)) for name, rate in names.items()})
+    assert "| 0.90× | met |" in text
+    assert "| 3.00× | not met |" in text
+    assert "| 9.00 ms | not met |" in text
+
+
+def test_an_unknown_server_and_a_missing_wrk_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(SystemExit, match="hint: apt install wrk"):
+        benchmark.main([])
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/wrk")
+    with pytest.raises(SystemExit, match="no server 'fast' here"):
+        benchmark.main(["--systems", "fast"])
+
+
+def test_peers_of_its_own_are_pinned() -> None:
+    lines = [line for line in PINNED.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    assert {line.partition("=")[0].partition("[")[0] for line in lines} == {"litserve", "ray"}
+    assert all("==" in line for line in lines)

@@ -1,0 +1,35 @@
+"""docs/training.md: each example is one that a recipe can hold, and no field of the train section is left without one."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, get_args
+
+import pytest
+import yaml
+
+from headrace.recipe.training import Augmentation, OptimizerName, TrainConfig
+from tests.conftest import ROOT
+
+EXAMPLES: list[dict[str, Any]] = [
+    yaml.safe_load(block)
+    for block in re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "training.md").read_text(encoding="utf-8"), re.DOTALL)
+]
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=[",".join(example["train"]) for example in EXAMPLES])
+def test_an_example_is_a_sound_train_section(example: dict[str, Any]) -> None:
+    assert set(example) == {"train"}
+    assert TrainConfig.model_validate(example["train"]).model_fields_set == set(example["train"])
+
+
+def test_every_field_has_an_example() -> None:
+    shown = {name for example in EXAMPLES for name in example["train"]}
+    assert shown == set(TrainConfig.model_fields)
+
+
+def test_every_optimizer_and_way_to_augment_is_told_of() -> None:
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    augment = next(example["train"]["augment"] for example in EXAMPLES if "augment" in example["train"])
+    assert set(augment) == set(Augmentation.model_fields)
+    assert all(f"`{name}`" in page for name in get_args(OptimizerName))

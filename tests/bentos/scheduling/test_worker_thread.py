@@ -1,0 +1,216 @@
+"""Work in the thread: bounded in what waits, given up when nobody waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from starlette.requests import ClientDisconnect
+
+from bentos.scheduling import progress
+from bentos.scheduling import worker_thread as workroom_module
+from bentos.scheduling.worker_thread import Workroom
+from headrace.runtime.contract import ContractViolation
+from headrace.runtime.http import Refused
+from headrace.runtime.http_call import CURRENT, Call
+
+
+@pytest.fixture
+def room() -> Workroom:
+    return Workroom()
+
+
+@contextmanager
+def held(room: Workroom) -> Iterator[threading.Event]:
+    """The thread, busy until the event is set."""
+    release = threading.Event()
+    room.thread.submit(release.wait, 20)
+    try:
+        yield release
+    finally:
+        release.set()
+
+
+def call_of(receive: Callable[[], Any]) -> Call:
+    return Call({"type": "http", "headers": []}, receive)
+
+
+async def never() -> dict[str, Any]:
+    return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
+
+
+async def gone() -> dict[str, Any]:
+    await asyncio.sleep(0.02)
+    return {"type": "http.disconnect"}
+
+
+def test_work_gives_its_result_or_its_error(room: Workroom) -> None:
+    def fails() -> None:
+        raise ZeroDivisionError
+
+    assert asyncio.run(room.run(10, lambda: 7)) == 7
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(room.run(10, fails))
+    assert room.jobs == 0
+
+
+def test_a_refusal_leaves_what_was_refused_behind_in_the_thread(room: Workroom) -> None:
+    """While it waits for the event loop the thread reads the next body: two of them would not fit."""
+
+    class Rows:
+        pass
+
+    kept: list[weakref.ref[Rows]] = []
+
+    def refuses() -> None:
+        rows = Rows()
+        kept.append(weakref.ref(rows))
+        try:
+            raise ContractViolation("rows.0", "fewer", "many")
+        except ContractViolation as violation:
+            raise Refused(422, "contract_violation", str(violation)) from None
+
+    gc.disable()
+    try:
+        with pytest.raises(Refused, match="fewer"):
+            asyncio.run(room.run(10, refuses))
+        assert kept[0]() is None
+    finally:
+        gc.enable()
+
+
+def test_a_request_that_takes_too_long_is_refused_and_its_waiting_work_never_starts(
+    room: Workroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workroom_module, "REQUEST_SECONDS", 0.05)
+    started: list[int] = []
+    with held(room) as release:
+        with pytest.raises(Refused) as refused:
+            asyncio.run(room.run(10, lambda: started.append(1)))
+        release.set()
+    assert (refused.value.status, refused.value.code) == (504, "too_slow")
+    room.thread.submit(int).result(20)
+    assert started == []
+    assert room.jobs == 0
+
+
+def test_a_client_that_goes_away_takes_its_work_with_it(room: Workroom) -> None:
+    started: list[int] = []
+
+    async def scenario() -> None:
+        CURRENT.set(call_of(gone))
+        await room.run(10, lambda: started.append(1))
+
+    with held(room) as release:
+        with pytest.raises(ClientDisconnect):
+            asyncio.run(scenario())
+        release.set()
+    room.thread.submit(int).result(20)
+    assert started == []
+
+
+def test_work_under_way_ends_where_it_tells_of_its_progress(room: Workroom, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workroom_module, "REQUEST_SECONDS", 0.05)
+    parts: list[int] = []
+
+    def in_parts() -> None:
+        for i in range(1000):
+            progress.made()
+            parts.append(i)
+            time.sleep(0.01)
+
+    with pytest.raises(Refused):
+        asyncio.run(room.run(10, in_parts))
+    room.thread.submit(int).result(20)
+    assert 1 <= len(parts) < 1000
+
+
+def test_a_client_that_stays_gets_its_answer(room: Workroom) -> None:
+    async def scenario() -> int:
+        CURRENT.set(call_of(never))
+        return await room.run(10, lambda: 7)
+
+    assert asyncio.run(scenario()) == 7
+
+
+def test_a_queue_that_would_take_too_long_is_closed_and_what_is_in_it_is_answered(
+    room: Workroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workroom_module, "QUEUE_SECONDS", 0.1)
+    asyncio.run(room.run(1000, lambda: time.sleep(0.06)))  # what work of this size takes
+
+    async def scenario() -> list[int | str]:
+        async def one(i: int) -> int | str:
+            try:
+                return await room.run(1000, lambda: i)
+            except Refused as refused:
+                assert (refused.status, refused.headers) == (503, {"retry-after": "1"})
+                return refused.code
+
+        found = asyncio.gather(*(one(i) for i in range(6)))
+        await asyncio.sleep(0.05)
+        release.set()
+        return await found
+
+    with held(room) as release:
+        assert asyncio.run(scenario()) == [0, 1, "overloaded", "overloaded", "overloaded", "overloaded"]
+    assert asyncio.run(room.run(1000, lambda: "room again")) == "room again"
+
+
+def test_tenants_take_turns_so_that_a_flood_of_one_delays_nobody_else(room: Workroom, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workroom_module, "QUEUE_SECONDS", 0.1)
+    asyncio.run(room.run(1000, lambda: time.sleep(0.03)))
+    order: list[str] = []
+
+    async def ask(tenant: str) -> bool:
+        call = call_of(never)
+        call.tenant = tenant
+        CURRENT.set(call)
+        try:
+            await room.run(1000, lambda: order.append(tenant))
+        except Refused:
+            return False
+        return True
+
+    async def scenario() -> list[bool]:
+        flood = [asyncio.create_task(ask("acme")) for _ in range(20)]
+        await asyncio.sleep(0.02)
+        other = asyncio.create_task(ask("globex"))
+        await asyncio.sleep(0.02)
+        release.set()
+        return [await other, *await asyncio.gather(*flood)]
+
+    with held(room) as release:
+        served = asyncio.run(scenario())
+    assert served[0]
+    assert not all(served)
+    assert order.index("globex") <= workroom_module.AT_ONCE + 1  # those that the thread has, and one whose turn it was
+    assert room.jobs == 0
+
+
+def test_work_that_makes_no_progress_shows(room: Workroom) -> None:
+    assert room.thread.silent_seconds == 0
+    with held(room):
+        end = time.monotonic() + 20
+        while room.thread.silent_seconds < 0.05:
+            assert time.monotonic() < end
+            time.sleep(0.005)
+    told = threading.Event()
+
+    def tells() -> None:
+        for _ in range(10):
+            progress.made()
+            time.sleep(0.02)
+        told.set()
+
+    room.thread.submit(tells)
+    assert told.wait(20)
+    room.thread.submit(int).result(20)
+    assert room.thread.silent_seconds == 0

@@ -1,0 +1,199 @@
+"""Daily quotas, counted by many processes at once in a folder or in a real Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from bentos.telemetry import quota as quota_module
+from bentos.telemetry.quota import LocalStore, Quotas, RedisStore, Store, StoreDown, open_store, seconds_to_next_day
+from headrace.runtime.http import Refused
+from headrace.runtime.token_verifier import Caller
+from tests.paths import ROOT
+from tests.ports import free_port
+from tests.redis_server import RedisServer
+
+DAY = "2026-11-24"
+CALLER = Caller("acme", frozenset({"*"}), "t1", float("inf"), 10)
+TAKES = """
+import asyncio, sys
+from bentos.telemetry.quota import open_store
+async def main():
+    store = open_store(sys.argv[1])
+    granted = 0
+    for i in range(400):
+        rows = 1 + i % 3
+        granted += rows * await store.take("acme", "2026-11-24", rows, 1200)
+    print(granted)
+asyncio.run(main())
+"""
+
+
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path_factory.mktemp("redis")).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=["folder", "redis"])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "folder":
+        return str(tmp_path / "quotas")
+    server: RedisServer = request.getfixturevalue("redis_server")
+    with redis.Redis(port=server.port) as client:
+        client.flushall()
+    return server.address
+
+
+def take(store: Store, *rows: int, tenant: str = "acme", limit: int = 10, day: str = DAY) -> list[bool]:
+    async def all_of_them() -> list[bool]:
+        return [await store.take(tenant, day, count, limit) for count in rows]
+
+    return asyncio.run(all_of_them())
+
+
+def opened(address: str) -> Store:
+    store = open_store(address)
+    assert store is not None
+    return store
+
+
+def test_a_refused_request_takes_nothing_from_what_is_left(address: str) -> None:
+    assert take(opened(address), 4, 7, 6, 1) == [True, False, True, False]
+
+
+def test_what_is_given_back_can_be_taken_again_and_never_more(address: str) -> None:
+    assert take(opened(address), 10, -4, 5, 4) == [True, True, False, True]
+    assert take(opened(address), -99, 11, 10, tenant="other") == [True, False, True]
+
+
+def test_tenants_and_days_are_counted_apart(address: str) -> None:
+    assert take(opened(address), 10) == [True]
+    assert take(opened(address), 10, tenant="other") == [True]
+    assert take(opened(address), 10, day="2026-11-25") == [True]
+    assert take(opened(address), 1, day="2026-11-25") == [False]
+
+
+def test_processes_together_grant_exactly_the_quota(address: str) -> None:
+    processes = [subprocess.Popen([sys.executable, "-c", TAKES, address], stdout=subprocess.PIPE, cwd=ROOT) for _ in range(3)]
+    granted = [int(process.communicate(timeout=60)[0]) for process in processes]
+    assert sum(granted) == 1200  # of 799 that each asks for
+
+
+def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
+    program = TAKES.replace("range(400)", "range(10**9)").replace("1200", "10**12")
+    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT)
+    end = time.monotonic() + 20
+    while not list(tmp_path.glob("rows-*.bin")) and time.monotonic() < end:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert take(opened(str(tmp_path)), 1, limit=10**12) == [True]
+
+
+def test_a_lock_that_is_never_given_up_counts_as_a_store_that_is_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quota_module, "STORE_SECONDS", 0.05)
+    store = opened(str(tmp_path))
+    take(store, 1)
+    holds = "import fcntl, sys; f = open(sys.argv[1], 'r+b'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); input()"
+    (file,) = tmp_path.glob("*.bin")
+    holder = subprocess.Popen([sys.executable, "-c", holds, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    with pytest.raises(StoreDown):
+        take(store, 1)
+    holder.communicate(b"\n")
+    assert take(store, 1) == [True]
+
+
+def test_a_record_that_a_kill_cut_short_is_left_behind(tmp_path: Path) -> None:
+    take(opened(str(tmp_path)), 3)
+    (file,) = tmp_path.glob("*.bin")
+    os.truncate(file, file.stat().st_size + 17)
+    assert take(opened(str(tmp_path)), 10, tenant="other") == [True]
+    assert take(opened(str(tmp_path)), 8, 7) == [False, True]
+    assert take(opened(str(tmp_path)), 1, tenant="other") == [False]
+
+
+def test_days_long_gone_are_removed(tmp_path: Path) -> None:
+    for day in ("2026-11-20", "2026-11-21", "2026-11-22", "2026-11-23"):
+        take(opened(str(tmp_path)), 1, day=day)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rows-2026-11-22.bin", "rows-2026-11-23.bin"]
+
+
+@pytest.mark.parametrize("serves", [False, True], ids=["closed", "open"])
+def test_a_redis_that_is_gone_refuses_or_serves_as_set_and_is_told_once(
+    serves: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(quota_module, "REST_SECONDS", 0.01)
+    server = RedisServer(tmp_path).start()
+    unchecked: list[int] = []
+    quotas = Quotas(RedisStore(server.address), serves, lambda: unchecked.append(1))
+
+    async def scenario() -> list[bool | int]:
+        seen: list[bool | int] = [await quotas.take(CALLER, 4)]
+        server.stop()
+        for _ in range(3):
+            try:
+                seen.append(await quotas.take(CALLER, 4))
+            except Refused as refused:
+                assert refused.headers["retry-after"]
+                seen.append(refused.status)
+        server.start()
+        await asyncio.sleep(0.05)
+        return [*seen, await quotas.take(CALLER, 11)]
+
+    try:
+        with caplog.at_level(logging.WARNING, "headrace.quota"):
+            assert asyncio.run(scenario()) == [True, *([True] * 3 if serves else [503] * 3), False]
+    finally:
+        server.stop()
+    assert len(unchecked) == (3 if serves else 0)
+    assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
+
+
+def test_a_store_that_is_down_is_left_alone_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    class Down:
+        async def take(self, *_: object) -> bool:
+            asked.append(1)
+            raise StoreDown("gone")
+
+    quotas = Quotas(Down(), True, lambda: None)
+    assert [asyncio.run(quotas.take(CALLER, 1)) for _ in range(5)] == [True] * 5
+    assert len(asked) == 1
+    monkeypatch.setattr(quotas, "_down_until", 0.0)
+    asyncio.run(quotas.take(CALLER, 1))
+    assert len(asked) == 2
+
+
+def test_a_password_in_the_address_is_told_to_nobody() -> None:
+    store = RedisStore(f"redis://user:secret@127.0.0.1:{free_port()}")
+    with pytest.raises(StoreDown) as down:
+        take(store, 1)
+    assert "secret" not in str(down.value)
+
+
+def test_without_a_store_quotas_are_unknown() -> None:
+    assert open_store("") is None
+    with pytest.raises(Refused) as refused:
+        asyncio.run(Quotas(None, False, lambda: None).take(CALLER, 1))
+    assert (refused.value.status, refused.value.code) == (503, "quota_unavailable")
+
+
+def test_the_next_day_is_at_most_a_day_away() -> None:
+    assert 1 <= seconds_to_next_day() <= 86_400
+    assert isinstance(open_store("/somewhere"), LocalStore)

@@ -1,0 +1,125 @@
+"""Fields, texts and files from the command line as instances of a contract."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+import pytest
+
+from headrace.cli import inputs
+from headrace.errors import DataError, UsageError
+from headrace.runtime.contract import Contract, InputField
+
+TABLE = Contract(
+    model="trips",
+    task="regression",
+    inputs=[
+        InputField(name="distance", dtype="float32"),
+        InputField(name="delay", dtype="float32", nullable=True),
+        InputField(name="carrier", dtype="string", levels=["AA", "007"]),
+    ],
+    output="value",
+    target="minutes",
+    sample={},
+)
+GRAPH = Contract(
+    model="shapes",
+    task="graph-classification",
+    inputs=[
+        InputField(name="nodes", dtype="float32", shape=(16,)),
+        InputField(name="edges", dtype="int64", shape=(2,), nullable=True),
+    ],
+    output="probabilities",
+    target="shape",
+    sample={},
+)
+TEXT = Contract(
+    model="moods", task="t", inputs=[InputField(name="text", dtype="string")], output="probabilities", target="m", sample={}
+)
+IMAGE = Contract(
+    model="digits",
+    task="i",
+    inputs=[InputField(name="image", dtype="uint8", shape=(2, 2))],
+    output="probabilities",
+    target="label",
+    sample={},
+)
+
+
+def test_fields_take_the_type_that_the_contract_says() -> None:
+    assert inputs.from_fields(["distance=1400", "delay=", "carrier=007"], TABLE) == [
+        {"distance": 1400, "delay": None, "carrier": "007"}
+    ]
+    assert inputs.from_fields(["carrier=a=b"], TABLE) == [{"carrier": "a=b"}]
+
+
+@pytest.mark.parametrize(
+    ("pair", "said"),
+    [("distnce=1", "did you mean 'distance'"), ("distance=far", "'far' is no number"), ("distance", "no field with a value")],
+)
+def test_a_wrong_field_is_told(pair: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        inputs.from_fields([pair], TABLE)
+
+
+def test_a_text_goes_into_the_one_field_that_takes_it(tmp_path: Path) -> None:
+    assert inputs.from_text("so glad", TEXT) == [{"text": "so glad"}]
+    (tmp_path / "mood.txt").write_text("so glad", encoding="utf-8")
+    assert inputs.from_file(tmp_path / "mood.txt", TEXT) == [{"text": "so glad"}]
+    with pytest.raises(UsageError, match="digits takes no text") as told:
+        inputs.from_text("five", IMAGE)
+    assert told.value.hint == "headrace predict digits --file PICTURE.png"
+
+
+def test_a_picture_travels_as_base64(tmp_path: Path) -> None:
+    (tmp_path / "five.PNG").write_bytes(b"\x89PNG")
+    assert inputs.from_file(tmp_path / "five.PNG", IMAGE) == [{"image": base64.b64encode(b"\x89PNG").decode()}]
+    with pytest.raises(UsageError, match="trips takes no image") as told:
+        inputs.from_file(tmp_path / "five.PNG", TABLE)
+    assert told.value.hint == "headrace predict trips distance=… carrier=…"
+
+
+def test_a_table_gives_a_row_each_and_leaves_other_columns_out(tmp_path: Path) -> None:
+    (tmp_path / "trips.csv").write_text("carrier,distance,other\n007,10.5,x\nAA,20,y\n")
+    assert inputs.from_file(tmp_path / "trips.csv", TABLE) == [
+        {"distance": 10.5, "carrier": "007"},
+        {"distance": 20.0, "carrier": "AA"},
+    ]
+    (tmp_path / "trips.csv").write_text("carier,distance\n007,10.5\n")
+    with pytest.raises(DataError, match="no column 'carrier'; did you mean 'carier'"):
+        inputs.from_file(tmp_path / "trips.csv", TABLE)
+
+
+def test_json_lines_and_json_give_the_same(tmp_path: Path) -> None:
+    (tmp_path / "two.jsonl").write_text('{"distance": 1}\n\n{"distance": 2}\n')
+    (tmp_path / "two.json").write_text('[{"distance": 1}, {"distance": 2}]')
+    assert inputs.from_file(tmp_path / "two.jsonl", TABLE) == inputs.from_file(tmp_path / "two.json", TABLE)
+
+
+def test_files_that_cannot_be_taken_are_told(tmp_path: Path) -> None:
+    (tmp_path / "rows.xlsx").write_bytes(b"PK")
+    (tmp_path / "cut.json").write_text('{"distance": ')
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(UsageError, match=r"cannot tell what rows\.xlsx holds"):
+        inputs.from_file(tmp_path / "rows.xlsx", TABLE)
+    with pytest.raises(UsageError, match="no valid JSON"):
+        inputs.from_file(tmp_path / "cut.json", TABLE)
+    with pytest.raises(DataError, match="not UTF-8 text at byte 3"):
+        inputs.from_file(tmp_path / "latin.txt", TEXT)
+    with pytest.raises(UsageError, match=r"did you mean 'cut\.json'"):
+        inputs.from_file(tmp_path / "cur.json", TABLE)
+
+
+def test_graphs_come_from_molecules_and_from_tables(tmp_path: Path) -> None:
+    atoms = "".join(f"{0:10.4f}{0:10.4f}{0:10.4f} {atom:<3} 0  0\n" for atom in ("C", "O"))
+    (tmp_path / "two.sdf").write_text(f"\n\n\n  2  1  0  0  0  0            999 V2000\n{atoms}  1  2  1  0\nM  END\n$$$$\n")
+    (methanol,) = inputs.from_file(tmp_path / "two.sdf", GRAPH)
+    assert (len(methanol["nodes"]), len(methanol["nodes"][0]), methanol["edges"]) == (2, 16, [[0, 1]])
+    (tmp_path / "two.csv").write_text('nodes,edges\n"[[1, 2], [3, 4]]","[[0, 1]]"\n"[[5, 6]]",\n')
+    first, second = inputs.from_file(tmp_path / "two.csv", GRAPH)
+    assert first == {"nodes": [[1, 2], [3, 4]], "edges": [[0, 1]]}
+    assert (second["nodes"], second["edges"] or []) == ([[5, 6]], [])
+    (tmp_path / "bad.csv").write_text('nodes,edges\n"[[1, 2]",\n')
+    with pytest.raises(DataError, match="no JSON"):
+        inputs.from_file(tmp_path / "bad.csv", GRAPH)

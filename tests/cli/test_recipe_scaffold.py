@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from headrace.cli.recipe_scaffold import write_recipe
+from headrace.data.ingest import ingest
+from headrace.errors import RecipeError, UsageError
+from headrace.project import Project
+from headrace.recipe.recipe import load_recipe
+
+ROWS = 200
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
+    (tmp_path / "project" / "recipes").mkdir(parents=True)
+    (tmp_path / "project" / "dvc.yaml").write_text("stages: {}\n")
+    return Project(tmp_path / "project")
+
+
+@pytest.fixture
+def table() -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    return pd.DataFrame(
+        {
+            "id": np.arange(ROWS) * 3 + 1,
+            "price": rng.normal(100, 10, ROWS),
+            "rooms": rng.integers(1, 6, ROWS),
+            "city": rng.choice(["Oslo", "Rome"], ROWS),
+            "email": [f"u{i}@example.org" for i in range(ROWS)],
+            "unit": 1,
+            "churned": rng.choice(["yes", "no"], ROWS),
+        }
+    )
+
+
+def saved(project: Project, table: pd.DataFrame, name: str = "table.csv") -> Path:
+    path = project.root / name
+    table.to_parquet(path) if name.endswith("parquet") else table.to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC)
+    return path
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.parquet"])
+@pytest.mark.parametrize(
+    ("target", "task"), [("price", "regression"), ("churned", "classification"), ("rooms", "classification")]
+)
+def test_a_written_recipe_loads_and_its_data_passes_its_own_gate(
+    project: Project, table: pd.DataFrame, name: str, target: str, task: str
+) -> None:
+    path = write_recipe("homes", saved(project, table, name), target, project)
+    recipe = load_recipe("homes", project)
+    assert path == project.recipes / "homes.yaml" and recipe.task == task and recipe.data.source == name
+    assert ingest(recipe, project, lambda line: None).rows == ROWS
+
+
+def test_columns_that_name_rows_are_left_out_and_said(project: Project, table: pd.DataFrame) -> None:
+    path = write_recipe("homes", saved(project, table), "price", project)
+    assert load_recipe("homes", project).data.columns == ["price", "rooms", "city", "churned"]
+    for column in ("id", "email", "unit"):
+        assert f"# left out: {column} " in path.read_text()
+
+
+def test_the_gate_asks_for_more_than_a_constant_reaches(project: Project, table: pd.DataFrame) -> None:
+    write_recipe("homes", saved(project, table), "churned", project)
+    bound = load_recipe("homes", project).gate.require["accuracy"]
+    assert float(bound.removeprefix(">= ")) > table["churned"].value_counts(normalize=True).max()
+    write_recipe("prices", saved(project, table), "price", project)
+    error = (table["price"] - table["price"].median()).abs().mean()
+    assert float(load_recipe("prices", project).gate.require["mae"].removeprefix("< ")) == pytest.approx(error, abs=1e-6)
+
+
+def test_rows_without_a_target_are_dropped(project: Project, table: pd.DataFrame) -> None:
+    table.loc[3, "price"] = np.nan
+    write_recipe("homes", saved(project, table), "price", project)
+    recipe = load_recipe("homes", project)
+    assert recipe.data.drop_missing == ["price"] and ingest(recipe, project, lambda line: None).rows == ROWS - 1
+
+
+NAMES = [
+    "yes",
+    "null",
+    "no, [x]",
+    "weird\nname",
+    "q\"uote's",
+    "a: b",
+    "#c",
+    "1e5",
+    "2020-01-01",
+    "~",
+    " lead",
+    "{x}",
+    "é\u2028",
+    "*a",
+    "?",
+]
+
+
+def test_any_column_name_survives_the_way_through_yaml(project: Project) -> None:
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({name: rng.normal(size=50) for name in [*NAMES, "y"]})
+    write_recipe("odd", saved(project, table), "y", project)
+    recipe = load_recipe("odd", project)
+    assert recipe.data.columns == [*NAMES, "y"]
+    assert ingest(recipe, project, lambda line: None).rows == 50
+
+
+def test_a_name_that_reads_as_a_range_is_left_out(project: Project, table: pd.DataFrame) -> None:
+    path = write_recipe("homes", saved(project, table.rename(columns={"rooms": "rooms[3]"})), "price", project)
+    assert "left out: rooms[3]" in path.read_text() and "rooms[3]" not in (load_recipe("homes", project).data.columns or [])
+
+
+def test_an_existing_recipe_is_never_overwritten(project: Project, table: pd.DataFrame) -> None:
+    path = write_recipe("homes", saved(project, table), "price", project)
+    path.write_text("mine")
+    with pytest.raises(UsageError, match="exists already"):
+        write_recipe("homes", saved(project, table), "price", project)
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "said"),
+    [
+        ("My Homes", "price", "no name for a recipe"),
+        ("homes", "prise", "did you mean 'price'"),
+        ("homes", "unit", "nothing to predict"),
+        ("homes", "email", "no classes"),
+    ],
+)
+def test_what_cannot_be_written_says_why_and_leaves_nothing(
+    project: Project, table: pd.DataFrame, name: str, target: str, said: str
+) -> None:
+    with pytest.raises(UsageError, match=said) as caught:
+        write_recipe(name, saved(project, table), target, project)
+    assert caught.value.hint and list(project.recipes.iterdir()) == []
+    if name == "My Homes":
+        assert "my-homes" in caught.value.hint
+
+
+def test_a_target_of_nothing_is_refused(project: Project, table: pd.DataFrame) -> None:
+    with pytest.raises(RecipeError, match="nothing to predict"):
+        write_recipe("homes", saved(project, table.assign(price=np.nan)), "price", project)

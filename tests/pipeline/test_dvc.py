@@ -1,0 +1,220 @@
+"""DVC as the build system: what is unchanged is skipped, errors keep their class, and both doors give the same bytes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from headrace.data.ingest import ingest
+from headrace.errors import DataRejected, DiskFull, HeadraceError
+from headrace.files import read_json, write_json
+from headrace.pipeline.dvc import reproduce
+from headrace.pipeline.stages import STAGES
+from headrace.project import Project
+from headrace.recipe.recipe import Recipe, load_recipe
+from tests.conftest import make_project, table
+
+MADE = ("validation.json", "prepared/schema.json", "prepared/train.parquet", "train/model.pt", "train/curves.csv",
+        "export/model.onnx", "export/contract.json", "evaluation/metrics.json")  # fmt: skip
+
+
+def dvc(project: Project, *arguments: str) -> str:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["dvc", *arguments], cwd=project.root, env={**os.environ, "PATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def edit(project: Project, **sections: dict[str, Any]) -> Recipe:
+    path = project.recipes / "tiny.yaml"
+    fields = yaml.safe_load(path.read_text())
+    for section, changed in sections.items():
+        fields[section] = {**fields[section], **changed}
+    path.write_text(yaml.safe_dump(fields))
+    return load_recipe("tiny", project)
+
+
+@pytest.fixture(scope="module")
+def piped(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project whose first two stages ran through Headrace's door, and the others by hand."""
+    project = make_project(tmp_path_factory.mktemp("piped") / "clone")
+    recipe = load_recipe("tiny", project)
+    ingest(recipe, project, lambda line: None)
+    assert [reproduce(stage, recipe, project).ran for stage in ("validate", "prepare")] == [True, True]
+    said = dvc(project, "repro", "evaluate@tiny")
+    assert "Stage 'validate@tiny' didn't change, skipping" in said
+    assert "Stage 'prepare@tiny' didn't change, skipping" in said
+    return project
+
+
+def test_both_doors_and_two_clones_give_the_same_bytes(piped: Project, built: Project) -> None:
+    for name in MADE:
+        assert (piped.artifacts("tiny") / name).read_bytes() == (built.artifacts("tiny") / name).read_bytes(), name
+
+
+def test_what_was_made_by_hand_is_unchanged_through_the_other_door(piped: Project) -> None:
+    recipe = load_recipe("tiny", piped)
+    assert [reproduce(stage, recipe, piped).ran for stage in STAGES] == [False] * 5
+    assert "up to date" in dvc(piped, "repro", "evaluate@tiny")
+
+
+def test_the_environment_is_left_as_it_was(piped: Project) -> None:
+    before = dict(os.environ)
+    reproduce("validate", load_recipe("tiny", piped), piped)
+    assert dict(os.environ) == before
+
+
+def test_a_change_to_the_training_reruns_the_training_alone(piped: Project, capfd: pytest.CaptureFixture[str]) -> None:
+    first = (piped.artifacts("tiny") / "train" / "model.pt").read_bytes()
+    recipe = edit(piped, train={"epochs": 2})
+    assert [reproduce(stage, recipe, piped).ran for stage in ("validate", "prepare", "train")] == [False, False, True]
+    assert read_json(piped.artifacts("tiny") / "train" / "summary.json")["epochs"] == 2
+    assert "epoch 2" in capfd.readouterr().err
+    recipe = edit(piped, train={"epochs": 3})  # back: DVC has the result in its cache, so nothing is trained
+    reproduce("train", recipe, piped)
+    assert "epoch" not in capfd.readouterr().err
+    assert (piped.artifacts("tiny") / "train" / "model.pt").read_bytes() == first
+    assert read_json(piped.artifacts("tiny") / "train" / "summary.json")["epochs"] == 3
+    assert reproduce("export", recipe, piped).ran is False
+
+
+def test_what_concerns_no_stage_reruns_none(piped: Project) -> None:
+    recipe = edit(piped, gate={"require": {"accuracy": ">= 0.5"}})
+    assert [reproduce(stage, recipe, piped).ran for stage in ("prepare", "train", "evaluate")] == [False] * 3
+
+
+def test_a_stages_error_comes_back_as_it_was_raised(piped: Project) -> None:
+    (piped.recipes / "strict.yaml").write_text(
+        (piped.recipes / "tiny.yaml").read_text().replace("name: tiny", "name: strict").replace("max_value: 50", "max_value: 1")
+    )
+    recipe = load_recipe("strict", piped)
+    piped.raw("strict").mkdir()
+    for batch in piped.raw("tiny").iterdir():
+        (piped.raw("strict") / batch.name).write_bytes(batch.read_bytes())
+    with pytest.raises(DataRejected, match="expect_column_values_to_be_between") as caught:
+        reproduce("validate", recipe, piped)
+    assert caught.value.where == "strict, all batches" and "correct the data" in str(caught.value.hint)
+    assert not (piped.artifacts("strict") / "validation.json").exists()
+
+
+def test_a_stage_that_is_killed_is_told(piped: Project) -> None:
+    content = (piped.root / "dvc.yaml").read_text()
+    recipe = load_recipe("tiny", piped)
+    (piped.root / "dvc.yaml").write_text(content.replace("python -m headrace.pipeline.stages validate ${key}", "kill -9 $$"))
+    try:
+        with pytest.raises(HeadraceError, match="validate@tiny ended without a word") as caught:
+            reproduce("validate", recipe, piped)
+        assert "dvc repro -s validate@tiny" in str(caught.value.hint)
+    finally:
+        (piped.root / "dvc.yaml").write_text(content)
+
+
+def test_an_unknown_stage_is_told(piped: Project) -> None:
+    with pytest.raises(HeadraceError, match="trian@tiny") as caught:
+        reproduce("trian", load_recipe("tiny", piped), piped)
+    assert caught.value.where == "dvc.yaml"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
+    """A project with data on a file system of its own, of 24 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    root = tmp_path / "small"
+    root.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(root)], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.strip()}")
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
+    try:
+        made = make_project(root / "clone")
+        table(60_000).to_csv(made.root / "source.csv", index=False)
+        ingest(load_recipe("tiny", made), made, lambda line: None)
+        write_json(made.artifacts("tiny") / "validation.json", {"rows": 60_000})
+        yield made
+    finally:
+        subprocess.run(["umount", "-l", str(root)], check=True)
+
+
+@pytest.mark.parametrize("left", [300_000, 1_050_000], ids=["for nothing", "for the files, not for the cache"])
+def test_a_full_disk_is_told_and_the_next_run_completes(
+    left: int, small_disk: Project, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe, fill = load_recipe("tiny", small_disk), small_disk.root.parent / "fill"
+    stat = os.statvfs(small_disk.root)
+    fill.write_bytes(bytes(stat.f_bavail * stat.f_frsize - left))
+    with pytest.raises(DiskFull, match="no space left"):
+        reproduce("prepare", recipe, small_disk)
+    assert "ERROR" not in capfd.readouterr().err, "what is told by the error is not told by DVC as well"
+    fill.unlink()
+    assert reproduce("prepare", recipe, small_disk).ran
+    assert not reproduce("prepare", recipe, small_disk).ran
+    assert "up to date" in dvc(small_disk, "status", "prepare@tiny")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[: len(content) // 2],
+        lambda content: content[: content.index(b"md5")],
+        lambda content: b"\x00" * len(content),
+        lambda content: b"schema: '2.0'\nstages: [\n",
+    ],
+    ids=["empty", "half", "cut in an entry", "zeros", "no YAML"],
+)
+def test_a_damaged_dvc_lock_is_put_right(
+    damage: Callable[[bytes], bytes], piped: Project, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe, path = load_recipe("tiny", piped), piped.root / "dvc.lock"
+    for stage in STAGES:
+        reproduce(stage, recipe, piped)
+    reproduce("validate", recipe, piped)  # whole, and seen to be so
+    whole = path.read_bytes()
+    capfd.readouterr()
+    path.write_bytes(damage(whole))
+    weights = (piped.artifacts("tiny") / "train" / "model.pt").read_bytes()
+    for stage in STAGES:
+        reproduce(stage, recipe, piped)  # where the cut left valid YAML, what it lost comes from DVC's cache
+    assert yaml.safe_load(path.read_bytes()) == yaml.safe_load(whole)
+    assert (piped.artifacts("tiny") / "train" / "model.pt").read_bytes() == weights
+    assert "epoch" not in capfd.readouterr().err
+
+
+def test_a_damaged_dvc_lock_without_a_copy_begins_anew(piped: Project, capfd: pytest.CaptureFixture[str]) -> None:
+    recipe, path = load_recipe("tiny", piped), piped.root / "dvc.lock"
+    weights = (piped.artifacts("tiny") / "train" / "model.pt").read_bytes()
+    path.write_bytes(path.read_bytes()[:300])
+    (piped.state / "dvc.lock").unlink()
+    reproduce("train", recipe, piped)
+    assert "epoch" not in capfd.readouterr().err, "DVC's cache still knows what was trained"
+    assert (piped.artifacts("tiny") / "train" / "model.pt").read_bytes() == weights
+
+
+def test_a_new_recipe_adds_its_name_and_changes_nothing_else(project: Project) -> None:
+    path = project.root / "dvc.yaml"
+    before = path.read_text().splitlines()
+    assert any(line.startswith("#") for line in before)
+    (project.recipes / "new.yaml").write_text((project.recipes / "tiny.yaml").read_text().replace("name: tiny", "name: new"))
+    with pytest.raises(HeadraceError):  # there is no data yet
+        reproduce("prepare", load_recipe("new", project), project)
+    after = path.read_text().splitlines()
+    assert [line for line in after if line not in before] == ["      new: {kind: headrace/task_types, model: headrace/models}"]
+    assert [line for line in after if not line.startswith("      new:")] == before
+
+
+@pytest.mark.parametrize("content", ["stages: {}\n", "vars: [\n", "vars:\n  - other: 1\n"])
+def test_a_dvc_yaml_without_its_list_is_told(content: str, project: Project) -> None:
+    (project.root / "dvc.yaml").write_text(content)
+    with pytest.raises(HeadraceError, match="the recipes") as caught:
+        reproduce("prepare", load_recipe("tiny", project), project)
+    assert "git checkout dvc.yaml" in str(caught.value.hint)

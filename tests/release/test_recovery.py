@@ -1,0 +1,126 @@
+"""Releases that are killed while their new version bakes, by the real command line, on real replicas, under load."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from headrace.release import journal
+from headrace.serving.gateway import gateway
+from headrace.serving.replicas import supervisor
+from headrace.settings import Settings
+from headrace.tracking import registry
+from tests.conftest import ROOT
+from tests.release.live import Live, another_recipe, kill_group, steps_until
+from tests.release.test_load import INSTANCE
+from tests.serving.load import RUSH, Load
+
+
+@pytest.fixture(scope="module")
+def baked(live: Live) -> str:
+    """A model whose version 1 is released; its next version is to be watched for long."""
+    name = another_recipe(live, "baked", serve={"replicas": 1})
+    live.run("run", name)
+    change(live, name, bake="10m")
+    return name
+
+
+def change(live: Live, name: str, bake: str) -> None:
+    path = live.project.recipes / f"{name}.yaml"
+    recipe = yaml.safe_load(path.read_text())
+    recipe["train"]["seed"] = 2
+    recipe["serve"]["rollout"] = {"bake": bake, "bounds": {"latency": 50}}
+    path.write_text(yaml.safe_dump(recipe))
+
+
+def clients(live: Live, name: str) -> Load:
+    return Load(int(live.ports["HEADRACE_GATEWAY_PORT"]), name, fast=2, slow=1, fresh=1, instance=INSTANCE, token=live.token)
+
+
+def kill_while_it_bakes(live: Live, name: str, load: Load, *how: str) -> None:
+    """And the keeper with it, which by chance would be quicker than the test."""
+    load.rest = 0.2  # while nothing happens to the replicas
+    process = live.start("run", name, *how)
+    assert steps_until(process, "package")[-1] == "package"
+    load.rest = RUSH
+    load.wait_for("2")
+    supervisor.stop(live.project, "keeper", 3.0)
+    kill_group(process)
+
+
+def shown(live: Live, name: str) -> Any:
+    model = next(model for model in live.json("status")["models"] if model["name"] == name)
+    return model["version"], model["alias"], model["predecessor"]
+
+
+def one_round_of_the_keeper(live: Live, name: str) -> None:
+    command = [sys.executable, "-m", "headrace.services.repairs", "end-abandoned", name]
+    subprocess.run(command, cwd=live.project.root, env=live.environment, check=True)
+
+
+def test_what_was_released_serves_again_and_everything_says_so(live: Live, baked: str) -> None:
+    with clients(live, baked) as load:
+        kill_while_it_bakes(live, baked, load)
+        assert shown(live, baked) == ("2", None, "1")
+        assert f"{baked}@2 is not released yet: {baked}@1 serves again" in live.run("status").stdout
+        registry.move_champion(baked, "2", live.project)  # as a kill leaves it just before the journal's line
+        one_round_of_the_keeper(live, baked)
+        load.wait_for("1")
+        assert shown(live, baked) == ("1", "champion", None)
+    assert load.failures == []
+    traced = live.json("trace", baked)
+    assert (traced["version"], traced["aliases"]) == ("1", ["champion"])
+    assert live.json("trace", f"{baked}@2")["released_at"] is None
+    assert f"its release ended before it was done; {baked}@1 serves" in live.run("history", baked).stdout
+
+
+def test_after_a_reboot_the_version_that_was_released_serves(live: Live, baked: str) -> None:
+    with clients(live, baked) as load:
+        kill_while_it_bakes(live, baked, load)
+    assert load.failures == []
+    for process in [*supervisor._supervisords(live.project), *supervisor.marked(live.project)]:
+        process.kill()
+    psutil.wait_procs(supervisor.marked(live.project), timeout=10)
+    live.run("up")
+    assert shown(live, baked) == ("1", "champion", None)
+    assert live.json("predict", baked, "--sample")["version"] == "1"
+
+
+def test_the_same_command_again_goes_through_the_bake_again(live: Live, baked: str) -> None:
+    with clients(live, baked) as load:
+        load.wait_for("1")
+        kill_while_it_bakes(live, baked, load)
+        change(live, baked, bake="2s")
+        again = live.run("run", baked)
+        load.wait_for("2")
+    assert load.failures == []
+    assert "take back  what an earlier release of baked left" in again.stderr
+    assert "version 2 live, passed" in again.stderr
+    assert shown(live, baked) == ("2", "champion", None)
+    assert [(e.event, e.version) for e in journal.entries(live.project, baked)] == [
+        ("released", "1"),
+        *[("rollout-abandoned", "2")] * 3,
+        ("rollout-step", "2"),
+        ("released", "2"),
+    ]
+
+
+def test_containers_that_stood_by_serve_again(live: Live, docker_engine: Settings) -> None:
+    shutil.copytree(ROOT / "wheelhouse", live.project.wheelhouse, dirs_exist_ok=True)
+    name = another_recipe(live, "crated", serve={"replicas": 1})
+    live.run("run", name, "--on", "docker")
+    before = gateway.endpoints_by_model(live.project)[name]
+    change(live, name, bake="10m")
+    with clients(live, name) as load:
+        kill_while_it_bakes(live, name, load, "--on", "docker")
+        one_round_of_the_keeper(live, name)
+        load.wait_for("1")
+    assert load.failures == []
+    assert shown(live, name) == ("1", "champion", None)
+    assert gateway.endpoints_by_model(live.project)[name] == before

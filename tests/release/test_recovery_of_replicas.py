@@ -1,0 +1,252 @@
+"""Releases that are killed while a new version serves: real Envoy, real processes, under load."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from headrace.errors import Busy
+from headrace.files import read_json
+from headrace.release import journal, recovery
+from headrace.release.release import release_lock
+from headrace.services import orchestrate, probes, watchdog
+from headrace.serving.gateway import gateway
+from headrace.serving.replicas import supervisor
+from headrace.serving.replicas.process_runner import Argv
+from headrace.serving.replicas.replica import ReplicaSpec
+from headrace.serving.rollout import steps
+from tests.paths import ROOT
+from tests.serving.support import moody_command
+from tests.serving.tenants import CHAMPION, House, open_house
+
+V2 = ReplicaSpec("digits", "2", "good")
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    with open_house(tmp_path_factory.mktemp("abandoned") / "clone") as found:
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def champion(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "runner_for", lambda *_: house.runner)  # replicas of these tests instead of bentos
+    house.roll_out(CHAMPION)
+    house.project.journal.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def kept(house: House) -> Iterator[None]:
+    """The keeper looks every second."""
+    supervisor.add(
+        house.project, watchdog.program(orchestrate.settings_environment(house.project, house.settings), trial_seconds=1.0)
+    )
+    try:
+        yield
+    finally:
+        supervisor.remove(house.project, "keeper", 3.0)
+
+
+def wait_until(true: Callable[[], Any], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def another_process(house: House, act: str) -> subprocess.Popen[bytes]:
+    """Does `act` with the house, to be killed."""
+    code = f"""
+        import os, signal
+        from pathlib import Path
+        from headrace import abandoned
+        from headrace.project import Project
+        from headrace.release.release import release_lock
+        from headrace.serving.rollout import steps
+        from headrace.serving.replicas.replica import ReplicaSpec
+        from headrace.settings import Settings
+        from tests.serving.tenants import House
+        house = House(Project(Path({str(house.project.root)!r})), Settings(**{house.settings.model_dump(mode="json")!r}))
+        steps.runner_for = lambda *_: house.runner
+        V2 = ReplicaSpec("digits", "2", "good")
+    """
+    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(code) + textwrap.dedent(act)], cwd=ROOT)
+
+
+def baking(house: House) -> subprocess.Popen[bytes]:
+    """A release whose version 2 serves and is watched for a minute."""
+    return another_process(
+        house,
+        """
+        with release_lock("digits", house.project):
+            house.roll_out(V2, bake="60s")
+        """,
+    )
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+
+
+def told(house: House) -> list[tuple[str, str]]:
+    return [(entry.event, entry.version) for entry in journal.entries(house.project, "digits")]
+
+
+def ids(house: House) -> set[str]:
+    return {replica.id for replica in house.runner.list()}
+
+
+def test_a_version_whose_release_is_killed_while_it_bakes_is_taken_back_by_the_keeper(house: House) -> None:
+    before = ids(house)
+    with kept(house), house.load() as load:
+        release = baking(house)
+        load.wait_for("2", 50, 30)
+        wait_until(lambda: len(house.runner.list()) == 4)
+        time.sleep(2.5)
+        assert {e.version for e in gateway.endpoints_by_model(house.project)["digits"]} == {"2"}, (
+            "one that is watched is left alone"
+        )
+        kill(release)
+        load.wait_for("1", 50)
+        wait_until(lambda: not probes.unfinished(house.project))
+        last = load.answers["2"]
+        load.wait_for("1", 50)
+        assert load.answers["2"] == last
+    assert load.failures == []
+    house.serves("1")
+    assert ids(house) == before, "those that stood by serve again"
+    (entry,) = journal.entries(house.project, "digits")
+    assert (entry.event, entry.version, entry.facts["serving"]) == ("rollout-abandoned", "2", "1")
+    assert "digits@1 serves" in entry.facts["said"]
+    with house.load() as load:
+        house.roll_out(V2, bake="1s")
+    assert load.failures == []
+    assert [fact["step"] for fact in house.noted] == ["version 2 live"], "the next release goes through it again"
+    house.serves("2")
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.1, 0.25])
+def test_a_roll_out_killed_while_replicas_change_places_is_undone(delay: float, house: House) -> None:
+    with house.load() as load:
+        release = another_process(house, 'house.roll_out(V2, bake="60s", settled=False)')
+        wait_until(lambda: gateway.predecessors(house.project, "digits"))
+        time.sleep(delay)
+        kill(release)
+        recovery.end("digits", house.project, house.settings, house.said.append)
+        load.wait_for("1", 50)
+    assert load.failures == []
+    house.serves("1")
+    assert told(house) == [("rollout-abandoned", "2")]
+
+
+@pytest.mark.parametrize("instant", ["add", "remove_from_pool", "stop"])
+def test_taking_back_that_is_itself_killed_is_completed_by_the_next(instant: str, house: House) -> None:
+    with house.load() as load:
+        release = baking(house)
+        load.wait_for("2", 20)
+        kill(release)
+        half = another_process(
+            house,
+            f"""
+            from headrace.serving.rollout import predecessors
+            done = predecessors.{instant}
+            predecessors.{instant} = lambda *given: (done(*given), os.kill(os.getpid(), signal.SIGKILL))
+            abandoned.end("digits", house.project, house.settings, print)
+            """,
+        )
+        assert half.wait(30) == -signal.SIGKILL
+        assert probes.unfinished(house.project) == ["digits"]
+        recovery.end("digits", house.project, house.settings, house.said.append)
+        load.wait_for("1", 20)
+    assert load.failures == []
+    house.serves("1")
+    assert told(house) == [("rollout-abandoned", "2")], "it is told once"
+
+
+def test_a_version_that_passed_and_was_not_released_goes_back_to_replicas_that_are_started_anew(house: House) -> None:
+    before = ids(house)
+    with house.load() as load:
+        house.roll_out(V2, bake="1s", settled=False)
+        assert not before & ids(house), "they were stopped once it had passed"
+        recovery.end("digits", house.project, house.settings, house.said.append)
+        load.wait_for("1", 20)
+    assert load.failures == []
+    house.serves("1")
+    assert told(house) == [("rollout-abandoned", "2")]
+
+
+def test_predecessors_that_died_or_hang_beside_the_door_are_replaced(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headrace.serving.rollout.predecessors.PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr("headrace.serving.rollout.steps.CALL_SECONDS", 1.0)
+    stuck, _ = house.runner.list()
+    with house.load() as load:
+        release = baking(house)
+        load.wait_for("2", 20)
+        assert stuck.pid is not None
+        os.kill(stuck.pid, signal.SIGSTOP)
+        kill(release)
+        recovery.end("digits", house.project, house.settings, house.said.append)
+        load.wait_for("1", 20)
+    assert load.failures == []
+    house.serves("1")
+    assert stuck.id not in ids(house)
+
+
+def test_a_release_that_has_yet_to_write_its_line_is_left_alone(house: House) -> None:
+    house.roll_out(V2, settled=False)
+    release = another_process(
+        house,
+        """
+        with release_lock("digits", house.project):
+            signal.pause()
+        """,
+    )
+    holder = house.project.locks / "release-digits.json"
+    wait_until(lambda: (read_json(holder) or {}).get("pid") == release.pid)
+    with pytest.raises(Busy, match=f"digits is being released by process {release.pid}"):
+        recovery.end("digits", house.project, house.settings, house.said.append)
+    assert {e.version for e in gateway.endpoints_by_model(house.project)["digits"]} == {"2"}
+    kill(release)
+    with release_lock("digits", house.project):  # the next release is not in its own way
+        recovery.end("digits", house.project, house.settings, house.said.append)
+    house.serves("1")
+
+
+def test_a_version_that_the_journal_calls_released_is_not_taken_back(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a kill leaves it between the journal's line and the predecessors' end."""
+    moved: list[str] = []
+    monkeypatch.setattr("headrace.tracking.registry.move_champion", lambda model, version, project: moved.append(version))
+    house.roll_out(V2, settled=False)
+    journal.record(house.project, "released", "digits", "2", {"bento": "good", "image": None, "threads": 1})
+    recovery.end("digits", house.project, house.settings, house.said.append)
+    house.serves("2")
+    assert told(house) == [("released", "2")] and moved == ["2"]
+
+
+def test_a_predecessor_that_cannot_serve_any_longer_is_not_in_the_way_of_the_next_release(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def only_new(spec: ReplicaSpec, host: str, port: int) -> Argv:
+        return (["false"], {}) if spec.version == "1" else moody_command(spec, host, port)
+
+    with house.load() as load:
+        house.roll_out(V2, settled=False)
+        with monkeypatch.context() as gone:
+            gone.setattr(house.runner, "_command", only_new)
+            recovery.end("digits", house.project, house.settings, house.said.append)
+            assert "digits cannot go back: replica digits-v1-" in house.said[-1]
+            assert {e.version for e in gateway.endpoints_by_model(house.project)["digits"]} == {"2"}, "what serves serves on"
+            assert probes.unfinished(house.project) == ["digits"], "the keeper tries again"
+            house.roll_out(ReplicaSpec("digits", "3", "good"))
+    assert load.failures == []
+    house.serves("3")

@@ -1,0 +1,255 @@
+"""Counters that survive their process: real processes, really killed."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from headrace.errors import ServiceError
+from headrace.runtime import usage as ledger_module
+from headrace.runtime import usage_file as counters_module
+from headrace.runtime.usage import DATABASE, Ledger, fold, read_usage
+from headrace.runtime.usage_file import RECORD, UsageRow, read_counters
+
+ADDS = """
+from pathlib import Path
+from headrace.runtime.usage import Ledger
+ledger = Ledger(Path(sys.argv[1]))
+for i in range(10**9):
+    ledger.add(f"tenant{i % 3}", "digits", rows=2, tokens=5)
+    os.write(1, b".")  # the answer leaves
+"""
+FOLDS = """
+from pathlib import Path
+from headrace import ledger
+{damage}
+ledger.fold(Path(sys.argv[1]))
+"""
+
+
+def start(program: str, *arguments: str) -> subprocess.Popen[bytes]:
+    code = "import os, sys\n" + textwrap.dedent(program)
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE)
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[Ledger]:
+    ledger = Ledger(folder)
+    try:
+        yield ledger
+    finally:
+        ledger.close()
+
+
+def gone(folder: Path, *adds: tuple[str, str, int]) -> Path:
+    """A replica's folder whose process has ended after these."""
+    with opened(folder) as ledger:
+        for tenant, model, rows in adds:
+            ledger.add(tenant, model, rows)
+    (path,) = folder.glob(counters_module.PATTERN)
+    return path
+
+
+def rows_of(folder: Path) -> dict[tuple[str, str], tuple[int, int]]:
+    return {(row.tenant, row.model): (row.requests, row.rows) for row in read_usage(folder)}
+
+
+def test_what_was_given_is_summed_by_day_tenant_and_model(tmp_path: Path) -> None:
+    with opened(tmp_path / "r1") as ledger:
+        ledger.add("acme", "digits", 3)
+        ledger.add("acme", "digits", 4)
+        ledger.add("acme", "stories", 1, tokens=20)
+        ledger.add("acme", "stories", 0, tokens=5, requests=0)
+        today = time.strftime("%Y-%m-%d", time.gmtime())
+        assert read_usage(tmp_path) == [
+            UsageRow(today, "acme", "digits", 2, 7, 0),
+            UsageRow(today, "acme", "stories", 1, 1, 25),
+        ]
+
+
+def test_a_killed_process_has_lost_nothing_whose_answer_left(tmp_path: Path) -> None:
+    process = start(ADDS, str(tmp_path / "r1"))
+    assert process.stdout is not None
+    answered = len(process.stdout.read(2000))
+    process.send_signal(signal.SIGKILL)
+    answered += len(process.stdout.read())
+    process.wait()
+    for _ in range(2):
+        found = read_usage(tmp_path)
+        assert sum(row.requests for row in found) - answered in (0, 1)  # one may have been in flight
+        assert all((row.rows, row.tokens) == (2 * row.requests, 5 * row.requests) for row in found)
+        fold(tmp_path)
+
+
+def test_replicas_count_side_by_side_each_in_its_own_file(tmp_path: Path) -> None:
+    program = ADDS.replace("10**9", "3000")
+    processes = [start(program, str(tmp_path / replica)) for replica in ("r1", "r2", "r2")]
+    for process in processes:
+        assert process.communicate(timeout=60)[0] == b"." * 3000
+    assert len(list(tmp_path.glob("*/*.bin"))) == 3
+    assert sum(row.requests for row in read_usage(tmp_path)) == 9000
+    assert fold(tmp_path) == 3
+    assert sum(row.requests for row in read_usage(tmp_path)) == 9000
+
+
+def test_a_living_process_keeps_its_file(tmp_path: Path) -> None:
+    with opened(tmp_path / "r1") as ledger:
+        ledger.add("acme", "digits", 3)
+        assert fold(tmp_path) == 0
+        ledger.add("acme", "digits", 4)
+    assert fold(tmp_path) == 1
+    assert rows_of(tmp_path) == {("acme", "digits"): (2, 7)}
+    assert list((tmp_path / "r1").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "ledger.read_counters = lambda path: os._exit(9)",
+        "take = ledger._take_in\nledger._take_in = lambda *found: (take(*found), os._exit(9))",
+        "Path.unlink = lambda path, **_: os._exit(9)",
+        "unlink = Path.unlink\nPath.unlink = lambda path, **_: (unlink(path), os._exit(9))",
+    ],
+    ids=["before adding", "before the commit", "before deleting", "amid deleting"],
+)
+def test_a_fold_killed_between_any_two_steps_neither_loses_nor_doubles(tmp_path: Path, damage: str) -> None:
+    for replica in ("r1", "r2"):
+        gone(tmp_path / replica, ("acme", "digits", 5))
+    process = start(FOLDS.replace("{damage}", damage), str(tmp_path))
+    process.communicate(timeout=60)
+    assert process.returncode == 9
+    for _ in range(3):
+        assert rows_of(tmp_path) == {("acme", "digits"): (2, 10)}
+        fold(tmp_path)
+    assert list(tmp_path.glob("*/*.bin")) == []
+
+
+def test_folds_at_once_count_each_file_once(tmp_path: Path) -> None:
+    for replica in range(12):
+        gone(tmp_path / f"r{replica}", ("acme", "digits", 1))
+    with ThreadPoolExecutor(4) as pool:
+        folded = list(pool.map(lambda _: fold(tmp_path), range(8)))
+    assert rows_of(tmp_path) == {("acme", "digits"): (12, 12)}
+    assert sum(folded) >= 12  # one that was counted by another may be deleted by both
+
+
+def test_a_reader_beside_a_fold_counts_each_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reader has read the file before it is folded, and the database after."""
+    gone(tmp_path / "r1", ("acme", "digits", 5))
+    gone(tmp_path / "r2", ("acme", "digits", 5))
+    fold(tmp_path)
+    gone(tmp_path / "r3", ("acme", "digits", 5))
+
+    def read_then_fold(path: Path) -> list[UsageRow]:
+        found = read_counters(path)
+        monkeypatch.undo()
+        fold(tmp_path)
+        return found
+
+    monkeypatch.setattr(ledger_module, "read_counters", read_then_fold)
+    assert rows_of(tmp_path) == {("acme", "digits"): (3, 15)}
+
+
+def test_a_damaged_record_loses_nothing_else(tmp_path: Path) -> None:
+    path = gone(tmp_path / "r1", *[(f"tenant{i}", "digits", i) for i in range(1, 6)])
+    content = bytearray(path.read_bytes())
+    content[2 * RECORD + counters_module.KEY_AT] ^= 0xFF
+    path.write_bytes(content)
+    assert {tenant for tenant, _ in rows_of(tmp_path)} == {"tenant1", "tenant2", "tenant4", "tenant5"}
+
+
+@pytest.mark.parametrize("size", [0, 1, RECORD - 1, 2 * RECORD + 100])
+def test_a_truncated_file_loses_only_what_is_cut(tmp_path: Path, size: int) -> None:
+    path = gone(tmp_path / "r1", *[(f"tenant{i}", "digits", i) for i in range(1, 6)])
+    os.truncate(path, size)
+    gone(tmp_path / "r2", ("acme", "digits", 1))
+    for _ in range(2):
+        assert len(rows_of(tmp_path)) == size // RECORD + 1
+        fold(tmp_path)
+
+
+def test_a_file_grows_with_its_tenants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counters_module, "GROWTH", 8)
+    with opened(tmp_path / "r1") as ledger:
+        for _ in range(2):
+            for i in range(100):
+                ledger.add(f"tenant{i}", "digits", i)
+    assert rows_of(tmp_path) == {(f"tenant{i}", "digits"): (2, 2 * i) for i in range(100)}
+
+
+def test_a_new_day_begins_a_new_file_and_the_old_one_can_be_folded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_module, "SYNC_SECONDS", 0.01)
+    with opened(tmp_path / "r1") as ledger:
+        ledger.add("acme", "digits", 1)
+        tomorrow = time.time() + 86_400
+        monkeypatch.setattr(ledger_module.time, "time", lambda: tomorrow)  # type: ignore[attr-defined]
+        ledger.add("acme", "digits", 2)
+        end = time.monotonic() + 10
+        while not fold(tmp_path) and time.monotonic() < end:
+            time.sleep(0.01)
+        days = [(row.day, row.rows) for row in read_usage(tmp_path)]
+        assert [rows for _, rows in days] == [1, 2]
+        assert days[1][0] == time.strftime("%Y-%m-%d", time.gmtime(tomorrow))
+
+
+def test_on_a_full_disk_usage_waits_in_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A limit on the size of files stands for the disk's end; the kernel refuses in the same place."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    with opened(tmp_path / "r1") as ledger:
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (counters_module.GROWTH * RECORD, limits[1]))
+            for i in range(counters_module.GROWTH + 20):
+                ledger.add(f"tenant{i:03}", "digits", 1)
+                ledger.add(f"tenant{i:03}", "digits", 2)
+            assert len(rows_of(tmp_path)) == counters_module.GROWTH
+            assert caplog.text.count("it waits in memory") == 1
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    found = rows_of(tmp_path)
+    assert len(found) == counters_module.GROWTH + 20
+    assert set(found.values()) == {(2, 3)}
+
+
+def test_a_name_longer_than_a_record_is_cut(tmp_path: Path) -> None:
+    with opened(tmp_path / "r1") as ledger:
+        ledger.add("ü" * 500, "digits", 1)
+        ledger.add("ü" * 500, "digits", 1)
+    assert rows_of(tmp_path) == {("ü" * 100, "digits"): (2, 2)}
+
+
+def test_a_database_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    gone(tmp_path / "r1", ("acme", "digits", 1))
+    (tmp_path / DATABASE).write_bytes(b"no database at all, " * 100)
+    for act in (fold, read_usage):
+        with pytest.raises(ServiceError, match="hint: restore"):
+            act(tmp_path)
+    assert list(tmp_path.glob("*/*.bin"))
+
+
+def test_nothing_was_used_where_nothing_ran(tmp_path: Path) -> None:
+    assert read_usage(tmp_path / "nowhere") == []
+    assert fold(tmp_path / "nowhere") == 0
+
+
+def test_what_is_known_of_folded_files_is_forgotten_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_module, "REMEMBERED_SECONDS", -1.0)
+    for replica in range(3):
+        gone(tmp_path / f"r{replica}", ("acme", "digits", 1))
+        fold(tmp_path)
+    with sqlite3.connect(tmp_path / DATABASE) as database:
+        assert database.execute("SELECT count(*) FROM folded").fetchone() == (1,)
+    database.close()

@@ -1,0 +1,37 @@
+"""A real replica of the model in a folder, without a bento around it: `python -m tests.services.api.replica FOLDER PORT`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+from bentos.app import PredictionApp
+from bentos.models.served_model import load
+
+
+class Replica:
+    """The app, with its life: it starts and ends with the server."""
+
+    def __init__(self, folder: Path) -> None:
+        self.app = PredictionApp()
+        self.app.model = load(folder)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            await self.app(scope, receive, send)
+            return
+        await receive()
+        self.app.start()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        self.app.close()
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+if __name__ == "__main__":
+    uvicorn.run(
+        Replica(Path(sys.argv[1])), host="127.0.0.1", port=int(sys.argv[2]), http="httptools", ws="none", log_level="warning"
+    )

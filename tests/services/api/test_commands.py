@@ -1,0 +1,53 @@
+"""`headrace predict`, `batch` and `feedback`: whose they are by the token that is set."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from headrace.services.api.feedback_store import joined
+from tests.services.api.server import House
+
+HEADRACE = str(Path(sys.executable).with_name("headrace"))
+
+
+def run(house: House, *arguments: str, token: str | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in house.environment.items() if name != "HEADRACE_TOKEN"}
+    if token is not None:
+        environment["HEADRACE_TOKEN"] = token
+    command = [HEADRACE, *arguments, "--json"]
+    return subprocess.run(command, cwd=house.project.root, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_the_token_of_the_environment_says_whose_batch_and_whose_feedback_it_is(house: House, tmp_path: Path) -> None:
+    token = house.token("acme", "trips")
+    answer = json.loads(run(house, "predict", "trips", "distance=1", "carrier=AA", token=token).stdout)
+    assert json.loads(run(house, "feedback", answer["id"], "11", token=token).stdout)["state"] == "joined"
+    assert [one.truth for one in joined(house.project, "trips") if one.request_id == answer["request_id"]] == [11]
+
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"distance": 1, "carrier": "AA"}\n')
+    batch = json.loads(run(house, "batch", "submit", "trips", str(rows), token=token).stdout)
+    with house.client("acme", "trips") as acme:
+        assert batch["id"] in [one.id for one in acme.batches("trips")]
+    assert "no such batch" in run(house, "batch", "status", "trips", batch["id"]).stdout  # the operator's are others
+
+
+def test_without_a_token_in_the_environment_the_operator_calls(house: House) -> None:
+    for token in (None, "", " "):
+        assert run(house, "predict", "halves", "--sample", token=token).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "command", [("predict", "halves", "--sample"), ("batch", "status", "halves"), ("feedback", "halves@1:x", "1")]
+)
+def test_a_token_of_the_environment_that_is_refused_is_named(house: House, command: tuple[str, ...]) -> None:
+    done = run(house, *command, token=house.token("acme", "trips"))
+    assert done.returncode == 5
+    error = json.loads(done.stdout)
+    assert "does not open this" in error["message"]
+    assert "HEADRACE_TOKEN" in error["hint"]

@@ -1,0 +1,73 @@
+"""How long true answers are kept."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+
+from headrace.project import Project
+from headrace.services.api.feedback_store import FeedbackStore, Recorded, Truth, database, joined
+
+DAY = 86400.0
+
+
+def tell(store: FeedbackStore, request_id: str, at: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if it were `at`."""
+    monkeypatch.setattr(time, "time", lambda: at)
+    recorded = Recorded(at, request_id, "acme", "trips", "1", [1.0])
+    assert store.add([Truth("acme", "trips", "1", request_id, 0, at)], recorded) == 1
+
+
+def told(project: Project) -> list[str]:
+    return [one.request_id for one in joined(project, "trips")]
+
+
+def test_truths_are_removed_when_they_are_too_old_once_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = Project(tmp_path)
+    start = 1_800_000_000.0
+    store = FeedbackStore(project, keep_days=10)
+    tell(store, "first", start, monkeypatch)
+    tell(store, "second", start + 5 * DAY, monkeypatch)
+    tell(store, "third", start + 10 * DAY - 1, monkeypatch)
+    assert told(project) == ["first", "second", "third"]
+    tell(store, "fourth", start + 10 * DAY + 1, monkeypatch)
+    assert told(project) == ["first", "second", "third", "fourth"], "it was looked at less than a day ago"
+    tell(store, "fifth", start + 12 * DAY, monkeypatch)
+    assert told(project) == ["second", "third", "fourth", "fifth"]
+    store.close()
+    again = FeedbackStore(project, keep_days=1)
+    tell(again, "sixth", start + 14 * DAY, monkeypatch)
+    assert told(project) == ["sixth"]
+    again.close()
+
+
+def test_a_truth_that_was_told_anew_stays_for_its_own_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = Project(tmp_path)
+    store = FeedbackStore(project, keep_days=10)
+    tell(store, "a", 1_800_000_000.0, monkeypatch)
+    tell(store, "a", 1_800_000_000.0 + 9 * DAY, monkeypatch)
+    tell(store, "b", 1_800_000_000.0 + 15 * DAY, monkeypatch)
+    assert [(one.request_id, one.truth) for one in joined(project, "trips")] == [
+        ("a", 1_800_000_000.0 + 9 * DAY),
+        ("b", 1_800_000_000.0 + 15 * DAY),
+    ]
+    store.close()
+
+
+def test_removing_a_day_of_truths_takes_its_place_for_new_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file does not grow any further."""
+    project = Project(tmp_path)
+    store = FeedbackStore(project, keep_days=2)
+
+    def a_day(day: int) -> int:
+        monkeypatch.setattr(time, "time", lambda: 1_800_000_000.0 + day * DAY)
+        store.add([Truth("acme", "trips", "1", f"{day}", row, 1) for row in range(5000)], None)
+        with sqlite3.connect(database(project)) as connection:
+            return int(connection.execute("PRAGMA page_count").fetchone()[0])
+
+    sizes = [a_day(day) for day in range(12)]
+    store.close()
+    assert max(sizes[6:]) <= sizes[4] * 1.1

@@ -1,0 +1,122 @@
+"""The keeper against real faults: a stuck replica, a killed supervisord, its own death."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import pytest
+
+from headrace.project import Project
+from headrace.services import orchestrate, watchdog
+from headrace.serving.gateway import gateway
+from headrace.serving.gateway.clusters import Traffic
+from headrace.serving.replicas import supervisor
+from headrace.serving.replicas.process_runner import ProcessRunner
+from headrace.serving.replicas.replica import ReplicaSpec
+from headrace.serving.rollout import rolling, steps
+from headrace.settings import Settings
+from tests.serving.load import Load
+
+STUCK_SECONDS, TRIAL_SECONDS = 3.0, 2.0
+
+
+@pytest.fixture
+def kept(project: Project, settings: Settings, runner: ProcessRunner) -> None:
+    """Three replicas serve, and the keeper runs."""
+    rolling.roll_out(ReplicaSpec("digits", "1", "good"), 3, project, settings, runner, lambda line: None)
+    environment = orchestrate.settings_environment(project, settings)
+    supervisor.add(project, watchdog.program(environment, settings.ready_seconds, STUCK_SECONDS, TRIAL_SECONDS))
+
+
+def wait_until(true: Callable[[], Any], seconds: float = 40.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def pid_of(project: Project, name: str) -> int | None:
+    state = supervisor.states(project).get(name)
+    return state.pid if state and state.state in ("starting", "running") else None
+
+
+@pytest.mark.usefixtures("kept")
+def test_a_stuck_replica_is_started_anew_and_no_request_fails(
+    project: Project, settings: Settings, runner: ProcessRunner
+) -> None:
+    wait_until(lambda: "kept" if pid_of(project, "keeper") else None)
+    keeper_process = psutil.Process(pid_of(project, "keeper"))
+    victim = runner.list("digits")[0]
+    others = {replica.id: replica.pid for replica in runner.list("digits")[1:]}
+    assert victim.pid is not None
+    time.sleep(2.5)  # the keeper has seen it answer
+    with Load(settings.gateway_port, "digits", slow=0) as load:
+        load.wait_for("1", 50)
+        os.kill(victim.pid, signal.SIGSTOP)
+        wait_until(lambda: pid_of(project, victim.id) not in (None, victim.pid))
+        wait_until(lambda: len(gateway.healthy_endpoints(settings, "digits")) == 3)
+        load.wait_for("1", 50)
+    assert load.failures == []
+    assert {id: pid_of(project, id) for id in others} == others, "those that answer are left alone"
+    assert keeper_process.memory_info().rss < 40e6
+    envoy = pid_of(project, "envoy")
+    assert envoy is not None
+    os.kill(envoy, signal.SIGSTOP)
+    wait_until(lambda: pid_of(project, "envoy") not in (None, envoy) and gateway.is_open(project, settings))
+    assert f"{victim.id} is stuck" in supervisor.tail(supervisor.log_path(project, "keeper"), 20)
+
+
+@pytest.mark.usefixtures("kept")
+def test_a_killed_keeper_and_a_killed_supervisord_come_back_with_all_that_served(project: Project, settings: Settings) -> None:
+    wait_until(lambda: pid_of(project, "keeper"))
+    first = pid_of(project, "keeper")
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: pid_of(project, "keeper") not in (None, first))
+    time.sleep(1.0)  # its successor knows its supervisord
+    (daemon,) = supervisor._supervisords(project)
+    before = {process.pid for process in supervisor.marked(project)}
+    with Load(settings.gateway_port, "digits", slow=0) as load:
+        load.wait_for("1", 20)
+        daemon.kill()
+        wait_until(lambda: supervisor.is_up(project) and pid_of(project, "keeper") is not None)
+        wait_until(lambda: len(gateway.healthy_endpoints(settings, "digits")) == 3)
+        load.wait_for("1", 50)
+    assert len(supervisor._supervisords(project)) == 1
+    wait_until(lambda: "serves again after" in supervisor.tail(supervisor.log_path(project, "keeper"), 20))
+    after = {process.pid: " ".join(process.cmdline()) for process in supervisor.marked(project)}
+    assert not before & after.keys(), "nobody of before is left"
+    assert len(after) == 5 and sum("headrace.services.watchdog" in line for line in after.values()) == 1, after
+
+
+@pytest.mark.usefixtures("kept")
+def test_what_was_shut_down_is_not_brought_back(project: Project) -> None:
+    wait_until(lambda: pid_of(project, "keeper"))
+    supervisor.shutdown(project, stop_seconds=5.0)
+    assert not supervisor.revive(project)
+    assert supervisor.marked(project) == [] and not project.runtime.exists()
+
+
+@pytest.mark.usefixtures("kept")
+def test_a_canary_whose_release_was_killed_gets_no_more_requests(
+    project: Project, settings: Settings, runner: ProcessRunner
+) -> None:
+    """As a kill leaves it: half of the requests go to a version that nobody watches."""
+    site = steps.Site("digits", project, settings, runner, lambda line: None)
+    with steps.alone(project, "digits"):
+        steps.add_to_pool(site, steps.start_ready(site, ReplicaSpec("digits", "2", "good", pool="canary"), 1))
+        site.send(Traffic(canary=50))
+        time.sleep(2 * TRIAL_SECONDS)
+        assert site.serving("canary"), "one that is watched is left alone"
+    with Load(settings.gateway_port, "digits", slow=0) as load:
+        load.wait_for("2", 20)
+        wait_until(lambda: not site.serving("canary"))
+        wait_until(lambda: {replica.version for replica in runner.list("digits")} == {"1"})
+        load.wait_for("1", 20)
+    assert load.failures == []
+    assert gateway.traffic(project, "digits") == Traffic()

@@ -1,0 +1,236 @@
+"""Shares and copies of the traffic, held against a real Envoy with one replica in each pool."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import math
+import os
+import signal
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from headrace.files import write_json
+from headrace.project import Project
+from headrace.serving.gateway import admin, gateway
+from headrace.serving.gateway.clusters import Endpoint, Traffic
+from headrace.serving.gateway.envoy_stats import PoolStats
+from headrace.serving.replicas import supervisor
+from headrace.serving.replicas.process_runner import ProcessRunner
+from headrace.serving.replicas.replica import Pool, Replica, ReplicaSpec
+from headrace.settings import Settings
+from tests.ports import lease
+from tests.serving.support import echo_command
+
+VERSIONS: dict[Pool, str] = {"main": "1", "canary": "2", "shadow": "3"}
+
+
+@dataclass
+class Pools:
+    """A door with a model of which each pool has one replica, of a version of its own."""
+
+    project: Project
+    settings: Settings
+    replicas: dict[Pool, Replica]
+
+    @property
+    def endpoints(self) -> list[Endpoint]:
+        found = self.replicas.values()
+        return [Endpoint(r.host, r.port, r.id, r.version, r.bento_tag, pool=r.pool) for r in found]
+
+    def send(self, traffic: Traffic) -> None:
+        """Returns when Envoy has taken it over."""
+        if gateway.traffic(self.project, "digits") == traffic:
+            return
+        before = self.updates()
+        gateway.change(self.project, self.settings, "digits", self.endpoints, traffic)
+        deadline = time.monotonic() + 10
+        while self.updates() == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(0.05)  # its threads take it over a moment later
+
+    def updates(self) -> int:
+        answer = admin.ask(self.settings, "/stats?format=json&filter=rds.models.update_success")
+        assert answer is not None
+        return int(json.loads(answer[1])["stats"][0]["value"])
+
+    def ask(self, path: str = "/v1/models/digits/echo", count: int = 1) -> list[dict[str, Any]]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.settings.gateway_port, timeout=20)
+        answers = []
+        for _ in range(count):
+            connection.request("POST", path, b"{}", {"x-request-id": str(uuid.uuid4())})
+            response = connection.getresponse()
+            answers.append({"status": response.status, **json.loads(response.read())})
+        connection.close()
+        return answers
+
+
+@pytest.fixture(scope="module")
+def pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pools]:
+    root = tmp_path_factory.mktemp("pools")
+    (root / "recipes").mkdir()
+    (root / "dvc.yaml").write_text("stages: {}\n")
+    project = Project(root)
+    with lease() as ports:
+        settings = Settings(
+            gateway_port=ports[0],
+            gateway_admin_port=ports[1],
+            api_port=ports[2],
+            replica_ports=(ports[4], ports[-1]),
+            access="open",
+        )
+        runner = ProcessRunner(project, echo_command, settings)
+        try:
+            gateway.open_gateway(project, settings)
+            specs = [ReplicaSpec("digits", version, "good", pool=pool) for pool, version in VERSIONS.items()]
+            started = {spec.pool: runner.start(spec, ports[4 + i]) for i, spec in enumerate(specs)}
+            found = Pools(project, settings, started)
+            gateway.change(project, settings, "digits", found.endpoints)
+            for endpoint in found.endpoints:
+                gateway.wait_until_healthy(settings, "digits", {endpoint.address}, pool=endpoint.pool)
+            yield found
+            answer = admin.ask(settings, "/stats?format=json&filter=update_rejected")
+            assert answer is not None and not any(stat["value"] for stat in json.loads(answer[1])["stats"])
+        finally:
+            supervisor.shutdown(project, stop_seconds=2.0)
+            assert supervisor.marked(project) == []
+
+
+@contextmanager
+def load(pools: Pools, threads: int = 3) -> Iterator[Counter[Any]]:
+    """Clients that ask without pause; counts answers by status and version."""
+    counted: Counter[Any] = Counter()
+    stopped = threading.Event()
+
+    def ask() -> None:
+        while not stopped.is_set():
+            try:
+                for answer in pools.ask(count=5):
+                    counted[answer["status"], answer.get("version")] += 1
+            except (OSError, http.client.HTTPException) as error:
+                counted[type(error).__name__, None] += 1
+
+    clients = [threading.Thread(target=ask) for _ in range(threads)]
+    for client in clients:
+        client.start()
+    try:
+        yield counted
+    finally:
+        stopped.set()
+        for client in clients:
+            client.join(30)
+
+
+@pytest.mark.parametrize("share", [0.0, 5.0, 50.0, 100.0])
+def test_a_canary_gets_its_share(pools: Pools, share: float) -> None:
+    pools.send(Traffic(canary=share, shadow=share / 10))
+    count = 600
+    versions = Counter(answer["version"] for answer in pools.ask(count=count))
+    # Five standard deviations of a binomial count: one run in two million is further away.
+    spread = 5 * math.sqrt(count * share / 100 * (1 - share / 100))
+    assert abs(versions["2"] - count * share / 100) <= spread
+    assert versions.keys() <= {"1", "2"}
+    assert gateway.traffic(pools.project, "digits") == Traffic(share, share / 10)
+
+
+def test_a_shadow_sees_copies_and_nobody_sees_its_answers(pools: Pools) -> None:
+    pools.send(Traffic(canary=50, shadow=100))
+    answers = pools.ask(count=100)
+    assert {answer["version"] for answer in answers} == {"1", "2"}
+    asked = {dict(answer["headers"])["x-request-id"] for answer in answers}
+    time.sleep(0.2)
+    shadow = pools.replicas["shadow"]
+    connection = http.client.HTTPConnection(shadow.host, shadow.port, timeout=10)
+    connection.request("GET", "/seen")
+    assert asked <= set(json.loads(connection.getresponse().read())["seen"])
+    connection.close()
+
+
+def test_shares_that_change_under_load_lose_nothing_and_touch_the_routes_alone(pools: Pools) -> None:
+    clusters = (pools.project.state / "door" / "cds.json").stat().st_mtime_ns
+    with load(pools) as counted:
+        for step in range(20):
+            pools.send(Traffic(canary=float(5 * step), shadow=float(step)))
+    assert {status for status, _ in counted} == {200}
+    assert {version for _, version in counted} == {"1", "2"}
+    assert (pools.project.state / "door" / "cds.json").stat().st_mtime_ns == clusters
+
+
+def test_envoys_counts_tell_the_pools_apart(pools: Pools) -> None:
+    pools.send(Traffic(canary=50))
+    time.sleep(2.5)  # latencies of the tests before come late
+    before = gateway.pool_stats(pools.settings, "digits")
+    answers = Counter(answer["version"] for answer in pools.ask(count=200))
+    deadline = time.monotonic() + 10
+    while True:
+        since = {pool: stats.since(before[pool]) for pool, stats in gateway.pool_stats(pools.settings, "digits").items()}
+        if since["main"].answers + since["canary"].answers == 200:
+            break
+        assert time.monotonic() < deadline, since
+        time.sleep(0.1)
+    requests = {pool: stats.requests for pool, stats in since.items()}
+    assert requests == {"main": answers["1"], "canary": answers["2"], "shadow": 0}
+    assert all(stats.error_rate == 0 for stats in since.values())
+    for pool in ("main", "canary"):
+        median = since[pool].quantile(0.5)
+        assert median is not None and 0 < median < 1
+
+
+def test_a_killed_canary_costs_nobody_an_answer(pools: Pools) -> None:
+    """Until it is found dead, and while there is none, the main pool answers in its place."""
+    pools.send(Traffic(canary=50))
+    pid = supervisor.states(pools.project)[pools.replicas["canary"].id].pid
+    assert pid is not None
+    with load(pools) as counted:
+        time.sleep(0.2)
+        os.kill(pid, signal.SIGKILL)
+        time.sleep(0.5)
+        seen = counted[200, "2"]
+        deadline = time.monotonic() + 30
+        while counted[200, "2"] <= seen + 20:  # it is started again and gets its share again
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert {status for status, _ in counted} == {200}
+
+
+def test_a_canary_that_is_taken_for_good_changes_pools_without_a_lost_request(pools: Pools) -> None:
+    pools.send(Traffic(canary=100))
+    promoted = [replace(e, pool="main") if e.pool == "canary" else e for e in pools.endpoints if e.pool != "shadow"]
+    with load(pools) as counted:
+        gateway.change(pools.project, pools.settings, "digits", [*pools.endpoints, promoted[1]])
+        gateway.wait_until_healthy(pools.settings, "digits", {promoted[1].address}, pool="main")
+        gateway.change(pools.project, pools.settings, "digits", [*pools.endpoints, promoted[1]], Traffic())
+        gateway.change(pools.project, pools.settings, "digits", promoted)
+        gateway.wait_until_gone(pools.settings, "digits", {promoted[1].address}, pool="canary")
+        time.sleep(0.2)
+    assert {status for status, _ in counted} == {200}
+    assert {e.pool for e in gateway.endpoints_by_model(pools.project)["digits"]} == {"main"}
+    gateway.change(pools.project, pools.settings, "digits", pools.endpoints)
+    for endpoint in pools.endpoints:
+        gateway.wait_until_healthy(pools.settings, "digits", {endpoint.address}, pool=endpoint.pool)
+
+
+def test_what_an_earlier_headrace_wrote_is_read(pools: Pools, tmp_path: Any) -> None:
+    old = {name: value for name, value in pools.endpoints[0].to_dict().items() if name != "pool"}
+    other = Project(tmp_path)
+    write_json(other.state / "door" / "models.json", {"digits": [old]})
+    assert gateway.endpoints_by_model(other) == {"digits": [pools.endpoints[0]]}
+    assert gateway.traffic(other, "digits") == gateway.traffic(other, "zebra") == Traffic()
+
+
+def test_quantiles_are_interpolated_and_counts_start_anew_with_envoy() -> None:
+    stats = PoolStats(4, 0, 0, ((0.001, 0), (0.002, 2), (0.004, 4)))
+    assert stats.quantile(0.5) == pytest.approx(0.002)
+    assert stats.quantile(0.75) == pytest.approx(0.003)
+    assert PoolStats().quantile(0.5) is None and PoolStats().error_rate == 0
+    assert stats.since(PoolStats(9, 1)) == stats
+    assert stats.since(PoolStats(1, 0, 0, ((0.001, 0), (0.002, 1), (0.004, 1)))).quantile(1.0) == pytest.approx(0.004)

@@ -1,0 +1,52 @@
+"""A real language model in the real app, which takes its time: `letters_replica.py FOLDER PORT`.
+
+It writes one text at a time, so that the next one shows whether the last has left.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from bentos.app import PredictionApp
+from bentos.models.generation import GenerationModel
+from bentos.scheduling import streams
+from headrace.runtime.generation import Session
+
+PACE_SECONDS = 0.02
+"""Each token takes so long."""
+
+
+class Paced:
+    """A session whose every step takes its time."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def run(self, names: list[str] | None, feeds: dict[str, Any]) -> list[Any]:
+        time.sleep(PACE_SECONDS)
+        return self._session.run(names, feeds)
+
+
+def main(folder: str, port: str) -> None:
+    predictions = PredictionApp()
+    model = GenerationModel(Path(folder))
+    model.language.session = Paced(model.language.session)
+    predictions.model = model
+    streams.MAX_TEXTS = 1
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        found = Response() if scope["path"] == "/readyz" else predictions
+        await found(scope, receive, send)
+
+    uvicorn.run(app, host="127.0.0.1", port=int(port), log_level="warning", lifespan="off", timeout_keep_alive=75)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:3])

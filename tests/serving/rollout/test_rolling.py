@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from headrace.errors import Busy, ServiceError
+from headrace.project import Project
+from headrace.serving.gateway import gateway
+from headrace.serving.replicas import supervisor
+from headrace.serving.replicas.process_runner import ProcessRunner
+from headrace.serving.replicas.replica import Replica, ReplicaSpec
+from headrace.serving.rollout import rolling, steps
+from headrace.settings import Settings
+from tests.paths import ROOT
+from tests.serving.load import Load
+
+V1, V2 = ReplicaSpec("digits", "1", "good"), ReplicaSpec("digits", "2", "good")
+
+
+def quiet(line: str) -> None: ...
+
+
+@pytest.fixture
+def roll(project: Project, settings: Settings, runner: ProcessRunner) -> Callable[..., rolling.Rollout]:
+    def to(spec: ReplicaSpec, replicas: int = 2) -> rolling.Rollout:
+        return rolling.roll_out(spec, replicas, project, settings, runner, quiet)
+
+    return to
+
+
+def test_no_request_fails_during_swaps(roll: Any, settings: Settings) -> None:
+    roll(V1)
+    with Load(settings.gateway_port, "digits") as load:
+        for version in ("2", "3", "4", "5"):
+            roll(ReplicaSpec("digits", version, "good"))
+            load.wait_for(version)
+    assert load.failures == []
+    assert {"2", "3", "4", "5"} <= set(load.answers)
+
+
+def test_no_request_fails_while_scaling(roll: Any, project: Project, settings: Settings, runner: ProcessRunner) -> None:
+    roll(V1)
+    with Load(settings.gateway_port, "digits") as load:
+        for replicas in (4, 1, 3):
+            rolling.scale("digits", replicas, project, settings, runner, quiet)
+            assert len(gateway.healthy_endpoints(settings, "digits")) == replicas
+            load.wait_for("1")
+    assert load.failures == []
+
+
+def test_a_killed_replica_comes_back_and_its_requests_are_repeated(
+    roll: Any, project: Project, settings: Settings, runner: ProcessRunner
+) -> None:
+    roll(V1, 3)
+    victim = runner.list("digits")[0]
+    assert victim.pid is not None
+    with Load(settings.gateway_port, "digits") as load:
+        load.wait_for("1", 50)
+        os.kill(victim.pid, signal.SIGKILL)
+        wait_until(lambda: reborn(runner, victim) and len(gateway.healthy_endpoints(settings, "digits")) == 3)
+        load.wait_for("1", 50)
+    assert load.failures == []
+
+
+def test_what_serves_already_is_left_alone(roll: Any, runner: ProcessRunner) -> None:
+    roll(V1)
+    before = {replica.pid for replica in runner.list()}
+    again = roll(V1)
+    assert not again.changed
+    assert {replica.pid for replica in runner.list()} == before
+    assert {replica.id for replica in again.replicas} == {replica.id for replica in runner.list()}
+
+
+def test_scaling_up_keeps_the_replicas_that_serve(roll: Any, runner: ProcessRunner) -> None:
+    before = {replica.id for replica in roll(V1, 1).replicas}
+    assert before < {replica.id for replica in roll(V1, 3).replicas}
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "said"),
+    [
+        ("crash", "the graph and the contract disagree"),
+        ("never", "/readyz says 503"),
+        ("wrong", "serves version 0, not 2"),
+    ],
+)
+def test_when_the_new_replicas_fail_the_old_ones_serve_on(
+    behaviour: str, said: str, roll: Any, project: Project, settings: Settings, runner: ProcessRunner
+) -> None:
+    roll(V1)
+    before = {replica.id for replica in runner.list()}
+    hasty = settings.model_copy(update={"ready_seconds": 3.0})
+    with Load(settings.gateway_port, "digits", slow=0) as load, pytest.raises(ServiceError, match=said) as caught:
+        rolling.roll_out(ReplicaSpec("digits", "2", behaviour), 2, project, hasty, runner, quiet)
+    assert caught.value.hint
+    assert load.failures == []
+    assert set(load.answers) == {"1"}
+    assert {replica.id for replica in runner.list()} == before
+    assert rolling.is_serving(V1, 2, project, settings)
+
+
+def test_other_models_notice_nothing_when_one_comes_swaps_and_goes(
+    roll: Any, project: Project, settings: Settings, runner: ProcessRunner
+) -> None:
+    roll(ReplicaSpec("flights", "7", "good"), 1)
+    with Load(settings.gateway_port, "flights") as load:
+        roll(V1)
+        roll(V2)
+        assert {r.version for r in rolling.remove("digits", project, settings, runner, quiet)} == {"2"}
+        load.wait_for("7")
+    assert load.failures == []
+    assert list(gateway.endpoints_by_model(project)) == ["flights"]
+    assert [replica.model for replica in runner.list()] == ["flights"]
+
+
+@pytest.mark.parametrize("delay", [0.05, 0.2, 0.35, 0.5, 0.7])
+def test_a_roll_out_killed_at_any_instant_is_mended_by_the_next(
+    delay: float, roll: Any, project: Project, settings: Settings, runner: ProcessRunner
+) -> None:
+    roll(V1)
+    with Load(settings.gateway_port, "digits") as load:
+        killed = in_another_process(project, settings)
+        time.sleep(delay)
+        killed.kill()
+        killed.wait()
+        roll(ReplicaSpec("digits", "3", "good"))
+        load.wait_for("3")
+    assert load.failures == []
+    assert {(replica.version, replica.state) for replica in runner.list()} <= {("3", "running"), ("3", "starting")}
+    assert len(runner.list()) == 2
+    assert {e.replica for e in gateway.endpoints_by_model(project)["digits"]} == {replica.id for replica in runner.list()}
+    assert set(supervisor.states(project)) == {"envoy", *(replica.id for replica in runner.list())}
+
+
+def test_two_roll_outs_of_one_model_do_not_mix(roll: Any, project: Project) -> None:
+    with steps.alone(project, "digits"), pytest.raises(Busy, match="digits"):
+        roll(V1)
+
+
+def test_scaling_what_does_not_serve_says_what_does_and_how_to_release_it(
+    roll: Any, project: Project, settings: Settings, runner: ProcessRunner
+) -> None:
+    roll(V1)
+    with pytest.raises(ServiceError, match="no replica serves 'zebra'") as caught:
+        rolling.scale("zebra", 2, project, settings, runner, quiet)
+    assert caught.value.hint == "headrace run zebra"
+    with pytest.raises(ServiceError, match="did you mean 'digits'"):
+        rolling.scale("digts", 2, project, settings, runner, quiet)
+
+
+def test_a_roll_out_after_supervisord_was_killed_starts_over(
+    roll: Any, project: Project, settings: Settings, runner: ProcessRunner
+) -> None:
+    roll(V1)
+    (daemon,) = supervisor._supervisords(project)
+    daemon.kill()
+    roll(V2)
+    assert rolling.is_serving(V2, 2, project, settings)
+    assert {replica.version for replica in runner.list()} == {"2"}
+    assert len(supervisor.marked(project)) == 3  # Envoy and two replicas: nobody of before
+
+
+def in_another_process(project: Project, settings: Settings) -> subprocess.Popen[bytes]:
+    """A roll-out of version 2, to be killed."""
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from tests.serving.support import echo_command
+from headrace.project import Project
+from headrace.serving.rollout import rolling
+from headrace.serving.replicas.process_runner import ProcessRunner
+from headrace.serving.replicas.replica import ReplicaSpec
+from headrace.settings import Settings
+project = Project(Path({str(project.root)!r}))
+settings = Settings(**{json.loads(settings.model_dump_json())!r})
+rolling.roll_out(ReplicaSpec("digits", "2", "good"), 2, project, settings, ProcessRunner(project, echo_command), print)
+"""
+    started = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert started.stdout is not None
+    started.stdout.readline()  # its first word: the new replicas were started
+    return started
+
+
+def reborn(runner: ProcessRunner, victim: Replica) -> bool:
+    return any(r.id == victim.id and r.pid not in (None, victim.pid) for r in runner.list("digits"))
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
