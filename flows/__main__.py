@@ -60,5 +60,5 @@ def _cause(error: BaseException) -> BaseException:
 if __name__ == "__main__":
     processes.raise_gc_threshold()
     code = main(sys.argv[1:])
-    processes.leave()
+    processes.freeze_gc()
     sys.exit(code)

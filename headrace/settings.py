@@ -30,7 +30,7 @@ class Settings(BaseSettings):
     prefect_port: Port = 4200
     replica_ports: tuple[Port, Port] = (21000, 21999)
     """First and last port that replicas may take."""
-    on: Literal["processes", "docker"] = "processes"
+    runner: Literal["process", "docker"] = "process"
     """Where replicas run."""
     base_image: str = "python:3.11-slim"
     """Image that serving images build on: Debian with Python 3.11."""
@@ -40,7 +40,7 @@ class Settings(BaseSettings):
     """The desk, behind the door: catalogue, OpenAPI, feedback, batches. Always on loopback."""
     access: Literal["tokens", "open"] = "tokens"
     """Whether callers need a token; `open` lets everybody in, and only on loopback."""
-    tls: Literal["off", "own", "files"] = "off"
+    tls: Literal["off", "self_signed", "files"] = "off"
     """Whether the door speaks TLS: with a certificate of the project's own authority, or with given files."""
     tls_certificate: Path | None = None
     """PEM: the door's certificate and what leads to its authority, for `tls = "files"`."""
@@ -106,7 +106,7 @@ def is_loopback(host: str) -> bool:
 
 
 INTERNAL = frozenset(
-    "ROOT STAGE_ERROR STAGE_PARENT SUPERVISED THREADS BODY_LIMIT_BYTES MAX_INSTANCES REQUIRE_DOCKER".split()  # noqa: SIM905
+    "ROOT STAGE_ERROR PARENT_PID SUPERVISED THREADS BODY_LIMIT_BYTES MAX_INSTANCES REQUIRE_DOCKER".split()  # noqa: SIM905
     + "GUARD LEDGER QUOTAS REPLICA SHADOW".split()  # noqa: SIM905
     + "LOG SLOW_SECONDS STUCK_SECONDS QUEUE_SECONDS".split()  # noqa: SIM905
     + "ADDRESS TOKEN BOOTSTRAP".split()  # noqa: SIM905

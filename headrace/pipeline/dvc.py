@@ -13,8 +13,9 @@ from pathlib import Path
 
 from headrace.errors import Busy, DiskFull, HeadraceError
 from headrace.files import is_disk_full, read_json, write_with
-from headrace.pipeline.stages import ERROR_FILE, PARENT
+from headrace.pipeline.stages import ERROR_FILE
 from headrace.plugins import custom_sources, is_dotted
+from headrace.processes import PARENT_PID
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
 
@@ -43,7 +44,7 @@ def reproduce(stage: str, recipe: Recipe, project: Project) -> StageResult:
     # `python` in dvc.yaml is this environment's, whether or not it is activated.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     try:
-        with _environment({"PATH": path, ERROR_FILE: str(error_file), PARENT: str(os.getpid())}):
+        with _environment({"PATH": path, ERROR_FILE: str(error_file), PARENT_PID: str(os.getpid())}):
             ran = _reproduce(f"{stage}@{recipe.name}", project, error_file)
     finally:
         error_file.unlink(missing_ok=True)
@@ -70,13 +71,13 @@ def _reproduce(target: str, project: Project, error_file: Path) -> bool:
     from dvc.exceptions import DvcException, ReproductionError
     from dvc.lock import LockError
 
-    from headrace.data.versions import listening, open_repo
+    from headrace.data.versions import captured_errors, open_repo
 
     deadline = time.monotonic() + LOCK_PATIENCE_SECONDS
     while True:
         try:
             # DVC finds targets from the working folder
-            with open_repo(project) as repo, contextlib.chdir(project.root), listening() as failures:
+            with open_repo(project) as repo, contextlib.chdir(project.root), captured_errors() as failures:
                 ran = bool(repo.reproduce([target], single_item=True))
             # DVC only logs that an output did not get into its cache; the next run would make it again.
             if any(is_disk_full(failure) for failure in failures):

@@ -5,31 +5,27 @@ from __future__ import annotations
 import json
 import os
 import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 from headrace import processes
-from headrace.errors import DiskFull, HeadraceError, Interrupted, UsageError, near_miss
-from headrace.files import is_disk_full
+from headrace.errors import HeadraceError, Interrupted, UsageError, near_miss
 from headrace.project import Project, find_project
 from headrace.recipe.recipe import Recipe, load_recipe
 
 Stage = Callable[[Recipe, Project], None]
 ERROR_FILE = "HEADRACE_STAGE_ERROR"
-PARENT = "HEADRACE_STAGE_PARENT"
 
 
 def validate(recipe: Recipe, project: Project) -> None:
     """The data gate, over all batches."""
     from headrace import console
-    from headrace.data.chunks import stored
+    from headrace.data.chunks import read_stored
     from headrace.data.validation.validate import render
     from headrace.data.validation.validate import validate as validate_batch
     from headrace.files import write_json
 
-    report = validate_batch(stored(project, recipe), recipe, project, "all batches")
+    report = validate_batch(read_stored(project, recipe), recipe, project, "all batches")
     report.to_json(project.validation_report(recipe.name))
     if not report.success:
         console.err().print(render(report))
@@ -83,7 +79,7 @@ def main(arguments: list[str]) -> int:
                 f"no stage {arguments[0]!r}; {near_miss(arguments[0], STAGES)}",
                 hint="python -m headrace.pipeline.stages STAGE RECIPE",
             )
-        die_with_parent()
+        processes.die_with_parent()
         # Threads that spin while they wait slow a small network five times as soon as another program wants a core.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         project = find_project()
@@ -92,43 +88,10 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return _tell(Interrupted("interrupted", hint="run the same command to go on from the last checkpoint"))
     except Exception as error:
-        known = told(error)
+        known = processes.as_headrace_error(error)
         if known is None:
             raise
         return _tell(known)
-
-
-def told(error: Exception) -> HeadraceError | None:
-    """What a user can hint, as the error that says so; None for anything else."""
-    if isinstance(error, HeadraceError):
-        return error
-    if isinstance(error, MemoryError):
-        hint = "lower train.batch_size, or use a machine with more memory"
-        return HeadraceError("the memory does not suffice", hint=hint)
-    if is_disk_full(error):
-        where = getattr(error, "filename", None)
-        return DiskFull("no space left", where=where, hint="free some space, then run the same command")
-    return None
-
-
-def die_with_parent() -> None:
-    """Ends this process soon after the one that `HEADRACE_STAGE_PARENT` names: a killed release leaves no stage running."""
-    parent = os.environ.get(PARENT)
-    if parent:
-        threading.Thread(target=_watch, args=(int(parent),), daemon=True).start()
-
-
-def _watch(pid: int) -> None:
-    """A dead parent is gone, or a zombie until its own parent looks; another process may have its number by then."""
-    import psutil
-
-    try:
-        parent = psutil.Process(pid)
-        while parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE:
-            time.sleep(0.2)
-    except psutil.Error:
-        pass
-    os._exit(1)
 
 
 def _tell(error: HeadraceError) -> int:
@@ -143,5 +106,5 @@ def _tell(error: HeadraceError) -> int:
 if __name__ == "__main__":
     processes.raise_gc_threshold()
     code = main(sys.argv[1:])
-    processes.leave()
+    processes.freeze_gc()
     sys.exit(code)

@@ -7,13 +7,14 @@ import contextlib
 import logging
 import os
 import sys
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import DEVNULL, Process
 from collections import Counter
 from collections.abc import Coroutine
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
+from headrace.processes import PARENT_PID
 from headrace.project import Project
 from headrace.services.api.batch_store import BatchFolder, BatchStore, Progress, Submitted, now
 
@@ -146,8 +147,8 @@ class BatchQueue:
             "-m",
             "headrace.services.api.batch_worker",
             str(folder.path),
-            stdin=PIPE,  # its end tells the process that the desk is gone
-            env={**os.environ, "HEADRACE_ROOT": str(self._project.root)},
+            stdin=DEVNULL,
+            env={**os.environ, "HEADRACE_ROOT": str(self._project.root), PARENT_PID: str(os.getpid())},
         )
         self._processes[folder.path.name] = process
         try:

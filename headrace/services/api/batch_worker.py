@@ -1,4 +1,4 @@
-"""The process that works on one batch: `python -m headrace.services.api.batch_worker FOLDER`, started by the desk and ending with it.
+"""The process that works on one batch: `python -m headrace.services.api.batch_worker FOLDER`. It ends with the API server.
 
 A process of its own, so that a hostile Parquet file can take down nothing else; and behind interactive requests: of lower
 priority, with two requests at a time, each as large as a tenth of a second allows.
@@ -14,11 +14,11 @@ import logging
 import os
 import resource
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from headrace import processes
 from headrace.client import AsyncClient
 from headrace.client.errors import CallFailed, Forbidden, NotFound
 from headrace.errors import HeadraceError
@@ -134,12 +134,12 @@ def _waiting(progress: Progress, why: Waits) -> Progress:
 def main() -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    _end_with_the_desk()
+    processes.die_with_parent()
     os.nice(NICENESS)
     resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY_BYTES, MOST_MEMORY_BYTES))
     folder = BatchFolder(Path(sys.argv[1]))
     project = find_project()
-    with _alone(folder):
+    with _exclusive(folder):
         if not folder.progress.has_ended:
             folder.tell(progress := asyncio.run(work(folder, project, load_settings(project))))
             if progress.has_ended:
@@ -147,19 +147,8 @@ def main() -> int:
     return 0
 
 
-def _end_with_the_desk() -> None:
-    """Ends this process once the desk's end of standard input is closed, by whatever kills the desk."""
-
-    def watch() -> None:
-        while os.read(0, 1):
-            pass
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 @contextlib.contextmanager
-def _alone(folder: BatchFolder) -> Iterator[None]:
+def _exclusive(folder: BatchFolder) -> Iterator[None]:
     """Waits until no other process works on the batch: one of an earlier desk ends with it, but not in the same instant."""
     with folder.lock.open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from headrace import processes
 from headrace.errors import HeadraceError
 from headrace.files import write_json
-from headrace.pipeline.stages import PARENT, die_with_parent, told
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe, load_recipe
 
@@ -33,8 +32,7 @@ def main(arguments: list[str]) -> int:
     """Trains its share of the recipe, in the project, as told by the file in which the processes meet and whether they may
     write what is written once."""
     name, root, meeting, may_write = arguments
-    os.environ[PARENT] = str(os.getppid())
-    die_with_parent()
+    processes.die_with_parent(os.getppid())
     project = Project(Path(root))
     folder = project.state / "processes" / name
     try:
@@ -114,7 +112,7 @@ def is_lost(error: Exception) -> bool:
 
 def leave_word(error: Exception, folder: Path) -> None:
     """Leaves what a user can hint as the error it is, and anything else with its traceback."""
-    known = told(error)
+    known = processes.as_headrace_error(error)
     if known is not None:
         write_json(error_file(folder), known.to_dict())
     else:
