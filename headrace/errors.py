@@ -20,6 +20,7 @@ HeadraceError                     exit code 1
 │   ├── EngineMissing             5
 │   └── RegistryError             5
 ├── Busy                          6   another release of the same recipe is under way
+├── DamagedFile                   1   a file that Headrace wrote is not readable any more
 ├── DiskFull                      7
 └── Interrupted                   130 Ctrl-C
 """
@@ -153,6 +154,10 @@ class Busy(HeadraceError):
     """Another process does the same work at this moment."""
 
     exit_code = 6
+
+
+class DamagedFile(HeadraceError):
+    """A file of Headrace exists, but its content cannot be read."""
 
 
 class DiskFull(HeadraceError):

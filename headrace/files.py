@@ -6,11 +6,11 @@ import errno
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from headrace.errors import DiskFull
+from headrace.errors import DamagedFile, DiskFull
 
 
 @contextmanager
@@ -64,12 +64,28 @@ def write_with(path: Path, write: Callable[[Path], object]) -> None:
         write(beside)
 
 
-def read_json(path: Path) -> Any:
-    """The JSON value in `path`, or None when there is no such file or it is no JSON."""
+def read_json(path: Path, hint: str = "restore the file from a backup, or remove it and run the command again") -> Any:
+    """The JSON value in `path`, or None when there is no such file.
+
+    Args:
+        hint: how to repair a damaged file.
+
+    Raises:
+        DamagedFile: the file is not JSON. It is not treated as absent: its content may be the only record of something.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+    except FileNotFoundError:
         return None
+    except ValueError as error:  # JSONDecodeError, or UnicodeDecodeError
+        raise DamagedFile(f"damaged file: not valid JSON ({error})", where=str(path), hint=hint) from None
+
+
+def read_cached_json(path: Path) -> Any:
+    """The JSON value in `path`, or None when there is no such file or it is damaged: for files that can be written again."""
+    with suppress(DamagedFile):
+        return read_json(path)
+    return None
 
 
 def is_disk_full(error: BaseException | None) -> bool:

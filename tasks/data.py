@@ -14,7 +14,7 @@ from headrace.data import batches
 from headrace.data import ingest as ingestion
 from headrace.data.versions import DataVersion
 from headrace.errors import DataRejected, SourceUnreachable
-from headrace.files import read_json
+from headrace.files import read_cached_json
 from headrace.pipeline.dvc import StageResult, reproduce
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
@@ -64,7 +64,7 @@ def _failures_shown(recipe: Recipe, project: Project) -> Iterator[None]:
 
 
 def _show(recipe: Recipe, project: Project) -> None:
-    found = read_json(project.validation_report(recipe.name))
+    found = read_cached_json(project.validation_report(recipe.name))
     if not found:
         return
     columns = ("type", "column", "unexpected", "percent", "samples")

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from headrace.errors import DiskFull
-from headrace.files import is_disk_full, read_json, whole, write_json, write_text, write_with
+from headrace.errors import DamagedFile, DiskFull
+from headrace.files import is_disk_full, read_cached_json, read_json, whole, write_json, write_text, write_with
 from tests.paths import ROOT
 
 
@@ -64,10 +64,19 @@ with whole(Path({str(path)!r})) as beside:
     assert path.read_text() == "new"
 
 
-def test_what_is_no_json_is_nothing(tmp_path: Path) -> None:
-    (tmp_path / "cut.json").write_text('{"a": 1')
-    assert read_json(tmp_path / "cut.json") is None
+@pytest.mark.parametrize("content", [b'{"a": 1', b"", b"\xff\xfe"])
+def test_a_damaged_json_file_is_an_error_and_not_absent(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "damaged.json"
+    path.write_bytes(content)
+    with pytest.raises(DamagedFile, match="not valid JSON") as damaged:
+        read_json(path, hint="run `repair`")
+    assert (damaged.value.where, damaged.value.hint) == (str(path), "run `repair`")
+    assert read_cached_json(path) is None, "a cache is written again"
+
+
+def test_an_absent_json_file_is_none(tmp_path: Path) -> None:
     assert read_json(tmp_path / "absent.json") is None
+    assert read_cached_json(tmp_path / "absent.json") is None
 
 
 @pytest.fixture

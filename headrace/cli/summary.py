@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from headrace import console
-from headrace.files import read_json
+from headrace.files import read_cached_json
 from headrace.project import Project
 from headrace.release.journal import Entry
 from headrace.serving.access.tls import authority
 from headrace.serving.gateway.gateway import address
-from headrace.settings import Settings
+from headrace.settings import Settings, runs_as
 
 if TYPE_CHECKING:
     from headrace.release.reproduce import Reproduction
@@ -42,7 +42,7 @@ def curl(model: str, project: Project, settings: Settings) -> str:
     base = f"{address(settings)}/v1/models/{model}"
     sample = "import json,sys; print(json.dumps(json.load(sys.stdin)['contract']['sample']))"
     call = "curl -s"
-    if settings.tls == "own":
+    if settings.tls == "self_signed":
         call += f" --cacert {shlex.quote(str(authority(project)))}"
     if settings.access == "tokens":
         call += f' -H "authorization: Bearer $({console.program()} tokens show)"'
@@ -65,7 +65,7 @@ def _rows(facts: dict[str, Any], project: Project, settings: Settings) -> list[t
         ("version", f"{facts['model']}@{facts['version']}  run {facts['run_id']}"),
         ("bento", facts["bento"]),
         ("image", f"{facts['image']}  {facts['image_bytes'] / 1e6:.0f} MB" if facts.get("image") else ""),
-        ("replicas", f"{facts['replicas']} as {facts['on']}"),
+        ("replicas", f"{facts['replicas']} as {runs_as(facts['runner'])}"),
         ("service", f"{address(settings, facts['model'])}/predict"),
         ("MLflow", f"http://{settings.host}:{settings.mlflow_port}"),
         ("Prefect", f"http://{settings.host}:{settings.prefect_port}"),
@@ -76,7 +76,7 @@ def _rows(facts: dict[str, Any], project: Project, settings: Settings) -> list[t
 
 def data_docs(recipe: str, project: Project) -> str:
     """The page of the last validation: unlike the index it reads well without network."""
-    found = read_json(project.validation_report(recipe)) or {}
+    found = read_cached_json(project.validation_report(recipe)) or {}
     return Path(found.get("docs") or project.data_docs / "index.html").as_uri()
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headrace.errors import Busy, DiskFull, HeadraceError
-from headrace.files import is_disk_full, read_json, write_with
+from headrace.files import is_disk_full, read_cached_json, write_with
 from headrace.pipeline.stages import ERROR_FILE
 from headrace.plugins import custom_sources, is_dotted
 from headrace.processes import PARENT_PID
@@ -111,7 +111,7 @@ def _cache_full() -> DiskFull:
 
 def _stage_error(error: Exception, error_file: Path, target: str) -> HeadraceError:
     """The error that the stage left, or one that says how it died."""
-    left = read_json(error_file)
+    left = read_cached_json(error_file)
     if left is not None:
         return HeadraceError.from_dict(left)
     if is_disk_full(error):

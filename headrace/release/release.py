@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from headrace.data.versions import DataVersion
 from headrace.errors import AwaitsApproval, Busy, ModelRefused, RolledBack, UsageError
 from headrace.evaluation.gate import Verdict
-from headrace.files import read_json, write_json
+from headrace.files import read_cached_json, read_json, write_json
 from headrace.pipeline.evaluate import decide
 from headrace.plugins import custom_sources
 from headrace.project import Project
@@ -58,7 +58,7 @@ def release_lock(recipe: str, project: Project) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise _busy(recipe, read_json(holder) or {}) from None
+        raise _busy(recipe, read_cached_json(holder) or {}) from None
     try:
         write_json(holder, {"pid": os.getpid(), "since": time.strftime("%H:%M:%S")})
         yield
@@ -72,7 +72,7 @@ def require_no_other(recipe: str, project: Project) -> None:
     Raises:
         Busy: a process that is not this one releases `recipe`.
     """
-    known = read_json(_holder(recipe, project)) or {}
+    known = read_cached_json(_holder(recipe, project)) or {}
     if known.get("pid") == os.getpid():
         return
     try:
@@ -122,7 +122,7 @@ def judge_candidate(recipe: Recipe, candidate: Version, project: Project, force:
         {"gate": "passed" if verdict.passed else "refused", "gate_reasons": "; ".join(verdict.reasons)[:4000]},
         project,
     )
-    awaits = verdict.passed and not is_champion and recipe.gate.approval == "person" and not _is_approved(candidate, project)
+    awaits = verdict.passed and not is_champion and recipe.gate.approval == "manual" and not _is_approved(candidate, project)
     if not verdict.passed or awaits:
         _record_once(project, "refused" if not verdict.passed else "awaiting-approval", candidate, verdict)
         return Candidate(version=candidate, verdict=verdict, chosen=champion, awaits_approval=awaits)
@@ -259,4 +259,4 @@ def _record_once(project: Project, event: journal.Event, version: Version, verdi
 
 
 def _served(facts: dict[str, Any]) -> tuple[Any, ...]:
-    return facts.get("bento"), facts.get("image"), facts.get("on"), facts.get("replicas")
+    return facts.get("bento"), facts.get("image"), facts.get("runner"), facts.get("replicas")

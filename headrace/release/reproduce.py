@@ -14,12 +14,12 @@ from pydantic import BaseModel, ConfigDict
 from headrace.console import Report
 from headrace.data.restore import restore_version
 from headrace.errors import HeadraceError, NotReproduced, UsageError
-from headrace.files import read_json
+from headrace.files import read_cached_json, read_json
 from headrace.pipeline.stages import ERROR_FILE
 from headrace.plugins import custom_sources
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe, load_recipe
-from headrace.recipe.task_types import task_type_of
+from headrace.task_types.lookup import task_type_of
 from headrace.tracking import provenance, registry
 from headrace.tracking.registry import Version
 
@@ -133,7 +133,7 @@ def _run_stage(stage: str, model: str, folder: Path, from_folder: bool) -> None:
         [sys.executable, "-m", "headrace.pipeline.stages", stage, model], cwd=folder, env=environment, check=False
     )
     if done.returncode:
-        left = read_json(error_file)
+        left = read_cached_json(error_file)
         raise HeadraceError.from_dict(left) if left else HeadraceError(f"the stage {stage} ended with {done.returncode}")
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from headrace.data.sources.addresses import is_local, local_files
-from headrace.files import read_json, write_json
+from headrace.files import read_cached_json, write_json
 from headrace.plugins import code_files, custom_sources
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
@@ -46,7 +46,7 @@ def remember(recipe: Recipe, project: Project, settings: Settings, began_ns: int
 
 def is_unchanged(recipe: Recipe, project: Project, settings: Settings) -> bool:
     """Whether files are as they were when the last release completed."""
-    kept = read_json(_kept(recipe, project))
+    kept = read_cached_json(_kept(recipe, project))
     return bool(kept) and kept["snapshot"] == snapshot(recipe, project, settings)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from headrace.console import Report
-from headrace.files import read_json, write_json
+from headrace.files import read_cached_json, write_json
 from headrace.training.rows import Batch
 from headrace.training.step import Step
 
@@ -30,7 +30,7 @@ def should_compile(wanted: str, step: Step, batch: Batch, batches: int, memory: 
     """
     if wanted == "off":
         return False
-    remembered = read_json(memory) or {}
+    remembered = read_cached_json(memory) or {}
     if wanted == "auto" and fingerprint in remembered:
         return bool(remembered[fingerprint])
     if wanted == "auto" and seconds_per_batch(step, batch, timed=1) * batches < PAYS_BACK_SECONDS:

@@ -29,7 +29,7 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 from headrace import console
 from headrace.console import Report
 from headrace.errors import HeadraceError, RecipeError, ServiceError, SettingsError, TrainingError
-from headrace.files import read_json
+from headrace.files import read_cached_json
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
 from headrace.settings import Settings, load_settings
@@ -129,7 +129,7 @@ def deaths(result: RunResult, size: int) -> str:
 def why(result: RunResult | None, folder: Path, recipe: Recipe, settings: Settings) -> HeadraceError:
     """What the training said, or what a process left when it failed; no result is what torch gives where another machine
     ended the training."""
-    if left := read_json(error_file(folder)):
+    if left := read_cached_json(error_file(folder)):
         return HeadraceError.from_dict(left)
     if result is None:
         return not_all_came(settings, RuntimeError("another one ended the training"))
