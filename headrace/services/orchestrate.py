@@ -5,7 +5,6 @@ kept alive.
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import sys
 import time
@@ -20,6 +19,7 @@ from headrace.project import Project
 from headrace.services import watchdog
 from headrace.serving.gateway import gateway
 from headrace.serving.gateway.clusters import Endpoint, Served, versions
+from headrace.serving.local_http import try_request
 from headrace.serving.replicas import ports, supervisor
 from headrace.serving.rollout import rolling
 from headrace.settings import Settings, tracking_uri
@@ -100,7 +100,7 @@ def down(project: Project, settings: Settings, report: Report | None = None) -> 
     with contextlib.suppress(HeadraceError):
         gateway.close_gateway(project, settings, settings.drain_seconds)
     endpoints = [e for found in gateway.served(project).values() for e in (*found.endpoints, *found.predecessors)]
-    placed = {endpoint.runner for endpoint in endpoints} | {settings.on}
+    placed = {endpoint.runner for endpoint in endpoints} | {settings.runner}
     if "docker" in placed:
         with contextlib.suppress(HeadraceError):  # no engine, no containers
             engine = rolling.runner_for(project, settings, "docker")
@@ -193,15 +193,16 @@ def _prefect_worker(project: Project, settings: Settings) -> supervisor.Program:
 
 
 def _is_prefect_ready(settings: Settings) -> bool:
-    return _call(settings.host, settings.prefect_port, "GET", "/api/health") == (200, True)
+    answer = try_request((settings.host, settings.prefect_port), "/api/health")
+    return answer is not None and answer.status == 200 and answer.json_or_text() is True
 
 
 def _make_pool(settings: Settings) -> None:
     """A pool of type process; that it is there already (409) is as good. The worker completes it when it starts."""
-    status_code, body = _call(
-        settings.host, settings.prefect_port, "POST", "/api/work_pools/", {"name": POOL, "type": "process"}
-    ) or (0, "no answer")
-    if status_code not in (200, 201, 409):
+    pool = {"name": POOL, "type": "process"}
+    answer = try_request((settings.host, settings.prefect_port), "/api/work_pools/", method="POST", body=pool)
+    if answer is None or answer.status not in (200, 201, 409):
+        body = answer.text if answer else "no answer"
         raise ServiceError(
             f"Prefect's server does not make the work pool {POOL!r}: {body}",
             where=".headrace/logs/prefect-server.log",
@@ -212,8 +213,9 @@ def _make_pool(settings: Settings) -> None:
 def _is_worker_online(project: Project, settings: Settings) -> bool:
     """Whether the worker of this very process has said so: an earlier one stays ONLINE for a while after its death."""
     program = supervisor.states(project).get("prefect-worker")
-    answer = _call(settings.host, settings.prefect_port, "POST", f"/api/work_pools/{POOL}/workers/filter", {})
-    if not program or not program.pid or not answer or answer[0] != 200:
+    path = f"/api/work_pools/{POOL}/workers/filter"
+    answer = try_request((settings.host, settings.prefect_port), path, method="POST", body={})
+    if not program or not program.pid or not answer or answer.status != 200:
         return False
     from datetime import datetime
 
@@ -221,7 +223,7 @@ def _is_worker_online(project: Project, settings: Settings) -> bool:
         worker["status"] == "ONLINE"
         and worker["last_heartbeat_time"]
         and datetime.fromisoformat(worker["last_heartbeat_time"]).timestamp() >= program.started_at
-        for worker in answer[1]
+        for worker in answer.json()
     )
 
 
@@ -274,8 +276,8 @@ def _mlflow_address(settings: Settings) -> str:
 
 
 def _is_mlflow_ready(settings: Settings) -> bool:
-    answer = _call(settings.host, settings.mlflow_port, "GET", "/health")
-    return answer is not None and answer[0] == 200
+    answer = try_request((settings.host, settings.mlflow_port), "/health")
+    return answer is not None and answer.status == 200
 
 
 # -- Envoy
@@ -314,9 +316,9 @@ def _watchdog(project: Project, settings: Settings) -> supervisor.Program:
 def settings_environment(project: Project, settings: Settings) -> dict[str, str]:
     """Variables under which a program of this house sees these very settings, whoever started supervisord with which.
 
-    Without `on`, which is a matter of each release: `headrace run --on docker` starts nothing anew.
+    Without `runner`, which is a matter of each release: `headrace run --runner docker` starts nothing anew.
     """
-    values = settings.model_dump(mode="json", exclude={"on"}, exclude_none=True)
+    values = settings.model_dump(mode="json", exclude={"runner"}, exclude_none=True)
     told = {f"HEADRACE_{name.upper()}": v if isinstance(v, str) else json.dumps(v) for name, v in values.items()}
     return {**told, "HEADRACE_ROOT": str(project.root)}
 
@@ -326,8 +328,8 @@ def _api_address(settings: Settings) -> str:
 
 
 def _is_api_ready(settings: Settings) -> bool:
-    answer = _call("127.0.0.1", settings.api_port, "GET", "/readyz")
-    return answer is not None and answer[0] == 200
+    answer = try_request(("127.0.0.1", settings.api_port), "/readyz")
+    return answer is not None and answer.status == 200
 
 
 # -- all of them
@@ -439,7 +441,7 @@ def _model(model: str, served: Served, settings: Settings) -> dict[str, Any]:
         "replicas": len(endpoints),
         "ready": sum(endpoint.address in healthy for endpoint in endpoints),
         "address": gateway.address(settings, model),
-        "on": endpoints[0].runner if endpoints else None,
+        "runner": endpoints[0].runner if endpoints else None,
         "canary": _trial(served.pool("canary"), served.traffic.canary),
         "shadow": _trial(served.pool("shadow"), served.traffic.shadow),
         "predecessor": versions(served.predecessors) or None,
@@ -451,21 +453,3 @@ def _trial(endpoints: list[Endpoint], percent: float) -> dict[str, Any] | None:
     if not endpoints:
         return None
     return {"version": versions(endpoints), "percent": percent, "replicas": len(endpoints)}
-
-
-def _call(host: str, port: int, method: str, path: str, body: Any = None) -> tuple[int, Any] | None:
-    """Status and JSON (or text); None when nobody answers."""
-    connection = http.client.HTTPConnection(host, port, timeout=5.0)
-    try:
-        headers = {"content-type": "application/json"}
-        connection.request(method, path, None if body is None else json.dumps(body), headers)
-        response = connection.getresponse()
-        raw = response.read().decode(errors="replace")
-    except (OSError, http.client.HTTPException):
-        return None
-    finally:
-        connection.close()
-    try:
-        return response.status, json.loads(raw)
-    except json.JSONDecodeError:
-        return response.status, raw

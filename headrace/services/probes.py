@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import http.client
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from headrace.files import read_json
 from headrace.project import Project
+from headrace.serving.local_http import request
 from headrace.serving.replicas.programs import program_path
 
 ANSWER_SECONDS = 1.5
@@ -54,14 +54,10 @@ def unfinished(project: Project) -> list[str]:
 
 def unready(one: Watched) -> str | None:
     """None when it is ready, else what it says."""
-    connection = http.client.HTTPConnection(one.host, one.port, timeout=ANSWER_SECONDS)
     try:
-        connection.request("GET", one.path)
-        status = connection.getresponse().status
-    except (ConnectionError, http.client.RemoteDisconnected):
+        status = request((one.host, one.port), one.path, timeout_seconds=ANSWER_SECONDS).status
+    except ConnectionError:
         return NOBODY
-    except (OSError, http.client.HTTPException) as error:
+    except OSError as error:
         return f"no answer: {error or type(error).__name__}"
-    finally:
-        connection.close()
     return None if status == 200 else f"{one.path} says {status}"

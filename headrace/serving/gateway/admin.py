@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import re
 import time
 from collections.abc import Callable
@@ -12,6 +10,7 @@ from urllib.parse import quote
 from headrace.errors import ServiceError
 from headrace.serving.gateway import clusters, envoy_stats
 from headrace.serving.gateway.envoy_stats import PoolStats
+from headrace.serving.local_http import Response, try_request
 from headrace.serving.replicas.replica import Pool
 from headrace.settings import Settings
 
@@ -30,11 +29,11 @@ def healthy_endpoints(settings: Settings, model: str, pool: Pool | None = None) 
 def known_endpoints(settings: Settings, model: str, pool: Pool | None = None) -> dict[Address, bool]:
     """Every replica of `model` (of one pool) that Envoy knows, and whether it calls it healthy."""
     answer = ask(settings, "/clusters?format=json")
-    if answer is None or answer[0] != 200:
+    if answer is None or answer.status != 200:
         return {}
     names = {clusters.cluster_name(model, each) for each in ([pool] if pool else clusters.POOLS)}
     found: dict[Address, bool] = {}
-    for cluster in json.loads(answer[1]).get("cluster_statuses", []):
+    for cluster in answer.json().get("cluster_statuses", []):
         for host in cluster.get("host_statuses", []) if cluster["name"] in names else []:
             where = host["address"]["socket_address"]
             failing = {name for name, value in host["health_status"].items() if value and name != "eds_health_status"}
@@ -90,15 +89,15 @@ def pool_stats(settings: Settings, model: str) -> dict[Pool, PoolStats]:
     names = {pool: (clusters.cluster_name(model, pool), clusters.judged_name(model, pool)) for pool in clusters.POOLS}
     pattern = quote(rf"^cluster\.{re.escape(model)}(~canary|~shadow|~trial)?\.(retry\.)?upstream_rq_(total|5xx|rx_reset|time)$")
     answer = ask(settings, f"/stats?format=json&histogram_buckets=cumulative&filter={pattern}")
-    if answer is None or answer[0] != 200:
+    if answer is None or answer.status != 200:
         return {}
-    return envoy_stats.read(json.loads(answer[1])["stats"], names)
+    return envoy_stats.read(answer.json()["stats"], names)
 
 
 def active_requests(settings: Settings) -> int:
     """Requests of clients that are under way."""
     answer = ask(settings, "/stats?filter=http.door.downstream_rq_active&format=json")
-    stats = json.loads(answer[1])["stats"] if answer else []
+    stats = answer.json()["stats"] if answer else []
     return sum(int(stat.get("value", 0)) for stat in stats)
 
 
@@ -112,14 +111,6 @@ def until(true: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
-def ask(settings: Settings, path: str, method: str = "GET") -> tuple[int, bytes] | None:
-    """Status and body from Envoy's administration; None when it does not answer."""
-    connection = http.client.HTTPConnection("127.0.0.1", settings.gateway_admin_port, timeout=5.0)
-    try:
-        connection.request(method, path)
-        response = connection.getresponse()
-        return response.status, response.read()
-    except (OSError, http.client.HTTPException):
-        return None
-    finally:
-        connection.close()
+def ask(settings: Settings, path: str, method: str = "GET") -> Response | None:
+    """Sends one request to Envoy's admin interface; None when it does not answer."""
+    return try_request(("127.0.0.1", settings.gateway_admin_port), path, method=method)

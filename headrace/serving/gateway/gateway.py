@@ -295,10 +295,10 @@ def _require_ports(project: Project, settings: Settings) -> None:
 def is_open(project: Project, settings: Settings) -> bool:
     """Whether this project's Envoy runs and its listener answers."""
     answer = ask(settings, "/ready")
-    if answer is None or answer[0] != 200:
+    if answer is None or answer.status != 200:
         return False
     listeners = ask(settings, "/listeners?format=json")
-    here = json.loads(listeners[1]).get("listener_statuses", []) if listeners else []
+    here = listeners.json().get("listener_statuses", []) if listeners else []
     port = [s["local_address"]["socket_address"]["port_value"] for s in here]
     return settings.gateway_port in port and ours(project, settings)
 
@@ -307,8 +307,8 @@ def ours(project: Project, settings: Settings) -> bool:
     """Whether the Envoy that answers on the administration port reads this project's files."""
     answer = ask(settings, "/server_info")
     try:
-        path = json.loads(answer[1])["command_line_options"]["config_path"] if answer else ""
-    except (json.JSONDecodeError, KeyError, TypeError):
+        path = answer.json()["command_line_options"]["config_path"] if answer else ""
+    except (ValueError, KeyError, TypeError):
         return False
     return bool(path == str(_folder(project) / "bootstrap.json"))
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 from headrace.errors import ServiceError
 from headrace.project import Project
 from headrace.serving.gateway import clusters, gateway, routes
+from headrace.serving.gateway.admin import ask
 from headrace.settings import Settings
 
 NOTICE_SECONDS = 20.0
@@ -53,11 +52,5 @@ def _shares(value: Any, model: str) -> Iterator[tuple[int, int]]:
 
 
 def _routes(settings: Settings) -> Any:
-    connection = http.client.HTTPConnection("127.0.0.1", settings.gateway_admin_port, timeout=5.0)
-    try:
-        connection.request("GET", PATH)
-        return json.loads(connection.getresponse().read())
-    except (OSError, http.client.HTTPException, json.JSONDecodeError):
-        return None
-    finally:
-        connection.close()
+    answer = ask(settings, PATH)
+    return answer.json_or_text() if answer else None

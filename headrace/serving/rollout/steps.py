@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +15,7 @@ from headrace.project import Project
 from headrace.serving.gateway import gateway
 from headrace.serving.gateway.clusters import Endpoint, Traffic, versions
 from headrace.serving.gateway.route_sync import wait_until_sent
+from headrace.serving.local_http import request
 from headrace.serving.replicas import environment, ports
 from headrace.serving.replicas.replica import Place, Pool, Replica, ReplicaSpec, Runner
 from headrace.settings import Settings
@@ -75,8 +74,8 @@ class Site:
 
 
 def runner_for(project: Project, settings: Settings, place: str | None = None) -> Runner:
-    """The runner of `place`, by default the one that the setting `on` names."""
-    if (place or settings.on) == "docker":
+    """The runner of `place`, by default the one that the setting `runner` names."""
+    if (place or settings.runner) == "docker":
         from headrace.serving.replicas.docker_runner import DockerRunner
 
         return cast(Runner, DockerRunner(project, settings))
@@ -252,7 +251,7 @@ def _try_out(site: Site, spec: ReplicaSpec, replica: Replica) -> str | None:
             return f"GET {path} says {status}: {described}"
         body = {"instances": [described["contract"]["sample"]]}
         status, answer = _call(site, replica, "POST", f"{path}/predict", body)
-    except (OSError, http.client.HTTPException, ValueError) as error:
+    except (OSError, TypeError, KeyError) as error:
         return f"no answer ({error or type(error).__name__})"
     if status != 200:
         return f"its contract's own sample is answered with {status}: {answer}"
@@ -267,17 +266,10 @@ def _try_out(site: Site, spec: ReplicaSpec, replica: Replica) -> str | None:
 
 def _call(site: Site, replica: Replica, method: str, path: str, body: Any = None) -> tuple[int, Any]:
     """Status and JSON (or text) of one request straight to a replica, as the operator."""
-    connection = http.client.HTTPConnection(replica.host, replica.port, timeout=CALL_SECONDS)
-    try:
-        headers = {"content-type": "application/json"}
-        if site.token:
-            headers["authorization"] = f"Bearer {site.token}"
-        connection.request(method, path, json.dumps(body) if body is not None else None, headers)
-        response = connection.getresponse()
-        raw = response.read()
-        return response.status, json.loads(raw) if raw[:1] in (b"{", b"[") else raw.decode(errors="replace")
-    finally:
-        connection.close()
+    answer = request(
+        (replica.host, replica.port), path, method=method, body=body, token=site.token, timeout_seconds=CALL_SECONDS
+    )
+    return answer.status, answer.json_or_text()
 
 
 # -- between a replica, its spec and its endpoint

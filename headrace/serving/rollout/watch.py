@@ -5,7 +5,6 @@ Envoy counts requests, errors and seconds of each pool; replicas count their ans
 
 from __future__ import annotations
 
-import http.client
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from headrace.recipe.rollout import RolloutConfig
 from headrace.serving.gateway import gateway
 from headrace.serving.gateway.clusters import Endpoint
 from headrace.serving.gateway.envoy_stats import PoolStats
+from headrace.serving.local_http import try_request
 from headrace.serving.replicas.replica import Pool, ReplicaSpec
 from headrace.serving.rollout.judging import Reading, Seen, judge
 from headrace.serving.rollout.steps import Site, add_to_pool, start_ready
@@ -90,7 +90,7 @@ def watch(
             told = elapsed
             trial.site.report(f"{name}, {elapsed:.0f} of {bake:g} s: {reading.line()}")
         time.sleep(min(LOOK_SECONDS, bake - elapsed))
-    least = trial.how.bounds.least_requests
+    least = trial.how.bounds.min_requests
     judged = reading.requests >= least
     unjudged = f"not judged: {reading.requests:,} requests came, {least:,} are needed"
     trial.site.report(f"{name}, {f'passed: {reading.line()}' if judged else unjudged}")
@@ -118,13 +118,5 @@ def _answers(endpoint: Endpoint) -> Iterator[tuple[str, float]]:
 
 
 def _metrics(endpoint: Endpoint) -> str:
-    connection = http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=2.0)
-    try:
-        connection.request("GET", "/metrics")
-        response = connection.getresponse()
-        is_text = response.headers.get_content_type() == "text/plain"
-        return response.read().decode() if response.status == 200 and is_text else ""
-    except (OSError, http.client.HTTPException):
-        return ""
-    finally:
-        connection.close()
+    answer = try_request(endpoint.address, "/metrics", timeout_seconds=2.0)
+    return answer.text if answer and answer.status == 200 and answer.content_type == "text/plain" else ""
