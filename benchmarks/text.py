@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gate_report import hardware, section
-from bentos.models.served_model import open_session
-from bentos.scheduling.continuous import Text
+from bentos.models.onnx_model import open_session
+from bentos.scheduling.continuous import GenerationRequest
 from bentos.scheduling.streams import Streams
-from headrace.runtime.generation import Language, Writing
+from headrace.runtime.generation import TextGenerator, SamplingParams
 
 STREAMS = (1, 4, 16)
 PROMPT = 32
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> str:
     return text
 
 
-def make_language(folder: Path, quick: bool) -> Language:
+def make_language(folder: Path, quick: bool) -> TextGenerator:
     """A model as large as that of recipes/shakespeare-gpt.yaml, exported as every model is; a text never ends by itself.
 
     Its weights are random: what a step costs does not depend on them.
@@ -69,10 +69,10 @@ def make_language(folder: Path, quick: bool) -> Language:
     import torch
 
     from headrace.models.language_export import export_step
+    from headrace.models.schema import Schema, Shape
     from headrace.recipe.models import GPTConfig
-    from headrace.recipe.task_types import task_type_of
     from headrace.runtime.tokenizer import END, Encoder
-    from headrace.task_types.base import Schema, Shape
+    from headrace.task_types.lookup import task_type_of
     from headrace.task_types.vocabulary import learn_vocabulary
 
     torch.manual_seed(0)
@@ -89,18 +89,18 @@ def make_language(folder: Path, quick: bool) -> Language:
         model.network.out.bias[END] = -1e9  # type: ignore[union-attr,operator]
     export_step(model, shape, folder)
     (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
-    return Language(folder, open_session(folder / "model.onnx", 1))
+    return TextGenerator(folder, open_session(folder / "model.onnx", 1))
 
 
-def compare(language: Language, streams: int, tokens: int, rounds: int) -> tuple[int, Measured, Measured]:
+def compare(language: TextGenerator, streams: int, tokens: int, rounds: int) -> tuple[int, Measured, Measured]:
     """So many streams: one after another, and together."""
     rng = np.random.default_rng(streams)
     vocabulary, most = language.encoder.vocabulary, min(PROMPT, language.layout.length)
     texts = [
-        Text(language, rng.integers(4, vocabulary, most).tolist(), Writing(max_tokens=tokens, temperature=0.8, seed=i))
+        GenerationRequest(language, rng.integers(4, vocabulary, most).tolist(), SamplingParams(max_tokens=tokens, temperature=0.8, seed=i))
         for i in range(streams)
     ]
-    ways: tuple[Callable[[list[Text]], Measured], ...] = (one_after_another, together)
+    ways: tuple[Callable[[list[GenerationRequest]], Measured], ...] = (one_after_another, together)
     found: list[list[Measured]] = [[], []]
     for _ in range(rounds):
         for way, measured in zip(ways, found, strict=True):
@@ -109,16 +109,16 @@ def compare(language: Language, streams: int, tokens: int, rounds: int) -> tuple
     return streams, loop, joined
 
 
-def one_after_another(texts: list[Text]) -> Measured:
+def one_after_another(texts: list[GenerationRequest]) -> Measured:
     """The plain loop."""
     start = time.perf_counter()
     seen = []
     for text in texts:
-        seen.append([time.perf_counter() for _ in text.language.write(text.prompt, text.writing)])
+        seen.append([time.perf_counter() for _ in text.language.generate(text.prompt, text.writing)])
     return _measured(start, seen)
 
 
-def together(texts: list[Text]) -> Measured:
+def together(texts: list[GenerationRequest]) -> Measured:
     """As a replica does it, but for HTTP."""
     seen: list[list[float]] = [[] for _ in texts]
 

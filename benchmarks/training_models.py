@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from headrace.models.schema import Categorical, Numeric, Schema, Shape
 from headrace.models.served import ServedModel
 from headrace.recipe.models import AttentionConfig, CNNConfig, GCNConfig, MLPConfig, ModelConfig, RecurrentConfig
-from headrace.recipe.task_types import task_type_of
 from headrace.runtime.graph import make_graph
 from headrace.runtime.tokenizer import SPECIAL
-from headrace.task_types.base import Categorical, Numeric, Schema, Shape
+from headrace.task_types.lookup import task_type_of
 
 CLASSES = 10
 VOCABULARY, LENGTH = 8000, 64

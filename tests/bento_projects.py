@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 from headrace.data.ingest import ingest
+from headrace.models.schema import Schema
 from headrace.pipeline.stages import STAGES
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe, load_recipe, parse_recipe
-from headrace.recipe.task_types import task_type_of
-from headrace.task_types.base import Schema
+from headrace.task_types.lookup import task_type_of
 
 if TYPE_CHECKING:
     from headrace.models.served import ServedModel

@@ -6,8 +6,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from headrace.models.schema import Shape
 from headrace.recipe.models import ModelConfig
-from headrace.task_types.base import Shape
 
 
 class GatedMLP(nn.Module):

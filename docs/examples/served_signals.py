@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bentos.models.served_model import ServedModel
+from bentos.models.onnx_model import OnnxModel
 from headrace.runtime.contract import ContractViolation, Feeds
 
 
-class SignalModel(ServedModel):
+class SignalModel(OnnxModel):
     """Decodes signals, and answers with a direction instead of a label."""
 
     def to_feeds(self, instances: list[Any]) -> Feeds:

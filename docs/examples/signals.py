@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from served_signals import decode
 
+from headrace.models.schema import Numeric, Schema, Shape
 from headrace.runtime.contract import Contract, Feeds, InputField
-from headrace.task_types.base import Numeric, Schema, Shape, TaskType, class_indices, labels_of
+from headrace.task_types.base import TaskType, class_indices, labels_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,8 +45,8 @@ class SignalClassification(TaskType):
         return class_indices(frame, schema, recipe)
 
     def module(self, config: ModelConfig, schema: Schema) -> ServedModel:
+        from headrace.models.build import build
         from headrace.models.served import Classifier, ScaleTable
-        from headrace.recipe.models import build
 
         return Classifier(ScaleTable(schema), build(config, schema.shape))
 

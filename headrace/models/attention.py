@@ -8,10 +8,10 @@ from torch.nn import functional as F
 
 from headrace.models.ensemble import Heads
 from headrace.models.rotary import angles, turn
+from headrace.models.schema import Shape
 from headrace.models.sequences import Pooling, TokenDropout, lengths_of, valid_positions
 from headrace.recipe.models import AttentionConfig
 from headrace.runtime.tokenizer import PAD
-from headrace.task_types.base import Shape
 
 
 class Attention(nn.Module):

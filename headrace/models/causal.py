@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from headrace.models.language import MaskedNetwork, TiedOutput
 from headrace.models.rotary import angles, angles_at, turn
+from headrace.models.schema import Shape
 from headrace.recipe.models import GPTConfig
-from headrace.task_types.base import Shape
 
 
 class GPT(MaskedNetwork):

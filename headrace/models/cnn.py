@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from headrace.models.schema import Shape
 from headrace.recipe.models import CNNConfig
-from headrace.task_types.base import Shape
 
 
 class CNN(nn.Module):

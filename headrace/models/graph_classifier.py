@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from headrace.models.graph_networks import GraphNetwork
+from headrace.models.schema import Schema
 from headrace.models.served import FARTHEST
-from headrace.task_types.base import Schema
 
 
 class ScaleNodes(nn.Module):

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from headrace.models.schema import Shape
 from headrace.recipe.models import APPNPConfig, GATConfig, GCNConfig
-from headrace.task_types.base import Shape
 
 
 class Bags(NamedTuple):

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from headrace.models.schema import Shape
 from headrace.models.served import AsIs, ServedModel
 from headrace.recipe.models import RecurrentLanguageConfig
 from headrace.runtime.tokenizer import PAD
-from headrace.task_types.base import Shape
 
 CELLS: dict[str, type[nn.LSTM] | type[nn.GRU]] = {"lstm": nn.LSTM, "gru": nn.GRU}
 

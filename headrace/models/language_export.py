@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from headrace.files import write_text, write_with
 from headrace.models.language import LanguageNetwork, MaskedNetwork
-from headrace.models.onnx_export import PARITY_ROWS, agreement, open_graph, save_graph, to_graph
+from headrace.models.onnx_export import save_graph, to_graph
+from headrace.models.onnx_inference import open_graph
+from headrace.models.parity import PARITY_ROWS, check_answers
+from headrace.models.schema import Shape
 from headrace.models.served import ServedModel
-from headrace.runtime.generation import READ, REMEMBERED, STEPS, TOKENS, State, StepLayout, Steps
-from headrace.runtime.text_batch import Batch
+from headrace.runtime.generation import READ, REMEMBERED, STEPS, TOKENS, StateSpec, StepLayout, StepRunner
+from headrace.runtime.text_batch import TextBatch
 from headrace.runtime.tokenizer import END
-from headrace.task_types.base import Shape
 
 if TYPE_CHECKING:
     import onnx
@@ -77,11 +79,11 @@ def export_step(model: ServedModel, shape: Shape, folder: Path) -> StepLayout:
     return layout
 
 
-def _states(network: LanguageNetwork) -> list[State]:
+def _states(network: LanguageNetwork) -> list[StateSpec]:
     if isinstance(network, MaskedNetwork):
-        return [State(name=name, shape=shape, grows=shape.index(0) + 1) for name, shape in network.row_states.items()]
+        return [StateSpec(name=name, shape=shape, grows=shape.index(0) + 1) for name, shape in network.row_states.items()]
     starts = zip(network.states, network.start(1), strict=True)
-    return [State(name=name, shape=tuple(start.shape[1:]), grows=network.growing.get(name)) for name, start in starts]
+    return [StateSpec(name=name, shape=tuple(start.shape[1:]), grows=network.growing.get(name)) for name, start in starts]
 
 
 def _forget_traced_sizes(graph: onnx.ModelProto, layout: StepLayout, vocabulary: int) -> None:
@@ -102,7 +104,7 @@ def _forget_traced_sizes(graph: onnx.ModelProto, layout: StepLayout, vocabulary:
     graph.graph.output.extend(values)
 
 
-def check_parity(model: ServedModel, shape: Shape, folder: Path, layout: StepLayout, recipe: str) -> dict[str, float]:
+def check_step_parity(model: ServedModel, shape: Shape, folder: Path, layout: StepLayout, recipe: str) -> dict[str, float]:
     """Largest difference between torch, which reads whole texts, and the graph: at once, in two steps, and token by token;
     on random tokens, for texts of one token and of the most there may be; and for texts of different lengths together.
 
@@ -117,14 +119,14 @@ def check_parity(model: ServedModel, shape: Shape, folder: Path, layout: StepLay
             with torch.inference_mode():
                 wanted = model(tokens).numpy()
             for stride in {length, max(1, length * 2 // 3), 1}:
-                steps = Steps(session, layout, rows)
+                steps = StepRunner(session, layout, rows)
                 yield wanted, np.concatenate([steps(part.numpy()) for part in torch.split(tokens, stride, dim=1)], axis=1)
-        yield _together(model, Batch(session, layout), shape)
+        yield _together(model, TextBatch(session, layout), shape)
 
-    return agreement(answers(), recipe)
+    return check_answers(answers(), recipe)
 
 
-def _together(model: ServedModel, batch: Batch, shape: Shape) -> tuple[NDArray[Any], NDArray[Any]]:
+def _together(model: ServedModel, batch: TextBatch, shape: Shape) -> tuple[NDArray[Any], NDArray[Any]]:
     """`(texts, V)` each: what follows texts of different lengths, by torch one by one, and by the graph together."""
     lengths = sorted({1, shape.length // 2, shape.length - 1})
     tokens = [_random_tokens(1, length + 1, shape, seed=length) for length in lengths]

@@ -7,8 +7,8 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from headrace.models.schema import Shape
 from headrace.recipe.models import MLPConfig
-from headrace.task_types.base import Shape
 
 
 class MLP(nn.Module):

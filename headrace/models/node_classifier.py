@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from headrace.models.graph_networks import Bags, GraphNetwork
+from headrace.models.schema import Schema
 from headrace.models.served import Classifier
 from headrace.runtime.graph import Graph
-from headrace.task_types.base import Schema
 
 
 class NodeClassifier(Classifier):

@@ -1,99 +1,29 @@
-"""From weights to the graph that is served: ONNX with its preprocessing inside, held against torch before it counts."""
+"""Exports a torch module as an ONNX graph, with its preprocessing inside."""
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from headrace.errors import ExportError
-from headrace.files import write_json, write_text, write_with
-from headrace.project import Project
-from headrace.recipe.recipe import Recipe
-from headrace.recipe.task_types import task_type_of
-from headrace.runtime.contract import Contract, Feeds
-from headrace.task_types.base import Schema, TaskType
+from headrace.models.schema import Schema
 
 if TYPE_CHECKING:
     import onnx
-    import onnxruntime
-    import pandas as pd
     import torch
     from mlflow.models import ModelSignature
 
-    from headrace.models.served import ServedModel
-
 ML_OPSET = 3
-PARITY_ROWS = (1, 33)
-PARITY_SEED = 7
-SHOWN_ROWS = 1000
-TOLERANCE = 1e-4
-"""Largest difference between torch and ONNX Runtime, relative to the largest answer: float32 sums in another order."""
-
-
-def export_model(recipe: Recipe, project: Project) -> None:
-    """Writes `export/model.onnx`, `export/contract.json` and `export/parity.json` from the trained weights.
-
-    Raises:
-        ExportError: the graph's answers differ from torch's.
-    """
-    artifacts = project.artifacts(recipe.name)
-    out = artifacts / "export"
-    out.mkdir(parents=True, exist_ok=True)
-    kind, schema = task_type_of(recipe.task), Schema.read(artifacts / "prepared" / "schema.json")
-    test = _shown(kind, artifacts / "prepared" / "test.parquet", recipe)
-    model = load_weights(recipe, schema, artifacts / "train" / "model.pt")
-    contract = kind.contract(schema, recipe, test.iloc[:1]).model_copy(update=model.describe())
-    parity = kind.export(model, schema, recipe, contract, test, out)
-    if schema.tokenizer is not None:
-        write_text(out / "tokenizer.json", schema.tokenizer)
-    contract.write(out / "contract.json")
-    write_json(out / "parity.json", parity)
-
-
-def _shown(kind: TaskType, test: Path, recipe: Recipe) -> pd.DataFrame:
-    """Test rows to hold the graph against torch on; the first ones of a kind whose table may be larger than memory."""
-    import pandas as pd
-
-    from headrace.data.chunks import head
-
-    return pd.read_parquet(test) if kind.learner(recipe) is None else head(test, SHOWN_ROWS)
-
-
-def export_one_graph(
-    kind: TaskType, model: ServedModel, schema: Schema, recipe: Recipe, contract: Contract, test: pd.DataFrame, folder: Path
-) -> dict[str, float]:
-    """Writes the whole model as one graph, `model.onnx`, and holds it against torch.
-
-    Raises:
-        ExportError: the graph's answers differ from torch's.
-    """
-    import torch
-
-    example = {name: torch.from_numpy(array) for name, array in kind.encode(test.iloc[[0, -1]], schema, recipe).items()}
-    graph = kind.complete(export_graph(model, example, kind.dynamic), schema)
-    write_with(folder / "model.onnx", lambda beside: save_graph(graph, beside))
-    return check_parity(model, folder / "model.onnx", test, schema, recipe, contract)
-
-
-def load_weights(recipe: Recipe, schema: Schema, path: Path) -> ServedModel:
-    """The trained model, ready to answer."""
-    import torch
-
-    model = task_type_of(recipe.task).module(recipe.model, schema)
-    model.load_state_dict(torch.load(path, weights_only=True))
-    return model.eval()
 
 
 def export_graph(
     model: torch.nn.Module, example: dict[str, torch.Tensor], dynamic: Mapping[str, Mapping[int, str]]
 ) -> onnx.ModelProto:
-    """The model as a graph that takes any number of rows, and any size along the axes that `dynamic` names."""
+    """Exports `model` as a graph that takes any number of rows, and any size along the axes that `dynamic` names."""
     import torch
 
     axes = {name: {0: torch.export.Dim("rows"), **_dims(dynamic.get(name, {}))} for name in example}
@@ -103,7 +33,8 @@ def export_graph(
 def to_graph(
     model: torch.nn.Module, example: Mapping[str, torch.Tensor], dynamic_shapes: Any, outputs: Sequence[str]
 ) -> onnx.ModelProto:
-    """A module as a graph with the inputs of `example` and these outputs; `dynamic_shapes` is as `torch.export` has it."""
+    """Exports a module as a graph with the inputs of `example` and these outputs; `dynamic_shapes` is the argument of
+    `torch.export`."""
     import torch
 
     for noisy in ("torch.onnx", "onnxscript", "onnx_ir"):
@@ -121,7 +52,7 @@ def to_graph(
         )
     assert program is not None
     graph: onnx.ModelProto = program.model_proto
-    for node in graph.graph.node:  # traces of the file the network was written in: not part of the model
+    for node in graph.graph.node:  # they name the source file of the network, which is not part of the model
         del node.metadata_props[:]
         node.doc_string = ""
     return graph
@@ -134,10 +65,10 @@ def _dims(axes: Mapping[int, str]) -> dict[int, Any]:
 
 
 def with_columns(graph: onnx.ModelProto, schema: Schema) -> onnx.ModelProto:
-    """Puts named columns in front of a graph that takes `numeric` and `categorical`: one input a column.
+    """Replaces the inputs `numeric` and `categorical` of a graph with one input for each column.
 
-    Numbers are stacked, as doubles where a column is one; texts become their index in the vocabulary (0 when unknown) by
-    ONNX's LabelEncoder.
+    Numbers are stacked, as doubles if any column is a double; ONNX's LabelEncoder turns texts into their index in the
+    vocabulary (0 if unknown).
     """
     import onnx
     from onnx import TensorProto, helper
@@ -171,7 +102,7 @@ def with_columns(graph: onnx.ModelProto, schema: Schema) -> onnx.ModelProto:
         *_stack(front, "categorical", [f"{front}index_{i}" for i in range(len(schema.categorical))]),
     ]
     matrices = (("numeric", number, len(numbers)), ("categorical", TensorProto.INT64, len(texts)))
-    outputs = [helper.make_tensor_value_info(f"{front}{name}", kind, ["rows", n]) for name, kind, n in matrices if n]
+    outputs = [helper.make_tensor_value_info(f"{front}{name}", dtype, ["rows", n]) for name, dtype, n in matrices if n]
     inputs, nodes = [*numbers, *texts], [*encoders, *casts, *stacks]
 
     opsets = [*graph.opset_import, helper.make_opsetid("ai.onnx.ml", ML_OPSET)]
@@ -190,14 +121,14 @@ def with_columns(graph: onnx.ModelProto, schema: Schema) -> onnx.ModelProto:
 
 
 def _free(prefix: str, names: list[str]) -> str:
-    """A prefix that none of `names` begins with: columns may be called anything."""
+    """Returns a prefix with which none of `names` begins: columns may have any name."""
     while any(name.startswith(prefix) for name in names):
         prefix = f"_{prefix}"
     return prefix
 
 
 def _stack(front: str, matrix: str, columns: list[str]) -> list[onnx.NodeProto]:
-    """Nodes that put vectors `(rows,)` side by side as `<front><matrix>`, `(rows, columns)`; none for no column."""
+    """Returns the nodes that stack vectors `(rows,)` into `<front><matrix>`, `(rows, columns)`; no nodes for no columns."""
     from onnx import helper
 
     if not columns:
@@ -210,7 +141,7 @@ def _stack(front: str, matrix: str, columns: list[str]) -> list[onnx.NodeProto]:
 
 
 def signature_of(graph: onnx.ModelProto) -> ModelSignature:
-    """MLflow's signature of the graph's inputs and outputs: a tensor each, axes of any size as -1."""
+    """Returns MLflow's signature of the graph: one tensor for each input and output, with -1 for axes of any size."""
     from mlflow.models import ModelSignature
     from mlflow.types import Schema as Specs
     from mlflow.types import TensorSpec
@@ -244,73 +175,3 @@ def save_graph(graph: onnx.ModelProto, path: Path) -> None:
 
     onnx.checker.check_model(graph, full_check=True)
     path.write_bytes(graph.SerializeToString(deterministic=True))
-
-
-def open_graph(path: Path) -> onnxruntime.InferenceSession:
-    import onnxruntime
-
-    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-
-
-def run_graph(path: Path, feeds: Feeds, batch: int = 4096) -> NDArray[Any]:
-    """Answers of the graph for all rows, `(rows,)` or `(rows, classes)`, computed batch by batch."""
-    session = open_graph(path)
-    rows = len(next(iter(feeds.values())))
-    parts = [session.run(None, {k: v[i : i + batch] for k, v in feeds.items()})[0] for i in range(0, rows, batch)]
-    return np.concatenate(parts)
-
-
-def check_parity(
-    model: ServedModel, path: Path, test: pd.DataFrame, schema: Schema, recipe: Recipe, contract: Contract
-) -> dict[str, float]:
-    """Largest difference between torch and the graph, on test rows and on fresh ones, in batches of each size in
-    `PARITY_ROWS`.
-
-    Raises:
-        ExportError: it exceeds `TOLERANCE`.
-    """
-    kind, rng = task_type_of(recipe.task), np.random.default_rng(PARITY_SEED)
-    frames = [test.iloc[:rows] for rows in PARITY_ROWS]
-    frames += [fresh for rows in PARITY_ROWS if (fresh := kind.fresh(schema, recipe, rows, rng)) is not None]
-    pairs = ((kind.encode(frame, schema, recipe), kind.feeds(frame, contract, recipe)) for frame in frames)
-    return compare(model, path, pairs, recipe)
-
-
-def compare(model: ServedModel, path: Path, pairs: Iterable[tuple[Feeds, Feeds]], recipe: Recipe) -> dict[str, float]:
-    """Largest difference between torch and the graph, each on its own form of the same batches.
-
-    Args:
-        pairs: the inputs of `model`, and those of the graph at `path`.
-
-    Raises:
-        ExportError: it exceeds `TOLERANCE`.
-    """
-    import torch
-
-    def answers() -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-        for inputs, feeds in pairs:
-            with torch.inference_mode():
-                wanted = model(*(torch.from_numpy(array) for array in inputs.values())).numpy()
-            yield wanted, run_graph(path, feeds)
-
-    return agreement(answers(), recipe.name)
-
-
-def agreement(answers: Iterable[tuple[NDArray[Any], NDArray[Any]]], recipe: str) -> dict[str, float]:
-    """Largest difference between what torch answers and what the graph does.
-
-    Raises:
-        ExportError: it exceeds `TOLERANCE`.
-    """
-    largest = 0.0
-    for wanted, got in answers:
-        scale = max(1.0, float(np.abs(wanted).max()))
-        # np.maximum, since Python's max would pass over a NaN
-        largest = float(np.maximum(largest, np.abs(wanted - got).max() / scale))
-    if not largest <= TOLERANCE:
-        raise ExportError(
-            f"the exported graph differs from torch by {largest:.2g} (allowed: {TOLERANCE:g})",
-            where=f"artifacts/{recipe}/export",
-            hint="look for an operation in the model that ONNX computes otherwise; headrace/models/ is where the models are",
-        )
-    return {"largest_relative_difference": largest, "tolerance": TOLERANCE}

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from headrace.models.ensemble import Heads
+from headrace.models.schema import Shape
 from headrace.models.sequences import Pooling, TokenDropout, lengths_of, reversing, take, valid_positions
 from headrace.recipe.models import RecurrentConfig
 from headrace.runtime.tokenizer import PAD
-from headrace.task_types.base import Shape
 
 CELLS: dict[str, type[nn.LSTM] | type[nn.GRU]] = {"lstm": nn.LSTM, "gru": nn.GRU}
 EMBEDDING_STD = 0.1

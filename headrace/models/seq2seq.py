@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from headrace.models.schema import Shape
 from headrace.recipe.models import Seq2SeqConfig
 from headrace.runtime.tokenizer import PAD
-from headrace.task_types.base import Shape
 
 SMALLEST = 1e-12
 """Probabilities below are told as this one: the logarithm of an exact zero would be no number to learn from."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from headrace.models.calibration import calibration_error, fit_temperature
-from headrace.task_types.base import Schema
+from headrace.models.schema import Schema
 
 
 class ServedModel(nn.Module):

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from headrace.files import write_with
-from headrace.models.onnx_export import PARITY_ROWS, agreement, open_graph, save_graph, to_graph
+from headrace.models.onnx_export import save_graph, to_graph
+from headrace.models.onnx_inference import open_graph
+from headrace.models.parity import PARITY_ROWS, check_answers
+from headrace.models.schema import IGNORED, Shape
 from headrace.models.seq2seq import Reading, Seq2Seq, Step
 from headrace.models.served import AsIs, ServedModel
 from headrace.runtime.beam_search import DECODER, ENCODER, GraphSteps
 from headrace.runtime.tokenizer import END, PAD, START
-from headrace.task_types.base import Shape
-from headrace.task_types.summarisation import IGNORED
 
 
 class Summarising(ServedModel):
@@ -83,7 +84,7 @@ def export_graphs(model: ServedModel, shape: Shape, folder: Path) -> None:
     write_with(folder / DECODER, lambda beside: save_graph(decoder, beside))
 
 
-def check_parity(model: ServedModel, shape: Shape, folder: Path, recipe: str) -> dict[str, float]:
+def check_summary_parity(model: ServedModel, shape: Shape, folder: Path, recipe: str) -> dict[str, float]:
     """Largest difference between torch, which reads whole summaries at once, and the graphs, token by token: on random
     tokens, for sources of every length, none and the longest too, and for summaries of one token and of the most.
 
@@ -104,7 +105,7 @@ def check_parity(model: ServedModel, shape: Shape, folder: Path, recipe: str) ->
             tokens = enumerate(summary.T)
             yield wanted, np.concatenate([steps(token[:, None], same if i else None) for i, token in tokens], axis=1)
 
-    return agreement(answers(), recipe)
+    return check_answers(answers(), recipe)
 
 
 def _network(model: ServedModel) -> Seq2Seq:

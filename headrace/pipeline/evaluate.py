@@ -11,14 +11,15 @@ from numpy.typing import NDArray
 
 from headrace.console import bar
 from headrace.errors import HeadraceError
-from headrace.evaluation.gate import Comparison, Verdict, align_classes, compare, compare_rows, judge
+from headrace.evaluation.gate import Comparison, Verdict, align_classes, compare, compare_rows, check_gate
 from headrace.evaluation.metrics import Evaluation, before_scaling
 from headrace.files import read_json, write_json, write_with
+from headrace.models.schema import Schema
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
-from headrace.recipe.task_types import CLASSIFICATION, REGRESSION, task_type_of
+from headrace.recipe.task_types import CLASSIFICATION, REGRESSION
 from headrace.runtime.contract import Contract
-from headrace.task_types.base import Schema
+from headrace.task_types.lookup import task_type_of
 from headrace.tracking.registry import Version, content_hash
 
 if TYPE_CHECKING:
@@ -55,12 +56,12 @@ def answers_for(test: Path, folder: Path, recipe: Recipe) -> NDArray[Any]:
     itself are read and answered chunk by chunk."""
     import pandas as pd
 
-    from headrace.data.chunks import in_chunks
+    from headrace.data.chunks import open_chunks
 
     kind = task_type_of(recipe.task)
     if kind.learner(recipe) is None:
         return kind.answers(folder, pd.read_parquet(test), recipe)
-    chunks = in_chunks([test], recipe.data.model_copy(update={"columns": None}))
+    chunks = open_chunks([test], recipe.data.model_copy(update={"columns": None}))
     found: list[NDArray[Any]] = []
     with bar("answering", chunks.rows) as progress:
         for frame in chunks.frames():
@@ -73,7 +74,7 @@ def evaluation_columns(test: Path, schema: Schema, recipe: Recipe) -> pd.DataFra
     """The rows of the part at `test`, with the columns that the evaluation looks at: they stay in memory, as answers do."""
     import pandas as pd
 
-    return pd.read_parquet(test, columns=task_type_of(recipe.task).judged(schema, recipe))
+    return pd.read_parquet(test, columns=task_type_of(recipe.task).evaluation_columns(schema, recipe))
 
 
 def decide(recipe: Recipe, project: Project, champion: Version | None) -> Verdict:
@@ -88,7 +89,7 @@ def decide(recipe: Recipe, project: Project, champion: Version | None) -> Verdic
     comparison: Comparison | None = None
     if champion is not None and not same and recipe.gate.beat_champion is not None:
         comparison = _compare(recipe, artifacts, champion, artifacts / "prepared" / "test.parquet")
-    return judge(recipe.gate, recipe.kind.metrics, metrics, comparison, same)
+    return check_gate(recipe.gate, recipe.kind.metrics, metrics, comparison, same)
 
 
 def _compare(recipe: Recipe, artifacts: Path, champion: Version, test: Path) -> Comparison:

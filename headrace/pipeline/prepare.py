@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrace.console import bar
-from headrace.data.chunks import Chunks, RowGroups, large, schema_bytes
+from headrace.data.chunks import Chunks, RowGroupWriter, stored_chunks, schema_bytes
 from headrace.errors import DataError
 from headrace.files import whole, write_json, write_with
+from headrace.models.schema import Schema
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
-from headrace.recipe.task_types import task_type_of
-from headrace.task_types.base import Schema
+from headrace.task_types.lookup import task_type_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +34,7 @@ def prepare(recipe: Recipe, project: Project) -> None:
     out = project.artifacts(recipe.name) / "prepared"
     for left in out.glob(".*.part"):  # of a run that was killed
         left.unlink()
-    chunks = large(project, recipe)
+    chunks = stored_chunks(project, recipe)
     schema, rows = _as_a_whole(recipe, project, out) if chunks is None else _in_chunks(chunks, recipe, out)
     write_with(out / "schema.json", schema.write)
     write_json(out / "rows.json", rows)
@@ -58,7 +58,7 @@ def _in_chunks(chunks: Chunks, recipe: Recipe, out: Path) -> tuple[Schema, dict[
     Raises:
         DataError: as `prepare`, with the rows of the chunk where it can be told.
     """
-    from headrace.data.splits import check_parts, divide, kept_columns
+    from headrace.data.splits import check_parts, split_masks, kept_columns
 
     if recipe.data.split.per_class is not None:
         raise DataError(
@@ -67,13 +67,13 @@ def _in_chunks(chunks: Chunks, recipe: Recipe, out: Path) -> tuple[Schema, dict[
             hint="split by shares, by time or by given rows; or raise data.memory, where the machine has it",
         )
     last, seen = _last(chunks, recipe), set[Any]()
-    learner, given = task_type_of(recipe.task).learner(recipe), recipe.data.split.given
+    learner, given = task_type_of(recipe.task).learner(recipe), recipe.data.split.predefined
     assert learner is not None, "only kinds with a learner get chunks"
     kept = kept_columns(chunks.names, recipe)
     fields = [chunks.schema.field(name) for name in kept]
     with _writers(out, fields) as writers, bar(f"preparing {recipe.name}", chunks.rows) as progress:
         for frame in chunks.frames():
-            masks = divide(frame, recipe, last)
+            masks = split_masks(frame, recipe, last)
             if given is not None:
                 seen.update(frame[given.column].unique()[:50])
             with _rows_named(frame):
@@ -100,7 +100,7 @@ def _last(chunks: Chunks, recipe: Recipe) -> Any:
 
 
 @contextmanager
-def _writers(out: Path, fields: list[pa.Field]) -> Iterator[dict[str, RowGroups]]:
+def _writers(out: Path, fields: list[pa.Field]) -> Iterator[dict[str, RowGroupWriter]]:
     """A file a part; when the block ends well all of them take their places, else nothing changed.
 
     Raises:
@@ -111,7 +111,7 @@ def _writers(out: Path, fields: list[pa.Field]) -> Iterator[dict[str, RowGroups]
     schema = pa.schema(fields)
     rows = max(1, GROUP_BYTES // schema_bytes(schema))
     with ExitStack() as stack:
-        writers = {name: RowGroups(stack.enter_context(whole(out / f"{name}.parquet")), schema, rows) for name in PARTS}
+        writers = {name: RowGroupWriter(stack.enter_context(whole(out / f"{name}.parquet")), schema, rows) for name in PARTS}
         try:
             yield writers
         except BaseException:

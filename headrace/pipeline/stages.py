@@ -51,7 +51,7 @@ def train(recipe: Recipe, project: Project) -> None:
 
 def export(recipe: Recipe, project: Project) -> None:
     """The graph and its contract."""
-    from headrace.models.onnx_export import export_model
+    from headrace.pipeline.export import export_model
 
     export_model(recipe, project)
 

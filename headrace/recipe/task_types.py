@@ -1,16 +1,20 @@
-"""The tasks a recipe can name. One entry each; adding a kind is one file beside this one and one entry in `TASK_TYPES`, or a class
-of one's own that the recipe names by its path."""
+"""The task types that a recipe can name.
+
+A new task type is one file in `headrace/task_types` and one entry in `TASK_TYPES`, or a custom class that the recipe names by
+its path `module:Class`, which can be used with every model.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from headrace.errors import near_miss
 from headrace.plugins import is_dotted, load_class
-
-if TYPE_CHECKING:
-    from headrace.task_types.base import TaskType
+from headrace.recipe.data import DataConfig
+from headrace.recipe.gate import GateConfig
+from headrace.recipe.models import ModelConfig
+from headrace.recipe.training import TrainConfig
 
 Better = Literal["higher", "lower"]
 
@@ -21,17 +25,17 @@ CLASSIFICATION: dict[str, Better] = {
     "log_loss": "lower",
 }
 CALIBRATION: dict[str, Better] = {"calibration_error": "lower"}
-"""Of all rows together: a bound can be set on it, but two models cannot be compared row by row."""
+"""A metric of all rows together: it can be bounded, but two models cannot be compared on it row by row."""
 REGRESSION: dict[str, Better] = {"mae": "lower", "rmse": "lower", "r2": "higher"}
 INTERVALS: dict[str, Better] = {"coverage": "higher", "interval_width": "lower"}
-"""Of a regression with `model.interval`."""
+"""Metrics of a regression with `model.interval`."""
 GENERATION: dict[str, Better] = {"bits_per_character": "lower"}
 SUMMARISATION: dict[str, Better] = {"rouge_l": "higher", "rouge_l_gain": "higher", "rouge_l_baseline": "higher"}
 
 
 @dataclass(frozen=True)
 class TaskTypeEntry:
-    """Where a kind is implemented (`module:class`), its metrics and the models that fit it."""
+    """A task type: where it is implemented (`module:Class`), its metrics, and the models that can be used for it."""
 
     implements: str
     metrics: dict[str, Better]
@@ -39,6 +43,66 @@ class TaskTypeEntry:
     is_image: bool = False
     is_text: bool = False
     is_graph: bool = False
+    reads_chunks: bool = False
+    """Whether the task type accepts a table in chunks, for data larger than memory."""
+    is_custom: bool = False
+    """Whether it is a class of the user's; the rules below then check less."""
+
+    def check_data(self, data: DataConfig) -> None:
+        """
+        Raises:
+            ValueError: `data` lacks a section that this task type needs.
+        """
+        if self.is_image and data.image is None:
+            raise ValueError("data.image: image tasks need height and width, for example [28, 28]")
+        if self.is_text and data.text is None:
+            raise ValueError("data.text: text tasks need the column of the text, for example {column: text}")
+        if self.is_graph and data.graph is None:
+            raise ValueError(
+                "data.graph: graph tasks need the ids of the nodes and the edges, for example {node: id, edges: edges.txt}"
+            )
+
+    def check_model(self, model: ModelConfig, task: str) -> None:
+        """
+        Raises:
+            ValueError: `model` cannot be used for this task type, or has settings for another one.
+        """
+        if self.models and not is_dotted(model.name) and model.name not in self.models:
+            raise ValueError(f"model: {model.name!r} cannot be used for {task!r}; use one of {', '.join(self.models)}")
+        if has_interval(model) and not (self.is_custom or INTERVALS.keys() <= self.metrics.keys()):
+            raise ValueError(f"model.interval: applies to regression only, not to {task!r}; remove it")
+
+    def check_training(self, train: TrainConfig, task: str) -> None:
+        """
+        Raises:
+            ValueError: an option of `train` does not apply to this task type.
+        """
+        if train.augment and not (self.is_custom or self.is_image):
+            raise ValueError(f"train.augment: applies to images only, not to {task!r}; remove it")
+        if train.processes > 1 and self.is_graph:
+            raise ValueError("train.processes: each step needs the whole graph, which cannot be divided; remove it")
+        if train.calibrate and not (self.is_custom or CALIBRATION.keys() <= self.metrics.keys()):
+            raise ValueError(f"train.calibrate: applies to class probabilities only, not to {task!r}; remove it")
+
+    def check_gate(self, gate: GateConfig, model: ModelConfig, task: str) -> None:
+        """
+        Raises:
+            ValueError: `gate` uses a metric that this task type or `model` does not have, or that cannot be compared.
+        """
+        for metric in gate.metrics:
+            if metric not in self.metrics:
+                raise ValueError(f"gate: unknown metric {metric!r} for {task!r}; {near_miss(metric, self.metrics)}")
+            if metric in INTERVALS and not (self.is_custom or has_interval(model)):
+                raise ValueError(f"gate: {metric!r} needs intervals; set model.interval, for example to 0.9")
+        if gate.beat_champion and gate.beat_champion.metric in CALIBRATION:
+            raise ValueError(
+                f"gate.beat_champion: {gate.beat_champion.metric} cannot be compared row by row; set a bound in gate.require"
+            )
+
+
+def has_interval(model: ModelConfig) -> bool:
+    """Whether a regression predicts an interval beside the value."""
+    return getattr(model, "interval", None) is not None
 
 
 TASK_TYPES: dict[str, TaskTypeEntry] = {
@@ -49,9 +113,11 @@ TASK_TYPES: dict[str, TaskTypeEntry] = {
         is_image=True,
     ),
     "classification": TaskTypeEntry(
-        "headrace.task_types.tabular:TabularClassification", CLASSIFICATION | CALIBRATION, ("mlp",)
+        "headrace.task_types.tabular:TabularClassification", CLASSIFICATION | CALIBRATION, ("mlp",), reads_chunks=True
     ),
-    "regression": TaskTypeEntry("headrace.task_types.tabular:TabularRegression", REGRESSION | INTERVALS, ("mlp",)),
+    "regression": TaskTypeEntry(
+        "headrace.task_types.tabular:TabularRegression", REGRESSION | INTERVALS, ("mlp",), reads_chunks=True
+    ),
     "text-classification": TaskTypeEntry(
         "headrace.task_types.text_classification:TextClassification",
         CLASSIFICATION | CALIBRATION,
@@ -77,22 +143,18 @@ TASK_TYPES: dict[str, TaskTypeEntry] = {
 
 
 def task_type_entry(task: str) -> TaskTypeEntry:
-    """The entry of `task`: a key of `TASK_TYPES`, or the path `module:Class` of a `TaskType` of one's own, which fits every model.
+    """Returns the entry of a task: a key of `TASK_TYPES`, or the path `module:Class` of a custom `TaskType`.
 
     Raises:
-        ValueError: no such task, or no such class; with the near miss.
+        ValueError: the task or class is unknown, with the near miss; or the class has no metrics.
     """
     if not is_dotted(task):
         if task not in TASK_TYPES:
-            raise ValueError(f"{task!r} is no task; {near_miss(task, TASK_TYPES)}")
+            raise ValueError(f"unknown task {task!r}; {near_miss(task, TASK_TYPES)}")
         return TASK_TYPES[task]
-    metrics = getattr(load_class(task), "metrics", None)
+    custom = load_class(task)
+    metrics = getattr(custom, "metrics", None)
     if not metrics:
-        raise ValueError(f"{task!r} says no metrics; write such as `metrics = {{'accuracy': 'higher'}}` into the class")
-    return TaskTypeEntry(task, metrics, models=())
-
-
-def task_type_of(task: str) -> TaskType:
-    """The implementation of `task`."""
-    kind: TaskType = load_class(task_type_entry(task).implements)()
-    return kind
+        raise ValueError(f"{task!r} has no metrics; add for example `metrics = {{'accuracy': 'higher'}}` to the class")
+    reads_chunks = bool(getattr(custom, "reads_chunks", False))
+    return TaskTypeEntry(task, metrics, models=(), reads_chunks=reads_chunks, is_custom=True)

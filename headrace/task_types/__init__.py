@@ -1,4 +1,1 @@
-"""Kinds of task: how a table becomes tensors, which loss and metrics apply, how an answer reads.
-
-One kind a file; `registry` lists them and stays light, so that a recipe is checked without pandas or torch.
-"""
+"""Task types: how rows of a table become tensors, which metrics apply, and how the served model answers. One file per type."""

@@ -1,15 +1,21 @@
-"""What a kind of task has to say: how rows become tensors, what is learned from the training rows, how answers read."""
+"""The base class of task types, and how they read labels."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
+from headrace.errors import DataError
+from headrace.files import write_with
+from headrace.models.onnx_export import export_graph, save_graph
+from headrace.models.onnx_inference import run_graph
+from headrace.models.parity import PARITY_ROWS, check_parity
+from headrace.models.schema import Schema
 from headrace.runtime.contract import Contract, Feeds
 
 if TYPE_CHECKING:
@@ -22,83 +28,14 @@ if TYPE_CHECKING:
     from headrace.recipe.models import ModelConfig
     from headrace.recipe.recipe import Recipe
 
-
-class Shape(BaseModel):
-    """What a model is built for."""
-
-    model_config = ConfigDict(frozen=True)
-    image: tuple[int, int, int] | None = None
-    """Channels, height, width."""
-    numeric: int = 0
-    """Number of numeric columns."""
-    cardinalities: tuple[int, ...] = ()
-    """Entries of each categorical column's vocabulary, with 0 for unknown."""
-    vocabulary: int = 0
-    """Tokens of a text's vocabulary, the special ones included."""
-    length: int = 0
-    """Most tokens of a text."""
-    answer_length: int = 0
-    """Most tokens of a text that is the answer."""
-    features: int = 0
-    """Features of a graph's node."""
-    whole: bool = False
-    """Whether one answer is for a whole graph, not for a node."""
-    outputs: int = 1
-    """Classes, or 1 for a regression."""
-
-
-class Numeric(BaseModel):
-    """A numeric column, as seen in the training rows."""
-
-    model_config = ConfigDict(frozen=True)
-    name: str
-    mean: float
-    std: float
-    nullable: bool
-    """Missing values are filled with the mean."""
-    boolean: bool = False
-    """True and false, as 1 and 0."""
-    wide: bool = False
-    """Values lie so close together, and so far from zero, that float32 would lose what tells them apart."""
-
-
-class Categorical(BaseModel):
-    """A categorical column; level i has index i + 1, and 0 stands for anything unknown."""
-
-    model_config = ConfigDict(frozen=True)
-    name: str
-    levels: list[str]
-    nullable: bool
-
-
-class Schema(BaseModel):
-    """What preprocessing learned from the training rows, and from them alone."""
-
-    model_config = ConfigDict(frozen=True)
-    shape: Shape
-    numeric: list[Numeric] = []
-    categorical: list[Categorical] = []
-    labels: list[str | int] | None = None
-    target_mean: float = 0.0
-    target_std: float = 1.0
-    tokenizer: str | None = None
-    """Of texts: what the library `tokenizers` writes as tokenizer.json."""
-    extra: dict[str, Any] = {}
-    """What a kind of one's own learned beyond these."""
-
-    def write(self, path: Path) -> None:
-        path.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
-
-    @classmethod
-    def read(cls, path: Path) -> Schema:
-        return cls.model_validate_json(path.read_text(encoding="utf-8"))
+PARITY_SEED = 7
 
 
 class Learner(Protocol):
-    """Learns a schema from training rows that come piece by piece."""
+    """Learns a schema from training rows that arrive in chunks."""
 
     def add(self, train: pd.DataFrame) -> None:
-        """Takes further training rows in.
+        """Adds further training rows.
 
         Raises:
             DataError: values that cannot be learned from.
@@ -106,142 +43,158 @@ class Learner(Protocol):
         ...
 
     def schema(self) -> Schema:
-        """What all rows together say.
+        """Returns the schema of all rows added so far.
 
         Raises:
-            DataError: they cannot be learned from (one class only, a column of nothing).
+            DataError: they cannot be learned from (only one class, an empty column).
         """
         ...
 
 
 class TaskType(ABC):
-    """One kind of task. A kind with one exported graph says what stands up to `evaluate`; the rest has a default."""
+    """Defines a task: preprocessing, network, contract with clients, and evaluation.
+
+    Subclasses implement the abstract methods; the others have defaults that suit a model exported as one graph.
+    """
 
     metrics: ClassVar[dict[str, Any]] = {}
-    """Metric to `higher` or `lower`: of a kind of one's own; the built-in ones have theirs in the registry."""
+    """The metrics of a custom task type, each with `higher` or `lower`, whichever is better. Those of the built-in types are
+    in `headrace.recipe.task_types`."""
     dynamic: ClassVar[dict[str, dict[int, str]]] = {}
-    """Axes of inputs of the exported graph that may have any size, beside the rows: input to axis to its name."""
+    """Axes of the exported graph's inputs that may have any size, besides the rows: input name to axis to the axis's name."""
 
     @abstractmethod
     def fit(self, train: pd.DataFrame, recipe: Recipe) -> Schema:
         """Learns the schema from the training rows.
 
         Raises:
-            DataError: the rows cannot be learned from (one class only, a column of nothing).
+            DataError: the rows cannot be learned from (only one class, an empty column).
         """
 
     def learn(self, splits: Splits, recipe: Recipe) -> Schema:
-        """As `fit`, from all that is there: for a kind whose rows belong together, such as the nodes of a graph. Labels of
-        other rows than the training ones stay unseen.
+        """Learns the schema from all splits, for tasks whose rows depend on each other (the nodes of a graph). The labels of
+        validation and test rows must not be used. Calls `fit` by default.
 
         Raises:
-            DataError: as `fit`.
+            DataError: the rows cannot be learned from.
         """
         return self.fit(splits.train, recipe)
 
     def learner(self, recipe: Recipe) -> Learner | None:
-        """Learns what `fit` does, piece by piece: for a table larger than memory. None, the default, where a row means
-        nothing without the others; rows of a kind with a learner are encoded and answered one by one."""
+        """Returns an object that learns what `fit` does, chunk by chunk, for tables larger than memory. With a learner, rows
+        are also encoded and answered in chunks. None (the default) if rows depend on each other."""
         return None
 
-    def judged(self, schema: Schema, recipe: Recipe) -> list[str] | None:
-        """Columns that `evaluate`, `truth` and `samples` look at, for a kind with a learner: of all test rows they are in
-        memory at once. None: all columns."""
+    def evaluation_columns(self, schema: Schema, recipe: Recipe) -> list[str] | None:
+        """Returns the columns that `evaluate`, `truth` and `samples` read. All test rows of these columns are in memory at the
+        same time, so a task type with a learner should return few. None (the default) means all columns."""
         return None
 
     @abstractmethod
     def encode(self, frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> dict[str, NDArray[Any]]:
-        """Inputs of the network as the training loop takes them, rows first, in the order of its arguments."""
+        """Returns the network's inputs, rows first, in the order of its arguments."""
 
     @abstractmethod
     def targets(self, frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> NDArray[Any]:
-        """`(rows,)`: class indices (int64) or values (float32), in the target's own unit."""
+        """Returns class indices (int64) or values (float32, in the target's own unit), `(rows,)`."""
 
     @abstractmethod
     def module(self, config: ModelConfig, schema: Schema) -> ServedModel:
-        """The network that `config` names, between this kind's preprocessing and its answer."""
+        """Builds the network that `config` names, together with preprocessing and output layer."""
 
     @abstractmethod
     def contract(self, schema: Schema, recipe: Recipe, sample: pd.DataFrame) -> Contract:
-        """The agreement with clients; `sample` is one row."""
+        """Returns the contract with clients: inputs, outputs and an example. `sample` is one row."""
 
     @abstractmethod
     def feeds(self, frame: pd.DataFrame, contract: Contract, recipe: Recipe) -> Feeds:
-        """Rows of a table as the served graph takes them."""
+        """Converts rows of a table to inputs of the served graph."""
 
     @abstractmethod
     def evaluate(self, frame: pd.DataFrame, outputs: NDArray[Any], schema: Schema, recipe: Recipe) -> Evaluation:
-        """Metrics of `outputs`, as `answers` gave them for the rows of `frame`."""
+        """Computes the metrics of `outputs`, which `answers` returned for the rows of `frame`."""
 
     def truth(self, frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> NDArray[Any]:
-        """What `answers` is held against, rows first; kept beside it. By default what the network is trained towards."""
+        """Returns what `answers` is compared with, rows first; stored with the predictions. The training targets by default."""
         return self.targets(frame, schema, recipe)
 
     def row_scores(self, metric: str, y_true: NDArray[Any], outputs: NDArray[Any]) -> NDArray[Any]:
-        """What each row adds to `metric`, for the paired comparison of two models: only for a metric that is none of
-        classification or regression.
+        """Returns what each row contributes to `metric`, for the paired comparison of two models. Only needed for metrics
+        other than those of classification and regression.
 
         Returns:
-            `(rows,)` scores whose mean is the metric, or `(rows, 2)` amounts and weights whose sums' quotient it is.
+            `(rows,)` scores whose mean is the metric, or `(rows, 2)` amounts and weights, the quotient of whose sums it is.
         """
-        raise TypeError(f"{type(self).__name__} names the metric {metric!r} and has no row_scores for it")
+        raise TypeError(f"{type(self).__name__} has a metric {metric!r} but no row_scores for it")
 
     def samples(self, folder: Path, frame: pd.DataFrame, recipe: Recipe) -> list[dict[str, str]]:
-        """Answers of the graph in `folder` for a person to read, kept in the evaluation; none by default."""
+        """Returns example answers of the graph in `folder`, stored in the evaluation for people to read. None by default."""
         return []
 
-    def fresh(self, schema: Schema, recipe: Recipe, rows: int, rng: np.random.Generator) -> pd.DataFrame | None:
-        """Rows that no data holds: random ones, and the edges of whatever clients may send. The exported graph is held
-        against torch on them; None, the default, leaves it at rows of the test set."""
+    def synthetic_rows(self, schema: Schema, recipe: Recipe, rows: int, rng: np.random.Generator) -> pd.DataFrame | None:
+        """Returns random and edge-case rows for the ONNX parity check. None (the default) checks test rows only."""
         return None
 
     def complete(self, graph: onnx.ModelProto, schema: Schema) -> onnx.ModelProto:
-        """Puts in front of the exported graph whatever turns clients' fields into its inputs."""
+        """Adds nodes in front of the exported graph that turn clients' fields into its inputs. Adds nothing by default."""
         return graph
+
+    def parity_batches(
+        self, test: pd.DataFrame, schema: Schema, recipe: Recipe, contract: Contract
+    ) -> Iterator[tuple[Feeds, Feeds]]:
+        """Yields the batches of the parity check, each as inputs of the torch model and as inputs of the graph: test rows and
+        synthetic rows, by default."""
+        rng = np.random.default_rng(PARITY_SEED)
+        frames = [test.iloc[:rows] for rows in PARITY_ROWS]
+        for rows in PARITY_ROWS:
+            synthetic = self.synthetic_rows(schema, recipe, rows, rng)
+            frames += [] if synthetic is None else [synthetic]
+        for frame in frames:
+            yield self.encode(frame, schema, recipe), self.feeds(frame, contract, recipe)
 
     def export(
         self, model: ServedModel, schema: Schema, recipe: Recipe, contract: Contract, test: pd.DataFrame, folder: Path
     ) -> dict[str, float]:
-        """Writes the served graph (`model.onnx`) into `folder`, and holds it against torch on rows of `test`.
+        """Writes the served graph (`model.onnx`) into `folder`, and compares it with torch on rows of `test`.
 
-        Further files are served when their names fit `headrace.tracking.artifact.PATTERNS`.
+        Further files are served if their names match `headrace.tracking.artifact.PATTERNS`.
 
         Returns:
-            What the comparison found: `largest_relative_difference`, `tolerance`.
+            The result of the comparison: `largest_relative_difference`, `tolerance`.
 
         Raises:
             ExportError: the graph's answers differ from torch's.
         """
-        from headrace.models.onnx_export import export_one_graph
+        import torch
 
-        return export_one_graph(self, model, schema, recipe, contract, test, folder)
+        path = folder / "model.onnx"
+        example = {name: torch.from_numpy(array) for name, array in self.encode(test.iloc[[0, -1]], schema, recipe).items()}
+        graph = self.complete(export_graph(model, example, self.dynamic), schema)
+        write_with(path, lambda beside: save_graph(graph, beside))
+        return check_parity(model, path, self.parity_batches(test, schema, recipe, contract), recipe.name)
 
     def example(self, contract: Contract, folder: Path) -> Feeds:
-        """Feeds of the graph in `folder` (`model.onnx`), one row: the registry's input example."""
+        """Returns one row of inputs for the graph in `folder` (`model.onnx`): the input example in MLflow's registry."""
         return contract.to_feeds([contract.sample])
 
     def answers(self, folder: Path, frame: pd.DataFrame, recipe: Recipe) -> NDArray[Any]:
-        """What the graph in `folder` answers for the rows of `frame`, decoded as the service decodes them; rows first."""
-        from headrace.models.onnx_export import run_graph
-
+        """Returns the answers of the graph in `folder` for the rows of `frame`, rows first, decoded as the service does."""
         return run_graph(folder / "model.onnx", self.feeds(frame, Contract.read(folder / "contract.json"), recipe))
 
 
 def class_indices(frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> NDArray[np.int64]:
-    """Class index of each row, `(rows,)`.
+    """Returns the class index of each row, `(rows,)`.
 
     Raises:
-        DataError: a label that no training row has.
+        DataError: no training row has a row's label.
     """
-    from headrace.errors import DataError
-
     assert schema.labels is not None
     index = {label: i for i, label in enumerate(schema.labels)}
-    found = [index.get(plain(value)) for value in frame[recipe.data.target]]
+    found = [index.get(as_label(value)) for value in frame[recipe.data.target]]
     if None in found:
-        value = plain(frame[recipe.data.target].iloc[found.index(None)])
+        value = as_label(frame[recipe.data.target].iloc[found.index(None)])
         raise DataError(
-            f"label {value!r} stands in no training row, so no model could learn it",
+            f"label {value!r} is in no training row, so no model could learn it",
             where=f"column {recipe.data.target}",
             hint="add rows with this label (headrace data add), or exclude it with an expectation in the recipe",
         )
@@ -249,39 +202,37 @@ def class_indices(frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> NDArra
 
 
 def labels_of(train: pd.DataFrame, recipe: Recipe) -> list[str | int]:
-    """Distinct labels of the training rows, sorted.
+    """Returns the distinct labels of the training rows, sorted.
 
     Raises:
-        DataError: fewer than two.
+        DataError: there are fewer than two.
     """
     return sorted_labels(distinct_labels(train, recipe), recipe)
 
 
 def distinct_labels(train: pd.DataFrame, recipe: Recipe) -> set[str | int]:
-    """Labels of these rows."""
-    return {plain(value) for value in train[recipe.data.target].unique()}
+    """Returns the distinct labels of these rows."""
+    return {as_label(value) for value in train[recipe.data.target].unique()}
 
 
 def sorted_labels(found: set[str | int], recipe: Recipe) -> list[str | int]:
-    """Labels in the order of their indices.
+    """Returns labels in the order of their indices.
 
     Raises:
-        DataError: fewer than two.
+        DataError: there are fewer than two.
     """
-    from headrace.errors import DataError
-
     labels = sorted(found, key=lambda v: (isinstance(v, str), v))
     if len(labels) < 2:
         raise DataError(
-            f"the training rows hold one class only: {labels}",
+            f"the training rows have only one class: {labels}",
             where=f"column {recipe.data.target}",
-            hint="bring data with at least two classes, or name another column as data.target",
+            hint="use data with at least two classes, or set data.target to another column",
         )
     return labels
 
 
-def plain(value: Any) -> str | int:
-    """A label as JSON has it: whole numbers as int, all else as text."""
+def as_label(value: Any) -> str | int:
+    """Converts a label to its JSON form: whole numbers to int, everything else to text."""
     if isinstance(value, bool | np.bool_):
         return str(bool(value)).lower()
     if isinstance(value, int | np.integer) or (isinstance(value, float | np.floating) and float(value).is_integer()):

@@ -1,8 +1,10 @@
-"""Whole graphs to classes: a row is a graph, its nodes' features and its edges as JSON in the columns `nodes` and `edges`."""
+"""Classification of whole graphs. A row is a graph: JSON of its nodes' features and of its edges, in the columns `nodes` and
+`edges`."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,10 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import DataError, near_miss
+from headrace.files import write_with
+from headrace.models.onnx_export import export_graph, save_graph
+from headrace.models.onnx_inference import open_graph
+from headrace.models.parity import PARITY_ROWS, check_parity
+from headrace.models.schema import Numeric, Schema, Shape
 from headrace.runtime.contract import Contract, ContractViolation, Feeds, InputField
-from headrace.runtime.graph import Part, undirected
-from headrace.runtime.graph_batch import GraphReader, answer_by_size, batch
-from headrace.task_types.base import Numeric, Schema, Shape, TaskType, class_indices, labels_of
+from headrace.runtime.graph import Subgraph, undirected
+from headrace.runtime.graph_batch import GraphReader, batch, run_by_size
+from headrace.task_types.base import TaskType, class_indices, labels_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,17 +31,16 @@ if TYPE_CHECKING:
     from headrace.recipe.recipe import Recipe
 
 NODES, EDGES = "nodes", "edges"
-MOST_FILLED = 2**31
-"""Bytes of all training graphs filled up to the largest."""
+MAX_PADDED_BYTES = 2**31
+"""Limit for all training graphs together, padded to the largest."""
 CONSTANT = 1e-7
-"""Of the mean: a feature that spreads by no more is the same everywhere, but for rounding."""
-PARITY_GRAPHS = (1, 33)
+"""A feature whose standard deviation is at most this fraction of its mean is constant, apart from rounding."""
 SHOWN = 60
-"""Characters of a graph in a message."""
+"""Characters of a graph that an error message shows."""
 
 
 class GraphClassification(TaskType):
-    """One label a graph. The served graph takes any number of graphs, filled up to the largest; the service fills them up."""
+    """Predicts one label per graph. The exported network takes any number of graphs, padded to the largest by the service."""
 
     dynamic: ClassVar[dict[str, dict[int, str]]] = {"features": {1: "nodes"}, "edges": {1: "edges"}}
 
@@ -61,19 +67,19 @@ class GraphClassification(TaskType):
         )
 
     def encode(self, frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> dict[str, NDArray[Any]]:
-        """`features` `(rows, n, F)`, `edges` `(rows, e, 2)` and `sizes` `(rows, 2)`, filled up to the largest graph.
+        """`features` `(rows, n, F)`, `edges` `(rows, e, 2)` and `sizes` `(rows, 2)`, padded to the largest graph.
 
         Raises:
-            DataError: one graph is so large that all, filled up to it, would take more than `MOST_FILLED` bytes.
+            DataError: all graphs, padded to the largest, would take more than `MAX_PADDED_BYTES`.
         """
         parts = graphs_of(frame, schema.shape.features)
         nodes, edges = (max(len(getattr(part, name)) for part in parts) for name in ("features", "edges"))
-        if len(parts) * (4 * nodes * schema.shape.features + 16 * edges) > MOST_FILLED:
+        if len(parts) * (4 * nodes * schema.shape.features + 16 * edges) > MAX_PADDED_BYTES:
             raise DataError(
-                f"{len(parts):,} graphs, filled up to {nodes:,} nodes and {edges // 2:,} edges, take more than "
-                f"{MOST_FILLED >> 30} GB of memory",
+                f"{len(parts):,} graphs, padded to {nodes:,} nodes and {edges // 2:,} edges, take more than "
+                f"{MAX_PADDED_BYTES >> 30} GB of memory",
                 where=f"column {NODES}",
-                hint="leave the largest graphs out, or cut them into several",
+                hint="leave out the largest graphs, or split them into several",
             )
         return batch(parts)
 
@@ -81,10 +87,10 @@ class GraphClassification(TaskType):
         return class_indices(frame, schema, recipe)
 
     def module(self, config: ModelConfig, schema: Schema) -> ServedModel:
+        from headrace.models.build import build_as
         from headrace.models.graph_classifier import ScaleNodes, SideBySide
         from headrace.models.graph_networks import GraphNetwork
         from headrace.models.served import Classifier
-        from headrace.recipe.models import build_as
 
         return Classifier(ScaleNodes(schema), SideBySide(build_as(config, schema.shape, GraphNetwork)))
 
@@ -107,7 +113,7 @@ class GraphClassification(TaskType):
         )
 
     def feeds(self, frame: pd.DataFrame, contract: Contract, recipe: Recipe) -> Feeds:
-        """The rows' graphs as the served graph takes them, filled up to the largest."""
+        """Returns the rows' graphs, padded to the largest."""
         return batch(graphs_of(frame, contract.inputs[0].shape[0]))
 
     def example(self, contract: Contract, folder: Path) -> Feeds:
@@ -118,23 +124,23 @@ class GraphClassification(TaskType):
     ) -> dict[str, float]:
         import torch
 
-        from headrace.files import write_with
-        from headrace.models.onnx_export import compare, export_graph, save_graph
-
-        width, path = schema.shape.features, folder / "model.onnx"
-        example = {name: torch.from_numpy(array) for name, array in batch(_random([3, 4], width)).items()}
+        path = folder / "model.onnx"
+        example = {name: torch.from_numpy(array) for name, array in batch(_random([3, 4], schema.shape.features)).items()}
         graph = export_graph(model, example, self.dynamic)
         write_with(path, lambda beside: save_graph(graph, beside))
-        batches = [self.encode(test.iloc[:rows], schema, recipe) for rows in PARITY_GRAPHS]
-        batches += [batch(parts) for parts in whatever_may_come(width)]
-        return compare(model, path, ((one, one) for one in batches), recipe)
+        return check_parity(model, path, self.parity_batches(test, schema, recipe, contract), recipe.name)
+
+    def parity_batches(
+        self, test: pd.DataFrame, schema: Schema, recipe: Recipe, contract: Contract
+    ) -> Iterator[tuple[Feeds, Feeds]]:
+        batches = [self.encode(test.iloc[:rows], schema, recipe) for rows in PARITY_ROWS]
+        batches += [batch(parts) for parts in edge_case_graphs(schema.shape.features)]
+        return ((inputs, inputs) for inputs in batches)
 
     def answers(self, folder: Path, frame: pd.DataFrame, recipe: Recipe) -> NDArray[Any]:
-        from headrace.models.onnx_export import open_graph
-
         session = open_graph(folder / "model.onnx")
         width = Contract.read(folder / "contract.json").inputs[0].shape[0]
-        return answer_by_size(graphs_of(frame, width), lambda feeds: session.run(None, feeds)[0])
+        return run_by_size(graphs_of(frame, width), lambda feeds: session.run(None, feeds)[0])
 
     def evaluate(self, frame: pd.DataFrame, outputs: NDArray[Any], schema: Schema, recipe: Recipe) -> Evaluation:
         from headrace.evaluation.metrics import score_classification
@@ -145,11 +151,11 @@ class GraphClassification(TaskType):
         return score_classification(class_indices(frame, schema, recipe), outputs, labels, {NODES: sizes})
 
 
-def graphs_of(frame: pd.DataFrame, features: int) -> list[Part]:
-    """The graph of each row, read as the service reads a client's.
+def graphs_of(frame: pd.DataFrame, features: int) -> list[Subgraph]:
+    """Reads the graph of each row, as the service reads a client's.
 
     Raises:
-        DataError: it is none the service would take.
+        DataError: the service would refuse the graph.
     """
     reader, found = GraphReader(features), []
     for nodes, edges in zip(_json(frame, NODES), _json(frame, EDGES), strict=True):
@@ -158,60 +164,66 @@ def graphs_of(frame: pd.DataFrame, features: int) -> list[Part]:
         except ContractViolation as violation:
             column, _, place = violation.path.removeprefix("graph.").partition(".")
             raise DataError(
-                f"expected {violation.expected}, got {violation.got}" + (f", at place {place}" if place else ""),
+                f"expected {violation.expected}, got {violation.got}" + (f", at {place}" if place else ""),
                 where=f"column {column}, {_shown({NODES: nodes, EDGES: edges}[column])}",
-                hint="correct the graph, or take its row out",
+                hint="correct the graph, or remove its row",
             ) from None
     return found
 
 
-def whatever_may_come(features: int) -> list[list[Part]]:
-    """Batches of random graphs to hold the exported one against torch on: one node, no edge, nodes that stand alone beside
-    others, every pair connected, and 33 graphs of all sizes together."""
+def edge_case_graphs(features: int) -> list[list[Subgraph]]:
+    """Returns batches of random graphs for the parity check: one node, no edges, isolated nodes beside connected ones, a
+    complete graph, and 33 graphs of all sizes together."""
     rng = np.random.default_rng(0)
     full = np.stack(np.meshgrid(np.arange(7), np.arange(7)), axis=-1).reshape(-1, 2)
-    lonely = Part(rng.standard_normal((9, features), dtype=np.float32), undirected(np.array([[0, 1], [1, 2]])))
-    bare = Part(rng.standard_normal((5, features), dtype=np.float32), undirected(np.zeros((0, 2), np.int64)))
-    complete = Part(rng.standard_normal((7, features), dtype=np.float32), undirected(full))
-    return [_random([1], features), [bare], [lonely], [complete], [lonely, bare, complete, *_random(range(1, 31), features)]]
+    isolated = Subgraph(rng.standard_normal((9, features), dtype=np.float32), undirected(np.array([[0, 1], [1, 2]])))
+    bare = Subgraph(rng.standard_normal((5, features), dtype=np.float32), undirected(np.zeros((0, 2), np.int64)))
+    complete = Subgraph(rng.standard_normal((7, features), dtype=np.float32), undirected(full))
+    return [
+        _random([1], features),
+        [bare],
+        [isolated],
+        [complete],
+        [isolated, bare, complete, *_random(range(1, 31), features)],
+    ]
 
 
-def _random(sizes: Any, features: int) -> list[Part]:
-    """A graph of each size, with about two edges a node."""
+def _random(sizes: Any, features: int) -> list[Subgraph]:
+    """Returns a graph of each size, with about two edges per node."""
     rng = np.random.default_rng(1)
     return [
-        Part(rng.standard_normal((nodes, features), dtype=np.float32), undirected(rng.integers(0, nodes, (2 * nodes, 2))))
+        Subgraph(rng.standard_normal((nodes, features), dtype=np.float32), undirected(rng.integers(0, nodes, (2 * nodes, 2))))
         for nodes in sizes
     ]
 
 
 def _json(frame: pd.DataFrame, column: str) -> list[Any]:
-    """The values of a column of JSON; nothing where a row has nothing.
+    """Parses a column of JSON; an empty value gives None.
 
     Raises:
-        DataError: no such column, or no JSON.
+        DataError: there is no such column, or a value is not JSON.
     """
     if column not in frame:
         raise DataError(
             f"no column {column!r}; {near_miss(column, map(str, frame.columns))}",
             where="data.columns",
-            hint="bring each graph's nodes and edges in the columns `nodes` and `edges`; data.rename gives columns other names",
+            hint="each graph's nodes and edges have to be in the columns `nodes` and `edges`; data.rename renames columns",
         )
     found = []
     for text in frame[column]:
         try:
             found.append(json.loads(text, parse_constant=_refuse) if isinstance(text, str) and text else None)
         except ValueError as error:
-            hint = "write a list, such as [[0, 1], [1, 2]]"
-            raise DataError(f"no JSON: {error}", where=f"column {column}, {_shown(text)}", hint=hint) from None
+            hint = "write a list, for example [[0, 1], [1, 2]]"
+            raise DataError(f"not valid JSON: {error}", where=f"column {column}, {_shown(text)}", hint=hint) from None
     return found
 
 
 def _shown(value: Any) -> str:
-    """The beginning of a value, to find it by: rows have no numbers once they are divided."""
+    """Returns the beginning of a value, by which a user finds it: rows have no numbers after the split."""
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 def _refuse(name: str) -> Any:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")

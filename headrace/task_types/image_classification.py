@@ -1,4 +1,4 @@
-"""Images to classes: the columns but the target are pixels, row by row, from 0 to 255."""
+"""Classification of images. All columns except the target are pixels from 0 to 255, in row-major order."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import DataError, RecipeError
+from headrace.models.schema import Schema, Shape
 from headrace.runtime.contract import Contract, Feeds, InputField
 from headrace.runtime.images import MEDIA_TYPES
-from headrace.task_types.base import Schema, Shape, TaskType, class_indices, labels_of, plain
+from headrace.task_types.base import TaskType, as_label, class_indices, labels_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class ImageClassification(TaskType):
-    """One label an image."""
+    """Predicts one label per image."""
 
     def fit(self, train: pd.DataFrame, recipe: Recipe) -> Schema:
         labels = labels_of(train, recipe)
@@ -36,16 +37,16 @@ class ImageClassification(TaskType):
         return class_indices(frame, schema, recipe)
 
     def module(self, config: ModelConfig, schema: Schema) -> ServedModel:
+        from headrace.models.build import build
         from headrace.models.served import Classifier, ScaleImage
-        from headrace.recipe.models import build
 
         return Classifier(ScaleImage(), build(config, schema.shape))
 
     def feeds(self, frame: pd.DataFrame, contract: Contract, recipe: Recipe) -> Feeds:
         return {"image": pixels(frame, recipe)}
 
-    def fresh(self, schema: Schema, recipe: Recipe, rows: int, rng: np.random.Generator) -> pd.DataFrame:
-        """Noise, and where there is room for them a black, a white and a chequered image."""
+    def synthetic_rows(self, schema: Schema, recipe: Recipe, rows: int, rng: np.random.Generator) -> pd.DataFrame:
+        """Returns noise and, in batches of more than one row, a black, a white and a chequered image."""
         import pandas as pd
 
         assert schema.shape.image is not None
@@ -75,24 +76,24 @@ class ImageClassification(TaskType):
         from headrace.evaluation.metrics import score_classification
 
         assert schema.labels is not None
-        return score_classification(class_indices(frame, schema, recipe), outputs, [str(plain(v)) for v in schema.labels])
+        return score_classification(class_indices(frame, schema, recipe), outputs, [str(as_label(v)) for v in schema.labels])
 
 
 def pixels(frame: pd.DataFrame, recipe: Recipe) -> NDArray[np.uint8]:
-    """`(rows, height, width)`.
+    """Returns pixels `(rows, height, width)`.
 
     Raises:
-        RecipeError: `data.image` does not fit the number of pixel columns.
-        DataError: a pixel is no whole number from 0 to 255.
+        RecipeError: `data.image` does not match the number of pixel columns.
+        DataError: a pixel is not a whole number from 0 to 255.
     """
     assert recipe.data.image is not None
     columns = recipe.data.features(frame.columns)
     height, width = recipe.data.image
     if len(columns) != height * width:
         raise RecipeError(
-            f"data.image says {height} × {width} = {height * width} pixels, and the data has {len(columns)} pixel columns",
+            f"data.image is {height} × {width} = {height * width} pixels, but the data has {len(columns)} pixel columns",
             where=f"recipes/{recipe.name}.yaml",
-            hint="correct data.image, or name the pixel columns in data.columns",
+            hint="correct data.image, or list the pixel columns in data.columns",
         )
     values = frame[columns].to_numpy()
     if values.dtype != np.uint8:  # a cast alone would wrap 256 to 0 and cut 0.5 to 0
@@ -102,6 +103,6 @@ def pixels(frame: pd.DataFrame, recipe: Recipe) -> NDArray[np.uint8]:
             raise DataError(
                 f"a pixel is {values[row, column]}",
                 where=f"column {columns[column]}",
-                hint="bring pixels as whole numbers from 0 to 255 (multiply by 255 where they run from 0 to 1)",
+                hint="pixels have to be whole numbers from 0 to 255 (multiply by 255 if they range from 0 to 1)",
             )
     return np.ascontiguousarray(values.astype(np.uint8)).reshape(-1, height, width)

@@ -1,6 +1,6 @@
-"""Nodes of one graph to classes. The network sees all nodes and all edges, and the labels of the training nodes alone.
+"""Classification of the nodes of one graph. The network sees all nodes and edges, but only the labels of training nodes.
 
-The graph is part of what is prepared and of what is served: in `schema.extra`, then as `graph.npz` beside the exported network.
+The graph is stored in `schema.extra` and served as `graph.npz` beside the exported network.
 """
 
 from __future__ import annotations
@@ -14,11 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import DataError
+from headrace.files import write_with
+from headrace.models.onnx_export import export_graph, save_graph
+from headrace.models.onnx_inference import open_graph
+from headrace.models.parity import PARITY_ROWS, check_answers
+from headrace.models.schema import Schema, Shape
 from headrace.recipe.data import EDGES
 from headrace.runtime.contract import Contract, Feeds, InputField
-from headrace.runtime.graph import Graph, Part, make_graph, undirected
-from headrace.runtime.node_queries import HOPS, NodeAnswers
-from headrace.task_types.base import Schema, Shape, TaskType, class_indices, labels_of, plain
+from headrace.runtime.graph import Graph, Subgraph, make_graph, undirected
+from headrace.runtime.node_queries import HOPS, NodePredictor
+from headrace.task_types.base import TaskType, as_label, class_indices, labels_of
 from headrace.task_types.table_columns import finite, numeric_column
 
 if TYPE_CHECKING:
@@ -31,12 +36,13 @@ if TYPE_CHECKING:
     from headrace.recipe.recipe import Recipe
 
 GRAPH = "graph.npz"
-MOST_COMPARED = 1000
-"""Test nodes on which the exported network is held against torch."""
+MAX_PARITY_NODES = 1000
+"""Test nodes on which the exported network is compared with torch."""
 
 
 class NodeClassification(TaskType):
-    """One label a node. The served graph takes the features and edges of any nodes; the service finds those that matter."""
+    """Predicts one label per node. The exported network takes the features and edges of any nodes; the service selects those in
+    the neighbourhood of the requested node."""
 
     dynamic: ClassVar[dict[str, dict[int, str]]] = {"edges": {0: "edges"}}
 
@@ -50,16 +56,16 @@ class NodeClassification(TaskType):
         return self._learn(splits.train, nodes.drop(columns=recipe.data.target), recipe)
 
     def _learn(self, train: pd.DataFrame, nodes: pd.DataFrame, recipe: Recipe) -> Schema:
-        """`nodes` are all that there are; labels are read from `train` alone."""
+        """Learns from all `nodes`; labels are read from `train` only."""
         labels = labels_of(train, recipe)
         columns, is_packed = _columns(nodes, recipe)
         if empty := [name for name in columns if nodes[name].isna().all()]:
-            hint = "leave the column out (data.columns), or fill it"
+            hint = "leave out the column (data.columns), or fill it"
             raise DataError("no node has a value here", where=f"column {empty[0]}", hint=hint)
         values = _features(nodes, recipe)
         width = max((int(index[-1]) + 1 for index, _ in values if len(index)), default=0) if is_packed else len(columns)
         if not width:
-            raise DataError("no node has a feature", where=f"column {columns[0]}", hint="bring features of the nodes")
+            raise DataError("no node has a feature", where=f"column {columns[0]}", hint="add features of the nodes")
         graph = make_graph(_ids(nodes, recipe), width, values, _edges(nodes, recipe))
         return Schema(
             shape=Shape(features=width, outputs=len(labels)),
@@ -69,7 +75,7 @@ class NodeClassification(TaskType):
         )
 
     def encode(self, frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> dict[str, NDArray[Any]]:
-        """`place` `(rows,)` int64: which nodes of the graph these are."""
+        """Returns `place` `(rows,)` int64: the index of each row's node in the graph."""
         place = graph_of(schema).place
         return {"place": np.array([place[node] for node in _ids(frame, recipe)], dtype=np.int64)}
 
@@ -77,9 +83,9 @@ class NodeClassification(TaskType):
         return class_indices(frame, schema, recipe)
 
     def module(self, config: ModelConfig, schema: Schema) -> ServedModel:
+        from headrace.models.build import build_as
         from headrace.models.graph_networks import GraphNetwork
         from headrace.models.node_classifier import NodeClassifier, RowShares, ScaleColumns
-        from headrace.recipe.models import build_as
 
         network = build_as(config, schema.shape, GraphNetwork)
         return NodeClassifier(ScaleColumns(schema) if schema.numeric else RowShares(), network, graph_of(schema))
@@ -112,7 +118,7 @@ class NodeClassification(TaskType):
         )
 
     def feeds(self, frame: pd.DataFrame, contract: Contract, recipe: Recipe) -> Feeds:
-        """`node` `(rows,)`, as clients name them."""
+        """Returns `node` `(rows,)`: the names that clients use."""
         return {"node": np.array(_ids(frame, recipe), dtype=object)}
 
     def example(self, contract: Contract, folder: Path) -> Feeds:
@@ -126,33 +132,31 @@ class NodeClassification(TaskType):
         import onnx
         import torch
 
-        from headrace.files import write_with
         from headrace.models.node_classifier import NodeClassifier, NodeProbabilities
-        from headrace.models.onnx_export import PARITY_ROWS, agreement, export_graph, save_graph
 
         assert isinstance(model, NodeClassifier)
         graph, answers = graph_of(schema), NodeProbabilities(model).eval()
         example = {"features": torch.rand(3, graph.features), "edges": torch.tensor([[0, 1], [1, 0], [1, 2], [2, 1]])}
         exported = export_graph(answers, example, self.dynamic)
-        # The degree of the farthest node that is seen decides how loudly it is heard: one edge more.
+        # The weight of the farthest node depends on its degree, which takes one hop more.
         onnx.helper.set_model_props(exported, {HOPS: str(model.network.hops + 1)})
         write_with(folder / "model.onnx", lambda beside: save_graph(exported, beside))
         write_with(folder / GRAPH, lambda beside: beside.write_bytes(graph.to_bytes()))
-        nodes = _opened(folder, contract)
-        places = self.encode(test.iloc[:MOST_COMPARED], schema, recipe)["place"]
+        nodes = _open_answers(folder, contract)
+        places = self.encode(test.iloc[:MAX_PARITY_NODES], schema, recipe)["place"]
         with torch.inference_mode():
             pairs = [
                 (answers(torch.from_numpy(part.features), torch.from_numpy(part.edges)).numpy(), nodes.run(part))
                 for part in (_random_part(1, 0, graph.features), _random_part(33, 60, graph.features))
             ]
-            wanted = model(torch.from_numpy(places)).numpy()
-        # Few nodes see but a part of the stored graph; many see nearly all of it.
-        pairs += [(wanted[:rows], nodes.in_parts(places[:rows])) for rows in PARITY_ROWS] + [(wanted, nodes.known(places))]
-        return agreement(pairs, recipe.name)
+            expected = model(torch.from_numpy(places)).numpy()
+        # A few nodes reach only part of the stored graph; many reach nearly all of it.
+        pairs += [(expected[:rows], nodes.in_parts(places[:rows])) for rows in PARITY_ROWS] + [(expected, nodes.known(places))]
+        return check_answers(pairs, recipe.name)
 
     def answers(self, folder: Path, frame: pd.DataFrame, recipe: Recipe) -> NDArray[Any]:
-        """As the service answers: of a node that it does not know, from its features and those neighbours that it knows."""
-        nodes = _opened(folder, Contract.read(folder / "contract.json"))
+        """Answers as the service does: for an unknown node, from its features and those of its neighbours that are known."""
+        nodes = _open_answers(folder, Contract.read(folder / "contract.json"))
         place, width = nodes.graph.place, nodes.graph.features
         ids = _ids(frame, recipe)
         is_known = np.array([node in place for node in ids])
@@ -175,7 +179,7 @@ class NodeClassification(TaskType):
 
 
 def graph_of(schema: Schema) -> Graph:
-    """The graph that `learn` put into the schema."""
+    """Returns the graph that `learn` stored in the schema."""
     return _unpacked(schema.extra["graph"])
 
 
@@ -184,13 +188,11 @@ def _unpacked(packed: str) -> Graph:
     return Graph.from_bytes(base64.b64decode(packed))
 
 
-def _opened(folder: Path, contract: Contract) -> NodeAnswers:
-    """The exported network in `folder` over the graph beside it."""
-    from headrace.models.onnx_export import open_graph
-
+def _open_answers(folder: Path, contract: Contract) -> NodePredictor:
+    """Opens the exported network in `folder` and the graph beside it."""
     session = open_graph(folder / "model.onnx")
     hops = int(session.get_modelmeta().custom_metadata_map[HOPS])
-    return NodeAnswers(
+    return NodePredictor(
         Graph.from_bytes((folder / GRAPH).read_bytes()),
         hops,
         lambda part: session.run(None, {"features": part.features, "edges": part.edges})[0],
@@ -198,14 +200,14 @@ def _opened(folder: Path, contract: Contract) -> NodeAnswers:
     )
 
 
-def _random_part(nodes: int, edges: int, width: int) -> Part:
+def _random_part(nodes: int, edges: int, width: int) -> Subgraph:
     rng = np.random.default_rng(0)
-    return Part(rng.random((nodes, width), dtype=np.float32), undirected(rng.integers(0, nodes, (edges, 2))))
+    return Subgraph(rng.random((nodes, width), dtype=np.float32), undirected(rng.integers(0, nodes, (edges, 2))))
 
 
 def _ids(frame: pd.DataFrame, recipe: Recipe) -> list[str]:
     assert recipe.data.graph is not None
-    return [str(plain(value)) for value in frame[recipe.data.graph.node]]
+    return [str(as_label(value)) for value in frame[recipe.data.graph.node]]
 
 
 def _neighbours(frame: pd.DataFrame) -> list[list[str]]:
@@ -213,10 +215,10 @@ def _neighbours(frame: pd.DataFrame) -> list[list[str]]:
 
 
 def _edges(nodes: pd.DataFrame, recipe: Recipe) -> NDArray[np.int64]:
-    """`(edges, 2)` places of the nodes at both ends, each edge once or twice.
+    """Returns the indices of the nodes at both ends, `(edges, 2)`; each edge appears once or twice.
 
     Raises:
-        DataError: an edge leads to a node that no row has.
+        DataError: an edge leads to a node that is in no row.
     """
     place = {node: i for i, node in enumerate(_ids(nodes, recipe))}
     pairs: list[tuple[int, int]] = []
@@ -224,19 +226,19 @@ def _edges(nodes: pd.DataFrame, recipe: Recipe) -> NDArray[np.int64]:
         for end in ends:
             if end not in place:
                 raise DataError(
-                    f"an edge leads from node {list(place)[i]!r} to {end!r}, which no row has",
+                    f"an edge leads from node {list(place)[i]!r} to {end!r}, which is in no row",
                     where=f"column {EDGES}",
-                    hint="bring a row for that node, or take the edge out",
+                    hint="add a row for that node, or remove the edge",
                 )
             pairs.append((i, place[end]))
     return np.array(pairs, dtype=np.int64).reshape(-1, 2)
 
 
 def _columns(frame: pd.DataFrame, recipe: Recipe) -> tuple[list[str], bool]:
-    """The columns of features, and whether they are one text with the positions of the ones.
+    """Returns the feature columns, and whether they are packed: one text column with the positions of the ones.
 
     Raises:
-        DataError: no column, or a text beside others.
+        DataError: there is no column, or a text column beside others.
     """
     from pandas.api.types import is_numeric_dtype
 
@@ -244,7 +246,7 @@ def _columns(frame: pd.DataFrame, recipe: Recipe) -> tuple[list[str], bool]:
     texts = [name for name in columns if not is_numeric_dtype(frame[name])]
     if not columns or (texts and len(columns) > 1):
         raise DataError(
-            f"column {texts[0]!r} holds text, and a node's features are numbers" if columns else "the nodes have no features",
+            f"column {texts[0]!r} contains text, but a node's features are numbers" if columns else "nodes have no features",
             where="data.columns",
             hint="keep columns of numbers, or pack columns of 0 and 1 into one (data.graph.pack)",
         )
@@ -252,10 +254,10 @@ def _columns(frame: pd.DataFrame, recipe: Recipe) -> tuple[list[str], bool]:
 
 
 def _features(frame: pd.DataFrame, recipe: Recipe) -> list[tuple[NDArray[np.int32], NDArray[np.float32]]]:
-    """Of each node: which features are not zero, ascending, and their values; NaN for missing.
+    """Returns, for each node, the indices of its non-zero features, ascending, and their values; NaN for missing ones.
 
     Raises:
-        DataError: a value is no position, or no finite number.
+        DataError: a value is not a position, or not a finite number.
     """
     columns, is_packed = _columns(frame, recipe)
     if is_packed:
@@ -270,13 +272,13 @@ def _positions(text: Any, column: str) -> NDArray[np.int32]:
     words = text.split() if isinstance(text, str) else []
     if wrong := [word for word in words if not (word.isascii() and word.isdecimal() and len(word) < 10)]:
         raise DataError(
-            f"{wrong[0]!r} is no position of a feature",
+            f"{wrong[0]!r} is not the position of a feature",
             where=f"column {column}",
-            hint="write the positions of a node's features as whole numbers from 0, with spaces between",
+            hint="write the positions of a node's features as whole numbers from 0, separated by spaces",
         )
     return np.unique(np.array(words, dtype=np.int32))
 
 
 def _sent(row: NDArray[np.float32], is_packed: bool) -> Any:
-    """A node's features as a client would send them."""
+    """Returns a node's features as a client would send them."""
     return {"present": np.flatnonzero(row).tolist()} if is_packed else [float(value) for value in np.nan_to_num(row)]

@@ -1,4 +1,4 @@
-"""What is learned of a table's columns, piece by piece; of a table that comes as one piece, what it says as a whole."""
+"""Learns the schema of a table, column by column, from rows that arrive in chunks or all at once."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.data.moments import Moments
 from headrace.errors import DataError
-from headrace.task_types.base import Categorical, Numeric, Schema, Shape, distinct_labels, plain, sorted_labels
+from headrace.models.schema import Categorical, Numeric, Schema, Shape
+from headrace.task_types.base import as_label, distinct_labels, sorted_labels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,60 +19,36 @@ if TYPE_CHECKING:
     from headrace.recipe.recipe import Recipe
 
 COARSEST = 1e-4
-"""Standard deviations; where float32 rounds a column's values by more, they are scaled in float64."""
+"""Standard deviations; if float32 rounds a column's values by more, they are scaled in float64."""
 Floats = NDArray[np.float64]
 
 
-class Moments:
-    """Mean and variance of numbers that come in pieces (Chan, Golub, LeVeque 1983,
-    https://doi.org/10.1080/00031305.1983.10483115, eq. 2.1): as exact as of one piece, up to rounding."""
-
-    def __init__(self) -> None:
-        self.rows = 0
-        self.mean = 0.0
-        self.variance = 0.0
-
-    def add(self, rows: int, mean: float, variance: float) -> None:
-        """Takes in a piece of `rows` numbers."""
-        together = self.rows + rows
-        if not self.rows:
-            self.rows, self.mean, self.variance = rows, mean, variance
-        elif rows:
-            share, apart = rows / together, mean - self.mean
-            self.mean += apart * share
-            self.variance = self.variance * (1 - share) + variance * share + apart**2 * share * (1 - share)
-            self.rows = together
-
-
 class NumberLearner:
-    """Of a column of numbers: its moments, its gaps, and whether float32 can tell its values apart."""
+    """Learns a numeric column: its moments, whether values are missing, and whether float32 can tell its values apart."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._moments = Moments()
-        self._has_gaps = False
+        self._has_missing = False
         self._are_booleans = True
         self._largest = 0.0
 
     def add(self, frame: pd.DataFrame) -> None:
-        """
-        Raises:
-            DataError: as `finite`.
-        """
+        """Adds further training rows; raises `DataError` as `finite` does."""
         numbers = finite(frame, self.name)
         missing = np.isnan(numbers)
-        self._has_gaps |= bool(missing.any())
+        self._has_missing |= bool(missing.any())
         if missing.all():
             return
         centre = numbers[~missing][0]
-        # Around a value of the column's own: sums of large numbers would lose the digits in which they differ.
+        # Relative to a value of the column: sums of large numbers would lose the digits in which they differ.
         apart = numbers - centre
         self._moments.add(int((~missing).sum()), float(centre + np.nanmean(apart)), float(np.nanvar(apart)))
         self._are_booleans = self._are_booleans and are_booleans(frame[self.name])
         self._largest = max(self._largest, float(np.nanmax(np.abs(numbers))))
 
     def learned(self) -> Numeric | None:
-        """The column; None where no row has a value."""
+        """Returns the column, or None if no row has a value."""
         if not self._moments.rows:
             return None
         mean, std = self._moments.mean, math.sqrt(self._moments.variance)
@@ -78,51 +56,49 @@ class NumberLearner:
         return Numeric(
             name=self.name,
             mean=mean,
-            std=std if varies else 1.0,  # a constant column says nothing; dividing by 1 keeps it at zero instead of NaN
-            nullable=self._has_gaps,
+            std=std if varies else 1.0,  # dividing a constant column by 1 gives zero instead of NaN
+            nullable=self._has_missing,
             boolean=self._are_booleans,
             wide=bool(varies and np.finfo(np.float32).eps * self._largest > COARSEST * std),
         )
 
 
 class CategoryLearner:
-    """Of a column of categories: its levels and whether it has gaps."""
+    """Learns a categorical column: its levels and whether values are missing."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._levels: set[str] = set()
-        self._has_gaps = False
+        self._has_missing = False
 
     def add(self, frame: pd.DataFrame) -> None:
         values = frame[self.name]
-        self._has_gaps |= bool(values.isna().any())
-        self._levels |= set(texts_of(values.dropna()).tolist())
+        self._has_missing |= bool(values.isna().any())
+        self._levels |= set(category_texts(values.dropna()).tolist())
 
     def learned(self) -> Categorical | None:
-        """The column; None where no row has a value."""
-        return Categorical(name=self.name, levels=sorted(self._levels), nullable=self._has_gaps) if self._levels else None
+        """Returns the column, or None if no row has a value."""
+        return Categorical(name=self.name, levels=sorted(self._levels), nullable=self._has_missing) if self._levels else None
 
 
 class TableLearner:
-    """Of a table: all columns to predict from."""
+    """Learns all feature columns of a table."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self._columns: dict[str, NumberLearner | CategoryLearner] = {}
 
     def add(self, train: pd.DataFrame) -> None:
-        """
-        Raises:
-            DataError: as `finite`.
-        """
+        """Adds further training rows; raises `DataError` as `finite` does."""
         for name in features(train, self.recipe):
             column = self._columns.get(name) or self._columns.setdefault(name, self._learner(name, train[name]))
             column.add(train)
 
     def columns(self) -> tuple[list[Numeric], list[Categorical]]:
-        """
+        """Returns the numeric and the categorical columns.
+
         Raises:
-            DataError: a column without a value, or no column at all.
+            DataError: a column has no value, or there are no columns.
         """
         found = [column.learned() for column in self._columns.values()]
         for name, column in zip(self._columns, found, strict=True):
@@ -130,11 +106,11 @@ class TableLearner:
                 raise DataError(
                     "no training row has a value here",
                     where=f"column {name}",
-                    hint="leave the column out (data.columns), or bring data that fills it",
+                    hint="leave out the column (data.columns), or use data in which it has values",
                 )
         if not found:
             raise DataError(
-                "no column is left to predict from", where="data.columns", hint="name feature columns beside the target"
+                "there are no feature columns", where="data.columns", hint="list feature columns besides the target"
             )
         return [c for c in found if isinstance(c, Numeric)], [c for c in found if isinstance(c, Categorical)]
 
@@ -147,7 +123,7 @@ class TableLearner:
 
 
 class ClassLearner(TableLearner):
-    """Of a table with a label a row."""
+    """Learns a table with one label per row."""
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
@@ -164,7 +140,7 @@ class ClassLearner(TableLearner):
 
 
 class ValueLearner(TableLearner):
-    """Of a table with a value a row."""
+    """Learns a table with one numeric target per row."""
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
@@ -193,7 +169,7 @@ class ValueLearner(TableLearner):
             raise DataError(
                 f"every training row has the same value, {self._first:g}",
                 where=f"column {column}",
-                hint="bring data in which the target varies, or name another column as data.target",
+                hint="use data in which the target varies, or set data.target to another column",
             )
         return Schema(
             shape=_shape(numeric, categorical, 1), numeric=numeric, categorical=categorical, target_mean=mean, target_std=std
@@ -201,15 +177,15 @@ class ValueLearner(TableLearner):
 
 
 def features(frame: pd.DataFrame, recipe: Recipe) -> list[str]:
-    """Columns to predict from: all but the target, and but those that divide rows.
+    """Returns the feature columns: all except the target and those that define the splits.
 
-    By time, rows to predict lie after all training rows, where no network has learned anything.
+    A split by time puts test rows after all training rows, so its column has values that no network was trained on.
     """
     return recipe.data.features(map(str, frame.columns))
 
 
 def numeric_column(frame: pd.DataFrame, name: str) -> Numeric:
-    """What is learned of a column of numbers, at least one of which is there.
+    """Learns a numeric column that has at least one value.
 
     Raises:
         DataError: as `finite`.
@@ -222,43 +198,43 @@ def numeric_column(frame: pd.DataFrame, name: str) -> Numeric:
 
 
 def are_booleans(values: pd.Series[Any]) -> bool:
-    """True and false, perhaps with gaps."""
+    """Returns whether all values are true, false or missing."""
     import pandas as pd
 
     return pd.api.types.infer_dtype(values, skipna=True) == "boolean"
 
 
 def finite(frame: pd.DataFrame, name: str) -> Floats:
-    """Numbers of a column, NaN for missing.
+    """Returns the numbers of a column, NaN for missing ones.
 
     Raises:
-        DataError: a value that is no number, infinite, or beyond float32, in which the network computes.
+        DataError: a value is not a number, is infinite, or exceeds float32, the type that the network computes in.
     """
     try:
         numbers: Floats = frame[name].to_numpy(dtype=np.float64, na_value=np.nan)
     except (ValueError, TypeError):
         raise DataError(
-            f"holds {frame[name].dropna().iloc[0]!r}, which is no number",
+            f"contains {frame[name].dropna().iloc[0]!r}, which is not a number",
             where=f"column {name}",
-            hint="name another column, or a task that predicts classes",
+            hint="choose another column, or a task that predicts classes",
         ) from None
     if (wrong := np.abs(numbers) > np.finfo(np.float32).max).any():
         raise DataError(
-            f"{int(wrong.sum())} training rows are infinite or too large, such as {numbers[wrong][0]:g}",
+            f"{int(wrong.sum())} training rows are infinite or too large, for example {numbers[wrong][0]:g}",
             where=f"column {name}",
-            hint=f"expect values of {name} to be between bounds, or leave the column out",
+            hint=f"add an expectation that values of {name} are between bounds, or leave out the column",
         )
     return numbers
 
 
-def texts_of(values: pd.Series[Any]) -> NDArray[Any]:
-    """Categories as text, each by itself (1.0 is `1` beside 2.5 too), and nothing as the empty text."""
+def category_texts(values: pd.Series[Any]) -> NDArray[Any]:
+    """Converts categories to text, one by one (1.0 is `1`, also in a column with 2.5); missing values give the empty text."""
     import pandas as pd
 
     if isinstance(values.dtype, pd.StringDtype):
         return values.fillna("").to_numpy(dtype=object)
     codes, found = pd.factorize(values)
-    return np.array([*(str(plain(value)) for value in found), ""], dtype=object)[codes]
+    return np.array([*(str(as_label(value)) for value in found), ""], dtype=object)[codes]
 
 
 def _shape(numeric: list[Numeric], categorical: list[Categorical], outputs: int) -> Shape:
@@ -266,5 +242,5 @@ def _shape(numeric: list[Numeric], categorical: list[Categorical], outputs: int)
 
 
 def _varies(mean: float, std: float) -> bool:
-    """Whether values differ by more than float32 can tell; float64's own rounding makes a constant's std not quite zero."""
+    """Returns whether values differ by more than float32's rounding. A constant's std is not exactly zero, due to rounding."""
     return bool(std > np.finfo(np.float32).eps * abs(mean) and std > np.finfo(np.float32).tiny)

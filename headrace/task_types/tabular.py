@@ -1,4 +1,4 @@
-"""Tables with named columns, to a class or to a value."""
+"""Classification and regression of tables with named columns."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.models.onnx_export import with_columns
+from headrace.models.schema import Categorical, Numeric, Schema
 from headrace.runtime.contract import Contract, Feeds, InputField
-from headrace.task_types.base import Categorical, Learner, Numeric, Schema, TaskType, class_indices
-from headrace.task_types.table_columns import ClassLearner, ValueLearner, texts_of
+from headrace.task_types.base import Learner, TaskType, class_indices
+from headrace.task_types.table_columns import ClassLearner, ValueLearner, category_texts
 
 if TYPE_CHECKING:
     import onnx
@@ -21,11 +23,12 @@ if TYPE_CHECKING:
     from headrace.recipe.models import ModelConfig
     from headrace.recipe.recipe import Recipe
 
-MOST_SLICED_LEVELS = 30
+MAX_SLICED_LEVELS = 30
+"""Most levels of a categorical column by which metrics are reported separately."""
 
 
 class Tabular(TaskType):
-    """What both tabular kinds share: columns to inputs."""
+    """Preprocessing that classification and regression of tables share."""
 
     @abstractmethod
     def learner(self, recipe: Recipe) -> Learner: ...
@@ -36,8 +39,8 @@ class Tabular(TaskType):
         return learner.schema()
 
     def encode(self, frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> dict[str, NDArray[Any]]:
-        """`numeric` `(rows, columns)` with NaN for missing, float64 where a column needs it and else float32; `categorical`
-        `(rows, columns)` int64; those there are."""
+        """Returns `numeric` `(rows, columns)`, with NaN for missing, float64 if a column needs it and float32 otherwise, and
+        `categorical` `(rows, columns)` int64; each only if the table has such columns."""
         wide = any(column.wide for column in schema.numeric)
         numeric = [_numbers(frame, column.name, wide) for column in schema.numeric]
         categorical = [_indices(frame[column.name], column.levels) for column in schema.categorical]
@@ -46,19 +49,17 @@ class Tabular(TaskType):
 
     def feeds(self, frame: pd.DataFrame, contract: Contract, recipe: Recipe) -> Feeds:
         return {
-            field.name: texts_of(frame[field.name])
+            field.name: category_texts(frame[field.name])
             if field.dtype == "string"
             else _numbers(frame, field.name, wide=field.dtype == "float64")
             for field in contract.inputs
         }
 
     def complete(self, graph: onnx.ModelProto, schema: Schema) -> onnx.ModelProto:
-        from headrace.models.onnx_export import with_columns
-
         return with_columns(graph, schema)
 
-    def fresh(self, schema: Schema, recipe: Recipe, rows: int, rng: np.random.Generator) -> pd.DataFrame:
-        """Numbers around the training rows' and far beyond them, gaps where they are allowed, levels known and unknown."""
+    def synthetic_rows(self, schema: Schema, recipe: Recipe, rows: int, rng: np.random.Generator) -> pd.DataFrame:
+        """Returns numbers near the training rows' and far outside, missing values if allowed, and known and unknown levels."""
         import pandas as pd
 
         columns: dict[str, Any] = {}
@@ -71,7 +72,7 @@ class Tabular(TaskType):
             columns[category.name] = rng.choice([*category.levels, "", "never seen before"], rows)
         return pd.DataFrame(columns)
 
-    def judged(self, schema: Schema, recipe: Recipe) -> list[str]:
+    def evaluation_columns(self, schema: Schema, recipe: Recipe) -> list[str]:
         return [*(column.name for column in _sliced(schema)), recipe.data.target]
 
     def _inputs(self, schema: Schema) -> list[InputField]:
@@ -83,17 +84,17 @@ class Tabular(TaskType):
         return [*numbers, *texts]
 
     def _sample(self, schema: Schema, row: pd.DataFrame) -> dict[str, Any]:
-        """The row as a client would send it; where it lacks a number that the contract asks for, the mean stands."""
+        """Returns the row as a client would send it; a missing number that the contract requires is replaced by the mean."""
         numbers = {c.name: _sampled(c, float(_numbers(row, c.name, c.wide)[0])) for c in schema.numeric}
-        return {**numbers, **{c.name: str(texts_of(row[c.name])[0]) for c in schema.categorical}}
+        return {**numbers, **{c.name: str(category_texts(row[c.name])[0]) for c in schema.categorical}}
 
     def _slices(self, frame: pd.DataFrame, schema: Schema) -> dict[str, NDArray[Any]]:
-        """Values of the categories that are few enough to look at one by one."""
-        return {c.name: texts_of(frame[c.name]) for c in _sliced(schema)}
+        """Returns the values of categorical columns that have few levels."""
+        return {c.name: category_texts(frame[c.name]) for c in _sliced(schema)}
 
 
 class TabularClassification(Tabular):
-    """One label a row."""
+    """Predicts one label per row."""
 
     def learner(self, recipe: Recipe) -> Learner:
         return ClassLearner(recipe)
@@ -102,8 +103,8 @@ class TabularClassification(Tabular):
         return class_indices(frame, schema, recipe)
 
     def module(self, config: ModelConfig, schema: Schema) -> ServedModel:
+        from headrace.models.build import build
         from headrace.models.served import Classifier, ScaleTable
-        from headrace.recipe.models import build
 
         return Classifier(ScaleTable(schema), build(config, schema.shape))
 
@@ -128,7 +129,7 @@ class TabularClassification(Tabular):
 
 
 class TabularRegression(Tabular):
-    """One value a row, with an interval beside it where `model.interval` asks for one."""
+    """Predicts one value per row, with an interval if `model.interval` is set."""
 
     def learner(self, recipe: Recipe) -> Learner:
         return ValueLearner(recipe)
@@ -137,9 +138,9 @@ class TabularRegression(Tabular):
         return _numbers(frame, recipe.data.target)
 
     def module(self, config: ModelConfig, schema: Schema) -> ServedModel:
+        from headrace.models.build import build
         from headrace.models.interval import IntervalRegressor
         from headrace.models.served import Regressor, ScaleTable
-        from headrace.recipe.models import build
 
         scale, mean, std = ScaleTable(schema), schema.target_mean, schema.target_std
         level = interval_of(config)
@@ -173,17 +174,17 @@ class TabularRegression(Tabular):
 
 
 def _sliced(schema: Schema) -> list[Categorical]:
-    return [column for column in schema.categorical if len(column.levels) <= MOST_SLICED_LEVELS]
+    return [column for column in schema.categorical if len(column.levels) <= MAX_SLICED_LEVELS]
 
 
 def interval_of(config: ModelConfig) -> float | None:
-    """The share of true values that intervals are to hold; a network of one's own may have the setting too."""
+    """Returns the share of true values that intervals should contain; a custom network may have the setting too."""
     level: float | None = getattr(config, "interval", None)
     return level
 
 
 def _sampled(column: Numeric, value: float) -> float | bool | None:
-    """A number as a client would send it; the mean, or null, where there is none."""
+    """Returns a number as a client would send it; for a missing one, null or the mean."""
     if value != value:
         if column.nullable:
             return None
@@ -196,7 +197,7 @@ def _numbers(frame: pd.DataFrame, name: str, wide: bool = False) -> NDArray[Any]
 
 
 def _indices(values: pd.Series[Any], levels: list[str]) -> NDArray[np.int64]:
-    """Level i becomes i + 1, anything else 0."""
+    """Converts level i to i + 1, anything else to 0."""
     import pandas as pd
 
-    return pd.Categorical(texts_of(values), categories=levels).codes.astype(np.int64) + 1
+    return pd.Categorical(category_texts(values), categories=levels).codes.astype(np.int64) + 1

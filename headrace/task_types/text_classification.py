@@ -1,7 +1,8 @@
-"""Texts to classes: tokens by a vocabulary of the training rows, a network over them, one label a text."""
+"""Classification of texts, with a vocabulary learned from the training rows."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -9,9 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import RecipeError, near_miss
+from headrace.models.onnx_inference import open_graph
+from headrace.models.parity import PARITY_ROWS
+from headrace.models.schema import Schema, Shape
 from headrace.runtime.contract import Contract, Feeds, InputField
-from headrace.runtime.tokenizer import PAD, SPECIAL, Encoder, answer_by_length, padded
-from headrace.task_types.base import Schema, Shape, TaskType, class_indices, labels_of, plain
+from headrace.runtime.tokenizer import PAD, SPECIAL, Encoder, padded, run_by_length
+from headrace.task_types.base import TaskType, as_label, class_indices, labels_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,13 +26,13 @@ if TYPE_CHECKING:
     from headrace.recipe.recipe import Recipe
 
 LONGEST = 100_000
-"""Characters of a text that the service takes: some thirty pages."""
+"""Maximum length in characters of a text in a request: about thirty pages."""
 SHORTEST = 2
-"""Columns of encoded rows at least: an axis of one would be exported as one that is always one."""
+"""Minimum number of columns of encoded rows: torch exports an axis of size one as fixed."""
 
 
 class TextClassification(TaskType):
-    """One label a text. The served graph takes `tokens`; the service makes them from the client's `text`."""
+    """Predicts one label per text. The exported graph takes `tokens`; the service makes them from the client's `text`."""
 
     dynamic: ClassVar[dict[str, dict[int, str]]] = {"tokens": {1: "length"}}
 
@@ -37,7 +41,7 @@ class TextClassification(TaskType):
 
         config = recipe.data.text
         assert config is not None
-        labels, texts = labels_of(train, recipe), texts_of(train, recipe)
+        labels, texts = labels_of(train, recipe), texts_or_empty(train, recipe)
         tokenizer = learn_vocabulary(texts, config)
         return Schema(
             shape=Shape(vocabulary=Encoder(tokenizer).vocabulary, length=max(SHORTEST, config.length), outputs=len(labels)),
@@ -47,9 +51,9 @@ class TextClassification(TaskType):
         )
 
     def encode(self, frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> dict[str, NDArray[Any]]:
-        """`tokens` `(rows, longest)` int64, filled up with padding."""
+        """Returns `tokens` `(rows, longest)` int64, padded."""
         assert schema.tokenizer is not None and recipe.data.text is not None
-        tokens = Encoder(schema.tokenizer).encode(texts_of(frame, recipe), recipe.data.text.length)
+        tokens = Encoder(schema.tokenizer).encode(texts_or_empty(frame, recipe), recipe.data.text.length)
         missing = max(0, SHORTEST - tokens.shape[1])
         return {"tokens": np.pad(tokens, ((0, 0), (0, missing)), constant_values=PAD)}
 
@@ -57,9 +61,9 @@ class TextClassification(TaskType):
         return class_indices(frame, schema, recipe)
 
     def module(self, config: ModelConfig, schema: Schema) -> ServedModel:
+        from headrace.models.build import build
         from headrace.models.sequences import Trim
         from headrace.models.served import Classifier
-        from headrace.recipe.models import build
 
         return Classifier(Trim(), build(config, schema.shape))
 
@@ -79,47 +83,36 @@ class TextClassification(TaskType):
             output="probabilities",
             labels=schema.labels,
             target=recipe.data.target,
-            sample={"text": texts_of(sample, recipe)[0][:LONGEST]},
+            sample={"text": texts_or_empty(sample, recipe)[0][:LONGEST]},
             served_by="bentos.models.text:TextModel",
             threads=recipe.serve.threads,
         )
 
     def feeds(self, frame: pd.DataFrame, contract: Contract, recipe: Recipe) -> Feeds:
-        """`text` `(rows,)`, as the contract has it; `tokens_of` makes of it what the graph takes."""
-        return {"text": np.array(texts_of(frame, recipe), dtype=object)}
+        """Returns `text` `(rows,)`, as in the contract; `tokens_of` converts it to the graph's inputs."""
+        return {"text": np.array(texts_or_empty(frame, recipe), dtype=object)}
 
     def example(self, contract: Contract, folder: Path) -> Feeds:
         return {"tokens": padded(tokens_of([contract.sample["text"]], contract, folder))}
 
-    def export(
-        self, model: ServedModel, schema: Schema, recipe: Recipe, contract: Contract, test: pd.DataFrame, folder: Path
-    ) -> dict[str, float]:
-        import torch
-
-        from headrace.files import write_with
-        from headrace.models.onnx_export import compare, export_graph, save_graph
-
-        path = folder / "model.onnx"
-        example = {name: torch.from_numpy(array) for name, array in self.encode(test.iloc[[0, -1]], schema, recipe).items()}
-        graph = export_graph(model, example, self.dynamic)
-        write_with(path, lambda beside: save_graph(graph, beside))
-        batches = [self.encode(test.iloc[:rows], schema, recipe) for rows in (1, 33)]
-        batches += [{"tokens": tokens} for tokens in edges(schema)]
-        return compare(model, path, ((batch, batch) for batch in batches), recipe)
+    def parity_batches(
+        self, test: pd.DataFrame, schema: Schema, recipe: Recipe, contract: Contract
+    ) -> Iterator[tuple[Feeds, Feeds]]:
+        batches = [self.encode(test.iloc[:rows], schema, recipe) for rows in PARITY_ROWS]
+        batches += [{"tokens": tokens} for tokens in edge_case_tokens(schema)]
+        return ((inputs, inputs) for inputs in batches)
 
     def answers(self, folder: Path, frame: pd.DataFrame, recipe: Recipe) -> NDArray[Any]:
-        from headrace.models.onnx_export import open_graph
-
         contract = Contract.read(folder / "contract.json")
         session = open_graph(folder / "model.onnx")
-        rows = tokens_of(texts_of(frame, recipe), contract, folder)
-        return answer_by_length(rows, lambda tokens: session.run(None, {"tokens": tokens})[0])
+        rows = tokens_of(texts_or_empty(frame, recipe), contract, folder)
+        return run_by_length(rows, lambda tokens: session.run(None, {"tokens": tokens})[0])
 
     def evaluate(self, frame: pd.DataFrame, outputs: NDArray[Any], schema: Schema, recipe: Recipe) -> Evaluation:
         from headrace.evaluation.metrics import score_classification
 
         assert schema.labels is not None and schema.tokenizer is not None
-        rows = Encoder(schema.tokenizer).cut(texts_of(frame, recipe), LONGEST)
+        rows = Encoder(schema.tokenizer).cut(texts_or_empty(frame, recipe), LONGEST)
         return score_classification(
             class_indices(frame, schema, recipe),
             outputs,
@@ -128,8 +121,8 @@ class TextClassification(TaskType):
         )
 
 
-def texts_of(frame: pd.DataFrame, recipe: Recipe) -> list[str]:
-    """The text of each row; nothing is the empty text.
+def texts_or_empty(frame: pd.DataFrame, recipe: Recipe) -> list[str]:
+    """Returns the text of each row; empty for missing values.
 
     Raises:
         RecipeError: the table has no such column.
@@ -140,22 +133,22 @@ def texts_of(frame: pd.DataFrame, recipe: Recipe) -> list[str]:
         raise RecipeError(
             f"data.text.column: no column {column!r}; {near_miss(column, map(str, frame.columns))}",
             where=f"recipes/{recipe.name}.yaml",
-            hint="name the column that holds the texts",
+            hint="set it to the column that contains the texts",
         )
     values = frame[column]
-    return ["" if missing else str(plain(value)) for value, missing in zip(values, values.isna(), strict=True)]
+    return ["" if missing else str(as_label(value)) for value, missing in zip(values, values.isna(), strict=True)]
 
 
 def tokens_of(texts: list[str], contract: Contract, folder: Path) -> list[list[int]]:
-    """Token ids of each text, by the tokenizer in `folder`, cut as the contract says."""
+    """Returns the token ids of each text, by the tokenizer in `folder`, truncated to the contract's limit."""
     (field,) = contract.inputs
     assert field.tokens is not None
     return Encoder((folder / "tokenizer.json").read_text(encoding="utf-8")).cut(texts, field.tokens)
 
 
-def edges(schema: Schema) -> list[NDArray[np.int64]]:
-    """Batches of random tokens to hold a graph against torch on: alone and 33 together, the shortest and the longest texts,
-    nothing but padding, and every length in one batch."""
+def edge_case_tokens(schema: Schema) -> list[NDArray[np.int64]]:
+    """Returns batches of random tokens for the parity check: of 1 and 33 rows, the shortest and the longest texts, only
+    padding, and every length in one batch."""
     rng = np.random.default_rng(0)
     longest, vocabulary = schema.shape.length, schema.shape.vocabulary
     shapes = [(1, 1), (1, longest), (33, 1), (33, longest)]

@@ -1,6 +1,6 @@
-"""Texts to more text: every row is a whole text, and the network learns which token comes next.
+"""Text generation: every row is a whole text, and the network learns to predict the next token.
 
-A model is measured in bits per character, which does not depend on its tokens, passage by passage of the test texts.
+The metric is bits per character, which does not depend on the tokenizer, computed for each passage of the test texts.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import DataError, RecipeError
+from headrace.models.onnx_inference import open_graph
+from headrace.models.schema import Schema, Shape
 from headrace.runtime.contract import Contract, Feeds, InputField
-from headrace.runtime.generation import TOKENS, Language, Writing
+from headrace.runtime.generation import TOKENS, SamplingParams, TextGenerator
 from headrace.runtime.tokenizer import END, PAD, START, UNKNOWN, Encoder
-from headrace.task_types.base import Schema, Shape, TaskType
+from headrace.task_types.base import TaskType
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,53 +30,53 @@ if TYPE_CHECKING:
 
 METRIC = "bits_per_character"
 PASSAGE = 1000
-"""Characters of a test text that are one row of the evaluation: what the gate resamples."""
-MOST_TOKENS = 10_000
-"""Most tokens of one text that a client may ask for: minutes of writing, which only a stream has the time for."""
-CHARACTERS_A_TOKEN = 20
-"""A prompt of more characters than its tokens could have is refused before it is cut into any."""
+"""Characters of a test text that form one row of the evaluation; the gate resamples passages."""
+MAX_TOKENS = 10_000
+"""Limit on `max_tokens` in a request; generating this many takes minutes, for which a client has to stream."""
+CHARACTERS_PER_TOKEN = 20
+"""Upper limit that bounds the length of a prompt: longer ones are refused before they are tokenized."""
 LONGEST_STOP = 100
-"""Characters at which a client may have a text end."""
+"""Maximum length of a stop sequence, in characters."""
 SHOWN_PROMPT = 60
-"""Characters of a test text's beginning, as a prompt to look at."""
+"""Length of the beginning of a test text that is the prompt of a sample, in characters."""
 SAMPLES = 3
-"""Texts written for a person to read."""
+"""Number of generated texts stored for people to read."""
 
 
 class TextGeneration(TaskType):
-    """A prompt and what follows it. Rows of the training are windows of `data.text.length` tokens."""
+    """Continues prompts. Training rows are windows of `data.text.length` tokens."""
 
     def fit(self, train: pd.DataFrame, recipe: Recipe) -> Schema:
         """Learns the vocabulary.
 
         Raises:
-            RecipeError: tokens from which no text can be put together again.
-            DataError: the texts are missing, or give no vocabulary.
+            RecipeError: text cannot be reconstructed from the chosen tokens.
+            DataError: the texts are missing, or contain too few tokens.
         """
         from headrace.task_types.vocabulary import learn_vocabulary
 
         config = _config(recipe)
         if config.tokens == "words":
             raise RecipeError(
-                "words alone make no text: what stands between them is lost",
+                "text cannot be generated from words: what is between them is lost",
                 where="data.text.tokens",
-                hint="write `tokens: pieces` (or characters) into data.text",
+                hint="set data.text.tokens to pieces (or characters)",
             )
-        tokenizer = learn_vocabulary(texts_of(train, recipe), config)
+        tokenizer = learn_vocabulary(required_texts(train, recipe), config)
         shape = Shape(vocabulary=Encoder(tokenizer).vocabulary, length=max(2, config.length))
         return Schema(shape=shape, tokenizer=tokenizer)
 
     def encode(self, frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> dict[str, NDArray[Any]]:
-        """`tokens` `(windows, length)` int64: each text behind a start token, cut into windows, the last one padded."""
+        """Returns `tokens` `(windows, length)` int64: each text after a start token, cut into windows, the last one padded."""
         return {TOKENS: np.concatenate([_windows(ids[:-1], schema.shape.length) for ids in _all_ids(frame, schema, recipe)])}
 
     def targets(self, frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> NDArray[Any]:
-        """`(windows, length)` int64: the token that follows each one of `encode`, an end token last, then `PAD`."""
+        """Returns, `(windows, length)` int64, the token that follows each token of `encode`: an end token last, then `PAD`."""
         return np.concatenate([_windows(ids[1:], schema.shape.length) for ids in _all_ids(frame, schema, recipe)])
 
     def module(self, config: ModelConfig, schema: Schema) -> ServedModel:
+        from headrace.models.build import build_as
         from headrace.models.language import LanguageModel, LanguageNetwork
-        from headrace.recipe.models import build_as
 
         return LanguageModel(build_as(config, schema.shape, LanguageNetwork))  # type: ignore[type-abstract]
 
@@ -87,7 +89,7 @@ class TextGeneration(TaskType):
             output="text",
             target=recipe.data.target,
             sample={
-                "prompt": _beginning(texts_of(sample, recipe)[0], _encoder(schema), length),
+                "prompt": _beginning(required_texts(sample, recipe)[0], _encoder(schema), length),
                 "max_tokens": 20,
                 "temperature": 0.0,
             },
@@ -96,43 +98,43 @@ class TextGeneration(TaskType):
         )
 
     def feeds(self, frame: pd.DataFrame, contract: Contract, recipe: Recipe) -> Feeds:
-        """What a client sends who has the rows' texts continued."""
-        return contract.to_feeds([{"prompt": text} for text in texts_of(frame, recipe)])
+        """Returns requests with the rows' texts as prompts."""
+        return contract.to_feeds([{"prompt": text} for text in required_texts(frame, recipe)])
 
     def export(
         self, model: ServedModel, schema: Schema, recipe: Recipe, contract: Contract, test: pd.DataFrame, folder: Path
     ) -> dict[str, float]:
-        """Writes the graph of one step, and what it has to know of the steps before.
+        """Writes the graph of one step, and the layout of the state between steps.
 
         Raises:
             ExportError: the graph's answers differ from torch's.
         """
-        from headrace.models.language_export import check_parity, export_step
+        from headrace.models.language_export import check_step_parity, export_step
 
         layout = export_step(model, schema.shape, folder)
-        return check_parity(model, schema.shape, folder, layout, recipe.name)
+        return check_step_parity(model, schema.shape, folder, layout, recipe.name)
 
     def example(self, contract: Contract, folder: Path) -> Feeds:
-        """The second step of the contract's sample: in the first there is nothing to remember yet."""
+        """Returns the second step for the contract's sample: in the first, the state is still empty."""
         language = _open(folder)
         prompt, steps = language.prompt(contract.sample["prompt"]), language.steps()
         return steps.feeds(steps(np.array([prompt])).argmax(axis=2)[:, -1:])
 
     def answers(self, folder: Path, frame: pd.DataFrame, recipe: Recipe) -> NDArray[Any]:
-        """`(passages, 2)`: bits and characters of each passage of the rows' texts, in order."""
+        """Returns bits and number of characters of each passage of the rows' texts, `(passages, 2)`, in order."""
         language = _open(folder)
-        return np.concatenate([_passage_bits(language, text) for text in texts_of(frame, recipe)])
+        return np.concatenate([_passage_bits(language, text) for text in required_texts(frame, recipe)])
 
     def truth(self, frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> NDArray[Any]:
-        """`(passages,)`: the row that each passage is of."""
-        counts = [-(-len(text) // PASSAGE) for text in texts_of(frame, recipe)]
+        """Returns the row of each passage, `(passages,)`."""
+        counts = [-(-len(text) // PASSAGE) for text in required_texts(frame, recipe)]
         return np.repeat(np.arange(len(frame)), counts)
 
     def row_scores(self, metric: str, y_true: NDArray[Any], outputs: NDArray[Any]) -> NDArray[Any]:
         return outputs
 
     def evaluate(self, frame: pd.DataFrame, outputs: NDArray[Any], schema: Schema, recipe: Recipe) -> Evaluation:
-        """Bits per character; by the other columns, such as a work's name."""
+        """Computes bits per character, also by the values of the other columns."""
         from headrace.evaluation.row_metrics import score_rows
 
         rows = self.truth(frame, schema, recipe)
@@ -141,22 +143,24 @@ class TextGeneration(TaskType):
         return score_rows({METRIC: outputs}, slices, _notes(frame, schema, recipe))
 
     def samples(self, folder: Path, frame: pd.DataFrame, recipe: Recipe) -> list[dict[str, str]]:
-        """A text from nothing, and continuations of the first rows' beginnings."""
+        """Returns a text from an empty prompt, and continuations of the beginnings of the first rows."""
         language = _open(folder)
-        shown = texts_of(frame, recipe)[: SAMPLES - 1]
+        shown = required_texts(frame, recipe)[: SAMPLES - 1]
         prompts = ["", *(_beginning(text, language.encoder, language.layout.length) for text in shown)]
-        writing = Writing(seed=recipe.train.seed)
+        writing = SamplingParams(seed=recipe.train.seed)
         return [
-            {"prompt": p, "text": "".join(piece.text for piece in language.write(language.prompt(p), writing))} for p in prompts
+            {"prompt": p, "text": "".join(piece.text for piece in language.generate(language.prompt(p), writing))}
+            for p in prompts
         ]
 
 
 def generation_inputs(length: int) -> list[InputField]:
-    """What a client may send: a prompt of at most `length` tokens, and how to go on (`headrace.runtime.generation.Writing`)."""
-    usual = Writing()
+    """Returns the fields of a request: a prompt of at most `length` tokens, and the settings of
+    `headrace.runtime.generation.SamplingParams`."""
+    usual = SamplingParams()
     return [
-        InputField(name="prompt", dtype="string", longest=length * CHARACTERS_A_TOKEN),
-        InputField(name="max_tokens", dtype="int64", minimum=1, maximum=MOST_TOKENS, default=usual.max_tokens),
+        InputField(name="prompt", dtype="string", longest=length * CHARACTERS_PER_TOKEN),
+        InputField(name="max_tokens", dtype="int64", minimum=1, maximum=MAX_TOKENS, default=usual.max_tokens),
         InputField(name="temperature", dtype="float32", minimum=0, maximum=10, default=usual.temperature),
         InputField(name="top_k", dtype="int64", minimum=0, default=usual.top_k),
         InputField(name="top_p", dtype="float32", minimum=0, maximum=1, default=usual.top_p),
@@ -165,11 +169,11 @@ def generation_inputs(length: int) -> list[InputField]:
     ]
 
 
-def texts_of(frame: pd.DataFrame, recipe: Recipe) -> list[str]:
-    """The text of each row.
+def required_texts(frame: pd.DataFrame, recipe: Recipe) -> list[str]:
+    """Returns the text of each row.
 
     Raises:
-        DataError: one is missing, or empty.
+        DataError: a text is missing or empty.
     """
     column = _config(recipe).column
     texts = frame[column]
@@ -177,7 +181,7 @@ def texts_of(frame: pd.DataFrame, recipe: Recipe) -> list[str]:
         raise DataError(
             f"{bad} of {len(texts)} texts are empty or missing",
             where=f"column {column}",
-            hint=f"write `drop_missing: [{column}]` into data of the recipe, or expect its values to be present",
+            hint=f"add `drop_missing: [{column}]` to data in the recipe, or an expectation that values are present",
         )
     found: list[str] = texts.tolist()
     return found
@@ -188,17 +192,15 @@ def _config(recipe: Recipe) -> TextConfig:
     assert config is not None
     if recipe.data.target != config.column:
         raise RecipeError(
-            f"data.target is {recipe.data.target!r}, and the texts to continue stand in {config.column!r}",
+            f"data.target is {recipe.data.target!r}, but the texts are in {config.column!r}",
             where="data.target",
-            hint=f"write `target: {config.column}`: what is predicted is the text itself",
+            hint=f"set data.target to {config.column}: the text itself is predicted",
         )
     return config
 
 
-def _open(folder: Path) -> Language:
-    from headrace.models.onnx_export import open_graph
-
-    return Language(folder, open_graph(folder / "model.onnx"))
+def _open(folder: Path) -> TextGenerator:
+    return TextGenerator(folder, open_graph(folder / "model.onnx"))
 
 
 def _encoder(schema: Schema) -> Encoder:
@@ -208,18 +210,18 @@ def _encoder(schema: Schema) -> Encoder:
 
 def _all_ids(frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> list[list[int]]:
     encoder = _encoder(schema)
-    return [[START, *encoder.tokens(text), END] for text in texts_of(frame, recipe)]
+    return [[START, *encoder.tokens(text), END] for text in required_texts(frame, recipe)]
 
 
 def _windows(ids: list[int], length: int) -> NDArray[np.int64]:
-    """`(windows, length)`, filled up with `PAD`."""
+    """Returns tokens `(windows, length)`, padded."""
     windows = np.full(-(-len(ids) // length) * length, PAD, dtype=np.int64)
     windows[: len(ids)] = ids
     return windows.reshape(-1, length)
 
 
-def _passage_bits(language: Language, text: str) -> NDArray[np.float64]:
-    """`(passages, 2)`; a token's bits count where its first character stands."""
+def _passage_bits(language: TextGenerator, text: str) -> NDArray[np.float64]:
+    """Returns bits and characters, `(passages, 2)`; a token counts in the passage that has its first character."""
     ids, places = language.encoder.located(text)
     passages = -(-len(text) // PASSAGE)
     bits = np.bincount(np.array(places, dtype=np.int64) // PASSAGE, language.bits(ids), minlength=passages)
@@ -229,7 +231,7 @@ def _passage_bits(language: Language, text: str) -> NDArray[np.float64]:
 
 
 def _beginning(text: str, encoder: Encoder, length: int) -> str:
-    """The text's beginning, without white space around it: as much as `SHOWN_PROMPT` and `length` tokens allow."""
+    """Returns the beginning of a text, stripped, of at most `SHOWN_PROMPT` characters and `length` tokens."""
     cut = text.strip()[:SHOWN_PROMPT].rstrip()
     while len(encoder.tokens(cut)) > length:
         cut = cut[: len(cut) // 2].rstrip()
@@ -237,11 +239,11 @@ def _beginning(text: str, encoder: Encoder, length: int) -> str:
 
 
 def _notes(frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> list[str]:
-    """What the metric leaves out."""
+    """Returns notes on what the metric does not measure."""
     config, notes = _config(recipe), []
     unknown = sum(ids.count(UNKNOWN) for ids in _all_ids(frame, schema, recipe))
     if unknown:
-        notes.append(f"{unknown:,} characters stand in no training text: which one it is costs nothing in {METRIC}")
+        notes.append(f"{unknown:,} characters are in no training text: {METRIC} does not count which one it is")
     if config.lowercase:
-        notes.append(f"data.text.lowercase: texts are read and written in lower case, and {METRIC} is of that")
+        notes.append(f"data.text.lowercase: texts are converted to lower case, and {METRIC} is measured on that")
     return notes

@@ -16,28 +16,28 @@ if TYPE_CHECKING:
 
 
 def learn_vocabulary(texts: Iterable[str], config: TextConfig) -> str:
-    """A tokenizer.json of at most `config.vocabulary` tokens, the special ones of `headrace.runtime.tokenizer` first.
+    """Returns a tokenizer.json of at most `config.vocabulary` tokens, the special ones of `headrace.runtime.tokenizer` first.
 
-    `words`: whole words that stand twice or more; `pieces`: byte-pair encoding over bytes (Sennrich et al. 2016,
-    arXiv:1508.07909), which knows every text; `characters`: one token a character.
+    `words`: words that occur twice or more; `pieces`: byte-pair encoding over bytes (Sennrich et al. 2016,
+    arXiv:1508.07909), which can encode any text; `characters`: one token per character.
 
     Raises:
-        DataError: the texts leave no token but the special ones, or one alone.
+        DataError: the texts contain fewer than two tokens.
     """
     tokenizer = _MAKERS[config.tokens](list(texts), config)
     learned = tokenizer.get_vocab_size() - len(SPECIAL)
     if learned < 2:
         raise DataError(
-            f"the texts of the training rows give a vocabulary of {learned} token{'' if learned == 1 else 's'}",
+            f"the texts of the training rows contain {learned} distinct token{'' if learned == 1 else 's'}",
             where=f"column {config.column}",
-            hint="bring real texts, name another column as data.text.column, or choose data.text.tokens: characters",
+            hint="set data.text.column to a column with texts, or data.text.tokens to characters",
         )
     text: str = tokenizer.to_str()
     return text
 
 
 def _normalised(tokenizer: Tokenizer, config: TextConfig) -> Tokenizer:
-    """Replacements come before lower case, so that a pattern sees what the client wrote."""
+    """Sets the normalizer. Replacements precede lower-casing, so that patterns see the text as the client wrote it."""
     from tokenizers import normalizers
 
     replaced = [_replacement(pattern, content) for pattern, content in config.replace.items()]
@@ -47,9 +47,10 @@ def _normalised(tokenizer: Tokenizer, config: TextConfig) -> Tokenizer:
 
 
 def _replacement(pattern: str, content: str) -> Replace:
-    """
+    """Returns the normalizer that replaces `pattern` with `content`.
+
     Raises:
-        RecipeError: the pattern is no regular expression that `tokenizers` reads (Oniguruma's).
+        RecipeError: the pattern is not a regular expression in the syntax of `tokenizers` (Oniguruma).
     """
     from tokenizers import Regex
     from tokenizers.normalizers import Replace
@@ -58,7 +59,7 @@ def _replacement(pattern: str, content: str) -> Replace:
         return Replace(Regex(pattern), content)
     except Exception as error:  # the library raises bare exceptions
         raise RecipeError(
-            f"{pattern!r} is no regular expression: {error}", where="data.text.replace", hint="correct the pattern"
+            f"{pattern!r} is not a valid regular expression: {error}", where="data.text.replace", hint="correct the pattern"
         ) from error
 
 

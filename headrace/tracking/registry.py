@@ -16,8 +16,8 @@ from headrace.errors import RegistryError, UsageError, near_miss
 from headrace.files import read_json, write_with
 from headrace.project import Project
 from headrace.recipe.recipe import NAME_PATTERN, Recipe
-from headrace.recipe.task_types import task_type_of
 from headrace.runtime.contract import Contract
+from headrace.task_types.lookup import task_type_of
 from headrace.tracking import runs
 from headrace.tracking.artifact import CONTRACT, GRAPH, served_parts
 from headrace.tracking.provenance import sha256

@@ -9,9 +9,10 @@ import torch
 from numpy.typing import NDArray
 
 from headrace.console import bar
-from headrace.data.chunks import free_memory, in_chunks
+from headrace.data.chunks import free_memory, open_chunks
+from headrace.models.schema import Schema
 from headrace.recipe.recipe import Recipe
-from headrace.task_types.base import Schema, TaskType
+from headrace.task_types.base import TaskType
 from headrace.training.memmap import ArrayFile, MappedRows
 from headrace.training.rows import Rows, Split, row_bytes
 
@@ -35,7 +36,7 @@ def load_rows(path: Path, kind: TaskType, schema: Schema, recipe: Recipe, device
     if kind.learner(recipe) is None:
         return to_device(pd.read_parquet(path), kind, schema, recipe, device)
     # The columns are those that were prepared, not those that landed.
-    chunks = in_chunks([path], recipe.data.model_copy(update={"columns": None}))
+    chunks = open_chunks([path], recipe.data.model_copy(update={"columns": None}))
     rows: _Held | _Filed | None = None
     with bar(f"encoding {path.stem}", chunks.rows) as progress:
         for frame in chunks.frames():

@@ -11,12 +11,12 @@ import torch
 
 from headrace import console
 from headrace.files import whole, write_json, write_with
+from headrace.models.schema import Schema
 from headrace.models.served import ServedModel
 from headrace.plugins import code_files, custom_sources
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
-from headrace.recipe.task_types import task_type_of
-from headrace.task_types.base import Schema
+from headrace.task_types.lookup import task_type_of
 from headrace.training import checkpoint
 from headrace.training.calibration import calibrate
 from headrace.training.checkpoint import Progress

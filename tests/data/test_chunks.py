@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from headrace.data import chunks as chunks_module
-from headrace.data.chunks import Chunks, RowGroups, head, in_chunks, large
+from headrace.data.chunks import Chunks, RowGroupWriter, read_head, open_chunks, stored_chunks
 from headrace.errors import DataError, DiskFull
 from headrace.files import whole
-from headrace.task_types.base import Schema
+from headrace.models.schema import Schema
 from headrace.pipeline.prepare import prepare
 from headrace.project import Project
 
@@ -57,7 +57,7 @@ def landed(project: Project, *batches: pd.DataFrame, name: str = "toy") -> None:
 def test_chunks_hold_the_table_with_the_types_it_has_as_a_whole(project: Project, make_recipe: Any) -> None:
     landed(project, table(300), table(300, seed=2).assign(code=lambda t: t["code"] + 0.5))
     recipe = make_recipe(memory=SMALL)
-    found = large(project, recipe)
+    found = stored_chunks(project, recipe)
     assert found is not None and found.rows == 600 and found.size < 10
     frames = list(found.frames())
     from headrace.data.tables import read_batches
@@ -70,17 +70,17 @@ def test_chunks_hold_the_table_with_the_types_it_has_as_a_whole(project: Project
 
 def test_what_memory_can_hold_and_what_a_kind_cannot_take_in_pieces_stays_whole(project: Project, make_recipe: Any) -> None:
     landed(project, table())
-    assert large(project, make_recipe()) is None
-    assert large(project, make_recipe(memory="1GB")) is None
-    assert large(project, make_recipe(memory=SMALL)) is not None
+    assert stored_chunks(project, make_recipe()) is None
+    assert stored_chunks(project, make_recipe(memory="1GB")) is None
+    assert stored_chunks(project, make_recipe(memory=SMALL)) is not None
     images = make_recipe(task="image-classification", image=[2, 2], memory=SMALL)
-    assert large(project, images) is None
+    assert stored_chunks(project, images) is None
 
 
 def test_the_bytes_that_are_written_do_not_depend_on_the_pieces(tmp_path: Path) -> None:
     rows = pa.Table.from_pandas(table(500), preserve_index=False)
     for name, sizes in (("one", [500]), ("many", [1, 99, 250, 150]), ("even", [100] * 5)):
-        writer, start = RowGroups(tmp_path / name, rows.schema, 128), 0
+        writer, start = RowGroupWriter(tmp_path / name, rows.schema, 128), 0
         for size in sizes:
             writer.add(rows.slice(start, size))
             start += size
@@ -89,7 +89,7 @@ def test_the_bytes_that_are_written_do_not_depend_on_the_pieces(tmp_path: Path) 
     assert (tmp_path / "one").read_bytes() == (tmp_path / "many").read_bytes() == (tmp_path / "even").read_bytes()
     file = pq.ParquetFile(tmp_path / "one")
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [128, 128, 128, 116]
-    assert len(head(tmp_path / "one", 10)) == 10
+    assert len(read_head(tmp_path / "one", 10)) == 10
 
 
 @pytest.mark.parametrize("task", ["classification", "regression"])
@@ -98,7 +98,7 @@ def test_the_bytes_that_are_written_do_not_depend_on_the_pieces(tmp_path: Path) 
     [
         {"test": 0.2, "validation": 0.2},
         {"time": {"column": "month"}, "validation": 0.2},
-        {"given": {"column": "code", "test": 3}, "validation": 0.2},
+        {"predefined": {"column": "code", "test": 3}, "validation": 0.2},
         {"group": {"column": "person"}, "test": 0.3, "validation": 0.3},
     ],
 )
@@ -134,7 +134,7 @@ def test_prepared_in_chunks_is_prepared_as_a_whole(project: Project, make_recipe
         ({"near": np.inf}, {}, r"1 training rows are infinite or too large, such as inf"),
         ({"label": "same"}, {}, "one class only"),
         ({"month": 1}, {"split": {"time": {"column": "month"}}}, "holds one value only"),
-        ({}, {"split": {"given": {"column": "label", "test": "yess"}}}, "no row has label 'yess'; did you mean 'yes'"),
+        ({}, {"split": {"predefined": {"column": "label", "test": "yess"}}}, "no row has label 'yess'; did you mean 'yes'"),
         ({}, {"split": {"per_class": {"train": 5, "validation": 9, "test": 9}}}, "raise data.memory"),
         ({"colour": None}, {}, "no training row has a value here"),
     ],
@@ -180,7 +180,7 @@ def test_a_damaged_batch_says_after_which_row(project: Project, make_recipe: Any
 def test_a_chunk_is_of_the_bytes_that_were_allowed(project: Project, make_recipe: Any) -> None:
     landed(project, table())
     data = make_recipe(memory="16kB").data
-    found = in_chunks(sorted(project.raw("toy").iterdir()), data)
+    found = open_chunks(sorted(project.raw("toy").iterdir()), data)
     assert isinstance(found, Chunks)
     sizes = [piece.nbytes for piece in found.tables()]
     assert max(sizes) <= 16_000 / chunks_module.CHUNK_SHARE * 1.3
@@ -191,7 +191,7 @@ def test_a_full_disk_is_known_as_one(tmp_path: Path) -> None:
     rows = pa.Table.from_pandas(table(500), preserve_index=False)
     with pytest.raises(DiskFull, match=r"no space left to write part\.parquet"), whole(tmp_path / "part.parquet") as beside:
         beside.symlink_to("/dev/full")
-        writer = RowGroups(beside, rows.schema, 128)
+        writer = RowGroupWriter(beside, rows.schema, 128)
         try:
             writer.add(rows)
             writer.close()

@@ -12,13 +12,13 @@ import pytest
 import torch
 import yaml
 
-from headrace.pipeline import stages
-from headrace.recipe.recipe import Recipe, load_recipe
 from headrace.data import chunks, ingest
 from headrace.errors import DataError, DataRejected
 from headrace.files import read_json
-from headrace.task_types.base import Schema
+from headrace.models.schema import Schema
+from headrace.pipeline import stages
 from headrace.project import Project
+from headrace.recipe.recipe import Recipe, load_recipe
 from headrace.training import order
 
 ROWS = 900

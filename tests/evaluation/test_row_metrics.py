@@ -13,7 +13,7 @@ from headrace.evaluation import paired_tests
 from headrace.evaluation.gate import Comparison, compare, compare_rows
 from headrace.evaluation.metrics import Evaluation
 from headrace.evaluation.plots import draw_evaluation
-from headrace.evaluation.row_metrics import as_parts, linear_part, score_rows, total
+from headrace.evaluation.row_metrics import as_contributions, linear_contributions, ratio_of_sums, score_rows
 from headrace.recipe.recipe import BeatChampion
 from headrace.task_types.base import TaskType
 
@@ -33,15 +33,15 @@ def passages(rng: np.random.Generator, rows: int, gain: float = 0.0) -> tuple[np
 
 
 def test_a_metric_is_the_mean_of_scores_or_the_quotient_of_sums():
-    assert total(as_parts(np.array([1.0, 2.0, 6.0]))) == 3.0
-    assert total(as_parts(BITS)) == pytest.approx(12 / 10)
+    assert ratio_of_sums(as_contributions(np.array([1.0, 2.0, 6.0]))) == 3.0
+    assert ratio_of_sums(as_contributions(BITS)) == pytest.approx(12 / 10)
 
 
 def test_the_linear_parts_have_the_metric_as_mean_and_follow_a_row_that_weighs_more():
-    parts = linear_part(BITS)
+    parts = linear_contributions(BITS)
     assert parts.mean() == pytest.approx(1.2)
     step = 1e-6
-    moved = total(BITS * np.array([[1 + step], [1], [1]]))
+    moved = ratio_of_sums(BITS * np.array([[1 + step], [1], [1]]))
     assert (moved - 1.2) / step == pytest.approx((parts[0] - 1.2) / 3, rel=1e-4)
 
 
@@ -55,9 +55,9 @@ def test_the_linear_parts_have_the_metric_as_mean_and_follow_a_row_that_weighs_m
 )
 def test_scores_that_are_none_are_refused(parts, said):
     with pytest.raises(ExportError, match=said):
-        as_parts(parts)
+        as_contributions(parts)
     with pytest.raises(TrainingError, match="no test rows"):
-        as_parts(np.zeros(0))
+        as_contributions(np.zeros(0))
 
 
 def test_an_evaluation_has_slices_with_errors_and_survives_json_and_is_drawn(tmp_path):
@@ -92,7 +92,7 @@ def test_the_bound_on_a_quotient_agrees_with_scipys_bootstrap_of_the_quotient_it
     ).confidence_interval
     found = contest(ours, theirs)
     assert found.lower == pytest.approx(wanted.low, abs=1e-3) and found.upper == pytest.approx(wanted.high, abs=1e-3)
-    assert found.improvement == pytest.approx(total(theirs) - total(ours))
+    assert found.improvement == pytest.approx(ratio_of_sums(theirs) - ratio_of_sums(ours))
 
 
 def test_a_better_candidate_is_promoted_and_a_worse_one_is_not_whichever_way_better_counts():
@@ -126,5 +126,5 @@ def test_a_kind_that_names_a_metric_without_scores_is_told():
         pass
 
     Bare.__abstractmethods__ = frozenset()
-    with pytest.raises(TypeError, match="names the metric 'bits'"):
+    with pytest.raises(TypeError, match="has a metric 'bits'"):
         Bare().row_scores("bits", np.zeros(1), np.zeros(1))

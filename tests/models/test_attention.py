@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from headrace.errors import RecipeError
 from headrace.models.attention import Attention, Block
+from headrace.models.build import build
 from headrace.models.ensemble import Ensemble
 from headrace.models.rotary import angles, turn
-from headrace.recipe.models import AttentionConfig, build
+from headrace.models.schema import Shape
+from headrace.recipe.models import AttentionConfig
 from headrace.recipe.recipe import parse_recipe
 from headrace.runtime.tokenizer import PAD
-from headrace.task_types.base import Shape
 
 SHAPE = Shape(vocabulary=30, length=12, outputs=3)
 LENGTHS = [7, 1, 12, 3]

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from headrace.errors import TrainingError
 from headrace.models.calibration import conformal_margin, fit_temperature
 from headrace.models.interval import IntervalRegressor
+from headrace.models.schema import Numeric, Schema, Shape
 from headrace.models.served import AsIs, Classifier
 from headrace.recipe.models import MLPConfig
-from headrace.recipe.task_types import task_type_of
 from headrace.recipe.training import TrainConfig
-from headrace.task_types.base import Numeric, Schema, Shape
+from headrace.task_types.lookup import task_type_of
 from headrace.training.calibration import calibrate
 from headrace.training.rows import Split
 

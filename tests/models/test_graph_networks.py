@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from headrace.models.build import build
 from headrace.models.graph_networks import Bags, GraphAttention, GraphConvolution, GraphNetwork, Readout, links
-from headrace.recipe.models import APPNPConfig, GATConfig, GCNConfig, ModelConfig, build
-from headrace.task_types.base import Shape
+from headrace.models.schema import Shape
+from headrace.recipe.models import APPNPConfig, GATConfig, GCNConfig, ModelConfig
 
 N = 6
 EDGES = torch.tensor([[0, 1], [1, 2], [2, 0], [3, 4]])  # a triangle, a pair, and node 5 alone

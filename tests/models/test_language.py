@@ -1,4 +1,4 @@
-"""Language models against torch's own layers, attention worked out by hand, and themselves without a cache."""
+"""TextGenerator models against torch's own layers, attention worked out by hand, and themselves without a cache."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ import torch
 from torch import nn
 
 from headrace.errors import ExportError
+from headrace.models.build import build
 from headrace.models.causal import GPT, CausalAttention
 from headrace.models.language import LanguageModel, LanguageNetwork, RecurrentLanguage
-from headrace.models.language_export import check_parity, export_step
-from headrace.models.onnx_export import open_graph
+from headrace.models.language_export import check_step_parity, export_step
+from headrace.models.onnx_inference import open_graph
 from headrace.models.rotary import angles
-from headrace.recipe.models import GPTConfig, RecurrentLanguageConfig, build
-from headrace.runtime.generation import StepLayout, Steps
+from headrace.models.schema import Shape
+from headrace.recipe.models import GPTConfig, RecurrentLanguageConfig
+from headrace.runtime.generation import StepLayout, StepRunner
 from headrace.runtime.tokenizer import PAD
-from headrace.task_types.base import Shape
 
 SHAPE = Shape(vocabulary=13, length=6)
 CONFIGS = {
@@ -145,7 +146,7 @@ def exported(request, tmp_path_factory) -> tuple[str, LanguageModel, Path, StepL
 
 def test_the_graph_agrees_with_torch_at_once_and_token_by_token(exported):
     _, model, folder, layout = exported
-    assert check_parity(model, SHAPE, folder, layout, "tiny")["largest_relative_difference"] < 1e-5
+    assert check_step_parity(model, SHAPE, folder, layout, "tiny")["largest_relative_difference"] < 1e-5
 
 
 def test_the_graph_says_that_rows_and_lengths_may_be_any(exported):
@@ -159,13 +160,13 @@ def test_the_graph_says_that_rows_and_lengths_may_be_any(exported):
 def test_a_graph_that_differs_is_no_export(exported, tmp_path):
     name, _, folder, layout = exported
     with pytest.raises(ExportError, match="differs from torch"):
-        check_parity(LanguageModel(network(name, seed=9)).eval(), SHAPE, folder, layout, "tiny")
+        check_step_parity(LanguageModel(network(name, seed=9)).eval(), SHAPE, folder, layout, "tiny")
 
 
 def test_a_text_longer_than_the_context_goes_on(exported):
     """What grows stays within the context; what does not is the same network at any length."""
     _, model, folder, layout = exported
-    steps = Steps(open_graph(folder / "model.onnx"), layout)
+    steps = StepRunner(open_graph(folder / "model.onnx"), layout)
     read = tokens(1, 20, seed=3)
     got = np.concatenate([steps(part.numpy()) for part in read.split(1, dim=1)], axis=1)
     remembered = steps.feeds(np.zeros((1, 1), dtype=np.int64))

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from headrace.recipe.models import CNNConfig, MLPConfig, build
-from headrace.task_types.base import Shape
+from headrace.models.build import build
+from headrace.models.schema import Shape
+from headrace.recipe.models import CNNConfig, MLPConfig
 
 
 def parameters(network: torch.nn.Module) -> int:

@@ -12,14 +12,16 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from bentos.models.served_model import ServedModel as Served
+from bentos.models.onnx_model import OnnxModel as Served
 from headrace.errors import ExportError
-from headrace.models.onnx_export import check_parity, export_graph, run_graph, save_graph
+from headrace.models.onnx_export import export_graph, save_graph
+from headrace.models.onnx_inference import run_graph
+from headrace.models.parity import check_parity
+from headrace.models.schema import Schema
 from headrace.models.served import ServedModel
 from headrace.recipe.recipe import Recipe
-from headrace.recipe.task_types import task_type_of
 from headrace.runtime.contract import Contract
-from headrace.task_types.base import Schema
+from headrace.task_types.lookup import task_type_of
 from tests.bento_projects import fitted, make_model, make_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -161,16 +163,16 @@ def test_rows_beyond_one_batch_keep_their_order(table: Exported) -> None:
 def test_fresh_rows_reach_the_edges_of_what_clients_may_send(table: Exported, pictures: Exported) -> None:
     """The rows that parity is measured on: gaps, levels known and unknown, numbers far out; images black and white."""
     rng = np.random.default_rng(0)
-    fresh = table.kind.fresh(table.schema, table.recipe, 400, rng)
+    fresh = table.kind.synthetic_rows(table.schema, table.recipe, 400, rng)
     assert fresh is not None
     assert fresh["wind"].isna().any() and not fresh["size"].isna().any()
     assert set(fresh["colour"]) >= {"red", "green", "blue", ""} and len(set(fresh["colour"])) == 5
     assert fresh["size"].abs().max() == 1e30
     table.assert_agrees(fresh)
-    images_only = pictures.kind.fresh(pictures.schema, pictures.recipe, 33, rng)
+    images_only = pictures.kind.synthetic_rows(pictures.schema, pictures.recipe, 33, rng)
     assert images_only is not None and {0, 255} <= {v for row in images_only.to_numpy() if len(set(row)) == 1 for v in row}
     pictures.assert_agrees(images_only)
-    alone = pictures.kind.fresh(pictures.schema, pictures.recipe, 1, rng)
+    alone = pictures.kind.synthetic_rows(pictures.schema, pictures.recipe, 1, rng)
     assert alone is not None and len(alone) == 1
 
 
@@ -312,7 +314,8 @@ def test_inputs_are_the_contracts(table: Exported, pictures: Exported) -> None:
 
 
 def parity(made: Exported, path: Path) -> dict[str, float]:
-    return check_parity(made.model, path, made.frame, made.schema, made.recipe, made.contract)
+    batches = made.kind.parity_batches(made.frame, made.schema, made.recipe, made.contract)
+    return check_parity(made.model, path, batches, made.recipe.name)
 
 
 @pytest.mark.parametrize("name", ["table", "values", "pictures"])

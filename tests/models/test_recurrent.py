@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from headrace.models.build import build
 from headrace.models.recurrent import CELLS, Layer, Recurrent
+from headrace.models.schema import Shape
 from headrace.models.sequences import Pooling, TokenDropout, Trim, lengths_of, valid_positions
-from headrace.recipe.models import RecurrentConfig, build
+from headrace.recipe.models import RecurrentConfig
 from headrace.runtime.tokenizer import PAD, UNKNOWN
-from headrace.task_types.base import Shape
 
 SHAPE = Shape(vocabulary=30, length=12, outputs=3)
 LENGTHS = [7, 1, 12, 3]

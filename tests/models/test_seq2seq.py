@@ -12,14 +12,13 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from headrace.errors import ExportError
-from headrace.models.onnx_export import open_graph
+from headrace.models.onnx_inference import open_graph
+from headrace.models.schema import IGNORED, Shape
 from headrace.models.seq2seq import Attention, DecoderLayer, EncoderLayer, Seq2Seq
-from headrace.models.summariser import Summarising, check_parity, export_graphs
+from headrace.models.summariser import Summarising, check_summary_parity, export_graphs
 from headrace.recipe.models import Seq2SeqConfig
 from headrace.runtime.beam_search import DECODER, ENCODER, GraphSteps, beam_search
 from headrace.runtime.tokenizer import END, PAD, START
-from headrace.task_types.base import Shape
-from headrace.task_types.summarisation import IGNORED
 
 SHAPE = Shape(vocabulary=30, length=9, answer_length=6)
 CONFIG = Seq2SeqConfig(width=8, heads=2, encoder_layers=1, decoder_layers=2, dropout=0.3)
@@ -176,7 +175,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Summarising, Pat
 
 def test_the_graphs_decode_token_by_token_what_torch_reads_at_once(exported: tuple[Summarising, Path]) -> None:
     model, folder = exported
-    found = check_parity(model, SHAPE, folder, "toy")
+    found = check_summary_parity(model, SHAPE, folder, "toy")
     assert found["largest_relative_difference"] < 1e-5
 
 
@@ -212,4 +211,4 @@ def test_a_graph_with_another_weight_is_refused(exported: tuple[Summarising, Pat
     onnx.save(graph, tmp_path / DECODER)
     (tmp_path / ENCODER).write_bytes((folder / ENCODER).read_bytes())
     with pytest.raises(ExportError, match="differs from torch"):
-        check_parity(model, SHAPE, tmp_path, "toy")
+        check_summary_parity(model, SHAPE, tmp_path, "toy")

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from headrace.models.schema import Categorical, Numeric, Schema, Shape
 from headrace.models.served import AsIs, Classifier, ScaleImage, ScaleTable, ServedModel
 from headrace.recipe.models import CNNConfig, MLPConfig
-from headrace.recipe.task_types import task_type_of
-from headrace.task_types.base import Categorical, Numeric, Schema, Shape
+from headrace.task_types.lookup import task_type_of
 
 NUMBERS = [Numeric(name="a", mean=10.0, std=2.0, nullable=True), Numeric(name="b", mean=-1.0, std=0.5, nullable=False)]
 COLOURS = [Categorical(name="c", levels=["blue", "red"], nullable=False)]

@@ -15,19 +15,19 @@ import torch
 
 from bentos.app import PredictionApp
 from bentos.models.graphs import GraphModel
-from bentos.models.served_model import NotServable, load
+from bentos.models.onnx_model import NotServable, load
 from headrace.errors import DataError
 from headrace.files import read_json
 from headrace.pipeline.evaluate import decide
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe, load_recipe
-from headrace.recipe.task_types import task_type_of
 from headrace.runtime import graph_batch
 from headrace.runtime.contract import ContractViolation
-from headrace.runtime.graph import Part
-from headrace.runtime.graph_batch import GraphReader, answer_by_size, batch
+from headrace.runtime.graph import Subgraph
+from headrace.runtime.graph_batch import GraphReader, batch, run_by_size
 from headrace.runtime.http import Refused
-from headrace.task_types.graph_classification import graphs_of, whatever_may_come
+from headrace.task_types.graph_classification import edge_case_graphs, graphs_of
+from headrace.task_types.lookup import task_type_of
 from tests.asgi import predict_body
 from tests.bento_projects import make_model, make_recipe, run_stages
 from tests.bentos.protocols.test_explain import ask
@@ -135,7 +135,7 @@ def test_a_table_without_graphs_is_refused() -> None:
 def test_graphs_that_would_fill_the_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     kind, frame = task_type_of(TASK), landed(shapes())
     schema = kind.fit(frame, recipe_of())
-    monkeypatch.setattr("headrace.task_types.graph_classification.MOST_FILLED", 1000)
+    monkeypatch.setattr("headrace.task_types.graph_classification.MAX_PADDED_BYTES", 1000)
     with pytest.raises(DataError, match="120 graphs, filled up to 8 nodes and 8 edges"):
         kind.encode(frame, schema, recipe_of())
 
@@ -149,7 +149,7 @@ def test_a_graph_is_answered_alike_alone_beside_others_exported_and_served(model
     contract = kind.contract(schema, recipe, frame.iloc[[1]])
     contract.write(tmp_path / "contract.json")
     assert kind.export(network, schema, recipe, contract, frame, tmp_path)["largest_relative_difference"] < 1e-5
-    parts = [part for parts in whatever_may_come(2) for part in parts] + graphs_of(frame.iloc[:9], 2)
+    parts = [part for parts in edge_case_graphs(2) for part in parts] + graphs_of(frame.iloc[:9], 2)
     with torch.inference_mode():
         alone = np.concatenate([network(*map(torch.from_numpy, batch([part]).values())).numpy() for part in parts])
         together = network(*map(torch.from_numpy, batch(parts).values())).numpy()
@@ -166,10 +166,10 @@ def test_the_order_of_nodes_and_edges_changes_nothing(tmp_path: Path) -> None:
     recipe, frame = recipe_of(MODELS[1]), landed(shapes())
     schema = task_type_of(TASK).fit(frame, recipe)
     network = make_model(recipe, schema)
-    part = whatever_may_come(2)[-1][-1]
+    part = edge_case_graphs(2)[-1][-1]
     order = np.random.default_rng(2).permutation(len(part.features))
     place = np.argsort(order)
-    other = Part(part.features[order], place[part.edges][::-1])
+    other = Subgraph(part.features[order], place[part.edges][::-1])
     with torch.inference_mode():
         first, second = (network(*map(torch.from_numpy, batch([one]).values())) for one in (part, other))
     torch.testing.assert_close(first, second)
@@ -177,14 +177,14 @@ def test_the_order_of_nodes_and_edges_changes_nothing(tmp_path: Path) -> None:
 
 def test_graphs_of_like_size_are_answered_together_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graph_batch, "CELLS_PER_RUN", 20)
-    parts = [Part(np.full((n, 1), n, np.float32), np.zeros((0, 2), np.int64)) for n in (3, 50, 1, 9, 2, 10)]
+    parts = [Subgraph(np.full((n, 1), n, np.float32), np.zeros((0, 2), np.int64)) for n in (3, 50, 1, 9, 2, 10)]
     seen: list[list[int]] = []
 
     def run(feeds: dict[str, Any]) -> Any:
         seen.append(feeds["sizes"][:, 0].tolist())
         return feeds["features"].max(axis=(1, 2))[:, None]
 
-    assert answer_by_size(parts, run)[:, 0].tolist() == [3, 50, 1, 9, 2, 10]
+    assert run_by_size(parts, run)[:, 0].tolist() == [3, 50, 1, 9, 2, 10]
     assert seen == [[1, 2, 3], [9, 10], [50]]
 
 

@@ -14,19 +14,19 @@ import torch
 
 from bentos.app import PredictionApp
 from bentos.models.nodes import NodeModel
-from bentos.models.served_model import NotServable, load
+from bentos.models.onnx_model import NotServable, load
 from headrace.data.batches import add_batch
 from headrace.data.splits import Splits
 from headrace.errors import DataError, ExportError, RecipeError
 from headrace.files import read_json
+from headrace.models.schema import Schema
 from headrace.pipeline.evaluate import decide
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe, load_recipe
-from headrace.recipe.task_types import task_type_of
 from headrace.runtime.contract import Contract
 from headrace.runtime.http import Refused
 from headrace.task_types import node_classification as kind_file
-from headrace.task_types.base import Schema
+from headrace.task_types.lookup import task_type_of
 from headrace.task_types.node_classification import graph_of
 from tests.asgi import predict_body
 from tests.bento_projects import make_model, make_recipe, run_stages
@@ -250,7 +250,7 @@ def folder(project: Project) -> Path:
 
 def test_a_network_that_reads_no_graph_is_refused(project: Project) -> None:
     schema = Schema.read(project.artifacts("clubs") / "prepared" / "schema.json")
-    with pytest.raises(RecipeError, match="builds no GraphNetwork"):
+    with pytest.raises(RecipeError, match="does not build a GraphNetwork"):
         task_type_of("node-classification").module(make_recipe("classification").model, schema)
 
 

@@ -11,17 +11,17 @@ import pandas as pd
 import pytest
 import yaml
 
-from bentos.models.served_model import NotServable, load
+from bentos.models.onnx_model import NotServable, load
 from bentos.models.summaries import MOST_TEXTS, SummaryModel
 from headrace.errors import DataError, RecipeError
 from headrace.files import read_json
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
-from headrace.recipe.task_types import task_type_of
 from headrace.runtime.beam_search import SEARCH
 from headrace.runtime.contract import Contract, ContractViolation
 from headrace.runtime.tokenizer import END, PAD, START, Encoder
 from headrace.task_types import summarisation
+from headrace.task_types.lookup import task_type_of
 from headrace.task_types.summarisation import IGNORED, best_first_words, first_words, rouge_l
 from tests.asgi import predict_body
 from tests.bento_projects import fitted, make_recipe, run_stages
@@ -120,7 +120,7 @@ def test_the_baseline_takes_as_many_words_as_serve_it_best() -> None:
 
 
 def test_a_large_test_set_is_measured_on_rows_evenly_spread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(summarisation, "MOST_ROWS", 5)
+    monkeypatch.setattr(summarisation, "MAX_TEST_ROWS", 5)
     recipe, frame = recipe_of(vocabulary=300), lines(21)
     schema, kind = fitted(frame, recipe), task_type_of(recipe.task)
     truth = kind.truth(frame, schema, recipe)
@@ -155,7 +155,7 @@ def test_the_evaluation_holds_the_gain_over_the_baseline_and_texts_to_read(lines
     assert metrics["rouge_l_gain"] == pytest.approx(metrics["rouge_l"] - metrics["rouge_l_baseline"], abs=1e-5)
     assert metrics["rouge_l"] > 0.5 > metrics["rouge_l_baseline"]  # "Compute the ..." is easily learned
     evaluation = read_json(artifacts / "evaluation" / "evaluation.json")
-    assert set(evaluation["samples"][0]) == {"text", "summary", "wanted"}
+    assert set(evaluation["samples"][0]) == {"text", "summary", "reference"}
     assert any("first" in note and "words" in note for note in evaluation["notes"])
     assert (artifacts / "evaluation" / "pictures" / "slices.png").is_file()
 

@@ -13,10 +13,10 @@ import pytest
 import yaml
 
 from headrace.errors import DataError, RecipeError
+from headrace.models.schema import Schema
 from headrace.recipe.recipe import Recipe, parse_recipe
-from headrace.recipe.task_types import task_type_of
 from headrace.runtime.contract import Contract, Feeds
-from headrace.task_types.base import Schema
+from headrace.task_types.lookup import task_type_of
 from tests.bento_projects import fitted, make_recipe, through_parquet
 
 

@@ -13,17 +13,17 @@ import torch
 import yaml
 from onnx import numpy_helper
 
-from bentos.models.served_model import load
+from bentos.models.onnx_model import load
 from headrace.errors import DataError, ExportError, RecipeError
 from headrace.files import read_json
-from headrace.models.onnx_export import run_graph
+from headrace.models.onnx_inference import run_graph
+from headrace.models.schema import Schema
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
-from headrace.recipe.task_types import task_type_of
 from headrace.runtime.contract import Contract
 from headrace.runtime.tokenizer import PAD, UNKNOWN, Encoder
-from headrace.task_types.base import Schema
-from headrace.task_types.text_classification import LONGEST, TextClassification, edges
+from headrace.task_types.lookup import task_type_of
+from headrace.task_types.text_classification import LONGEST, TextClassification, edge_case_tokens
 from tests.bento_projects import fitted, make_model, make_recipe, run_stages
 from tests.conftest import make_project
 
@@ -218,22 +218,20 @@ def test_texts_of_one_token_and_a_length_of_one_are_exported(tmp_path: Path) -> 
 
 
 def test_a_graph_that_disagrees_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import headrace.models.onnx_export as export
-
     def wrongly(graph: onnx.ModelProto, path: Path) -> None:
         bias = next(tensor for tensor in graph.graph.initializer if tensor.name.endswith("heads.each.0.bias"))
         bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.array([0.1, 0], np.float32), bias.name))
         path.write_bytes(graph.SerializeToString())
 
-    monkeypatch.setattr(export, "save_graph", wrongly)
+    monkeypatch.setattr("headrace.task_types.base.save_graph", wrongly)
     with pytest.raises(ExportError, match="differs from torch by"):
         Exported(recipe_of("gru"), tmp_path)
 
 
 def test_batches_at_the_edges_hold_the_shortest_the_longest_and_the_empty() -> None:
     schema = fitted(reviews(60), recipe_of())
-    lengths = [(batch != PAD).sum(axis=1) for batch in edges(schema)]
-    assert [batch.shape for batch in edges(schema)] == [(1, 1), (1, 9), (33, 1), (33, 9)]
+    lengths = [(batch != PAD).sum(axis=1) for batch in edge_case_tokens(schema)]
+    assert [batch.shape for batch in edge_case_tokens(schema)] == [(1, 1), (1, 9), (33, 1), (33, 9)]
     assert (lengths[-1].min(), lengths[-1].max()) == (0, 9)
 
 

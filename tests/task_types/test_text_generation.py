@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bentos.app import PredictionApp
-from bentos.models.served_model import load
+from bentos.models.onnx_model import load
 from headrace.cli.inputs import from_fields, from_text
 from headrace.errors import DataError, RecipeError
 from headrace.evaluation.metrics import Evaluation
@@ -27,10 +27,10 @@ from headrace.models.language import LanguageNetwork, MaskedNetwork
 from headrace.pipeline.evaluate import decide
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe, load_recipe
-from headrace.recipe.task_types import task_type_of
 from headrace.runtime.contract import Contract, ContractViolation
 from headrace.runtime.tokenizer import END, PAD, START, UNKNOWN, Encoder
 from headrace.task_types import text_generation
+from headrace.task_types.lookup import task_type_of
 from headrace.tracking.registry import Version
 from tests.bento_projects import fitted, make_model, make_recipe, run_stages
 from tests.conftest import make_project
@@ -113,7 +113,7 @@ def test_what_cannot_generate_is_refused_with_what_mends_it() -> None:
 def test_a_network_that_classifies_is_no_language_model(tmp_path: Path) -> None:
     recipe, frame = recipe_of(), rhymes(5)
     other = recipe.model_copy(update={"model": make_recipe("classification").model})
-    with pytest.raises(RecipeError, match="builds no LanguageNetwork"):
+    with pytest.raises(RecipeError, match="does not build a LanguageNetwork"):
         task_type_of(recipe.task).module(other.model, fitted(frame, recipe))
 
 

@@ -14,12 +14,12 @@ from unittest.mock import patch
 
 import torch
 
+from headrace.models.schema import Schema, Shape
 from headrace.models.served import ServedModel
 from headrace.recipe.models import AttentionConfig, GPTConfig, ModelConfig, RecurrentConfig, Seq2SeqConfig
-from headrace.recipe.task_types import task_type_of
 from headrace.recipe.training import TrainConfig
 from headrace.runtime.tokenizer import END, PAD
-from headrace.task_types.base import Schema, Shape
+from headrace.task_types.lookup import task_type_of
 from headrace.training import checkpoint
 from headrace.training.checkpoint import Progress
 from headrace.training.device import seed_everything

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from headrace.errors import TrainingError
+from headrace.models.schema import Numeric, Schema, Shape
 from headrace.models.served import ServedModel
 from headrace.recipe.models import MLPConfig
 from headrace.recipe.recipe import TrainConfig
-from headrace.recipe.task_types import task_type_of
-from headrace.task_types.base import Numeric, Schema, Shape
+from headrace.task_types.lookup import task_type_of
 from headrace.training import loop
 from headrace.training.checkpoint import Progress
 from headrace.training.device import choose_device, choose_precision, seed_everything
@@ -230,7 +230,7 @@ def test_a_loss_that_is_no_number_names_the_learning_rate(tmp_path: Path) -> Non
         train(TrainConfig(epochs=3, batch_size=16, learning_rate=1e30, optimizer="sgd"), tmp_path)
     assert re.search(r"in epoch \d, (batch \d|on the validation rows)", caught.value.message)
     assert "train.learning_rate" in str(caught.value.hint) and "1e+30" in str(caught.value.hint)
-    assert "train.gradient_clip" in str(caught.value.hint)
+    assert "train.max_grad_norm" in str(caught.value.hint)
     checkpoint = tmp_path / "checkpoint.pt"
     assert not checkpoint.exists() or torch.load(checkpoint, weights_only=True)["progress"]["epoch"] < 3
 

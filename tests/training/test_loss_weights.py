@@ -12,10 +12,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.utils.class_weight import compute_class_weight
 
 from headrace.errors import RecipeError
+from headrace.models.schema import Schema, Shape
 from headrace.recipe.models import MLPConfig
-from headrace.recipe.task_types import task_type_of
 from headrace.recipe.training import TrainConfig
-from headrace.task_types.base import Schema, Shape
+from headrace.task_types.lookup import task_type_of
 from headrace.training.loss_weights import class_weights, emphasise
 from tests.training.toys import NUMBERS, table_model
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from headrace.models.schema import Categorical, Numeric, Schema, Shape
 from headrace.models.served import AsIs, ServedModel
 from headrace.recipe.models import MLPConfig
-from headrace.recipe.task_types import task_type_of
 from headrace.recipe.training import TrainConfig
-from headrace.task_types.base import Categorical, Numeric, Schema, Shape
+from headrace.task_types.lookup import task_type_of
 from headrace.training import preprocess_once
 from headrace.training.device import seed_everything
 from headrace.training.preprocess_once import preprocessed

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from headrace.models.schema import Numeric, Schema, Shape
 from headrace.models.served import ServedModel
 from headrace.recipe.models import CNNConfig, MLPConfig
-from headrace.recipe.task_types import task_type_of
 from headrace.recipe.training import TrainConfig
-from headrace.task_types.base import Numeric, Schema, Shape
+from headrace.task_types.lookup import task_type_of
 from headrace.training.checkpoint import Progress
 from headrace.training.device import seed_everything
 from headrace.training.loop import fit

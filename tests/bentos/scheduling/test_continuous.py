@@ -15,17 +15,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bentos.models.generation import GenerationModel
-from bentos.models.served_model import load
+from bentos.models.onnx_model import load
 from bentos.scheduling import continuous, streams
-from bentos.scheduling.continuous import Continuous, Row, Text
+from bentos.scheduling.continuous import Continuous, Row, GenerationRequest
 from headrace.models.causal import GPT
 from headrace.models.language import LanguageNetwork
-from headrace.recipe.task_types import task_type_of
 from headrace.runtime import generation
 from headrace.runtime import text_batch as batch_module
-from headrace.runtime.generation import StepLayout, Steps, Writing
-from headrace.runtime.text_batch import Batch
+from headrace.runtime.generation import StepLayout, StepRunner, SamplingParams
+from headrace.runtime.text_batch import TextBatch
 from headrace.runtime.tokenizer import END
+from headrace.task_types.lookup import task_type_of
 from tests.bento_projects import fitted, make_model
 from tests.task_types.test_text_generation import recipe_of, rhymes
 
@@ -81,9 +81,9 @@ def test_logits_of_texts_of_different_lengths_are_those_of_each_alone(
     """Texts come and go for longer than the model's context, so that the oldest tokens are forgotten on the way."""
     monkeypatch.setattr(batch_module, "ROOM", room)
     language, rng = model.language, np.random.default_rng(0)
-    batch = Batch(language.session, language.layout)
+    batch = TextBatch(language.session, language.layout)
     vocabulary = language.encoder.vocabulary
-    alone: dict[int, Steps] = {}
+    alone: dict[int, StepRunner] = {}
     for turn in range(3 * LENGTH):
         if turn % 3 == 0:
             prompt = rng.integers(4, vocabulary, 1 + turn % LENGTH).tolist()
@@ -101,7 +101,7 @@ def test_logits_of_texts_of_different_lengths_are_those_of_each_alone(
 
 
 def test_logits_stay_what_they_are_when_the_next_step_is_taken(model: GenerationModel) -> None:
-    batch = Batch(model.language.session, model.language.layout)
+    batch = TextBatch(model.language.session, model.language.layout)
     name, _ = batch.read([5])
     found = batch.step({name: 6})[name]
     before = found.tolist()
@@ -112,7 +112,7 @@ def test_logits_stay_what_they_are_when_the_next_step_is_taken(model: Generation
 def test_rows_run_together_where_the_graph_lets_them(model: GenerationModel) -> None:
     language = model.language
     runs: list[int] = []
-    batch = Batch(Watched(language.session, lambda rows, _: runs.append(rows)), language.layout)
+    batch = TextBatch(Watched(language.session, lambda rows, _: runs.append(rows)), language.layout)
     names = [batch.read([5] * length)[0] for length in (1, 2, 3)]
     before = len(runs)
     for _ in range(LENGTH + 2):
@@ -143,17 +143,17 @@ class Watched:
         return getattr(self._session, name)
 
 
-def written(language: Any, asked: list[tuple[str, Writing]]) -> list[str]:
+def written(language: Any, asked: list[tuple[str, SamplingParams]]) -> list[str]:
     """Each alone, one after another."""
-    return ["".join(piece.text for piece in language.write(language.prompt(prompt), writing)) for prompt, writing in asked]
+    return ["".join(piece.text for piece in language.generate(language.prompt(prompt), writing)) for prompt, writing in asked]
 
 
-def write_together(language: Any, asked: list[tuple[str, Writing]], apart: float = 0.0) -> list[str]:
+def write_together(language: Any, asked: list[tuple[str, SamplingParams]], apart: float = 0.0) -> list[str]:
     """All at once, or each `apart` seconds after the one before."""
 
-    async def one(streams: streams.Streams, number: int, prompt: str, writing: Writing) -> str:
+    async def one(streams: streams.Streams, number: int, prompt: str, writing: SamplingParams) -> str:
         await asyncio.sleep(number * apart)
-        text = Text(language, language.prompt(prompt), writing)
+        text = GenerationRequest(language, language.prompt(prompt), writing)
         return "".join([event["text"] async for _, event in streams.events([text])])
 
     async def all_of_them() -> list[str]:
@@ -168,7 +168,7 @@ def write_together(language: Any, asked: list[tuple[str, Writing]], apart: float
 def test_a_text_is_the_same_alone_and_among_others(model: GenerationModel, temperature: float) -> None:
     """More texts than there is room for, of all lengths; the seed decides, not the company."""
     asked = [
-        ("the mill"[: 1 + i % 8], Writing(max_tokens=5 + 3 * i % 40, temperature=temperature, seed=i))
+        ("the mill"[: 1 + i % 8], SamplingParams(max_tokens=5 + 3 * i % 40, temperature=temperature, seed=i))
         for i in range(continuous.MOST_TOGETHER + 6)
     ]
     alone = written(model.language, asked)
@@ -188,7 +188,7 @@ def test_a_step_is_for_all_texts_and_prompts_are_read_between_steps(
         time.sleep(0.001)  # or the first text ends before the others are asked for
 
     monkeypatch.setattr(model.language, "session", Watched(model.language.session, note))
-    asked = [("the mill"[:4], Writing(max_tokens=30, temperature=0, stop="\0")) for _ in range(6)]
+    asked = [("the mill"[:4], SamplingParams(max_tokens=30, temperature=0, stop="\0")) for _ in range(6)]
     write_together(model.language, asked)
     if model.language.layout.masked:
         read = [i for i, shape in enumerate(runs) if shape == (1, 4)]
@@ -217,7 +217,7 @@ def test_steps_share_a_job_until_they_took_their_time(
     """A turn that read a prompt takes one step: it has a first token to tell."""
     monkeypatch.setattr(continuous, "TURN_SECONDS", turn_seconds)
     monkeypatch.setattr(generation, "NEVER_WRITTEN", [*generation.NEVER_WRITTEN, END])
-    text = Text(model.language, [5], Writing(max_tokens=21))
+    text = GenerationRequest(model.language, [5], SamplingParams(max_tokens=21))
 
     async def write() -> int:
         with Jobs() as thread:
@@ -243,7 +243,7 @@ def test_who_comes_amid_a_long_turn_waits_for_one_step(model: GenerationModel, m
     async def come() -> tuple[int, int]:
         with ThreadPoolExecutor(1) as thread:
             room = streams.Streams(thread, lambda *_, **__: None)
-            first, second = (room.events([Text(model.language, [5], Writing(max_tokens=80))]) for _ in range(2))
+            first, second = (room.events([GenerationRequest(model.language, [5], SamplingParams(max_tokens=80))]) for _ in range(2))
             await anext(first)
             told = steps[0]
             await asyncio.sleep(0.05)  # amid the next turn, which nothing else would end
@@ -262,11 +262,11 @@ def test_a_text_that_nobody_waits_for_leaves_and_the_others_go_on(model: Generat
     async def leave() -> tuple[int, str]:
         with ThreadPoolExecutor(1) as thread:
             room = streams.Streams(thread, lambda *_, **__: None)
-            endless = Text(model.language, [5], Writing(max_tokens=10_000, temperature=5, seed=3))
+            endless = GenerationRequest(model.language, [5], SamplingParams(max_tokens=10_000, temperature=5, seed=3))
             events = room.events([endless])
             for _ in range(3):
                 await anext(events)
-            other = Text(model.language, [5], Writing(max_tokens=20, temperature=0))
+            other = GenerationRequest(model.language, [5], SamplingParams(max_tokens=20, temperature=0))
             await events.aclose()
             text = "".join([event["text"] async for _, event in room.events([other])])
             assert room._continuous is not None
@@ -276,12 +276,12 @@ def test_a_text_that_nobody_waits_for_leaves_and_the_others_go_on(model: Generat
 
     left, text = asyncio.run(leave())
     assert left == 0
-    assert text == written(model.language, [(model.language.encoder.decode([5]), Writing(max_tokens=20, temperature=0))])[0]
+    assert text == written(model.language, [(model.language.encoder.decode([5]), SamplingParams(max_tokens=20, temperature=0))])[0]
 
 
 def test_a_step_that_fails_fails_its_texts_and_no_later_ones(model: GenerationModel, monkeypatch: pytest.MonkeyPatch) -> None:
     is_broken = [True]
-    hot = [Writing(max_tokens=3, temperature=5, seed=seed) for seed in range(20)]
+    hot = [SamplingParams(max_tokens=3, temperature=5, seed=seed) for seed in range(20)]
     writing = next(one for one in hot if len(list(model.language.write([5, 6], one))) == 3)
 
     def break_down(rows: int, length: int) -> None:
@@ -295,10 +295,10 @@ def test_a_step_that_fails_fails_its_texts_and_no_later_ones(model: GenerationMo
             batch, found = Continuous(model.language, thread), asyncio.Queue[Any]()
             put: Callable[[Any], None] = found.put_nowait
             for _ in range(2):
-                batch.add(Row(Text(model.language, [5, 6], writing), put))
+                batch.add(Row(GenerationRequest(model.language, [5, 6], writing), put))
             told = [await found.get() for _ in range(4)]
             is_broken[0] = False
-            batch.add(Row(Text(model.language, [5, 6], writing), put))
+            batch.add(Row(GenerationRequest(model.language, [5, 6], writing), put))
             return [*told, *[await found.get() for _ in range(3)]]
 
     told = asyncio.run(asyncio.wait_for(ask(), 30))

@@ -1,0 +1,82 @@
+"""The schema: what preprocessing learned from the training rows, and the shape for which a model is built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+IGNORED = -100
+"""Target where no token follows; torch's own choice for losses."""
+
+
+class Shape(BaseModel):
+    """Sizes of a model's inputs and outputs."""
+
+    model_config = ConfigDict(frozen=True)
+    image: tuple[int, int, int] | None = None
+    """Channels, height, width."""
+    numeric: int = 0
+    """Number of numeric columns."""
+    cardinalities: tuple[int, ...] = ()
+    """Number of entries in each categorical column's vocabulary, including 0 for unknown."""
+    vocabulary: int = 0
+    """Number of tokens in the vocabulary of texts, including the special ones."""
+    length: int = 0
+    """Maximum number of tokens in a text."""
+    answer_length: int = 0
+    """Maximum number of tokens in a text that is the answer."""
+    features: int = 0
+    """Number of features of a graph's node."""
+    whole: bool = False
+    """Whether there is one answer for a whole graph instead of one for each node."""
+    outputs: int = 1
+    """Number of classes, or 1 for a regression."""
+
+
+class Numeric(BaseModel):
+    """A numeric column, as seen in the training rows."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    mean: float
+    std: float
+    nullable: bool
+    """Missing values are filled with the mean."""
+    boolean: bool = False
+    """Values are true and false, encoded as 1 and 0."""
+    wide: bool = False
+    """float32 could not tell the values apart: they are close together and far from zero."""
+
+
+class Categorical(BaseModel):
+    """A categorical column; level i has index i + 1, and 0 means unknown."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    levels: list[str]
+    nullable: bool
+
+
+class Schema(BaseModel):
+    """Everything that preprocessing learned, from the training rows only."""
+
+    model_config = ConfigDict(frozen=True)
+    shape: Shape
+    numeric: list[Numeric] = []
+    categorical: list[Categorical] = []
+    labels: list[str | int] | None = None
+    target_mean: float = 0.0
+    target_std: float = 1.0
+    tokenizer: str | None = None
+    """For texts: the tokenizer, in the format of the `tokenizers` library (tokenizer.json)."""
+    extra: dict[str, Any] = {}
+    """Anything else that a task type learned, custom ones included."""
+
+    def write(self, path: Path) -> None:
+        path.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> Schema:
+        return cls.model_validate_json(path.read_text(encoding="utf-8"))

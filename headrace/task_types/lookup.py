@@ -1,0 +1,17 @@
+"""Finds the implementation of a task."""
+
+from __future__ import annotations
+
+from headrace.plugins import load_class
+from headrace.recipe.task_types import task_type_entry
+from headrace.task_types.base import TaskType
+
+
+def task_type_of(task: str) -> TaskType:
+    """Returns the task type that implements `task`, a built-in name or the path `module:Class` of a custom one.
+
+    Raises:
+        ValueError: there is no such task or class.
+    """
+    task_type: TaskType = load_class(task_type_entry(task).implements)()
+    return task_type
