@@ -22,11 +22,10 @@ from headrace.errors import HeadraceError
 from headrace.project import Project
 from headrace.serving.access import tokens
 from headrace.serving.gateway import gateway
-from headrace.serving.gateway.clusters import Endpoint
 from headrace.serving.packaging import Bento, package, serve_command
 from headrace.serving.replicas import environment, supervisor
 from headrace.serving.replicas.ports import is_free
-from headrace.serving.replicas.replica import ReplicaSpec
+from headrace.serving.replicas.replica import Replica, ReplicaSpec
 from headrace.settings import Settings
 
 PEERS = Path(__file__).parent / "serving_peers"
@@ -198,7 +197,7 @@ def _behind_the_door(ask: Ask) -> Open:
         start = time.perf_counter()
         with replica(place, port, ask) as behind:
             try:
-                endpoint = Endpoint("127.0.0.1", port, f"digits-{port}", "1", prepare_bento(place).tag)
+                endpoint = Replica(f"digits-{port}", ReplicaSpec("digits", "1", prepare_bento(place).tag), "127.0.0.1", port)
                 gateway.change(place.project, settings, "digits", [endpoint])
                 gateway.open_gateway(place.project, settings)
                 url = gateway.address(settings)

@@ -1,20 +1,20 @@
-"""From a registered version to replicas behind the balancer, wherever the settings say that replicas run."""
+"""From a registered version to replicas behind the gateway: packages, rolls out, scales, and serves a release again."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
 from headrace.console import Report
-from headrace.errors import RolloutAborted
+from headrace.errors import HeadraceError, RolloutAborted
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
-from headrace.release import history, journal
+from headrace.release import history, journal, recovery
 from headrace.release.journal import Entry
 from headrace.serving.access import audit
-from headrace.serving.replicas.replica import Place, ReplicaSpec
-from headrace.settings import Settings
+from headrace.serving.replicas.replica import ReplicaSpec
+from headrace.settings import Settings, runs_as
 from headrace.tracking.registry import Version
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Package(BaseModel):
-    """What a version became: a bento and, where replicas are containers, an image."""
+    """The bento of a version and, where replicas are containers, its image."""
 
     model_config = ConfigDict(frozen=True)
     bento: str
@@ -32,16 +32,16 @@ class Package(BaseModel):
 
 
 def package_version(version: Version, project: Project, settings: Settings, report: Report) -> Package:
-    """The bento of `version`, and its image when `on` is `docker`; built before, it is found.
+    """Builds the bento of `version`, and its image when `runner` is `docker`; what was built before is reused.
 
     Raises:
-        EngineMissing: containers are asked for and no engine answers.
+        EngineMissing: `runner` is `docker` and no container engine answers.
     """
     from headrace.serving.packaging import build_image, package
 
     bento = package(version.folder, version.model, version.version, version.identity, project)
     report(f"bento {bento.tag}")
-    if settings.on != "docker":
+    if settings.runner != "docker":
         return Package(bento=bento.tag)
     image = build_image(project, settings, bento)
     report(f"image {image.tag}, {image.size_bytes / 1e6:.0f} MB")
@@ -51,13 +51,14 @@ def package_version(version: Version, project: Project, settings: Settings, repo
 def roll_out_version(
     recipe: Recipe, version: Version, packaged: Package, project: Project, settings: Settings, report: Report
 ) -> None:
-    """Puts `serve.replicas` replicas of `version` behind the balancer as `serve.rollout` says, without losing a request.
+    """Puts `serve.replicas` replicas of `version` behind the gateway as `serve.rollout` says, without losing a request.
 
-    What served before is remembered until the journal says that `version` is released (`release.conclude`).
+    The replicas that served before are kept until the journal has the release (`record.record_release`).
 
     Raises:
-        ServiceError: the new replicas do not become ready; the old ones serve on.
-        RolloutAborted: the new version left its bounds while it was watched; the old one serves on. The journal has the numbers.
+        ServiceError: the new replicas did not become ready; the previous version keeps serving.
+        RolloutAborted: the new version left its bounds during its trial; the previous version keeps serving. The journal has
+            the numbers.
     """
     from headrace.serving.rollout.rolling import roll_out, runner_for
 
@@ -74,63 +75,80 @@ def roll_out_version(
 
 
 def headline(recipe: Recipe, version: Version, project: Project, settings: Settings) -> str:
-    """What a roll-out is about to do; a trial is named only where another version serves, since it is held against that one."""
+    """One line about the roll-out that begins; a trial is named only where another version serves to compare with."""
     from headrace.serving.gateway import gateway
 
     strategy, replicas = recipe.serve.rollout.strategy, recipe.serve.replicas
     others = any(endpoint.version != version.version for endpoint in gateway.endpoints_by_model(project).get(recipe.name, []))
     trial = f", as a {strategy} first" if others and strategy != "rolling" else ""
-    return f"{version.name}, {replicas} replica{'s' * (replicas > 1)} as {settings.on}{trial}"
+    return f"{version.name}, {replicas} replica{'s' * (replicas > 1)} as {runs_as(settings.runner)}{trial}"
 
 
 def scale(model: str, replicas: int, project: Project, settings: Settings, report: Report) -> Rollout:
-    """More or fewer replicas of what serves `model`, where they run now.
+    """Changes the number of replicas of the version that serves `model`; they stay processes or containers.
 
     Raises:
-        ServiceError: nothing serves `model`, or the new replicas do not become ready.
-        Busy: a release of `model` rolls a version out.
+        ServiceError: nothing serves `model`, or the new replicas did not become ready.
+        Busy: a release of `model` is running.
     """
-    from headrace.release import recovery
     from headrace.serving.gateway import gateway
     from headrace.serving.rollout import rolling
 
-    recovery.end(model, project, settings, report)
+    recovery.roll_back_interrupted_release(model, project, settings, report)
     serving = gateway.endpoints_by_model(project).get(model, [])
-    runner = rolling.runner_for(project, settings, cast(Place, serving[-1].runner) if serving else None)
+    runner = rolling.runner_for(project, settings, serving[-1].runner if serving else None)
     now = rolling.scale(model, replicas, project, settings, runner, report)
     audit.record(project, "scale", {"model": model, "replicas": replicas})
     return now
 
 
-def released_spec(entry: Entry) -> ReplicaSpec:
-    """What serves by a line of the journal that put a version in force."""
-    facts = entry.facts
-    return ReplicaSpec(entry.model, entry.version, facts["bento"], facts["image"], facts["threads"])
-
-
-def facts_of(recipe: Recipe, packaged: Package | None, settings: Settings) -> dict[str, Any]:
-    """How a version serves, as the journal keeps it."""
+def serving_facts(recipe: Recipe, packaged: Package, settings: Settings) -> dict[str, Any]:
+    """How a version serves, as facts for the journal."""
     return {
-        **(packaged.model_dump() if packaged else {}),
+        **packaged.model_dump(),
         "replicas": recipe.serve.replicas,
         "threads": recipe.serve.threads,
-        "on": settings.on,
+        "runner": settings.runner,
     }
 
 
-def serve_again(project: Project, settings: Settings, report: Report) -> list[str]:
-    """Brings back what the journal says is in production, such as after `headrace down`. Returns the models.
+def serve_production(project: Project, settings: Settings, report: Report) -> list[str]:
+    """Serves again all that is in production by the journal, for example after `headrace down`. Returns the models.
 
     Raises:
-        ServiceError: replicas do not become ready.
+        ServiceError: replicas did not become ready.
     """
-    from headrace.release import recovery
+    production = history.production(journal.entries(project))
+    for entry in production.values():
+        serve_released(entry, project, settings, report)
+    return sorted(production)
+
+
+def serve_released(released: Entry, project: Project, settings: Settings, report: Report) -> None:
+    """Serves the version that `released` put into production, as it was released; does nothing where it serves.
+
+    Raises:
+        ServiceError: its bento or image is gone, or its replicas did not become ready.
+    """
     from headrace.serving.rollout.rolling import roll_out, runner_for
 
-    production = history.production(journal.entries(project))
-    for model, entry in production.items():
-        facts = entry.facts
-        recovery.end(model, project, settings, report, recovery.HOUSEKEEPING_SECONDS)
-        runner = runner_for(project, settings, facts["on"])
-        roll_out(released_spec(entry), facts["replicas"], project, settings, runner, report)
-    return sorted(production)
+    facts, model = released.facts, released.model
+    recovery.roll_back_interrupted_release(model, project, settings, report, recovery.REPAIR_SECONDS)
+    runner = runner_for(project, settings, facts["runner"])
+    roll_out(history.released_spec(released), facts["replicas"], project, settings, runner, report)
+
+
+def is_packaged(released: Entry, project: Project, settings: Settings) -> bool:
+    """Whether this machine still has the bento, and the image where replicas are containers, of a version in the journal."""
+    from headrace.serving.packaging import find_bento
+
+    facts = released.facts
+    if facts["runner"] == "docker":
+        from headrace.serving.packaging.docker import Docker
+
+        return bool(Docker.connect(settings).inspect("image", facts["image"]))
+    try:
+        find_bento(project, facts["bento"])
+    except HeadraceError:
+        return False
+    return True

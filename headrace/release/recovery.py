@@ -1,13 +1,12 @@
-"""What a release that was killed left: a trial that nobody watches, a version that serves and was never released."""
+"""Recovers from a release that was killed during its roll-out: a trial, or a version that serves and was not recorded."""
 
 from __future__ import annotations
 
 from headrace.console import Report
 from headrace.errors import ServiceError
 from headrace.project import Project
-from headrace.release import deploy, history, journal
-from headrace.release.release import require_no_other
-from headrace.services import probes
+from headrace.release import history, journal
+from headrace.release.lock import require_no_other_release
 from headrace.serving.gateway import gateway
 from headrace.serving.gateway.clusters import Served, versions
 from headrace.serving.rollout import rolling, steps
@@ -15,27 +14,35 @@ from headrace.serving.rollout.steps import Site
 from headrace.settings import Settings
 from headrace.tracking import registry
 
-HOUSEKEEPING_SECONDS = 130.0
-"""A release waits so long for the keeper, whose chores end sooner."""
+REPAIR_SECONDS = 130.0
+"""A release waits this long for a repair of the watchdog to end."""
 
 
-def end(model: str, project: Project, settings: Settings, report: Report, wait_seconds: float = 0.0) -> None:
-    """Lets what was released last serve again, alone, and tells the journal. Does nothing where nothing was left.
+def is_interrupted(model: str, project: Project) -> bool:
+    """Whether a version of the model is on trial, or serves and is not recorded: its release is running, or was killed."""
+    found = gateway.served(project).get(model)
+    return found is not None and bool(found.predecessors or any(endpoint.pool != "main" for endpoint in found.endpoints))
 
-    Safe to run again after a kill at any instant: what served before is forgotten last.
+
+def roll_back_interrupted_release(
+    model: str, project: Project, settings: Settings, report: Report, wait_seconds: float = 0.0
+) -> None:
+    """Serves the version that was released last again, and records that in the journal. Does nothing without an interruption.
+
+    Safe to run again after a kill at any instant: the previous replicas are forgotten last.
 
     Args:
-        wait_seconds: for another roll-out of the model to end.
+        wait_seconds: how long to wait for another roll-out of the model to end.
 
     Raises:
         Busy: another process releases the model, or rolls it out.
         RegistryError: MLflow's database cannot be written.
     """
-    if model not in probes.unfinished(project):
+    if not is_interrupted(model, project):
         return
-    require_no_other(model, project)  # told at once, not after the wait
+    require_no_other_release(model, project)  # fails at once, not after the wait
     with steps.alone(project, model, wait_seconds):
-        require_no_other(model, project)  # one that begins now waits where this one is
+        require_no_other_release(model, project)  # one that begins now waits for the same lock
         found = gateway.served(project).get(model)
         if found is None:
             return
@@ -47,27 +54,27 @@ def end(model: str, project: Project, settings: Settings, report: Report, wait_s
 def _undo(site: Site, found: Served) -> None:
     model, project = site.model, site.project
     released = history.in_force(journal.entries(project, model))
-    serving = {steps.spec_of(endpoint, model) for endpoint in found.pool("main")}
-    if found.predecessors and released is not None and serving == {deploy.released_spec(released)}:
+    serving = {endpoint.spec for endpoint in found.pool("main")}
+    if found.predecessors and released is not None and serving == {history.released_spec(released)}:
         rolling.stop_unknown(site)
     else:
-        _tell(site, found)
+        _record(site, found)
         try:
             rolling.take_back(site)
-        except ServiceError as error:  # what serves now serves on, and this is tried again
-            site.report(f"{model} cannot go back: {error.message}")
+        except ServiceError as error:  # the current version keeps serving, and the watchdog tries again
+            site.report(f"{model} cannot be rolled back: {error.message}")
             return
     if released is not None and found.predecessors:
         registry.move_champion(model, released.version, project)
     site.settle()
 
 
-def _tell(site: Site, found: Served) -> None:
-    """First, since afterwards nothing is left to tell of; once, however often the rest is killed."""
+def _record(site: Site, found: Served) -> None:
+    """Writes the journal's entry, before the roll-back removes what it describes; only once, however often that is killed."""
     model, project = site.model, site.project
     if found.predecessors:
-        known = {steps.spec_of(endpoint, model) for endpoint in found.predecessors}
-        left = [endpoint for endpoint in found.pool("main") if steps.spec_of(endpoint, model) not in known]
+        known = {endpoint.spec for endpoint in found.predecessors}
+        left = [endpoint for endpoint in found.pool("main") if endpoint.spec not in known]
     else:
         left = [endpoint for endpoint in found.endpoints if endpoint.pool != "main"]
     if not left:
@@ -75,13 +82,13 @@ def _tell(site: Site, found: Served) -> None:
     version, serving = left[0].version, versions(found.predecessors or found.pool("main"))
     facts = {
         "pool": left[0].pool,
-        "bento": left[0].bento_tag,
-        "image": left[0].image,
+        "bento": left[0].spec.bento_tag,
+        "image": left[0].spec.image,
         "serving": serving,
-        "left": [endpoint.replica for endpoint in left],
-        "said": f"its release ended before it was done; {model}@{serving} serves",
+        "left": [endpoint.id for endpoint in left],
+        "reason": f"its release was interrupted; {model}@{serving} serves",
     }
     before = journal.last(project, model)
     if before is None or (before.event, before.facts) != ("rollout-abandoned", facts):
         journal.record(project, "rollout-abandoned", model, version, facts)
-    site.report(f"{model}@{version}: {facts['said']}")
+    site.report(f"{model}@{version}: {facts['reason']}")

@@ -18,9 +18,10 @@ from headrace.errors import HeadraceError, ServiceError
 from headrace.project import Project
 from headrace.services import watchdog
 from headrace.serving.gateway import gateway
-from headrace.serving.gateway.clusters import Endpoint, Served, versions
+from headrace.serving.gateway.clusters import Served, versions
 from headrace.serving.local_http import try_request
 from headrace.serving.replicas import ports, supervisor
+from headrace.serving.replicas.replica import Replica
 from headrace.serving.rollout import rolling
 from headrace.settings import Settings, tracking_uri
 from headrace.tracking.database import artifact_root, initialise_tracking
@@ -448,7 +449,7 @@ def _model(model: str, served: Served, settings: Settings) -> dict[str, Any]:
     }
 
 
-def _trial(endpoints: list[Endpoint], percent: float) -> dict[str, Any] | None:
+def _trial(endpoints: list[Replica], percent: float) -> dict[str, Any] | None:
     """A version on trial; None where there is none."""
     if not endpoints:
         return None

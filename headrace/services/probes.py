@@ -10,6 +10,7 @@ from headrace.files import read_json
 from headrace.project import Project
 from headrace.serving.local_http import request
 from headrace.serving.replicas.programs import program_path
+from headrace.serving.replicas.replica import Replica
 
 ANSWER_SECONDS = 1.5
 NOBODY = "nobody listens"
@@ -41,8 +42,8 @@ def replicas(project: Project) -> Iterator[Watched]:
     """All replicas that should serve. `door.served` says the same, and needs ten times the memory."""
     for model, found in (read_json(project.state / "door" / "models.json") or {}).items():
         for endpoint in found["endpoints"]:
-            pool = endpoint.get("pool", "main")
-            yield Watched(endpoint["replica"], endpoint["host"], endpoint["port"], model=model, pool=pool)
+            replica = Replica.from_dict(endpoint, model)
+            yield Watched(replica.id, *replica.address, model=model, pool=replica.pool)
 
 
 def unfinished(project: Project) -> list[str]:

@@ -25,10 +25,10 @@ def restart(project: Project, name: str, model: str = "") -> None:
     if not model:
         supervisor.restart(project, name, STOP_SECONDS)
         return
-    endpoint = next((e for e in gateway.endpoints_by_model(project).get(model, []) if e.replica == name), None)
+    endpoint = next((e for e in gateway.endpoints_by_model(project).get(model, []) if e.id == name), None)
     if endpoint is not None:
         runner = steps.runner_for(project, load_settings(project), endpoint.runner)
-        runner.restart(steps.replica_of(endpoint, model), STOP_SECONDS)
+        runner.restart(endpoint, STOP_SECONDS)
 
 
 def end_abandoned(project: Project, model: str) -> None:

@@ -9,11 +9,11 @@ import pytest
 
 from headrace.project import Project
 from headrace.recipe.recipe import load_recipe
-from headrace.recipe.rollout import RolloutConfig
+from headrace.recipe.serve import RolloutConfig
 from headrace.release.deploy import headline
 from headrace.serving.gateway import gateway
-from headrace.serving.gateway.clusters import Endpoint
 from headrace.serving.packaging.code_files import CODE
+from headrace.serving.replicas.replica import Replica, ReplicaSpec
 from headrace.settings import Settings
 from headrace.tracking.registry import Version
 
@@ -29,8 +29,8 @@ def test_a_trial_is_announced_only_where_another_version_serves(tmp_path: Path, 
     recipe = recipe.model_copy(update={"serve": recipe.serve.model_copy(update={"rollout": how})})
     plain = "digits@2, 2 replicas as processes"
     assert headline(recipe, SECOND, project, SETTINGS) == plain, "nothing serves"
-    endpoint = Endpoint("127.0.0.1", 21000, "digits-v2-0001", "2", "digits:2-0000")
+    endpoint = Replica("digits-v2-0001", ReplicaSpec("digits", "2", "digits:2-0000"), "127.0.0.1", 21000)
     gateway.change(project, SETTINGS, "digits", [endpoint])
     assert headline(recipe, SECOND, project, SETTINGS) == plain, "it serves itself"
-    gateway.change(project, SETTINGS, "digits", [replace(endpoint, version="1")])
+    gateway.change(project, SETTINGS, "digits", [replace(endpoint, spec=replace(endpoint.spec, version="1"))])
     assert headline(recipe, SECOND, project, SETTINGS) == plain + trial

@@ -18,6 +18,7 @@ from headrace.errors import PortTaken
 from headrace.project import Project
 from headrace.services import orchestrate
 from headrace.serving.gateway import gateway
+from headrace.serving.local_http import request
 from headrace.serving.replicas import ports, supervisor
 from headrace.settings import Settings, database
 from tests.ports import free_ports, taken
@@ -110,11 +111,10 @@ def test_services_start_are_reused_come_back_and_go(project: Project, settings: 
     orchestrate.up(project, settings, quiet)
     assert states(project, settings) == dict.fromkeys(SERVERS, "ready")
 
-    assert (
-        orchestrate._call("127.0.0.1", settings.prefect_port, "POST", "/api/work_pools/filter", {})[1][0]["type"] == "process"
-    )  # type: ignore[index]
-    assert "html" in orchestrate._call("127.0.0.1", settings.prefect_port, "GET", "/")[1]  # type: ignore[index]
-    assert "html" in orchestrate._call("127.0.0.1", settings.mlflow_port, "GET", "/")[1]  # type: ignore[index]
+    prefect, mlflow = ((settings.host, port) for port in (settings.prefect_port, settings.mlflow_port))
+    assert request(prefect, "/api/work_pools/filter", method="POST", body={}).json()[0]["type"] == "process"
+    assert "html" in request(prefect, "/").text
+    assert "html" in request(mlflow, "/").text
 
     orchestrate.down(project, settings)
     assert supervisor.marked(project) == []

@@ -11,19 +11,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from headrace.errors import near_miss
 from headrace.project import Project
 from headrace.runtime.contract import Contract
-from headrace.runtime.http import Refused, to_json
-from headrace.runtime.openai_models import card, listing
+from headrace.runtime.http import Refused, model_list, openai_model, to_json
+from headrace.runtime.http_messages import TrackedRequest
 from headrace.runtime.token_verifier import Caller
 from headrace.services.api.internal_tokens import operator_headers
 from headrace.serving.gateway import gateway
-from headrace.serving.gateway.clusters import Endpoint, Served, Traffic, cluster_name
+from headrace.serving.gateway.clusters import Served, Traffic, cluster_name
+from headrace.serving.replicas.replica import Replica
 from headrace.settings import Settings
 
 logger = logging.getLogger("headrace.services.api")
@@ -41,7 +41,7 @@ class Listed:
     """One model behind the door."""
 
     model: str
-    endpoints: list[Endpoint]
+    endpoints: list[Replica]
     """Of the pools that answer: `main` and `canary`."""
     traffic: dict[str, float]
     """Percent of the requests that each version answers."""
@@ -94,7 +94,7 @@ class Catalogue:
     async def of(self, caller: Caller) -> list[Listed]:
         """The models that `caller` may use, by name."""
         routes = await asyncio.to_thread(gateway.served, self._project)
-        allowed = {model: found for model, found in routes.items() if caller.may(model)}
+        allowed = {model: found for model, found in routes.items() if caller.may_call(model)}
         return list(await asyncio.gather(*(self._listed(model, allowed[model]) for model in sorted(allowed))))
 
     async def require(self, caller: Caller, model: str) -> Listed:
@@ -104,16 +104,16 @@ class Catalogue:
                 for a token that opens all.
         """
         routes = await asyncio.to_thread(gateway.served, self._project)
-        if model in routes and caller.may(model):
+        if model in routes and caller.may_call(model):
             return await self._listed(model, routes[model])
-        if caller.opens_all:
+        if caller.has_all_models:
             raise Refused(404, "not_found", f"no model {model[:100]!r} is served; {near_miss(model, routes)}")
-        raise Refused(403, "forbidden", "this token does not open this")
+        raise Refused(403, "forbidden", "this token does not allow this")
 
     def shadows(self) -> set[str]:
         """Ids of the replicas whose answers nobody gets."""
         served = gateway.served(self._project).values()
-        return {endpoint.replica for found in served for endpoint in found.endpoints if endpoint.pool == "shadow"}
+        return {endpoint.id for found in served for endpoint in found.endpoints if endpoint.pool == "shadow"}
 
     async def is_ready(self) -> bool:
         """Whether every model has a replica that answers."""
@@ -132,22 +132,22 @@ class Catalogue:
         offers = bool(said.get("streams")), explains, writes
         return Listed(model, endpoints, traffic, len(ready), contract, *offers, loaded_at=said.get("created", 0))
 
-    async def _describe(self, model: str, version: str, endpoints: list[Endpoint]) -> dict[str, Any]:
+    async def _describe(self, model: str, version: str, endpoints: list[Replica]) -> dict[str, Any]:
         """What a replica of this version says of the model; empty when none does."""
         of_version = [endpoint for endpoint in endpoints if endpoint.version == version]
         for endpoint in of_version:
-            if known := self._described.get((model, version, endpoint.bento_tag)):
+            if known := self._described.get((model, version, endpoint.spec.bento_tag)):
                 return known
         for endpoint in of_version:
-            if time.monotonic() < self._silent_until.get(endpoint.replica, 0.0):
+            if time.monotonic() < self._silent_until.get(endpoint.id, 0.0):
                 continue
             if said := await self._ask(model, endpoint):
-                self._described[(model, version, endpoint.bento_tag)] = said
+                self._described[(model, version, endpoint.spec.bento_tag)] = said
                 return said
-            self._silent_until[endpoint.replica] = time.monotonic() + SILENT_SECONDS
+            self._silent_until[endpoint.id] = time.monotonic() + SILENT_SECONDS
         return {}
 
-    async def _ask(self, model: str, endpoint: Endpoint) -> dict[str, Any]:
+    async def _ask(self, model: str, endpoint: Replica) -> dict[str, Any]:
         """What it says of the model, and which of the further protocols it has: one of an older bento may not."""
         headers = operator_headers(self._project, self._settings)
         base, path = f"http://{endpoint.host}:{endpoint.port}", f"/v1/models/{model}"
@@ -159,7 +159,7 @@ class Catalogue:
                 said[name] = (await self._http.get(base + further, headers=headers)).status_code == 405
             return said if "contract" in said else {}
         except (httpx.HTTPError, ValueError) as error:
-            logger.warning("%s gives no description: %s", endpoint.replica, error)
+            logger.warning("%s gives no description: %s", endpoint.id, error)
             return {}
 
     async def _healthy(self) -> Health:
@@ -184,13 +184,13 @@ class Models:
         self._catalogue = catalogue
         self.routes = [Route("/v1/models", self.list, methods=["GET"])]
 
-    async def list(self, request: Request) -> Response:
-        found = await self._catalogue.of(request.state.caller)
-        cards = [card(served.model, served.loaded_at) for served in found if served.writes]
-        return to_json(listing([served.to_dict() for served in found], cards))
+    async def list(self, request: TrackedRequest) -> Response:
+        found = await self._catalogue.of(request.caller)
+        cards = [openai_model(served.model, served.loaded_at) for served in found if served.writes]
+        return to_json(model_list([served.to_dict() for served in found], cards))
 
 
-def _by_version(endpoints: list[Endpoint], traffic: Traffic) -> dict[str, float]:
+def _by_version(endpoints: list[Replica], traffic: Traffic) -> dict[str, float]:
     """Percent of the requests for each version; replicas of one pool share alike."""
     pools = {name: Counter(e.version for e in endpoints if e.pool == name) for name in ("main", "canary")}
     canary = traffic.canary if pools["canary"] else 0.0

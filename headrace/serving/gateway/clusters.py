@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from headrace.serving.gateway.protobuf import TYPES, Json, socket_address, typed, watched
-from headrace.serving.replicas.replica import Pool
+from headrace.serving.replicas.replica import Pool, Replica
 from headrace.settings import Settings
 
 DESK = "~desk"
@@ -20,38 +20,7 @@ HEALTH_INTERVAL = "0.5s"
 POOLS: tuple[Pool, ...] = ("main", "canary", "shadow")
 
 
-@dataclass(frozen=True)
-class Endpoint:
-    """One replica behind the door."""
-
-    host: str
-    port: int
-    replica: str
-    """The replica's id."""
-    version: str
-    bento_tag: str
-    runner: str = "processes"
-    image: str | None = None
-    threads: int = 1
-    pool: Pool = "main"
-    told: str = ""
-    """Which settings it was started with."""
-
-    @property
-    def address(self) -> tuple[str, int]:
-        return self.host, self.port
-
-    def to_dict(self) -> Json:
-        return asdict(self)
-
-    @staticmethod
-    def from_dict(values: Json) -> Endpoint:
-        """The inverse of `to_dict`; unknown keys are left out, so that another Headrace's file can be read."""
-        known = {field.name for field in fields(Endpoint)}
-        return Endpoint(**{name: value for name, value in values.items() if name in known})
-
-
-def versions(endpoints: Iterable[Endpoint]) -> str:
+def versions(endpoints: Iterable[Replica]) -> str:
     """Of all of them, as one says it: `1, 2`."""
     return ", ".join(sorted({endpoint.version for endpoint in endpoints}))
 
@@ -70,12 +39,12 @@ class Traffic:
 class Served:
     """One model behind the door."""
 
-    endpoints: list[Endpoint]
+    endpoints: list[Replica]
     traffic: Traffic = Traffic()
-    predecessors: tuple[Endpoint, ...] = ()
+    predecessors: tuple[Replica, ...] = ()
     """Replicas of what served before, while the version that serves now is not released: a kill is undone by them."""
 
-    def pool(self, name: Pool) -> list[Endpoint]:
+    def pool(self, name: Pool) -> list[Replica]:
         return [endpoint for endpoint in self.endpoints if endpoint.pool == name]
 
 
@@ -177,7 +146,7 @@ def outlier_detection() -> Json:
     }
 
 
-def assignment(name: str, endpoints: list[Endpoint]) -> Json:
+def assignment(name: str, endpoints: list[Replica]) -> Json:
     return {
         "@type": TYPES + "config.endpoint.v3.ClusterLoadAssignment",
         "cluster_name": name,

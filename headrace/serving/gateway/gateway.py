@@ -32,9 +32,10 @@ from headrace.serving.gateway.admin import (
     wait_until_gone,
     wait_until_healthy,
 )
-from headrace.serving.gateway.clusters import Endpoint, Routes, Served, Traffic
+from headrace.serving.gateway.clusters import Routes, Served, Traffic
 from headrace.serving.gateway.prometheus_targets import FILE, targets
 from headrace.serving.replicas import ports, supervisor
+from headrace.serving.replicas.replica import Replica
 from headrace.settings import Settings
 
 __all__ = [
@@ -89,7 +90,7 @@ def address(settings: Settings, model: str | None = None) -> str:
     return f"{root}/v1/models/{model}" if model else root
 
 
-def endpoints_by_model(project: Project) -> dict[str, list[Endpoint]]:
+def endpoints_by_model(project: Project) -> dict[str, list[Replica]]:
     """Which replicas serve which model, of all its pools, as it should be; empty when nothing is served."""
     return {model: found.endpoints for model, found in served(project).items()}
 
@@ -100,7 +101,7 @@ def traffic(project: Project, model: str) -> Traffic:
     return found.traffic if found else Traffic()
 
 
-def predecessors(project: Project, model: str) -> tuple[Endpoint, ...]:
+def predecessors(project: Project, model: str) -> tuple[Replica, ...]:
     """What served `model` before the version that serves now; nothing once that one is released."""
     found = served(project).get(model)
     return found.predecessors if found else ()
@@ -109,16 +110,16 @@ def predecessors(project: Project, model: str) -> tuple[Endpoint, ...]:
 def served(project: Project) -> dict[str, Served]:
     """Replicas and traffic of each model."""
     stored = read_json(_folder(project) / "models.json") or {}
-    return {model: _served(found) for model, found in stored.items()}
+    return {model: _served(model, found) for model, found in stored.items()}
 
 
 def change(
     project: Project,
     settings: Settings,
     model: str,
-    endpoints: list[Endpoint],
+    endpoints: list[Replica],
     traffic: Traffic | None = None,
-    predecessors: Sequence[Endpoint] | None = None,
+    predecessors: Sequence[Replica] | None = None,
 ) -> None:
     """Lets `endpoints` and no others serve `model`; with none, the model leaves the door. Other models notice nothing.
 
@@ -220,11 +221,13 @@ def _stored(found: Served) -> dict[str, Any]:
     return stored | ({"predecessors": [e.to_dict() for e in found.predecessors]} if found.predecessors else {})
 
 
-def _served(stored: Any) -> Served:
+def _served(model: str, stored: Any) -> Served:
     """One model of `models.json`; a bare list is what a Headrace without canaries wrote."""
     if isinstance(stored, list):
         stored = {"endpoints": stored}
-    endpoints, predecessors = ([Endpoint.from_dict(e) for e in stored.get(name, [])] for name in ("endpoints", "predecessors"))
+    endpoints, predecessors = (
+        [Replica.from_dict(e, model) for e in stored.get(name, [])] for name in ("endpoints", "predecessors")
+    )
     return Served(endpoints, Traffic(stored.get("canary", 0.0), stored.get("shadow", 0.0)), tuple(predecessors))
 
 

@@ -37,7 +37,7 @@ def main(scratch: Path, tag: str) -> None:
 def write_choices(scratch: Path) -> None:
     """Beside the model's files, by the code that will serve it."""
     sys.path.insert(0, str(scratch / "src"))
-    from bentos.models.served_model import load
+    from bentos.models.onnx_model import load
     from bentos.scheduling.batching_choice import choose_batching
 
     try:

@@ -13,7 +13,7 @@ from typing import Any
 from headrace.errors import EngineMissing, ServiceError
 from headrace.settings import Settings
 
-MEND = 'start Docker (or set docker_host in headrace.toml); or serve as processes: on = "processes"'
+MEND = 'start Docker (or set docker_host in headrace.toml); or serve as processes: runner = "process"'
 
 
 @dataclass

@@ -14,7 +14,7 @@ from headrace.project import Project
 from headrace.serving.packaging.docker import Docker
 from headrace.serving.replicas import environment
 from headrace.serving.replicas.ports import is_free
-from headrace.serving.replicas.replica import Place, Pool, Replica, ReplicaSpec, State, new_id
+from headrace.serving.replicas.replica import Pool, Replica, ReplicaSpec, RunnerName, State, new_id
 from headrace.settings import Settings, is_loopback
 
 LOOPBACK = "127.0.0.1"
@@ -49,7 +49,7 @@ STATES: dict[str, State] = {
 class DockerRunner:
     """Runs replicas of one project on one engine (see `replicas.Runner`)."""
 
-    place: Place = "docker"
+    name: RunnerName = "docker"
 
     def __init__(self, project: Project, settings: Settings) -> None:
         """
@@ -136,7 +136,7 @@ class DockerRunner:
             "threads": spec.threads,
             "port": port,
             "pool": spec.pool,
-            "told": environment.told(self.settings),
+            "settings": environment.settings_digest(self.settings),
         }
         return [part for name, value in values.items() for part in ("--label", f"headrace.{name}={value}")]
 
@@ -193,21 +193,24 @@ def _port_taken(spec: ReplicaSpec, port: int) -> PortTaken:
 
 def _to_replica(record: dict[str, Any]) -> Replica:
     labels = record["Config"]["Labels"]
+    spec = ReplicaSpec(
+        labels["headrace.model"],
+        labels["headrace.version"],
+        labels["headrace.bento"],
+        record["Config"]["Image"],
+        int(labels["headrace.threads"]),
+        cast(Pool, labels.get("headrace.pool", "main")),
+    )
     return Replica(
         id=record["Name"].lstrip("/"),
-        model=labels["headrace.model"],
-        version=labels["headrace.version"],
-        bento_tag=labels["headrace.bento"],
+        spec=spec,
         host=LOOPBACK,
         port=int(labels["headrace.port"]),
         runner="docker",
         state=STATES.get(record["State"]["Status"], "failed"),
         container=record["Id"],
-        image=record["Config"]["Image"],
-        threads=int(labels["headrace.threads"]),
         started_at=_seconds(record["State"]["StartedAt"]),
-        pool=cast(Pool, labels.get("headrace.pool", "main")),
-        told=labels.get("headrace.told", ""),
+        settings_digest=labels.get("headrace.settings", labels.get("headrace.told", "")),
     )
 
 

@@ -45,7 +45,7 @@ def of_client(settings: Settings) -> dict[str, str]:
     return {"HEADRACE_QUOTAS": settings.quota_store} if settings.quota_store else {}
 
 
-def told(settings: Settings) -> str:
+def settings_digest(settings: Settings) -> str:
     """Twelve hex digits that stand for what `settings` say to replicas: one started with others has to be replaced."""
     said = sorted(_of_settings(settings, Path("guard"), Path("quotas")).items())
     return hashlib.sha256(repr(said).encode()).hexdigest()[:12]  # an address of Redis may hold a password

@@ -13,7 +13,7 @@ from pathlib import Path
 from headrace.files import read_json, write_json
 from headrace.project import Project
 from headrace.serving.replicas import environment, supervisor
-from headrace.serving.replicas.replica import Place, Replica, ReplicaSpec, State, new_id, now
+from headrace.serving.replicas.replica import Replica, ReplicaSpec, RunnerName, State, new_id, now
 from headrace.settings import Settings, load_settings
 
 Argv = tuple[list[str], dict[str, str]]
@@ -27,7 +27,7 @@ STATES: dict[str, State] = {"starting": "starting", "running": "running", "stopp
 class ProcessRunner:
     """The `Runner` of local processes."""
 
-    place: Place = "processes"
+    name: RunnerName = "process"
 
     def __init__(self, project: Project, command: Command | None = None, settings: Settings | None = None) -> None:
         """`command` makes the arguments of a replica's process; by default those that serve a built bento."""
@@ -37,25 +37,12 @@ class ProcessRunner:
 
     def start(self, spec: ReplicaSpec, port: int) -> Replica:
         settings = self._settings or load_settings(self.project)
-        replica = Replica(
-            new_id(spec),
-            spec.model,
-            spec.version,
-            spec.bento_tag,
-            HOST,
-            port,
-            "processes",
-            "starting",
-            image=spec.image,
-            threads=spec.threads,
-            started_at=now(),
-            pool=spec.pool,
-            told=environment.told(settings),
-        )
+        digest = environment.settings_digest(settings)
+        replica = Replica(new_id(spec), spec, HOST, port, self.name, digest, started_at=now(), state="starting")
         argv, env = self._command(spec, HOST, port)
         write_json(self._path(replica.id), replica.to_dict())
-        told = environment.of_replica(spec, replica.id, self.project, settings)
-        supervisor.add(self.project, supervisor.Program(replica.id, argv, {**env, **told}, priority=400))
+        variables = environment.of_replica(spec, replica.id, self.project, settings)
+        supervisor.add(self.project, supervisor.Program(replica.id, argv, {**env, **variables}, priority=400))
         return replace(replica, pid=self._pid(replica.id))
 
     def stop(self, replica: Replica, drain_seconds: float) -> None:

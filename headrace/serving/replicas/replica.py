@@ -1,93 +1,112 @@
-"""What a replica is, and what a place that runs replicas has to do. No engine is imported here."""
+"""What a replica is, and the interface of a runner. No engine is imported here: the watchdog reads these records."""
 
 from __future__ import annotations
 
 import secrets
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, Protocol
 
-Place = Literal["processes", "docker"]
+RunnerName = Literal["process", "docker"]
 Pool = Literal["main", "canary", "shadow"]
-"""Replicas that answer, those that answer a share of the requests on trial, and those whose answers nobody gets."""
+"""Replicas that serve all requests, a share of them on trial, or copies of them whose answers are discarded."""
 State = Literal["starting", "running", "stopping", "stopped", "failed"]
 
 
 @dataclass(frozen=True)
 class ReplicaSpec:
-    """What a replica serves. Two equal specs are interchangeable behind the balancer."""
+    """What a replica serves. Replicas of equal specs are interchangeable behind the load balancer."""
 
     model: str
     """The recipe's name."""
     version: str
-    """The registry's version of the model, as text."""
+    """The model's version in the registry, as text."""
     bento_tag: str
     image: str | None = None
-    """Image to run; None where replicas are local processes."""
+    """Container image; None where replicas are local processes."""
     threads: int = 1
     """Threads of the model's runtime in one replica."""
     pool: Pool = "main"
-    """Which requests it is for. A replica of the `shadow` pool meters nothing and spends no quota."""
+    """A replica of the `shadow` pool records no usage and spends no quota."""
 
 
 @dataclass(frozen=True)
 class Replica:
-    """One running (or lately running) server of one model version."""
+    """One server of one model version.
+
+    Two records are equal when they mean the same replica in the same pool; what changes while it runs is not compared.
+    """
 
     id: str
-    """`<model>-v<version>-<4 hex digits>`: the program's or the container's name."""
-    model: str
-    version: str
-    bento_tag: str
+    """`<model>-v<version>-<4 hex digits>`: the name of its program or container."""
+    spec: ReplicaSpec
     host: str
     port: int
-    runner: Place
-    state: State
-    pid: int | None = None
-    """Where replicas are processes."""
-    container: str | None = None
-    """The container's id, where they are containers."""
-    image: str | None = None
-    threads: int = 1
-    started_at: float = 0.0
-    """Seconds since the epoch."""
-    pool: Pool = "main"
-    """The pool it was started for."""
-    told: str = ""
-    """Which settings it was started with (`environment.told`)."""
+    runner: RunnerName = "process"
+    settings_digest: str = ""
+    """`environment.settings_digest` of the settings that it was started with."""
+    started_at: float = field(default=0.0, compare=False)
+    """Seconds since the epoch; 0 when unknown."""
+    state: State = field(default="running", compare=False)
+    """As the runner last saw it."""
+    pid: int | None = field(default=None, compare=False)
+    """Only for processes."""
+    container: str | None = field(default=None, compare=False)
+    """The container's id."""
 
     @property
-    def spec(self) -> ReplicaSpec:
-        """The spec this replica was started from."""
-        return ReplicaSpec(self.model, self.version, self.bento_tag, self.image, self.threads, self.pool)
+    def model(self) -> str:
+        return self.spec.model
 
     @property
-    def endpoint(self) -> tuple[str, int]:
-        """Host and port, as the balancer names it."""
+    def version(self) -> str:
+        return self.spec.version
+
+    @property
+    def pool(self) -> Pool:
+        return self.spec.pool
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port."""
         return self.host, self.port
 
     @property
     def url(self) -> str:
         return f"http://{self.host}:{self.port}"
 
+    def in_pool(self, pool: Pool) -> Replica:
+        """The same replica as a member of another pool."""
+        return replace(self, spec=replace(self.spec, pool=pool))
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
+        """Plain JSON values, without state, pid and container: the runner knows those."""
+        placed = {"id": self.id, "host": self.host, "port": self.port, "runner": self.runner}
+        return {**placed, **asdict(self.spec), "settings_digest": self.settings_digest, "started_at": self.started_at}
 
     @staticmethod
-    def from_dict(values: dict[str, Any]) -> Replica:
-        """The inverse of `to_dict`; unknown keys are left out, so that an older Headrace can read a newer one's file."""
-        known = {field.name for field in fields(Replica)}
-        return Replica(**{name: value for name, value in values.items() if name in known})
+    def from_dict(values: dict[str, Any], model: str | None = None) -> Replica:
+        """The inverse of `to_dict`. Unknown keys are ignored, and the names that earlier versions wrote are understood.
+
+        Args:
+            model: for records that do not name their model.
+        """
+        values = {"model": model, **values}
+        for old, new in (("replica", "id"), ("told", "settings_digest")):
+            if old in values:
+                values.setdefault(new, values[old])
+        if values.get("runner") == "processes":
+            values["runner"] = "process"
+        spec = ReplicaSpec(**{f.name: values[f.name] for f in fields(ReplicaSpec) if f.name in values})
+        kept = ("id", "host", "port", "runner", "settings_digest", "started_at")
+        return Replica(spec=spec, **{name: values[name] for name in kept if name in values})
 
 
 class Runner(Protocol):
-    """A place that runs replicas: local processes, a Docker engine."""
+    """Starts, stops and lists replicas: as local processes, or as containers of a Docker engine."""
 
     @property
-    def place(self) -> Place:
-        """Which one."""
-        ...
+    def name(self) -> RunnerName: ...
 
     def start(self, spec: ReplicaSpec, port: int) -> Replica:
         """Starts one replica on `port` and returns at once, before it is ready.

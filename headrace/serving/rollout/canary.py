@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from headrace.serving.gateway.clusters import Endpoint, Traffic
+from headrace.serving.gateway.clusters import Traffic
+from headrace.serving.replicas.replica import Replica
 from headrace.serving.rollout.watch import Trial, look, scale_for_share, watch
 
 
-def try_as_canary(trial: Trial, replicas: int) -> list[Endpoint]:
+def try_as_canary(trial: Trial, replicas: int) -> list[Replica]:
     """Takes the new version through its steps and returns its replicas, which are in the door's pool `canary` then.
 
     As many run as its share needs, so that each has to bear what it will have to bear.
@@ -25,7 +26,7 @@ def try_as_canary(trial: Trial, replicas: int) -> list[Endpoint]:
     return site.serving("canary")
 
 
-def _watch_step(trial: Trial, name: str, canaries: Sequence[Endpoint]) -> None:
+def _watch_step(trial: Trial, name: str, canaries: Sequence[Replica]) -> None:
     site, champions = trial.site, trial.site.serving()
     new, old = look(site, "canary", canaries), look(site, "main", champions)
     watch(

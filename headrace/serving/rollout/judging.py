@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Any
 
-from headrace.recipe.rollout import Bounds
+from headrace.recipe.serve import Bounds
 from headrace.serving.gateway.envoy_stats import PoolStats
 
 CONFIDENCE = 0.999
@@ -87,7 +87,7 @@ class Reading:
 
 
 def judge(new: Seen, champion: Seen, bounds: Bounds) -> Reading:
-    """The numbers, and the first bound that the new version has left; none with fewer requests than `least_requests`."""
+    """The numbers, and the first bound that the new version has left; none with fewer requests than `min_requests`."""
     psi = stability_index(champion.by_answer, new.by_answer) if new.by_answer and champion.by_answer else None
     numbers: dict[str, Any] = {
         "requests": new.stats.requests,
@@ -98,7 +98,7 @@ def judge(new: Seen, champion: Seen, bounds: Bounds) -> Reading:
         "champion_error_rate": champion.stats.error_rate,
         "champion_p99_seconds": champion.stats.quantile(0.99),
     }
-    if new.stats.requests < bounds.least_requests:
+    if new.stats.requests < bounds.min_requests:
         return Reading(**numbers)
     for bound, said in (
         ("error_rate", _errors(new, champion, bounds)),
@@ -124,7 +124,7 @@ def _errors(new: Seen, champion: Seen, bounds: Bounds) -> str | None:
 def _latency(new: Seen, champion: Seen, bounds: Bounds) -> str | None:
     """The 99th percentile is above a limit when more than 1 % of the answers are: a share has an interval."""
     own, p99 = new.stats.quantile(0.99), champion.stats.quantile(0.99)
-    if own is None or p99 is None or champion.stats.answers < bounds.least_requests:
+    if own is None or p99 is None or champion.stats.answers < bounds.min_requests:
         return None
     limit = max(p99 * bounds.latency, p99 + LATENCY_FLOOR_SECONDS)
     within = next((count for bound, count in new.stats.seconds if bound >= limit), new.stats.answers)
@@ -137,7 +137,7 @@ def _latency(new: Seen, champion: Seen, bounds: Bounds) -> str | None:
 
 
 def _distribution(new: Seen, champion: Seen, psi: tuple[float, float] | None, bounds: Bounds) -> str | None:
-    if psi is None or min(sum(new.by_answer.values()), sum(champion.by_answer.values())) < bounds.least_requests:
+    if psi is None or min(sum(new.by_answer.values()), sum(champion.by_answer.values())) < bounds.min_requests:
         return None
     index, chance = psi
     if index <= max(bounds.distribution, chance):
@@ -150,7 +150,7 @@ def _distribution(new: Seen, champion: Seen, psi: tuple[float, float] | None, bo
 
 def agreement_left(agreed: int, compared: int, bounds: Bounds) -> str | None:
     """Why a shadow agrees too seldom with the champion; None where it does, or where too little was compared."""
-    if bounds.agreement is None or compared < bounds.least_requests:
+    if bounds.agreement is None or compared < bounds.min_requests:
         return None
     if wilson(agreed / compared, compared)[1] >= bounds.agreement:
         return None

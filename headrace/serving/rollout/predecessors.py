@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from headrace.errors import ServiceError
 from headrace.serving.gateway import gateway
-from headrace.serving.gateway.clusters import Endpoint
-from headrace.serving.rollout.steps import Site, add, remove_from_pool, replica_of, spec_of, start_ready, stop, wait_ready
+from headrace.serving.replicas.replica import Replica
+from headrace.serving.rollout.steps import Site, add, remove_from_pool, start_ready, stop, wait_ready
 
 PATIENCE_SECONDS = 20.0
 """A predecessor that stands by answers at once; after a reboot it is starting."""
@@ -29,8 +29,8 @@ def restore_previous(site: Site) -> None:
     before = gateway.predecessors(site.project, site.model)
     if not before:
         return
-    spec, there = spec_of(before[-1], site.model), site.at(before[-1].runner)
-    known = dict.fromkeys([*before, *(endpoint for endpoint in site.serving() if spec_of(endpoint, site.model) == spec)])
+    spec, there = before[-1].spec, site.at(before[-1].runner)
+    known = dict.fromkeys([*before, *(endpoint for endpoint in site.serving() if endpoint.spec == spec)])
     back = _that_answer(there, list(known))[: len(before)]
     back += start_ready(there, spec, len(before) - len(back))
     add(site, back)
@@ -39,11 +39,10 @@ def restore_previous(site: Site) -> None:
     stop(site, out)
 
 
-def _that_answer(site: Site, endpoints: Sequence[Endpoint]) -> list[Endpoint]:
-    def answers(endpoint: Endpoint) -> bool:
+def _that_answer(site: Site, endpoints: Sequence[Replica]) -> list[Replica]:
+    def answers(endpoint: Replica) -> bool:
         try:
-            replica = replica_of(endpoint, site.model)
-            wait_ready(site, spec_of(endpoint, site.model), [replica], min(PATIENCE_SECONDS, site.settings.ready_seconds))
+            wait_ready(site, endpoint.spec, [endpoint], min(PATIENCE_SECONDS, site.settings.ready_seconds))
         except ServiceError:
             return False
         return True

@@ -8,14 +8,14 @@ version beside which predecessors stand is not released. The next roll-out ends 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from headrace.errors import ServiceError, near_miss
 from headrace.project import Project
-from headrace.recipe.rollout import RolloutConfig
+from headrace.recipe.serve import RolloutConfig
 from headrace.serving.gateway import gateway
-from headrace.serving.gateway.clusters import Endpoint, Traffic, versions
+from headrace.serving.gateway.clusters import Traffic, versions
 from headrace.serving.replicas.replica import Replica, ReplicaSpec, Runner
 from headrace.serving.rollout import steps
 from headrace.serving.rollout.canary import try_as_canary
@@ -27,9 +27,7 @@ from headrace.serving.rollout.steps import (
     add_to_pool,
     alone,
     remove_from_pool,
-    replica_of,
     runner_for,
-    spec_of,
     start_ready,
 )
 from headrace.serving.rollout.watch import Note, Trial, look, watch
@@ -104,7 +102,7 @@ def roll_out(
     """
     address = gateway.address(settings, spec.model)
     if is_serving(spec, replicas, project, settings):
-        return Rollout(spec, _replicas(gateway.endpoints_by_model(project)[spec.model], spec.model), address, changed=False)
+        return Rollout(spec, gateway.endpoints_by_model(project)[spec.model], address, changed=False)
     gateway.require_same_access(project, settings)
     site = Site(spec.model, project, settings, runner, report)
     with alone(project, spec.model):
@@ -112,11 +110,11 @@ def roll_out(
         _clean_up(site)
         before = site.serving()
         kept = _keep(site, spec, replicas, before)
-        is_new = all(spec_of(endpoint, spec.model) != spec for endpoint in before)
+        is_new = all(endpoint.spec != spec for endpoint in before)
         trial = _trial(site, spec, before, how, note) if is_new and how.bake_seconds else None
         try:
             tried = _try(trial, replicas) if trial else []
-            fresh = [replace(endpoint, pool="main") for endpoint in tried]
+            fresh = [endpoint.in_pool("main") for endpoint in tried]
             fresh += start_ready(site, spec, replicas - len(kept) - len(fresh))
             watched = trial if how.strategy == "rolling" else None
             out = _replace(site, [*kept, *fresh], fresh, before, watched)
@@ -127,7 +125,7 @@ def roll_out(
             site.settle()
         steps.stop(site, out)
     replaced = tuple(sorted({e.version for e in out} - {spec.version}))
-    return Rollout(spec, _replicas([*kept, *fresh], spec.model), address, changed=True, replaced=replaced)
+    return Rollout(spec, [*kept, *fresh], address, changed=True, replaced=replaced)
 
 
 def scale(model: str, replicas: int, project: Project, settings: Settings, runner: Runner, report: Report) -> Rollout:
@@ -140,7 +138,7 @@ def scale(model: str, replicas: int, project: Project, settings: Settings, runne
     if not endpoints:
         known = near_miss(model, gateway.endpoints_by_model(project))
         raise ServiceError(f"no replica serves {model!r}; {known}", hint=f"headrace run {model}")
-    return roll_out(spec_of(endpoints[-1], model), replicas, project, settings, runner, report)
+    return roll_out(endpoints[-1].spec, replicas, project, settings, runner, report)
 
 
 def remove(model: str, project: Project, settings: Settings, runner: Runner, report: Report) -> list[Replica]:
@@ -150,7 +148,7 @@ def remove(model: str, project: Project, settings: Settings, runner: Runner, rep
         out = gateway.endpoints_by_model(project).get(model, [])
         remove_from_pool(site, out)
         steps.stop(site, out)
-        return [*_replicas(out, model), *stop_unknown(site)]
+        return [*out, *stop_unknown(site)]
 
 
 def take_back(site: Site) -> None:
@@ -187,13 +185,13 @@ def _undo(site: Site) -> None:
 
 def stop_unknown(site: Site) -> list[Replica]:
     """Stops the replicas that do not stand in the door, which are returned."""
-    known = {endpoint.replica for endpoint in gateway.endpoints_by_model(site.project).get(site.model, [])}
+    known = {endpoint.id for endpoint in gateway.endpoints_by_model(site.project).get(site.model, [])}
     left = [replica for replica in site.runner.list(site.model) if replica.id not in known]
     steps.stop_all(left, site.settings, lambda replica: site.runner)
     return left
 
 
-def _trial(site: Site, spec: ReplicaSpec, before: Sequence[Endpoint], how: RolloutConfig, note: Note) -> Trial | None:
+def _trial(site: Site, spec: ReplicaSpec, before: Sequence[Replica], how: RolloutConfig, note: Note) -> Trial | None:
     """None where nothing healthy serves that a new version could be held against."""
     healthy = gateway.healthy_endpoints(site.settings, site.model, "main")
     if not any(endpoint.address in healthy for endpoint in before):
@@ -201,13 +199,13 @@ def _trial(site: Site, spec: ReplicaSpec, before: Sequence[Endpoint], how: Rollo
     return Trial(site, spec, versions(before), how, note)
 
 
-def _keep(site: Site, spec: ReplicaSpec, wanted: int, before: Sequence[Endpoint]) -> list[Endpoint]:
+def _keep(site: Site, spec: ReplicaSpec, wanted: int, before: Sequence[Replica]) -> list[Replica]:
     """Those that serve just so already and are healthy, as many as are wanted."""
     healthy = gateway.healthy_endpoints(site.settings, site.model, "main")
     return [e for e in before if steps.serves_as(e, spec, site.settings) and e.address in healthy][:wanted]
 
 
-def _try(trial: Trial, replicas: int) -> list[Endpoint]:
+def _try(trial: Trial, replicas: int) -> list[Replica]:
     """The replicas that passed as canaries and can go live as they are; those of a shadow cannot."""
     if trial.how.strategy == "canary":
         return try_as_canary(trial, replicas)
@@ -217,14 +215,14 @@ def _try(trial: Trial, replicas: int) -> list[Endpoint]:
 
 
 def _replace(
-    site: Site, after: Sequence[Endpoint], fresh: Sequence[Endpoint], before: Sequence[Endpoint], watched: Trial | None
-) -> list[Endpoint]:
+    site: Site, after: Sequence[Replica], fresh: Sequence[Replica], before: Sequence[Replica], watched: Trial | None
+) -> list[Replica]:
     """Lets `fresh` in, takes out what is not in `after`, which is returned, and watches. Those that are out run on beside
     the door, so that they serve again at once when the new version fails."""
-    kept = {endpoint.replica for endpoint in after}
-    out = [endpoint for endpoint in before if endpoint.replica not in kept]
+    kept = {endpoint.id for endpoint in after}
+    out = [endpoint for endpoint in before if endpoint.id not in kept]
     champion = look(site, "main", before) if watched else None
-    is_new = any(spec_of(old, site.model) != spec_of(new, site.model) for old in before for new in fresh)
+    is_new = any(old.spec != new.spec for old in before for new in fresh)
     add_to_pool(site, fresh, before if is_new else None)
     site.send(Traffic())
     remove_from_pool(site, [*out, *site.serving("canary")])
@@ -238,7 +236,3 @@ def _replace(
             lambda: champion,
         )
     return out
-
-
-def _replicas(endpoints: Sequence[Endpoint], model: str) -> list[Replica]:
-    return [replica_of(endpoint, model) for endpoint in endpoints]

@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from headrace.serving.gateway.clusters import Endpoint, Traffic
+from headrace.serving.gateway.clusters import Traffic
+from headrace.serving.replicas.replica import Replica
 from headrace.serving.rollout.judging import Reading, agreement_left
 from headrace.serving.rollout.steps import end_trials
 from headrace.serving.rollout.watch import Trial, look, scale_for_share, watch
@@ -39,7 +40,7 @@ def try_as_shadow(trial: Trial, replicas: int) -> None:
         end_trials(site)
 
 
-def _watch_step(trial: Trial, name: str, shadows: Sequence[Endpoint]) -> None:
+def _watch_step(trial: Trial, name: str, shadows: Sequence[Replica]) -> None:
     site, champions = trial.site, trial.site.serving()
     new, old = look(site, "shadow", shadows), look(site, "main", champions)
 
@@ -81,9 +82,9 @@ def _alike(one: Sequence[Any], other: Sequence[Any], tolerance: float) -> bool:
     )
 
 
-def _records(usage: Path, replicas: Iterable[Endpoint]) -> Answers:
+def _records(usage: Path, replicas: Iterable[Replica]) -> Answers:
     """What replicas keep of their answers, beside what they count."""
-    return {line["id"]: line["answers"] for endpoint in replicas for line in _lines(usage / endpoint.replica)}
+    return {line["id"]: line["answers"] for endpoint in replicas for line in _lines(usage / endpoint.id)}
 
 
 def _lines(folder: Path) -> Iterator[dict[str, Any]]:

@@ -13,11 +13,11 @@ from typing import Any, cast
 from headrace.errors import Busy, HeadraceError, ServiceError
 from headrace.project import Project
 from headrace.serving.gateway import gateway
-from headrace.serving.gateway.clusters import Endpoint, Traffic, versions
+from headrace.serving.gateway.clusters import Traffic, versions
 from headrace.serving.gateway.route_sync import wait_until_sent
 from headrace.serving.local_http import request
 from headrace.serving.replicas import environment, ports
-from headrace.serving.replicas.replica import Place, Pool, Replica, ReplicaSpec, Runner
+from headrace.serving.replicas.replica import Pool, Replica, ReplicaSpec, Runner
 from headrace.settings import Settings
 
 Report = Callable[[str], None]
@@ -47,17 +47,17 @@ class Site:
 
         return operator_token(self.project)
 
-    def serving(self, pool: Pool = "main") -> list[Endpoint]:
+    def serving(self, pool: Pool = "main") -> list[Replica]:
         """The replicas of a pool, as the door has them written down."""
         return [endpoint for endpoint in gateway.endpoints_by_model(self.project).get(self.model, []) if endpoint.pool == pool]
 
     def at(self, place: str) -> Site:
         """The same, with the runner of another place."""
-        if self.runner.place == place:
+        if self.runner.name == place:
             return self
         return replace(self, runner=runner_for(self.project, self.settings, place))
 
-    def change(self, endpoints: Iterable[Endpoint], predecessors: Sequence[Endpoint] | None = None) -> None:
+    def change(self, endpoints: Iterable[Replica], predecessors: Sequence[Replica] | None = None) -> None:
         """Lets these replicas and no others be known to the door, each once."""
         known = list(dict.fromkeys(endpoints))
         gateway.change(self.project, self.settings, self.model, known, predecessors=predecessors)
@@ -102,7 +102,7 @@ def alone(project: Project, model: str, wait_seconds: float = 0.0) -> Iterator[N
         ) from None
 
 
-def start_ready(site: Site, spec: ReplicaSpec, count: int) -> list[Endpoint]:
+def start_ready(site: Site, spec: ReplicaSpec, count: int) -> list[Replica]:
     """`count` new replicas that have each answered the contract's sample; none is left when one of them does not."""
     started: list[Replica] = []
     taken: list[int] = []
@@ -119,7 +119,7 @@ def start_ready(site: Site, spec: ReplicaSpec, count: int) -> list[Endpoint]:
                 + ", ".join(f"{replica.host}:{replica.port}" for replica in started)
             )
         wait_ready(site, spec, started, site.settings.ready_seconds)
-        return [endpoint_of(replica) for replica in started]
+        return started
     except BaseException:
         stop_all(started, site.settings, lambda replica: site.runner, drain_seconds=1.0)
         raise
@@ -128,7 +128,7 @@ def start_ready(site: Site, spec: ReplicaSpec, count: int) -> list[Endpoint]:
             ports.release(port)
 
 
-def add_to_pool(site: Site, fresh: Sequence[Endpoint], predecessors: Sequence[Endpoint] | None = None) -> None:
+def add_to_pool(site: Site, fresh: Sequence[Replica], predecessors: Sequence[Replica] | None = None) -> None:
     """Puts new replicas beside those there are and returns when Envoy uses them; else everything is as before.
 
     Args:
@@ -139,12 +139,12 @@ def add_to_pool(site: Site, fresh: Sequence[Endpoint], predecessors: Sequence[En
         add(site, fresh, predecessors)
     except BaseException:
         site.change(before)
-        known = {endpoint.replica for endpoint in before}
-        stop(site, [endpoint for endpoint in fresh if endpoint.replica not in known])
+        known = {endpoint.id for endpoint in before}
+        stop(site, [endpoint for endpoint in fresh if endpoint.id not in known])
         raise
 
 
-def add(site: Site, endpoints: Sequence[Endpoint], predecessors: Sequence[Endpoint] | None = None) -> None:
+def add(site: Site, endpoints: Sequence[Replica], predecessors: Sequence[Replica] | None = None) -> None:
     """Puts replicas beside those there are, and returns when Envoy uses them."""
     site.change([*gateway.endpoints_by_model(site.project).get(site.model, []), *endpoints], predecessors)
     for pool in {endpoint.pool for endpoint in endpoints}:
@@ -152,7 +152,7 @@ def add(site: Site, endpoints: Sequence[Endpoint], predecessors: Sequence[Endpoi
         gateway.wait_until_healthy(site.settings, site.model, addresses, pool=pool)
 
 
-def remove_from_pool(site: Site, out: Sequence[Endpoint]) -> None:
+def remove_from_pool(site: Site, out: Sequence[Replica]) -> None:
     """Takes replicas out of the balancer; returns when Envoy has let go of them. They run on and end what they have begun."""
     site.change(endpoint for endpoint in gateway.endpoints_by_model(site.project).get(site.model, []) if endpoint not in out)
     if out and gateway.ours(site.project, site.settings):
@@ -161,13 +161,12 @@ def remove_from_pool(site: Site, out: Sequence[Endpoint]) -> None:
             gateway.wait_until_gone(site.settings, site.model, addresses, pool=pool)
 
 
-def stop(site: Site, out: Sequence[Endpoint]) -> None:
+def stop(site: Site, out: Sequence[Replica]) -> None:
     """Lets replicas that were taken out finish, and stops them."""
     if not out:
         return
     site.report(f"draining {len(out)} replica{'s' * (len(out) > 1)} of version {versions(out)}")
-    replicas = [replica_of(endpoint, site.model) for endpoint in out]
-    stop_all(replicas, site.settings, lambda replica: site.at(replica.runner).runner)
+    stop_all(out, site.settings, lambda replica: site.at(replica.runner).runner)
 
 
 def end_trials(site: Site) -> None:
@@ -177,8 +176,8 @@ def end_trials(site: Site) -> None:
         return
     site.send(Traffic())
     remove_from_pool(site, tried)
-    kept = {endpoint.replica for endpoint in site.serving()}
-    stop(site, [endpoint for endpoint in tried if endpoint.replica not in kept])
+    kept = {endpoint.id for endpoint in site.serving()}
+    stop(site, [endpoint for endpoint in tried if endpoint.id not in kept])
 
 
 def stop_all(
@@ -266,51 +265,10 @@ def _try_out(site: Site, spec: ReplicaSpec, replica: Replica) -> str | None:
 
 def _call(site: Site, replica: Replica, method: str, path: str, body: Any = None) -> tuple[int, Any]:
     """Status and JSON (or text) of one request straight to a replica, as the operator."""
-    answer = request(
-        (replica.host, replica.port), path, method=method, body=body, token=site.token, timeout_seconds=CALL_SECONDS
-    )
+    answer = request(replica.address, path, method=method, body=body, token=site.token, timeout_seconds=CALL_SECONDS)
     return answer.status, answer.json_or_text()
 
 
-# -- between a replica, its spec and its endpoint
-
-
-def endpoint_of(replica: Replica) -> Endpoint:
-    return Endpoint(
-        replica.host,
-        replica.port,
-        replica.id,
-        replica.version,
-        replica.bento_tag,
-        replica.runner,
-        replica.image,
-        replica.threads,
-        replica.pool,
-        replica.told,
-    )
-
-
-def replica_of(endpoint: Endpoint, model: str) -> Replica:
-    return Replica(
-        endpoint.replica,
-        model,
-        endpoint.version,
-        endpoint.bento_tag,
-        endpoint.host,
-        endpoint.port,
-        cast(Place, endpoint.runner),
-        "running",
-        image=endpoint.image,
-        threads=endpoint.threads,
-        pool=endpoint.pool,
-        told=endpoint.told,
-    )
-
-
-def serves_as(endpoint: Endpoint, spec: ReplicaSpec, settings: Settings) -> bool:
-    """Whether it serves this very spec, started with what `settings` say of replicas."""
-    return spec_of(endpoint, spec.model) == spec and endpoint.told == environment.told(settings)
-
-
-def spec_of(endpoint: Endpoint, model: str) -> ReplicaSpec:
-    return ReplicaSpec(model, endpoint.version, endpoint.bento_tag, endpoint.image, endpoint.threads, endpoint.pool)
+def serves_as(replica: Replica, spec: ReplicaSpec, settings: Settings) -> bool:
+    """Whether it serves this spec and was started with these settings."""
+    return replica.spec == spec and replica.settings_digest == environment.settings_digest(settings)

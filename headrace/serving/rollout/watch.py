@@ -12,12 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from headrace.errors import RolloutAborted
-from headrace.recipe.rollout import RolloutConfig
+from headrace.recipe.serve import RolloutConfig
 from headrace.serving.gateway import gateway
-from headrace.serving.gateway.clusters import Endpoint
 from headrace.serving.gateway.envoy_stats import PoolStats
 from headrace.serving.local_http import try_request
-from headrace.serving.replicas.replica import Pool, ReplicaSpec
+from headrace.serving.replicas.replica import Pool, Replica, ReplicaSpec
 from headrace.serving.rollout.judging import Reading, Seen, judge
 from headrace.serving.rollout.steps import Site, add_to_pool, start_ready
 
@@ -52,9 +51,9 @@ def scale_for_share(trial: Trial, pool: Pool, share: float, replicas: int) -> No
         add_to_pool(trial.site, start_ready(trial.site, replace(trial.spec, pool=pool), missing))
 
 
-def look(site: Site, pool: Pool, endpoints: Sequence[Endpoint]) -> Seen:
+def look(site: Site, pool: Pool, endpoints: Sequence[Replica]) -> Seen:
     """What a pool did until now: Envoy's counts since it started, its replicas' since they did."""
-    answers = {(e.replica, answer): count for e in endpoints for answer, count in _answers(e)}
+    answers = {(e.id, answer): count for e in endpoints for answer, count in _answers(e)}
     return Seen(gateway.pool_stats(site.settings, site.model).get(pool, PoolStats()), answers)
 
 
@@ -107,7 +106,7 @@ def _out_of_bounds(trial: Trial, name: str, reading: Reading) -> RolloutAborted:
     )
 
 
-def _answers(endpoint: Endpoint) -> Iterator[tuple[str, float]]:
+def _answers(endpoint: Replica) -> Iterator[tuple[str, float]]:
     """How often a replica gave each answer; nothing where it does not tell."""
     from prometheus_client.parser import text_string_to_metric_families
 
@@ -117,6 +116,6 @@ def _answers(endpoint: Endpoint) -> Iterator[tuple[str, float]]:
                 yield sample.labels["answer"], sample.value
 
 
-def _metrics(endpoint: Endpoint) -> str:
+def _metrics(endpoint: Replica) -> str:
     answer = try_request(endpoint.address, "/metrics", timeout_seconds=2.0)
     return answer.text if answer and answer.status == 200 and answer.content_type == "text/plain" else ""

@@ -16,8 +16,8 @@ from headrace.client import Client
 from headrace.project import Project
 from headrace.serving.access import tokens
 from headrace.serving.gateway import gateway
-from headrace.serving.gateway.clusters import Endpoint
 from headrace.serving.replicas import supervisor
+from headrace.serving.replicas.replica import Replica, ReplicaSpec
 from headrace.settings import Settings
 from tests.asgi import wait_ready
 from tests.conftest import ROOT
@@ -104,7 +104,7 @@ def open_house(root: Path, models: dict[str, Path], **settings: object) -> Itera
         for port, (model, folder) in zip(ports[10:], models.items(), strict=False):
             house.ports_of[model] = port
             house.start_replica(folder, f"{model}-v1-0001", port)
-            endpoint = Endpoint("127.0.0.1", port, f"{model}-v1-0001", "1", f"{model}:1")
+            endpoint = Replica(f"{model}-v1-0001", ReplicaSpec(model, "1", f"{model}:1"), "127.0.0.1", port)
             gateway.change(project, house.settings, model, [endpoint])
         gateway.open_gateway(project, house.settings)
         house.start_desk()

@@ -157,7 +157,7 @@ def shape(answer: tuple[int, Any, dict[str, str]]) -> Any:
 
 
 UNAUTHORIZED = {"error": {"code": "unauthorized", "message": "a valid token is needed: authorization: Bearer ..."}}
-FORBIDDEN = {"error": {"code": "forbidden", "message": "this token does not open this"}}
+FORBIDDEN = {"error": {"code": "forbidden", "message": "this token does not allow this"}}
 
 
 def test_every_wrong_token_is_refused_alike_and_a_good_one_let_in(house: House) -> None:

