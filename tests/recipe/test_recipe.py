@@ -1,4 +1,4 @@
-"""Recipes: every mistake is named with its field and value, and with the near miss."""
+"""Recipes and settings: a mistake is reported with its field, value and near miss, an old name with the new one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from headrace import renamed
 from headrace.errors import RecipeError, SettingsError
 from headrace.project import Project, find_project
 from headrace.recipe.recipe import load_recipe, parse_recipe, recipe_names
@@ -28,45 +29,45 @@ def changed(**fields: object) -> str:
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "said"),
+    ("field", "value", "message"),
     [
-        ("taks", "classification", "taks: no such field; did you mean 'task'?"),
+        ("taks", "classification", "taks: unknown field; did you mean 'task'?"),
         ("task", "clasification", "did you mean 'classification'?"),
-        ("data__targt", "kind", "data.targt: no such field; did you mean 'target'?"),
+        ("data__targt", "kind", "data.targt: unknown field; did you mean 'target'?"),
         ("data__sha256", "abc", "data.sha256"),
         ("data__split__test", 1.5, "data.split.test"),
-        ("model__name", "mpl", "'mpl' is no model; did you mean 'mlp'?"),
-        ("model__hiden", [3], "model.hiden: no such field; did you mean 'hidden'?"),
-        ("model", {"name": "cnn"}, "'cnn' does not fit task 'classification'"),
+        ("model__name", "mpl", "unknown model 'mpl'; did you mean 'mlp'?"),
+        ("model__hiden", [3], "model.hiden: unknown field; did you mean 'hidden'?"),
+        ("model", {"name": "cnn"}, "'cnn' cannot be used for 'classification'"),
         ("train__epochs", 0, "train.epochs"),
-        ("train__learning_rate", "fast", "it says 'fast'"),
+        ("train__learning_rate", "fast", "(got 'fast')"),
         ("gate__require", {"acuracy": ">= 0.9"}, "did you mean 'accuracy'?"),
-        ("gate__require", {"accuracy": "about 0.9"}, "'about 0.9' is no bound"),
-        ("gate__beat_champion", {"metric": "mae"}, "'mae' is no metric of 'classification'"),
+        ("gate__require", {"accuracy": "about 0.9"}, "invalid bound 'about 0.9'"),
+        ("gate__beat_champion", {"metric": "mae"}, "unknown metric 'mae' for 'classification'"),
         ("gate__approval", "persn", "gate.approval"),
         ("serve__replicas", 0, "serve.replicas"),
         ("expect", [{"type": "expect_column_value_to_be_in_set"}], "did you mean 'expect_column_values_to_be_in_set'?"),
     ],
 )
-def test_a_mistake_names_field_value_and_near_miss(field: str, value: object, said: str) -> None:
+def test_a_mistake_names_field_value_and_near_miss(field: str, value: object, message: str) -> None:
     with pytest.raises(RecipeError) as caught:
         parse_recipe(changed(**{field: value}), "recipes/tiny.yaml")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "recipes/tiny.yaml" in str(caught.value)
     assert "hint:" in str(caught.value)
 
 
-def test_all_mistakes_are_told_at_once() -> None:
+def test_all_mistakes_are_reported_at_once() -> None:
     with pytest.raises(RecipeError) as caught:
         parse_recipe(changed(train__epochs=0, serve__replicas=0), "recipes/tiny.yaml")
     assert "train.epochs" in caught.value.message
     assert "serve.replicas" in caught.value.message
 
 
-def test_a_missing_field_is_named() -> None:
+def test_a_missing_field_is_reported() -> None:
     recipe = yaml.safe_load(TINY_TABLE)
     del recipe["data"]["target"]
-    with pytest.raises(RecipeError, match=r"data.target: this field is needed"):
+    with pytest.raises(RecipeError, match=r"data.target: required field is missing"):
         parse_recipe(yaml.safe_dump(recipe), "recipes/tiny.yaml")
 
 
@@ -75,7 +76,7 @@ def test_broken_yaml_names_line_and_column() -> None:
         parse_recipe("name: tiny\ntask: [", "recipes/tiny.yaml")
 
 
-def test_a_yaml_list_is_no_recipe() -> None:
+def test_a_yaml_list_is_refused() -> None:
     with pytest.raises(RecipeError, match="mapping"):
         parse_recipe("- name", "recipes/tiny.yaml")
 
@@ -86,12 +87,12 @@ def test_an_unknown_recipe_offers_the_near_miss(project: Project) -> None:
 
 
 @pytest.mark.parametrize("name", ["../tiny", "tiny/../tiny", "", "Tiny", "-x"])
-def test_a_name_that_is_no_name_reads_no_file(project: Project, name: str) -> None:
-    with pytest.raises(RecipeError, match="no recipe"):
+def test_an_invalid_name_reads_no_file(project: Project, name: str) -> None:
+    with pytest.raises(RecipeError, match="unknown recipe"):
         load_recipe(name, project)
 
 
-def test_the_name_inside_has_to_be_the_files_name(project: Project) -> None:
+def test_the_name_field_has_to_match_the_file_name(project: Project) -> None:
     (project.recipes / "other.yaml").write_text(TINY_TABLE)
     with pytest.raises(RecipeError, match="differs from the file's name"):
         load_recipe("other", project)
@@ -104,7 +105,7 @@ def test_columns_in_short_form_are_expanded() -> None:
     assert len(recipe.data.columns) == 785
 
 
-def test_every_recipe_of_the_repository_is_sound() -> None:
+def test_every_recipe_of_the_repository_is_valid() -> None:
     project = Project(ROOT)
     assert {"digits", "flights"} <= set(recipe_names(project))
     for name in recipe_names(project):
@@ -115,16 +116,86 @@ def test_the_project_is_found_from_a_folder_inside_it(project: Project) -> None:
     assert find_project(project.root / "headrace" / "models") == project
 
 
-def test_a_misspelt_setting_in_the_environment_is_told(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_misspelt_variable_is_reported_with_the_near_miss(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEADRACE_DOR_PORT", "1")
     with pytest.raises(SettingsError, match="did you mean 'HEADRACE_GATEWAY_PORT'"):
         load_settings(project)
 
 
 @pytest.mark.parametrize("text", ["dor_port = 1", "gateway_port = 0", "gateway_port = ["])
-def test_a_mistake_in_the_settings_file_names_it(project: Project, text: str) -> None:
+def test_a_mistake_in_the_settings_file_is_reported(project: Project, text: str) -> None:
     (project.root / "headrace.toml").write_text(text)
     with pytest.raises(SettingsError, match=r"gateway_port|dor_port|headrace.toml"):
+        load_settings(project)
+
+
+def recipe_with(path: str, value: object, base: str = TINY_TABLE) -> str:
+    """A recipe with the field at a dotted path set; sections on the way are added."""
+    recipe = yaml.safe_load(base)
+    section = recipe
+    *outer, last = path.split(".")
+    for name in outer:
+        section = section.setdefault(name, {})
+    section[last] = value
+    return yaml.safe_dump(recipe)
+
+
+VALUES: dict[str, object] = {
+    "data.incremental": {"column": "length", "first": 2},
+    "data.split.predefined": {"column": "colour", "test": "red"},
+    "data.split.group.match": "words",
+    "train.gradient_accumulation_steps": 2,
+    "train.max_grad_norm": 1.0,
+    "train.warmup": 0.1,
+    "serve.rollout.bounds.min_requests": 10,
+}
+GROUPED = recipe_with("data.split.group", {"column": "colour"})
+
+
+@pytest.mark.parametrize(("old", "new"), renamed.RECIPE_FIELDS.items())
+def test_a_renamed_field_is_an_error_that_gives_the_new_name(old: str, new: str) -> None:
+    base = GROUPED if "group" in old else TINY_TABLE
+    text = recipe_with(old, VALUES[new], base)
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(text, "recipes/tiny.yaml")
+    assert caught.value.message == f"{old}: renamed to {new.split('.')[-1]!r}"
+    assert parse_recipe(text, "recipes/tiny.yaml", translate_renamed=True) == parse_recipe(
+        recipe_with(new, VALUES[new], base), "recipes/tiny.yaml"
+    )
+
+
+@pytest.mark.parametrize(("field", "old", "new"), [(*key, new) for key, new in renamed.RECIPE_VALUES.items()])
+def test_a_renamed_value_is_an_error_that_gives_the_new_value(field: str, old: str, new: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(recipe_with(field, old), "recipes/tiny.yaml")
+    assert caught.value.message == f"{field}: value {old!r} was renamed to {new!r}"
+    translated = parse_recipe(recipe_with(field, old), "recipes/tiny.yaml", translate_renamed=True)
+    assert translated == parse_recipe(recipe_with(field, new), "recipes/tiny.yaml")
+
+
+@pytest.mark.parametrize(("old", "new"), renamed.SETTINGS.items())
+def test_a_renamed_setting_is_an_error_that_gives_the_new_name(
+    project: Project, monkeypatch: pytest.MonkeyPatch, old: str, new: str
+) -> None:
+    (project.root / "headrace.toml").write_text(f"{old} = 8081\n")
+    with pytest.raises(SettingsError, match=f"{old}: renamed to '{new}'"):
+        load_settings(project)
+    (project.root / "headrace.toml").unlink()
+    monkeypatch.setenv(f"HEADRACE_{old.upper()}", "8081")
+    with pytest.raises(SettingsError, match=f"HEADRACE_{old.upper()} was renamed to HEADRACE_{new.upper()}"):
+        load_settings(project)
+
+
+@pytest.mark.parametrize(("field", "old", "new"), [(*key, new) for key, new in renamed.SETTING_VALUES.items()])
+def test_a_renamed_value_of_a_setting_is_an_error_that_gives_the_new_value(
+    project: Project, monkeypatch: pytest.MonkeyPatch, field: str, old: str, new: str
+) -> None:
+    (project.root / "headrace.toml").write_text(f'{field} = "{old}"\n')
+    with pytest.raises(SettingsError, match=f"{field}: value '{old}' was renamed to '{new}'"):
+        load_settings(project)
+    (project.root / "headrace.toml").unlink()
+    monkeypatch.setenv(f"HEADRACE_{field.upper()}", old)
+    with pytest.raises(SettingsError, match=f"{field}: value '{old}' was renamed to '{new}'"):
         load_settings(project)
 
 

@@ -1,0 +1,44 @@
+"""The recipe's section `gate`: the conditions under which a candidate is released."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from headrace.recipe.section import Section
+
+
+class BeatChampion(Section):
+    """A paired comparison with the champion on the same test rows."""
+
+    metric: str
+    """The metric to compare."""
+    margin: float = 0.0
+    """How much better the candidate has to be; a negative margin accepts a candidate that is slightly worse."""
+    confidence: float = Field(default=0.95, gt=0.5, lt=1.0)
+    """One-sided confidence that the difference exceeds the margin."""
+
+
+class GateConfig(Section):
+    """Conditions that a candidate has to meet before it is served."""
+
+    require: dict[str, str] = {}
+    """Bounds on metrics of the test set, for example `accuracy: ">= 0.95"`."""
+    beat_champion: BeatChampion | None = None
+    approval: Literal["auto", "manual"] = "auto"
+    """`manual`: the release waits until someone runs `headrace approve`."""
+
+    @property
+    def metrics(self) -> list[str]:
+        """Metrics that the gate uses."""
+        return [*self.require, *([self.beat_champion.metric] if self.beat_champion else [])]
+
+    @field_validator("require")
+    @classmethod
+    def _check_bounds(cls, require: dict[str, str]) -> dict[str, str]:
+        for metric, bound in require.items():
+            if not re.fullmatch(r"\s*(>=|<=|>|<)\s*-?\d+(\.\d+)?(e-?\d+)?\s*", bound):
+                raise ValueError(f'{metric}: invalid bound {bound!r}; write for example ">= 0.95"')
+        return require
