@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,17 +45,17 @@ class Caller:
     expires_at: float
     """Seconds since 1970."""
     rows_per_day: int | None = None
-    opens_all: bool = field(init=False, default=False)
+    has_all_models: bool = field(init=False, default=False)
     """Whether it may call every model, those to come too."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "opens_all", "*" in self.models)
+        object.__setattr__(self, "has_all_models", "*" in self.models)
 
-    def may(self, model: str) -> bool:
-        return self.opens_all or model in self.models
+    def may_call(self, model: str) -> bool:
+        return self.has_all_models or model in self.models
 
 
-EVERYBODY = Caller("open", frozenset({"*"}), "", float("inf"))
+OPEN_ACCESS = Caller("open", frozenset({"*"}), "", float("inf"))
 """The caller where no token is asked for."""
 
 
@@ -84,14 +85,14 @@ class TokenVerifier:
     def is_open(self) -> bool:
         return self._folder is None
 
-    def check(self, token: str) -> Caller:
+    def verify(self, token: str) -> Caller:
         """The caller that `token` stands for. Every refusal takes the time of one signature, whatever its reason.
 
         Raises:
             InvalidToken: no token, not signed by a known key, expired, not valid yet, or revoked.
         """
         if self._folder is None:
-            return EVERYBODY
+            return OPEN_ACCESS
         self._look()
         caller = self._verified.get(token)
         if caller is not None and self._holds(caller):
@@ -170,6 +171,21 @@ def _refuse_as_slowly() -> Caller:
     """
     _NOBODYS_KEY.verify(_NOBODYS_SIGNATURE, b"")
     raise InvalidToken
+
+
+def make_claims(
+    tenant: str, jti: str, models: Sequence[str], issued: int, expires: int, rate: float | None, rows_per_day: int | None
+) -> dict[str, Any]:
+    """The claims of a token (RFC 7519), as `TokenVerifier` reads them. `rate` is for Envoy alone, in requests per second.
+
+    Args:
+        issued: seconds since 1970, as `expires`.
+    """
+    limits = {"rate": rate, "rows_per_day": rows_per_day}
+    return {
+        **{"iss": ISSUER, "sub": tenant, "jti": jti, "iat": issued, "exp": expires, "models": list(models)},
+        **{name: limit for name, limit in limits.items() if limit is not None},
+    }
 
 
 def _caller(claims: dict[str, Any]) -> Caller:

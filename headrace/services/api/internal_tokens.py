@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from filelock import FileLock
-
 from headrace.project import Project
-from headrace.runtime.token_verifier import ISSUER
 from headrace.services.api.batch_store import Submitted, now
-from headrace.serving.access import keys, tls, tokens
+from headrace.serving.access import tls, tokens
 from headrace.serving.gateway import gateway
 from headrace.settings import Settings
 
@@ -25,26 +22,6 @@ def operator_headers(project: Project, settings: Settings) -> dict[str, str]:
 def is_revoked(project: Project, jti: str) -> bool:
     """Whether the token of this id was revoked; also long after it expired."""
     return any(facts.jti == jti and facts.revoked is not None for facts in tokens.listed(project))
-
-
-def mint(project: Project, submitted: Submitted) -> str:
-    """The token that a batch was sent with, for its model alone and for a while longer: of the same id, so that it is refused
-    everywhere as soon as that one is revoked."""
-    import jwt
-
-    with FileLock(project.locks / "tokens.lock"):
-        kid, key = keys.current(project)
-    issued = int(now())
-    claims = {
-        "iss": ISSUER,
-        "sub": submitted.tenant,
-        "jti": submitted.jti,
-        "iat": issued,
-        "exp": issued + int(LIFE_SECONDS),
-        "models": [submitted.model],
-        **({} if submitted.rows_per_day is None else {"rows_per_day": submitted.rows_per_day}),
-    }
-    return jwt.encode(claims, key, algorithm=keys.ALGORITHM, headers={"kid": kid})
 
 
 class TenantToken:
@@ -65,6 +42,9 @@ class TenantToken:
 
     def get(self) -> str:
         if now() > self._until - RENEW_SECONDS:
-            self._token = mint(self._project, self._submitted)
+            sent = self._submitted
+            self._token = tokens.delegate(
+                self._project, sent.jti, sent.tenant, sent.model, int(LIFE_SECONDS), sent.rows_per_day
+            )
             self._until = now() + LIFE_SECONDS
         return self._token

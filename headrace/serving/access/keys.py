@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from headrace.errors import HeadraceError
 from headrace.files import read_json, write_json, write_secret
 from headrace.project import Project
+from headrace.runtime.token_verifier import ALGORITHM
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-ALGORITHM = "EdDSA"
 Jwk = dict[str, str]
 
 

@@ -72,7 +72,7 @@ def forget_others(project: Project, certificate: Certificate) -> None:
 
 
 def authority(project: Project) -> Path:
-    """The certificate that clients trust, for `tls = "own"`."""
+    """The certificate that clients trust, for `tls = "self_signed"`."""
     return project.tls / "authority.pem"
 
 
@@ -80,7 +80,7 @@ def trust(project: Project, settings: Settings) -> ssl.SSLContext | bool:
     """What this house's own calls to the door trust: the own authority, or just the given certificate, whatever its name."""
     if settings.tls == "off":
         return True
-    if settings.tls == "own":
+    if settings.tls == "self_signed":
         if not authority(project).exists():  # the door was never up
             return True
         return ssl.create_default_context(cafile=str(authority(project)))

@@ -14,12 +14,11 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 from headrace.errors import UsageError, near_miss
 from headrace.files import read_json, write_json, write_secret
 from headrace.project import Project
-from headrace.runtime.token_verifier import ISSUER, LEEWAY_SECONDS, LONGEST_TOKEN
+from headrace.runtime.token_verifier import ALGORITHM, LEEWAY_SECONDS, LONGEST_TOKEN, make_claims
 from headrace.serving.access import audit, keys
 
 DAY = 86400
@@ -142,6 +141,20 @@ def operator_token(project: Project) -> str:
         return token
 
 
+def delegate(project: Project, jti: str, tenant: str, model: str, seconds: int, rows_per_day: int | None) -> str:
+    """A token in the name of one that was issued: of the same id, so that it is refused as soon as that one is revoked.
+
+    It opens one model, for `seconds` from now.
+    """
+    import jwt
+
+    with _locked(project):
+        kid, key = keys.current(project)
+    now = int(time.time())
+    claims = make_claims(tenant, jti, [model], now, now + seconds, None, rows_per_day)
+    return jwt.encode(claims, key, algorithm=ALGORITHM, headers={"kid": kid})
+
+
 def rates(project: Project) -> dict[str, float]:
     """Requests per second of each tenant that has a limit: the highest of its tokens in force; one without lifts it."""
     now = time.time()
@@ -218,17 +231,8 @@ def _sign(
     kid, key = keys.current(project)
     now = int(time.time())
     facts = Issued(secrets.token_hex(8), tenant, sorted(set(models)), now, now + seconds, kid, rate, rows_per_day)
-    claims: dict[str, Any] = {
-        "iss": ISSUER,
-        "sub": tenant,
-        "jti": facts.jti,
-        "iat": now,
-        "exp": facts.expires,
-        "models": facts.models,
-        **({"rate": rate} if rate is not None else {}),
-        **({"rows_per_day": rows_per_day} if rows_per_day is not None else {}),
-    }
-    token = jwt.encode(claims, key, algorithm=keys.ALGORITHM, headers={"kid": kid})
+    claims = make_claims(tenant, facts.jti, facts.models, now, facts.expires, rate, rows_per_day)
+    token = jwt.encode(claims, key, algorithm=ALGORITHM, headers={"kid": kid})
     if len(token) > LONGEST_TOKEN:
         raise UsageError(f"{len(facts.models)} models are too many for one token", where="--models", hint="--models '*'")
     fresh = [known for known in listed(project) if known.expires + KEPT_SECONDS > now]
