@@ -1,28 +1,31 @@
-"""Every error a user can meet, as one tree. Each says what happened, with which value, where, and what mends it.
+"""All errors that a user can meet, as one tree. Each has a message with the value at fault, the place, and a hint.
 
 HeadraceError                     exit code 1
-├── UsageError                    2   the command line
-│   └── RecipeError               2   recipes/*.yaml: file, field, value
-│       └── SettingsError         2   headrace.toml or HEADRACE_...
+├── UsageError                    2   wrong input: the command line, or
+│   ├── RecipeError               2   recipes/*.yaml: file, field, value
+│   └── SettingsError             2   headrace.toml or HEADRACE_... variables
 ├── DataError                     3   a source, a file, a batch
 │   ├── SourceError               3   cannot be read, or its sha256 differs
-│   │   └── SourceUnreachable     3   did not answer this time; worth another try
+│   │   └── SourceUnreachable     3   did not respond; a retry may succeed
 │   └── DataRejected              3   the data gate refused a batch
-├── TrainingError                 1   the training itself failed
-├── ExportError                   1   the exported graph disagrees with torch
-├── ModelRefused                  4   the model gate refused a candidate
-│   ├── AwaitsApproval            4   a person has to approve it first
-│   ├── RolloutAborted               4   it served, was watched, and was taken back
-│   └── RolledBack                 4   it was taken back before, and nothing has changed since
-├── NotReproduced                 4   a version trained again differs
+├── TrainingError                 1   training failed
+├── ExportError                   1   the exported graph differs from torch
+├── NotReleased                   4   a candidate is not released; the version that serves keeps serving
+│   ├── ModelRefused              4   the model gate refused it
+│   ├── AwaitsApproval            4   it passed the gate and awaits manual approval
+│   ├── RolloutAborted            4   it exceeded its bounds during the roll-out
+│   └── RolledBack                4   it was rolled back earlier, and nothing has changed since
+├── NotReproduced                 4   a version that was trained again differs
 ├── ServiceError                  5   a server, a port, an engine, a database
 │   ├── PortTaken                 5
 │   ├── EngineMissing             5
 │   └── RegistryError             5
-├── Busy                          6   another release of the same recipe is under way
-├── DamagedFile                   1   a file that Headrace wrote is not readable any more
+├── Busy                          6   another release of the same recipe is running
+├── DamagedFile                   1   a file that Headrace wrote cannot be read
 ├── DiskFull                      7
 └── Interrupted                   130 Ctrl-C
+
+The Python client adds `CallFailed` (headrace/client/errors.py).
 """
 
 from __future__ import annotations
@@ -33,9 +36,11 @@ from typing import Any, ClassVar
 
 
 class HeadraceError(Exception):
-    """What happened (`message`), where (`where`), and the command or field that mends it (`hint`)."""
+    """An error with a message, the place it is about (`where`), and the command or field that resolves it (`hint`)."""
 
     exit_code: ClassVar[int] = 1
+    fields: ClassVar[tuple[str, ...]] = ()
+    """Names of further keyword arguments, which are kept as attributes and in `to_dict`."""
 
     def __init__(self, message: str, *, where: str | None = None, hint: str | None = None) -> None:
         super().__init__(message)
@@ -50,70 +55,86 @@ class HeadraceError(Exception):
         return "\n".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
-        """For `--json`, and for handing an error from a stage's process to the process that called it."""
+        """Returns JSON values, for `--json` and for passing the error from a process to the one that started it."""
         return {
             "error": type(self).__name__,
             "message": self.message,
             "where": self.where,
             "hint": self.hint,
             "exit_code": self.exit_code,
+            **{name: getattr(self, name) for name in self.fields},
         }
 
     @staticmethod
-    def from_dict(fields: dict[str, Any]) -> HeadraceError:
-        """The inverse of `to_dict`; an unknown class becomes a plain `HeadraceError`."""
-        cls = {c.__name__: c for c in _tree(HeadraceError)}.get(fields["error"], HeadraceError)
-        return cls(fields["message"], where=fields["where"], hint=fields["hint"])
+    def from_dict(values: dict[str, Any]) -> HeadraceError:
+        """The inverse of `to_dict`. An unknown class becomes a plain `HeadraceError`.
+
+        Reads dictionaries of older versions too, whose key for the hint was `mend`: `headrace reproduce` runs their stages.
+        """
+        cls = {c.__name__: c for c in _tree(HeadraceError)}.get(values["error"], HeadraceError)
+        hint = values.get("hint", values.get("mend"))
+        further = {name: values[name] for name in cls.fields if name in values}
+        return cls(values["message"], where=values["where"], hint=hint, **further)
 
 
 class UsageError(HeadraceError):
+    """Wrong input of the user."""
+
     exit_code = 2
 
 
 class RecipeError(UsageError):
-    """A recipe that is missing, malformed, or says something that cannot be."""
+    """A recipe is missing, malformed or inconsistent."""
 
 
-class SettingsError(RecipeError):
-    """`headrace.toml` or a `HEADRACE_...` variable says something that cannot be."""
+class SettingsError(UsageError):
+    """A setting in `headrace.toml` or in a `HEADRACE_...` variable is unknown or invalid."""
 
 
 class DataError(HeadraceError):
+    """Data cannot be read or used."""
+
     exit_code = 3
 
 
 class SourceError(DataError):
-    """A source that cannot be fetched, read, or whose sha256 differs from the recipe's."""
+    """A source cannot be fetched or read, or its sha256 differs from the recipe's."""
 
 
 class SourceUnreachable(SourceError):
-    """A source that did not answer, or broke off: another try may succeed."""
+    """A source did not respond, or the connection broke: a retry may succeed."""
 
 
 class DataRejected(DataError):
-    """The data gate refused a batch; it lies in quarantine with its report."""
+    """The data gate refused a batch, which is now in quarantine with its report."""
 
 
 class TrainingError(HeadraceError):
-    """Training cannot go on: a NaN loss, one class only, no rows left."""
+    """Training cannot continue: a NaN loss, a single class, no rows left."""
 
 
 class ExportError(HeadraceError):
-    """The exported graph does not give what torch gives."""
+    """The outputs of the exported graph differ from torch's."""
 
 
-class ModelRefused(HeadraceError):
-    """The model gate refused the candidate; the champion goes on serving."""
+class NotReleased(HeadraceError):
+    """A candidate is not released; the version that serves keeps serving."""
 
     exit_code = 4
 
 
-class AwaitsApproval(ModelRefused):
-    """The candidate passed the gate, and the recipe asks for a person's approval."""
+class ModelRefused(NotReleased):
+    """The model gate refused the candidate."""
 
 
-class RolloutAborted(ModelRefused):
-    """The new version left its bounds while it was watched; what served before serves on. `facts` are the numbers."""
+class AwaitsApproval(NotReleased):
+    """The candidate passed the gate, and the recipe asks for manual approval."""
+
+
+class RolloutAborted(NotReleased):
+    """The candidate exceeded its bounds while it was watched, and was rolled back. `facts` holds the measurements."""
+
+    fields = ("facts",)
 
     def __init__(
         self, message: str, *, where: str | None = None, hint: str | None = None, facts: dict[str, Any] | None = None
@@ -122,58 +143,58 @@ class RolloutAborted(ModelRefused):
         self.facts = facts or {}
 
 
-class RolledBack(ModelRefused):
-    """The candidate is a version that was taken back: by a person, or because it left its bounds."""
+class RolledBack(NotReleased):
+    """The candidate is a version that was rolled back earlier: by a user, or because it exceeded its bounds."""
 
 
 class NotReproduced(HeadraceError):
-    """A version trained again from its own code and data came out otherwise."""
+    """A version that was trained again from its own code and data differs from the registered one."""
 
     exit_code = 4
 
 
 class ServiceError(HeadraceError):
-    """A server, engine or database that is needed does not answer."""
+    """A server, engine or database does not respond."""
 
     exit_code = 5
 
 
 class PortTaken(ServiceError):
-    """Another program listens on a port that is needed."""
+    """A required port is in use by another program."""
 
 
 class EngineMissing(ServiceError):
-    """No container engine answers, and one was asked for."""
+    """A container engine is required and does not respond."""
 
 
 class RegistryError(ServiceError):
-    """MLflow's database is locked, read-only or out of reach."""
+    """MLflow's database is locked, read-only or unreachable."""
 
 
 class Busy(HeadraceError):
-    """Another process does the same work at this moment."""
+    """Another process is doing the same work."""
 
     exit_code = 6
 
 
 class DamagedFile(HeadraceError):
-    """A file of Headrace exists, but its content cannot be read."""
+    """A file that Headrace wrote exists, but its content cannot be read."""
 
 
 class DiskFull(HeadraceError):
-    """No space is left where something has to be written."""
+    """No disk space is left."""
 
     exit_code = 7
 
 
 class Interrupted(HeadraceError):
-    """A person stopped the work; running the same command again completes it."""
+    """The user interrupted the command; the same command continues the work."""
 
     exit_code = 130
 
 
 def near_miss(name: str, choices: Iterable[str]) -> str:
-    """A clause that offers the closest known name, or lists them when none is close.
+    """Returns a clause with the closest known name, or with all names when none is close.
 
     >>> near_miss("digts", ["digits", "flights"])
     "did you mean 'digits'?"
@@ -184,7 +205,7 @@ def near_miss(name: str, choices: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     if close:
         return f"did you mean {close[0]!r}?"
-    return "known: " + ", ".join(known) if known else "none is known yet"
+    return "known: " + ", ".join(known) if known else "there are none yet"
 
 
 def _tree(cls: type[HeadraceError]) -> list[type[HeadraceError]]:

@@ -2,7 +2,7 @@
 
 CallFailed                 (a HeadraceError)
 ├── Unauthorized           401  no token, or none that is in force
-├── Forbidden              403  the token does not open this
+├── Forbidden              403  the token does not allow this
 ├── NotFound               404
 ├── InvalidInput           400, 409, 413, 415, 422; with `path`, `expected` and `got` of the field at fault
 ├── QuotaExceeded          429  the day's rows are used up; `retry_after` says for how long
@@ -24,6 +24,7 @@ class CallFailed(HeadraceError):
     """A call that brought no answer."""
 
     exit_code = 5
+    fields = ("status", "code", "request_id", "retry_after", "details")
 
     def __init__(
         self,
@@ -59,7 +60,7 @@ class Unauthorized(CallFailed):
 
 
 class Forbidden(CallFailed):
-    """The token does not open this model, whether there is such a model or not."""
+    """The token does not allow this model, whether there is such a model or not."""
 
 
 class NotFound(CallFailed):
