@@ -21,7 +21,7 @@ from benchmarks.serving_model import sample
 from headrace.errors import HeadraceError
 from headrace.project import Project
 from headrace.serving.access import tokens
-from headrace.serving.gateway import gateway
+from headrace.serving.gateway import envoy_process, gateway
 from headrace.serving.packaging import Bento, package, serve_command
 from headrace.serving.replicas import environment, supervisor
 from headrace.serving.replicas.ports import is_free
@@ -176,7 +176,7 @@ def replica(place: Place, port: int, ask: Ask) -> Iterator[Running]:
     bento = prepare_bento(place)
     settings = Settings()
     spec = ReplicaSpec(place.name, "1", bento.tag)
-    told = environment.of_replica(spec, f"{place.name}-{port}", place.project, settings)
+    told = environment.process_variables(spec, f"{place.name}-{port}", place.project, settings)
     argv, variables = serve_command(place.project, bento.tag, "127.0.0.1", port, 1)
     headers = {**ask.headers, "authorization": f"Bearer {_token(place)}"}
     full = Ask(ask.path, ask.body, headers, ask.is_right)
@@ -185,7 +185,7 @@ def replica(place: Place, port: int, ask: Ask) -> Iterator[Running]:
 
 
 def _token(place: Place) -> str:
-    tokens.prepare(place.project)
+    tokens.prepare_tokens(place.project)
     token, _ = tokens.issue(place.project, "acme", [place.name], 3600)
     return token
 
@@ -198,8 +198,8 @@ def _behind_the_door(ask: Ask) -> Open:
         with replica(place, port, ask) as behind:
             try:
                 endpoint = Replica(f"digits-{port}", ReplicaSpec("digits", "1", prepare_bento(place).tag), "127.0.0.1", port)
-                gateway.change(place.project, settings, "digits", [endpoint])
-                gateway.open_gateway(place.project, settings)
+                gateway.update_model(place.project, settings, "digits", [endpoint])
+                envoy_process.start(place.project, settings)
                 url = gateway.address(settings)
                 _wait(url + behind.ask.path, behind.ask)
                 envoy = supervisor.states(place.project)[gateway.PROGRAM].pid

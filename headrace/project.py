@@ -50,6 +50,11 @@ class Project:
         return self.state / "logs"
 
     @property
+    def gateway(self) -> Path:
+        """What the gateway serves (`models.json`), and the files that Envoy reads."""
+        return self.state / "gateway"
+
+    @property
     def locks(self) -> Path:
         return self.state / "locks"
 
@@ -63,9 +68,9 @@ class Project:
         return self.mlruns / "journal.jsonl"
 
     @property
-    def guard(self) -> Path:
-        """What every replica may read to check tokens: public keys and what was revoked. Nothing in it is secret."""
-        return self.state / "guard"
+    def token_keys(self) -> Path:
+        """Public keys and ids of revoked tokens, with which replicas verify tokens. Nothing in it is secret."""
+        return self.state / "token-keys"
 
     @property
     def keys(self) -> Path:

@@ -13,7 +13,7 @@ from headrace.project import Project
 from headrace.settings import Settings
 
 if TYPE_CHECKING:
-    from headrace.serving.access.tokens import Issued
+    from headrace.serving.access.tokens import IssuedToken
 
 
 @click.group()
@@ -60,7 +60,7 @@ def list_tokens(as_json: bool) -> None:
     project, _ = here()
     from headrace.serving.access import tokens as work
 
-    found = [_shown(facts) for facts in work.listed(project)]
+    found = [_shown(facts) for facts in work.list_tokens(project)]
     if as_json:
         print_json(found)
         return
@@ -140,15 +140,15 @@ def _known_models(text: str, project: Project) -> list[str]:
 def _update_gateway(project: Project, settings: Settings) -> None:
     from headrace.serving.gateway import gateway
 
-    gateway.refresh(project, settings)
+    gateway.reload_tokens(project, settings)
 
 
-def _shown(facts: Issued) -> dict[str, object]:
+def _shown(facts: IssuedToken) -> dict[str, object]:
     import time
 
     from headrace.serving.access.tokens import rate_text
 
-    in_force = "in force" if facts.is_in_force(time.time()) else "expired"
+    in_force = "in force" if facts.is_active(time.time()) else "expired"
     return {
         "id": facts.jti,
         "tenant": facts.tenant,

@@ -55,9 +55,9 @@ def audit(lines: int, as_json: bool) -> None:
     Each line holds the sha256 of the one before; a line that was changed or taken out is told, with exit code 1.
     """
     project, _ = here()
-    from headrace.serving.access.audit import acts
+    from headrace.serving.access.audit import entries
 
-    found = acts(project)[-lines:]
+    found = entries(project)[-lines:]
     if as_json:
         print_json([act.model_dump() for act in found])
         return

@@ -11,8 +11,7 @@ from headrace.errors import Busy, HeadraceError
 from headrace.project import Project, find_project
 from headrace.services import probes
 from headrace.serving.gateway import gateway
-from headrace.serving.replicas import environment, supervisor
-from headrace.serving.rollout import steps
+from headrace.serving.replicas import environment, runners, supervisor
 from headrace.settings import load_settings
 
 STOP_SECONDS = 3.0
@@ -27,7 +26,7 @@ def restart(project: Project, name: str, model: str = "") -> None:
         return
     endpoint = next((e for e in gateway.endpoints_by_model(project).get(model, []) if e.id == name), None)
     if endpoint is not None:
-        runner = steps.runner_for(project, load_settings(project), endpoint.runner)
+        runner = runners.runner_for(project, load_settings(project), endpoint.runner)
         runner.restart(endpoint, STOP_SECONDS)
 
 
@@ -36,16 +35,16 @@ def end_abandoned(project: Project, model: str) -> None:
     from headrace.release import recovery
 
     with contextlib.suppress(Busy):
-        recovery.end(model, project, load_settings(project), say)
+        recovery.roll_back_interrupted_release(model, project, load_settings(project), say)
 
 
 def renew(project: Project) -> None:
     """What ends by itself is made anew before it does, and what nobody needs any longer is removed."""
     try:
-        gateway.renew(project, load_settings(project))
+        gateway.renew_credentials(project, load_settings(project))
     except HeadraceError as error:  # a given certificate that has expired, say: what serves goes on
         say(f"not renewed: {error}")
-    environment.tidy(project)
+    environment.remove_old_folders(project)
 
 
 def revive(project: Project, why: str) -> None:

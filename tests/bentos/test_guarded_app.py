@@ -19,7 +19,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from bentos import app as app_module
 from bentos.app import PredictionApp
-from bentos.models.served_model import ServedModel
+from bentos.models.onnx_model import OnnxModel
 from bentos.telemetry import metrics as metrics_module
 from bentos.telemetry import request_log as log_module
 from bentos.telemetry.metrics import Metrics, bucket_of
@@ -33,10 +33,10 @@ JSON = {"content-type": "application/json"}
 
 
 @pytest.fixture(scope="module")
-def halves(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
+def halves(tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
     folder = image_model(tmp_path_factory.mktemp("halves"))
     (folder / "identity.json").write_text(json.dumps({"version": "3"}))
-    return ServedModel(folder)
+    return OnnxModel(folder)
 
 
 @pytest.fixture
@@ -47,11 +47,11 @@ def passes(tmp_path: Path) -> Passes:
 class Replica:
     """The app as a replica's environment makes it."""
 
-    def __init__(self, folder: Path, model: ServedModel, **variables: str) -> None:
+    def __init__(self, folder: Path, model: OnnxModel, **variables: str) -> None:
         self.usage = folder / "usage"
         told = {
-            "HEADRACE_GUARD": str(folder / "guard"),
-            "HEADRACE_LEDGER": str(self.usage / "r1"),
+            "HEADRACE_TOKEN_KEYS": str(folder / "token-keys"),
+            "HEADRACE_USAGE": str(self.usage / "r1"),
             "HEADRACE_QUOTAS": str(folder / "quotas"),
             "HEADRACE_REPLICA": "r1",
         }
@@ -75,7 +75,7 @@ class Replica:
 
 
 @pytest.fixture
-def replica(tmp_path: Path, passes: Passes, halves: ServedModel) -> Replica:
+def replica(tmp_path: Path, passes: Passes, halves: OnnxModel) -> Replica:
     return Replica(tmp_path, halves)
 
 
@@ -139,7 +139,7 @@ def test_a_quota_is_held_to_the_row_and_what_was_refused_takes_nothing(replica: 
 
 @pytest.mark.parametrize(("when_down", "status"), [("closed", 503), ("open", 200)])
 def test_quotas_that_cannot_be_looked_up_refuse_or_serve_as_set(
-    tmp_path: Path, passes: Passes, halves: ServedModel, when_down: str, status: int
+    tmp_path: Path, passes: Passes, halves: OnnxModel, when_down: str, status: int
 ) -> None:
     (tmp_path / "a file").touch()
     replica = Replica(tmp_path, halves, HEADRACE_QUOTAS=str(tmp_path / "a file" / "quotas"), HEADRACE_QUOTA_WHEN_DOWN=when_down)
@@ -160,7 +160,7 @@ def test_one_tenant_cannot_take_all_places(replica: Replica, passes: Passes, mon
     async def scenario() -> list[int]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(replica.app), base_url="http://test") as client:
             slow = [asyncio.create_task(client.post(PREDICT, content=_slowly(arrived), headers=acme | JSON)) for _ in range(3)]
-            while replica.app._of_tenant["acme"] < 3:
+            while replica.app._tenant_in_flight["acme"] < 3:
                 await asyncio.sleep(0.001)
             seen = [(await client.post(PREDICT, json=IMAGE, headers=header)).status_code for header in (acme, globex)]
             arrived.set()
@@ -168,7 +168,7 @@ def test_one_tenant_cannot_take_all_places(replica: Replica, passes: Passes, mon
 
     arrived = asyncio.Event()
     assert asyncio.run(scenario()) == [503, 200, 200, 200, 200]
-    assert not replica.app._of_tenant
+    assert not replica.app._tenant_in_flight
 
 
 async def _slowly(arrived: asyncio.Event) -> AsyncIterator[bytes]:
@@ -179,7 +179,7 @@ async def _slowly(arrived: asyncio.Event) -> AsyncIterator[bytes]:
 
 
 def test_a_shadow_answers_and_records_but_meters_nothing_and_spends_no_quota(
-    tmp_path: Path, passes: Passes, halves: ServedModel
+    tmp_path: Path, passes: Passes, halves: OnnxModel
 ) -> None:
     shadow = Replica(tmp_path, halves, HEADRACE_SHADOW="1")
     limited = passes.header(rows_per_day=1)
@@ -200,7 +200,7 @@ def test_answers_are_recorded_by_request_id_without_what_was_asked(replica: Repl
 
 
 def test_values_are_recorded_as_values_and_counted_by_bucket(tmp_path: Path, passes: Passes) -> None:
-    replica = Replica(tmp_path, ServedModel(table_model(tmp_path / "table")))
+    replica = Replica(tmp_path, OnnxModel(table_model(tmp_path / "table")))
     rows = [{"distance": 1, "carrier": "AA"}, {"distance": 2, "carrier": "ZZ"}]
     assert replica.ask(passes.header(), "/v1/models/trips/predict", {"instances": rows}).status_code == 200
     text = replica.ask({}, "/metrics", method="GET").text
@@ -255,7 +255,7 @@ def test_a_refused_request_is_one_line_of_json_without_token_or_payload(
 
 
 def test_slow_requests_are_told_and_all_of_them_where_wanted(
-    tmp_path: Path, passes: Passes, halves: ServedModel, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, passes: Passes, halves: OnnxModel, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for variables, lines in (
         ({"HEADRACE_SLOW_SECONDS": "0"}, 1),
@@ -279,7 +279,7 @@ def test_a_flood_of_refusals_is_no_flood_of_lines(
     assert [line.get("left_out") for line in lines] == [None, None, 3]
 
 
-def test_spans_continue_the_callers_trace_and_reach_the_collector(tmp_path: Path, passes: Passes, halves: ServedModel) -> None:
+def test_spans_continue_the_callers_trace_and_reach_the_collector(tmp_path: Path, passes: Passes, halves: OnnxModel) -> None:
     received: list[bytes] = []
 
     class Collector(BaseHTTPRequestHandler):

@@ -8,7 +8,7 @@ import time
 import yaml
 
 from headrace.release import journal
-from headrace.serving.access.audit import acts
+from headrace.serving.access.audit import entries
 from headrace.tracking import registry
 from tests.release.live import Live, another_recipe
 from tests.release.test_load import INSTANCE
@@ -52,7 +52,7 @@ def test_a_canary_is_released_then_taken_back_in_seconds_and_stays_back(live: Li
     assert step["step"] == "canary 50 %" and step["judged"] and step["requests"] > 50 and "psi" in step, (
         "replicas tell their answers"
     )
-    assert "rollback" in {act.act for act in acts(live.project)}
+    assert "rollback" in {act.act for act in entries(live.project)}
     assert "taken back by ada: wrong colours" in live.run("history", name).stdout
 
 

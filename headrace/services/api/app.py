@@ -8,19 +8,19 @@ from types import TracebackType
 from typing import Any
 
 import httpx
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
 from headrace.project import Project
-from headrace.runtime.http import Refused
+from headrace.runtime.http import Refused, request_id_of
+from headrace.runtime.http_messages import TrackedRequest
 from headrace.runtime.token_verifier import Caller, InvalidToken, TokenVerifier, bearer
 from headrace.services.api.batches import Batches
 from headrace.services.api.catalogue import Catalogue, Models
 from headrace.services.api.feedback import Feedback
 from headrace.services.api.health import Health
-from headrace.services.api.http import request_id_of
 from headrace.services.api.openapi_routes import Description
 from headrace.settings import Settings
 
@@ -35,7 +35,7 @@ class Desk:
     """Answers for the whole door. Use as an asynchronous context: batches are worked on while it is open."""
 
     def __init__(self, project: Project, settings: Settings) -> None:
-        self._guard = TokenVerifier(project.guard if settings.access == "tokens" else None)
+        self._guard = TokenVerifier(project.token_keys if settings.access == "tokens" else None)
         self._http = httpx.AsyncClient(timeout=REPLICA_SECONDS)
         self._open = AsyncExitStack()
         catalogue = Catalogue(project, settings, self._http)
@@ -62,39 +62,39 @@ class Desk:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        request = Request(scope, receive)
-        request.state.request_id = request_id_of(request)
+        request = TrackedRequest(scope, receive)
+        request.request_id = request_id_of(request)
         try:
             response = await self._answer(request)
-            response.headers["x-request-id"] = request.state.request_id
+            response.headers["x-request-id"] = request.request_id
             await response(scope, receive, send)
         except ClientDisconnect:
-            logger.info("request %s: the client is gone", request.state.request_id)
+            logger.info("request %s: the client is gone", request.request_id)
 
-    async def _answer(self, request: Request) -> Response:
+    async def _answer(self, request: TrackedRequest) -> Response:
         """The response to any request: a route's, a refusal's, or a 500 that tells the client no more than its id."""
         try:
             if request.scope["path"] not in OPEN_PATHS:
-                request.state.caller = self._caller(request)
+                request.caller = self._caller(request)
             answer: Response = await self._find(request)(request)
             return answer
         except Refused as refused:
-            return refused.to_response(request.state.request_id)
+            return refused.to_response(request.request_id)
         except ClientDisconnect:
             raise
         except Exception:
-            logger.exception("request %s failed", request.state.request_id)
-            hidden = Refused(500, "internal", "the server failed; its log names the request id")
-            return hidden.to_response(request.state.request_id)
+            logger.exception("request %s failed", request.request_id)
+            hidden = Refused(500, "internal", "the server failed; see its log for this request id")
+            return hidden.to_response(request.request_id)
 
-    def _caller(self, request: Request) -> Caller:
+    def _caller(self, request: TrackedRequest) -> Caller:
         try:
-            return self._guard.check(bearer(request.headers.get("authorization", "").encode("latin-1")))
+            return self._guard.verify(bearer(request.header_bytes.get(b"authorization", b"")))
         except InvalidToken:
             message = "a valid token is needed: authorization: Bearer ..."
             raise Refused(401, "unauthorized", message, {"www-authenticate": "Bearer"}) from None
 
-    def _find(self, request: Request) -> Any:
+    def _find(self, request: TrackedRequest) -> Any:
         """The endpoint that a path and a method name."""
         allowed: list[str] = []
         for route in self.routes:

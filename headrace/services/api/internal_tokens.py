@@ -21,7 +21,7 @@ def operator_headers(project: Project, settings: Settings) -> dict[str, str]:
 
 def is_revoked(project: Project, jti: str) -> bool:
     """Whether the token of this id was revoked; also long after it expired."""
-    return any(facts.jti == jti and facts.revoked is not None for facts in tokens.listed(project))
+    return any(facts.jti == jti and facts.revoked is not None for facts in tokens.list_tokens(project))
 
 
 class TenantToken:

@@ -1,4 +1,4 @@
-"""The audit log: who did what to this house, and when. Lines are only ever added, chained as the journal's are."""
+"""The audit log: administrative actions, who did them and when. Append-only and chained by hashes, as the journal is."""
 
 from __future__ import annotations
 
@@ -11,35 +11,37 @@ from headrace import append_log
 from headrace.project import Project
 
 
-class Act(append_log.Link):
-    """One administrative act."""
+class AuditEntry(append_log.Link):
+    """One administrative action."""
 
     at: str
     act: str
-    """Such as `tokens issue`, `rollback`, `down`."""
+    """The action, for example `tokens issue`, `rollback` or `down`."""
     by: str
     """The operating system's name of the user."""
     facts: dict[str, Any]
-    """What was done to what; never a secret."""
+    """Details of the action; never a secret."""
 
 
-def record(project: Project, act: str, facts: dict[str, Any]) -> Act:
-    """Adds one act, synced to disk before it returns."""
+def record(project: Project, act: str, facts: dict[str, Any]) -> AuditEntry:
+    """Appends one entry, synced to disk before it returns."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return append_log.add(project.audit, lambda previous: Act(at=now, act=act, by=_user(), facts=facts, previous=previous))
+    return append_log.add(
+        project.audit, lambda previous: AuditEntry(at=now, act=act, by=_user(), facts=facts, previous=previous)
+    )
 
 
-def acts(project: Project) -> list[Act]:
-    """All acts, oldest first.
+def entries(project: Project) -> list[AuditEntry]:
+    """All entries, oldest first.
 
     Raises:
-        HeadraceError: a line was changed or taken out.
+        HeadraceError: a line was changed or removed.
     """
-    return append_log.read(project.audit, Act, "audit log")
+    return append_log.read(project.audit, AuditEntry, "audit log")
 
 
 def _user() -> str:
-    """From the user id, not from a variable that anybody can set."""
+    """The user name by user id, not by an environment variable, which any user can set."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:  # an id without a name, as containers have

@@ -1,12 +1,14 @@
-"""The key pair that signs tokens: made on first use, the private half for this user alone, the public one for the guard."""
+"""The key pair that signs tokens: made on first use; the private key for this user only, the public one for verifiers."""
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 from collections.abc import Collection
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from headrace.errors import HeadraceError
 from headrace.files import read_json, write_json, write_secret
@@ -19,14 +21,14 @@ if TYPE_CHECKING:
 Jwk = dict[str, str]
 
 
-def current(project: Project) -> tuple[str, Ed25519PrivateKey]:
-    """Id and private key that sign now. The caller holds the lock on tokens.
+def signing_key(project: Project) -> tuple[str, Ed25519PrivateKey]:
+    """Id and private key with which new tokens are signed; made if there is none. The caller holds the lock on tokens.
 
     Raises:
         HeadraceError: the key's file is damaged.
     """
     if not (project.keys / "signing.pem").exists():
-        make(project)
+        make_signing_key(project)
     key = _load(project)
     jwk = _jwk(key)
     if jwk["kid"] not in {known["kid"] for known in public_keys(project)}:
@@ -34,8 +36,8 @@ def current(project: Project) -> tuple[str, Ed25519PrivateKey]:
     return jwk["kid"], key
 
 
-def make(project: Project) -> str:
-    """A new key that signs from now on; returns its id. Those before stay in the guard."""
+def make_signing_key(project: Project) -> str:
+    """Makes a new key that signs from now on, and returns its id. The public keys of earlier ones stay published."""
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -49,29 +51,47 @@ def make(project: Project) -> str:
     return jwk["kid"]
 
 
-def publish(project: Project, needed: Collection[str]) -> None:
-    """Leaves the key that signs and those in `needed` in the guard, and no others."""
-    kid, _ = current(project)
+def publish_only(project: Project, needed: Collection[str]) -> None:
+    """Publishes the public keys with an id in `needed`, and that of the signing key, and removes all others."""
+    kid, _ = signing_key(project)
     wanted = [jwk for jwk in public_keys(project) if jwk["kid"] in {kid, *needed}]
     if wanted != public_keys(project):
         _write_public(project, wanted)
 
 
 def public_keys(project: Project) -> list[Jwk]:
-    """The guard's key set (RFC 7517), oldest first."""
-    keys: list[Jwk] = (read_json(project.guard / "jwks.json") or {}).get("keys", [])
+    """The published key set (RFC 7517), oldest first."""
+    keys: list[Jwk] = read_token_keys(project, "jwks.json").get("keys", [])
     return keys
 
 
-def open_token_keys(project: Project) -> None:
-    """The guard's folder; containers of another user read it, so it is open to read, and holds nothing secret."""
-    project.guard.mkdir(parents=True, exist_ok=True)
-    project.guard.chmod(0o755)
+def token_keys_folder(project: Project) -> Path:
+    """The folder in which replicas find public keys and revoked ids.
+
+    Where an earlier version made it as `guard`, it stays there, since its replicas may still run, and is linked.
+    """
+    earlier = project.state / "guard"
+    if earlier.is_dir() and not project.token_keys.exists():
+        with contextlib.suppress(FileExistsError):
+            project.token_keys.symlink_to(earlier.name)
+    return project.token_keys
+
+
+def write_token_keys(project: Project, name: str, content: Any) -> None:
+    """Writes a file that replicas read. The folder is readable for all, since containers run as another user."""
+    folder = token_keys_folder(project)
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o755)
+    write_json(folder / name, content)
+
+
+def read_token_keys(project: Project, name: str) -> dict[str, Any]:
+    """A file that `write_token_keys` wrote; empty when there is none."""
+    return read_json(token_keys_folder(project) / name) or {}
 
 
 def _write_public(project: Project, keys: list[Jwk]) -> None:
-    open_token_keys(project)
-    write_json(project.guard / "jwks.json", {"keys": keys})
+    write_token_keys(project, "jwks.json", {"keys": keys})
 
 
 def _load(project: Project) -> Ed25519PrivateKey:
@@ -84,8 +104,8 @@ def _load(project: Project) -> Ed25519PrivateKey:
     except ValueError:
         key = None
     if not isinstance(key, Ed25519PrivateKey):
-        hint = f"restore it from a backup, or remove it: rm {path}   (then a new key signs, and tokens in force stay so)"
-        raise HeadraceError("no Ed25519 key in PEM", where=str(path), hint=hint)
+        hint = f"restore it from a backup, or remove it: rm {path}   (a new key is made, and issued tokens stay valid)"
+        raise HeadraceError("not an Ed25519 key in PEM format", where=str(path), hint=hint)
     return key
 
 

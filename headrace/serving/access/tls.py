@@ -1,4 +1,4 @@
-"""The door's certificate: of the project's own authority, or given as files. Clients trust `authority.pem`."""
+"""The gateway's TLS certificate: issued by an authority of the project, or provided as files. Clients trust `authority.pem`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 AUTHORITY_DAYS = 3650
 CERTIFICATE_DAYS = 90
 RENEW_DAYS = 30
-"""Made anew when it lives no longer than this."""
+"""A certificate that expires sooner than this is replaced."""
 CIPHERS = [
     f"ECDHE-{kind}-{cipher}"
     for cipher in ("AES128-GCM-SHA256", "CHACHA20-POLY1305", "AES256-GCM-SHA384")
@@ -32,31 +32,31 @@ CIPHERS = [
 ]
 """For TLS 1.2: forward secrecy and authenticated encryption (RFC 9325, 4.2). TLS 1.3 has no others."""
 
-LEAST_RSA_BITS = 2048
+MIN_RSA_BITS = 2048
 CURVES = ("secp256r1", "secp384r1", "secp521r1")
 """P-256, P-384 and P-521 under OpenSSL's names."""
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """Files that Envoy reads; another certificate is another pair of files, so that the two always fit."""
+    """Two PEM files that Envoy reads. Each certificate has its own pair, so that chain and key always match."""
 
     chain: Path
     key: Path
 
 
-def prepare(project: Project, settings: Settings) -> Certificate:
-    """The door's certificate, checked, and made or renewed where it is the project's own.
+def prepare_certificate(project: Project, settings: Settings) -> Certificate:
+    """Returns the gateway's certificate: the provided one, checked, or one that is issued and renewed here.
 
     Raises:
-        SettingsError: a given file is missing, no PEM, expired, or the key is weak or not the certificate's.
+        SettingsError: a provided file is missing, not PEM or expired, or the key is weak or does not match.
     """
     from filelock import FileLock
 
     project.locks.mkdir(parents=True, exist_ok=True)
     with FileLock(project.locks / "tls.lock"):
-        chain, key = _given(project, settings) if settings.tls == "files" else _own(project, settings)
-        name = f"door-{hashlib.sha256(chain).hexdigest()[:12]}"
+        chain, key = _provided(project, settings) if settings.tls == "files" else _issued(project, settings)
+        name = f"gateway-{hashlib.sha256(chain).hexdigest()[:12]}"
         found = Certificate(project.tls / f"{name}.pem", project.tls / f"{name}.key")
         if not (found.chain.exists() and found.key.exists()):
             write_secret(found.key, key.decode())
@@ -64,10 +64,10 @@ def prepare(project: Project, settings: Settings) -> Certificate:
         return found
 
 
-def forget_others(project: Project, certificate: Certificate) -> None:
-    """Removes the certificates before this one, once nothing points at them."""
-    for path in project.tls.glob("door-*"):
-        if path not in (certificate.chain, certificate.key):
+def remove_other_certificates(project: Project, certificate: Certificate) -> None:
+    """Removes earlier certificates of the gateway, once nothing refers to them."""
+    for path in project.tls.iterdir():
+        if path not in (certificate.chain, certificate.key) and not path.name.startswith("authority."):
             path.unlink(missing_ok=True)
 
 
@@ -77,28 +77,28 @@ def authority(project: Project) -> Path:
 
 
 def trust(project: Project, settings: Settings) -> ssl.SSLContext | bool:
-    """What this house's own calls to the door trust: the own authority, or just the given certificate, whatever its name."""
+    """The `verify` argument of httpx for calls to the gateway: trusts the project's authority, or the provided certificate."""
     if settings.tls == "off":
         return True
     if settings.tls == "self_signed":
-        if not authority(project).exists():  # the door was never up
+        if not authority(project).exists():  # the gateway has never been up
             return True
         return ssl.create_default_context(cafile=str(authority(project)))
     assert settings.tls_certificate is not None
     context = ssl.create_default_context(cafile=str(project.root / settings.tls_certificate))
-    context.check_hostname = False  # the certificate itself is trusted, and its name need not be the address used here
+    context.check_hostname = False  # the certificate itself is trusted, whatever name it is for
     context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
     return context
 
 
-# -- given files
+# -- provided files
 
 
-def _given(project: Project, settings: Settings) -> tuple[bytes, bytes]:
+def _provided(project: Project, settings: Settings) -> tuple[bytes, bytes]:
     """Chain and key, as PEM.
 
     Raises:
-        SettingsError: they are not there, or not what they should be.
+        SettingsError: a file is missing or invalid.
     """
     from cryptography import x509
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -107,39 +107,43 @@ def _given(project: Project, settings: Settings) -> tuple[bytes, bytes]:
     try:
         leaf = x509.load_pem_x509_certificate(chain)
     except ValueError:
-        raise _wrong("tls_certificate", "no certificate in PEM", "a file that begins with -----BEGIN CERTIFICATE") from None
+        raise _wrong(
+            "tls_certificate", "not a certificate in PEM format", "a file that begins with -----BEGIN CERTIFICATE"
+        ) from None
     try:
         private = load_pem_private_key(key, password=None)
     except (ValueError, TypeError) as error:
-        why = "the key is encrypted" if isinstance(error, TypeError) else "no private key in PEM"
+        why = "the key is encrypted" if isinstance(error, TypeError) else "not a private key in PEM format"
         raise _wrong("tls_key", why, "openssl pkey -in KEY -out PLAIN_KEY") from None
     if private.public_key() != leaf.public_key():
-        raise _wrong("tls_key", "it is not the key of tls_certificate", "give the pair that belongs together")
+        raise _wrong("tls_key", "it does not match tls_certificate", "set tls_certificate and tls_key to a matching pair")
     _require_strength(private)
     now = datetime.now(UTC)
     if leaf.not_valid_after_utc < now:
         raise _wrong("tls_certificate", f"it expired on {leaf.not_valid_after_utc:%Y-%m-%d}", "renew it, then headrace up")
     if leaf.not_valid_before_utc > now:
-        raise _wrong("tls_certificate", f"it begins on {leaf.not_valid_before_utc:%Y-%m-%d}", "look at this machine's clock")
+        raise _wrong(
+            "tls_certificate", f"it is not valid before {leaf.not_valid_before_utc:%Y-%m-%d}", "check this machine's clock"
+        )
     return chain, key
 
 
 def _require_strength(key: PrivateKeyTypes) -> None:
     """
     Raises:
-        SettingsError: Envoy would refuse such a key, and only its log would say so.
+        SettingsError: Envoy would reject this key, with a message in its log only.
     """
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
     if isinstance(key, rsa.RSAPrivateKey):
-        said, serves = f"RSA of {key.key_size} bits", key.key_size >= LEAST_RSA_BITS
+        found, is_supported = f"RSA, {key.key_size} bits", key.key_size >= MIN_RSA_BITS
     elif isinstance(key, ec.EllipticCurvePrivateKey):
-        said, serves = f"of the curve {key.curve.name}", key.curve.name in CURVES
+        found, is_supported = f"curve {key.curve.name}", key.curve.name in CURVES
     else:
-        said, serves = type(key).__name__, isinstance(key, ed25519.Ed25519PrivateKey)
-    if not serves:
-        hint = "a key of RSA with 2048 bits or more, P-256, P-384 or P-521"
-        raise _wrong("tls_key", f"the key is {said}, which Envoy does not serve", hint)
+        found, is_supported = type(key).__name__, isinstance(key, ed25519.Ed25519PrivateKey)
+    if not is_supported:
+        hint = "use an RSA key of 2048 bits or more, or P-256, P-384 or P-521"
+        raise _wrong("tls_key", f"Envoy does not support this key ({found})", hint)
 
 
 def _read(project: Project, settings: Settings, name: str) -> bytes:
@@ -147,36 +151,36 @@ def _read(project: Project, settings: Settings, name: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise _wrong(name, f"{path} cannot be read ({error.strerror})", "correct the path, or the file's rights") from None
+        raise _wrong(name, f"{path} cannot be read ({error.strerror})", "correct the path or the file's permissions") from None
 
 
 def _wrong(name: str, message: str, hint: str) -> SettingsError:
     return SettingsError(message, where=name, hint=hint)
 
 
-# -- the project's own
+# -- issued by the project's authority
 
 
-def _own(project: Project, settings: Settings) -> tuple[bytes, bytes]:
-    """Certificate and key, as PEM: those in use when they will do for a while, else new ones."""
+def _issued(project: Project, settings: Settings) -> tuple[bytes, bytes]:
+    """Certificate and key, as PEM: those in use if they stay valid for a while, otherwise new ones."""
     from cryptography import x509
 
     issuer, issuer_key = _authority(project)
     names = _names(settings)
-    for path in sorted(project.tls.glob("door-*.pem")):
+    for path in sorted(project.tls.glob("gateway-*.pem")):
         found = x509.load_pem_x509_certificate(path.read_bytes())
         key = path.with_suffix(".key")
-        if key.exists() and _lasts(found) and found.issuer == issuer.subject and _named(found) == names:
+        if key.exists() and _is_long_valid(found) and found.issuer == issuer.subject and _names_in(found) == names:
             try:
                 found.verify_directly_issued_by(issuer)
-            except Exception:  # noqa: S112 (of an earlier authority: any failure to verify means a new one)
+            except Exception:  # noqa: S112 (issued by an earlier authority: any failure to verify means a new certificate)
                 continue
             return path.read_bytes(), key.read_bytes()
     return _certificate(issuer, issuer_key, names)
 
 
 def _authority(project: Project) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
-    """Certificate and key of the authority; made when it is not there or near its end."""
+    """Certificate and key of the authority; made when it is missing or near its end."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -185,10 +189,10 @@ def _authority(project: Project) -> tuple[x509.Certificate, ec.EllipticCurvePriv
     if authority(project).exists() and key_path.exists():
         found = x509.load_pem_x509_certificate(authority(project).read_bytes())
         key = serialization.load_pem_private_key(key_path.read_bytes(), password=None)
-        if isinstance(key, ec.EllipticCurvePrivateKey) and key.public_key() == found.public_key() and _lasts(found):
+        if isinstance(key, ec.EllipticCurvePrivateKey) and key.public_key() == found.public_key() and _is_long_valid(found):
             return found, key
     key = ec.generate_private_key(ec.SECP256R1())
-    # Its name holds a part of its key: two authorities of one machine are then two to every client.
+    # The name has a part of the key's digest, so that clients can tell two authorities of one machine apart.
     digest = x509.SubjectKeyIdentifier.from_public_key(key.public_key()).digest.hex()[:8]
     subject = _name(f"Headrace authority {digest}")
     usage = {"digital_signature": False, "key_cert_sign": True, "crl_sign": True}
@@ -213,10 +217,10 @@ def _certificate(
     key = ec.generate_private_key(ec.SECP256R1())
     usage = {"digital_signature": True, "key_cert_sign": False, "crl_sign": False}
     made = (
-        _builder(_name("Headrace door"), issuer.subject, key, CERTIFICATE_DAYS, usage)
+        _builder(_name("Headrace gateway"), issuer.subject, key, CERTIFICATE_DAYS, usage)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(x509.SubjectAlternativeName([_general(name) for name in sorted(names)]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([_alternative_name(name) for name in sorted(names)]), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
         .sign(issuer_key, hashes.SHA256())
     )
@@ -244,18 +248,18 @@ def _builder(
 
 
 def _names(settings: Settings) -> frozenset[str]:
-    """Under which clients may reach the door."""
+    """Host names and addresses by which clients reach the gateway."""
     return frozenset({settings.host, "localhost", "127.0.0.1", "::1", socket.gethostname()} - {"0.0.0.0", "::"})  # noqa: S104
 
 
-def _named(found: x509.Certificate) -> frozenset[str]:
+def _names_in(found: x509.Certificate) -> frozenset[str]:
     from cryptography import x509
 
     names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     return frozenset(str(name.value) for name in names)
 
 
-def _general(name: str) -> x509.GeneralName:
+def _alternative_name(name: str) -> x509.GeneralName:
     from cryptography import x509
 
     try:
@@ -264,7 +268,7 @@ def _general(name: str) -> x509.GeneralName:
         return x509.DNSName(name)
 
 
-def _lasts(found: x509.Certificate) -> bool:
+def _is_long_valid(found: x509.Certificate) -> bool:
     return found.not_valid_after_utc > datetime.now(UTC) + timedelta(days=RENEW_DAYS)
 
 

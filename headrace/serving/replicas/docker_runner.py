@@ -87,9 +87,9 @@ class DockerRunner:
                 *HARDENED,
                 *LIFE,
                 *self._labels(spec, port),
-                *environment.of_container(spec, name, self.project, self.settings),
+                *environment.container_arguments(spec, name, self.project, self.settings),
                 *self._address(spec.image, port),
-                environment=environment.of_client(self.settings),
+                environment=environment.docker_client_variables(self.settings),
             )
         except ServiceError as error:
             self._remove(name)  # a container that could not start would keep its name and wait for a start

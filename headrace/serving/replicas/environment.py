@@ -1,4 +1,4 @@
-"""What a replica is told about the house: whose tokens it believes, where it counts, whether its answers matter."""
+"""Environment variables of a replica: token keys, usage and quota folders, limits, shadow mode."""
 
 from __future__ import annotations
 
@@ -11,48 +11,59 @@ from pathlib import Path
 
 from headrace.project import Project
 from headrace.runtime.usage_file import PATTERN
+from headrace.serving.access.keys import token_keys_folder
 from headrace.serving.replicas.replica import ReplicaSpec
 from headrace.settings import Settings
 
 IN_CONTAINER = Path("/run/headrace")
 PASSED_ON = ("HEADRACE_LOG", "HEADRACE_SLOW_SECONDS", "HEADRACE_STUCK_SECONDS", "HEADRACE_QUEUE_SECONDS")
+OLD_NAMES = {"HEADRACE_TOKEN_KEYS": "HEADRACE_GUARD", "HEADRACE_USAGE": "HEADRACE_LEDGER"}
+"""Earlier names, which older bentos read: a bento keeps the code that it was built with."""
 KEPT_DAYS = 30
-"""How long answers of replicas that are gone are kept, for feedback that comes late."""
+"""How long answers of removed replicas are kept, for feedback that comes late."""
 
 
-def of_replica(spec: ReplicaSpec, replica_id: str, project: Project, settings: Settings) -> dict[str, str]:
-    """Variables of a replica that is a process here. Makes the folders that it writes to."""
-    return _told(spec, replica_id, settings, project.guard, _ledger(project, replica_id), _quotas(project))
+def process_variables(spec: ReplicaSpec, replica_id: str, project: Project, settings: Settings) -> dict[str, str]:
+    """Environment variables of a replica that is a local process. Makes the folders that it writes to."""
+    folders = (token_keys_folder(project), _usage(project, replica_id), _quotas(project))
+    return _variables(spec, replica_id, settings, *folders)
 
 
-def of_container(spec: ReplicaSpec, replica_id: str, project: Project, settings: Settings) -> list[str]:
-    """Arguments of `docker run`: the same variables, and the folders they name. Only its own and the quotas can be written."""
-    guard, ledger, quotas = IN_CONTAINER / "guard", IN_CONTAINER / "ledger", IN_CONTAINER / "quotas"
-    told = _told(spec, replica_id, settings, guard, ledger, quotas)
-    told |= {"HEADRACE_THREADS": str(spec.threads), "OMP_NUM_THREADS": str(spec.threads)}
-    mounts = [f"type=bind,source={_ledger(project, replica_id)},target={ledger}"]
+def container_arguments(spec: ReplicaSpec, replica_id: str, project: Project, settings: Settings) -> list[str]:
+    """Arguments of `docker run`: the same variables, and mounts of the folders that they name.
+
+    A container can write to its own usage folder and to the quotas, and only read the token keys.
+    """
+    token_keys, usage, quotas = (IN_CONTAINER / name for name in ("token-keys", "usage", "quotas"))
+    variables = _variables(spec, replica_id, settings, token_keys, usage, quotas)
+    variables |= {"HEADRACE_THREADS": str(spec.threads), "OMP_NUM_THREADS": str(spec.threads)}
+    mounts = [f"type=bind,source={_usage(project, replica_id)},target={usage}"]
     if settings.access == "tokens":
-        mounts.append(f"type=bind,source={_readable(project.guard)},target={guard},readonly")
+        mounts.append(f"type=bind,source={_readable(token_keys_folder(project))},target={token_keys},readonly")
     if settings.quota_store is None:
         mounts.append(f"type=bind,source={_quotas(project)},target={quotas}")
-    given = {**told, **dict.fromkeys(of_client(settings), None)}
-    variables = [part for name, value in given.items() for part in ("--env", name if value is None else f"{name}={value}")]
-    return variables + [part for mount in mounts for part in ("--mount", mount)]
+    assigned = [f"{name}={value}" for name, value in variables.items() if name not in docker_client_variables(settings)]
+    arguments = [part for one in (*assigned, *docker_client_variables(settings)) for part in ("--env", one)]
+    return arguments + [part for mount in mounts for part in ("--mount", mount)]
 
 
-def of_client(settings: Settings) -> dict[str, str]:
-    """Variables that `docker run` takes from its own environment: its arguments are everybody's to read."""
+def docker_client_variables(settings: Settings) -> dict[str, str]:
+    """Variables that `docker run` passes on from its own environment, because every user can read its arguments."""
     return {"HEADRACE_QUOTAS": settings.quota_store} if settings.quota_store else {}
 
 
 def settings_digest(settings: Settings) -> str:
-    """Twelve hex digits that stand for what `settings` say to replicas: one started with others has to be replaced."""
-    said = sorted(_of_settings(settings, Path("guard"), Path("quotas")).items())
-    return hashlib.sha256(repr(said).encode()).hexdigest()[:12]  # an address of Redis may hold a password
+    """Twelve hex digits of the settings that replicas depend on: a replica with another digest has to be replaced."""
+    values = sorted(_settings_variables(settings, Path("token-keys"), Path("quotas")).items())
+    return hashlib.sha256(repr(values).encode()).hexdigest()[:12]  # hashed, since the address of Redis may hold a password
 
 
-def tidy(project: Project) -> list[Path]:
-    """Removes the folders of replicas that are gone: once their usage is folded, and their answers are `KEPT_DAYS` old."""
+def remove_old_folders(project: Project) -> list[Path]:
+    """Removes the folders of replicas that are gone, once their usage is summed up and their answers are `KEPT_DAYS` old.
+
+    Returns:
+        The folders that were removed.
+    """
     now, removed = time.time(), []
     for folder in project.usage.glob("*/"):
         try:
@@ -60,31 +71,30 @@ def tidy(project: Project) -> list[Path]:
             last = max(at for _, at in [("", folder.stat().st_mtime), *files])
         except FileNotFoundError:
             continue
-        uncounted = any(fnmatch(name.removeprefix("."), f"{PATTERN}*") for name, _ in files)  # also of an idle one that lives
-        if not uncounted and now - last > KEPT_DAYS * 86400:
+        # A replica that runs has such a file, even when it is idle.
+        has_usage = any(fnmatch(name.removeprefix("."), f"{PATTERN}*") for name, _ in files)
+        if not has_usage and now - last > KEPT_DAYS * 86400:
             shutil.rmtree(folder, ignore_errors=True)
             removed.append(folder)
     return removed
 
 
-def _passed_on() -> dict[str, str]:
-    """What the operator has set for replicas alone: how they log, trace and watch themselves."""
-    return {name: value for name, value in os.environ.items() if name in PASSED_ON or name.startswith("OTEL_")}
-
-
-def _told(spec: ReplicaSpec, replica_id: str, settings: Settings, guard: Path, ledger: Path, quotas: Path) -> dict[str, str]:
-    return {
+def _variables(
+    spec: ReplicaSpec, replica_id: str, settings: Settings, token_keys: Path, usage: Path, quotas: Path
+) -> dict[str, str]:
+    variables = {
         **_passed_on(),
-        **_of_settings(settings, guard, quotas),
-        "HEADRACE_LEDGER": str(ledger),
+        **_settings_variables(settings, token_keys, quotas),
+        "HEADRACE_USAGE": str(usage),
         "HEADRACE_REPLICA": replica_id,
         **({"HEADRACE_SHADOW": "1"} if spec.pool == "shadow" else {}),
     }
+    return variables | {old: variables[name] for name, old in OLD_NAMES.items() if name in variables}
 
 
-def _of_settings(settings: Settings, guard: Path, quotas: Path) -> dict[str, str]:
+def _settings_variables(settings: Settings, token_keys: Path, quotas: Path) -> dict[str, str]:
     return {
-        **({"HEADRACE_GUARD": str(guard)} if settings.access == "tokens" else {}),
+        **({"HEADRACE_TOKEN_KEYS": str(token_keys)} if settings.access == "tokens" else {}),
         "HEADRACE_QUOTAS": settings.quota_store or str(quotas),
         "HEADRACE_QUOTA_WHEN_DOWN": settings.quota_when_down,
         "HEADRACE_BODY_LIMIT_BYTES": str(settings.max_request_bytes),
@@ -92,7 +102,12 @@ def _of_settings(settings: Settings, guard: Path, quotas: Path) -> dict[str, str
     }
 
 
-def _ledger(project: Project, replica_id: str) -> Path:
+def _passed_on() -> dict[str, str]:
+    """Variables that an operator sets for replicas alone: logging, tracing and their own watchdog."""
+    return {name: value for name, value in os.environ.items() if name in PASSED_ON or name.startswith("OTEL_")}
+
+
+def _usage(project: Project, replica_id: str) -> Path:
     return _writable(project.usage, replica_id)
 
 
@@ -114,4 +129,4 @@ def _readable(folder: Path) -> Path:
     """A folder that a container's user can read."""
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o755)
-    return folder
+    return folder.resolve()  # the engine mounts a link's target

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import socket
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,23 @@ def require_free(port: int, setting: str, host: str = "127.0.0.1") -> None:
         hint=f"stop it, or take another port: {setting} = {next_free(port + 1, host)} in headrace.toml "
         f"(or HEADRACE_{setting.upper()})",
     )
+
+
+def require_ports(wanted: Iterable[tuple[int, str, str]], own_pids: Callable[[], Collection[int]]) -> None:
+    """Checks that each port of `wanted` (port, setting, host) is free or held by a process of this project.
+
+    Args:
+        own_pids: process ids of this project; called only if a port is taken.
+
+    Raises:
+        PortTaken: another program holds a port.
+    """
+    taken = [(port, setting, host) for port, setting, host in wanted if not is_free(port, host)]
+    own = own_pids() if taken else ()
+    for port, setting, host in taken:
+        found = holder(port)
+        if found is not None and found.pid not in own:
+            require_free(port, setting, host)
 
 
 def next_free(start: int, host: str = "127.0.0.1") -> int:

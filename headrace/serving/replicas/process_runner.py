@@ -41,7 +41,7 @@ class ProcessRunner:
         replica = Replica(new_id(spec), spec, HOST, port, self.name, digest, started_at=now(), state="starting")
         argv, env = self._command(spec, HOST, port)
         write_json(self._path(replica.id), replica.to_dict())
-        variables = environment.of_replica(spec, replica.id, self.project, settings)
+        variables = environment.process_variables(spec, replica.id, self.project, settings)
         supervisor.add(self.project, supervisor.Program(replica.id, argv, {**env, **variables}, priority=400))
         return replace(replica, pid=self._pid(replica.id))
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from headrace.client import Client
 from headrace.project import Project
 from headrace.serving.access import tokens
-from headrace.serving.gateway import gateway
+from headrace.serving.gateway import admin, envoy_process, gateway
 from headrace.serving.replicas import supervisor
 from headrace.serving.replicas.replica import Replica, ReplicaSpec
 from headrace.settings import Settings
@@ -62,9 +62,9 @@ class House:
             wait_ready(self.desk, 30, self.processes["desk"])
 
     def start_replica(self, model: Path, name: str, port: int) -> None:
-        told = {"HEADRACE_LEDGER": str(self.project.usage / name), "HEADRACE_QUOTAS": str(self.project.quotas)}
+        told = {"HEADRACE_USAGE": str(self.project.usage / name), "HEADRACE_QUOTAS": str(self.project.quotas)}
         if self.settings.access == "tokens":
-            told["HEADRACE_GUARD"] = str(self.project.guard)
+            told["HEADRACE_TOKEN_KEYS"] = str(self.project.token_keys)
         self._start(name, [sys.executable, "-m", "tests.services.api.replica", str(model), str(port)], told)
 
     def stop(self, name: str) -> None:
@@ -100,17 +100,17 @@ def open_house(root: Path, models: dict[str, Path], **settings: object) -> Itera
         house = House(project, Settings(**named), variables, models)  # type: ignore[arg-type]
         ending.callback(supervisor.shutdown, project, 5.0)
         ending.callback(house.stop_all)
-        tokens.prepare(project)
+        tokens.prepare_tokens(project)
         for port, (model, folder) in zip(ports[10:], models.items(), strict=False):
             house.ports_of[model] = port
             house.start_replica(folder, f"{model}-v1-0001", port)
             endpoint = Replica(f"{model}-v1-0001", ReplicaSpec(model, "1", f"{model}:1"), "127.0.0.1", port)
-            gateway.change(project, house.settings, model, [endpoint])
-        gateway.open_gateway(project, house.settings)
+            gateway.update_model(project, house.settings, model, [endpoint])
+        envoy_process.start(project, house.settings)
         house.start_desk()
         for port, model in zip(ports[10:], models, strict=False):
             wait_ready(f"http://127.0.0.1:{port}", 30)
-            gateway.wait_until_healthy(house.settings, model, {("127.0.0.1", port)})
+            admin.wait_until_healthy(house.settings, model, {("127.0.0.1", port)})
         yield house
 
 

@@ -1,4 +1,4 @@
-"""The door's certificate: an authority of its own, given files and what can be wrong with them, and real handshakes."""
+"""The gateway's certificate: the project's authority, provided files and what can be wrong with them, real handshakes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from headrace.errors import SettingsError
 from headrace.project import Project
 from headrace.serving.access import tls
-from headrace.serving.gateway import gateway
+from headrace.serving.gateway import envoy_process, gateway
 from headrace.serving.replicas import supervisor
 from headrace.settings import Settings
 from tests.ports import lease
@@ -32,7 +32,7 @@ def project(tmp_path: Path) -> Project:
 
 
 Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
-OWN = Settings(tls="own")
+SELF_SIGNED = Settings(tls="self_signed")
 
 
 def write_pair(
@@ -63,29 +63,29 @@ def of_files(chain: Path, key: Path) -> Settings:
     return Settings(tls="files", tls_certificate=chain, tls_key=key)
 
 
-def test_the_own_certificate_is_kept_until_it_nears_its_end_or_the_host_changes(
+def test_an_issued_certificate_is_kept_until_it_nears_its_end_or_the_host_changes(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = tls.prepare(project, OWN)
-    assert tls.prepare(project, OWN) == first
-    other = tls.prepare(project, Settings(tls="own", host="10.1.2.3"))
+    first = tls.prepare_certificate(project, SELF_SIGNED)
+    assert tls.prepare_certificate(project, SELF_SIGNED) == first
+    other = tls.prepare_certificate(project, Settings(tls="self_signed", host="10.1.2.3"))
     assert other != first
-    tls.forget_others(project, other)
+    tls.remove_other_certificates(project, other)
     assert not first.chain.exists()
     authority = tls.authority(project).read_bytes()
     monkeypatch.setattr(tls, "RENEW_DAYS", tls.CERTIFICATE_DAYS + 1)
-    assert tls.prepare(project, OWN) not in (first, other)
-    assert tls.authority(project).read_bytes() == authority, "clients need not be told anew"
+    assert tls.prepare_certificate(project, SELF_SIGNED) not in (first, other)
+    assert tls.authority(project).read_bytes() == authority, "clients keep their copy of the authority"
 
 
-def test_private_keys_are_for_this_user_alone(project: Project) -> None:
-    found = tls.prepare(project, OWN)
+def test_private_keys_are_readable_by_this_user_only(project: Project) -> None:
+    found = tls.prepare_certificate(project, SELF_SIGNED)
     for path in (found.key, project.tls / "authority.key"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(project.tls.stat().st_mode) == 0o700
 
 
-def test_given_files_that_cannot_serve_are_named_with_what_mends_them(project: Project, tmp_path: Path) -> None:
+def test_errors_about_provided_files_name_the_setting_and_give_a_hint(project: Project, tmp_path: Path) -> None:
     good, other, old, late = (
         write_pair(tmp_path, name=name, begins=begins, ends=ends)
         for name, begins, ends in [("good", -1, 9), ("other", -1, 9), ("old", -9, -1), ("late", 2, 9)]
@@ -97,43 +97,45 @@ def test_given_files_that_cannot_serve_are_named_with_what_mends_them(project: P
     expected = [
         ((tmp_path / "no.pem", good[1]), "tls_certificate", "cannot be read"),
         ((good[0], tmp_path / "no.key"), "tls_key", "cannot be read"),
-        ((text, good[1]), "tls_certificate", "no certificate"),
-        ((good[0], text), "tls_key", "no private key"),
-        ((good[0], other[1]), "tls_key", "not the key of tls_certificate"),
+        ((text, good[1]), "tls_certificate", "not a certificate"),
+        ((good[0], text), "tls_key", "not a private key"),
+        ((good[0], other[1]), "tls_key", "does not match tls_certificate"),
         (old, "tls_certificate", "expired on"),
-        (late, "tls_certificate", "begins on"),
-        (weak, "tls_key", "RSA of 1024 bits"),
-        (rare, "tls_key", "the curve secp256k1"),
+        (late, "tls_certificate", "is not valid before"),
+        (weak, "tls_key", "RSA, 1024 bits"),
+        (rare, "tls_key", "curve secp256k1"),
     ]
     for files, where, message in expected:
         with pytest.raises(SettingsError, match=message) as caught:
-            tls.prepare(project, of_files(*files))
+            tls.prepare_certificate(project, of_files(*files))
         assert (caught.value.where, bool(caught.value.hint)) == (where, True)
-    found = tls.prepare(project, of_files(*good))
+    found = tls.prepare_certificate(project, of_files(*good))
     assert found.chain.read_bytes() == good[0].read_bytes()
 
 
 @pytest.mark.parametrize(
     "key", [rsa.generate_private_key(65537, 2048), *map(ec.generate_private_key, (ec.SECP384R1(), ec.SECP521R1()))]
 )
-def test_given_keys_of_every_kind_that_is_named_serve(opened: tuple[Project, Settings], tmp_path: Path, key: Key) -> None:
-    project, settings = opened
+def test_provided_keys_of_each_supported_type_work(running: tuple[Project, Settings], tmp_path: Path, key: Key) -> None:
+    project, settings = running
     chain, private = write_pair(tmp_path, name="localhost", key=key)
-    given = settings.model_copy(update={"tls": "files", "tls_certificate": chain, "tls_key": private})
-    gateway.open_gateway(project, given)
-    wait_until_shown(given, ssl.create_default_context(cafile=str(chain)))
-    gateway.open_gateway(project, settings)
+    provided = settings.model_copy(update={"tls": "files", "tls_certificate": chain, "tls_key": private})
+    envoy_process.start(project, provided)
+    wait_until_shown(provided, ssl.create_default_context(cafile=str(chain)))
+    envoy_process.start(project, settings)
     wait_until_shown(settings, trusting(project))
 
 
-def test_a_certificate_that_cannot_serve_leaves_the_door_as_it_was(opened: tuple[Project, Settings], tmp_path: Path) -> None:
-    project, settings = opened
+def test_an_invalid_certificate_leaves_the_gateway_as_it_was(running: tuple[Project, Settings], tmp_path: Path) -> None:
+    project, settings = running
     chain, private = write_pair(tmp_path, ends=-1, begins=-2)
-    given = settings.model_copy(update={"tls": "files", "tls_certificate": chain, "tls_key": private})
+    provided = settings.model_copy(update={"tls": "files", "tls_certificate": chain, "tls_key": private})
     with pytest.raises(SettingsError, match="expired"):
-        gateway.open_gateway(project, given)
-    gateway.refresh(project, given)  # as when a token is issued next
-    gateway.renew(project, given)  # and as the keeper does every few hours: by what the door was opened with
+        envoy_process.start(project, provided)
+    gateway.reload_tokens(project, provided)  # as after a token is issued
+    gateway.renew_credentials(
+        project, provided
+    )  # and as the watchdog does every few hours, with the settings that Envoy was started with
     wait_until_shown(settings, trusting(project))
 
 
@@ -141,15 +143,17 @@ def test_a_certificate_that_cannot_serve_leaves_the_door_as_it_was(opened: tuple
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Project, Settings]]:
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Project, Settings]]:
     root = tmp_path_factory.mktemp("tls")
     (root / "recipes").mkdir()
     (root / "dvc.yaml").write_text("stages: {}\n")
     project = Project(root)
     with lease() as ports:
-        settings = Settings(gateway_port=ports[0], gateway_admin_port=ports[1], api_port=ports[2], tls="own", access="open")
+        settings = Settings(
+            gateway_port=ports[0], gateway_admin_port=ports[1], api_port=ports[2], tls="self_signed", access="open"
+        )
         try:
-            gateway.open_gateway(project, settings)
+            envoy_process.start(project, settings)
             yield project, settings
         finally:
             supervisor.shutdown(project, stop_seconds=2.0)
@@ -165,7 +169,7 @@ def trusting(project: Project) -> ssl.SSLContext:
 
 
 def wait_until_shown(settings: Settings, context: ssl.SSLContext) -> None:
-    """Until the door has a certificate that `context` trusts."""
+    """Waits until the gateway has a certificate that `context` trusts."""
     deadline = time.monotonic() + 10
     while True:
         try:
@@ -176,8 +180,8 @@ def wait_until_shown(settings: Settings, context: ssl.SSLContext) -> None:
             time.sleep(0.02)
 
 
-def test_clients_that_trust_the_own_authority_get_through_under_each_of_its_names(opened: tuple[Project, Settings]) -> None:
-    project, settings = opened
+def test_clients_that_trust_the_authority_connect_by_each_of_the_names(running: tuple[Project, Settings]) -> None:
+    project, settings = running
     for name in ("127.0.0.1", "localhost"):
         url = f"https://{name}:{settings.gateway_port}/readyz"
         assert httpx.get(url, verify=trusting(project)).json() == {"ready": True}
@@ -187,13 +191,11 @@ def test_clients_that_trust_the_own_authority_get_through_under_each_of_its_name
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_both_versions_in_use_are_spoken_with_forward_secrecy(
-    opened: tuple[Project, Settings], version: ssl.TLSVersion
-) -> None:
-    context = trusting(opened[0])
+def test_tls_1_2_and_1_3_are_supported_with_forward_secrecy(running: tuple[Project, Settings], version: ssl.TLSVersion) -> None:
+    context = trusting(running[0])
     context.minimum_version = context.maximum_version = version
     context.set_alpn_protocols(["h2", "http/1.1"])
-    with handshake(opened[1], context) as connection:
+    with handshake(running[1], context) as connection:
         cipher = connection.cipher()
         assert cipher is not None
         assert "GCM" in cipher[0] or "POLY1305" in cipher[0].upper()
@@ -201,8 +203,8 @@ def test_both_versions_in_use_are_spoken_with_forward_secrecy(
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1")
-def test_old_versions_weak_ciphers_and_plain_text_are_refused(opened: tuple[Project, Settings]) -> None:
-    project, settings = opened
+def test_old_versions_weak_ciphers_and_plain_text_are_refused(running: tuple[Project, Settings]) -> None:
+    project, settings = running
     old = trusting(project)
     old.set_ciphers("ALL:@SECLEVEL=0")
     old.minimum_version, old.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1
@@ -219,19 +221,17 @@ def test_old_versions_weak_ciphers_and_plain_text_are_refused(opened: tuple[Proj
         plain.getresponse()
 
 
-def test_another_certificate_is_in_force_at_once_and_drops_no_connection(
-    opened: tuple[Project, Settings], tmp_path: Path
-) -> None:
-    project, settings = opened
+def test_another_certificate_is_used_at_once_and_drops_no_connection(running: tuple[Project, Settings], tmp_path: Path) -> None:
+    project, settings = running
     chain, key = write_pair(tmp_path)
-    given = settings.model_copy(update={"tls": "files", "tls_certificate": chain, "tls_key": key})
+    provided = settings.model_copy(update={"tls": "files", "tls_certificate": chain, "tls_key": key})
     with httpx.Client(base_url=gateway.address(settings), verify=trusting(project)) as kept:
         assert kept.get("/readyz").status_code == 200
-        gateway.open_gateway(project, given)
+        envoy_process.start(project, provided)
         deadline = time.monotonic() + 10
         while True:
             try:
-                httpx.get(f"{gateway.address(given)}/readyz", verify=tls.trust(project, given))
+                httpx.get(f"{gateway.address(provided)}/readyz", verify=tls.trust(project, provided))
                 break
             except httpx.ConnectError:
                 assert time.monotonic() < deadline

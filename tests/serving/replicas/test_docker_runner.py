@@ -15,7 +15,7 @@ import pytest
 from headrace.errors import EngineMissing, PortTaken, ServiceError, SettingsError
 from headrace.project import Project
 from headrace.runtime.usage import read_usage
-from headrace.serving.access.tokens import issue, operator_token, prepare
+from headrace.serving.access.tokens import issue, operator_token, prepare_tokens
 from headrace.serving.packaging import build_image, package
 from headrace.serving.packaging.code_files import CODE
 from headrace.serving.packaging.docker import Docker
@@ -42,7 +42,7 @@ print(next((socket.inet_ntoa(bytes.fromhex(row[2])[::-1]) for row in rows if row
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     made = make_project(tmp_path_factory.mktemp("containers") / "project")
-    prepare(made)
+    prepare_tokens(made)
     return made
 
 

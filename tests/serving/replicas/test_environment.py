@@ -1,4 +1,4 @@
-"""What replicas are told, as processes and as containers."""
+"""Environment variables of replicas, as processes and as containers."""
 
 from __future__ import annotations
 
@@ -25,10 +25,12 @@ def project(tmp_path: Path) -> Project:
     return Project(tmp_path)
 
 
-def test_a_process_is_told_whose_tokens_to_believe_and_where_to_count(project: Project) -> None:
-    told = environment.of_replica(spec(), "digits-v3-0000", project, Settings())
-    assert told == {
-        "HEADRACE_GUARD": str(project.guard),
+def test_a_process_gets_token_keys_usage_and_quota_folders_and_limits(project: Project) -> None:
+    variables = environment.process_variables(spec(), "digits-v3-0000", project, Settings())
+    assert variables == {
+        "HEADRACE_TOKEN_KEYS": str(project.token_keys),
+        "HEADRACE_USAGE": str(project.usage / "digits-v3-0000"),
+        "HEADRACE_GUARD": str(project.token_keys),
         "HEADRACE_LEDGER": str(project.usage / "digits-v3-0000"),
         "HEADRACE_QUOTAS": str(project.quotas / "store"),
         "HEADRACE_QUOTA_WHEN_DOWN": "closed",
@@ -36,19 +38,20 @@ def test_a_process_is_told_whose_tokens_to_believe_and_where_to_count(project: P
         "HEADRACE_REQUEST_SECONDS": "30",
         "HEADRACE_REPLICA": "digits-v3-0000",
     }
-    assert all(Path(told[name]).is_dir() for name in ("HEADRACE_LEDGER", "HEADRACE_QUOTAS"))
+    assert all(Path(variables[name]).is_dir() for name in ("HEADRACE_USAGE", "HEADRACE_QUOTAS"))
 
 
-def test_a_shadow_and_an_open_house_are_told_so(project: Project) -> None:
-    assert environment.of_replica(spec("shadow"), "a", project, Settings())["HEADRACE_SHADOW"] == "1"
-    assert "HEADRACE_SHADOW" not in environment.of_replica(spec("canary"), "a", project, Settings())
-    assert "HEADRACE_GUARD" not in environment.of_replica(spec(), "a", project, Settings(access="open"))
+def test_a_shadow_replica_and_open_access_have_their_own_variables(project: Project) -> None:
+    assert environment.process_variables(spec("shadow"), "a", project, Settings())["HEADRACE_SHADOW"] == "1"
+    assert "HEADRACE_SHADOW" not in environment.process_variables(spec("canary"), "a", project, Settings())
+    is_open = environment.process_variables(spec(), "a", project, Settings(access="open"))
+    assert not {"HEADRACE_TOKEN_KEYS", "HEADRACE_GUARD"} & is_open.keys()
     redis = Settings(quota_store="redis://127.0.0.1:6379", quota_when_down="open")
-    told = environment.of_replica(spec(), "a", project, redis)
-    assert (told["HEADRACE_QUOTAS"], told["HEADRACE_QUOTA_WHEN_DOWN"]) == ("redis://127.0.0.1:6379", "open")
+    variables = environment.process_variables(spec(), "a", project, redis)
+    assert (variables["HEADRACE_QUOTAS"], variables["HEADRACE_QUOTA_WHEN_DOWN"]) == ("redis://127.0.0.1:6379", "open")
 
 
-def test_settings_that_a_replica_reads_once_make_it_another_and_no_others_do() -> None:
+def test_the_digest_changes_with_the_settings_that_replicas_read_and_with_no_others() -> None:
     changes: list[dict[str, Any]] = [
         {},
         {"access": "open"},
@@ -63,27 +66,34 @@ def test_settings_that_a_replica_reads_once_make_it_another_and_no_others_do() -
     assert "secret" not in "".join(found)
 
 
-def test_a_container_writes_to_its_own_folder_and_the_quotas_and_only_reads_the_guard(project: Project) -> None:
-    arguments = environment.of_container(spec(), "digits-v3-0000", project, Settings())
+def test_a_container_writes_to_its_own_folder_and_the_quotas_and_only_reads_the_token_keys(project: Project) -> None:
+    arguments = environment.container_arguments(spec(), "digits-v3-0000", project, Settings())
     mounts = [arguments[i + 1] for i, name in enumerate(arguments) if name == "--mount"]
     assert mounts == [
-        f"type=bind,source={project.usage / 'digits-v3-0000'},target=/run/headrace/ledger",
-        f"type=bind,source={project.guard},target=/run/headrace/guard,readonly",
+        f"type=bind,source={project.usage / 'digits-v3-0000'},target=/run/headrace/usage",
+        f"type=bind,source={project.token_keys},target=/run/headrace/token-keys,readonly",
         f"type=bind,source={project.quotas / 'store'},target=/run/headrace/quotas",
     ]
     variables = {arguments[i + 1] for i, name in enumerate(arguments) if name == "--env"}
-    assert {"HEADRACE_GUARD=/run/headrace/guard", "HEADRACE_THREADS=2", "OMP_NUM_THREADS=2"} <= variables
+    assert {"HEADRACE_TOKEN_KEYS=/run/headrace/token-keys", "HEADRACE_THREADS=2", "OMP_NUM_THREADS=2"} <= variables
     assert not any(str(project.keys) in argument or "signing" in argument for argument in arguments)
 
 
-def test_an_address_of_redis_which_may_hold_a_password_is_no_argument_of_docker(project: Project) -> None:
+def test_a_container_of_an_older_bento_finds_the_same_folders_by_the_earlier_names(project: Project) -> None:
+    arguments = environment.container_arguments(spec(), "a", project, Settings())
+    variables = dict(arguments[i + 1].split("=", 1) for i, name in enumerate(arguments) if name == "--env")
+    assert variables["HEADRACE_GUARD"] == variables["HEADRACE_TOKEN_KEYS"]
+    assert variables["HEADRACE_USAGE"] == variables["HEADRACE_USAGE"]
+
+
+def test_the_address_of_redis_with_its_password_is_not_an_argument_of_docker(project: Project) -> None:
     settings = Settings(quota_store="redis://:secret@127.0.0.1:6379")
-    arguments = environment.of_container(spec(), "a", project, settings)
+    arguments = environment.container_arguments(spec(), "a", project, settings)
     assert "HEADRACE_QUOTAS" in arguments and not any("secret" in argument for argument in arguments)
-    assert environment.of_client(settings) == {"HEADRACE_QUOTAS": settings.quota_store}
+    assert environment.docker_client_variables(settings) == {"HEADRACE_QUOTAS": settings.quota_store}
 
 
-def test_folders_of_replicas_that_are_gone_are_removed_once_nothing_needs_them(project: Project) -> None:
+def test_folders_of_removed_replicas_are_deleted_once_nothing_needs_them(project: Project) -> None:
     old = time.time() - (environment.KEPT_DAYS + 1) * 86400
     for name, file in (
         ("gone", "answers-1.jsonl"),
@@ -91,17 +101,17 @@ def test_folders_of_replicas_that_are_gone_are_removed_once_nothing_needs_them(p
         ("empty", None),
         ("late", "answers-1.jsonl"),
     ):
-        folder = Path(environment.of_replica(spec(), name, project, Settings())["HEADRACE_LEDGER"])
+        folder = Path(environment.process_variables(spec(), name, project, Settings())["HEADRACE_USAGE"])
         if file:
             (folder / file).touch()
             os.utime(folder / file, (old, old) if name != "late" else None)
         os.utime(folder, (old, old))
-    assert {folder.name for folder in environment.tidy(project)} == {"gone", "empty"}
+    assert {folder.name for folder in environment.remove_old_folders(project)} == {"gone", "empty"}
     assert {folder.name for folder in project.usage.iterdir()} == {"uncounted", "late"}
 
 
-def test_no_other_user_of_this_machine_gets_to_what_containers_may_write(project: Project) -> None:
-    environment.of_container(spec(), "a", project, Settings())
+def test_no_other_user_of_this_machine_can_reach_what_containers_write(project: Project) -> None:
+    environment.container_arguments(spec(), "a", project, Settings())
     for parent, folder in ((project.usage, project.usage / "a"), (project.quotas, project.quotas / "store")):
         assert stat.S_IMODE(parent.stat().st_mode) == 0o700
         assert stat.S_IMODE(folder.stat().st_mode) == 0o777

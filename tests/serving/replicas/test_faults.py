@@ -12,16 +12,16 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from headrace.serving.gateway import gateway
+from headrace.serving.gateway import admin, envoy_process
 from headrace.serving.replicas import supervisor
 from headrace.serving.replicas.replica import ReplicaSpec
 from headrace.serving.rollout import rolling
-from tests.serving.tenants import CHAMPION, House, open_house
+from tests.serving.served_project import CHAMPION, ServedProject, open_served_project
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    with open_house(tmp_path_factory.mktemp("faults") / "clone") as found:
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedProject]:
+    with open_served_project(tmp_path_factory.mktemp("faults") / "clone") as found:
         found.roll_out(CHAMPION)
         yield found
 
@@ -33,13 +33,13 @@ def wait_until(true: Callable[[], bool], seconds: float = 40.0) -> None:
         time.sleep(0.05)
 
 
-def pid_of(house: House, name: str) -> int | None:
+def pid_of(house: ServedProject, name: str) -> int | None:
     state = supervisor.states(house.project).get(name)
     return state.pid if state and state.state in ("starting", "running") else None
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
-def test_a_replica_that_ends_under_load_loses_no_request(sent: signal.Signals, house: House) -> None:
+def test_a_replica_that_ends_under_load_loses_no_request(sent: signal.Signals, house: ServedProject) -> None:
     """SIGTERM lets it end what it has begun; what SIGKILL cuts off is asked again elsewhere."""
     victim = house.runner.list("digits")[0]
     assert victim.pid is not None
@@ -47,27 +47,29 @@ def test_a_replica_that_ends_under_load_loses_no_request(sent: signal.Signals, h
         load.wait_for("1", 50)
         os.kill(victim.pid, sent)
         wait_until(lambda: pid_of(house, victim.id) not in (None, victim.pid))
-        wait_until(lambda: len(gateway.healthy_endpoints(house.settings, "digits")) == 2)
+        wait_until(lambda: len(admin.healthy_endpoints(house.settings, "digits")) == 2)
         load.wait_for("1", 50)
     assert load.failures == []
 
 
-def test_a_killed_envoy_is_back_and_costs_the_requests_of_that_moment_alone(house: House) -> None:
+def test_a_killed_envoy_is_back_and_costs_the_requests_of_that_moment_alone(house: ServedProject) -> None:
     before = pid_of(house, "envoy")
     assert before is not None
     with house.load() as load:
         load.wait_for("1", 50)
         os.kill(before, signal.SIGKILL)
-        wait_until(lambda: pid_of(house, "envoy") not in (None, before) and gateway.is_open(house.project, house.settings))
-        wait_until(lambda: len(gateway.healthy_endpoints(house.settings, "digits")) == 2)
+        wait_until(
+            lambda: pid_of(house, "envoy") not in (None, before) and envoy_process.is_ready(house.project, house.settings)
+        )
+        wait_until(lambda: len(admin.healthy_endpoints(house.settings, "digits")) == 2)
         lost = len(load.failures)
         load.wait_for("1", 100)
     assert len(load.failures) == lost, "nothing fails once it is back"
     assert not [failure for failure in load.failures if failure.startswith(("500", "502", "504"))], load.failures[:3]
 
 
-def test_a_slow_client_holds_a_roll_out_up_for_the_drain_and_no_longer(house: House) -> None:
-    hasty = House(house.project, house.settings.model_copy(update={"drain_seconds": 2.0}))
+def test_a_slow_client_holds_a_roll_out_up_for_the_drain_and_no_longer(house: ServedProject) -> None:
+    hasty = ServedProject(house.project, house.settings.model_copy(update={"drain_seconds": 2.0}))
     ended: list[str] = []
 
     def ask() -> None:
@@ -86,7 +88,7 @@ def test_a_slow_client_holds_a_roll_out_up_for_the_drain_and_no_longer(house: Ho
     hasty.serves("2")
 
 
-def test_twenty_releases_in_a_row_lose_no_request(house: House) -> None:
+def test_twenty_releases_in_a_row_lose_no_request(house: ServedProject) -> None:
     with house.load() as load:
         for version in map(str, range(101, 121)):
             house.roll_out(ReplicaSpec("digits", version, "good"), replicas=1)

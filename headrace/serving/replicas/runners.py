@@ -1,0 +1,20 @@
+"""Chooses the runner of replicas: local processes or Docker containers."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from headrace.project import Project
+from headrace.serving.replicas.replica import Runner
+from headrace.settings import Settings
+
+
+def runner_for(project: Project, settings: Settings, name: str | None = None) -> Runner:
+    """Returns the runner of this name, by default the one that the setting `runner` names."""
+    if (name or settings.runner) == "docker":
+        from headrace.serving.replicas.docker_runner import DockerRunner
+
+        return cast(Runner, DockerRunner(project, settings))
+    from headrace.serving.replicas.process_runner import ProcessRunner
+
+    return ProcessRunner(project, settings=settings)
