@@ -1,4 +1,4 @@
-"""The served side of `signals.py`: goes into the bento, so it imports nothing but `bentos`, `headrace.runtime.contract` and numpy."""
+"""Serves models of `signals.py`. This file goes into the bento, so it imports only `bentos`, `headrace.runtime` and numpy."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class SignalModel(OnnxModel):
 
 
 def decode(text: str) -> NDArray[np.float32]:
-    """`(2,)`: the samples of a signal.
+    """Returns the samples of a signal, `(2,)`.
 
     Raises:
-        ValueError: they are no two numbers.
+        ValueError: these are not two numbers.
     """
     samples = np.array([float(part) for part in text.split(",")], dtype=np.float32)
     if samples.shape != (2,):
