@@ -48,11 +48,13 @@ class HeadraceError(Exception):
         self.where = where
         self.hint = hint
 
+    @property
+    def headline(self) -> str:
+        """The error without its hint."""
+        return f"{self.where}: {self.message}" if self.where else self.message
+
     def __str__(self) -> str:
-        parts = [f"{self.where}: {self.message}" if self.where else self.message]
-        if self.hint:
-            parts.append(f"  hint: {self.hint}")
-        return "\n".join(parts)
+        return f"{self.headline}\n  hint: {self.hint}" if self.hint else self.headline
 
     def to_dict(self) -> dict[str, Any]:
         """Returns JSON values, for `--json` and for passing the error from a process to the one that started it."""

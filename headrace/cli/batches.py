@@ -1,4 +1,4 @@
-"""Commands for batches and feedback: thin over the Python client, with the token that `headrace predict` sends."""
+"""Commands for batches and feedback, which call the Python client."""
 
 from __future__ import annotations
 
@@ -19,103 +19,90 @@ if TYPE_CHECKING:
 
 @click.group()
 def batch() -> None:
-    """Batches: a model works through a file of rows in the background.
+    """Submit and follow batches: files of rows that a model predicts in the background.
 
-    They belong to the token's tenant: HEADRACE_TOKEN where it is set, else the operator.
+    A batch belongs to the tenant of the token: HEADRACE_TOKEN if it is set, otherwise the operator.
     """
 
 
-@batch.command("submit", short_help="Hand in a file of rows.")
+@batch.command("submit", short_help="Submit a file of rows.")
 @click.argument("model")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--to", type=click.Path(path_type=Path), help="Wait, and write the answers to this file.")
+@click.option("--to", type=click.Path(path_type=Path), help="Wait for the batch, and write the answers to this file.")
 @json_option
 def submit(model: str, file: Path, to: Path | None, as_json: bool) -> None:
-    """Let MODEL work through FILE: Parquet (.parquet) or JSON lines (.jsonl, .ndjson), a row an instance."""
+    """Submit FILE to MODEL: Parquet (.parquet) or JSON lines (.jsonl, .ndjson), with one instance per row."""
     with _client() as client:
         found = client.submit(model, file)
         if to is not None:
             click.echo(f"batch {found.id} is {found.state}", err=True)
-            found = _whole(client, found, to)
+            found = _wait_and_save(client, found, to)
     _show([found], as_json)
 
 
-@batch.command("status", short_help="How batches stand.")
+@batch.command("status", short_help="Show the state of batches.")
 @click.argument("model")
 @click.argument("batch_id", required=False, metavar="[BATCH]")
 @json_option
 def status(model: str, batch_id: str | None, as_json: bool) -> None:
-    """How the batches of MODEL stand, or one of them."""
+    """Show the state of the batches of MODEL, or of one BATCH."""
     with _client() as client:
         _show([client.batch(model, batch_id)] if batch_id else client.batches(model), as_json)
 
 
-@batch.command("result", short_help="The answers of a batch.")
+@batch.command("result", short_help="Save the answers of a batch.")
 @click.argument("model")
 @click.argument("batch_id", metavar="BATCH")
 @click.argument("file", type=click.Path(path_type=Path))
 @json_option
 def result(model: str, batch_id: str, file: Path, as_json: bool) -> None:
-    """Wait for BATCH of MODEL, and write its answers to FILE, in the format that its rows came in."""
+    """Wait for BATCH of MODEL, and write its answers to FILE, in the format of the submitted file."""
     with _client() as client:
-        _show([_whole(client, client.batch(model, batch_id), file)], as_json)
+        _show([_wait_and_save(client, client.batch(model, batch_id), file)], as_json)
 
 
-@batch.command("cancel", short_help="End a batch.")
+@batch.command("cancel", short_help="Cancel a batch.")
 @click.argument("model")
 @click.argument("batch_id", metavar="BATCH")
 @json_option
 def cancel(model: str, batch_id: str, as_json: bool) -> None:
-    """End BATCH of MODEL and remove its rows; one that has ended is forgotten."""
+    """Cancel BATCH of MODEL, and remove its rows and answers."""
     with _client() as client:
         _show([client.cancel(model, batch_id)], as_json)
 
 
-@click.command(short_help="Tell the true answer to an earlier request.")
+@click.command(short_help="Send the true answer to an earlier request.")
 @click.argument("answer_id", metavar="ID")
 @click.argument("truth")
-@click.option("--row", default=0, show_default=True, help="Which row of the request.")
+@click.option("--row", default=0, show_default=True, help="Row of the request.")
 @json_option
 def feedback(answer_id: str, truth: str, row: int, as_json: bool) -> None:
-    """Tell TRUTH, the true answer to the request of an answer's ID: a label, or a number.
+    """Send TRUTH, the true answer (a label or a number) to an earlier request, by the ID of its answer.
 
-    The token is HEADRACE_TOKEN where it is set, else the operator's own; a tenant's answers are its own to judge.
+    The token is HEADRACE_TOKEN if it is set, otherwise the operator's. It has to be of the tenant that sent the request.
     """
     with _client() as client:
-        told = client.feedback(answer_id, _value(truth), row)
+        found = client.feedback(answer_id, _value(truth), row)
     if as_json:
-        print_json(told)
+        print_json(found)
     else:
-        click.echo(f"{told['id']} row {row}: {told['state']}")
+        click.echo(f"{found['id']} row {row}: {found['state']}")
 
 
 @contextlib.contextmanager
 def _client() -> Iterator[Client]:
-    """
-    Raises:
-        CallFailed: with what mends a token that is refused.
-    """
+    from headrace.cli.gateway_client import gateway_client
+
     project, settings = here()
-    from headrace.client import Client, Forbidden, Unauthorized
-    from headrace.client.calling import mend_token, token_to_call
-    from headrace.serving.access.tls import trust
-    from headrace.serving.gateway import gateway
-
-    token = token_to_call(project, settings)
-    seconds = settings.request_seconds + 5.0
-    with Client(gateway.address(settings), token, timeout=seconds, verify=trust(project, settings)) as client:
-        try:
-            yield client
-        except (Unauthorized, Forbidden) as error:
-            error.hint = mend_token()
-            raise
+    with gateway_client(project, settings) as client:
+        yield client
 
 
-def _whole(client: Client, found: Batch, file: Path) -> Batch:
-    """The batch after its end, its answers in `file`.
+def _wait_and_save(client: Client, found: Batch, file: Path) -> Batch:
+    """Waits for a batch and writes its answers to `file`.
 
     Raises:
-        DataError: it failed, or was cancelled.
+        DataError: it failed or was cancelled.
     """
     ended = client.wait(found.model, found.id, seconds=7 * 86400)
     if ended.state != "done":
@@ -128,7 +115,7 @@ def _whole(client: Client, found: Batch, file: Path) -> Batch:
 
 
 def _value(text: str) -> Any:
-    """A number where it is one, else the text."""
+    """Returns a number where the text is one, otherwise the text."""
     try:
         found = json.loads(text)
     except ValueError:

@@ -9,7 +9,7 @@ import click
 from headrace.cli.shared import here, json_option, print_json
 from headrace.data.versions import DataVersion
 from headrace.recipe.recipe import load_recipe
-from headrace.release.release import release_lock
+from headrace.release.lock import release_lock
 
 
 @click.group()
@@ -53,7 +53,7 @@ def add(recipe: str, file: Path, as_json: bool) -> None:
 @click.argument("recipe")
 @json_option
 def bring_next(recipe: str, as_json: bool) -> None:
-    """Bring the next batch of a source that arrives piece by piece (`data.arrive` in the recipe)."""
+    """Bring the next batch of a source that arrives piece by piece (`data.incremental` in the recipe)."""
     project, _ = here()
     found = load_recipe(recipe, project)
     from headrace import console

@@ -121,10 +121,10 @@ def _how(contract: Contract) -> str:
 
 def _rows(path: Path, contract: Contract) -> list[Any]:
     from headrace.data.formats.files import read_file
-    from headrace.data.formats.options import Reading
+    from headrace.data.formats.options import ReadOptions
 
     texts = [field.name for field in contract.inputs if field.dtype == "string"]
-    table = read_file(path, Reading(text=texts))
+    table = read_file(path, ReadOptions(text=texts))
     names = [field.name for field in contract.inputs]
     needed = [field.name for field in contract.inputs if not field.nullable and field.default is None]
     lacking = [name for name in needed if name not in table.column_names]

@@ -81,9 +81,9 @@ def trace(reference: str, as_json: bool) -> None:
     Prints image, bento, model version, run, git commit and data, and how to get each back.
     """
     project, settings = here()
-    from headrace.release.lineage import trace as follow
+    from headrace.release.lineage import trace_version
 
-    chain = follow(reference, project, settings)
+    chain = trace_version(reference, project, settings)
     if as_json:
         print_json(chain)
         return
@@ -121,8 +121,8 @@ def open_page(page: str, as_json: bool) -> None:
     """Open a page in the browser: mlflow, prefect, or the Data Docs of the last validations."""
     project, settings = here()
     addresses = {
-        "mlflow": f"http://{settings.host}:{settings.mlflow_port}",
-        "prefect": f"http://{settings.host}:{settings.prefect_port}",
+        "mlflow": settings.mlflow_address,
+        "prefect": settings.prefect_address,
         "docs": (project.data_docs / "index.html").as_uri(),
     }
     if page == "docs" and not (project.data_docs / "index.html").exists():

@@ -1,9 +1,10 @@
-"""The command that asks a model, as a client does."""
+"""The command that calls a model."""
 
 from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,26 +14,26 @@ from headrace.cli.shared import here, json_option, print_json
 from headrace.errors import UsageError
 
 if TYPE_CHECKING:
-    from headrace.client.calling import Door
+    from headrace.client import Client, Piece, Prediction
     from headrace.runtime.contract import Contract
 
 
-@click.command(short_help="Ask a model through the balancer.")
+@click.command(short_help="Call a model through the gateway.")
 @click.argument("model")
 @click.argument("fields", nargs=-1, metavar="[FIELD=VALUE]...")
-@click.option("--text", help="One text, for a model that takes a text.")
+@click.option("--text", help="A text, for a model with one text field.")
 @click.option(
     "--file",
     type=click.Path(path_type=Path),
-    help="A picture (PNG, JPEG), a text, a table (CSV, Parquet), molecules (SDF), or JSON with one input or a list of them; - "
-    "for JSON from standard input.",
+    help="An image (PNG, JPEG), a text, a table (CSV, Parquet), molecules (SDF), or JSON with one input or a list of inputs; - "
+    "reads JSON from standard input.",
 )
-@click.option("--instance", help='One input as JSON, such as \'{"distance": 1400, "carrier": "UA"}\'.')
+@click.option("--instance", help='One input as JSON, for example \'{"distance": 1400, "carrier": "UA"}\'.')
 @click.option("--sample", is_flag=True, help="Send the sample input of the model's contract.")
 @click.option(
     "--stream/--no-stream",
     default=None,
-    help="Print a text while it is written, or once it is whole. On a terminal the first, else the second.",
+    help="Print a text while it is generated, or when it is complete. The default depends on whether the output is a terminal.",
 )
 @json_option
 def predict(
@@ -45,38 +46,41 @@ def predict(
     stream: bool | None,
     as_json: bool,
 ) -> None:
-    """Ask MODEL for a prediction, through the balancer, as a client does.
+    """Get a prediction from MODEL, through the gateway, like any client.
 
-    Give its fields (headrace predict flights distance=1400 carrier=UA …), a --text, a --file, or the --sample.
-    The token is HEADRACE_TOKEN where it is set, else the operator's own.
+    The input is given as fields (headrace predict flights distance=1400 carrier=UA …), or with --text, --file, --instance or
+    --sample. The token is HEADRACE_TOKEN if it is set, otherwise the operator's.
     """
     project, settings = here()
     if [bool(fields), text is not None, file is not None, instance is not None, sample].count(True) != 1:
         raise UsageError(
-            "name one input",
+            "exactly one input is required",
             hint=f"headrace predict {model} FIELD=VALUE…, --text TEXT, --file FILE, --instance JSON or --sample",
         )
-    from headrace.client.calling import Door
+    from headrace.cli.gateway_client import gateway_client
+    from headrace.runtime.contract import Contract
 
-    door = Door(project, settings)
-    described = door.describe(model)
-    instances = _instances(described.contract, fields, text, file, instance)
-    if stream is None:
-        stream = sys.stdout.isatty() and not as_json and described.streams and len(instances) == 1
-    if not stream:
-        _answer(door, model, instances, as_json)
-        return
-    if not described.streams:
-        raise UsageError(f"{model} answers at once, and has nothing to stream", where="--stream", hint="leave --stream out")
-    if len(instances) > 1:
-        raise UsageError(f"{len(instances)} inputs, and one text is streamed", where="--stream", hint="leave --stream out")
-    _stream(door, model, instances[0], as_json)
+    with gateway_client(project, settings, model, retries=0) as client:
+        described = client.describe(model)
+        can_stream = bool(described.get("streams"))
+        instances = _instances(Contract.model_validate(described["contract"]), fields, text, file, instance)
+        if stream is None:
+            stream = sys.stdout.isatty() and not as_json and can_stream and len(instances) == 1
+        if not stream:
+            _predict(client, model, instances, as_json)
+            return
+        if not can_stream:
+            raise UsageError(f"{model} does not support streaming", where="--stream", hint="remove --stream")
+        if len(instances) > 1:
+            message = f"only one input can be streamed, got {len(instances)}"
+            raise UsageError(message, where="--stream", hint="remove --stream")
+        _stream(client, model, instances[0], as_json)
 
 
 def _instances(
     contract: Contract, fields: tuple[str, ...], text: str | None, file: Path | None, instance: str | None
 ) -> list[Any]:
-    """What the model is asked; its own sample when nothing is given."""
+    """Returns the instances to predict; by default the sample of the contract."""
     from headrace.cli import inputs
 
     if instance is not None:
@@ -88,32 +92,33 @@ def _instances(
     return inputs.from_fields(fields, contract) if fields else [contract.sample]
 
 
-def _answer(door: Door, model: str, instances: list[Any], as_json: bool) -> None:
-    """A line of JSON for each prediction."""
-    answer = door.predict(model, instances)
+def _predict(client: Client, model: str, instances: list[Any], as_json: bool) -> None:
+    """Prints one line of JSON per prediction."""
+    answer = client.predict(model, instances)
     if as_json:
-        print_json(answer)
+        print_json(asdict(answer))
         return
-    for prediction in answer["predictions"]:
+    for prediction in answer.predictions:
         click.echo(json.dumps(prediction, ensure_ascii=False))
-    _say_whose(answer)
+    _print_source(answer)
 
 
-def _stream(door: Door, model: str, instance: Any, as_json: bool) -> None:
-    """The bare text as it comes; with `as_json` a line of JSON for each event."""
-    event: dict[str, Any] = {}
+def _stream(client: Client, model: str, instance: Any, as_json: bool) -> None:
+    """Prints the text as it is generated; with `as_json` one line of JSON per piece."""
+    piece: Piece | None = None
     try:
-        for event in door.stream(model, instance):
-            click.echo(json.dumps(event, ensure_ascii=False) if as_json else event["text"], nl=as_json)
+        for piece in client.stream(model, instance):
+            fields = {name: value for name, value in asdict(piece).items() if value is not None}
+            click.echo(json.dumps(fields, ensure_ascii=False) if as_json else piece.text, nl=as_json)
     finally:
-        if event and not as_json:
-            click.echo()  # whatever comes next, an error too, starts on a line of its own
-    if not as_json:
-        _say_whose(event)
+        if piece is not None and not as_json:
+            click.echo()  # an error or the line below starts on its own line
+    if piece is not None and not as_json:
+        _print_source(piece)
 
 
-def _say_whose(answer: dict[str, Any]) -> None:
-    click.echo(click.style(f"{answer['model']}@{answer['version']}  id {answer['id']}", dim=True), err=True)
+def _print_source(answer: Prediction | Piece) -> None:
+    click.echo(click.style(f"{answer.model}@{answer.version}  id {answer.id}", dim=True), err=True)
 
 
 COMMANDS = [predict]

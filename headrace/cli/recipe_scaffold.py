@@ -208,7 +208,7 @@ def _gate(target: pd.Series[Any], task: str) -> list[str]:
         "gate:",
         f'  require: {{{metric}: "{require}"}}   # {why}; raise it to what you need',
         f"  beat_champion: {{metric: {metric}, margin: 0.0, confidence: 0.95}}",
-        "  approval: auto   # or: person",
+        "  approval: auto   # or: manual",
     ]
 
 

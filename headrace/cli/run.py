@@ -20,25 +20,25 @@ NEEDED = frozenset({"prefect-server", "envoy"})
 
 @click.command(short_help="Release a model: data to balanced replicas.")
 @click.argument("recipe")
-@click.option("--on", type=click.Choice(["processes", "docker"]), help="Where replicas run (setting `on`).")
+@click.option("--runner", type=click.Choice(["process", "docker"]), help="Where replicas run (setting `runner`).")
 @click.option(
     "--force", is_flag=True, help="Take every step, even if nothing seems to have changed; roll out again what was taken back."
 )
 @json_option
-def run(recipe: str, on: str | None, force: bool, as_json: bool) -> None:
+def run(recipe: str, runner: str | None, force: bool, as_json: bool) -> None:
     """Release RECIPE: from its data to replicas behind the balancer.
 
     Starts the local services if they are not up, and anew those whose code or settings have changed. Steps whose inputs are
     unchanged are skipped; a release that was killed goes on where it was. When nothing changed at all, it says so within a
     second or two.
     """
-    if on:
-        os.environ["HEADRACE_ON"] = on
+    if runner:
+        os.environ["HEADRACE_RUNNER"] = runner
     project, settings = here()
     loaded = load_recipe(recipe, project)
     if not force and _told_unchanged(loaded, project, settings, as_json):
         return
-    if settings.on == "docker":  # told at once, not after the training
+    if settings.runner == "docker":  # told at once, not after the training
         from headrace.serving.packaging.docker import Docker
         from headrace.serving.replicas.docker_runner import require_quota_store
 
@@ -58,7 +58,7 @@ def run(recipe: str, on: str | None, force: bool, as_json: bool) -> None:
     }
     from headrace.serving.access import audit
 
-    audit.record(project, "run", {"recipe": recipe, "force": force, "on": settings.on})
+    audit.record(project, "run", {"recipe": recipe, "force": force, "runner": settings.runner})
     os.chdir(project.root)
     # The flow takes this process's place: signals, exit code and memory are its own.
     flow = [sys.executable, "-m", "flows", "release", recipe, *(["--json"] if as_json else []), *(["--force"] if force else [])]
@@ -67,13 +67,13 @@ def run(recipe: str, on: str | None, force: bool, as_json: bool) -> None:
 
 def _told_unchanged(recipe: Recipe, project: Project, settings: Settings, as_json: bool) -> bool:
     """Says so, and True, when nothing changed since the last release and its replicas serve."""
-    from headrace.release import release, up_to_date
+    from headrace.release import record, up_to_date
     from headrace.serving.replicas.replica import ReplicaSpec
     from headrace.serving.rollout.rolling import is_serving
 
     if not up_to_date.is_unchanged(recipe, project, settings):
         return False
-    facts = release.standing(recipe.name, project)
+    facts = record.last_final_release(recipe.name, project)
     if facts is None:
         return False
     spec = ReplicaSpec(recipe.name, facts["version"], facts["bento"], facts["image"], facts["threads"])
@@ -126,13 +126,15 @@ def up(as_json: bool) -> None:
     _start_services(project, settings, frozenset(NAMES))
     from headrace import console
     from headrace.cli.inspect import show_status
-    from headrace.release.deploy import serve_again
+    from headrace.release.deploy import serve_production
     from headrace.services.prefect_deployments import register_deployments
     from headrace.serving.access import audit
 
-    audit.record(project, "up", {"host": settings.host, "access": settings.access, "tls": settings.tls, "on": settings.on})
+    audit.record(
+        project, "up", {"host": settings.host, "access": settings.access, "tls": settings.tls, "runner": settings.runner}
+    )
     register_deployments(project, settings)
-    serve_again(project, settings, console.report)
+    serve_production(project, settings, console.report)
     show_status(project, settings, as_json)
 
 
@@ -158,12 +160,12 @@ def down(as_json: bool) -> None:
 )
 @json_option
 def approve(version: str, by: str, as_json: bool) -> None:
-    """Approve VERSION (such as digits@4), for recipes with `approval: person`; then `headrace run` rolls it out.
+    """Approve VERSION (such as digits@4), for recipes with `approval: manual`; then `headrace run` rolls it out.
 
     The same as setting the tag `approval` to `approved` on the version in the MLflow UI.
     """
     project, _ = here()
-    from headrace.release.release import approve as approve_version
+    from headrace.release.decision import approve as approve_version
 
     approved = approve_version(version, project, by)
     if as_json:

@@ -67,8 +67,8 @@ def _rows(facts: dict[str, Any], project: Project, settings: Settings) -> list[t
         ("image", f"{facts['image']}  {facts['image_bytes'] / 1e6:.0f} MB" if facts.get("image") else ""),
         ("replicas", f"{facts['replicas']} as {runs_as(facts['runner'])}"),
         ("service", f"{address(settings, facts['model'])}/predict"),
-        ("MLflow", f"http://{settings.host}:{settings.mlflow_port}"),
-        ("Prefect", f"http://{settings.host}:{settings.prefect_port}"),
+        ("MLflow", settings.mlflow_address),
+        ("Prefect", settings.prefect_address),
         ("Data Docs", data_docs(facts["model"], project)),
     ]
     return [row for row in rows if row[1]]
@@ -136,12 +136,12 @@ def _told(entry: Entry) -> list[str]:
         back = facts["rolled_back"]
         return [f"{entry.model}@{back['from']} was taken back by {back['by']}" + (f": {back['why']}" if back["why"] else "")]
     if entry.event == "rollout-abandoned":
-        return [facts["said"]]
+        return [facts["reason"]]
     if entry.event in ("rollout-step", "rollout-failed") and "step" in facts:
         if not facts.get("judged", True):
             return [f"{facts['step']}: not judged: {facts['requests']:,} requests came"]
         return [
-            f"{facts['step']}: {facts.get('said', 'passed')}; {facts['requests']:,} requests, errors {facts['error_rate']:.2%}"
+            f"{facts['step']}: {facts.get('reason', 'passed')}; {facts['requests']:,} requests, errors {facts['error_rate']:.2%}"
         ]
     return []
 

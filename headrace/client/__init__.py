@@ -1,4 +1,4 @@
-"""Calls models from Python: typed, with retries and time limits. Needs httpx alone, and no project.
+"""The Python client: calls models, with typed answers, retries and time limits. Needs httpx only, and no project.
 
 from headrace.client import Client
 
@@ -11,13 +11,13 @@ from headrace.client.answers import Batch, Explanation, Piece, Prediction
 from headrace.client.async_client import AsyncClient
 from headrace.client.client import Client
 from headrace.client.errors import (
-    BrokenOff,
     CallFailed,
     Forbidden,
     InvalidInput,
     NotFound,
     QuotaExceeded,
     RateLimited,
+    StreamInterrupted,
     TimedOut,
     Unauthorized,
     Unavailable,
@@ -26,7 +26,6 @@ from headrace.client.errors import (
 __all__ = [
     "AsyncClient",
     "Batch",
-    "BrokenOff",
     "CallFailed",
     "Client",
     "Explanation",
@@ -37,6 +36,7 @@ __all__ = [
     "Prediction",
     "QuotaExceeded",
     "RateLimited",
+    "StreamInterrupted",
     "TimedOut",
     "Unauthorized",
     "Unavailable",

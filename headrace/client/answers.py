@@ -1,4 +1,4 @@
-"""What calls give back."""
+"""Return values of the client."""
 
 from __future__ import annotations
 
@@ -11,73 +11,77 @@ ENDED = ("done", "failed", "cancelled")
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer to one request, in the order of its instances."""
+    """The predictions for the instances of one request, in their order."""
 
     predictions: list[dict[str, Any]]
     model: str
     version: str
     id: str
-    """`<model>@<version>:<request id>`: what feedback and `headrace trace` take."""
+    """`<model>@<version>:<request id>`, for feedback and `headrace trace`."""
     request_id: str
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Which parts of an instance its answer rests on."""
+    """How much each part of an instance contributes to its prediction."""
 
     method: str
     target: str | int | None
-    """The class that is explained; of a value, its name or nothing."""
+    """The class that is explained; for a regression, the name of the value or None."""
     value: float
     """The probability of `target`, or the predicted value."""
     base_value: float
-    """The same for what the instance is compared with."""
+    """The same for the baseline."""
     attributions: Any
-    """What each part adds: by field of a table, by patch of an image, by word of a text, by node of a graph."""
+    """Contributions by field of a table, patch of an image, word of a text or node of a graph."""
     evaluations: int
-    """Rows that the model answered for this; they count for the tenant."""
+    """Rows that the model computed for this; they count for the quota."""
     model: str
     version: str
     id: str
     request_id: str
     more: dict[str, Any] = field(default_factory=dict)
+    """Further fields of the response."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of a text that is being written; the last one says why the text ends, and whose it is."""
+    """A piece of a streamed text. The last one has a `finish_reason` and the fields below it."""
 
     text: str
     finish_reason: str | None = None
     """`stop` or `length`, in the last piece."""
     tokens: int | None = None
+    """Generated tokens."""
     id: str | None = None
+    model: str | None = None
     version: str | None = None
     request_id: str | None = None
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A file of rows that a model works through."""
+    """A file of rows that a model predicts in the background."""
 
     id: str
     model: str
     state: State
-    """`waiting`: for the next day's quota, or for a replica; `waits_until` says how long."""
+    """`waiting`: for the quota of the next day or for a replica, until `waits_until`."""
     rows_done: int
     rows_total: int | None
-    """None until the rows are counted."""
+    """None until the rows have been counted."""
     rows_failed: int
     """Rows that got an error instead of an answer."""
     created_at: float
     """Seconds since 1970."""
     media_type: str
-    """Of the file, and of its result."""
+    """Media type of the file and of its result."""
     waits_until: float | None = None
     error: dict[str, Any] | None = None
-    """Why it failed, or what it waits for."""
+    """Why it failed or is waiting."""
     more: dict[str, Any] = field(default_factory=dict)
 
     @property
     def has_ended(self) -> bool:
+        """Whether it is done, failed or cancelled."""
         return self.state in ENDED

@@ -1,15 +1,15 @@
-"""What can go wrong with a call, as one small tree. Each error says what happened, the status, and the request's id.
+"""Errors of the Python client. Each has a message, the HTTP status and the id of the request.
 
 CallFailed                 (a HeadraceError)
-├── Unauthorized           401  no token, or none that is in force
+├── Unauthorized           401  no token, or an invalid one
 ├── Forbidden              403  the token does not allow this
 ├── NotFound               404
 ├── InvalidInput           400, 409, 413, 415, 422; with `path`, `expected` and `got` of the field at fault
-├── QuotaExceeded          429  the day's rows are used up; `retry_after` says for how long
-├── RateLimited            429  too many requests a second
-├── Unavailable            500, 502, 503, 507, or nobody answers
-│   └── BrokenOff               a text that ended amid its pieces
-└── TimedOut               408, 504, or the call's own time is over
+├── QuotaExceeded          429  the quota of the day is used up; `retry_after` is when the next begins
+├── RateLimited            429  too many requests per second
+├── Unavailable            500, 502, 503, 507, or the service does not respond
+│   └── StreamInterrupted       a stream ended before its last piece
+└── TimedOut               408, 504, or the time limit of the call
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from headrace.errors import HeadraceError
 
 
 class CallFailed(HeadraceError):
-    """A call that brought no answer."""
+    """A call failed."""
 
     exit_code = 5
     fields = ("status", "code", "request_id", "retry_after", "details")
@@ -40,23 +40,25 @@ class CallFailed(HeadraceError):
     ) -> None:
         super().__init__(message, where=where, hint=hint)
         self.status = status
-        """Of HTTP; None when no answer came."""
+        """HTTP status; None without a response."""
         self.code = code
-        """The service's short word for programs, such as `contract_violation`."""
+        """The error code of the service, for example `contract_violation`."""
         self.request_id = request_id
-        """By which the service's logs and records name this request."""
+        """The id of the request in the logs and records of the service."""
         self.retry_after = retry_after
-        """Seconds after which the service asks to be called again, if it said so."""
+        """Seconds to wait before the next call, if the service sent them."""
         self.details = dict(details or {})
-        """What else the service said of the error."""
+        """Further fields of the error."""
 
-    def __str__(self) -> str:
-        said = super().__str__()
-        return f"{said} (request {self.request_id})" if self.request_id else said
+    @property
+    def headline(self) -> str:
+        never_sent = type(self) is Unavailable and self.status is None
+        request = f" (request {self.request_id})" if self.request_id and not never_sent else ""
+        return f"{super().headline}{request}"
 
 
 class Unauthorized(CallFailed):
-    """No token, or one that is wrong, expired or revoked."""
+    """The token is missing, invalid, expired or revoked."""
 
 
 class Forbidden(CallFailed):
@@ -64,48 +66,50 @@ class Forbidden(CallFailed):
 
 
 class NotFound(CallFailed):
-    """No such model, batch or request."""
+    """The model, batch or request does not exist."""
 
     exit_code = 2
 
 
 class InvalidInput(CallFailed):
-    """What was sent breaks the model's contract, or is too large."""
+    """The input breaks the contract of the model, or is too large."""
 
     exit_code = 3
 
     @property
     def path(self) -> str | None:
-        """The field at fault, such as `instances.3.distance`."""
+        """The field at fault, for example `instances.3.distance`."""
         return self.details.get("path")
 
     @property
     def expected(self) -> str | None:
+        """What the contract expects there."""
         return self.details.get("expected")
 
     @property
     def got(self) -> str | None:
+        """What the field holds instead."""
         return self.details.get("got")
 
 
 class QuotaExceeded(CallFailed):
-    """The tenant's rows of this day are used up."""
+    """The daily quota of the tenant is used up."""
 
 
 class RateLimited(CallFailed):
-    """More requests a second than the token allows."""
+    """The rate of requests exceeds the limit of the token."""
 
 
 class Unavailable(CallFailed):
-    """Nobody answers, or nobody can at the moment."""
+    """The service does not respond, or cannot answer at the moment."""
 
 
-class BrokenOff(Unavailable):
-    """A text whose last piece did not come; what came before it is not the whole."""
+class StreamInterrupted(Unavailable):
+    """A stream ended before its last piece; the text is incomplete."""
 
 
 class TimedOut(CallFailed):
-    """No answer within the time that the call, or the service, gives it."""
+    """No answer within the time limit of the call or of the service."""
 
 
 _BY_STATUS: dict[int, type[CallFailed]] = {
@@ -119,7 +123,7 @@ _BY_STATUS: dict[int, type[CallFailed]] = {
 
 
 def error_class(status: int, code: str) -> type[CallFailed]:
-    """The class of a refusal."""
+    """Returns the class for an error response."""
     if code == "quota_exceeded":
         return QuotaExceeded
     return _BY_STATUS.get(status, InvalidInput if status < 500 else Unavailable)

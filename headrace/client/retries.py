@@ -1,4 +1,4 @@
-"""When to ask again: exponential backoff with full jitter.
+"""Retries: exponential backoff with full jitter.
 
 Source: Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
 """
@@ -14,48 +14,49 @@ from headrace.client.errors import CallFailed, RateLimited, TimedOut, Unavailabl
 
 BASE_SECONDS = 0.1
 CAP_SECONDS = 10.0
-WORTH_ANOTHER_TRY = frozenset({None, 429, 502, 503})
-"""Statuses after which another try may succeed; None: the connection failed. A 504 is none: the door has waited long enough."""
+RETRY_STATUSES = frozenset({None, 429, 502, 503})
+"""Statuses after which a retry may succeed; None: the connection failed. Not 504: the gateway has already waited."""
 
 
 @dataclass
-class Patience:
-    """How long one call may take with all its tries, and what is left of it."""
+class RetryBudget:
+    """The time limit of one call, all attempts and pauses included."""
 
     seconds: float
     retries: int
     is_safe: bool = True
-    """Whether the request may arrive twice."""
+    """Whether the request can be sent twice without harm."""
     clock: Callable[[], float] = time.monotonic
     draw: Callable[[float, float], float] = random.uniform
 
     def __post_init__(self) -> None:
         self._deadline = self.clock() + self.seconds
-        self._tries = 0
+        self._attempts = 0
 
-    def left(self) -> float:
-        """Seconds for the next try.
+    def remaining(self) -> float:
+        """Returns the seconds that are left for the next attempt.
 
         Raises:
-            TimedOut: none are left.
+            TimedOut: no time is left.
         """
-        left = self._deadline - self.clock()
-        if left <= 0:
+        remaining = self._deadline - self.clock()
+        if remaining <= 0:
             raise TimedOut(f"no answer within {self.seconds:g} s")
-        return left
+        return remaining
 
     def pause_after(self, error: CallFailed) -> float:
-        """Seconds to wait before the next try: drawn from 0 to 0.1 s times two a try, at most 10 s, never less than asked for.
+        """Returns the seconds to wait before the next attempt: random, up to 0.1 s doubled with each attempt, at most 10 s, and
+        at least the `Retry-After` of the response.
 
         Raises:
-            CallFailed: `error` itself, when it is final.
+            CallFailed: `error`, when a retry cannot succeed or no attempt or time is left.
         """
-        is_passing = isinstance(error, Unavailable | RateLimited) and error.status in WORTH_ANOTHER_TRY
-        if not (is_passing and self.is_safe and self._tries < self.retries):
+        is_temporary = isinstance(error, Unavailable | RateLimited) and error.status in RETRY_STATUSES
+        if not (is_temporary and self.is_safe and self._attempts < self.retries):
             raise error
-        most = min(CAP_SECONDS, BASE_SECONDS * 2.0**self._tries)
-        self._tries += 1
-        pause = max(self.draw(0.0, most), error.retry_after or 0.0)
+        longest = min(CAP_SECONDS, BASE_SECONDS * 2.0**self._attempts)
+        self._attempts += 1
+        pause = max(self.draw(0.0, longest), error.retry_after or 0.0)
         if self.clock() + pause >= self._deadline:
             raise error
         return pause

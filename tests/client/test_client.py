@@ -19,7 +19,7 @@ import pytest
 
 from headrace.client import (
     AsyncClient,
-    BrokenOff,
+    StreamInterrupted,
     CallFailed,
     Client,
     Forbidden,
@@ -32,7 +32,7 @@ from headrace.client import (
     Unavailable,
 )
 from headrace.client.requests import to_instances
-from headrace.client.retries import Patience
+from headrace.client.retries import RetryBudget
 
 ANSWER = {"id": "m@1:r", "model": "m", "version": "1", "request_id": "r", "predictions": [{"label": 3}], "new_field": 1}
 Reply = tuple[int, dict[str, str], bytes]
@@ -245,25 +245,25 @@ def test_the_pause_is_drawn_in_full_and_never_shorter_than_asked_for() -> None:
         drawn.append((low, high))
         return high
 
-    patience = Patience(60, 5, clock=lambda: 0.0, draw=draw)
-    pauses = [patience.pause_after(Unavailable("", retry_after=after)) for after in (None, None, 3.0, None)]
+    budget = RetryBudget(60, 5, clock=lambda: 0.0, draw=draw)
+    pauses = [budget.pause_after(Unavailable("", retry_after=after)) for after in (None, None, 3.0, None)]
     assert drawn == [(0.0, 0.1), (0.0, 0.2), (0.0, 0.4), (0.0, 0.8)]
     assert pauses == [0.1, 0.2, 3.0, 0.8]
 
 
 def test_no_pause_reaches_beyond_the_time_of_the_call() -> None:
     now = [0.0]
-    patience = Patience(10, 5, clock=lambda: now[0])
+    budget = RetryBudget(10, 5, clock=lambda: now[0])
     with pytest.raises(Unavailable):
-        patience.pause_after(Unavailable("", retry_after=11))
+        budget.pause_after(Unavailable("", retry_after=11))
     now[0] = 10.0
     with pytest.raises(TimedOut, match="within 10 s"):
-        patience.left()
+        budget.remaining()
 
 
 def test_a_request_that_may_not_arrive_twice_is_never_asked_again() -> None:
     with pytest.raises(Unavailable):
-        Patience(10, 5, is_safe=False).pause_after(Unavailable(""))
+        RetryBudget(10, 5, is_safe=False).pause_after(Unavailable(""))
 
 
 def test_an_answer_that_trickles_ends_with_the_time_of_the_call(serve: Serve) -> None:
@@ -279,7 +279,7 @@ def test_an_upload_keeps_its_idempotency_key_through_all_tries(serve: Serve, tmp
         assert client.submit("m", tmp_path / "rows.jsonl").state == "queued"
     assert {body for *_, body in service.requests} == {b'{"x": 1}\n'}
     assert len({headers["idempotency-key"] for _, _, headers, _ in service.requests}) == 1
-    with Client(service.address) as client, pytest.raises(InvalidInput, match="no kind of batch"):
+    with Client(service.address) as client, pytest.raises(InvalidInput, match="unknown ending of a batch file"):
         client.submit("m", tmp_path / "rows.csv")
 
 
@@ -308,7 +308,7 @@ def test_a_text_comes_in_pieces_and_the_last_one_says_whose_it_is(serve: Serve) 
 def test_a_text_without_its_last_piece_is_an_error_and_is_not_begun_again(serve: Serve, reply: Reply) -> None:
     service = serve(reply)
     seen = []
-    with Client(service.address) as client, pytest.raises(BrokenOff):
+    with Client(service.address) as client, pytest.raises(StreamInterrupted):
         for piece in client.stream("m", {"prompt": "x"}):
             seen.append(piece.text)
     assert seen[0] == "a" and len(service.requests) == 1
@@ -341,7 +341,7 @@ def test_the_asynchronous_client_does_the_same(serve: Serve, tmp_path: Path) -> 
     assert service.requests[-1][2]["content-length"] == "9"
 
 
-@pytest.mark.parametrize(("content", "why"), [(None, "No such file"), ("hello", "holds no certificate")])
+@pytest.mark.parametrize(("content", "why"), [(None, "No such file"), ("hello", "not a PEM certificate")])
 def test_an_authority_that_cannot_be_trusted_is_named(tmp_path: Path, content: str | None, why: str) -> None:
     file = tmp_path / "authority.pem"
     if content is not None:
@@ -349,3 +349,42 @@ def test_an_authority_that_cannot_be_trusted_is_named(tmp_path: Path, content: s
     with pytest.raises(CallFailed, match=why) as caught:
         Client("https://127.0.0.1:1", verify=file)
     assert str(file) in str(caught.value)
+
+
+# -- proxies
+
+
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+def test_calls_to_this_machine_do_not_go_through_a_proxy(serve: Serve, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setenv(variable, "http://127.0.0.1:9")  # nothing listens there
+    service = serve(ok())
+    with Client(service.address, retries=0) as client:
+        assert client.predict("m", {"x": 1}).version == "1"
+
+    async def scenario() -> None:
+        async with AsyncClient(service.address, retries=0) as client:
+            assert (await client.predict("m", {"x": 1})).version == "1"
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("host", "is_direct"),
+    [("127.0.0.1", True), ("127.9.9.9", True), ("localhost", True), ("[::1]", True), ("models.example.com", False)],
+)
+def test_only_calls_to_this_machine_bypass_the_proxy(host: str, is_direct: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    with Client(f"https://{host}:8443") as client:
+        http = client._http
+        assert (http._transport_for_url(http.base_url) is http._transport) == is_direct
+
+
+# -- messages
+
+
+def test_the_request_id_is_part_of_the_message_and_the_hint_stands_alone() -> None:
+    error = Unavailable("it is overloaded", where="http://h", hint="headrace status", status=503, request_id="r")
+    assert str(error) == "http://h: it is overloaded (request r)\n  hint: headrace status"
+    assert str(Unavailable("refused", request_id="r")) == "refused", "a request that was never sent is in no log"

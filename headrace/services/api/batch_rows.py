@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from headrace.client.errors import InvalidInput
-from headrace.client.requests import plain
+from headrace.client.requests import to_json_value
 from headrace.errors import near_miss
 from headrace.files import whole
 from headrace.runtime.contract import Contract
@@ -135,7 +135,7 @@ def _parquet_rows(path: Path, skip: int) -> Iterator[Any]:
 
 def _plain_row(row: dict[str, Any]) -> Any:
     try:
-        return plain(row)
+        return to_json_value(row)
     except InvalidInput as error:
         return bad_row("contract_violation", error.message)
 
