@@ -20,7 +20,7 @@ from benchmarks.gate_report import Row, hardware, plain, rate, section
 from benchmarks.gate_retraining import FULL, QUICK, Retrained, mnist, retrain, small_digits
 from headrace.evaluation import paired_tests
 from headrace.evaluation.gate import compare
-from headrace.recipe.recipe import BeatChampion
+from headrace.recipe.gate import BeatChampion
 from headrace.recipe.task_types import CLASSIFICATION, REGRESSION
 
 CONFIDENCE = 0.95
@@ -260,9 +260,9 @@ def _metric_rows(name: str, draw: Callable[[], Drawn], trials: int) -> Iterator[
         rows = draw()
         for metric, better in metrics.items():
             beat = BeatChampion(metric=metric, confidence=CONFIDENCE)
-            held = compare(metric, better, *rows, beat, trial)
+            held = compare(*rows, beat=beat, better=better, seed=trial)
             with mock.patch.object(paired_tests, "hold_back", lambda bound, *_: bound):
-                unheld = compare(metric, better, *rows, beat, trial)
+                unheld = compare(*rows, beat=beat, better=better, seed=trial)
             answers[metric].append((held.promoted, unheld.promoted, (held.improvement or 0) > 0))
             methods[metric] = held.method.replace(f", {paired_tests.RESAMPLES} resamples", "").split(", which sees")[0]
     for metric, found in answers.items():
@@ -281,7 +281,9 @@ def _accuracy_gate(found: Retrained, candidate: int, champion: int, test_set: in
     """Whether the gate, and whether the naive rule, promotes."""
     outputs = found.outputs[test_set]
     beat = BeatChampion(metric="accuracy", confidence=CONFIDENCE)
-    answer = compare("accuracy", "higher", found.y[test_set], outputs[candidate], outputs[champion], beat, 0)
+    answer = compare(
+        found.y[test_set], outputs[candidate], outputs[champion], beat=beat, better="higher", seed=0
+    )
     return answer.promoted, (answer.improvement or 0) > 0
 
 

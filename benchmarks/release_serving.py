@@ -30,7 +30,8 @@ from headrace.serving.packaging.wheelhouse import is_current
 from headrace.serving.replicas.docker_runner import DockerRunner
 from headrace.serving.replicas.ports import next_free
 from headrace.serving.replicas.replica import ReplicaSpec
-from headrace.serving.rollout.rolling import roll_out, runner_for
+from headrace.serving.replicas.runners import runner_for
+from headrace.serving.rollout.rolling import roll_out
 
 POLL_SECONDS = 0.01
 REQUESTS = 300
@@ -143,7 +144,7 @@ def swaps(recipe: str, made: Clone, runs: int, tell: Tell) -> Values:
                 2,
                 project,
                 settings,
-                runner_for(project, settings, "processes"),
+                runner_for(project, settings, "process"),
                 lambda line: None,
             )
             seconds.append(time.perf_counter() - start)

@@ -15,7 +15,7 @@ from headrace.errors import ServiceError
 
 STAGES = ("validate", "prepare", "train", "export", "evaluate")
 """Tasks whose work is done by a process `python -m headrace.pipeline.stages`, started by DVC."""
-FUNCTIONS = ("ingest", "register", "judge", "package", "roll out", "promote", "conclude")
+FUNCTIONS = ("ingest", "register", "judge", "package", "roll out", "promote", "record")
 """Tasks whose work is a plain function, in the flow's process."""
 RECORD_SECONDS = 30.0
 """Prefect writes its records of tasks a moment after they end."""
@@ -103,7 +103,7 @@ def _became_flow(watch: Watch, ran: Ran) -> float:
 
 def _tasks(recipe: str, ran: Ran, made: Clone) -> list[tuple[str, float, float]]:
     """Name, begin and end (seconds since the epoch) of each task, in order."""
-    api = f"http://{made.settings.host}:{made.settings.prefect_port}/api"
+    api = f"{made.settings.prefect_address}/api"
     deadline = time.monotonic() + RECORD_SECONDS
     while True:
         newest = {"sort": "START_TIME_DESC", "limit": 1, "flow_runs": {"name": {"any_": [recipe]}}}
@@ -111,7 +111,7 @@ def _tasks(recipe: str, ran: Ran, made: Clone) -> list[tuple[str, float, float]]
         if flows and _seconds(flows[0]["start_time"]) >= ran.started_at:
             wanted = {"flow_runs": {"id": {"any_": [flows[0]["id"]]}}}
             runs = _post(f"{api}/task_runs/filter", wanted)
-            if "conclude" in {_name(run) for run in runs} and all(run["end_time"] for run in runs):
+            if "record" in {_name(run) for run in runs} and all(run["end_time"] for run in runs):
                 found = [(_name(run), _seconds(run["start_time"]), _seconds(run["end_time"])) for run in runs]
                 return sorted(found, key=lambda task: task[1])
         if time.monotonic() > deadline:

@@ -22,7 +22,7 @@ from benchmarks.gate_report import hardware, section
 from bentos.models.onnx_model import open_session
 from bentos.scheduling.continuous import GenerationRequest
 from bentos.scheduling.streams import Streams
-from headrace.runtime.generation import TextGenerator, SamplingParams
+from headrace.runtime.generation import SamplingParams, TextGenerator
 
 STREAMS = (1, 4, 16)
 PROMPT = 32
@@ -97,7 +97,11 @@ def compare(language: TextGenerator, streams: int, tokens: int, rounds: int) -> 
     rng = np.random.default_rng(streams)
     vocabulary, most = language.encoder.vocabulary, min(PROMPT, language.layout.length)
     texts = [
-        GenerationRequest(language, rng.integers(4, vocabulary, most).tolist(), SamplingParams(max_tokens=tokens, temperature=0.8, seed=i))
+        GenerationRequest(
+            language,
+            rng.integers(4, vocabulary, most).tolist(),
+            SamplingParams(max_tokens=tokens, temperature=0.8, seed=i),
+        )
         for i in range(streams)
     ]
     ways: tuple[Callable[[list[GenerationRequest]], Measured], ...] = (one_after_another, together)
@@ -114,7 +118,7 @@ def one_after_another(texts: list[GenerationRequest]) -> Measured:
     start = time.perf_counter()
     seen = []
     for text in texts:
-        seen.append([time.perf_counter() for _ in text.language.generate(text.prompt, text.writing)])
+        seen.append([time.perf_counter() for _ in text.generator.generate(text.prompt, text.sampling)])
     return _measured(start, seen)
 
 

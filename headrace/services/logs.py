@@ -6,8 +6,7 @@ from headrace.errors import UsageError, near_miss
 from headrace.project import Project
 from headrace.services.orchestrate import NAMES
 from headrace.serving.gateway import gateway
-from headrace.serving.replicas import supervisor
-from headrace.serving.rollout import rolling
+from headrace.serving.replicas import runners, supervisor
 from headrace.settings import Settings
 
 
@@ -19,7 +18,7 @@ def read(name: str, lines: int, project: Project, settings: Settings) -> dict[st
     """
     models = gateway.endpoints_by_model(project)
     if name in models:
-        runner = rolling.runner_for(project, settings, models[name][0].runner)
+        runner = runners.runner_for(project, settings, models[name][0].runner)
         return {replica.id: runner.logs(replica, lines) for replica in runner.list(name)}
     if name in NAMES:
         return {name: supervisor.tail(supervisor.log_path(project, name), lines)}

@@ -14,22 +14,21 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
+from headrace.console import Report
 from headrace.errors import HeadraceError, ServiceError
 from headrace.project import Project
 from headrace.services import watchdog
-from headrace.serving.gateway import gateway
-from headrace.serving.gateway.clusters import Served, versions
+from headrace.serving.gateway import admin, envoy_process, gateway
+from headrace.serving.gateway.model_route import ModelRoute, versions
 from headrace.serving.local_http import try_request
-from headrace.serving.replicas import ports, supervisor
+from headrace.serving.replicas import ports, runners, supervisor
 from headrace.serving.replicas.replica import Replica
-from headrace.serving.rollout import rolling
 from headrace.settings import Settings, tracking_uri
 from headrace.tracking.database import artifact_root, initialise_tracking
 from headrace.tracking.provenance import code_digest
 
 __all__ = ["Service", "down", "initialise_tracking", "outdated", "prefect_environment", "status", "up"]
 
-Report = Callable[[str], None]
 NAMES = ("prefect-server", "prefect-worker", "mlflow", "envoy", "desk", "keeper")
 POOL = "headrace"
 """Prefect's work pool."""
@@ -67,7 +66,7 @@ def up(
         PortTaken: another program holds a port; with its pid and the setting that moves it.
         ServiceError: a server does not come up; with its last log lines.
     """
-    supervisor.ensure(project)
+    supervisor.ensure_running(project)
     _require_ports(project, settings)
     with ThreadPoolExecutor(4) as pool:
         starts = [
@@ -86,12 +85,12 @@ def up(
 
 def outdated(project: Project, settings: Settings) -> list[str]:
     """What `up` would start anew, or let in other settings: it runs as other code or other settings had it. In milliseconds."""
-    wanted = [_prefect_server(project, settings), _prefect_worker(project, settings), gateway.program(project, settings)]
+    wanted = [_prefect_server(project, settings), _prefect_worker(project, settings), envoy_process.program(project, settings)]
     wanted += [_api_server(project, settings), _watchdog(project, settings)]
     if settings.tracking_uri is None:
         wanted.append(_mlflow(project, settings))
-    found = {program.name for program in wanted if supervisor.differs(project, program)}
-    if not gateway.is_as_opened(project, settings):
+    found = {program.name for program in wanted if supervisor.has_changed(project, program)}
+    if not gateway.runs_with_settings(project, settings):
         found.add(gateway.PROGRAM)
     return sorted(found)
 
@@ -99,17 +98,17 @@ def outdated(project: Project, settings: Settings) -> list[str]:
 def down(project: Project, settings: Settings, report: Report | None = None) -> None:
     """Lets requests under way end, stops every server and replica, and frees their ports. Safe when nothing runs."""
     with contextlib.suppress(HeadraceError):
-        gateway.close_gateway(project, settings, settings.drain_seconds)
-    endpoints = [e for found in gateway.served(project).values() for e in (*found.endpoints, *found.predecessors)]
+        envoy_process.stop(project, settings, settings.drain_seconds)
+    endpoints = [e for found in gateway.read_routes(project).values() for e in (*found.endpoints, *found.previous)]
     placed = {endpoint.runner for endpoint in endpoints} | {settings.runner}
     if "docker" in placed:
         with contextlib.suppress(HeadraceError):  # no engine, no containers
-            engine = rolling.runner_for(project, settings, "docker")
+            engine = runners.runner_for(project, settings, "docker")
             for replica in engine.list():
                 if report:
                     report(f"stopping {replica.id}")
                 engine.stop(replica, settings.drain_seconds)
-    gateway.forget_models(project, settings)
+    gateway.remove_all_models(project, settings)
     supervisor.shutdown(project, stop_seconds=settings.drain_seconds)
     for path in (project.state / "replicas").glob("*.json"):
         path.unlink(missing_ok=True)
@@ -119,7 +118,7 @@ def status(project: Project, settings: Settings) -> dict[str, Any]:
     """`models` and `services` as plain values; quick, and right also when nothing runs."""
     programs = supervisor.states(project)
     return {
-        "models": [_model(model, found, settings) for model, found in sorted(gateway.served(project).items())],
+        "models": [_model(model, found, settings) for model, found in sorted(gateway.read_routes(project).items())],
         "services": [service.to_dict() for service in _services(project, settings, programs)],
     }
 
@@ -285,7 +284,7 @@ def _is_mlflow_ready(settings: Settings) -> bool:
 
 
 def _start_gateway(project: Project, settings: Settings) -> list[Service]:
-    gateway.open_gateway(project, settings)
+    envoy_process.start(project, settings)
     return [Service("envoy", "ready", gateway.address(settings))]
 
 
@@ -339,7 +338,7 @@ def _is_api_ready(settings: Settings) -> bool:
 def _require_ports(project: Project, settings: Settings) -> None:
     """
     Raises:
-        PortTaken: a port is held by a process that this project's supervisord did not start.
+        PortTaken: a port is in use by a process that this project's supervisord did not start.
     """
     wanted = [
         (settings.prefect_port, "prefect_port", settings.host),
@@ -349,14 +348,7 @@ def _require_ports(project: Project, settings: Settings) -> None:
     ]
     if settings.tracking_uri is None:
         wanted.append((settings.mlflow_port, "mlflow_port", settings.host))
-    taken = [(port, setting, host) for port, setting, host in wanted if not ports.is_free(port, host)]
-    if not taken:
-        return
-    mine = {process.pid for process in supervisor.marked(project)}
-    for port, setting, host in taken:
-        found = ports.holder(port)
-        if found is not None and found.pid not in mine:
-            ports.require_free(port, setting, host)
+    ports.require_ports(wanted, lambda: {process.pid for process in supervisor.supervised_processes(project)})
 
 
 def _keep_up(
@@ -387,7 +379,7 @@ def _keep_up(
 
 def _add(project: Project, program: supervisor.Program, report: Report) -> bool:
     """Whether it was started; says so, and why it was where another ran."""
-    why = " anew: its code or its settings have changed" if supervisor.differs(project, program) else ""
+    why = " anew: its code or its settings have changed" if supervisor.has_changed(project, program) else ""
     fresh = supervisor.add(project, program)
     if fresh:
         report(f"{program.name} is starting{why}")
@@ -412,7 +404,7 @@ def _services(project: Project, settings: Settings, programs: dict[str, supervis
         ("prefect-server", _prefect_address(settings), lambda: _is_prefect_ready(settings)),
         ("prefect-worker", f"pool {POOL}", lambda: _is_worker_online(project, settings)),
         ("mlflow", _mlflow_address(settings), lambda: _is_mlflow_ready(settings)),
-        ("envoy", gateway.address(settings), lambda: gateway.is_open(project, settings)),
+        ("envoy", gateway.address(settings), lambda: envoy_process.is_ready(project, settings)),
         ("desk", _api_address(settings), lambda: _is_api_ready(settings)),
         ("keeper", "", lambda: True),
     ]
@@ -432,9 +424,9 @@ def _services(project: Project, settings: Settings, programs: dict[str, supervis
         return list(pool.map(judge, checks))
 
 
-def _model(model: str, served: Served, settings: Settings) -> dict[str, Any]:
+def _model(model: str, served: ModelRoute, settings: Settings) -> dict[str, Any]:
     endpoints = served.pool("main")
-    healthy = gateway.healthy_endpoints(settings, model, "main")
+    healthy = admin.healthy_endpoints(settings, model, "main")
     return {
         "name": model,
         "version": versions(endpoints),
@@ -445,7 +437,7 @@ def _model(model: str, served: Served, settings: Settings) -> dict[str, Any]:
         "runner": endpoints[0].runner if endpoints else None,
         "canary": _trial(served.pool("canary"), served.traffic.canary),
         "shadow": _trial(served.pool("shadow"), served.traffic.shadow),
-        "predecessor": versions(served.predecessors) or None,
+        "predecessor": versions(served.previous) or None,
     }
 
 

@@ -1,4 +1,4 @@
-"""What the keeper watches, and whether it answers. Light: files and sockets alone."""
+"""What the watchdog checks, and how. Imports little, since the watchdog runs for as long as the services do."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from headrace.serving.replicas.programs import program_path
 from headrace.serving.replicas.replica import Replica
 
 ANSWER_SECONDS = 1.5
-NOBODY = "nobody listens"
-PROGRAMS = (("envoy", "HEADRACE_GATEWAY_ADMIN_PORT", "/ready"), ("desk", "HEADRACE_API_PORT", "/readyz"))
-"""Programs that are watched as replicas are, where their port stands, and what they are asked."""
+NOT_LISTENING = "not listening"
+PROGRAMS = (("envoy", "HEADRACE_GATEWAY_ADMIN_PORT", "/ready"), ("api-server", "HEADRACE_API_PORT", "/readyz"))
+"""Programs that are checked like replicas: name, environment variable with the port, path of the health check."""
 
 
 @dataclass(frozen=True)
-class Watched:
+class Target:
     """A replica, or a program without a model."""
 
     name: str
@@ -30,35 +30,35 @@ class Watched:
     pool: str = "main"
 
 
-def programs(project: Project) -> Iterator[Watched]:
-    """Envoy and the desk, where they were started and this process was told their ports."""
+def programs(project: Project) -> Iterator[Target]:
+    """Envoy and the API server, if they were started and the environment has their ports."""
     for name, variable, path in PROGRAMS:
         port = os.environ.get(variable)
         if port and program_path(project, name).exists():
-            yield Watched(name, "127.0.0.1", int(port), path)
+            yield Target(name, "127.0.0.1", int(port), path)
 
 
-def replicas(project: Project) -> Iterator[Watched]:
-    """All replicas that should serve. `door.served` says the same, and needs ten times the memory."""
-    for model, found in (read_json(project.state / "door" / "models.json") or {}).items():
+def replicas(project: Project) -> Iterator[Target]:
+    """All replicas that should serve. `gateway.read_routes` gives the same, with imports that take ten times the memory."""
+    for model, found in (read_json(project.gateway / "models.json") or {}).items():
         for endpoint in found["endpoints"]:
             replica = Replica.from_dict(endpoint, model)
-            yield Watched(replica.id, *replica.address, model=model, pool=replica.pool)
+            yield Target(replica.id, *replica.address, model=model, pool=replica.pool)
 
 
-def unfinished(project: Project) -> list[str]:
-    """Models with a version that is on trial, or serves and is not released yet: their release is alive, or was killed."""
-    stored = read_json(project.state / "door" / "models.json") or {}
-    on_trial = {one.model for one in replicas(project) if one.pool != "main"}
-    return [model for model, found in stored.items() if model in on_trial or found.get("predecessors")]
+def interrupted_models(project: Project) -> list[str]:
+    """Models with a version that is on trial, or serves without being recorded: their release is running, or was killed."""
+    stored = read_json(project.gateway / "models.json") or {}
+    on_trial = {target.model for target in replicas(project) if target.pool != "main"}
+    return [model for model, found in stored.items() if model in on_trial or found.get("previous") or found.get("predecessors")]
 
 
-def unready(one: Watched) -> str | None:
-    """None when it is ready, else what it says."""
+def failure(target: Target) -> str | None:
+    """Returns why the target is not ready; None when it is."""
     try:
-        status = request((one.host, one.port), one.path, timeout_seconds=ANSWER_SECONDS).status
+        status = request((target.host, target.port), target.path, timeout_seconds=ANSWER_SECONDS).status
     except ConnectionError:
-        return NOBODY
+        return NOT_LISTENING
     except OSError as error:
         return f"no answer: {error or type(error).__name__}"
-    return None if status == 200 else f"{one.path} says {status}"
+    return None if status == 200 else f"{target.path} answers {status}"

@@ -1,4 +1,4 @@
-"""What the keeper lets another process do, which may import what it needs and then ends: `python -m headrace.services.repairs`"""
+"""Repairs that the watchdog runs as separate processes, which import what they need and end: `python -m headrace.services.repairs`"""
 
 from __future__ import annotations
 
@@ -10,85 +10,78 @@ from collections.abc import Callable
 from headrace.errors import Busy, HeadraceError
 from headrace.project import Project, find_project
 from headrace.services import probes
+from headrace.services.watchdog import log
 from headrace.serving.gateway import gateway
 from headrace.serving.replicas import environment, runners, supervisor
 from headrace.settings import load_settings
 
 STOP_SECONDS = 3.0
-"""From SIGTERM to SIGKILL for what is stuck."""
-REVIVED_SECONDS = 120.0
+"""From SIGTERM to SIGKILL for a stuck process."""
+RECOVERY_SECONDS = 120.0
 
 
 def restart(project: Project, name: str, model: str = "") -> None:
-    """Starts a replica of `model` anew, unless it was taken out meanwhile; without a model, the program of this name."""
+    """Restarts a replica of `model`, unless it was removed meanwhile; without a model, the program of this name."""
     if not model:
         supervisor.restart(project, name, STOP_SECONDS)
         return
-    endpoint = next((e for e in gateway.endpoints_by_model(project).get(model, []) if e.id == name), None)
-    if endpoint is not None:
-        runner = runners.runner_for(project, load_settings(project), endpoint.runner)
-        runner.restart(endpoint, STOP_SECONDS)
+    replica = next((e for e in gateway.endpoints_by_model(project).get(model, []) if e.id == name), None)
+    if replica is not None:
+        runners.runner_for(project, load_settings(project), replica.runner).restart(replica, STOP_SECONDS)
 
 
-def end_abandoned(project: Project, model: str) -> None:
-    """Ends what a killed release of a model left, unless a roll-out or a release is at work."""
+def roll_back_interrupted(project: Project, model: str) -> None:
+    """Rolls back what a killed release of a model left, unless a release or a roll-out is running."""
     from headrace.release import recovery
 
     with contextlib.suppress(Busy):
-        recovery.roll_back_interrupted_release(model, project, load_settings(project), say)
+        recovery.roll_back_interrupted_release(model, project, load_settings(project), log)
 
 
 def renew(project: Project) -> None:
-    """What ends by itself is made anew before it does, and what nobody needs any longer is removed."""
+    """Renews credentials before they expire, and removes folders that no replica uses."""
     try:
         gateway.renew_credentials(project, load_settings(project))
-    except HeadraceError as error:  # a given certificate that has expired, say: what serves goes on
-        say(f"not renewed: {error}")
+    except HeadraceError as error:  # for example a given certificate that has expired: the running gateway is left as it is
+        log(f"not renewed: {error}")
     environment.remove_old_folders(project)
 
 
-def revive(project: Project, why: str) -> None:
-    """Starts supervisord and all that it ran anew, and says how long nothing was watched."""
+def revive(project: Project, reason: str) -> None:
+    """Restarts supervisord with all its programs, and logs how long that took."""
     began = time.monotonic()
-    if not supervisor.revive(project):
+    if not supervisor.restart_killed(project):
         return
-    whole = _wait_until_whole(project)
-    seconds = f"{time.monotonic() - began:.1f} s"
-    say(f"supervisord {why}; " + (f"everything serves again after {seconds}" if whole else f"not all serves after {seconds}"))
+    recovered = _wait_for_recovery(project)
+    outcome = "all services recovered in" if recovered else "some services are still down after"
+    log(f"supervisord {reason}; {outcome} {time.monotonic() - began:.1f} s")
 
 
-def _wait_until_whole(project: Project) -> bool:
-    """Whether Envoy, the desk and every replica answer, within two minutes."""
-    wanted = [*probes.programs(project), *probes.replicas(project)]
-    deadline = time.monotonic() + REVIVED_SECONDS
-    while any(map(probes.unready, wanted)):
+def _wait_for_recovery(project: Project) -> bool:
+    """Whether Envoy, the API server and every replica answer within two minutes."""
+    targets = [*probes.programs(project), *probes.replicas(project)]
+    deadline = time.monotonic() + RECOVERY_SECONDS
+    while any(map(probes.failure, targets)):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.1)
     return True
 
 
-def say(line: str) -> None:
-    """To supervisord, which may be gone."""
-    with contextlib.suppress(OSError):
-        sys.stdout.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {line}\n")
-        sys.stdout.flush()
-
-
-CHORES: dict[str, Callable[..., None]] = {
+REPAIRS: dict[str, Callable[..., None]] = {
     "restart": restart,
-    "end-abandoned": end_abandoned,
+    "roll-back-interrupted": roll_back_interrupted,
     "renew": renew,
     "revive": revive,
 }
 
 
 def main(name: str, *arguments: str) -> int:
-    """Does one chore; one that cannot be done is said, and tried again when its time comes."""
+    """Runs one repair. A failure is logged; the watchdog tries again."""
     try:
-        CHORES[name](find_project(), *arguments)
+        REPAIRS[name](find_project(), *arguments)
     except HeadraceError as error:
-        say(f"{name}: {error}")
+        log(f"{name}: {error}")
         return error.exit_code
     return 0
 

@@ -1,6 +1,7 @@
-"""Looks after what supervisord cannot: what runs and does not answer, and supervisord itself. `python -m headrace.services.watchdog`
+"""Restarts replicas, Envoy and the API server when they fail health checks, and supervisord when it was killed.
 
-Light, since it runs for as long as the services do: what needs more than sockets and files is a chore of another process.
+`python -m headrace.services.watchdog` runs for as long as the services do. It imports little; what needs more than sockets and
+files is a repair in a separate process.
 """
 
 from __future__ import annotations
@@ -18,121 +19,123 @@ from headrace.errors import HeadraceError
 from headrace.project import Project, find_project
 from headrace.runtime import usage
 from headrace.services import probes
-from headrace.services.probes import NOBODY, Watched
+from headrace.services.probes import NOT_LISTENING, Target
 from headrace.serving.replicas import supervisor
-from headrace.serving.replicas.programs import MARK, log_path
+from headrace.serving.replicas.programs import SUPERVISED, log_path
 
+SERVER = "watchdog"
 TICK_SECONDS = 1.0
-LOOK_SECONDS = 2.0
+PROBE_SECONDS = 2.0
 STUCK_SECONDS = 10.0
 READY_SECONDS = 60.0
 TRIAL_SECONDS = 30.0
 SUPERVISORD_SECONDS = 15.0
-UNANSWERED = 3
-"""A supervisord that does not answer so often in a row is stuck."""
+SUPERVISORD_FAILURES = 3
+"""A supervisord that fails this many checks in a row is stuck."""
 FOLD_SECONDS = 600.0
 RENEW_SECONDS = 6 * 3600.0
-CHORE_SECONDS = 120.0
+REPAIR_SECONDS = 120.0
 
 
-class Keeper:
-    """Watches over one project's replicas, its door and its supervisord."""
+class Watchdog:
+    """Checks the replicas, the gateway, the API server and the supervisord of one project."""
 
     def __init__(self, project: Project, stuck_seconds: float, ready_seconds: float, trial_seconds: float) -> None:
         """
         Args:
-            stuck_seconds: what answered before and is silent for so long, or says that it is not ready, is stuck.
-            ready_seconds: how long one may take to start.
-            trial_seconds: how often it is seen whether a roll-out was abandoned.
+            stuck_seconds: a target that was ready and fails its checks for this long is restarted.
+            ready_seconds: how long a target may take to start.
+            trial_seconds: how often interrupted releases are looked for.
         """
         self._project = project
         self._stuck_seconds, self._ready_seconds = stuck_seconds, ready_seconds
         self._supervisord = os.getppid()
         self._deadlines: dict[str, float] = {}
         self._starting: set[str] = set()
-        self._unanswered = 0
+        self._supervisord_failures = 0
         now = time.monotonic()
-        self._rounds: list[tuple[float, Callable[[], None]]] = [
-            (LOOK_SECONDS, self.look),
-            (SUPERVISORD_SECONDS, self._ask_supervisord),
-            (trial_seconds, self._end_abandoned),
-            (FOLD_SECONDS, self._fold),
-            (RENEW_SECONDS, lambda: self._chore("renew")),
+        self._checks: list[tuple[float, Callable[[], None]]] = [
+            (PROBE_SECONDS, self.probe_all),
+            (SUPERVISORD_SECONDS, self._probe_supervisord),
+            (trial_seconds, self._roll_back_interrupted),
+            (FOLD_SECONDS, self._fold_usage),
+            (RENEW_SECONDS, lambda: self._repair("renew")),
         ]
-        self._due = [now + every for every, _ in self._rounds]
+        self._due = [now + seconds for seconds, _ in self._checks]
 
     def run(self) -> NoReturn:
         while True:
             if os.getppid() != self._supervisord:
                 self._revive("was killed")
-            for number, (every, make_round) in enumerate(self._rounds):
+            for number, (seconds, check) in enumerate(self._checks):
                 if time.monotonic() >= self._due[number]:
-                    make_round()
-                    self._due[number] = time.monotonic() + every
+                    check()
+                    self._due[number] = time.monotonic() + seconds
             time.sleep(TICK_SECONDS)
 
-    def look(self) -> None:
-        """Asks each replica that should serve, Envoy and the desk, and starts those anew that are stuck."""
-        found = [*probes.programs(self._project), *probes.replicas(self._project)]
-        names = {one.name for one in found}
+    def probe_all(self) -> None:
+        """Probes each replica that should serve, Envoy and the API server, and restarts those that are stuck."""
+        targets = [*probes.programs(self._project), *probes.replicas(self._project)]
+        names = {target.name for target in targets}
         self._deadlines = {name: deadline for name, deadline in self._deadlines.items() if name in names}
         self._starting &= names
-        for one in found:
-            self._look_at(one)
+        for target in targets:
+            self._probe(target)
 
-    def _look_at(self, one: Watched) -> None:
-        said, now = probes.unready(one), time.monotonic()
-        if said is None:
-            self._deadlines[one.name] = now + self._stuck_seconds
-            self._starting.discard(one.name)
+    def _probe(self, target: Target) -> None:
+        failure, now = probes.failure(target), time.monotonic()
+        if failure is None:
+            self._deadlines[target.name] = now + self._stuck_seconds
+            self._starting.discard(target.name)
             return
-        died = said == NOBODY and one.name not in self._starting  # supervisord starts it again
-        if one.name not in self._deadlines or died:
-            self._give_time(one, now)
-        if now > self._deadlines[one.name]:
-            _say(f"{one.name} is stuck ({said}); it is started anew")
-            self._chore("restart", one.name, one.model)
-            self._give_time(one, time.monotonic())
+        died = failure == NOT_LISTENING and target.name not in self._starting  # supervisord restarts it
+        if target.name not in self._deadlines or died:
+            self._allow_start(target, now)
+        if now > self._deadlines[target.name]:
+            log(f"{target.name} is stuck ({failure}); restarting it")
+            self._repair("restart", target.name, target.model)
+            self._allow_start(target, time.monotonic())
 
-    def _give_time(self, one: Watched, now: float) -> None:
-        self._deadlines[one.name] = now + self._ready_seconds
-        self._starting.add(one.name)
+    def _allow_start(self, target: Target, now: float) -> None:
+        """Gives a target time to start."""
+        self._deadlines[target.name] = now + self._ready_seconds
+        self._starting.add(target.name)
 
-    def _end_abandoned(self) -> None:
-        """A release that was killed leaves a version that nobody watches; one that is alive keeps others from ending it."""
-        for model in probes.unfinished(self._project):
-            self._chore("end-abandoned", model)
+    def _roll_back_interrupted(self) -> None:
+        """Rolls back killed releases; the repair does nothing while a release is running."""
+        for model in probes.interrupted_models(self._project):
+            self._repair("roll-back-interrupted", model)
 
-    def _ask_supervisord(self) -> None:
-        self._unanswered = 0 if supervisor.is_up(self._project) else self._unanswered + 1
-        if self._unanswered >= UNANSWERED:
+    def _probe_supervisord(self) -> None:
+        self._supervisord_failures = 0 if supervisor.is_up(self._project) else self._supervisord_failures + 1
+        if self._supervisord_failures >= SUPERVISORD_FAILURES:
             self._revive("did not answer")
 
-    def _fold(self) -> None:
+    def _fold_usage(self) -> None:
         try:
             usage.fold(self._project.usage)
         except (HeadraceError, OSError) as error:
-            _say(f"usage: {error}")
+            log(f"usage: {error}")
 
-    def _chore(self, *arguments: str) -> None:
+    def _repair(self, *arguments: str) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            subprocess.run(_command(*arguments), timeout=CHORE_SECONDS, check=False)
+            subprocess.run(_command(*arguments), timeout=REPAIR_SECONDS, check=False)
 
-    def _revive(self, why: str) -> NoReturn:
-        """Becomes the process that starts everything anew: without supervisord's mark, so that it does not end itself."""
-        log = os.open(log_path(self._project, "keeper"), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    def _revive(self, reason: str) -> NoReturn:
+        """Becomes the process that restarts everything: without supervisord's mark, so that it does not end itself."""
+        file = os.open(log_path(self._project, SERVER), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         for descriptor in (1, 2):  # they led to supervisord
-            os.dup2(log, descriptor)
-        environment = {name: value for name, value in os.environ.items() if name != MARK}
-        os.execve(sys.executable, _command("revive", why), environment)  # noqa: S606
+            os.dup2(file, descriptor)
+        environment = {name: value for name, value in os.environ.items() if name != SUPERVISED}
+        os.execve(sys.executable, _command("revive", reason), environment)  # noqa: S606
 
 
 def _command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "headrace.services.repairs", *arguments]
 
 
-def _say(line: str) -> None:
-    """To supervisord, which may be gone."""
+def log(line: str) -> None:
+    """Writes a line with the time to standard output, which supervisord keeps; supervisord may have died."""
     with contextlib.suppress(OSError):
         sys.stdout.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {line}\n")
         sys.stdout.flush()
@@ -144,11 +147,11 @@ def program(
     stuck_seconds: float = STUCK_SECONDS,
     trial_seconds: float = TRIAL_SECONDS,
 ) -> supervisor.Program:
-    """The keeper, as one of supervisord's programs. `environment` names the project and its settings."""
+    """The watchdog as one of supervisord's programs. `environment` holds the project and its settings."""
     seconds = {"ready": ready_seconds, "stuck": stuck_seconds, "trial": trial_seconds}
     arguments = [part for name, value in seconds.items() for part in (f"--{name}-seconds", f"{value:g}")]
     return supervisor.Program(
-        "keeper",
+        SERVER,
         [sys.executable, "-m", "headrace.services.watchdog", *arguments],
         environment,
         stop_seconds=3.0,
@@ -162,8 +165,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--stuck-seconds", type=float, default=STUCK_SECONDS)
     parser.add_argument("--ready-seconds", type=float, default=READY_SECONDS)
     parser.add_argument("--trial-seconds", type=float, default=TRIAL_SECONDS)
-    given = parser.parse_args(arguments)
-    Keeper(find_project(), given.stuck_seconds, given.ready_seconds, given.trial_seconds).run()
+    parsed = parser.parse_args(arguments)
+    Watchdog(find_project(), parsed.stuck_seconds, parsed.ready_seconds, parsed.trial_seconds).run()
 
 
 if __name__ == "__main__":

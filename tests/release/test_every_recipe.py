@@ -16,7 +16,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from bentos.models.served_model import load
+from bentos.models.onnx_model import load
 from headrace.project import Project
 from headrace.release import journal
 from headrace.runtime.contract import Contract

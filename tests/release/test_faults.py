@@ -196,7 +196,7 @@ def test_a_taken_port_names_its_holder_and_the_setting(
 
 def test_no_docker_engine_is_said_with_the_mend(live: Live) -> None:
     told = live.json(
-        "run", "tiny", "--on", "docker", "--force", code=5, environment={"HEADRACE_DOCKER_HOST": "unix:///nowhere.sock"}
+        "run", "tiny", "--runner", "docker", "--force", code=5, environment={"HEADRACE_DOCKER_HOST": "unix:///nowhere.sock"}
     )
     assert told["error"] == "EngineMissing" and "docker" in told["hint"].lower()
     assert live.json("predict", "tiny", "--sample")["model"] == "tiny"

@@ -49,18 +49,18 @@ def test_going_back_twice_goes_back_further(book: Project) -> None:
 
 def test_a_version_is_taken_back_until_it_comes_into_force_again(book: Project) -> None:
     entries = write(book, "released 1", "released 2", "rolled-back 1 from 2", "refused 3")
-    line = history.when_taken_back(entries, "2")
-    assert line is not None and history.why_taken_back(line) == "by ada: slow"
-    assert history.when_taken_back(entries, "1") is None
-    assert history.when_taken_back(write(book, "rolled-back 2 from 1"), "2") is None
+    line = history.when_rolled_back(entries, "2")
+    assert line is not None and history.why_rolled_back(line) == "by ada: slow"
+    assert history.when_rolled_back(entries, "1") is None
+    assert history.when_rolled_back(write(book, "rolled-back 2 from 1"), "2") is None
 
 
 def test_a_version_that_left_its_bounds_is_taken_back_and_one_that_could_not_start_is_not(book: Project) -> None:
     entries = write(book, "released 1", "rollout-failed 2", "rollout-failed 3 bound")
-    assert history.when_taken_back(entries, "2") is None
-    line = history.when_taken_back(entries, "3")
-    assert line is not None and history.why_taken_back(line) == "too slow"
-    assert history.when_taken_back(write(book, "released 3"), "3") is None
+    assert history.when_rolled_back(entries, "2") is None
+    line = history.when_rolled_back(entries, "3")
+    assert line is not None and history.why_rolled_back(line) == "too slow"
+    assert history.when_rolled_back(write(book, "released 3"), "3") is None
 
 
 def test_each_model_has_what_serves_it(book: Project) -> None:

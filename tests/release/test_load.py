@@ -12,15 +12,15 @@ import yaml
 from headrace.settings import Settings
 from tests.conftest import ROOT
 from tests.release.live import SECONDS, Live, another_recipe, steps_until
-from tests.serving.load import RUSH, Load
+from tests.serving.load import PAUSE_SECONDS, Load
 
 INSTANCE = {"length": 3.0, "width": 0.5, "colour": "red"}
 
 
-def release_under_load(live: Live, name: str, on: str, versions: str) -> Load:
+def release_under_load(live: Live, name: str, runner: str, versions: str) -> Load:
     """Releases version 1 of a model, then `versions` while clients call it."""
     another_recipe(live, name, serve={"replicas": 2})
-    live.run("run", name, "--on", on)
+    live.run("run", name, "--runner", runner)
     with Load(
         int(live.ports["HEADRACE_GATEWAY_PORT"]), name, fast=2, slow=2, fresh=1, instance=INSTANCE, token=live.token
     ) as load:
@@ -30,10 +30,10 @@ def release_under_load(live: Live, name: str, on: str, versions: str) -> Load:
             recipe = yaml.safe_load(path.read_text())
             recipe["train"]["seed"] = int(version)
             path.write_text(yaml.safe_dump(recipe))
-            load.rest = 0.2  # while nothing happens to the replicas
-            process = live.start("run", name, "--on", on, "--json")
+            load.pause_seconds = 0.2  # while nothing happens to the replicas
+            process = live.start("run", name, "--runner", runner, "--json")
             assert steps_until(process, "package")[-1] == "package"
-            load.rest = RUSH
+            load.pause_seconds = PAUSE_SECONDS
             released, said = process.communicate(timeout=SECONDS)
             assert process.returncode == 0, said
             assert json.loads(released)["version"] == version
@@ -42,7 +42,7 @@ def release_under_load(live: Live, name: str, on: str, versions: str) -> Load:
 
 
 def test_no_request_fails_while_processes_are_swapped(live: Live) -> None:
-    load = release_under_load(live, "swapped", "processes", "2")
+    load = release_under_load(live, "swapped", "process", "2")
     assert load.failures == []
     assert all(load.answers[version] for version in "12")
 
@@ -58,13 +58,13 @@ def test_no_request_fails_while_containers_are_swapped(live: Live, docker_engine
     assert live.run("logs", "shipped").stdout
 
 
-@pytest.mark.parametrize("on", ["processes", "docker"])
-def test_where_replicas_run_may_change_without_a_lost_request(live: Live, docker_engine: Settings, on: str) -> None:
+@pytest.mark.parametrize("runner", ["process", "docker"])
+def test_where_replicas_run_may_change_without_a_lost_request(live: Live, docker_engine: Settings, runner: str) -> None:
     with Load(
         int(live.ports["HEADRACE_GATEWAY_PORT"]), "shipped", fast=2, slow=2, fresh=1, instance=INSTANCE, token=live.token
     ) as load:
         load.wait_for("2")
-        live.run("run", "shipped", "--on", on)
+        live.run("run", "shipped", "--runner", runner)
         load.wait_for("2", 200)
     assert load.failures == []
 

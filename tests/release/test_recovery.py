@@ -19,7 +19,7 @@ from headrace.tracking import registry
 from tests.conftest import ROOT
 from tests.release.live import Live, another_recipe, kill_group, steps_until
 from tests.release.test_load import INSTANCE
-from tests.serving.load import RUSH, Load
+from tests.serving.load import PAUSE_SECONDS, Load
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +45,10 @@ def clients(live: Live, name: str) -> Load:
 
 def kill_while_it_bakes(live: Live, name: str, load: Load, *how: str) -> None:
     """And the keeper with it, which by chance would be quicker than the test."""
-    load.rest = 0.2  # while nothing happens to the replicas
+    load.pause_seconds = 0.2  # while nothing happens to the replicas
     process = live.start("run", name, *how)
     assert steps_until(process, "package")[-1] == "package"
-    load.rest = RUSH
+    load.pause_seconds = PAUSE_SECONDS
     load.wait_for("2")
     supervisor.stop(live.project, "keeper", 3.0)
     kill_group(process)
@@ -84,9 +84,9 @@ def test_after_a_reboot_the_version_that_was_released_serves(live: Live, baked: 
     with clients(live, baked) as load:
         kill_while_it_bakes(live, baked, load)
     assert load.failures == []
-    for process in [*supervisor._supervisords(live.project), *supervisor.marked(live.project)]:
+    for process in [*supervisor._find_supervisords(live.project), *supervisor.supervised_processes(live.project)]:
         process.kill()
-    psutil.wait_procs(supervisor.marked(live.project), timeout=10)
+    psutil.wait_procs(supervisor.supervised_processes(live.project), timeout=10)
     live.run("up")
     assert shown(live, baked) == ("1", "champion", None)
     assert live.json("predict", baked, "--sample")["version"] == "1"
@@ -114,11 +114,11 @@ def test_the_same_command_again_goes_through_the_bake_again(live: Live, baked: s
 def test_containers_that_stood_by_serve_again(live: Live, docker_engine: Settings) -> None:
     shutil.copytree(ROOT / "wheelhouse", live.project.wheelhouse, dirs_exist_ok=True)
     name = another_recipe(live, "crated", serve={"replicas": 1})
-    live.run("run", name, "--on", "docker")
+    live.run("run", name, "--runner", "docker")
     before = gateway.endpoints_by_model(live.project)[name]
     change(live, name, bake="10m")
     with clients(live, name) as load:
-        kill_while_it_bakes(live, name, load, "--on", "docker")
+        kill_while_it_bakes(live, name, load, "--runner", "docker")
         one_round_of_the_keeper(live, name)
         load.wait_for("1")
     assert load.failures == []

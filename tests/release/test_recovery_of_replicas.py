@@ -17,35 +17,34 @@ import pytest
 from headrace.errors import Busy
 from headrace.files import read_json
 from headrace.release import journal, recovery
-from headrace.release.release import release_lock
+from headrace.release.lock import release_lock
 from headrace.services import orchestrate, probes, watchdog
 from headrace.serving.gateway import gateway
-from headrace.serving.replicas import supervisor
+from headrace.serving.replicas import runners, supervisor
 from headrace.serving.replicas.process_runner import Argv
 from headrace.serving.replicas.replica import ReplicaSpec
-from headrace.serving.rollout import steps
 from tests.paths import ROOT
-from tests.serving.support import moody_command
-from tests.serving.tenants import CHAMPION, House, open_house
+from tests.serving.replica_commands import misbehaving_command
+from tests.serving.served_project import CHAMPION, ServedProject, open_served_project
 
 V2 = ReplicaSpec("digits", "2", "good")
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    with open_house(tmp_path_factory.mktemp("abandoned") / "clone") as found:
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedProject]:
+    with open_served_project(tmp_path_factory.mktemp("abandoned") / "clone") as found:
         yield found
 
 
 @pytest.fixture(autouse=True)
-def champion(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steps, "runner_for", lambda *_: house.runner)  # replicas of these tests instead of bentos
+def champion(house: ServedProject, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runners, "runner_for", lambda *_: house.runner)  # replicas of these tests instead of bentos
     house.roll_out(CHAMPION)
     house.project.journal.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def kept(house: House) -> Iterator[None]:
+def kept(house: ServedProject) -> Iterator[None]:
     """The keeper looks every second."""
     supervisor.add(
         house.project, watchdog.program(orchestrate.settings_environment(house.project, house.settings), trial_seconds=1.0)
@@ -63,26 +62,26 @@ def wait_until(true: Callable[[], Any], seconds: float = 30.0) -> None:
         time.sleep(0.02)
 
 
-def another_process(house: House, act: str) -> subprocess.Popen[bytes]:
+def another_process(house: ServedProject, act: str) -> subprocess.Popen[bytes]:
     """Does `act` with the house, to be killed."""
     code = f"""
         import os, signal
         from pathlib import Path
         from headrace import abandoned
         from headrace.project import Project
-        from headrace.release.release import release_lock
-        from headrace.serving.rollout import steps
+        from headrace.release.lock import release_lock
+        from headrace.serving.replicas import runners
         from headrace.serving.replicas.replica import ReplicaSpec
         from headrace.settings import Settings
-        from tests.serving.tenants import House
-        house = House(Project(Path({str(house.project.root)!r})), Settings(**{house.settings.model_dump(mode="json")!r}))
-        steps.runner_for = lambda *_: house.runner
+        from tests.serving.served_project import ServedProject
+        house = ServedProject(Project(Path({str(house.project.root)!r})), Settings(**{house.settings.model_dump(mode="json")!r}))
+        runners.runner_for = lambda *_: house.runner
         V2 = ReplicaSpec("digits", "2", "good")
     """
     return subprocess.Popen([sys.executable, "-c", textwrap.dedent(code) + textwrap.dedent(act)], cwd=ROOT)
 
 
-def baking(house: House) -> subprocess.Popen[bytes]:
+def baking(house: ServedProject) -> subprocess.Popen[bytes]:
     """A release whose version 2 serves and is watched for a minute."""
     return another_process(
         house,
@@ -98,15 +97,15 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def told(house: House) -> list[tuple[str, str]]:
+def told(house: ServedProject) -> list[tuple[str, str]]:
     return [(entry.event, entry.version) for entry in journal.entries(house.project, "digits")]
 
 
-def ids(house: House) -> set[str]:
+def ids(house: ServedProject) -> set[str]:
     return {replica.id for replica in house.runner.list()}
 
 
-def test_a_version_whose_release_is_killed_while_it_bakes_is_taken_back_by_the_keeper(house: House) -> None:
+def test_a_version_whose_release_is_killed_while_it_bakes_is_taken_back_by_the_keeper(house: ServedProject) -> None:
     before = ids(house)
     with kept(house), house.load() as load:
         release = baking(house)
@@ -123,7 +122,7 @@ def test_a_version_whose_release_is_killed_while_it_bakes_is_taken_back_by_the_k
         load.wait_for("1", 50)
         assert load.answers["2"] == last
     assert load.failures == []
-    house.serves("1")
+    house.assert_serves("1")
     assert ids(house) == before, "those that stood by serve again"
     (entry,) = journal.entries(house.project, "digits")
     assert (entry.event, entry.version, entry.facts["serving"]) == ("rollout-abandoned", "2", "1")
@@ -131,26 +130,26 @@ def test_a_version_whose_release_is_killed_while_it_bakes_is_taken_back_by_the_k
     with house.load() as load:
         house.roll_out(V2, bake="1s")
     assert load.failures == []
-    assert [fact["step"] for fact in house.noted] == ["version 2 live"], "the next release goes through it again"
-    house.serves("2")
+    assert [fact["step"] for fact in house.recorded] == ["version 2 live"], "the next release goes through it again"
+    house.assert_serves("2")
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.1, 0.25])
-def test_a_roll_out_killed_while_replicas_change_places_is_undone(delay: float, house: House) -> None:
+def test_a_roll_out_killed_while_replicas_change_places_is_undone(delay: float, house: ServedProject) -> None:
     with house.load() as load:
-        release = another_process(house, 'house.roll_out(V2, bake="60s", settled=False)')
-        wait_until(lambda: gateway.predecessors(house.project, "digits"))
+        release = another_process(house, 'house.roll_out(V2, bake="60s", is_final=False)')
+        wait_until(lambda: gateway.previous_replicas(house.project, "digits"))
         time.sleep(delay)
         kill(release)
-        recovery.end("digits", house.project, house.settings, house.said.append)
+        recovery.roll_back_interrupted_release("digits", house.project, house.settings, house.reports.append)
         load.wait_for("1", 50)
     assert load.failures == []
-    house.serves("1")
+    house.assert_serves("1")
     assert told(house) == [("rollout-abandoned", "2")]
 
 
 @pytest.mark.parametrize("instant", ["add", "remove_from_pool", "stop"])
-def test_taking_back_that_is_itself_killed_is_completed_by_the_next(instant: str, house: House) -> None:
+def test_taking_back_that_is_itself_killed_is_completed_by_the_next(instant: str, house: ServedProject) -> None:
     with house.load() as load:
         release = baking(house)
         load.wait_for("2", 20)
@@ -158,36 +157,36 @@ def test_taking_back_that_is_itself_killed_is_completed_by_the_next(instant: str
         half = another_process(
             house,
             f"""
-            from headrace.serving.rollout import predecessors
-            done = predecessors.{instant}
-            predecessors.{instant} = lambda *given: (done(*given), os.kill(os.getpid(), signal.SIGKILL))
+            from headrace.serving.rollout import previous_replicas
+            done = previous_replicas.{instant}
+            previous_replicas.{instant} = lambda *given: (done(*given), os.kill(os.getpid(), signal.SIGKILL))
             abandoned.end("digits", house.project, house.settings, print)
             """,
         )
         assert half.wait(30) == -signal.SIGKILL
         assert probes.unfinished(house.project) == ["digits"]
-        recovery.end("digits", house.project, house.settings, house.said.append)
+        recovery.roll_back_interrupted_release("digits", house.project, house.settings, house.reports.append)
         load.wait_for("1", 20)
     assert load.failures == []
-    house.serves("1")
+    house.assert_serves("1")
     assert told(house) == [("rollout-abandoned", "2")], "it is told once"
 
 
-def test_a_version_that_passed_and_was_not_released_goes_back_to_replicas_that_are_started_anew(house: House) -> None:
+def test_a_version_that_passed_and_was_not_released_goes_back_to_replicas_that_are_started_anew(house: ServedProject) -> None:
     before = ids(house)
     with house.load() as load:
-        house.roll_out(V2, bake="1s", settled=False)
+        house.roll_out(V2, bake="1s", is_final=False)
         assert not before & ids(house), "they were stopped once it had passed"
-        recovery.end("digits", house.project, house.settings, house.said.append)
+        recovery.roll_back_interrupted_release("digits", house.project, house.settings, house.reports.append)
         load.wait_for("1", 20)
     assert load.failures == []
-    house.serves("1")
+    house.assert_serves("1")
     assert told(house) == [("rollout-abandoned", "2")]
 
 
-def test_predecessors_that_died_or_hang_beside_the_door_are_replaced(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headrace.serving.rollout.predecessors.PATIENCE_SECONDS", 1.0)
-    monkeypatch.setattr("headrace.serving.rollout.steps.CALL_SECONDS", 1.0)
+def test_predecessors_that_died_or_hang_beside_the_door_are_replaced(house: ServedProject, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headrace.serving.rollout.previous_replicas.READY_SECONDS", 1.0)
+    monkeypatch.setattr("headrace.serving.rollout.readiness.CALL_SECONDS", 1.0)
     stuck, _ = house.runner.list()
     with house.load() as load:
         release = baking(house)
@@ -195,15 +194,15 @@ def test_predecessors_that_died_or_hang_beside_the_door_are_replaced(house: Hous
         assert stuck.pid is not None
         os.kill(stuck.pid, signal.SIGSTOP)
         kill(release)
-        recovery.end("digits", house.project, house.settings, house.said.append)
+        recovery.roll_back_interrupted_release("digits", house.project, house.settings, house.reports.append)
         load.wait_for("1", 20)
     assert load.failures == []
-    house.serves("1")
+    house.assert_serves("1")
     assert stuck.id not in ids(house)
 
 
-def test_a_release_that_has_yet_to_write_its_line_is_left_alone(house: House) -> None:
-    house.roll_out(V2, settled=False)
+def test_a_release_that_has_yet_to_write_its_line_is_left_alone(house: ServedProject) -> None:
+    house.roll_out(V2, is_final=False)
     release = another_process(
         house,
         """
@@ -214,39 +213,39 @@ def test_a_release_that_has_yet_to_write_its_line_is_left_alone(house: House) ->
     holder = house.project.locks / "release-digits.json"
     wait_until(lambda: (read_json(holder) or {}).get("pid") == release.pid)
     with pytest.raises(Busy, match=f"digits is being released by process {release.pid}"):
-        recovery.end("digits", house.project, house.settings, house.said.append)
+        recovery.roll_back_interrupted_release("digits", house.project, house.settings, house.reports.append)
     assert {e.version for e in gateway.endpoints_by_model(house.project)["digits"]} == {"2"}
     kill(release)
     with release_lock("digits", house.project):  # the next release is not in its own way
-        recovery.end("digits", house.project, house.settings, house.said.append)
-    house.serves("1")
+        recovery.roll_back_interrupted_release("digits", house.project, house.settings, house.reports.append)
+    house.assert_serves("1")
 
 
-def test_a_version_that_the_journal_calls_released_is_not_taken_back(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_version_that_the_journal_calls_released_is_not_taken_back(house: ServedProject, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a kill leaves it between the journal's line and the predecessors' end."""
     moved: list[str] = []
     monkeypatch.setattr("headrace.tracking.registry.move_champion", lambda model, version, project: moved.append(version))
-    house.roll_out(V2, settled=False)
+    house.roll_out(V2, is_final=False)
     journal.record(house.project, "released", "digits", "2", {"bento": "good", "image": None, "threads": 1})
-    recovery.end("digits", house.project, house.settings, house.said.append)
-    house.serves("2")
+    recovery.roll_back_interrupted_release("digits", house.project, house.settings, house.reports.append)
+    house.assert_serves("2")
     assert told(house) == [("released", "2")] and moved == ["2"]
 
 
 def test_a_predecessor_that_cannot_serve_any_longer_is_not_in_the_way_of_the_next_release(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    house: ServedProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def only_new(spec: ReplicaSpec, host: str, port: int) -> Argv:
-        return (["false"], {}) if spec.version == "1" else moody_command(spec, host, port)
+        return (["false"], {}) if spec.version == "1" else misbehaving_command(spec, host, port)
 
     with house.load() as load:
-        house.roll_out(V2, settled=False)
+        house.roll_out(V2, is_final=False)
         with monkeypatch.context() as gone:
             gone.setattr(house.runner, "_command", only_new)
-            recovery.end("digits", house.project, house.settings, house.said.append)
-            assert "digits cannot go back: replica digits-v1-" in house.said[-1]
+            recovery.roll_back_interrupted_release("digits", house.project, house.settings, house.reports.append)
+            assert "digits cannot go back: replica digits-v1-" in house.reports[-1]
             assert {e.version for e in gateway.endpoints_by_model(house.project)["digits"]} == {"2"}, "what serves serves on"
             assert probes.unfinished(house.project) == ["digits"], "the keeper tries again"
             house.roll_out(ReplicaSpec("digits", "3", "good"))
     assert load.failures == []
-    house.serves("3")
+    house.assert_serves("3")

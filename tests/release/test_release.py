@@ -157,7 +157,7 @@ def test_the_flow_is_in_prefect_with_all_its_steps(live: Live) -> None:
         "package",
         "roll out",
         "promote",
-        "conclude",
+        "record",
     } <= named
     deployments = {d["name"] for d in httpx.post(f"{api}/deployments/filter", json={}).json()}
     assert deployments == {"release", "refresh-flights"}
@@ -226,7 +226,7 @@ def test_a_person_approves_before_a_model_serves(live: Live) -> None:
     edit_recipe(
         live,
         train={"learning_rate": 0.03, "epochs": 4},
-        gate={"approval": "person", "require": {"accuracy": ">= 0.3"}, "beat_champion": {"metric": "accuracy", "margin": -0.5}},
+        gate={"approval": "manual", "require": {"accuracy": ">= 0.3"}, "beat_champion": {"metric": "accuracy", "margin": -0.5}},
     )
     told = live.json("run", "tiny", code=4)
     assert "waits for a person" in told["message"]

@@ -12,7 +12,6 @@ from headrace.errors import DataError, NotReproduced, UsageError
 from headrace.pipeline.stages import STAGES
 from headrace.project import Project
 from headrace.recipe.recipe import load_recipe
-from headrace.release.release import identity_of
 from headrace.release.reproduce import reproduce
 from headrace.tracking import registry
 from headrace.tracking.registry import Version
@@ -25,7 +24,7 @@ def released(project: Project, name: str = "tiny") -> Version:
     ingest(recipe, project, lambda line: None)
     for stage in STAGES.values():
         stage(recipe, project)
-    return registry.register(recipe, project, identity_of(recipe, data_version(project, name), project))
+    return registry.register(recipe, project, registry.identity_of(recipe, data_version(project, name), project))
 
 
 def test_a_version_trained_again_has_the_same_bytes_after_code_and_data_moved_on(project: Project) -> None:

@@ -64,7 +64,7 @@ def _same_size_and_time(path: Path) -> None:
         "artifacts/tiny/export/model.onnx",
         "requirements.lock",
         "dvc.yaml",
-        *("headrace/models/mlp.py", "flows/release.py", "tasks/model.py", "bentos/models/served_model.py"),
+        *("headrace/models/mlp.py", "flows/release.py", "tasks/model.py", "bentos/models/onnx_model.py"),
     ],
 )
 def test_any_touched_file_is_a_change(path: str, touch: Callable[[Path], None], released: tuple[Recipe, Project]) -> None:
@@ -83,7 +83,7 @@ def test_a_new_file_is_a_change(path: str, released: tuple[Recipe, Project]) -> 
 
 def test_other_settings_are_a_change(released: tuple[Recipe, Project]) -> None:
     recipe, project = released
-    assert not up_to_date.is_unchanged(recipe, project, Settings(on="docker"))
+    assert not up_to_date.is_unchanged(recipe, project, Settings(runner="docker"))
 
 
 @pytest.mark.parametrize("path", ["recipes/tiny.yaml", "source.csv", "headrace/models/mlp.py"])

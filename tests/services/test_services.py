@@ -44,7 +44,7 @@ def project(tmp_path: Path, settings: Settings) -> Iterator[Project]:
         yield found
     finally:
         orchestrate.down(found, settings)
-        assert supervisor.marked(found) == []
+        assert supervisor.supervised_processes(found) == []
         assert not found.runtime.exists()
 
 
@@ -100,7 +100,7 @@ def test_services_start_are_reused_come_back_and_go(project: Project, settings: 
         assert orchestrate.outdated(project, patient) == ["desk", "envoy", "keeper"]
         orchestrate.up(project, patient, quiet)
         assert started_anew(project, pids) == {"desk", "keeper"}
-        assert gateway.is_as_opened(project, patient)
+        assert gateway.runs_with_settings(project, patient)
     orchestrate.up(project, settings, quiet)
     pids = pids_of(project)
 
@@ -117,7 +117,7 @@ def test_services_start_are_reused_come_back_and_go(project: Project, settings: 
     assert "html" in request(mlflow, "/").text
 
     orchestrate.down(project, settings)
-    assert supervisor.marked(project) == []
+    assert supervisor.supervised_processes(project) == []
     assert states(project, settings) == dict.fromkeys(SERVERS, "stopped")
     used = (settings.prefect_port, settings.mlflow_port, settings.gateway_port, settings.gateway_admin_port, settings.api_port)
     assert [port for port in used if not ports.is_free(port)] == []
@@ -131,7 +131,7 @@ def test_nothing_runs_is_a_status_and_down_is_safe(project: Project, settings: S
 
 @pytest.mark.parametrize("field", ["prefect_port", "mlflow_port", "gateway_port", "gateway_admin_port", "api_port"])
 def test_a_port_of_another_program_is_named_before_anything_starts(field: str, project: Project, settings: Settings) -> None:
-    with taken(getattr(settings, field)), pytest.raises(PortTaken, match=f"held by .*pid {os.getpid()}") as caught:
+    with taken(getattr(settings, field)), pytest.raises(PortTaken, match=f"in use by .*pid {os.getpid()}") as caught:
         orchestrate.up(project, settings, quiet)
     assert caught.value.where == field
     assert supervisor.states(project) == {}

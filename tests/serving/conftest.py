@@ -12,7 +12,7 @@ from headrace.serving.replicas import supervisor
 from headrace.serving.replicas.process_runner import ProcessRunner
 from headrace.settings import Settings
 from tests.ports import lease
-from tests.serving.support import echo_command
+from tests.serving.replica_commands import echo_command
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project
         yield found
     finally:
         supervisor.shutdown(found, stop_seconds=5.0)
-        assert supervisor.marked(found) == []
+        assert supervisor.supervised_processes(found) == []
 
 
 @pytest.fixture

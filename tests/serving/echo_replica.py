@@ -1,6 +1,6 @@
-"""A small real server that speaks the replicas' routes: `python echo_replica.py MODEL VERSION PORT [READY_AFTER]`.
+"""A small real server with the routes of a replica: `python echo_replica.py MODEL VERSION PORT [READY_AFTER]`.
 
-`{"instances": [{"wait": 0.2}]}` takes 0.2 s. READY_AFTER `never` stays unready, `crash` ends before it listens.
+`{"instances": [{"wait": 0.2}]}` takes 0.2 s. READY_AFTER `never` stays unready, `crash` exits before it listens.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def app(model: str, version: str, ready_after: str) -> Starlette:
                 "path": request.url.path,
                 "headers": [[name.decode(), value.decode("latin-1")] for name, value in request.scope["headers"]],
                 "bytes": len(body),
-                # Not always: a long answer may be half sent when it is killed.
+                # Only here: a long answer may be half sent when the replica is killed.
                 **({"seen": seen} if request.url.path.endswith("/seen") else {}),
             }
         )
@@ -65,9 +65,9 @@ def app(model: str, version: str, ready_after: str) -> Starlette:
 
 
 if __name__ == "__main__":
-    name, said_version, port, ready = sys.argv[1:5]
+    name, answered_version, port, ready = sys.argv[1:5]
     if ready == "crash":
         sys.exit("the graph and the contract disagree")
-    config = server_config(app(name, said_version, ready))
+    config = server_config(app(name, answered_version, ready))
     config.port = int(port)
     uvicorn.Server(config).run()

@@ -1,6 +1,6 @@
-"""A real language model in the real app, which takes its time: `letters_replica.py FOLDER PORT`.
+"""A real language model in the real app, slowed down: `letters_replica.py FOLDER PORT`.
 
-It writes one text at a time, so that the next one shows whether the last has left.
+It generates one text at a time, so that the next request shows whether the previous one has ended.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from bentos.scheduling import streams
 from headrace.runtime.generation import Session
 
 PACE_SECONDS = 0.02
-"""Each token takes so long."""
+"""Time for each token."""
 
 
-class Paced:
-    """A session whose every step takes its time."""
+class SlowSession:
+    """A session that sleeps before every step."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -37,9 +37,9 @@ class Paced:
 def main(folder: str, port: str) -> None:
     predictions = PredictionApp()
     model = GenerationModel(Path(folder))
-    model.language.session = Paced(model.language.session)
+    model.generator.session = SlowSession(model.generator.session)
     predictions.model = model
-    streams.MAX_TEXTS = 1
+    streams.MAX_REQUESTS = 1
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         found = Response() if scope["path"] == "/readyz" else predictions

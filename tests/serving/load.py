@@ -1,4 +1,4 @@
-"""A steady load on the door, counted: keep-alive clients, fast and slow, and clients that connect anew each time."""
+"""A steady load on the gateway that counts answers: fast and slow keep-alive clients, and clients that reconnect every time."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import time
 from collections import Counter
 from typing import Any
 
-RUSH = 0.02
-"""Seconds between two requests of a client that asks a real model."""
+PAUSE_SECONDS = 0.02
+"""Between two requests of a client that calls a real model."""
 
 
 class Load:
-    """Threads that call one model until the block ends; `answers` counts versions, `failures` says what went wrong."""
+    """Threads that call one model until the block ends; `answers` counts versions, `failures` lists errors."""
 
     def __init__(
         self,
@@ -26,18 +26,18 @@ class Load:
         instance: dict[str, Any] | None = None,
         token: str | None = None,
     ) -> None:
-        """`instance` is what clients send; without one, slow clients ask the echo replica to wait."""
-        self._known_by = {"authorization": f"Bearer {token}"} if token else {}
+        """`instance` is what clients send; without it, slow clients make the echo replica wait."""
+        self._authorization = {"authorization": f"Bearer {token}"} if token else {}
         self._instance = instance
-        self.rest = RUSH
+        self.pause_seconds = PAUSE_SECONDS
         self.answers: Counter[str] = Counter()
         self.failures: list[str] = []
         self._stopped = threading.Event()
         self._lock = threading.Lock()
-        kinds = [(fast, 0.0, True), (slow, 0.3, True), (fresh, 0.0, False)]
+        clients = [(fast, 0.0, True), (slow, 0.3, True), (fresh, 0.0, False)]
         self._threads = [
             threading.Thread(target=self._client, args=(port, model, wait, keep), daemon=True)
-            for count, wait, keep in kinds
+            for count, wait, keep in clients
             for _ in range(count)
         ]
 
@@ -63,12 +63,14 @@ class Load:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
         while not self._stopped.is_set():
             try:
-                headers = {**self._known_by, "content-type": "application/json"} | ({} if keep else {"connection": "close"})
+                headers = {**self._authorization, "content-type": "application/json"} | (
+                    {} if keep else {"connection": "close"}
+                )
                 connection.putrequest("POST", f"/v1/models/{model}/predict")
                 for name, value in {**headers, "content-length": str(len(body))}.items():
                     connection.putheader(name, value)
                 connection.endheaders(body[:10])
-                time.sleep(wait if self._instance else 0.0)  # a slow client is still sending when replicas change
+                time.sleep(wait if self._instance else 0.0)  # a slow client is still sending while replicas are replaced
                 connection.send(body[10:])
                 response = connection.getresponse()
                 raw = response.read()
@@ -76,7 +78,7 @@ class Load:
             except (OSError, http.client.HTTPException) as error:
                 self._fail(f"{type(error).__name__}: {error}")
                 connection.close()
-            time.sleep(self.rest if self._instance else 0.002)  # bounded: the tests share their machine
+            time.sleep(self.pause_seconds if self._instance else 0.002)  # limited: tests share the machine
 
     def _count(self, status: int, raw: bytes) -> None:
         if status != 200:
@@ -85,6 +87,6 @@ class Load:
         with self._lock:
             self.answers[json.loads(raw)["version"]] += 1
 
-    def _fail(self, what: str) -> None:
+    def _fail(self, error: str) -> None:
         with self._lock:
-            self.failures.append(what)
+            self.failures.append(error)

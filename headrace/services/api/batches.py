@@ -11,17 +11,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from headrace.project import Project
-from headrace.runtime.http import SANE_ID, Refused, to_json
+from headrace.runtime.http import CLOSE, VALID_ID, Refused, invalid_field, require_media_type, to_json
+from headrace.runtime.http_messages import TrackedRequest
 from headrace.runtime.token_verifier import Caller
 from headrace.services.api.batch_queue import BatchQueue
 from headrace.services.api.batch_store import ID, JSON_LINES, PARQUET, BatchStore, Progress, Submitted, batch_id, now
 from headrace.services.api.catalogue import Catalogue
-from headrace.services.api.http import require_type, violation
 from headrace.services.api.uploads import Upload, receive
 from headrace.settings import Settings
 
@@ -57,14 +56,14 @@ class Batches:
     ) -> None:
         await self._queue.__aexit__(kind, error, traceback)
 
-    async def submit(self, request: Request) -> Response:
+    async def submit(self, request: TrackedRequest) -> Response:
         """A Parquet file or JSON lines as the body; answers 202 with the batch.
 
         With an `Idempotency-Key` that was used before, the same file gives the batch there is, and another file 409.
         """
-        caller: Caller = request.state.caller
+        caller: Caller = request.caller
         listed = await self._catalogue.require(caller, request.path_params["name"])
-        media_type, key = require_type(request, PARQUET, JSON_LINES), _key(request)
+        media_type, key = require_media_type(request, PARQUET, JSON_LINES, headers=CLOSE), _key(request)
         known = self._queue.get(batch_id(caller.tenant, listed.model, key)) if key else None
         if known is None:
             self._require_room(caller.tenant)
@@ -73,7 +72,7 @@ class Batches:
         return to_json(self._told(self._accepted(submitted, upload)), 202)
 
     async def _receive(
-        self, request: Request, caller: Caller, model: str, media_type: str, key: str
+        self, request: TrackedRequest, caller: Caller, model: str, media_type: str, key: str
     ) -> tuple[Submitted, Upload]:
         """The file on disk as a batch; where there is one of this id already, that one stays."""
         most, idle_seconds = self._settings.max_batch_bytes, self._settings.upload_idle_seconds
@@ -94,22 +93,22 @@ class Batches:
             self._queue.add(folder)
         return submitted, upload
 
-    async def list(self, request: Request) -> Response:
+    async def list(self, request: TrackedRequest) -> Response:
         caller, model = self._allowed(request)
         own = [one for one in self._queue.all() if (one.tenant, one.model) == (caller.tenant, model)]
         newest = sorted(own, key=lambda one: one.created_at, reverse=True)
         return to_json({"batches": [self._told(one) for one in newest]})
 
-    async def show(self, request: Request) -> Response:
+    async def show(self, request: TrackedRequest) -> Response:
         return to_json(self._told(self._own(request)))
 
-    async def cancel(self, request: Request) -> Response:
+    async def cancel(self, request: TrackedRequest) -> Response:
         """Ends a batch that has not ended, and removes its rows; one that has is forgotten as a whole."""
         submitted = self._own(request)
         told = await self._queue.cancel(submitted.id)
         return to_json(_shown(submitted, told))
 
-    async def result(self, request: Request) -> Response:
+    async def result(self, request: TrackedRequest) -> Response:
         """The answers, in the order of the rows and the format of the file."""
         submitted = self._own(request)
         folder = self._store.folder(submitted.id)
@@ -124,17 +123,17 @@ class Batches:
 
     # -- whose batch it is
 
-    def _allowed(self, request: Request) -> tuple[Caller, str]:
+    def _allowed(self, request: TrackedRequest) -> tuple[Caller, str]:
         """
         Raises:
             Refused: 403, the token does not open the model.
         """
-        caller, model = request.state.caller, request.path_params["name"]
-        if not caller.may(model):
-            raise Refused(403, "forbidden", "this token does not open this")
+        caller, model = request.caller, request.path_params["name"]
+        if not caller.may_call(model):
+            raise Refused(403, "forbidden", "this token does not allow this")
         return caller, model
 
-    def _own(self, request: Request) -> Submitted:
+    def _own(self, request: TrackedRequest) -> Submitted:
         """
         Raises:
             Refused: 404, alike for a batch that is not there and for one of another tenant.
@@ -189,10 +188,10 @@ def _shown(submitted: Submitted, progress: Progress) -> dict[str, Any]:
     }
 
 
-def _key(request: Request) -> str:
+def _key(request: TrackedRequest) -> str:
     key = request.headers.get("idempotency-key", "")
-    if key and not SANE_ID.fullmatch(key):
-        raise violation("idempotency-key", "1 to 128 letters, digits or . _ : / + = @ -", f"{len(key)} characters")
+    if key and not VALID_ID.fullmatch(key):
+        raise invalid_field("idempotency-key", "1 to 128 letters, digits or . _ : / + = @ -", f"{len(key)} characters")
     return key
 
 

@@ -22,7 +22,8 @@ from headrace.runtime.http_messages import TrackedRequest
 from headrace.runtime.token_verifier import Caller
 from headrace.services.api.internal_tokens import operator_headers
 from headrace.serving.gateway import gateway
-from headrace.serving.gateway.clusters import Served, Traffic, cluster_name
+from headrace.serving.gateway.clusters import cluster_name
+from headrace.serving.gateway.model_route import ModelRoute, Traffic
 from headrace.serving.replicas.replica import Replica
 from headrace.settings import Settings
 
@@ -93,7 +94,7 @@ class Catalogue:
 
     async def of(self, caller: Caller) -> list[Listed]:
         """The models that `caller` may use, by name."""
-        routes = await asyncio.to_thread(gateway.served, self._project)
+        routes = await asyncio.to_thread(gateway.read_routes, self._project)
         allowed = {model: found for model, found in routes.items() if caller.may_call(model)}
         return list(await asyncio.gather(*(self._listed(model, allowed[model]) for model in sorted(allowed))))
 
@@ -103,7 +104,7 @@ class Catalogue:
             Refused: 403, the token does not open a model of this name, whether there is one or not; 404, with the near miss,
                 for a token that opens all.
         """
-        routes = await asyncio.to_thread(gateway.served, self._project)
+        routes = await asyncio.to_thread(gateway.read_routes, self._project)
         if model in routes and caller.may_call(model):
             return await self._listed(model, routes[model])
         if caller.has_all_models:
@@ -112,15 +113,15 @@ class Catalogue:
 
     def shadows(self) -> set[str]:
         """Ids of the replicas whose answers nobody gets."""
-        served = gateway.served(self._project).values()
+        served = gateway.read_routes(self._project).values()
         return {endpoint.id for found in served for endpoint in found.endpoints if endpoint.pool == "shadow"}
 
     async def is_ready(self) -> bool:
         """Whether every model has a replica that answers."""
-        routes = await asyncio.to_thread(gateway.served, self._project)
+        routes = await asyncio.to_thread(gateway.read_routes, self._project)
         return all([(await self._listed(model, found)).ready for model, found in routes.items()])
 
-    async def _listed(self, model: str, found: Served) -> Listed:
+    async def _listed(self, model: str, found: ModelRoute) -> Listed:
         endpoints = [endpoint for endpoint in found.endpoints if endpoint.pool != "shadow"]
         health = await self._healthy()
         ready = [e for e in endpoints if e.address in health.get(cluster_name(model, e.pool), ())]

@@ -8,20 +8,20 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from headrace.project import Project
 from headrace.runtime.contract import Contract, describe
-from headrace.runtime.http import SANE_ID, Refused, parse_json, to_json
+from headrace.runtime.http import CLOSE, VALID_ID, Refused, invalid_field, parse_json, read_body, require_media_type, to_json
+from headrace.runtime.http_messages import TrackedRequest
 from headrace.runtime.token_verifier import Caller
 from headrace.services.api.catalogue import Catalogue
 from headrace.services.api.feedback_store import FeedbackStore, Recorded, Truth, find
-from headrace.services.api.http import read_body, require_type, violation
 from headrace.settings import Settings
 
 FIELDS = {"id", "request_id", "truth", "row"}
+MOST_BODY_BYTES = 4 * 1024 * 1024
 MOST_ROWS = 10_000
 MOST_CHARACTERS = 10_000
 """Of a text that is told as the true one."""
@@ -48,15 +48,15 @@ class Feedback:
             await self._do(self._store.close)
         self._thread.shutdown()
 
-    async def tell(self, request: Request) -> Response:
+    async def tell(self, request: TrackedRequest) -> Response:
         """`{"id" | "request_id", "truth", "row"?}`; a list of truths is for the rows from `row` on.
 
         An id whose answer is on record needs no more. One that is not (a record lost with its replica, or older than what is
         kept) is accepted as pending when it is a full id, `<model>@<version>:<request id>`; a bare one is 404.
         """
-        require_type(request, "application/json")
-        said = _read(parse_json(await read_body(request)))
-        caller: Caller = request.state.caller
+        require_media_type(request, "application/json", headers=CLOSE)
+        said = _read(parse_json(await read_body(request, limit_bytes=MOST_BODY_BYTES)))
+        caller: Caller = request.caller
         if said.model is not None:  # refused before anything is looked for
             await self._check(caller, said, said.model)
         recorded = await self._recorded(caller, said)
@@ -121,19 +121,19 @@ def _read(payload: Any) -> _Said:
         Refused: 422, with the field at fault.
     """
     if not isinstance(payload, dict):
-        raise violation("body", 'an object such as {"id": ..., "truth": ...}', describe(payload))
+        raise invalid_field("body", 'an object such as {"id": ..., "truth": ...}', describe(payload))
     if unknown := sorted(payload.keys() - FIELDS):
-        raise violation(unknown[0][:100], "one of the fields id, request_id, row, truth", "an unknown field")
+        raise invalid_field(unknown[0][:100], "one of the fields id, request_id, row, truth", "an unknown field")
     if ("id" in payload) == ("request_id" in payload):
-        raise violation("id", "either id or request_id", "both" if "id" in payload else "neither")
+        raise invalid_field("id", "either id or request_id", "both" if "id" in payload else "neither")
     if "truth" not in payload:
-        raise violation("truth", "the true answer, or a list of them", "nothing")
+        raise invalid_field("truth", "the true answer, or a list of them", "nothing")
     row = payload.get("row", 0)
     if not isinstance(row, int) or isinstance(row, bool) or not 0 <= row < MOST_ROWS:
-        raise violation("row", f"a whole number from 0 to {MOST_ROWS - 1}", describe(row))
+        raise invalid_field("row", f"a whole number from 0 to {MOST_ROWS - 1}", describe(row))
     truths = payload["truth"] if isinstance(payload["truth"], list) else [payload["truth"]]
     if not 1 <= len(truths) <= MOST_ROWS:
-        raise violation("truth", f"1 to {MOST_ROWS} true answers", f"{len(truths)}")
+        raise invalid_field("truth", f"1 to {MOST_ROWS} true answers", f"{len(truths)}")
     return _Said(*_parts(payload), row, truths)
 
 
@@ -141,14 +141,14 @@ def _parts(payload: dict[str, Any]) -> tuple[str, str | None, str | None]:
     """Request id, model and version; an `id` has all three."""
     name = "id" if "id" in payload else "request_id"
     given = payload[name]
-    if not isinstance(given, str) or not SANE_ID.fullmatch(given):
-        raise violation(name, "the id of an answer", describe(given))
+    if not isinstance(given, str) or not VALID_ID.fullmatch(given):
+        raise invalid_field(name, "the id of an answer", describe(given))
     if name == "request_id":
         return given, None, None
     reference, _, request_id = given.partition(":")
     model, _, version = reference.partition("@")
     if not (model and version and request_id):
-        raise violation("id", "<model>@<version>:<request id>", describe(given))
+        raise invalid_field("id", "<model>@<version>:<request id>", describe(given))
     return request_id, model, version
 
 
@@ -163,12 +163,12 @@ def _check_truths(said: _Said, contract: Contract) -> None:
         if contract.labels is not None and contract.output == "probabilities":
             if isinstance(truth, bool) or truth not in contract.labels:
                 known = ", ".join(map(str, contract.labels[:20])) + (", ..." if len(contract.labels) > 20 else "")
-                raise violation(path, f"one of the labels {known}", describe(truth))
+                raise invalid_field(path, f"one of the labels {known}", describe(truth))
         elif contract.output == "value":
             if isinstance(truth, bool) or not isinstance(truth, int | float) or not _is_finite(truth):
-                raise violation(path, "a finite number", describe(truth))
+                raise invalid_field(path, "a finite number", describe(truth))
         elif not isinstance(truth, str) or len(truth) > MOST_CHARACTERS:
-            raise violation(path, f"a text of at most {MOST_CHARACTERS} characters", describe(truth))
+            raise invalid_field(path, f"a text of at most {MOST_CHARACTERS} characters", describe(truth))
 
 
 def _check_rows(said: _Said, recorded: Recorded) -> None:
@@ -177,7 +177,9 @@ def _check_rows(said: _Said, recorded: Recorded) -> None:
         Refused: 422, a row that the request did not have; of the first 100 rows, no more are on record.
     """
     if len(recorded.answers) < 100 and said.row + len(said.truths) > len(recorded.answers):
-        raise violation("row", f"rows of the request, which had {len(recorded.answers)}", f"{said.row + len(said.truths) - 1}")
+        raise invalid_field(
+            "row", f"rows of the request, which had {len(recorded.answers)}", f"{said.row + len(said.truths) - 1}"
+        )
 
 
 def _is_finite(number: float) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from headrace import __version__
 from headrace.runtime.http import to_json
+from headrace.runtime.http_messages import TrackedRequest
 from headrace.services.api.catalogue import Catalogue
 
 
@@ -24,13 +24,13 @@ class Health:
             Route("/readyz", self.live, methods=["GET"]),
         ]
 
-    async def server(self, request: Request) -> Response:
+    async def server(self, request: TrackedRequest) -> Response:
         return to_json({"name": "headrace", "version": __version__, "extensions": ["binary_tensor_data"]})
 
-    async def live(self, request: Request) -> Response:
+    async def live(self, request: TrackedRequest) -> Response:
         return to_json({"live": True})
 
-    async def ready(self, request: Request) -> Response:
+    async def ready(self, request: TrackedRequest) -> Response:
         """503 while a model has no replica that answers."""
         is_ready = await self._catalogue.is_ready()
         return to_json({"ready": is_ready}, 200 if is_ready else 503)

@@ -12,7 +12,7 @@ OF_INPUT = (400, 408, 413, 415, 422)
 MEANING = {
     400: "The body is no JSON",
     401: "No token, or none that is in force",
-    403: "The token does not open this",
+    403: "The token does not allow this",
     404: "Not there",
     408: "The request did not arrive in time",
     409: "Not in this state",
@@ -20,7 +20,7 @@ MEANING = {
     415: "Another content-type, or a content-encoding",
     422: "What was sent breaks the contract; `path` names the field",
     429: "Too many requests, or the day's rows are used up",
-    500: "The service failed; its log names the request id",
+    500: "The service failed; see its log for this request id",
     502: "A server gave no valid answer",
     503: "Nobody can answer at the moment",
     504: "No answer in time",

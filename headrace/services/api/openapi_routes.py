@@ -7,11 +7,11 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from headrace.runtime.http import to_json
+from headrace.runtime.http_messages import TrackedRequest
 from headrace.services.api.catalogue import Catalogue
 from headrace.services.api.openapi import document
 from headrace.serving.gateway import gateway
@@ -32,12 +32,12 @@ class Description:
             Route("/docs", self.page, methods=["GET"]),
         ]
 
-    async def openapi(self, request: Request) -> Response:
+    async def openapi(self, request: TrackedRequest) -> Response:
         """Of the models that the caller may use, and of no other."""
-        models = await self._catalogue.of(request.state.caller)
+        models = await self._catalogue.of(request.caller)
         return to_json(document(models, gateway.address(self._settings), self._settings.access == "tokens"))
 
-    async def page(self, request: Request) -> Response:
+    async def page(self, request: TrackedRequest) -> Response:
         content, policy = _page()
         return Response(content, headers={"content-security-policy": policy}, media_type="text/html")
 

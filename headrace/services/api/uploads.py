@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
 
 from headrace.files import is_disk_full
 from headrace.runtime.http import CLOSE, Refused
+from headrace.runtime.http_messages import TrackedRequest
 from headrace.services.api.batch_store import BatchStore
 
 WRITE_BYTES = 1 << 20
@@ -32,7 +33,7 @@ class Upload:
 
 
 @asynccontextmanager
-async def receive(request: Request, store: BatchStore, most: int, idle_seconds: float) -> AsyncIterator[Upload]:
+async def receive(request: TrackedRequest, store: BatchStore, most: int, idle_seconds: float) -> AsyncIterator[Upload]:
     """The body as a file, for as long as the block runs; what the block has not moved away is removed then.
 
     Args:
@@ -57,7 +58,7 @@ async def receive(request: Request, store: BatchStore, most: int, idle_seconds: 
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
-async def _to_file(request: Request, folder: Path, most: int, idle_seconds: float) -> Upload:
+async def _to_file(request: TrackedRequest, folder: Path, most: int, idle_seconds: float) -> Upload:
     size, digest = 0, hashlib.sha256()
     with (folder / "input").open("wb", buffering=0) as handle:
         async for piece in _pieces(request, most, idle_seconds):
@@ -76,7 +77,7 @@ def _write(handle: Any, digest: Any, piece: bytes) -> None:
         view = view[handle.write(view) :]
 
 
-async def _pieces(request: Request, most: int, idle_seconds: float) -> AsyncIterator[bytes]:
+async def _pieces(request: TrackedRequest, most: int, idle_seconds: float) -> AsyncIterator[bytes]:
     """The body in pieces of about a mebibyte."""
     held, size, more = [], 0, True
     while more:

@@ -1,4 +1,4 @@
-"""Replicas as Docker containers, hardened, each with one port on loopback. The engine's own records are the only state."""
+"""Runs replicas as hardened Docker containers with one port on loopback. The engine's records are the only state."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ HARDENED = (
     "--pids-limit",
     "256",
 )
-"""It writes nothing but scratch, gains no rights, and cannot take the machine with it."""
+"""Read-only except for /tmp, without privileges, limited in memory and processes."""
 LIFE = ("--restart", "unless-stopped", "--log-driver", "local", "--log-opt", "max-size=5m", "--log-opt", "max-file=2")
-"""The engine is the supervisor: it starts a container that died again, also after a reboot."""
+"""The engine is the supervisor: it restarts a container that has ended, also after a reboot."""
 STATES: dict[str, State] = {
     "created": "starting",
     "running": "running",
@@ -47,7 +47,7 @@ STATES: dict[str, State] = {
 
 
 class DockerRunner:
-    """Runs replicas of one project on one engine (see `replicas.Runner`)."""
+    """Runs the replicas of one project on one Docker engine (see `replica.Runner`)."""
 
     name: RunnerName = "docker"
 
@@ -61,10 +61,10 @@ class DockerRunner:
         self.docker = Docker.connect(settings)
 
     def start(self, spec: ReplicaSpec, port: int) -> Replica:
-        """Starts a container of `spec.image` that answers on 127.0.0.1:`port`, and returns before it is ready.
+        """Starts a container of `spec.image` that listens on 127.0.0.1:`port`, and returns before it is ready.
 
         Raises:
-            ServiceError: the spec names no image, the image is not there, or the engine refuses.
+            ServiceError: the spec has no image, the image is missing, or the engine refuses.
             PortTaken: something else listens on the port.
             SettingsError: as `require_quota_store`.
         """
@@ -73,7 +73,7 @@ class DockerRunner:
             raise ServiceError(
                 f"{spec.bento_tag} has no image", where=spec.model, hint=f"headrace run {spec.model}   (it builds one)"
             )
-        if not is_free(port, LOOPBACK):  # on the host's network the engine itself would not notice
+        if not is_free(port, LOOPBACK):  # with the host's network the engine would not notice
             raise _port_taken(spec, port)
         name = new_id(spec)
         try:
@@ -92,13 +92,13 @@ class DockerRunner:
                 environment=environment.docker_client_variables(self.settings),
             )
         except ServiceError as error:
-            self._remove(name)  # a container that could not start would keep its name and wait for a start
+            self._remove(name)  # a container that failed to start is kept by the engine
             raise self._explained(error, spec, port) from None
         (replica,) = self._read([name])
         return replica
 
     def stop(self, replica: Replica, drain_seconds: float) -> None:
-        """SIGTERM, then SIGKILL after `drain_seconds`, then the container is removed. One that is gone is no error."""
+        """Stops a container (SIGTERM, then SIGKILL after `drain_seconds`) and removes it. Does nothing if it is gone."""
         if self.docker.inspect("container", replica.id):
             grace = math.ceil(drain_seconds)
             try:
@@ -141,7 +141,7 @@ class DockerRunner:
         return [part for name, value in values.items() for part in ("--label", f"headrace.{name}={value}")]
 
     def _address(self, image: str, port: int) -> builtins.list[str]:
-        """Network, image and the server's arguments. Without a bridge there is nothing to publish: the host's network then."""
+        """Network, image and arguments of the server. Without a bridge network, the container uses the host's network."""
         if self.docker.has_bridge:
             return ["--publish", f"{LOOPBACK}:{port}:{PORT_IN_CONTAINER}", image]
         return ["--network", "host", image, "--host", LOOPBACK, "--port", str(port)]
@@ -159,7 +159,7 @@ class DockerRunner:
             return _port_taken(spec, port)
         if re.search(r"No such image|Unable to find image", error.message):
             return ServiceError(
-                f"the image {spec.image} is not on this engine",
+                f"the image {spec.image} is missing on this Docker engine",
                 where=spec.model,
                 hint=f"headrace run {spec.model}   (it builds what is missing)",
             )
@@ -169,26 +169,26 @@ class DockerRunner:
 def require_quota_store(docker: Docker, settings: Settings) -> None:
     """
     Raises:
-        SettingsError: containers cannot reach `quota_store`, so that each would refuse every request with a quota.
+        SettingsError: containers cannot reach `quota_store` and would refuse every request with a quota.
     """
     if settings.quota_store is None:
         return
     store = urlsplit(settings.quota_store)
     if store.scheme == "unix":
-        why = "is a socket of this machine, which no container has"
+        why = "is a socket of this machine, which containers cannot open"
     elif is_loopback(store.hostname or "") and docker.has_bridge:
-        why = f"is at {store.hostname}, which in a container is the container itself"
+        why = f"is at {store.hostname}, which is the container itself inside a container"
     else:
         return
     raise SettingsError(
         f"quota_store: {store.scheme}://... {why}",
         where="settings",
-        hint="name a Redis that containers reach, such as one that listens on the engine's bridge: redis://172.17.0.1:6379",
+        hint="use a Redis that containers can reach, for example one that listens on the bridge: redis://172.17.0.1:6379",
     )
 
 
 def _port_taken(spec: ReplicaSpec, port: int) -> PortTaken:
-    return PortTaken(f"port {port} is taken", where=spec.model, hint="set replica_ports in headrace.toml to a free range")
+    return PortTaken(f"port {port} is in use", where=spec.model, hint="set replica_ports in headrace.toml to a free range")
 
 
 def _to_replica(record: dict[str, Any]) -> Replica:
@@ -215,7 +215,7 @@ def _to_replica(record: dict[str, Any]) -> Replica:
 
 
 def _seconds(moment: str) -> float:
-    """The engine's nanoseconds as seconds since the epoch; its year 1 stands for never."""
+    """Converts the engine's timestamp to seconds since the epoch; its year 1 means never."""
     trimmed = re.sub(r"\.(\d{1,6})\d*", r".\1", moment).replace("Z", "+00:00")
     parsed = datetime.fromisoformat(trimmed)
     return parsed.timestamp() if parsed.year > 1 else 0.0

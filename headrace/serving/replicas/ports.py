@@ -1,4 +1,4 @@
-"""Which ports are free, and who holds those that are not."""
+"""Finds free ports, and the processes that listen on the others."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from headrace.errors import PortTaken
 
 
 @dataclass(frozen=True)
-class Holder:
-    """The process that listens on a port; `pid` is None when it belongs to someone else."""
+class PortOwner:
+    """The process that listens on a port; `pid` is None when it belongs to another user."""
 
     pid: int | None
     command: str
@@ -24,7 +24,7 @@ class Holder:
 def is_free(port: int, host: str = "127.0.0.1") -> bool:
     """Whether a server could listen on `port` now."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections in TIME_WAIT do not hold a port
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections in TIME_WAIT do not block a port
         try:
             sock.bind((host, port))
         except OSError:
@@ -32,21 +32,21 @@ def is_free(port: int, host: str = "127.0.0.1") -> bool:
         return True
 
 
-def holder(port: int) -> Holder | None:
-    """Who listens on `port`; None when nobody does."""
+def find_owner(port: int) -> PortOwner | None:
+    """The process that listens on `port`; None when the port is free."""
     import psutil
 
     for connection in _connections():
         if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
             with contextlib.suppress(psutil.Error):
                 if connection.pid:
-                    return Holder(connection.pid, " ".join(psutil.Process(connection.pid).cmdline())[:120])
-            return Holder(None, "a process of another user")
-    return None if is_free(port) else Holder(None, "an unknown process")
+                    return PortOwner(connection.pid, " ".join(psutil.Process(connection.pid).cmdline())[:120])
+            return PortOwner(None, "a process of another user")
+    return None if is_free(port) else PortOwner(None, "an unknown process")
 
 
 def has_connections(port: int) -> bool:
-    """Whether anyone on this machine has a connection open to a server on `port`."""
+    """Whether a process on this machine has an open connection to `port`."""
     import psutil
 
     return any(c.status == psutil.CONN_ESTABLISHED and c.raddr and c.raddr.port == port for c in _connections())
@@ -55,22 +55,22 @@ def has_connections(port: int) -> bool:
 def require_free(port: int, setting: str, host: str = "127.0.0.1") -> None:
     """
     Raises:
-        PortTaken: naming the holder, the setting that moves the port, and a port that is free.
+        PortTaken: with the process that listens, the setting of the port, and a port that is free.
     """
     if is_free(port, host):
         return
-    found = holder(port)
-    who = f"{found.command} (pid {found.pid})" if found and found.pid else (found.command if found else "another program")
+    found = find_owner(port)
+    owner = f"{found.command} (pid {found.pid})" if found and found.pid else (found.command if found else "another program")
     raise PortTaken(
-        f"port {port} is held by {who}",
+        f"port {port} is in use by {owner}",
         where=setting,
-        hint=f"stop it, or take another port: {setting} = {next_free(port + 1, host)} in headrace.toml "
+        hint=f"stop it, or use another port: {setting} = {next_free(port + 1, host)} in headrace.toml "
         f"(or HEADRACE_{setting.upper()})",
     )
 
 
 def require_ports(wanted: Iterable[tuple[int, str, str]], own_pids: Callable[[], Collection[int]]) -> None:
-    """Checks that each port of `wanted` (port, setting, host) is free or held by a process of this project.
+    """Checks that each port of `wanted` (port, setting, host) is free or used by a process of this project.
 
     Args:
         own_pids: process ids of this project; called only if a port is taken.
@@ -81,7 +81,7 @@ def require_ports(wanted: Iterable[tuple[int, str, str]], own_pids: Callable[[],
     taken = [(port, setting, host) for port, setting, host in wanted if not is_free(port, host)]
     own = own_pids() if taken else ()
     for port, setting, host in taken:
-        found = holder(port)
+        found = find_owner(port)
         if found is not None and found.pid not in own:
             require_free(port, setting, host)
 
@@ -91,35 +91,36 @@ def next_free(start: int, host: str = "127.0.0.1") -> int:
     return next((port for port in range(start, 65536) if is_free(port, host)), 0)
 
 
-def take_port(ports: tuple[int, int], reservations: Path, used: Collection[int] = (), host: str = "127.0.0.1") -> int:
-    """A free port from `ports` (first, last) that no other process of this project takes at the same moment.
+def reserve_port(ports: tuple[int, int], reservations: Path, used: Collection[int] = (), host: str = "127.0.0.1") -> int:
+    """Reserves a free port from `ports` (first, last), which no other process of this project gets at the same time.
 
-    `used` are ports of known replicas, which may not listen yet. A reservation is a lock file in `reservations`, held until
-    this process ends: by then the server listens.
+    Args:
+        reservations: folder of lock files. A reservation ends with `release_port` or with this process.
+        used: ports of known replicas, which may not listen yet.
 
     Raises:
-        PortTaken: none is left.
+        PortTaken: no port is left.
     """
     first, last = ports
     candidates = list(range(first, last + 1))
-    random.shuffle(candidates)  # a port just freed rests: a late client of the last replica must not meet another model
+    random.shuffle(candidates)  # a port is not reused at once: a late client of the last replica must not reach another model
     for port in candidates:
         if port not in used and is_free(port, host) and _reserve(reservations, port):
             return port
     raise PortTaken(
-        f"no port is free from {first} to {last}",
+        f"no free port from {first} to {last}",
         where="replica_ports",
         hint="widen replica_ports in headrace.toml, or stop all models: headrace down",
     )
 
 
-_held: dict[int, object] = {}
+_reservations: dict[int, object] = {}
 
 
 def _reserve(folder: Path, port: int) -> bool:
     from filelock import FileLock, Timeout
 
-    if port in _held:
+    if port in _reservations:
         return False
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / f"port-{port}.lock")
@@ -127,15 +128,15 @@ def _reserve(folder: Path, port: int) -> bool:
         lock.acquire(timeout=0)
     except Timeout:
         return False
-    _held[port] = lock  # the lock is let go when the process ends, however it ends
+    _reservations[port] = lock  # released with the process, however it ends
     return True
 
 
-def release(port: int) -> None:
-    """Lets a reservation go, once the server listens or was given up."""
+def release_port(port: int) -> None:
+    """Ends a reservation, once the server listens or has failed."""
     from filelock import FileLock
 
-    lock = _held.pop(port, None)
+    lock = _reservations.pop(port, None)
     if isinstance(lock, FileLock):
         lock.release()
 
@@ -145,5 +146,5 @@ def _connections() -> list[Any]:
 
     try:
         return list(psutil.net_connections("tcp"))
-    except psutil.AccessDenied:  # macOS shows other users' sockets to root alone
+    except psutil.AccessDenied:  # macOS shows other users' sockets to root only
         return []

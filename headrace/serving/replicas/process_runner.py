@@ -1,11 +1,12 @@
-"""Replicas as local processes, each a program of the project's supervisord.
+"""Runs replicas as local processes, each a program of the project's supervisord.
 
-`.headrace/replicas/<id>.json` says what each one serves. It is written before the process starts and removed after it has
-gone, so that `list` is exact whatever was killed in between.
+`.headrace/replicas/<id>.json` is the record of each replica. It is written before the process starts and removed after it has
+ended, so that `list` is exact, whatever was killed in between.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,24 +14,26 @@ from pathlib import Path
 from headrace.files import read_json, write_json
 from headrace.project import Project
 from headrace.serving.replicas import environment, supervisor
-from headrace.serving.replicas.replica import Replica, ReplicaSpec, RunnerName, State, new_id, now
+from headrace.serving.replicas.replica import Replica, ReplicaSpec, RunnerName, State, new_id
 from headrace.settings import Settings, load_settings
 
 Argv = tuple[list[str], dict[str, str]]
 Command = Callable[[ReplicaSpec, str, int], Argv]
-"""From a spec, a host and a port to the arguments and variables of a server."""
+"""Makes the arguments and environment variables of a server from a spec, a host and a port."""
 
 HOST = "127.0.0.1"
 STATES: dict[str, State] = {"starting": "starting", "running": "running", "stopping": "stopping", "stopped": "stopped"}
 
 
 class ProcessRunner:
-    """The `Runner` of local processes."""
+    """Runs replicas as local processes (see `replica.Runner`)."""
 
     name: RunnerName = "process"
 
     def __init__(self, project: Project, command: Command | None = None, settings: Settings | None = None) -> None:
-        """`command` makes the arguments of a replica's process; by default those that serve a built bento."""
+        """Args:
+        command: makes the command of a replica; by default one that serves a built bento.
+        """
         self.project = project
         self._settings = settings
         self._command = command or self._serve_bento
@@ -38,7 +41,7 @@ class ProcessRunner:
     def start(self, spec: ReplicaSpec, port: int) -> Replica:
         settings = self._settings or load_settings(self.project)
         digest = environment.settings_digest(settings)
-        replica = Replica(new_id(spec), spec, HOST, port, self.name, digest, started_at=now(), state="starting")
+        replica = Replica(new_id(spec), spec, HOST, port, self.name, digest, started_at=time.time(), state="starting")
         argv, env = self._command(spec, HOST, port)
         write_json(self._path(replica.id), replica.to_dict())
         variables = environment.process_variables(spec, replica.id, self.project, settings)
@@ -76,7 +79,7 @@ class ProcessRunner:
 
     def _with_state(self, replica: Replica, states: dict[str, supervisor.ProgramState]) -> Replica:
         state = states.get(replica.id)
-        if state is None:  # killed before the process started, or supervisord is down
+        if state is None:  # the start was interrupted, or supervisord is down
             return replace(replica, state="stopped", pid=None)
         return replace(replica, state=STATES.get(state.state, "failed"), pid=state.pid)
 

@@ -1,4 +1,4 @@
-"""supervisord's own files: its configuration, and one file a program. They hold no secret."""
+"""supervisord's files: its configuration, and one file per program. They contain no secrets."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from headrace.errors import ServiceError
 from headrace.files import write_text
 from headrace.project import Project
 
-MARK = "HEADRACE_SUPERVISED"
-"""A variable in every program's environment, by which one that outlived supervisord is found."""
+SUPERVISED = "HEADRACE_SUPERVISED"
+"""Environment variable of every program; processes that outlive supervisord are found by it."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """A command to keep running."""
+    """A command that supervisord keeps running."""
 
     name: str
     argv: list[str]
     env: dict[str, str] = field(default_factory=dict)
-    """Set over what supervisord inherited. Never a secret: it stands in a file."""
+    """Added to the environment that supervisord inherited. Never a secret, since it is written to a file."""
     stop_seconds: float = 10.0
-    """From SIGTERM to SIGKILL."""
+    """Time from SIGTERM to SIGKILL."""
     start_seconds: int = 1
-    """Dying sooner counts as a failed start."""
+    """A program that ends sooner counts as a failed start."""
     start_retries: int = 3
     priority: int = 500
-    """Lower starts first and stops last."""
+    """Lower values start first and stop last."""
     code: str = ""
-    """What it runs, in a word: with other code it is another program, though its command be the same."""
+    """Digest or version of its code: a program with other code is restarted, even if its command is the same."""
 
 
 def socket_path(project: Project) -> Path:
@@ -40,12 +40,12 @@ def socket_path(project: Project) -> Path:
 
 
 def log_path(project: Project, program: str) -> Path:
-    """Where a program's output goes; rotated, so at most three such files."""
+    """A program's output; rotated, with at most two older files."""
     return project.logs / f"{program}.log"
 
 
 def configuration_path(project: Project) -> Path:
-    # Through a link in the short runtime folder: supervisord globs this path, and a project's name may hold [, % or a blank.
+    # Through a link in the short runtime folder: supervisord globs this path, and a project's name may contain [, % or a space.
     return project.runtime / "conf" / "supervisord.conf"
 
 
@@ -60,7 +60,7 @@ def program_path(project: Project, name: str) -> Path:
 def write_configuration(project: Project) -> None:
     folder = project.state / "supervisor"
     programs_folder(project).mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)  # an address of Redis may hold a password
+    folder.chmod(0o700)  # the address of Redis may contain a password
     project.logs.mkdir(parents=True, exist_ok=True)
     project.runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
     for name, target in (("conf", folder), ("logs", project.logs), ("root", project.root)):
@@ -95,14 +95,16 @@ files=programs/*.conf
 
 
 def _file_limit() -> int:
-    """Envoy and the replicas inherit this limit of open files; each connection is one."""
+    """The limit of open files, which Envoy and replicas inherit; each connection takes one."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     return 8192 if hard == resource.RLIM_INFINITY else min(8192, hard)
 
 
 def render(project: Project, program: Program) -> str:
     command = _literal(shlex.join(program.argv))
-    environment = ",".join(f"{name}={_quoted(value)}" for name, value in {**program.env, MARK: str(project.runtime)}.items())
+    environment = ",".join(
+        f"{name}={_quoted(value)}" for name, value in {**program.env, SUPERVISED: str(project.runtime)}.items()
+    )
     code = f"; code {program.code}\n" if program.code else ""
     return f"""\
 {code}[program:{program.name}]
@@ -129,17 +131,17 @@ def _quoted(value: str) -> str:
     quote = "'" if '"' in value else '"'
     if quote in value or value != value.strip("'\""):
         raise ServiceError(
-            f"a program's environment cannot hold a quote at an end, or both kinds of quotes: {value}",
-            hint="give the project's folder a name without quotes",
+            f"environment variables of programs cannot begin or end with a quote, or contain both ' and \": {value}",
+            hint="rename the project's folder, without quotes",
         )
     return quote + _literal(value) + quote
 
 
 def _literal(value: str) -> str:
-    """supervisord expands % and cuts at a blank before ; or #, also inside quotes."""
+    """Escapes % for supervisord, which also treats a space before ; or # as a comment, even inside quotes."""
     if re.search(r"\s[;#]|[\r\n]", value):
         raise ServiceError(
-            f"a program's command cannot hold a blank followed by ; or #: {value}",
-            hint="give the project's folder a name without them",
+            f"commands of programs cannot contain a space followed by ; or #: {value}",
+            hint="rename the project's folder, without these characters",
         )
     return value.replace("%", "%%")

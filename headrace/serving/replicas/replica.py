@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import time
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, Protocol
 
@@ -109,37 +108,33 @@ class Runner(Protocol):
     def name(self) -> RunnerName: ...
 
     def start(self, spec: ReplicaSpec, port: int) -> Replica:
-        """Starts one replica on `port` and returns at once, before it is ready.
+        """Starts a replica on `port` and returns before it is ready.
 
         Raises:
-            ServiceError: it cannot be started at all.
+            ServiceError: it cannot be started.
         """
         ...
 
     def stop(self, replica: Replica, drain_seconds: float) -> None:
-        """Lets requests in flight end (SIGTERM, then SIGKILL after `drain_seconds`), and leaves no trace.
+        """Stops a replica after its requests in flight (SIGTERM, then SIGKILL after `drain_seconds`), and removes it.
 
-        Stopping a replica that is already gone does nothing.
+        Does nothing for a replica that is gone.
         """
         ...
 
     def restart(self, replica: Replica, stop_seconds: float) -> None:
-        """Ends a replica that is stuck (SIGTERM, then SIGKILL after `stop_seconds`) and starts it again as it was."""
+        """Restarts a stuck replica unchanged: SIGTERM, then SIGKILL after `stop_seconds`."""
         ...
 
     def list(self, model: str | None = None) -> list[Replica]:
-        """Every replica there is, also those that failed or came from an earlier run, of `model` or of all models."""
+        """All replicas of `model`, or of all models, including failed ones and those of an earlier run."""
         ...
 
     def logs(self, replica: Replica, lines: int) -> str:
-        """The last `lines` lines that the replica wrote; empty when it wrote none."""
+        """The last `lines` lines of the replica's output."""
         ...
 
 
 def new_id(spec: ReplicaSpec) -> str:
-    """A fresh name for a replica of `spec`, such as `digits-v3-a1b2`."""
+    """A new id for a replica of `spec`, for example `digits-v3-a1b2`."""
     return f"{spec.model}-v{spec.version}-{secrets.token_hex(2)}"
-
-
-def now() -> float:
-    return time.time()

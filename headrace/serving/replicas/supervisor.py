@@ -26,7 +26,7 @@ from headrace.errors import ServiceError
 from headrace.files import write_text
 from headrace.project import Project
 from headrace.serving.replicas.programs import (
-    MARK,
+    SUPERVISED,
     Program,
     configuration_path,
     log_path,
@@ -44,41 +44,41 @@ __all__ = [
     "Program",
     "ProgramState",
     "add",
-    "differs",
-    "ensure",
+    "ensure_running",
+    "has_changed",
     "is_up",
     "log_path",
-    "marked",
     "program_path",
     "remove",
     "restart",
-    "revive",
+    "restart_killed",
     "shutdown",
     "socket_path",
     "states",
     "stop",
+    "supervised_processes",
     "tail",
 ]
 
 STATES = {0: "stopped", 10: "starting", 20: "running", 30: "failing", 40: "stopping", 100: "exited", 200: "failed"}
-"""supervisord's state codes (supervisor/states.py) in our words; `failing`: died while starting, to be tried again."""
+"""supervisord's state codes (supervisor/states.py); `failing`: it ended while starting and is started again."""
 ANSWER_SECONDS = 10.0
 START_SECONDS = 20.0
 BAD_NAME, ALREADY_ADDED, ALREADY_STARTED, NOT_RUNNING, SHUTTING_DOWN = 10, 90, 60, 70, 6
-"""Faults of supervisor/xmlrpc.py."""
+"""Fault codes of supervisor/xmlrpc.py."""
 
 ProgramStateName = Literal["stopped", "starting", "running", "failing", "stopping", "exited", "failed", "unknown"]
 
 
 @dataclass(frozen=True)
 class ProgramState:
-    """What supervisord knows of a program."""
+    """The state of a program, as supervisord reports it."""
 
     name: str
     state: ProgramStateName
     pid: int | None
     started_at: float
-    """Seconds since the epoch; 0 when it never ran."""
+    """Seconds since the epoch; 0 if it has never run."""
     description: str
 
 
@@ -99,7 +99,7 @@ class _UnixTransport(xmlrpc.client.Transport):
 
 
 def tail(path: Path, lines: int) -> str:
-    """The last `lines` lines of a file that may be long or absent."""
+    """The last `lines` lines of a file; empty when it does not exist."""
     try:
         with path.open("rb") as handle:
             handle.seek(0, os.SEEK_END)
@@ -110,7 +110,7 @@ def tail(path: Path, lines: int) -> str:
 
 
 def is_up(project: Project) -> bool:
-    """Whether supervisord answers. Quick also when nothing runs."""
+    """Whether supervisord answers."""
     if not socket_path(project).exists():
         return False
     try:
@@ -120,13 +120,13 @@ def is_up(project: Project) -> bool:
         return False
 
 
-def ensure(project: Project) -> None:
-    """Starts supervisord unless it answers. A stuck one and what it left behind are stopped first.
+def ensure_running(project: Project) -> None:
+    """Starts supervisord, with all programs that have a file, unless it answers.
 
-    Every program whose file is there starts with it.
+    A stuck one, and processes left by an earlier one, are stopped first.
 
     Raises:
-        ServiceError: it does not come up.
+        ServiceError: it does not start.
     """
     if is_up(project):
         return
@@ -140,13 +140,13 @@ def ensure(project: Project) -> None:
             _spawn(project)
 
 
-def revive(project: Project) -> bool:
-    """Starts a supervisord that was killed again, with everything that it ran. False when it answers or was shut down.
+def restart_killed(project: Project) -> bool:
+    """Starts supervisord again after it was killed, with all its programs. False when it answers or was shut down.
 
-    What it left behind runs on unwatched and is ended first, since a new supervisord cannot take it over.
+    The processes that it left behind are stopped first, since a new supervisord cannot adopt them.
 
     Raises:
-        ServiceError: it does not come up.
+        ServiceError: it does not start.
     """
     from filelock import FileLock
 
@@ -160,12 +160,12 @@ def revive(project: Project) -> bool:
 
 
 def add(project: Project, program: Program) -> bool:
-    """Starts `program`, or leaves it be (False) when it runs just so already; one that `differs` is replaced.
+    """Starts `program`, and replaces one of the same name that `has_changed`. False when it runs unchanged.
 
     Raises:
-        ServiceError: supervisord does not take it, or the command cannot be started at all.
+        ServiceError: supervisord refuses it, or its command cannot be started.
     """
-    ensure(project)
+    ensure_running(project)
     path, text = program_path(project, program.name), render(project, program)
     before = _read(path)
     known = states(project).get(program.name) if before == text else None
@@ -179,27 +179,27 @@ def add(project: Project, program: Program) -> bool:
         try:
             server.supervisor.reloadConfig()
         except xmlrpc.client.Fault:
-            path.unlink(missing_ok=True)  # left there it would keep supervisord from reading any other
+            path.unlink(missing_ok=True)  # otherwise supervisord could not read any other file
             raise
-        with _expected(ALREADY_ADDED):
+        with _ignored(ALREADY_ADDED):
             server.supervisor.addProcessGroup(program.name)
-        with _expected(ALREADY_STARTED, ALREADY_ADDED):
+        with _ignored(ALREADY_STARTED, ALREADY_ADDED):
             server.supervisor.startProcess(program.name, False)
     return True
 
 
-def differs(project: Project, program: Program) -> bool:
-    """Whether a program of this name was started with another command, environment or code: `add` would replace it."""
+def has_changed(project: Project, program: Program) -> bool:
+    """Whether a program of this name was started with another command, environment or code, so that `add` would replace it."""
     return _read(program_path(project, program.name)) not in (None, render(project, program))
 
 
 def stop(project: Project, name: str, stop_seconds: float) -> None:
-    """SIGTERM to the program's process group, SIGKILL after `stop_seconds`. Stopping what does not run does nothing."""
+    """Stops a program: SIGTERM to its process group, SIGKILL after `stop_seconds`. Does nothing if it does not run."""
     if not is_up(project):
         return
     with _server(project) as server:
-        _wait_for_own_environment(project, [found] if (found := _info(server, name)) else [])
-        with _expected(BAD_NAME, NOT_RUNNING):
+        _wait_for_exec(project, [found] if (found := _info(server, name)) else [])
+        with _ignored(BAD_NAME, NOT_RUNNING):
             server.supervisor.stopProcess(name, False)
         deadline = time.monotonic() + stop_seconds
         while (now := _info(server, name)) is not None and now.state in ("stopping", "starting", "running"):
@@ -209,10 +209,10 @@ def stop(project: Project, name: str, stop_seconds: float) -> None:
 
 
 def remove(project: Project, name: str, stop_seconds: float) -> None:
-    """Stops a program and forgets it; its file goes last, so that a kill on the way leaves something to find."""
+    """Stops a program and removes it; its file is deleted last, so that an interrupted removal can be repeated."""
     stop(project, name, stop_seconds)
     if is_up(project):
-        with _server(project) as server, _expected(BAD_NAME):
+        with _server(project) as server, _ignored(BAD_NAME):
             server.supervisor.removeProcessGroup(name)
     program_path(project, name).unlink(missing_ok=True)
 
@@ -220,12 +220,12 @@ def remove(project: Project, name: str, stop_seconds: float) -> None:
 def restart(project: Project, name: str, stop_seconds: float) -> None:
     """Stops a program and starts it again."""
     stop(project, name, stop_seconds)
-    with _server(project) as server, _expected(ALREADY_STARTED):
+    with _server(project) as server, _ignored(ALREADY_STARTED):
         server.supervisor.startProcess(name, False)
 
 
 def states(project: Project) -> dict[str, ProgramState]:
-    """Every program that supervisord knows, by name; empty when supervisord is not up."""
+    """The state of every program, by name; empty when supervisord does not run."""
     if not socket_path(project).exists():
         return {}
     try:
@@ -237,7 +237,7 @@ def states(project: Project) -> dict[str, ProgramState]:
 
 
 def shutdown(project: Project, stop_seconds: float = 10.0) -> None:
-    """Stops every program and supervisord, and leaves no process, no socket and no program file."""
+    """Stops every program and supervisord; leaves no process, socket or program file."""
     from filelock import FileLock
 
     if not project.state.is_dir():
@@ -245,33 +245,33 @@ def shutdown(project: Project, stop_seconds: float = 10.0) -> None:
     project.locks.mkdir(parents=True, exist_ok=True)
     with FileLock(project.locks / "supervisor.lock"):
         if is_up(project):
-            _wait_for_own_environment(project, states(project).values())
+            _wait_for_exec(project, states(project).values())
             with contextlib.suppress(OSError, http.client.HTTPException, xmlrpc.client.Error), _server(project) as server:
                 server.supervisor.shutdown()
-            _wait_gone(_supervisords(project), stop_seconds + 5)
+            _wait_gone(_find_supervisords(project), stop_seconds + 5)
         _stop_leftovers(project)
         for path in programs_folder(project).glob("*.conf"):
             path.unlink(missing_ok=True)
         shutil.rmtree(project.runtime, ignore_errors=True)
 
 
-def marked(project: Project) -> list[psutil.Process]:
-    """Processes that this project's supervisord started, and their children, except the caller and its ancestors."""
+def supervised_processes(project: Project) -> list[psutil.Process]:
+    """Processes started by this project's supervisord, and their children, without the caller and its ancestors."""
     import psutil
 
     me = psutil.Process()
-    spared = {me.pid, *(parent.pid for parent in me.parents())}
+    excluded = {me.pid, *(parent.pid for parent in me.parents())}
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            ours = process.pid not in spared and process.uids().real == os.getuid() and alive(process)
-            if ours and process.environ().get(MARK) == str(project.runtime):
+            ours = process.pid not in excluded and process.uids().real == os.getuid() and alive(process)
+            if ours and process.environ().get(SUPERVISED) == str(project.runtime):
                 found.append(process)
     return found
 
 
 def alive(process: psutil.Process) -> bool:
-    """Whether it runs; a zombie that nobody has reaped does not."""
+    """Whether a process runs; a zombie does not."""
     import psutil
 
     try:
@@ -280,15 +280,15 @@ def alive(process: psutil.Process) -> bool:
         return False
 
 
-def _wait_for_own_environment(project: Project, programs: Iterable[ProgramState]) -> None:
-    """A process just forked is still supervisord's copy and would swallow SIGTERM; wait until it is the program."""
+def _wait_for_exec(project: Project, programs: Iterable[ProgramState]) -> None:
+    """Waits until forked processes run their program: until then they are copies of supervisord and ignore SIGTERM."""
     import psutil
 
     deadline = time.monotonic() + 2.0
     for program in programs:
         while program.state == "starting" and program.pid and time.monotonic() < deadline:
             try:
-                if psutil.Process(program.pid).environ().get(MARK):
+                if psutil.Process(program.pid).environ().get(SUPERVISED):
                     break
             except (psutil.Error, OSError):
                 break
@@ -300,8 +300,8 @@ def _wait_for_own_environment(project: Project, programs: Iterable[ProgramState]
 
 def _spawn(project: Project) -> None:
     log = project.logs / "supervisord.start.log"
-    # Without the mark, else a supervisord that a program starts would look like a leftover itself.
-    environment = {name: value for name, value in os.environ.items() if name != MARK}
+    # Without this variable; otherwise a supervisord that a program starts would count as a leftover.
+    environment = {name: value for name, value in os.environ.items() if name != SUPERVISED}
     with log.open("wb") as out:
         started = subprocess.run(
             [sys.executable, "-m", "supervisor.supervisord", "-c", str(configuration_path(project))],
@@ -314,9 +314,9 @@ def _spawn(project: Project) -> None:
     deadline = time.monotonic() + START_SECONDS
     while not is_up(project):
         if started.returncode or time.monotonic() > deadline:
-            said = tail(log, 5) or tail(project.logs / "supervisord.log", 5)
+            output = tail(log, 5) or tail(project.logs / "supervisord.log", 5)
             raise ServiceError(
-                f"supervisord does not start: {said.strip() or 'no word from it'}",
+                f"supervisord does not start: {output.strip() or 'no output'}",
                 where=str(log),
                 hint="headrace down, then headrace up",
             )
@@ -324,33 +324,33 @@ def _spawn(project: Project) -> None:
 
 
 def _stop_leftovers(project: Project) -> None:
-    """Ends a supervisord that does not answer, then every process that one left behind, then removes its socket."""
-    unanswering = _supervisords(project)
-    for process in unanswering:
+    """Stops a supervisord that does not answer and all processes that it left behind, and removes its socket."""
+    stuck = _find_supervisords(project)
+    for process in stuck:
         process.terminate()
-    if _wait_gone(unanswering, 3.0):  # stuck, or waiting for its own programs: those are ended below
-        for process in unanswering:
+    if _wait_gone(stuck, 3.0):  # stuck, or waiting for its programs, which are stopped below
+        for process in stuck:
             _kill(process)
-        _wait_gone(unanswering, 5.0)
-    leftovers = marked(project)
+        _wait_gone(stuck, 5.0)
+    leftovers = supervised_processes(project)
     serving = [process for process in leftovers if _is_serving(project, process)]
-    _end([process for process in leftovers if process not in serving])
-    _end(serving)  # last, so that they are away for as short as can be
+    _terminate([process for process in leftovers if process not in serving])
+    _terminate(serving)  # last, to keep their downtime short
     for name in ("supervisor.sock", "supervisord.pid"):
         (project.runtime / name).unlink(missing_ok=True)
 
 
 def _is_serving(project: Project, process: psutil.Process) -> bool:
-    """Whether it is Envoy or a replica: supervisord tells each program its name."""
+    """Whether it is Envoy or a replica, by the name that supervisord gives each program."""
     try:
         name = process.environ().get("SUPERVISOR_PROCESS_NAME", "")
-    except Exception:  # gone meanwhile
+    except Exception:  # it has ended
         return False
     return name == "envoy" or (project.state / "replicas" / f"{name}.json").exists()
 
 
-def _end(processes: list[psutil.Process]) -> None:
-    """SIGTERM, and SIGKILL for those that are there after 5 s."""
+def _terminate(processes: list[psutil.Process]) -> None:
+    """Sends SIGTERM, and SIGKILL to those that still run after 5 s."""
     for process in processes:
         with contextlib.suppress(Exception):
             process.terminate()
@@ -359,18 +359,18 @@ def _end(processes: list[psutil.Process]) -> None:
     _wait_gone(processes, 5.0)
 
 
-def _supervisords(project: Project) -> list[psutil.Process]:
-    """Found by their command line, since the pid file may be gone or stale."""
+def _find_supervisords(project: Project) -> list[psutil.Process]:
+    """Finds them by their command line, since the pid file may be missing or stale."""
     import psutil
 
     wanted = str(configuration_path(project))
     found = {p.pid: p for p in psutil.process_iter(["cmdline", "ppid"]) if wanted in (p.info["cmdline"] or []) and alive(p)}
-    # One that supervisord just forked has its command line until it becomes the program.
+    # A process that supervisord has just forked has its command line until it runs the program.
     return [process for process in found.values() if process.info["ppid"] not in found]
 
 
 def _wait_gone(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
-    """Those still alive after `seconds`."""
+    """Waits up to `seconds`; returns the processes that are still alive."""
     deadline = time.monotonic() + seconds
     while (left := [p for p in processes if alive(p)]) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -389,7 +389,7 @@ def _kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-# -- its answers
+# -- supervisord's XML-RPC interface
 
 
 def _read(path: Path) -> str | None:
@@ -401,7 +401,7 @@ def _read(path: Path) -> str | None:
 
 @contextlib.contextmanager
 def _server(project: Project) -> Iterator[Any]:
-    """The XML-RPC interface; its faults leave as `ServiceError` unless `_expected` catches them first."""
+    """The XML-RPC interface. Faults are raised as `ServiceError`, except those that `_ignored` catches."""
     transport = _UnixTransport(socket_path(project), ANSWER_SECONDS)
     with xmlrpc.client.ServerProxy("http://localhost/RPC2", transport=transport, allow_none=True) as server:
         try:
@@ -410,14 +410,14 @@ def _server(project: Project) -> Iterator[Any]:
             if fault.faultCode == SHUTTING_DOWN:
                 raise
             raise ServiceError(
-                f"supervisord refuses: {fault.faultString}",
+                f"supervisord refused the request: {fault.faultString}",
                 where=".headrace/logs/supervisord.log",
                 hint="headrace down, then headrace up",
             ) from None
 
 
 @contextlib.contextmanager
-def _expected(*faults: int) -> Iterator[None]:
+def _ignored(*faults: int) -> Iterator[None]:
     try:
         yield
     except xmlrpc.client.Fault as fault:
@@ -426,7 +426,7 @@ def _expected(*faults: int) -> Iterator[None]:
 
 
 def _info(server: Any, name: str) -> ProgramState | None:
-    with _expected(BAD_NAME):
+    with _ignored(BAD_NAME):
         return _state(server.supervisor.getProcessInfo(name))
     return None
 

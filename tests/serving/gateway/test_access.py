@@ -1,4 +1,4 @@
-"""Who comes through the door, held against a real Envoy with two models of one echo replica each."""
+"""Access control, with a real Envoy and two models with one echo replica each."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from headrace.project import Project
 from headrace.serving.access import keys, tokens
-from headrace.serving.gateway import gateway
+from headrace.serving.gateway import envoy_process, gateway
 from headrace.serving.replicas import supervisor
 from headrace.serving.replicas.process_runner import ProcessRunner
 from headrace.serving.replicas.replica import ReplicaSpec
 from headrace.serving.rollout import rolling
 from headrace.settings import Settings
 from tests.ports import lease
-from tests.serving.support import echo_command
+from tests.serving.replica_commands import echo_command
 
 PREDICT = "/v1/models/digits/predict"
 BODY = json.dumps({"instances": [{}]}).encode()
@@ -38,8 +38,8 @@ HOUR = 3600
 
 
 @dataclass
-class House:
-    """A project whose door asks for tokens."""
+class GatewayProject:
+    """A project whose gateway requires tokens."""
 
     project: Project
     settings: Settings
@@ -65,19 +65,19 @@ class House:
         token, _ = tokens.issue(self.project, tenant, models, HOUR, **limits)
         return token
 
-    def until(self, true: Callable[[], bool], seconds: float = 10.0) -> None:
+    def until(self, condition: Callable[[], bool], seconds: float = 10.0) -> None:
         deadline = time.monotonic() + seconds
-        while not true():
+        while not condition():
             assert time.monotonic() < deadline
             time.sleep(0.05)
 
     def refresh(self) -> None:
-        gateway.refresh(self.project, self.settings)
+        gateway.reload_tokens(self.project, self.settings)
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    root = tmp_path_factory.mktemp("house")
+def gateway_project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProject]:
+    root = tmp_path_factory.mktemp("access")
     (root / "recipes").mkdir()
     (root / "dvc.yaml").write_text("stages: {}\n")
     project = Project(root)
@@ -89,16 +89,16 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         try:
             for model in ("digits", "flights"):
                 rolling.roll_out(ReplicaSpec(model, "3", "good"), 1, project, settings, runner, lambda line: None)
-            yield House(project, settings)
+            yield GatewayProject(project, settings)
             assert rejected(settings) == {}
             assert "deprecated" not in supervisor.tail(supervisor.log_path(project, "envoy"), 1000).lower()
         finally:
             supervisor.shutdown(project, stop_seconds=2.0)
-            assert supervisor.marked(project) == []
+            assert supervisor.supervised_processes(project) == []
 
 
 def rejected(settings: Settings) -> dict[str, int]:
-    """What Envoy has not taken of all that was written for it."""
+    """Updates that Envoy rejected, by the name of the counter."""
     url = f"http://127.0.0.1:{settings.gateway_admin_port}/stats?format=json&filter=update_rejected"
     with urllib.request.urlopen(url, timeout=10) as answer:
         return {stat["name"]: stat["value"] for stat in json.load(answer)["stats"] if stat["value"]}
@@ -109,24 +109,24 @@ def claims(**changes: Any) -> dict[str, Any]:
     return {"iss": "headrace", "sub": "acme", "jti": "x", "iat": now, "exp": now + HOUR, "models": ["digits"], **changes}
 
 
-def signed(house: House, kid: str | None = None, key: Any = None, **changes: Any) -> str:
-    own_kid, own_key = keys.current(house.project)
+def signed(gateway_project: GatewayProject, kid: str | None = None, key: Any = None, **changes: Any) -> str:
+    own_kid, own_key = keys.signing_key(gateway_project.project)
     return jwt.encode(claims(**changes), key or own_key, algorithm="EdDSA", headers={"kid": kid or own_kid})
 
 
 def by_hand(header: dict[str, Any], payload: dict[str, Any], secret: bytes | None) -> str:
-    """A token that no library would make: signed by HMAC, or not at all."""
+    """A token that no library would make: signed with HMAC, or not at all."""
     parts = [base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=") for part in (header, payload)]
     message = b".".join(parts)
     mac = hmac.new(secret, message, hashlib.sha256).digest() if secret is not None else b""
     return (message + b"." + base64.urlsafe_b64encode(mac).rstrip(b"=")).decode()
 
 
-def wrong_tokens(house: House) -> dict[str, str | None]:
-    kid, key = keys.current(house.project)
+def wrong_tokens(gateway_project: GatewayProject) -> dict[str, str | None]:
+    kid, key = keys.signing_key(gateway_project.project)
     raw = key.public_key().public_bytes_raw()
-    (jwk,) = (one for one in keys.public_keys(house.project) if one["kid"] == kid)
-    good = signed(house)
+    (jwk,) = (one for one in keys.public_keys(gateway_project.project) if one["kid"] == kid)
+    good = signed(gateway_project)
     past = int(time.time()) - HOUR
     return {
         "none": None,
@@ -136,13 +136,13 @@ def wrong_tokens(house: House) -> dict[str, str | None]:
         "changed": good[: good.index(".") + 5]
         + ("A" if good[good.index(".") + 5] != "A" else "B")
         + good[good.index(".") + 6 :],
-        "expired": signed(house, iat=past, exp=past + 60),
+        "expired": signed(gateway_project, iat=past, exp=past + 60),
         "without an end": jwt.encode(
             {k: v for k, v in claims().items() if k != "exp"}, key, algorithm="EdDSA", headers={"kid": kid}
         ),
-        "another issuer": signed(house, iss="somebody"),
-        "another key's": signed(house, key=Ed25519PrivateKey.generate()),
-        "an unknown key's": signed(house, kid="unknown", key=Ed25519PrivateKey.generate()),
+        "another issuer": signed(gateway_project, iss="somebody"),
+        "another key's": signed(gateway_project, key=Ed25519PrivateKey.generate()),
+        "an unknown key's": signed(gateway_project, kid="unknown", key=Ed25519PrivateKey.generate()),
         "alg none": by_hand({"alg": "none", "kid": kid}, claims(), None),
         "HMAC with the public key": by_hand({"alg": "HS256", "kid": kid}, claims(), raw),
         "HMAC with the public key as text": by_hand({"alg": "HS256", "kid": kid}, claims(), jwk["x"].encode()),
@@ -150,7 +150,7 @@ def wrong_tokens(house: House) -> dict[str, str | None]:
 
 
 def shape(answer: tuple[int, Any, dict[str, str]]) -> Any:
-    """An answer without what differs from one request to the next."""
+    """An answer without the parts that differ between requests."""
     status, body, headers = answer
     assert body.pop("request_id") == headers["x-request-id"]
     return status, body, sorted(headers.items() - {(name, headers.get(name)) for name in ("date", "x-request-id")})
@@ -160,24 +160,26 @@ UNAUTHORIZED = {"error": {"code": "unauthorized", "message": "a valid token is n
 FORBIDDEN = {"error": {"code": "forbidden", "message": "this token does not allow this"}}
 
 
-def test_every_wrong_token_is_refused_alike_and_a_good_one_let_in(house: House) -> None:
-    answers = {name: house.predict(token) for name, token in wrong_tokens(house).items()}
+def test_every_wrong_token_gets_the_same_refusal_and_a_valid_one_is_accepted(gateway_project: GatewayProject) -> None:
+    answers = {name: gateway_project.predict(token) for name, token in wrong_tokens(gateway_project).items()}
     assert {name: answer[0] for name, answer in answers.items()} == dict.fromkeys(answers, 401)
     shapes = {name: shape(answer) for name, answer in answers.items()}
     assert all(found == shapes["none"] for found in shapes.values())
     _, body, headers = shapes["none"]
     assert body == UNAUTHORIZED
     assert ("www-authenticate", "Bearer") in headers
-    assert house.predict(signed(house))[0] == 200
-    assert house.predict(signed(house, exp=int(time.time()) - 30))[0] == 200, "clocks may differ by a minute"
+    assert gateway_project.predict(signed(gateway_project))[0] == 200
+    assert gateway_project.predict(signed(gateway_project, exp=int(time.time()) - 30))[0] == 200, (
+        "clocks may differ by a minute"
+    )
 
 
-def test_a_token_in_the_address_opens_nothing(house: House) -> None:
-    assert house.predict(None, path=f"{PREDICT}?access_token={signed(house)}")[0] == 401
+def test_a_token_in_the_url_is_ignored(gateway_project: GatewayProject) -> None:
+    assert gateway_project.predict(None, path=f"{PREDICT}?access_token={signed(gateway_project)}")[0] == 401
 
 
-def test_another_model_and_one_that_does_not_exist_are_refused_alike(house: House) -> None:
-    token = house.issue("digits")
+def test_another_model_and_one_that_does_not_exist_get_the_same_refusal(gateway_project: GatewayProject) -> None:
+    token = gateway_project.issue("digits")
     paths = [
         "/v1/models/flights/predict",
         "/v1/models/zebra/predict",
@@ -188,49 +190,49 @@ def test_another_model_and_one_that_does_not_exist_are_refused_alike(house: Hous
         "/v1/models/zebra/batches",
         "/nothing",
     ]
-    shapes = [shape(house.predict(token, path=path)) for path in paths]
+    shapes = [shape(gateway_project.predict(token, path=path)) for path in paths]
     assert shapes[0][:2] == (403, FORBIDDEN)
     assert all(found == shapes[0] for found in shapes)
-    assert house.predict(token)[1]["model"] == "digits"
-    assert house.predict(token, path="/v2/models/digits/infer")[1]["path"] == "/v2/models/digits/infer"
+    assert gateway_project.predict(token)[1]["model"] == "digits"
+    assert gateway_project.predict(token, path="/v2/models/digits/infer")[1]["path"] == "/v2/models/digits/infer"
 
 
-def test_who_may_call_all_models_is_told_which_there_are(house: House) -> None:
-    status, body, _ = house.predict(house.issue("*"), path="/v1/models/zebra/predict")
+def test_a_token_for_all_models_learns_which_models_are_served(gateway_project: GatewayProject) -> None:
+    status, body, _ = gateway_project.predict(gateway_project.issue("*"), path="/v1/models/zebra/predict")
     assert status == 404
     assert body["error"]["message"].endswith("models served: digits, flights")
-    assert house.predict(house.issue("*"), path="/v1/models/flights/predict")[0] == 200
+    assert gateway_project.predict(gateway_project.issue("*"), path="/v1/models/flights/predict")[0] == 200
 
 
-def test_a_path_that_another_reader_may_read_otherwise_is_refused(house: House) -> None:
-    token = house.issue("digits")
+def test_an_ambiguous_path_is_refused(gateway_project: GatewayProject) -> None:
+    token = gateway_project.issue("digits")
     for path in ("/v1/models/digits%2f..%2fflights/predict", "/v1/models/digits/%2e%2e%2fflights/predict"):
-        assert house.predict(token, path=path)[0] == 400
-    assert house.predict(token, path="/v1/models/digits/../flights/predict")[0] == 403
+        assert gateway_project.predict(token, path=path)[0] == 400
+    assert gateway_project.predict(token, path="/v1/models/digits/../flights/predict")[0] == 403
 
 
-def test_health_needs_no_token_and_metrics_are_not_served(house: House) -> None:
-    assert house.call("GET", "/readyz")[:2] == (200, {"ready": True})
-    assert house.call("GET", "/metrics")[0] == 401
-    assert house.call("GET", "/metrics", house.issue("*"))[0] == 404
+def test_health_needs_no_token_and_metrics_are_not_served(gateway_project: GatewayProject) -> None:
+    assert gateway_project.call("GET", "/readyz")[:2] == (200, {"ready": True})
+    assert gateway_project.call("GET", "/metrics")[0] == 401
+    assert gateway_project.call("GET", "/metrics", gateway_project.issue("*"))[0] == 404
 
 
-def test_a_revoked_token_is_refused_within_seconds_like_any_wrong_one(house: House) -> None:
-    token, other = house.issue("digits", tenant="leaver"), house.issue("digits", tenant="stayer")
-    assert house.predict(token)[0] == 200
-    tokens.revoke(house.project, "leaver")
-    house.refresh()
-    house.until(lambda: house.predict(token)[0] != 200, seconds=5)
-    assert shape(house.predict(token)) == shape(house.predict(None))
-    assert house.predict(other)[0] == 200
+def test_a_revoked_token_is_refused_within_seconds_like_any_wrong_one(gateway_project: GatewayProject) -> None:
+    token, other = gateway_project.issue("digits", tenant="leaver"), gateway_project.issue("digits", tenant="stayer")
+    assert gateway_project.predict(token)[0] == 200
+    tokens.revoke(gateway_project.project, "leaver")
+    gateway_project.refresh()
+    gateway_project.until(lambda: gateway_project.predict(token)[0] != 200, seconds=5)
+    assert shape(gateway_project.predict(token)) == shape(gateway_project.predict(None))
+    assert gateway_project.predict(other)[0] == 200
 
 
-def test_a_model_is_named_by_the_body_where_the_path_names_none(house: House) -> None:
-    token = house.issue("digits")
+def test_a_model_is_named_by_the_body_where_the_path_names_none(gateway_project: GatewayProject) -> None:
+    token = gateway_project.issue("digits")
     for path in ("/v1/completions", "/v1/chat/completions"):
 
         def ask(body: bytes, kind: str = "application/json", by: str = token, path: str = path) -> tuple[int, Any]:
-            return house.call("POST", path, by, body, ("content-type", kind))[:2]
+            return gateway_project.call("POST", path, by, body, ("content-type", kind))[:2]
 
         status, answer = ask(
             json.dumps({"model": "digits", "prompt": "x" * 5_000_000}).encode(), "application/json; charset=utf-8"
@@ -241,7 +243,7 @@ def test_a_model_is_named_by_the_body_where_the_path_names_none(house: House) ->
         status, answer = ask(large)
         assert (status, answer["error"]["code"]) == (413, "too_large")
         assert answer["error"]["message"] == "the request's body is larger than 16,777,216 bytes"
-        everything = house.issue("*")
+        everything = gateway_project.issue("*")
         assert ask(b'{"model": "flights"}', by=everything)[1]["model"] == "flights"
         refused = [
             b'{"model": "flights"}',
@@ -259,20 +261,23 @@ def test_a_model_is_named_by_the_body_where_the_path_names_none(house: House) ->
         assert "digits" in answer["error"]["message"]
 
 
-def test_a_body_that_names_two_models_opens_neither_more_nor_less_than_one_of_them(house: House) -> None:
-    """Whichever of the two counts, a token without it is refused."""
+def test_a_body_that_names_two_models_counts_as_one_of_them(gateway_project: GatewayProject) -> None:
+    """Whichever counts, a token without that model is refused."""
     body = b'{"model": "digits", "model": "flights"}'
     kind = ("content-type", "application/json")
-    found = house.call("POST", "/v1/completions", house.issue("*"), body, kind)[1]["model"]
+    found = gateway_project.call("POST", "/v1/completions", gateway_project.issue("*"), body, kind)[1]["model"]
     other = {"digits": "flights", "flights": "digits"}[found]
-    assert house.call("POST", "/v1/completions", house.issue(other), body, kind)[0] == 403
+    assert gateway_project.call("POST", "/v1/completions", gateway_project.issue(other), body, kind)[0] == 403
 
 
-def test_a_flood_of_one_tenant_is_limited_and_another_passes(house: House) -> None:
-    flood, calm = house.issue("digits", tenant="flood", rate=5.0), house.issue("digits", tenant="calm", rate=1000.0)
-    house.refresh()
-    house.until(lambda: "x-ratelimit-limit" in house.predict(calm)[2])
-    answers = [house.predict(flood) for _ in range(40)]
+def test_one_tenants_flood_is_limited_and_another_tenant_is_not(gateway_project: GatewayProject) -> None:
+    flood, calm = (
+        gateway_project.issue("digits", tenant="flood", rate=5.0),
+        gateway_project.issue("digits", tenant="calm", rate=1000.0),
+    )
+    gateway_project.refresh()
+    gateway_project.until(lambda: "x-ratelimit-limit" in gateway_project.predict(calm)[2])
+    answers = [gateway_project.predict(flood) for _ in range(40)]
     statuses = Counter(answer[0] for answer in answers)
     assert statuses.keys() == {200, 429} and statuses[429] >= 20
     _, body, headers = next(answer for answer in answers if answer[0] == 429)
@@ -281,50 +286,54 @@ def test_a_flood_of_one_tenant_is_limited_and_another_passes(house: House) -> No
     assert all("retry-after" not in headers for status, _, headers in answers if status == 200)
     assert headers["x-ratelimit-limit"].startswith("5")
     assert headers["x-ratelimit-remaining"] == "0"
-    assert all(house.predict(calm)[0] == 200 for _ in range(20))
-    # Nothing that a client says of itself moves it into another tenant's bucket.
-    claimed = [house.predict(flood, (name, "calm")) for name in ("x-tenant", "x-headrace-tenant", "tenant") for _ in range(10)]
+    assert all(gateway_project.predict(calm)[0] == 200 for _ in range(20))
+    # No header of a client moves it into another tenant's bucket.
+    claimed = [
+        gateway_project.predict(flood, (name, "calm"))
+        for name in ("x-tenant", "x-headrace-tenant", "tenant")
+        for _ in range(10)
+    ]
     assert Counter(answer[0] for answer in claimed)[429] >= 10
 
 
-def test_a_slow_rate_is_told_when_there_is_more(house: House) -> None:
-    slow = house.issue("digits", tenant="slow", rate=1 / 300)
-    house.refresh()
-    house.until(lambda: house.predict(slow)[0] == 429)
-    _, _, headers = house.predict(slow)
+def test_a_low_rate_gets_the_seconds_until_the_next_request(gateway_project: GatewayProject) -> None:
+    slow = gateway_project.issue("digits", tenant="slow", rate=1 / 300)
+    gateway_project.refresh()
+    gateway_project.until(lambda: gateway_project.predict(slow)[0] == 429)
+    _, _, headers = gateway_project.predict(slow)
     assert headers["retry-after"] == headers["x-ratelimit-reset"]
     assert 200 < int(headers["retry-after"]) <= 300
 
 
 @pytest.mark.parametrize("rate", [2.5, 1 / 6, 0.7, 123456.0, tokens.SLOWEST, tokens.FASTEST])
-def test_any_rate_is_one_that_envoy_takes(house: House, rate: float) -> None:
-    token = house.issue("digits", tenant=f"rate-{rate}", rate=rate)
-    house.refresh()
+def test_envoy_accepts_every_rate(gateway_project: GatewayProject, rate: float) -> None:
+    token = gateway_project.issue("digits", tenant=f"rate-{rate}", rate=rate)
+    gateway_project.refresh()
     limit = f"{max(1, math.ceil(rate))}"
-    house.until(lambda: house.predict(token)[2].get("x-ratelimit-limit", "").split(",")[0] == limit)
+    gateway_project.until(lambda: gateway_project.predict(token)[2].get("x-ratelimit-limit", "").split(",")[0] == limit)
 
 
-def test_two_authorization_headers_are_never_better_than_one(house: House) -> None:
-    poor, rich = house.issue("digits"), house.issue("*")
+def test_two_authorization_headers_grant_no_more_than_one(gateway_project: GatewayProject) -> None:
+    poor, rich = gateway_project.issue("digits"), gateway_project.issue("*")
     for first, second in ((poor, rich), (rich, poor), ("abc", rich)):
-        status = house.predict(first, ("authorization", f"Bearer {second}"), path="/v1/models/flights/predict")[0]
+        status = gateway_project.predict(first, ("authorization", f"Bearer {second}"), path="/v1/models/flights/predict")[0]
         assert status in (400, 401, 403)
 
 
-def test_too_many_and_too_long_headers_are_refused(house: House) -> None:
-    token = house.issue("digits")
+def test_too_many_and_too_long_headers_are_refused(gateway_project: GatewayProject) -> None:
+    token = gateway_project.issue("digits")
     with_many = [(f"x-{i}", "1") for i in range(150)]
-    assert house.predict(token)[0] == 200
+    assert gateway_project.predict(token)[0] == 200
     for headers in (with_many, [("x-long", "x" * 40_000)]):
-        connection = http.client.HTTPConnection("127.0.0.1", house.settings.gateway_port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", gateway_project.settings.gateway_port, timeout=20)
         connection.request("GET", "/v1/models/digits", headers={"authorization": f"Bearer {token}", **dict(headers)})
         assert connection.getresponse().status in (400, 431)
         connection.close()
 
 
-def test_a_strangers_body_is_not_waited_for(house: House) -> None:
-    """Refused by its headers: nothing of its 10 MB has to come."""
-    connection = http.client.HTTPConnection("127.0.0.1", house.settings.gateway_port, timeout=20)
+def test_the_body_of_a_request_without_token_is_not_read(gateway_project: GatewayProject) -> None:
+    """It is refused by its headers, before any of its 10 MB arrive."""
+    connection = http.client.HTTPConnection("127.0.0.1", gateway_project.settings.gateway_port, timeout=20)
     connection.putrequest("POST", PREDICT)
     connection.putheader("content-length", str(10 << 20))
     connection.endheaders(b"{")
@@ -332,13 +341,13 @@ def test_a_strangers_body_is_not_waited_for(house: House) -> None:
     connection.close()
 
 
-def test_a_new_key_signs_and_the_old_ones_tokens_stay_good_without_a_lost_request(house: House) -> None:
-    old = house.issue("digits")
+def test_key_rotation_keeps_old_tokens_valid_without_a_lost_request(gateway_project: GatewayProject) -> None:
+    old = gateway_project.issue("digits")
     statuses: Counter[int] = Counter()
     stopped = threading.Event()
 
     def ask() -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", house.settings.gateway_port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", gateway_project.settings.gateway_port, timeout=20)
         headers = {"authorization": f"Bearer {old}", "content-type": "application/json"}
         while not stopped.is_set():
             connection.request("POST", PREDICT, BODY, headers)
@@ -350,31 +359,35 @@ def test_a_new_key_signs_and_the_old_ones_tokens_stay_good_without_a_lost_reques
     with ThreadPoolExecutor(2) as pool:
         clients = [pool.submit(ask) for _ in range(2)]
         try:
-            tokens.rotate(house.project)
-            house.refresh()
-            new = house.issue("digits")
-            house.until(lambda: house.predict(new)[0] == 200)
+            tokens.rotate(gateway_project.project)
+            gateway_project.refresh()
+            new = gateway_project.issue("digits")
+            gateway_project.until(lambda: gateway_project.predict(new)[0] == 200)
             asked = statuses[200]
-            house.until(lambda: statuses[200] > asked + 20)
+            gateway_project.until(lambda: statuses[200] > asked + 20)
         finally:
             stopped.set()
         for client in clients:
             client.result()
     assert statuses.keys() == {200}
-    assert house.predict(old)[0] == 200
+    assert gateway_project.predict(old)[0] == 200
 
 
-def test_a_refused_request_reaches_no_replica(house: House) -> None:
-    house.call("POST", "/v1/models/digits/echo", None, b"", ("x-request-id", "stranger"))
-    house.call("POST", "/v1/models/digits/echo", house.issue("flights"), b"", ("x-request-id", "neighbour"))
-    seen = house.call("POST", "/v1/models/digits/seen", house.issue("digits"), b"", ("x-request-id", "friend"))[1]["seen"]
-    assert "friend" in seen and not {"stranger", "neighbour"} & set(seen)
+def test_a_refused_request_reaches_no_replica(gateway_project: GatewayProject) -> None:
+    gateway_project.call("POST", "/v1/models/digits/echo", None, b"", ("x-request-id", "anonymous"))
+    gateway_project.call(
+        "POST", "/v1/models/digits/echo", gateway_project.issue("flights"), b"", ("x-request-id", "other-model")
+    )
+    seen = gateway_project.call(
+        "POST", "/v1/models/digits/seen", gateway_project.issue("digits"), b"", ("x-request-id", "permitted")
+    )[1]["seen"]
+    assert "permitted" in seen and not {"anonymous", "other-model"} & set(seen)
 
 
-def test_a_token_issued_in_a_shell_with_other_settings_moves_nothing(house: House) -> None:
-    token = house.issue("digits")
-    elsewhere = Settings(gateway_port=house.settings.gateway_port + 1, access="open", request_seconds=1.0)
-    gateway.refresh(house.project, elsewhere)
-    house.until(lambda: house.predict(token)[0] == 200)
-    assert house.predict(None)[0] == 401
-    assert gateway.is_open(house.project, house.settings)
+def test_issuing_a_token_in_a_shell_with_other_settings_does_not_change_the_gateway(gateway_project: GatewayProject) -> None:
+    token = gateway_project.issue("digits")
+    elsewhere = Settings(gateway_port=gateway_project.settings.gateway_port + 1, access="open", request_seconds=1.0)
+    gateway.reload_tokens(gateway_project.project, elsewhere)
+    gateway_project.until(lambda: gateway_project.predict(token)[0] == 200)
+    assert gateway_project.predict(None)[0] == 401
+    assert envoy_process.is_ready(gateway_project.project, gateway_project.settings)

@@ -1,4 +1,4 @@
-"""How long a request may take to arrive, and its answer, at a real Envoy: the limit of a minute is shortened."""
+"""Time limits for a request to arrive, and for its answer, with a real Envoy and a shortened limit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import pytest
 
 from headrace.project import Project
-from headrace.serving.gateway import gateway, listener
+from headrace.serving.gateway import envoy_process, listener
 from headrace.serving.replicas.process_runner import ProcessRunner
 from headrace.serving.replicas.replica import ReplicaSpec
 from headrace.serving.rollout import rolling
@@ -27,13 +27,13 @@ DRIP_SECONDS = 0.1
 def digits(project: Project, settings: Settings, runner: ProcessRunner, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
     monkeypatch.setattr(listener, "ARRIVAL_SECONDS", SECONDS)
     rolling.roll_out(ReplicaSpec("digits", "1", "good"), 1, project, settings, runner, lambda line: None)
-    with sink(settings.api_port):
+    with upload_server(settings.api_port):
         yield settings
 
 
 @contextmanager
-def sink(port: int) -> Iterator[None]:
-    """Takes the desk's place: answers once the body has come whole."""
+def upload_server(port: int) -> Iterator[None]:
+    """A server in place of the API server: answers once the body is complete."""
     server = socket.create_server(("127.0.0.1", port))
 
     def serve() -> None:
@@ -66,7 +66,7 @@ def drip(settings: Settings, path: str, body: bytes, seconds: float, silent: flo
     pieces = max(1, round(seconds / DRIP_SECONDS))
     size = -(-(len(body) - 1) // pieces)
     with socket.create_connection(("127.0.0.1", settings.gateway_port), timeout=20) as client:
-        head = f"POST {path} HTTP/1.1\r\nhost: door\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        head = f"POST {path} HTTP/1.1\r\nhost: gateway\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
         client.sendall(head.encode())
         response = http.client.HTTPResponse(client)
         try:
@@ -82,11 +82,11 @@ def drip(settings: Settings, path: str, body: bytes, seconds: float, silent: flo
 
 
 def asks(wait: float) -> bytes:
-    """For an answer that takes `wait` seconds."""
+    """The body of a request whose answer takes `wait` seconds."""
     return json.dumps({"instances": [{"wait": wait}]}).ljust(200).encode()
 
 
-def test_a_request_that_drips_is_refused_in_time_and_a_long_answer_to_a_whole_one_is_not(digits: Settings) -> None:
+def test_a_slow_request_is_refused_in_time_and_a_slow_answer_is_not(digits: Settings) -> None:
     for path in ("/v1/models/digits/predict", "/v2/models/digits/infer", "/v1/completions"):
         status, after = drip(digits, path, asks(0), 5 * SECONDS)
         assert status == 408
@@ -101,12 +101,12 @@ def test_a_batch_may_take_as_long_as_it_makes_progress(digits: Settings) -> None
     assert (status, after > 3 * SECONDS) == (202, True)
 
 
-def test_a_batch_of_which_nothing_comes_is_refused_by_the_door_where_the_desk_does_not(
+def test_an_idle_upload_is_refused_by_the_gateway_when_the_api_server_does_not(
     digits: Settings, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     impatient = digits.model_copy(update={"upload_idle_seconds": 0.5, "request_seconds": 1.0})
-    monkeypatch.setattr("headrace.serving.gateway.routes.LONGER_SECONDS", 0.5)
-    gateway.open_gateway(project, impatient)
+    monkeypatch.setattr("headrace.serving.gateway.routes.EXTRA_SECONDS", 0.5)
+    envoy_process.start(project, impatient)
     deadline = time.monotonic() + 20
     while drip(impatient, "/v1/models/digits/batches", b"x" * 40, 0.2, silent=2.0)[0] != 408:
         assert time.monotonic() < deadline

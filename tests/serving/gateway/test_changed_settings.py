@@ -1,4 +1,4 @@
-"""Settings change while a model serves: who has a token loses no request, who has none is let in only while it is open."""
+"""Settings change while a model serves: clients with a token lose no request, others are accepted only with open access."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from headrace.errors import SettingsError
 from headrace.project import Project
 from headrace.serving.access import tokens
-from headrace.serving.gateway import gateway
+from headrace.serving.gateway import envoy_process, gateway
 from headrace.serving.replicas.process_runner import Argv, ProcessRunner
 from headrace.serving.replicas.replica import ReplicaSpec
 from headrace.serving.rollout import rolling
@@ -30,15 +30,15 @@ INSTANCE = {"distance": 1, "carrier": "AA"}
 BODY = json.dumps({"instances": [INSTANCE]})
 
 
-class Stranger:
-    """A client without a token, on one connection that it keeps; `statuses` is what it was told, in order."""
+class AnonymousClient:
+    """A client without a token, on one keep-alive connection; `statuses` are the answers in order."""
 
     def __init__(self, port: int) -> None:
         self.statuses: list[int] = []
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._ask, args=(port,), daemon=True)
 
-    def __enter__(self) -> Stranger:
+    def __enter__(self) -> AnonymousClient:
         self._thread.start()
         return self
 
@@ -65,7 +65,7 @@ class Stranger:
 
 @pytest.fixture
 def switch(project: Project, settings: Settings, tmp_path: Path) -> Callable[..., Settings]:
-    """What `headrace up` does of it: the door first, then each model. Two real replicas, which check tokens themselves."""
+    """Does what `headrace up` does: the gateway first, then each model. Two real replicas, which check tokens themselves."""
     folder = table_model(tmp_path / "trips")
 
     def command(spec: ReplicaSpec, host: str, port: int) -> Argv:
@@ -74,7 +74,7 @@ def switch(project: Project, settings: Settings, tmp_path: Path) -> Callable[...
 
     def to(access: str, **changes: Any) -> Settings:
         wanted = settings.model_copy(update={"access": access, **changes})
-        gateway.open_gateway(project, wanted)
+        envoy_process.start(project, wanted)
         runner = ProcessRunner(project, command, wanted)
         rolling.roll_out(SPEC, 2, project, wanted, runner, lambda line: None)
         return wanted
@@ -86,7 +86,7 @@ SPEC = ReplicaSpec("trips", "0", "trips:0")
 
 
 def asked_directly(project: Project) -> set[int]:
-    """What replicas say to a stranger who goes around the door."""
+    """Statuses of replicas for a client without a token that bypasses the gateway."""
     found = set()
     for endpoint in gateway.endpoints_by_model(project)["trips"]:
         connection = http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=20)
@@ -96,43 +96,41 @@ def asked_directly(project: Project) -> set[int]:
     return found
 
 
-def test_access_changes_both_ways_without_a_lost_request_and_strangers_are_told_at_once(
-    project: Project, switch: Callable[..., Settings]
-) -> None:
+def test_access_changes_both_ways_without_a_lost_request(project: Project, switch: Callable[..., Settings]) -> None:
     settings = switch("tokens")
     token = tokens.issue(project, "acme", ["trips"], 3600)[0]
-    gateway.refresh(project, settings)
+    gateway.reload_tokens(project, settings)
     with (
         Load(settings.gateway_port, "trips", fast=2, slow=1, fresh=1, instance=INSTANCE, token=token) as load,
-        Stranger(settings.gateway_port) as stranger,
+        AnonymousClient(settings.gateway_port) as anonymous,
     ):
         load.wait_for("0")
-        stranger.until(401)
+        anonymous.until(401)
         assert asked_directly(project) == {401}
 
         switch("open")
-        stranger.until(200, 10)
+        anonymous.until(200, 10)
         assert asked_directly(project) == {200}
-        assert set(stranger.statuses) == {200, 401}
+        assert set(anonymous.statuses) == {200, 401}
 
-        closing = len(stranger.statuses)
+        closing = len(anonymous.statuses)
         switch("tokens")
-        stranger.until(401, 10)
+        anonymous.until(401, 10)
         assert asked_directly(project) == {401}
-        told = stranger.statuses[closing:]
-        assert set(told[told.index(401) :]) == {401}, "no old connection and no old replica lets anybody in"
+        after = anonymous.statuses[closing:]
+        assert set(after[after.index(401) :]) == {401}, "no old connection and no old replica accepts requests without a token"
         load.wait_for("0", 50)
     assert load.failures == []
 
 
-def test_replicas_that_were_told_otherwise_are_replaced_without_a_lost_request_and_no_others(
+def test_only_replicas_with_other_settings_are_replaced_and_no_request_is_lost(
     project: Project, switch: Callable[..., Settings]
 ) -> None:
     settings = switch("open")
     first = {endpoint.id for endpoint in gateway.endpoints_by_model(project)["trips"]}
     with Load(settings.gateway_port, "trips", fast=2, slow=1, fresh=1, instance=INSTANCE) as load:
         load.wait_for("0")
-        switch("open", upload_idle_seconds=5.0)  # no matter of replicas
+        switch("open", upload_idle_seconds=5.0)  # does not concern replicas
         assert {endpoint.id for endpoint in gateway.endpoints_by_model(project)["trips"]} == first
         switch("open", request_seconds=45.0)
         second = {endpoint.id for endpoint in gateway.endpoints_by_model(project)["trips"]}
@@ -141,15 +139,13 @@ def test_replicas_that_were_told_otherwise_are_replaced_without_a_lost_request_a
     assert load.failures == []
 
 
-def test_a_release_does_not_change_access_by_the_way(
-    project: Project, settings: Settings, switch: Callable[..., Settings]
-) -> None:
+def test_a_release_does_not_change_access(project: Project, settings: Settings, switch: Callable[..., Settings]) -> None:
     closed = switch("tokens")
     before = gateway.endpoints_by_model(project)
-    with pytest.raises(SettingsError, match="'open' now, and the door and all replicas run with 'tokens'") as caught:
+    with pytest.raises(SettingsError, match="'open', but the gateway and all replicas run with 'tokens'") as caught:
         rolling.roll_out(
             ReplicaSpec("trips", "1", "trips:1"), 2, project, settings, ProcessRunner(project, None, settings), print
         )
     assert (caught.value.hint or "").startswith("headrace up")
     assert gateway.endpoints_by_model(project) == before
-    assert gateway.is_as_opened(project, closed)
+    assert gateway.runs_with_settings(project, closed)

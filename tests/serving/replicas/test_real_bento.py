@@ -1,4 +1,4 @@
-"""Built bentos under the roll-out: the product's own path, with a real graph."""
+"""Rollouts of built bentos with a real ONNX graph."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from tests.tiny_models import image_model
 IMAGE = {"pixels": [[255] * 4, [255] * 4, [0] * 4, [0] * 4]}
 
 
-def test_a_new_version_of_a_bento_takes_over_under_load(project: Project, settings: Settings, tmp_path: Path) -> None:
-    """Keep-alive clients call all the while; no request fails and both versions answer."""
-    patient = settings.model_copy(update={"ready_seconds": 90.0})
+def test_a_new_version_of_a_bento_replaces_the_old_one_under_load(project: Project, settings: Settings, tmp_path: Path) -> None:
+    """Keep-alive clients call throughout; no request fails and both versions answer."""
+    slow_start = settings.model_copy(update={"ready_seconds": 90.0})
     runner = ProcessRunner(project, settings=settings)
     specs = [
         ReplicaSpec(
@@ -30,14 +30,14 @@ def test_a_new_version_of_a_bento_takes_over_under_load(project: Project, settin
         )
         for version in ("1", "2")
     ]
-    rolling.roll_out(specs[0], 2, project, patient, runner, lambda line: None)
-    assert rolling.is_serving(specs[0], 2, project, patient)
+    rolling.roll_out(specs[0], 2, project, slow_start, runner, lambda line: None)
+    assert rolling.is_serving(specs[0], 2, project, slow_start)
     versions: list[str] = []
     failures: list[str] = []
     stop = threading.Event()
 
     def call() -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", patient.gateway_port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", slow_start.gateway_port, timeout=20)
         while not stop.wait(0.005):
             try:
                 connection.request(
@@ -58,7 +58,7 @@ def test_a_new_version_of_a_bento_takes_over_under_load(project: Project, settin
     for client in clients:
         client.start()
     try:
-        rolling.roll_out(specs[1], 2, project, patient, runner, lambda line: None)
+        rolling.roll_out(specs[1], 2, project, slow_start, runner, lambda line: None)
     finally:
         stop.set()
         for client in clients:

@@ -13,11 +13,12 @@ import pytest
 
 from headrace.errors import Busy, ServiceError
 from headrace.project import Project
-from headrace.serving.gateway import gateway
+from headrace.serving.gateway import admin, gateway
 from headrace.serving.replicas import supervisor
 from headrace.serving.replicas.process_runner import ProcessRunner
 from headrace.serving.replicas.replica import Replica, ReplicaSpec
-from headrace.serving.rollout import rolling, steps
+from headrace.serving.rollout import rolling
+from headrace.serving.rollout.context import rollout_lock
 from headrace.settings import Settings
 from tests.paths import ROOT
 from tests.serving.load import Load
@@ -51,12 +52,12 @@ def test_no_request_fails_while_scaling(roll: Any, project: Project, settings: S
     with Load(settings.gateway_port, "digits") as load:
         for replicas in (4, 1, 3):
             rolling.scale("digits", replicas, project, settings, runner, quiet)
-            assert len(gateway.healthy_endpoints(settings, "digits")) == replicas
+            assert len(admin.healthy_endpoints(settings, "digits")) == replicas
             load.wait_for("1")
     assert load.failures == []
 
 
-def test_a_killed_replica_comes_back_and_its_requests_are_repeated(
+def test_a_killed_replica_restarts_and_its_requests_are_retried(
     roll: Any, project: Project, settings: Settings, runner: ProcessRunner
 ) -> None:
     roll(V1, 3)
@@ -65,12 +66,12 @@ def test_a_killed_replica_comes_back_and_its_requests_are_repeated(
     with Load(settings.gateway_port, "digits") as load:
         load.wait_for("1", 50)
         os.kill(victim.pid, signal.SIGKILL)
-        wait_until(lambda: reborn(runner, victim) and len(gateway.healthy_endpoints(settings, "digits")) == 3)
+        wait_until(lambda: was_restarted(runner, victim) and len(admin.healthy_endpoints(settings, "digits")) == 3)
         load.wait_for("1", 50)
     assert load.failures == []
 
 
-def test_what_serves_already_is_left_alone(roll: Any, runner: ProcessRunner) -> None:
+def test_a_version_that_serves_already_is_left_alone(roll: Any, runner: ProcessRunner) -> None:
     roll(V1)
     before = {replica.pid for replica in runner.list()}
     again = roll(V1)
@@ -85,21 +86,21 @@ def test_scaling_up_keeps_the_replicas_that_serve(roll: Any, runner: ProcessRunn
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "said"),
+    ("behaviour", "reason"),
     [
         ("crash", "the graph and the contract disagree"),
-        ("never", "/readyz says 503"),
+        ("never", "/readyz returned 503"),
         ("wrong", "serves version 0, not 2"),
     ],
 )
-def test_when_the_new_replicas_fail_the_old_ones_serve_on(
-    behaviour: str, said: str, roll: Any, project: Project, settings: Settings, runner: ProcessRunner
+def test_when_the_new_replicas_fail_the_previous_version_keeps_serving(
+    behaviour: str, reason: str, roll: Any, project: Project, settings: Settings, runner: ProcessRunner
 ) -> None:
     roll(V1)
     before = {replica.id for replica in runner.list()}
-    hasty = settings.model_copy(update={"ready_seconds": 3.0})
-    with Load(settings.gateway_port, "digits", slow=0) as load, pytest.raises(ServiceError, match=said) as caught:
-        rolling.roll_out(ReplicaSpec("digits", "2", behaviour), 2, project, hasty, runner, quiet)
+    impatient = settings.model_copy(update={"ready_seconds": 3.0})
+    with Load(settings.gateway_port, "digits", slow=0) as load, pytest.raises(ServiceError, match=reason) as caught:
+        rolling.roll_out(ReplicaSpec("digits", "2", behaviour), 2, project, impatient, runner, quiet)
     assert caught.value.hint
     assert load.failures == []
     assert set(load.answers) == {"1"}
@@ -107,7 +108,7 @@ def test_when_the_new_replicas_fail_the_old_ones_serve_on(
     assert rolling.is_serving(V1, 2, project, settings)
 
 
-def test_other_models_notice_nothing_when_one_comes_swaps_and_goes(
+def test_other_models_are_unaffected_when_one_is_added_replaced_and_removed(
     roll: Any, project: Project, settings: Settings, runner: ProcessRunner
 ) -> None:
     roll(ReplicaSpec("flights", "7", "good"), 1)
@@ -122,7 +123,7 @@ def test_other_models_notice_nothing_when_one_comes_swaps_and_goes(
 
 
 @pytest.mark.parametrize("delay", [0.05, 0.2, 0.35, 0.5, 0.7])
-def test_a_roll_out_killed_at_any_instant_is_mended_by_the_next(
+def test_the_next_roll_out_repairs_one_that_was_killed_at_any_moment(
     delay: float, roll: Any, project: Project, settings: Settings, runner: ProcessRunner
 ) -> None:
     roll(V1)
@@ -136,16 +137,16 @@ def test_a_roll_out_killed_at_any_instant_is_mended_by_the_next(
     assert load.failures == []
     assert {(replica.version, replica.state) for replica in runner.list()} <= {("3", "running"), ("3", "starting")}
     assert len(runner.list()) == 2
-    assert {e.replica for e in gateway.endpoints_by_model(project)["digits"]} == {replica.id for replica in runner.list()}
+    assert {e.id for e in gateway.endpoints_by_model(project)["digits"]} == {replica.id for replica in runner.list()}
     assert set(supervisor.states(project)) == {"envoy", *(replica.id for replica in runner.list())}
 
 
-def test_two_roll_outs_of_one_model_do_not_mix(roll: Any, project: Project) -> None:
-    with steps.alone(project, "digits"), pytest.raises(Busy, match="digits"):
+def test_two_roll_outs_of_one_model_exclude_each_other(roll: Any, project: Project) -> None:
+    with rollout_lock(project, "digits"), pytest.raises(Busy, match="digits"):
         roll(V1)
 
 
-def test_scaling_what_does_not_serve_says_what_does_and_how_to_release_it(
+def test_scaling_a_model_that_is_not_served_names_those_that_are(
     roll: Any, project: Project, settings: Settings, runner: ProcessRunner
 ) -> None:
     roll(V1)
@@ -160,12 +161,12 @@ def test_a_roll_out_after_supervisord_was_killed_starts_over(
     roll: Any, project: Project, settings: Settings, runner: ProcessRunner
 ) -> None:
     roll(V1)
-    (daemon,) = supervisor._supervisords(project)
+    (daemon,) = supervisor._find_supervisords(project)
     daemon.kill()
     roll(V2)
     assert rolling.is_serving(V2, 2, project, settings)
     assert {replica.version for replica in runner.list()} == {"2"}
-    assert len(supervisor.marked(project)) == 3  # Envoy and two replicas: nobody of before
+    assert len(supervisor.supervised_processes(project)) == 3  # Envoy and two replicas: no process from before
 
 
 def in_another_process(project: Project, settings: Settings) -> subprocess.Popen[bytes]:
@@ -174,7 +175,7 @@ def in_another_process(project: Project, settings: Settings) -> subprocess.Popen
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from tests.serving.support import echo_command
+from tests.serving.replica_commands import echo_command
 from headrace.project import Project
 from headrace.serving.rollout import rolling
 from headrace.serving.replicas.process_runner import ProcessRunner
@@ -186,16 +187,16 @@ rolling.roll_out(ReplicaSpec("digits", "2", "good"), 2, project, settings, Proce
 """
     started = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert started.stdout is not None
-    started.stdout.readline()  # its first word: the new replicas were started
+    started.stdout.readline()  # its first line: the new replicas were started
     return started
 
 
-def reborn(runner: ProcessRunner, victim: Replica) -> bool:
+def was_restarted(runner: ProcessRunner, victim: Replica) -> bool:
     return any(r.id == victim.id and r.pid not in (None, victim.pid) for r in runner.list("digits"))
 
 
-def wait_until(true: Callable[[], bool], seconds: float = 30.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
-    while not true():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)

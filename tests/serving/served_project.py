@@ -1,4 +1,4 @@
-"""A project whose champion serves under a real Envoy: what a module's tests roll out beside it, and what is left."""
+"""A project with a served champion behind a real Envoy, for tests that roll out other versions."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from headrace.project import Project
-from headrace.recipe.rollout import RolloutConfig
+from headrace.recipe.serve import RolloutConfig
 from headrace.serving.gateway import gateway
-from headrace.serving.gateway.clusters import Traffic
+from headrace.serving.gateway.model_route import Traffic
 from headrace.serving.replicas import supervisor
 from headrace.serving.replicas.process_runner import ProcessRunner
 from headrace.serving.replicas.replica import ReplicaSpec
@@ -18,40 +18,40 @@ from headrace.serving.rollout import rolling
 from headrace.settings import Settings
 from tests.ports import lease
 from tests.serving.load import Load
-from tests.serving.support import moody_command
+from tests.serving.replica_commands import misbehaving_command
 
 CHAMPION = ReplicaSpec("digits", "1", "good")
 
 
-class House:
-    """A project whose champion serves, and what rolls others out beside it."""
+class ServedProject:
+    """A project with a served champion; rolls out other versions and records their reports."""
 
     def __init__(self, project: Project, settings: Settings) -> None:
         self.project, self.settings = project, settings
-        self.runner = ProcessRunner(project, moody_command, settings)
-        self.said: list[str] = []
-        self.noted: list[dict[str, Any]] = []
+        self.runner = ProcessRunner(project, misbehaving_command, settings)
+        self.reports: list[str] = []
+        self.recorded: list[dict[str, Any]] = []
 
-    def roll_out(self, spec: ReplicaSpec, replicas: int = 2, settled: bool = True, **how: Any) -> rolling.Rollout:
-        self.said.clear()
-        self.noted.clear()
+    def roll_out(self, spec: ReplicaSpec, replicas: int = 2, is_final: bool = True, **config: Any) -> rolling.Rollout:
+        self.reports.clear()
+        self.recorded.clear()
         return rolling.roll_out(
             spec,
             replicas,
             self.project,
             self.settings,
             self.runner,
-            self.said.append,
-            RolloutConfig.model_validate(how),
-            self.noted.append,
-            settled,
+            self.reports.append,
+            RolloutConfig.model_validate(config),
+            self.recorded.append,
+            is_final,
         )
 
     def load(self) -> Load:
         return Load(self.settings.gateway_port, "digits", fast=4, slow=0, fresh=1)
 
-    def serves(self, version: str, replicas: int = 2) -> None:
-        """Just so many replicas of this version serve, and nothing else is left of any other."""
+    def assert_serves(self, version: str, replicas: int = 2) -> None:
+        """Exactly this many replicas of this version serve, and no replica of another version is left."""
         assert rolling.is_serving(ReplicaSpec("digits", version, "good"), replicas, self.project, self.settings)
         assert gateway.traffic(self.project, "digits") == Traffic()
         assert {(r.version, r.state) for r in self.runner.list()} <= {(version, "running"), (version, "starting")}
@@ -59,8 +59,8 @@ class House:
 
 
 @contextmanager
-def open_house(root: Path) -> Iterator[House]:
-    """Its processes end with the block."""
+def open_served_project(root: Path) -> Iterator[ServedProject]:
+    """Stops its processes at the end of the block."""
     (root / "recipes").mkdir(parents=True)
     (root / "dvc.yaml").write_text("stages: {}\n")
     project = Project(root)
@@ -75,7 +75,7 @@ def open_house(root: Path) -> Iterator[House]:
             access="open",
         )
         try:
-            yield House(project, settings)
+            yield ServedProject(project, settings)
         finally:
             supervisor.shutdown(project, stop_seconds=5.0)
-            assert supervisor.marked(project) == []
+            assert supervisor.supervised_processes(project) == []
