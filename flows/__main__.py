@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from headrace import processes
-from headrace.cli.shared import print_json, tell
+from headrace import console, processes
+from headrace.cli.shared import print_json, report_error
 from headrace.cli.summary import print_summary
 from headrace.project import find_project
 from headrace.settings import load_settings
@@ -19,7 +19,7 @@ def main(arguments: list[str]) -> int:
     try:
         facts = _run(name, recipe, {"force": True} if "--force" in options else {})
     except (Exception, KeyboardInterrupt) as error:
-        return tell(_cause(error), as_json)
+        return report_error(_cause(error), as_json)
     if as_json:
         print_json({**facts, "unchanged": False})
     else:
@@ -34,11 +34,15 @@ def _run(name: str, recipe: str, parameters: dict[str, Any]) -> dict[str, Any]:
 
     from flows.refresh import refresh
     from flows.release import release
+    from headrace.services import prefect, up
 
+    project = find_project()
+    prefect.wait_for_server(project, load_settings(project), console.report)  # it starts while the imports above run
     flow: Any = {"release": release, "refresh": refresh}[name]
     # Its heartbeat would hold the end of each run up for a second; a killed run is found by the release lock instead.
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         facts: dict[str, Any] = flow(recipe, **parameters)
+    up.wait_for_background(project)
     return facts
 
 

@@ -1,4 +1,4 @@
-"""What a schedule runs: the next batch of the source, then a release on the data that is then there."""
+"""What a schedule runs: adds the next batch of the source, then releases on all data."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from prefect import flow
 from flows.release import release
 from headrace.project import find_project
 from headrace.recipe.recipe import load_recipe
-from headrace.release.release import release_lock
+from headrace.release.lock import release_lock
+from headrace.release.record import current_release
 from tasks.data import bring_next_batch
 
 
 @flow(name="refresh", flow_run_name="refresh-{recipe_name}")
 def refresh(recipe_name: str) -> dict[str, Any]:
-    """Brings the next batch, validated first, and releases; the gate decides whether the new model serves."""
+    """Adds the next batch, once it is validated, and releases; the gate decides whether the new model serves. Does nothing
+    when the source has no later batch, and returns the facts of what serves."""
     project = find_project()
     recipe = load_recipe(recipe_name, project)
     with release_lock(recipe.name, project):
-        bring_next_batch(recipe, project)
+        batch = bring_next_batch(recipe, project)
+    if not batch.added:
+        return current_release(recipe.name, project) or {}
     return release(recipe_name)

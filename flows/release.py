@@ -8,33 +8,36 @@ from prefect import flow
 
 from headrace.project import find_project
 from headrace.recipe.recipe import load_recipe
-from headrace.release.release import release_lock
+from headrace.release.lock import release_lock
 from headrace.settings import load_settings
 from tasks.data import ingest, validate
 from tasks.model import evaluate, export, judge, prepare, register, train
-from tasks.serving import close_dead_runs, conclude, end_abandoned, package, promote, roll_out
+from tasks.serving import keep_production_serving, package, promote, record, recover, roll_out, stop
 
 
 @flow(name="release", flow_run_name="{recipe_name}")
 def release(recipe_name: str, force: bool = False) -> dict[str, Any]:
-    """Releases one recipe and returns the facts of what serves now; by `force` also a version that was taken back."""
+    """Releases one recipe and returns the facts of what serves now; with `force` also a version that was rolled back."""
     project = find_project()
     settings = load_settings(project)
     recipe = load_recipe(recipe_name, project)
     with release_lock(recipe.name, project):
-        close_dead_runs(recipe)
-        end_abandoned(recipe, project, settings)
+        recover(recipe, project, settings)
 
-        version = ingest(recipe, project)
+        data = ingest(recipe, project)
         validate(recipe, project)
         prepare(recipe, project)
         train(recipe, project)
         export(recipe, project)
         evaluate(recipe, project)
 
-        candidate = judge(recipe, register(recipe, version, project), project, force)
+        candidate = register(recipe, data, project)
+        decision = judge(recipe, candidate, project, force)
+        if decision.stops:
+            keep_production_serving(recipe, project, settings)
+            stop(recipe, decision, project, settings)
 
-        packaged = package(candidate, project, settings)
-        roll_out(recipe, candidate, packaged, project, settings)
-        promote(candidate, project)
-        return conclude(recipe, candidate, packaged, project, settings)
+        packaged = package(decision, project, settings)
+        roll_out(recipe, decision, packaged, project, settings)
+        promote(decision, project)
+        return record(recipe, decision, packaged, project, settings)

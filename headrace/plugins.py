@@ -1,12 +1,14 @@
-"""Classes of a user's own, named in a recipe by a dotted path `module:Class`: found, imported, and traced to their files.
+"""Custom classes, named in a recipe by a path `module:Class`: imports them and finds the files of their code.
 
-The project's root counts as a place to import from, after all that is installed. A recipe runs the code it names: it is to
-be trusted as the repository is that holds it.
+Modules are looked for in the project's root too, after all installed packages. A recipe runs the code that it names: trust it
+as you trust the repository that it comes from.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib
+import re
 import sys
 from collections.abc import Iterable
 from importlib.util import find_spec
@@ -14,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from headrace.errors import near_miss
+
+OWN_PACKAGES = ("headrace", "bentos", "flows", "tasks")
+CLASS_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 def is_dotted(name: str) -> bool:
@@ -56,22 +61,66 @@ def _own_modules() -> list[str]:
     return [path.stem for path in found]
 
 
-def source_of(path: str, root: Path) -> Path | None:
-    """The file, or the folder of the whole package, that holds `module:Class`; None when it lies outside of `root`."""
-    spec = find_spec(path.partition(":")[0].partition(".")[0])
-    if spec is None or spec.origin is None:
-        return None
-    origin = Path(spec.origin).resolve()
-    found = origin.parent if origin.name == "__init__.py" else origin
-    return found if found.is_relative_to(root.resolve()) else None
-
-
 def custom_sources(paths: Iterable[str], root: Path) -> list[Path]:
-    """Where the classes at `paths` lie inside `root`, each place once."""
-    found = [source_of(path, root) for path in paths]
-    return list(dict.fromkeys(source for source in found if source is not None))
+    """The project's code behind the classes at `paths`: their modules, and all modules of the project that those import, at
+    the top or inside functions, or name as a class in a string. Files, or folders of whole packages, each once."""
+    root = root.resolve()
+    found: list[Path] = []
+    modules = [path.partition(":")[0] for path in paths]
+    for module in modules:
+        source = _source_of(module, root)
+        if source is None or any(source == known or known in source.parents for known in found):
+            continue
+        found.append(source)
+        modules.extend(name for file in code_files(source) for name in _imported_by(file, root))
+    return found
+
+
+def _source_of(module: str, root: Path) -> Path | None:
+    """The file of a module of the project, or the folder of the package that it belongs to; None for all other modules."""
+    top, *parts = module.split(".")
+    place = root / top
+    exists = place.is_dir() or place.with_suffix(".py").is_file()
+    if top in OWN_PACKAGES or not exists or _is_installed(top, root):
+        return None
+    while not (place / "__init__.py").is_file():
+        if place.with_suffix(".py").is_file():
+            return place.with_suffix(".py")
+        if not parts or not place.is_dir():  # a folder without __init__.py holds modules of its own
+            return None
+        place /= parts.pop(0)
+    return place
+
+
+def _is_installed(top: str, root: Path) -> bool:
+    """Whether `import top` finds a module outside of the project."""
+    spec = find_spec(top)
+    if spec is None:
+        return False
+    places = [spec.origin] if spec.origin and spec.has_location else list(spec.submodule_search_locations or ["built-in"])
+    return not any(Path(place).resolve().is_relative_to(root) for place in places)
+
+
+def _imported_by(file: Path, root: Path) -> list[str]:
+    """Modules that a file imports, and those of classes that it names in strings."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except SyntaxError:  # its import says so
+        return []
+    package = file.relative_to(root).parent.parts
+    found: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found.extend(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            found.extend([base, *(f"{base}.{alias.name}" for alias in node.names)] if base else [a.name for a in node.names])
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and CLASS_PATH.fullmatch(node.value):
+            found.append(node.value.partition(":")[0])
+    return found
 
 
 def code_files(source: Path) -> list[Path]:
-    """Python files of `source_of`, sorted."""
+    """Python files of one of `custom_sources`, sorted."""
     return [source] if source.is_file() else sorted(source.rglob("*.py"))

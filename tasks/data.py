@@ -1,4 +1,4 @@
-"""Data: bring it in, hold it against its suite."""
+"""Data: ingests it and validates it with its suite."""
 
 from __future__ import annotations
 
@@ -12,32 +12,33 @@ from prefect.client.schemas.objects import State, TaskRun
 
 from headrace.data import batches
 from headrace.data import ingest as ingestion
+from headrace.data.batches import NextBatch
 from headrace.data.versions import DataVersion
 from headrace.errors import DataRejected, SourceUnreachable
 from headrace.files import read_cached_json
 from headrace.pipeline.dvc import StageResult, reproduce
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
+from tasks.reporting import report, report_result, step
 from tasks.settings import HOUR, PLAIN
-from tasks.telling import report, step, told
 
 
 def _is_out_of_reach(task: Any, run: TaskRun, state: State[Any]) -> bool:
-    """Only a source that did not answer is worth another try: a wrong sha256 stays wrong."""
+    """Only a source that did not answer is tried again: a wrong sha256 stays wrong."""
     return isinstance(state.result(raise_on_failure=False), SourceUnreachable)
 
 
 @task(name="ingest", retries=2, retry_delay_seconds=[2, 10], retry_condition_fn=_is_out_of_reach, timeout_seconds=HOUR, **PLAIN)
 def ingest(recipe: Recipe, project: Project) -> DataVersion:
-    """Brings the source into `data/`, unless it is there."""
+    """Brings the source into `data/`, unless it is there already."""
     step("ingest", recipe.data.origin)
     with _failures_shown(recipe, project):
         return ingestion.ingest(recipe, project, report)
 
 
 @task(name="next batch", timeout_seconds=HOUR, **PLAIN)
-def bring_next_batch(recipe: Recipe, project: Project) -> DataVersion:
-    """Brings what the source holds next; when everything has arrived, the version stays."""
+def bring_next_batch(recipe: Recipe, project: Project) -> NextBatch:
+    """Adds the next batch of the source; the data version stays when there is none."""
     step("next batch", recipe.data.origin)
     with _failures_shown(recipe, project):
         return batches.next_batch(recipe, project, report)
@@ -45,17 +46,17 @@ def bring_next_batch(recipe: Recipe, project: Project) -> DataVersion:
 
 @task(name="validate", timeout_seconds=HOUR, **PLAIN)
 def validate(recipe: Recipe, project: Project) -> StageResult:
-    """The data gate over all batches."""
-    step("validate", "the data gate")
+    """Validates all batches with the expectations of the recipe."""
+    step("validate", "the expectations of the recipe, on all batches")
     with _failures_shown(recipe, project):
-        result = told(reproduce("validate", recipe, project))
+        result = report_result(reproduce("validate", recipe, project))
     _show(recipe, project)
     return result
 
 
 @contextmanager
 def _failures_shown(recipe: Recipe, project: Project) -> Iterator[None]:
-    """What the gate refuses is shown in Prefect too, as a table."""
+    """Shows failed expectations in Prefect too, as a table."""
     try:
         yield
     except DataRejected:

@@ -1,4 +1,4 @@
-"""Model: rows to weights, weights to a graph, a graph to a judged version."""
+"""Model: trains, exports, evaluates, registers a version and decides on its promotion."""
 
 from __future__ import annotations
 
@@ -8,55 +8,55 @@ from headrace.data.versions import DataVersion
 from headrace.pipeline.dvc import StageResult, reproduce
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
-from headrace.release.release import Candidate, identity_of, judge_candidate
+from headrace.release.decision import Decision, decide_promotion
 from headrace.tracking import registry
 from headrace.tracking.registry import Version
+from tasks.reporting import report, report_result, step
 from tasks.settings import HOUR, PLAIN
-from tasks.telling import report, step, told
 
 
 @task(name="prepare", timeout_seconds=HOUR, **PLAIN)
 def prepare(recipe: Recipe, project: Project) -> StageResult:
-    """Splits and schema."""
+    """Splits the rows and learns the schema from the training rows."""
     step("prepare")
-    return told(reproduce("prepare", recipe, project))
+    return report_result(reproduce("prepare", recipe, project))
 
 
 @task(name="train", timeout_seconds=24 * HOUR, tags=["train"], **PLAIN)
 def train(recipe: Recipe, project: Project) -> StageResult:
-    """Weights; goes on from the last checkpoint when an earlier run was killed."""
+    """Trains; resumes from the last checkpoint when an earlier run was killed."""
     step("train", f"{recipe.model.name}, at most {recipe.train.epochs} epochs")
-    return told(reproduce("train", recipe, project))
+    return report_result(reproduce("train", recipe, project))
 
 
 @task(name="export", timeout_seconds=HOUR, **PLAIN)
 def export(recipe: Recipe, project: Project) -> StageResult:
-    """The graph that is served, held against torch."""
-    step("export", "to ONNX, held against torch")
-    return told(reproduce("export", recipe, project))
+    """Exports the graph that is served, and compares its answers with those of torch."""
+    step("export", "to ONNX, compared with torch")
+    return report_result(reproduce("export", recipe, project))
 
 
 @task(name="evaluate", timeout_seconds=HOUR, **PLAIN)
 def evaluate(recipe: Recipe, project: Project) -> StageResult:
-    """Metrics and pictures on the test rows."""
+    """Computes metrics and plots on the test rows."""
     step("evaluate", "on the test rows")
-    return told(reproduce("evaluate", recipe, project))
+    return report_result(reproduce("evaluate", recipe, project))
 
 
 @task(name="register", timeout_seconds=HOUR, **PLAIN)
 def register(recipe: Recipe, version: DataVersion, project: Project) -> Version:
-    """A version in MLflow's registry."""
+    """Registers a version in MLflow."""
     step("register", "in MLflow")
-    registered = registry.register(recipe, project, identity_of(recipe, version, project))
+    registered = registry.register(recipe, project, registry.identity_of(recipe, version, project))
     report(f"{registered.name}, run {registered.run_id}")
     return registered
 
 
 @task(name="judge", timeout_seconds=HOUR, **PLAIN)
-def judge(recipe: Recipe, candidate: Version, project: Project, force: bool = False) -> Candidate:
-    """The gate."""
+def judge(recipe: Recipe, candidate: Version, project: Project, force: bool = False) -> Decision:
+    """Decides whether the candidate replaces the version in production."""
     step("judge", "thresholds, then the champion on the same test rows")
-    judged = judge_candidate(recipe, candidate, project, force)
-    for reason in judged.verdict.reasons:
+    decision = decide_promotion(recipe, candidate, project, report, force)
+    for reason in decision.verdict.reasons:
         report(reason)
-    return judged
+    return decision

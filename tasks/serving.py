@@ -1,4 +1,4 @@
-"""Serving: package a version, put its replicas behind the balancer, say what serves now."""
+"""Serving: packages a version, puts its replicas behind the gateway, and records the release."""
 
 from __future__ import annotations
 
@@ -12,66 +12,73 @@ from prefect.states import Crashed
 
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
-from headrace.release import deploy, recovery, release
-from headrace.release.deploy import Package
-from headrace.release.release import Candidate
-from headrace.services import probes
+from headrace.release import deploy, recovery
+from headrace.release import record as recording
+from headrace.release.decision import Decision
+from headrace.release.deploy import PackagedVersion
 from headrace.settings import Settings
+from tasks.reporting import report, step
 from tasks.settings import HOUR, PLAIN
-from tasks.telling import report, step
 
 
-@task(name="close dead runs", **PLAIN)
-def close_dead_runs(recipe: Recipe) -> int:
-    """Marks runs of this recipe that a kill left `Running`; the release lock says that none is alive. Returns how many."""
+@task(name="recover", **PLAIN)
+def recover(recipe: Recipe, project: Project, settings: Settings) -> None:
+    """Cleans up after a release of the recipe that was killed: its run in Prefect, and its roll-out."""
+    _close_dead_runs(recipe)
+    if recovery.is_interrupted(recipe.name, project):
+        step("recover", f"an earlier release of {recipe.name} was interrupted")
+        recovery.roll_back_interrupted_release(recipe.name, project, settings, report, recovery.REPAIR_SECONDS)
+
+
+def _close_dead_runs(recipe: Recipe) -> None:
+    """Marks runs that a kill left `Running`; the release lock says that none of them is alive."""
     alive = flow_run.get_id()
     named = FlowRunFilter(
         name=FlowRunFilterName(any_=[recipe.name]),
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING])),
     )
     with get_client(sync_client=True) as client:
-        dead = [run for run in client.read_flow_runs(flow_run_filter=named) if str(run.id) != str(alive)]
-        for run in dead:
-            client.set_flow_run_state(run.id, Crashed(message="its process was killed"), force=True)
-    return len(dead)
+        for run in client.read_flow_runs(flow_run_filter=named):
+            if str(run.id) != str(alive):
+                client.set_flow_run_state(run.id, Crashed(message="its process was killed"), force=True)
 
 
-@task(name="end abandoned", **PLAIN)
-def end_abandoned(recipe: Recipe, project: Project, settings: Settings) -> None:
-    """What was released last serves again, where a kill left a version that was not."""
-    if recipe.name in probes.unfinished(project):
-        step("take back", f"what an earlier release of {recipe.name} left")
-        recovery.end(recipe.name, project, settings, report, recovery.HOUSEKEEPING_SECONDS)
+@task(name="keep production serving", **PLAIN)
+def keep_production_serving(recipe: Recipe, project: Project, settings: Settings) -> None:
+    """Starts the version in production if it does not serve, where the release stops before its roll-out."""
+    deploy.keep_production_serving(recipe.name, project, settings, report)
+
+
+@task(name="stop", **PLAIN)
+def stop(recipe: Recipe, decision: Decision, project: Project, settings: Settings) -> None:
+    """Ends the release with the error that says why the candidate does not go into production."""
+    recording.stop_release(recipe, decision, project, settings)
 
 
 @task(name="package", timeout_seconds=HOUR, **PLAIN)
-def package(candidate: Candidate, project: Project, settings: Settings) -> Package | None:
-    """A bento, and an image where replicas are containers or an engine answers."""
-    if candidate.chosen is None:
-        return None
-    step("package", candidate.chosen.name)
-    return deploy.package_version(candidate.chosen, project, settings, report)
+def package(decision: Decision, project: Project, settings: Settings) -> PackagedVersion:
+    """Builds a bento, and an image where replicas are containers."""
+    step("package", decision.chosen.name)
+    return deploy.package_version(decision.chosen, project, settings, report)
 
 
-@task(name="roll out", **PLAIN)  # no time limit: it takes as long as the recipe has it watched, and each wait has its own
-def roll_out(recipe: Recipe, candidate: Candidate, packaged: Package | None, project: Project, settings: Settings) -> None:
-    """New replicas up and ready, switched in at the balancer as the recipe says, old ones drained and stopped."""
-    if candidate.chosen is None or packaged is None:
-        return
-    step("roll out", deploy.headline(recipe, candidate.chosen, project, settings))
-    deploy.roll_out_version(recipe, candidate.chosen, packaged, project, settings, report)
+@task(name="roll out", **PLAIN)  # without a time limit: a trial takes as long as the recipe says, and each wait has its own
+def roll_out(recipe: Recipe, decision: Decision, packaged: PackagedVersion, project: Project, settings: Settings) -> None:
+    """Starts new replicas, sends requests to them as the recipe says, then drains and stops the old ones."""
+    step("roll out", deploy.headline(recipe, decision.chosen, project, settings))
+    deploy.roll_out_version(recipe, decision.chosen, packaged, project, settings, report)
 
 
 @task(name="promote", **PLAIN)
-def promote(candidate: Candidate, project: Project) -> None:
-    """The alias `champion`."""
-    if candidate.chosen is not None:
-        release.promote(candidate.chosen, project)
+def promote(decision: Decision, project: Project) -> None:
+    """Moves the alias `champion` in MLflow."""
+    recording.promote(decision.chosen, project)
 
 
-@task(name="conclude", **PLAIN)
-def conclude(
-    recipe: Recipe, candidate: Candidate, packaged: Package | None, project: Project, settings: Settings
+@task(name="record", **PLAIN)
+def record(
+    recipe: Recipe, decision: Decision, packaged: PackagedVersion, project: Project, settings: Settings
 ) -> dict[str, Any]:
-    """The journal's line, last of all."""
-    return release.conclude(recipe, candidate, deploy.facts_of(recipe, packaged, settings), project, settings)
+    """Writes the journal's entry, last of all."""
+    serving = deploy.serving_facts(recipe, packaged, settings)
+    return recording.record_release(recipe, decision, serving, project, settings)

@@ -113,7 +113,7 @@ def make_project(root: Path) -> Project:
 
 def pipeline_of(*recipes: str) -> str:
     """The repository's dvc.yaml, for other recipes."""
-    head, ours, tail = re.split(r"((?:      [a-z-]+: \{kind: .*\}\n)+)", (ROOT / "dvc.yaml").read_text())
+    head, ours, tail = re.split(r"((?:      [a-z-]+: \{task_type: .*\}\n)+)", (ROOT / "dvc.yaml").read_text())
     code = ours.splitlines()[0].partition(":")[2]
     return head + "".join(f"      {name}:{code}\n" for name in recipes) + tail
 

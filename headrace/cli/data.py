@@ -1,4 +1,4 @@
-"""Commands about data: the version in force, a new batch, the next one of the source."""
+"""Commands about the data of a recipe."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from headrace.cli.shared import here, json_option, print_json
+from headrace.cli.shared import json_option, load_project, print_json
 from headrace.data.versions import DataVersion
 from headrace.recipe.recipe import load_recipe
 from headrace.release.lock import release_lock
@@ -14,75 +14,75 @@ from headrace.release.lock import release_lock
 
 @click.group()
 def data() -> None:
-    """Data of a recipe: bring it in, add a batch, see its version."""
+    """Ingest data, add a batch, show the data version."""
 
 
-@data.command("ingest", short_help="Bring the source in.")
+@data.command("ingest", short_help="Ingest the source of a recipe.")
 @click.argument("recipe")
 @json_option
 def ingest(recipe: str, as_json: bool) -> None:
-    """Bring the source of RECIPE into data/, unless it is there (a release does this by itself)."""
-    project, _ = here()
-    found = load_recipe(recipe, project)
+    """Ingest the source of RECIPE into data/, unless it is there already. A release does this automatically."""
+    project, _ = load_project()
+    loaded = load_recipe(recipe, project)
     from headrace import console
-    from headrace.data.ingest import ingest as bring
+    from headrace.data import ingest as ingestion
 
     with release_lock(recipe, project):
-        _show(bring(found, project, console.report), as_json)
+        version = ingestion.ingest(loaded, project, console.report)
+    _show(version, as_json)
 
 
-@data.command("add", short_help="Add a file as a new batch, validated first.")
+@data.command("add", short_help="Validate a file and add it as a new batch.")
 @click.argument("recipe")
 @click.argument("file", type=click.Path(path_type=Path))
 @json_option
 def add(recipe: str, file: Path, as_json: bool) -> None:
-    """Add FILE as a new batch of RECIPE: validated first, then one new data version.
+    """Validate FILE and add it as a new batch of RECIPE, which makes a new data version.
 
-    A batch that fails goes to quarantine with its report, and the data version stays as it was (exit code 3).
+    A batch that fails validation is moved to quarantine with a report; the data version is unchanged (exit code 3).
     """
-    project, _ = here()
-    found = load_recipe(recipe, project)
+    project, _ = load_project()
+    loaded = load_recipe(recipe, project)
     from headrace import console
     from headrace.data.batches import add_batch
 
     with release_lock(recipe, project):
-        _show(add_batch(found, file, project, console.report), as_json)
+        version = add_batch(loaded, file, project, console.report)
+    _show(version, as_json)
 
 
-@data.command("next", short_help="Bring the next batch of the source.")
+@data.command("next", short_help="Add the next batch of an incremental source.")
 @click.argument("recipe")
 @json_option
-def bring_next(recipe: str, as_json: bool) -> None:
-    """Bring the next batch of a source that arrives piece by piece (`data.incremental` in the recipe)."""
-    project, _ = here()
-    found = load_recipe(recipe, project)
+def add_next(recipe: str, as_json: bool) -> None:
+    """Add the next batch of an incremental source (`data.incremental` in the recipe). When everything has arrived, the data
+    version is unchanged."""
+    project, _ = load_project()
+    loaded = load_recipe(recipe, project)
     from headrace import console
     from headrace.data.batches import next_batch
 
     with release_lock(recipe, project):
-        version = next_batch(found, project, console.report)
-    _show(version, as_json)
+        result = next_batch(loaded, project, console.report)
+    _show(result.version, as_json, added=result.added)
 
 
-@data.command("show", short_help="The data version: md5, rows, batches.")
+@data.command("show", short_help="Show the data version: md5, rows, batches.")
 @click.argument("recipe")
 @json_option
 def show(recipe: str, as_json: bool) -> None:
-    """The data version of RECIPE: md5, rows, batches."""
-    project, _ = here()
+    """Show the data version of RECIPE: md5, rows, batches."""
+    project, _ = load_project()
     load_recipe(recipe, project)
     from headrace.data.versions import data_version
 
     _show(data_version(project, recipe), as_json)
 
 
-def _show(version: DataVersion, as_json: bool) -> None:
+def _show(version: DataVersion, as_json: bool, **more: bool) -> None:
     if as_json:
-        print_json(version.to_dict())
+        print_json(version.to_dict() | more)
         return
     click.echo(f"{version.recipe}: data {version.md5}, {version.rows:,} rows")
     for batch in version.batches:
         click.echo(f"  {batch.name:40} {batch.rows:>12,} rows")
-
-
-COMMANDS = [data]

@@ -1,28 +1,28 @@
-"""Commands that look: status, logs, the journal, where a model came from."""
+"""Commands that show something: status, logs, the release journal, the lineage of a model."""
 
 from __future__ import annotations
 
 import click
 
-from headrace.cli.shared import here, json_option, print_json
+from headrace.cli.shared import json_option, load_project, print_json
 from headrace.errors import ServiceError, UsageError, near_miss
 from headrace.project import Project
 from headrace.settings import Settings
 
 
-@click.command(short_help="What runs, where.")
+@click.command(short_help="Show services and models.")
 @json_option
 def status(as_json: bool) -> None:
-    """What runs, where: services and models with their version, replicas and address."""
-    project, settings = here()
+    """Show services and models, with their state, version, replicas and address."""
+    project, settings = load_project()
     show_status(project, settings, as_json)
 
 
 def show_status(project: Project, settings: Settings, as_json: bool) -> None:
     from headrace.release import history, journal
-    from headrace.services.orchestrate import status as look
+    from headrace.services.status import status as service_status
 
-    found = look(project, settings)
+    found = service_status(project, settings)
     champions = {model: entry.version for model, entry in history.production(journal.entries(project)).items()}
     for model in found["models"]:
         model["alias"] = "champion" if champions.get(model["name"]) == model["version"] else None
@@ -34,16 +34,17 @@ def show_status(project: Project, settings: Settings, as_json: bool) -> None:
     print_status(found, sorted(champions))
 
 
-@click.command(short_help="The last lines of a service or of replicas.")
+@click.command(short_help="Show log lines of a service or of replicas.")
 @click.argument("name")
-@click.option("-n", "--lines", default=50, show_default=True, help="How many lines of each.")
+@click.option("-n", "--lines", default=50, show_default=True, help="Lines per log.")
 @json_option
 def logs(name: str, lines: int, as_json: bool) -> None:
-    """The last lines of a service (prefect-server, prefect-worker, mlflow, envoy, desk, keeper) or of a model's replicas."""
-    project, settings = here()
-    from headrace.services.logs import read
+    """Show the last log lines of NAME: a model, or a service (prefect-server, prefect-worker, mlflow, envoy, api-server,
+    watchdog)."""
+    project, settings = load_project()
+    from headrace.services.status import read_log
 
-    found = read(name, lines, project, settings)
+    found = read_log(name, lines, project, settings)
     if as_json:
         print_json(found)
         return
@@ -52,18 +53,18 @@ def logs(name: str, lines: int, as_json: bool) -> None:
         click.echo(text)
 
 
-@click.command(short_help="The release journal.")
+@click.command(short_help="Show the release journal.")
 @click.argument("model", required=False)
 @json_option
 def history(model: str | None, as_json: bool) -> None:
-    """The release journal: what was in production when, by which gate, with which evidence."""
-    project, _ = here()
+    """Show the release journal: what was released when, with the verdict of the gate and its evidence."""
+    project, _ = load_project()
     from headrace.release import journal
 
     found = journal.entries(project, model)
     if model and not found:
         known = {entry.model for entry in journal.entries(project)}
-        raise UsageError(f"the journal has nothing of {model!r}; {near_miss(model, known)}", hint="headrace history")
+        raise UsageError(f"no entries for {model!r} in the journal; {near_miss(model, known)}", hint="headrace history")
     if as_json:
         print_json([journal.as_json(entry) for entry in found])
         return
@@ -72,15 +73,15 @@ def history(model: str | None, as_json: bool) -> None:
     print_history(found)
 
 
-@click.command(short_help="Follow a version or an answer back to its bytes.")
+@click.command(short_help="Show the lineage of a version or of an answer.")
 @click.argument("reference")
 @json_option
 def trace(reference: str, as_json: bool) -> None:
-    """Follow REFERENCE (digits@3, digits@champion, or the `id` of a response) back to its bytes.
+    """Show the lineage of REFERENCE: digits@3, digits@champion, or the `id` of a response.
 
-    Prints image, bento, model version, run, git commit and data, and how to get each back.
+    Prints the image, bento, model version, run, git commit and data, and how to restore each.
     """
-    project, settings = here()
+    project, settings = load_project()
     from headrace.release.lineage import trace_version
 
     chain = trace_version(reference, project, settings)
@@ -92,15 +93,15 @@ def trace(reference: str, as_json: bool) -> None:
     print_trace(chain)
 
 
-@click.command(short_help="Train a version again and compare it byte for byte.")
+@click.command(short_help="Train a version again and compare the weights.")
 @click.argument("reference")
 @json_option
 def reproduce(reference: str, as_json: bool) -> None:
-    """Train REFERENCE (such as digits@3) again, from its own commit, data and recipe, and compare the weights.
+    """Train REFERENCE (for example digits@3) again, from its own commit, data and recipe, and compare it byte for byte.
 
-    Works in a folder of its own: nothing of the project changes.
+    Works in a separate folder and does not change the project.
     """
-    project, _ = here()
+    project, _ = load_project()
     from headrace import console
     from headrace.release.reproduce import reproduce as train_again
 
@@ -118,20 +119,17 @@ def reproduce(reference: str, as_json: bool) -> None:
 @click.argument("page", type=click.Choice(["mlflow", "prefect", "docs"]))
 @json_option
 def open_page(page: str, as_json: bool) -> None:
-    """Open a page in the browser: mlflow, prefect, or the Data Docs of the last validations."""
-    project, settings = here()
+    """Open a page in the browser: MLflow, Prefect, or the Data Docs of the last validation."""
+    project, settings = load_project()
     addresses = {
         "mlflow": settings.mlflow_address,
         "prefect": settings.prefect_address,
         "docs": (project.data_docs / "index.html").as_uri(),
     }
     if page == "docs" and not (project.data_docs / "index.html").exists():
-        raise ServiceError("there are no Data Docs yet", hint="headrace run RECIPE validates data and writes them")
+        raise ServiceError("there are no Data Docs yet", hint="headrace run RECIPE validates the data and writes them")
     if as_json:
         print_json({"address": addresses[page]})
     else:
         click.launch(addresses[page])
         click.echo(addresses[page])
-
-
-COMMANDS = [status, logs, history, trace, reproduce, open_page]

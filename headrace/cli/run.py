@@ -1,4 +1,4 @@
-"""Commands that act: release a model, approve one, start and stop the services."""
+"""Commands that release and approve a model, and start and stop the services."""
 
 from __future__ import annotations
 
@@ -9,36 +9,33 @@ from typing import Any
 
 import click
 
-from headrace.cli.shared import here, json_option, print_json
+from headrace.cli.shared import json_option, load_project, print_json
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe, load_recipe
 from headrace.settings import Settings
 
-NEEDED = frozenset({"prefect-server", "envoy"})
-"""What a release waits for; MLflow's UI and the worker come up meanwhile."""
 
-
-@click.command(short_help="Release a model: data to balanced replicas.")
+@click.command(short_help="Release a model, from its data to replicas.")
 @click.argument("recipe")
 @click.option("--runner", type=click.Choice(["process", "docker"]), help="Where replicas run (setting `runner`).")
 @click.option(
-    "--force", is_flag=True, help="Take every step, even if nothing seems to have changed; roll out again what was taken back."
+    "--force", is_flag=True, help="Run all steps even if nothing has changed, and release a version that was rolled back."
 )
 @json_option
 def run(recipe: str, runner: str | None, force: bool, as_json: bool) -> None:
-    """Release RECIPE: from its data to replicas behind the balancer.
+    """Release RECIPE, from its data to replicas behind the gateway.
 
-    Starts the local services if they are not up, and anew those whose code or settings have changed. Steps whose inputs are
-    unchanged are skipped; a release that was killed goes on where it was. When nothing changed at all, it says so within a
-    second or two.
+    Starts the local services, and restarts those whose code or settings have changed. Steps whose inputs are unchanged are
+    skipped, and a release that was killed continues where it stopped. If nothing has changed at all, the command only says so,
+    within two seconds.
     """
     if runner:
         os.environ["HEADRACE_RUNNER"] = runner
-    project, settings = here()
+    project, settings = load_project()
     loaded = load_recipe(recipe, project)
-    if not force and _told_unchanged(loaded, project, settings, as_json):
+    if not force and _is_unchanged(loaded, project, settings, as_json):
         return
-    if settings.runner == "docker":  # told at once, not after the training
+    if settings.runner == "docker":  # reported now rather than after training
         from headrace.serving.packaging.docker import Docker
         from headrace.serving.replicas.docker_runner import require_quota_store
 
@@ -46,27 +43,27 @@ def run(recipe: str, runner: str | None, force: bool, as_json: bool) -> None:
     from headrace.serving.gateway.gateway import require_same_access
 
     require_same_access(project, settings)
-    _services_up(project, settings, NEEDED)
-    from headrace.services.orchestrate import prefect_environment
+    _start_needed_services(project, settings)
+    from headrace.services.prefect import prefect_environment
 
     environment = {
         **os.environ,
         **prefect_environment(project, settings),
         "HEADRACE_ROOT": str(project.root),
-        # Errors are told once, by Headrace; Prefect's UI keeps the whole traceback.
+        # Headrace prints errors; the traceback is in Prefect's UI.
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     }
     from headrace.serving.access import audit
 
     audit.record(project, "run", {"recipe": recipe, "force": force, "runner": settings.runner})
     os.chdir(project.root)
-    # The flow takes this process's place: signals, exit code and memory are its own.
+    # The flow replaces this process, so that signals and the exit code are the flow's.
     flow = [sys.executable, "-m", "flows", "release", recipe, *(["--json"] if as_json else []), *(["--force"] if force else [])]
-    os.execve(sys.executable, flow, environment)  # noqa: S606 (a list of our own, no shell)
+    os.execve(sys.executable, flow, environment)  # noqa: S606 (an argument list without a shell)
 
 
-def _told_unchanged(recipe: Recipe, project: Project, settings: Settings, as_json: bool) -> bool:
-    """Says so, and True, when nothing changed since the last release and its replicas serve."""
+def _is_unchanged(recipe: Recipe, project: Project, settings: Settings, as_json: bool) -> bool:
+    """Whether nothing has changed since the last release and its replicas serve; if so, prints the release."""
     from headrace.release import record, up_to_date
     from headrace.serving.replicas.replica import ReplicaSpec
     from headrace.serving.rollout.rolling import is_serving
@@ -92,59 +89,50 @@ def _show(facts: dict[str, Any], project: Project, settings: Settings, as_json: 
     print_summary(facts, project, settings, unchanged)
 
 
-def _services_up(project: Project, settings: Settings, needed: frozenset[str]) -> None:
-    """Starts what is not up, and anew what runs with other code or settings; returns when the `needed` ones answer."""
-    from headrace.services.orchestrate import outdated, status
-
-    states = {service["name"]: service["state"] for service in status(project, settings)["services"]}
-    are_up = all(states[name] in ("ready", "elsewhere") for name in needed) and "stopped" not in states.values()
-    if not are_up or outdated(project, settings):
-        _start_services(project, settings, needed)
-
-
-def _start_services(project: Project, settings: Settings, needed: frozenset[str]) -> None:
-    """Those that run already take over settings that were changed."""
+def _start_needed_services(project: Project, settings: Settings) -> None:
+    """Starts stopped services and restarts outdated ones; returns once the gateway responds, while the others still start."""
     from headrace import console
-    from headrace.services.orchestrate import up
-    from headrace.services.prefect_deployments import register_in_background
+    from headrace.services.status import services
+    from headrace.services.up import outdated, start_for_release
 
-    console.step("up", "Prefect, MLflow, Envoy")
-    up(project, settings, console.report, lambda: register_in_background(project, settings), needed)
+    states = {service.name: service.state for service in services(project, settings)}
+    if states["envoy"] != "ready" or not {"stopped", "failed"}.isdisjoint(states.values()) or outdated(project, settings):
+        console.step("up", "Prefect, MLflow, Envoy")
+        start_for_release(project, settings, console.report)
 
 
-@click.command(short_help="Start the local services; released models serve again.")
+@click.command(short_help="Start the services and the released models.")
 @json_option
 def up(as_json: bool) -> None:
-    """Start the local services, or reuse those that run: Prefect server and worker, MLflow, Envoy, desk and keeper.
+    """Start the local services, or reuse those that run: Prefect server and worker, MLflow, Envoy, API server and watchdog.
 
     One that runs with other code, as after an upgrade, or other settings is started anew, and no other. Models that were
     released before serve again.
     """
-    project, settings = here()
-    from headrace.services.orchestrate import NAMES
-
-    _start_services(project, settings, frozenset(NAMES))
+    project, settings = load_project()
     from headrace import console
     from headrace.cli.inspect import show_status
     from headrace.release.deploy import serve_production
     from headrace.services.prefect_deployments import register_deployments
+    from headrace.services.up import up as start_all
     from headrace.serving.access import audit
 
+    console.step("up", "Prefect, MLflow, Envoy")
+    start_all(project, settings, console.report, lambda: register_deployments(project, settings))
     audit.record(
         project, "up", {"host": settings.host, "access": settings.access, "tls": settings.tls, "runner": settings.runner}
     )
-    register_deployments(project, settings)
     serve_production(project, settings, console.report)
     show_status(project, settings, as_json)
 
 
-@click.command(short_help="Stop everything and free the ports.")
+@click.command(short_help="Stop all services and models.")
 @json_option
 def down(as_json: bool) -> None:
-    """Stop everything: replicas are drained, servers stopped, ports freed. Data, models and the journal stay."""
-    project, settings = here()
+    """Stop all services and models: replicas finish their requests, ports are freed. Data, models and the journal are kept."""
+    project, settings = load_project()
     from headrace import console
-    from headrace.services.orchestrate import down as stop_all
+    from headrace.services.up import down as stop_all
     from headrace.serving.access import audit
 
     stop_all(project, settings, console.report)
@@ -153,18 +141,18 @@ def down(as_json: bool) -> None:
         print_json({"stopped": True})
 
 
-@click.command(short_help="Approve a version that waits for a person.")
+@click.command(short_help="Approve a version that awaits approval.")
 @click.argument("version")
 @click.option(
-    "--by", default=getpass.getuser, show_default="your user name", help="Who approves; kept on the version and in the journal."
+    "--by", default=getpass.getuser, show_default="your user name", help="Who approves, for the version and the journal."
 )
 @json_option
 def approve(version: str, by: str, as_json: bool) -> None:
-    """Approve VERSION (such as digits@4), for recipes with `approval: manual`; then `headrace run` rolls it out.
+    """Approve VERSION (for example digits@4) of a recipe with `approval: manual`; `headrace run` then rolls it out.
 
-    The same as setting the tag `approval` to `approved` on the version in the MLflow UI.
+    This is the same as setting the tag `approval` of the version to `approved` in the MLflow UI.
     """
-    project, _ = here()
+    project, _ = load_project()
     from headrace.release.decision import approve as approve_version
 
     approved = approve_version(version, project, by)
@@ -172,6 +160,3 @@ def approve(version: str, by: str, as_json: bool) -> None:
         print_json({"model": approved.model, "version": approved.version, "approved_by": by})
     else:
         click.echo(f"{approved.name} is approved by {by}. Roll it out: headrace run {approved.model}")
-
-
-COMMANDS = [run, up, down, approve]

@@ -1,4 +1,4 @@
-"""What a person reads at the end: of a release, of `status`, `history` and `trace`."""
+"""Terminal output of releases and of the commands `status`, `history`, `trace` and `reproduce`."""
 
 from __future__ import annotations
 
@@ -22,15 +22,13 @@ if TYPE_CHECKING:
 
 
 def print_summary(facts: dict[str, Any], project: Project, settings: Settings, unchanged: bool = False) -> None:
-    """The release in force, its evidence, its addresses, and a `curl` line that works when pasted."""
+    """Prints a release with its evidence and addresses, and a `curl` command that calls the model."""
     out, model, version = console.out(), facts["model"], facts["version"]
     out.print()
     if unchanged:
-        out.print(
-            f"[bold green]unchanged[/bold green] nothing differs from the release of {facts['at']}; {model}@{version} serves"
-        )
+        out.print(f"[bold green]unchanged[/bold green] since the release of {facts['at']}; {model}@{version} serves")
     else:
-        out.print(f"[bold green]released[/bold green] [bold]{model}@{version}[/bold] serves behind the balancer")
+        out.print(f"[bold green]released[/bold green] [bold]{model}@{version}[/bold] serves behind the gateway")
     for name, value in _rows(facts, project, settings):
         out.print(f"  [cyan]{name:<12}[/cyan] {escape(value)}")
     out.print()
@@ -38,7 +36,7 @@ def print_summary(facts: dict[str, Any], project: Project, settings: Settings, u
 
 
 def curl(model: str, project: Project, settings: Settings) -> str:
-    """Two calls in one line: the contract's own sample, sent to the model."""
+    """Returns a shell command that gets the sample of the contract and sends it to the model."""
     base = f"{address(settings)}/v1/models/{model}"
     sample = "import json,sys; print(json.dumps(json.load(sys.stdin)['contract']['sample']))"
     call = "curl -s"
@@ -75,13 +73,13 @@ def _rows(facts: dict[str, Any], project: Project, settings: Settings) -> list[t
 
 
 def data_docs(recipe: str, project: Project) -> str:
-    """The page of the last validation: unlike the index it reads well without network."""
+    """Returns the address of the Data Docs page of the last validation, which unlike the index needs no network."""
     found = read_cached_json(project.validation_report(recipe)) or {}
     return Path(found.get("docs") or project.data_docs / "index.html").as_uri()
 
 
 def print_status(found: dict[str, Any], released: list[str]) -> None:
-    """Services and models, a table each; `released` are models that would serve again."""
+    """Prints a table of services and one of models. `released` are models that `headrace up` would start again."""
     print_table(("service", "state", "address"), [(s["name"], s["state"], s["address"]) for s in found["services"]])
     console.out().print()
     if found["models"]:
@@ -92,18 +90,18 @@ def print_status(found: dict[str, Any], released: list[str]) -> None:
             for pool in ("canary", "shadow"):
                 if trial := model[pool]:
                     share = f"{trial['percent']:g} % of the requests" + (" copied" if pool == "shadow" else "")
-                    console.out().print(f"{model['name']}@{trial['version']} on trial as {pool}: {share}")
+                    console.out().print(f"{model['name']}@{trial['version']} runs as a {pool}: {share}")
             if model["predecessor"] not in (None, model["version"]):
-                again = f"{model['name']}@{model['predecessor']} serves again unless its release ends well"
+                again = f"{model['name']}@{model['predecessor']} is restored unless the release completes"
                 console.out().print(f"{model['name']}@{model['version']} is not released yet: {again}")
     elif released:
-        console.out().print(f"no model serves; bring back {', '.join(released)}: headrace up")
+        console.out().print(f"no model is served; to start {', '.join(released)} again: headrace up")
     else:
-        console.out().print("no model serves; release one: headrace run digits")
+        console.out().print("no model is served; release one: headrace run digits")
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Columns side by side, as wide as they are: an address broken in two cannot be copied."""
+    """Prints a table without wrapping lines, so that addresses can be copied."""
     texts = [["" if value is None else str(value) for value in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *texts, strict=True)]
     console.out().print(
@@ -115,7 +113,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 
 
 def print_history(found: list[Entry]) -> None:
-    """One line an entry, newest last, with the reasons below."""
+    """Prints the entries of the journal, newest last, each with the reasons for its decision."""
     if not found:
         console.out().print("the journal is empty; release a model: headrace run digits")
     for entry in found:
@@ -125,29 +123,28 @@ def print_history(found: list[Entry]) -> None:
         if "run_id" in entry.facts:
             commit = str(entry.facts.get("git_commit"))[:12]
             console.out().print(f"    data {entry.facts.get('data_md5')}  git {commit}  run {entry.facts['run_id']}")
-        for line in [*reasons, *_told(entry)]:
+        for line in [*reasons, *_details(entry)]:
             console.out().print(f"    {escape(line)}")
 
 
-def _told(entry: Entry) -> list[str]:
-    """What a roll-out came to."""
+def _details(entry: Entry) -> list[str]:
+    """Lines about the outcome of a roll-out."""
     facts = entry.facts
     if entry.event == "rolled-back":
         back = facts["rolled_back"]
-        return [f"{entry.model}@{back['from']} was taken back by {back['by']}" + (f": {back['why']}" if back["why"] else "")]
+        return [f"{entry.model}@{back['from']} was rolled back by {back['by']}" + (f": {back['why']}" if back["why"] else "")]
     if entry.event == "rollout-abandoned":
         return [facts["reason"]]
     if entry.event in ("rollout-step", "rollout-failed") and "step" in facts:
         if not facts.get("judged", True):
-            return [f"{facts['step']}: not judged: {facts['requests']:,} requests came"]
-        return [
-            f"{facts['step']}: {facts.get('reason', 'passed')}; {facts['requests']:,} requests, errors {facts['error_rate']:.2%}"
-        ]
+            return [f"{facts['step']}: not judged: too few requests ({facts['requests']:,})"]
+        numbers = f"{facts['requests']:,} requests, errors {facts['error_rate']:.2%}"
+        return [f"{facts['step']}: {facts.get('reason', 'passed')}; {numbers}"]
     return []
 
 
 def print_trace(chain: dict[str, Any]) -> None:
-    """The chain, each link with how to get it back."""
+    """Prints the lineage of a version, with the command that restores each part."""
     aliases = f" ({', '.join(chain['aliases'])})" if chain["aliases"] else ""
     when = f"released {chain['released_at']}" if chain["released_at"] else "never released"
     console.out().print(f"[bold]{chain['model']}@{chain['version']}[/bold]{aliases}  {when}")
@@ -158,7 +155,7 @@ def print_trace(chain: dict[str, Any]) -> None:
 
 
 def print_reproduction(found: Reproduction) -> None:
-    """That the weights are the same, and from what they were made."""
+    """Prints that the weights are identical, and what they were trained from."""
     console.out().print(
         f"[bold]{found.version}[/bold] trained again on {found.device}: [green]identical, byte for byte[/green]"
     )

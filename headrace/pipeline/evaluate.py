@@ -10,17 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.console import bar
-from headrace.errors import HeadraceError
-from headrace.evaluation.gate import Comparison, Verdict, align_classes, compare, compare_rows, check_gate
 from headrace.evaluation.metrics import Evaluation, before_scaling
-from headrace.files import read_json, write_json, write_with
+from headrace.files import write_json, write_with
 from headrace.models.schema import Schema
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
-from headrace.recipe.task_types import CLASSIFICATION, REGRESSION
 from headrace.runtime.contract import Contract
 from headrace.task_types.lookup import task_type_of
-from headrace.tracking.registry import Version, content_hash
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,44 +71,6 @@ def evaluation_columns(test: Path, schema: Schema, recipe: Recipe) -> pd.DataFra
     import pandas as pd
 
     return pd.read_parquet(test, columns=task_type_of(recipe.task).evaluation_columns(schema, recipe))
-
-
-def decide(recipe: Recipe, project: Project, champion: Version | None) -> Verdict:
-    """The gate: thresholds, then the paired comparison with the champion on the same test rows.
-
-    Raises:
-        HeadraceError: the champion takes other inputs than this recipe's data has.
-    """
-    artifacts = project.artifacts(recipe.name)
-    metrics: dict[str, float] = read_json(artifacts / "evaluation" / "metrics.json")
-    same = champion is not None and content_hash(champion.folder) == content_hash(artifacts / "export")
-    comparison: Comparison | None = None
-    if champion is not None and not same and recipe.gate.beat_champion is not None:
-        comparison = _compare(recipe, artifacts, champion, artifacts / "prepared" / "test.parquet")
-    return check_gate(recipe.gate, recipe.kind.metrics, metrics, comparison, same)
-
-
-def _compare(recipe: Recipe, artifacts: Path, champion: Version, test: Path) -> Comparison:
-    beat, kind = recipe.gate.beat_champion, task_type_of(recipe.task)
-    assert beat is not None
-    with np.load(artifacts / "evaluation" / "predictions.npz") as saved:
-        y_true, candidate = saved["y_true"], saved["outputs"]
-    try:
-        theirs = answers_for(test, champion.folder, recipe)
-    except Exception as error:  # ONNX Runtime has errors of its own for another type or shape, all plain exceptions
-        raise HeadraceError(
-            f"the champion {champion.name} cannot answer for these rows ({error}): its columns differ",
-            where=f"recipes/{recipe.name}.yaml",
-            hint="remove gate.beat_champion for this one release, or give the recipe another name",
-        ) from error
-    metric, better, seed = beat.metric, recipe.kind.metrics[beat.metric], recipe.data.split.seed
-    if metric not in CLASSIFICATION | REGRESSION:
-        ours, theirs = (kind.row_scores(metric, y_true, outputs) for outputs in (candidate, theirs))
-        return compare_rows(metric, better, ours, theirs, beat, seed)
-    labels, known = (Contract.read(folder / "contract.json").labels for folder in (artifacts / "export", champion.folder))
-    if labels is not None and known is not None:
-        theirs = align_classes(theirs, known, labels)
-    return compare(metric, better, y_true, candidate, theirs, beat, seed)
 
 
 def draw(recipe: Recipe, evaluation: Evaluation, y_true: NDArray[Any], outputs: NDArray[Any], artifacts: Path) -> None:

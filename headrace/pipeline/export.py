@@ -45,9 +45,9 @@ def _test_rows(task_type: TaskType, test: Path, recipe: Recipe) -> pd.DataFrame:
     """Reads test rows on which the graph is compared with torch: all of them, or the first ones of a large table."""
     import pandas as pd
 
-    from headrace.data.chunks import head
+    from headrace.data.chunks import read_head
 
-    return pd.read_parquet(test) if task_type.learner(recipe) is None else head(test, PARITY_TEST_ROWS)
+    return pd.read_parquet(test) if task_type.learner(recipe) is None else read_head(test, PARITY_TEST_ROWS)
 
 
 def load_weights(recipe: Recipe, schema: Schema, path: Path) -> ServedModel:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrace.console import bar
-from headrace.data.chunks import Chunks, RowGroupWriter, stored_chunks, schema_bytes
+from headrace.data.chunks import Chunks, RowGroupWriter, stored_chunks
+from headrace.data.tables import schema_bytes
 from headrace.errors import DataError
 from headrace.files import whole, write_json, write_with
 from headrace.models.schema import Schema
@@ -58,7 +59,7 @@ def _in_chunks(chunks: Chunks, recipe: Recipe, out: Path) -> tuple[Schema, dict[
     Raises:
         DataError: as `prepare`, with the rows of the chunk where it can be told.
     """
-    from headrace.data.splits import check_parts, split_masks, kept_columns
+    from headrace.data.splits import check_parts, kept_columns, split_masks
 
     if recipe.data.split.per_class is not None:
         raise DataError(
@@ -116,7 +117,7 @@ def _writers(out: Path, fields: list[pa.Field]) -> Iterator[dict[str, RowGroupWr
             yield writers
         except BaseException:
             for writer in writers.values():
-                writer.abandon()
+                writer.discard()
             raise
 
 

@@ -1,4 +1,4 @@
-"""The doors through which DVC calls the work: `python -m headrace.pipeline.stages train digits` (see `dvc.yaml`)."""
+"""What the commands in dvc.yaml run: `python -m headrace.pipeline.stages train digits`."""
 
 from __future__ import annotations
 
@@ -18,83 +18,81 @@ ERROR_FILE = "HEADRACE_STAGE_ERROR"
 
 
 def validate(recipe: Recipe, project: Project) -> None:
-    """The data gate, over all batches."""
-    from headrace import console
-    from headrace.data.chunks import read_stored
-    from headrace.data.validation.validate import render
-    from headrace.data.validation.validate import validate as validate_batch
-    from headrace.files import write_json
+    """Validates all batches."""
+    from headrace.pipeline.validate import validate_batches
 
-    report = validate_batch(read_stored(project, recipe), recipe, project, "all batches")
-    report.to_json(project.validation_report(recipe.name))
-    if not report.success:
-        console.err().print(render(report))
-    report.raise_if_failed()
-    # What later stages depend on names no time and no place, so that an unchanged gate changes nothing after it.
-    verdict = {"rows": report.rows, "passed": report.passed, "total": report.total, "implicit": report.implicit}
-    write_json(project.artifacts(recipe.name) / "validation.json", verdict)
+    validate_batches(recipe, project)
 
 
 def prepare(recipe: Recipe, project: Project) -> None:
-    """Splits and schema."""
+    """Splits the rows and learns the schema."""
     from headrace.pipeline.prepare import prepare
 
     prepare(recipe, project)
 
 
 def train(recipe: Recipe, project: Project) -> None:
-    """Weights and learning curves."""
+    """Trains the model."""
     from headrace.training.run import train_model
 
     train_model(recipe, project)
 
 
 def export(recipe: Recipe, project: Project) -> None:
-    """The graph and its contract."""
+    """Exports the graph and its contract."""
     from headrace.pipeline.export import export_model
 
     export_model(recipe, project)
 
 
 def evaluate(recipe: Recipe, project: Project) -> None:
-    """Metrics, predictions and plots on the test rows."""
+    """Computes metrics, predictions and plots on the test rows."""
     from headrace.pipeline.evaluate import evaluate_export
 
     evaluate_export(recipe, project)
 
 
+def custom_code(recipe: Recipe, project: Project) -> None:
+    """Writes the hashes of the modules of the recipe's custom classes."""
+    from headrace.pipeline.custom_code import write_custom_code
+
+    write_custom_code(recipe, project)
+
+
 STAGES: dict[str, Stage] = {"validate": validate, "prepare": prepare, "train": train, "export": export, "evaluate": evaluate}
+"""The stages of every recipe, in order."""
+COMMANDS: dict[str, Stage] = {**STAGES, "custom_code": custom_code}
 
 
 def main(arguments: list[str]) -> int:
-    """Runs one stage; an error is printed, and left for the caller in the file that `HEADRACE_STAGE_ERROR` names."""
+    """Runs one stage. An error is written to the file that `HEADRACE_STAGE_ERROR` names, for the caller, or else printed."""
     try:
         if len(arguments) != 2:
             raise UsageError(
-                f"a stage and a recipe are needed; stages: {', '.join(STAGES)}",
+                f"expected a stage and a recipe; stages: {', '.join(STAGES)}",
                 hint="python -m headrace.pipeline.stages STAGE RECIPE",
             )
-        if arguments[0] not in STAGES:
+        if arguments[0] not in COMMANDS:
             raise UsageError(
-                f"no stage {arguments[0]!r}; {near_miss(arguments[0], STAGES)}",
+                f"unknown stage {arguments[0]!r}; {near_miss(arguments[0], STAGES)}",
                 hint="python -m headrace.pipeline.stages STAGE RECIPE",
             )
         processes.die_with_parent()
-        # Threads that spin while they wait slow a small network five times as soon as another program wants a core.
+        # Threads that spin while they wait make a small network five times slower as soon as another program needs a core.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         project = find_project()
-        STAGES[arguments[0]](load_recipe(arguments[1], project), project)
+        COMMANDS[arguments[0]](load_recipe(arguments[1], project), project)
         return 0
     except KeyboardInterrupt:
-        return _tell(Interrupted("interrupted", hint="run the same command to go on from the last checkpoint"))
+        return _report(Interrupted("interrupted", hint="run the same command to resume from the last checkpoint"))
     except Exception as error:
         known = processes.as_headrace_error(error)
         if known is None:
             raise
-        return _tell(known)
+        return _report(known)
 
 
-def _tell(error: HeadraceError) -> int:
+def _report(error: HeadraceError) -> int:
     named = os.environ.get(ERROR_FILE)
     if named:
         Path(named).write_text(json.dumps(error.to_dict()), encoding="utf-8")

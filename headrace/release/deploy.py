@@ -15,13 +15,14 @@ from headrace.release.journal import Entry
 from headrace.serving.access import audit
 from headrace.serving.replicas.replica import ReplicaSpec
 from headrace.settings import Settings, runs_as
+from headrace.tracking import registry
 from headrace.tracking.registry import Version
 
 if TYPE_CHECKING:
     from headrace.serving.rollout.rolling import Rollout
 
 
-class Package(BaseModel):
+class PackagedVersion(BaseModel):
     """The bento of a version and, where replicas are containers, its image."""
 
     model_config = ConfigDict(frozen=True)
@@ -31,7 +32,7 @@ class Package(BaseModel):
     image_bytes: int | None = None
 
 
-def package_version(version: Version, project: Project, settings: Settings, report: Report) -> Package:
+def package_version(version: Version, project: Project, settings: Settings, report: Report) -> PackagedVersion:
     """Builds the bento of `version`, and its image when `runner` is `docker`; what was built before is reused.
 
     Raises:
@@ -42,14 +43,14 @@ def package_version(version: Version, project: Project, settings: Settings, repo
     bento = package(version.folder, version.model, version.version, version.identity, project)
     report(f"bento {bento.tag}")
     if settings.runner != "docker":
-        return Package(bento=bento.tag)
+        return PackagedVersion(bento=bento.tag)
     image = build_image(project, settings, bento)
     report(f"image {image.tag}, {image.size_bytes / 1e6:.0f} MB")
-    return Package(bento=bento.tag, image=image.tag, image_digest=image.digest, image_bytes=image.size_bytes)
+    return PackagedVersion(bento=bento.tag, image=image.tag, image_digest=image.digest, image_bytes=image.size_bytes)
 
 
 def roll_out_version(
-    recipe: Recipe, version: Version, packaged: Package, project: Project, settings: Settings, report: Report
+    recipe: Recipe, version: Version, packaged: PackagedVersion, project: Project, settings: Settings, report: Report
 ) -> None:
     """Puts `serve.replicas` replicas of `version` behind the gateway as `serve.rollout` says, without losing a request.
 
@@ -60,7 +61,8 @@ def roll_out_version(
         RolloutAborted: the new version left its bounds during its trial; the previous version keeps serving. The journal has
             the numbers.
     """
-    from headrace.serving.rollout.rolling import roll_out, runner_for
+    from headrace.serving.replicas.runners import runner_for
+    from headrace.serving.rollout.rolling import roll_out
 
     def note(facts: dict[str, Any]) -> None:
         journal.record(project, "rollout-step", recipe.name, version.version, facts)
@@ -68,7 +70,7 @@ def roll_out_version(
     spec = ReplicaSpec(recipe.name, version.version, packaged.bento, packaged.image, recipe.serve.threads)
     runner = runner_for(project, settings)
     try:
-        roll_out(spec, recipe.serve.replicas, project, settings, runner, report, recipe.serve.rollout, note, settled=False)
+        roll_out(spec, recipe.serve.replicas, project, settings, runner, report, recipe.serve.rollout, note, is_final=False)
     except RolloutAborted as error:
         journal.record(project, "rollout-failed", recipe.name, version.version, {**packaged.model_dump(), **error.facts})
         raise
@@ -92,17 +94,18 @@ def scale(model: str, replicas: int, project: Project, settings: Settings, repor
         Busy: a release of `model` is running.
     """
     from headrace.serving.gateway import gateway
+    from headrace.serving.replicas.runners import runner_for
     from headrace.serving.rollout import rolling
 
     recovery.roll_back_interrupted_release(model, project, settings, report)
     serving = gateway.endpoints_by_model(project).get(model, [])
-    runner = rolling.runner_for(project, settings, serving[-1].runner if serving else None)
+    runner = runner_for(project, settings, serving[-1].runner if serving else None)
     now = rolling.scale(model, replicas, project, settings, runner, report)
     audit.record(project, "scale", {"model": model, "replicas": replicas})
     return now
 
 
-def serving_facts(recipe: Recipe, packaged: Package, settings: Settings) -> dict[str, Any]:
+def serving_facts(recipe: Recipe, packaged: PackagedVersion, settings: Settings) -> dict[str, Any]:
     """How a version serves, as facts for the journal."""
     return {
         **packaged.model_dump(),
@@ -130,12 +133,39 @@ def serve_released(released: Entry, project: Project, settings: Settings, report
     Raises:
         ServiceError: its bento or image is gone, or its replicas did not become ready.
     """
-    from headrace.serving.rollout.rolling import roll_out, runner_for
+    from headrace.serving.replicas.runners import runner_for
+    from headrace.serving.rollout.rolling import roll_out
 
     facts, model = released.facts, released.model
     recovery.roll_back_interrupted_release(model, project, settings, report, recovery.REPAIR_SECONDS)
     runner = runner_for(project, settings, facts["runner"])
     roll_out(history.released_spec(released), facts["replicas"], project, settings, runner, report)
+
+
+def keep_production_serving(model: str, project: Project, settings: Settings, report: Report) -> None:
+    """Serves the version in production, where a release stops before its roll-out; does nothing where it serves already.
+
+    Where its bento or image is gone from this machine, it is packaged again, and the journal gets a new entry.
+
+    Raises:
+        ServiceError: its replicas did not become ready.
+        RegistryError: it has to be packaged again and its files are gone.
+    """
+    from headrace.serving.rollout.rolling import is_serving
+
+    released = history.in_force(journal.entries(project, model))
+    if released is None or is_serving(history.released_spec(released), released.facts["replicas"], project, settings):
+        return
+    report(f"{model}@{released.version} is in production and does not serve: it is started")
+    if is_packaged(released, project, settings):
+        serve_released(released, project, settings, report)
+        return
+    version = registry.get(f"{model}@{released.version}", project)
+    placed = settings.model_copy(update={"runner": released.facts["runner"]})
+    facts = {**released.facts, **package_version(version, project, placed, report).model_dump()}
+    facts.pop("rolled_back", None)
+    serve_released(released.model_copy(update={"facts": facts}), project, settings, report)
+    journal.record(project, "released", model, released.version, facts)
 
 
 def is_packaged(released: Entry, project: Project, settings: Settings) -> bool:

@@ -1,27 +1,34 @@
-"""What the journal says of a model's time in production: which version is in force, which came before, which was taken back."""
+"""What the journal says about production: which version is released, which came before, which was rolled back."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
 from headrace.release.journal import Entry
+from headrace.serving.replicas.replica import ReplicaSpec
 
 IN_FORCE = ("released", "rolled-back")
-"""Events after which the entry's version is the one that serves."""
+"""Events after which the entry's version is the one in production."""
 
 
 def in_force(entries: Sequence[Entry]) -> Entry | None:
-    """The entry of one model that says what serves now; None before the first release."""
+    """The entry that put the version in production there, for the entries of one model; None before the first release."""
     return next((entry for entry in reversed(entries) if entry.event in IN_FORCE), None)
 
 
 def production(entries: Iterable[Entry]) -> dict[str, Entry]:
-    """For each model the entry that says what serves."""
+    """The entry of `in_force` for each model."""
     return {entry.model: entry for entry in entries if entry.event in IN_FORCE}
 
 
+def released_spec(entry: Entry) -> ReplicaSpec:
+    """The replicas that an entry of `in_force` describes."""
+    facts = entry.facts
+    return ReplicaSpec(entry.model, entry.version, facts["bento"], facts["image"], facts["threads"])
+
+
 def served(entries: Sequence[Entry]) -> dict[str, Entry]:
-    """For each version of one model that ever served the newest entry that says how; the latest to serve is last."""
+    """The newest entry that put each version of one model into production; the latest version is last."""
     found: dict[str, Entry] = {}
     for entry in entries:
         if entry.event in IN_FORCE:
@@ -30,8 +37,8 @@ def served(entries: Sequence[Entry]) -> dict[str, Entry]:
     return found
 
 
-def when_taken_back(entries: Sequence[Entry], version: str) -> Entry | None:
-    """The entry by which `version` of one model was taken back; None when it never was, or came into force again."""
+def when_rolled_back(entries: Sequence[Entry], version: str) -> Entry | None:
+    """The entry by which `version` of one model was rolled back; None when it never was, or was released again later."""
     for entry in reversed(entries):
         if entry.event in IN_FORCE and entry.version == version:
             return None
@@ -42,18 +49,18 @@ def when_taken_back(entries: Sequence[Entry], version: str) -> Entry | None:
     return None
 
 
-def why_taken_back(entry: Entry) -> str:
-    """In a few words, from the entry that `when_taken_back` gives."""
+def why_rolled_back(entry: Entry) -> str:
+    """In a few words, from the entry of `when_rolled_back`."""
     if entry.event == "rollout-failed":
-        return str(entry.facts["said"])
+        return str(entry.facts["reason"])
     facts = entry.facts["rolled_back"]
     return f"by {facts['by']}" + (f": {facts['why']}" if facts["why"] else "")
 
 
 def before(entries: Sequence[Entry]) -> Entry | None:
-    """The version of one model that served before the one that serves now, but for those that were taken back."""
+    """The entry of the version that was in production before the current one, without those that were rolled back."""
     now = in_force(entries)
     for version, entry in reversed(served(entries).items()):
-        if now is not None and version != now.version and when_taken_back(entries, version) is None:
+        if now is not None and version != now.version and when_rolled_back(entries, version) is None:
             return entry
     return None

@@ -1,10 +1,12 @@
-"""The release journal: what was in production when, by which gate, with which evidence. Lines are only ever added."""
+"""The release journal: what was in production when, by which verdict, with which evidence. Entries are only added."""
 
 from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
 from typing import Any, Literal
+
+from pydantic import field_validator
 
 from headrace import append_log
 from headrace.project import Project
@@ -21,19 +23,32 @@ Event = Literal[
 ]
 
 
+OLD_FACTS = {"on": "runner", "said": "reason"}
+
+
 class Entry(append_log.Link):
-    """One line of the journal."""
+    """One entry of the journal."""
 
     at: str
     event: Event
     model: str
     version: str
     facts: dict[str, Any]
-    """What the decision rests on: metrics, verdict, data md5, git commit, run id, bento, image, replicas."""
+    """The evidence: metrics, verdict, data md5, git commit, run id, bento, image, replicas."""
+
+    @field_validator("facts")
+    @classmethod
+    def _translate(cls, facts: dict[str, Any]) -> dict[str, Any]:
+        """Reads entries with the old names of facts: `runner` (`process` or `docker`) was `on` (`processes` or `docker`),
+        and `reason` was `said`."""
+        translated = {OLD_FACTS.get(name, name): value for name, value in facts.items()}
+        if translated.get("runner") == "processes":
+            translated["runner"] = "process"
+        return translated
 
 
 def record(project: Project, event: Event, model: str, version: str, facts: dict[str, Any]) -> Entry:
-    """Adds one line, synced to disk before it returns."""
+    """Adds one entry, synced to disk before it returns."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return append_log.add(
         project.journal,
@@ -42,16 +57,16 @@ def record(project: Project, event: Event, model: str, version: str, facts: dict
 
 
 def entries(project: Project, model: str | None = None) -> list[Entry]:
-    """All lines, oldest first, or those of one model.
+    """All entries, oldest first, or those of one model.
 
     Raises:
-        HeadraceError: a line was changed or taken out.
+        HeadraceError: an entry was changed or removed.
     """
     return [entry for entry in append_log.read(project.journal, Entry, "journal") if model in (None, entry.model)]
 
 
 def last(project: Project, model: str, event: Event | None = None) -> Entry | None:
-    """The newest entry of a model (of one kind of event)."""
+    """The newest entry of a model, or its newest of one event."""
     return next((e for e in reversed(entries(project, model)) if event in (None, e.event)), None)
 
 

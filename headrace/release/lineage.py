@@ -1,4 +1,4 @@
-"""From a version, or the id of a response, back to the bytes it was made of."""
+"""Traces a version, or the id of a response, back to the code, data and run that it was made of."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from headrace.settings import Settings, tracking_uri
 from headrace.tracking import registry
 
 
-def trace(reference: str, project: Project, settings: Settings) -> dict[str, Any]:
-    """The chain of one version, each link with its `id` and the command that gets it back.
+def trace_version(reference: str, project: Project, settings: Settings) -> dict[str, Any]:
+    """The lineage of one version: a chain of links, each with its `id` and the command that gets it back.
 
-    `reference` is `digits@3`, `digits@champion`, `digits`, or the `id` of a response (`digits@3:7f3c…`).
+    Args:
+        reference: `digits@3`, `digits@champion`, `digits`, or the `id` of a response (`digits@3:7f3c…`).
 
     Raises:
         UsageError: there is no such model or version.
@@ -45,7 +46,7 @@ def trace(reference: str, project: Project, settings: Settings) -> dict[str, Any
         _link(
             "run",
             version.run_id,
-            f"http://{settings.host}:{settings.mlflow_port}/#/experiments/"
+            f"{settings.mlflow_address}/#/experiments/"
             f"{_experiment(version, project)}/runs/{version.run_id}",
         ),
         _link("git commit", commit, None if commit == "none" else f"git checkout {commit.removesuffix('-dirty')}"),
@@ -75,10 +76,10 @@ def _experiment(version: registry.Version, project: Project) -> str:
 
 
 def _data_command(version: registry.Version, project: Project) -> str:
-    """The data as it is, or the commit whose `data.dvc` names it."""
+    """How to get the data back: it is in `data/` now, or the commit whose `data.dvc` names it."""
     try:
         if data_version(project, version.model).md5 == version.identity.get("data_md5"):
-            return "it is what lies in data/ now (dvc checkout data.dvc brings it back)"
+            return "data/ has it now (dvc checkout data.dvc restores it)"
     except HeadraceError:
         pass
     commit = version.identity.get("git_commit", "none").removesuffix("-dirty")

@@ -8,9 +8,10 @@ from headrace.project import Project
 from headrace.release import history, journal
 from headrace.release.lock import require_no_other_release
 from headrace.serving.gateway import gateway
-from headrace.serving.gateway.clusters import Served, versions
-from headrace.serving.rollout import rolling, steps
-from headrace.serving.rollout.steps import Site
+from headrace.serving.gateway.model_route import ModelRoute, versions
+from headrace.serving.replicas import runners
+from headrace.serving.rollout import rolling
+from headrace.serving.rollout.context import RolloutContext, rollout_lock
 from headrace.settings import Settings
 from headrace.tracking import registry
 
@@ -20,8 +21,8 @@ REPAIR_SECONDS = 130.0
 
 def is_interrupted(model: str, project: Project) -> bool:
     """Whether a version of the model is on trial, or serves and is not recorded: its release is running, or was killed."""
-    found = gateway.served(project).get(model)
-    return found is not None and bool(found.predecessors or any(endpoint.pool != "main" for endpoint in found.endpoints))
+    found = gateway.read_routes(project).get(model)
+    return found is not None and bool(found.previous or any(endpoint.pool != "main" for endpoint in found.endpoints))
 
 
 def roll_back_interrupted_release(
@@ -41,45 +42,45 @@ def roll_back_interrupted_release(
     if not is_interrupted(model, project):
         return
     require_no_other_release(model, project)  # fails at once, not after the wait
-    with steps.alone(project, model, wait_seconds):
+    with rollout_lock(project, model, wait_seconds):
         require_no_other_release(model, project)  # one that begins now waits for the same lock
-        found = gateway.served(project).get(model)
+        found = gateway.read_routes(project).get(model)
         if found is None:
             return
-        place = (found.predecessors or found.endpoints)[0].runner
-        site = Site(model, project, settings, steps.runner_for(project, settings, place), report)
+        place = (found.previous or found.endpoints)[0].runner
+        site = RolloutContext(model, project, settings, runners.runner_for(project, settings, place), report)
         _undo(site, found)
 
 
-def _undo(site: Site, found: Served) -> None:
+def _undo(site: RolloutContext, found: ModelRoute) -> None:
     model, project = site.model, site.project
     released = history.in_force(journal.entries(project, model))
     serving = {endpoint.spec for endpoint in found.pool("main")}
-    if found.predecessors and released is not None and serving == {history.released_spec(released)}:
-        rolling.stop_unknown(site)
+    if found.previous and released is not None and serving == {history.released_spec(released)}:
+        rolling.stop_orphaned(site)
     else:
         _record(site, found)
         try:
-            rolling.take_back(site)
+            rolling.restore_released(site)
         except ServiceError as error:  # the current version keeps serving, and the watchdog tries again
             site.report(f"{model} cannot be rolled back: {error.message}")
             return
-    if released is not None and found.predecessors:
+    if released is not None and found.previous:
         registry.move_champion(model, released.version, project)
-    site.settle()
+    site.finalize()
 
 
-def _record(site: Site, found: Served) -> None:
+def _record(site: RolloutContext, found: ModelRoute) -> None:
     """Writes the journal's entry, before the roll-back removes what it describes; only once, however often that is killed."""
     model, project = site.model, site.project
-    if found.predecessors:
-        known = {endpoint.spec for endpoint in found.predecessors}
+    if found.previous:
+        known = {endpoint.spec for endpoint in found.previous}
         left = [endpoint for endpoint in found.pool("main") if endpoint.spec not in known]
     else:
         left = [endpoint for endpoint in found.endpoints if endpoint.pool != "main"]
     if not left:
         return
-    version, serving = left[0].version, versions(found.predecessors or found.pool("main"))
+    version, serving = left[0].version, versions(found.previous or found.pool("main"))
     facts = {
         "pool": left[0].pool,
         "bento": left[0].spec.bento_tag,

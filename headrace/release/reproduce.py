@@ -1,8 +1,9 @@
-"""Trains a registered version once more, from its own commit, data and recipe, and compares what comes out byte for byte."""
+"""Trains a registered version again, from its own commit, data and recipe, and compares the served files byte for byte."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,37 +21,37 @@ from headrace.plugins import custom_sources
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe, load_recipe
 from headrace.task_types.lookup import task_type_of
-from headrace.tracking import provenance, registry
+from headrace.tracking import artifact, provenance, registry
 from headrace.tracking.registry import Version
 
 STAGES = ("prepare", "train", "export", "evaluate")
 
 
 class Reproduction(BaseModel):
-    """What training again gave, beside what the registry holds."""
+    """A version trained again, compared with the registered one."""
 
     model_config = ConfigDict(frozen=True)
     version: str
-    """Such as `digits@3`."""
+    """For example `digits@3`."""
     code: str
-    """The commit that trained again, or `working tree`."""
+    """Where the code came from: a commit, or the working tree."""
     data_md5: str
     device: str
     identical: bool
-    """Whether every served file, and so every weight, has the same bytes."""
+    """Whether every served file, with its weights, has the same bytes."""
     content_sha256: str
     content_sha256_now: str
-    largest_difference: float
-    """Between the two models' answers on the test rows."""
+    largest_difference: float | None
+    """Between the two models' answers on the test rows; None where current code cannot run the older task type."""
     metrics: dict[str, float | None]
     metrics_now: dict[str, float | None]
 
 
 def reproduce(reference: str, project: Project, report: Report) -> Reproduction:
-    """Trains `reference` (such as `digits@3`) again in a folder of its own; nothing of the project changes.
+    """Trains `reference` (for example `digits@3`) again in a separate folder; the project does not change.
 
     Raises:
-        UsageError: no such version, or the environment or the uncommitted code of then is no longer there.
+        UsageError: there is no such version, or its environment or its uncommitted code no longer exists.
         DataError: its data is gone.
         NotReproduced: the weights differ.
     """
@@ -58,7 +59,7 @@ def reproduce(reference: str, project: Project, report: Report) -> Reproduction:
     _require_environment(version, project)
     folder = project.state / "reproductions" / f"{version.model}-{version.version}-{os.getpid()}"
     try:
-        code = _lay_out(version, project, folder)
+        code = _extract_code(version, project, folder)
         report(f"code of {code}")
         restore_version(version.model, version.identity["data_md5"], project, folder / "data" / version.model)
         report(f"data {version.identity['data_md5']}")
@@ -87,13 +88,13 @@ def _require_environment(version: Version, project: Project) -> None:
         )
 
 
-def _lay_out(version: Version, project: Project, folder: Path) -> str:
-    """Code and recipe of the version in `folder`; returns where they come from."""
+def _extract_code(version: Version, project: Project, folder: Path) -> str:
+    """Copies code and recipe of the version into `folder`, and returns where they come from."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     commit = version.identity.get("git_commit", "none")
     if commit != "none" and not commit.endswith("-dirty"):
-        _extract(commit, project, folder)
+        _extract_commit(commit, project, folder)
         return f"commit {commit[:12]}"
     recipe_file = project.recipes / f"{version.model}.yaml"
     if provenance.sha256(recipe_file) != version.identity.get("recipe_sha256"):
@@ -110,7 +111,7 @@ def _lay_out(version: Version, project: Project, folder: Path) -> str:
     return WORKING_TREE
 
 
-def _extract(commit: str, project: Project, folder: Path) -> None:
+def _extract_commit(commit: str, project: Project, folder: Path) -> None:
     archive = subprocess.run(
         ["git", "-C", str(project.root), "archive", "--format=tar", commit, "--", "."], capture_output=True, check=False
     )
@@ -124,44 +125,72 @@ def _extract(commit: str, project: Project, folder: Path) -> None:
 
 
 def _run_stage(stage: str, model: str, folder: Path, from_folder: bool) -> None:
-    """One stage in a process of its own: it imports the code of `folder`, not this process's."""
+    """Runs one stage in a process of its own, with the command in `folder`'s dvc.yaml: its code may be older than this one."""
     error_file = folder / "error.json"
     environment = {**os.environ, "HEADRACE_ROOT": str(folder), ERROR_FILE: str(error_file)}
     if from_folder:
         environment["PYTHONPATH"] = str(folder)
-    done = subprocess.run(
-        [sys.executable, "-m", "headrace.pipeline.stages", stage, model], cwd=folder, env=environment, check=False
-    )
+    done = subprocess.run(_command(stage, model, folder), cwd=folder, env=environment, check=False)
     if done.returncode:
         left = read_cached_json(error_file)
-        raise HeadraceError.from_dict(left) if left else HeadraceError(f"the stage {stage} ended with {done.returncode}")
+        raise (
+            HeadraceError.from_dict(left)
+            if left
+            else HeadraceError(f"the stage {stage} failed with exit code {done.returncode}")
+        )
+
+
+def _command(stage: str, model: str, folder: Path) -> list[str]:
+    """The command of a stage, by this environment's Python.
+
+    Raises:
+        HeadraceError: `folder`'s dvc.yaml has no such stage.
+    """
+    import yaml
+
+    path = folder / "dvc.yaml"
+    try:
+        command = str(yaml.safe_load(path.read_text(encoding="utf-8"))["stages"][stage]["do"]["cmd"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise HeadraceError(f"dvc.yaml of the version has no stage {stage!r}: {error!r}", where=str(path)) from None
+    program, *arguments = shlex.split(command.replace("${key}", model))
+    return [sys.executable if program == "python" else program, *arguments]
 
 
 def _compare(version: Version, again: Project, project: Project, code: str) -> Reproduction:
-    import pandas as pd
-
     artifacts = again.artifacts(version.model)
-    recipe: Recipe = load_recipe(version.model, again)
-    test = pd.read_parquet(artifacts / "prepared" / "test.parquet")
-    kind = task_type_of(recipe.task)
-    then, now = (kind.answers(folder, test, recipe) for folder in (version.folder, artifacts / "export"))
-    same_shape = then.shape == now.shape
+    then, now = (artifact.content_hash(folder) for folder in (version.folder, artifacts / "export"))
     return Reproduction(
         version=version.name,
         code=code,
         data_md5=version.identity["data_md5"],
         device=str((read_json(artifacts / "train" / "summary.json") or {}).get("device", "?")),
-        content_sha256=registry.content_hash(version.folder),
-        content_sha256_now=registry.content_hash(artifacts / "export"),
-        identical=registry.content_hash(version.folder) == registry.content_hash(artifacts / "export"),
-        largest_difference=float(np.abs(then - now).max()) if same_shape else float("inf"),
+        content_sha256=then,
+        content_sha256_now=now,
+        identical=then == now,
+        largest_difference=0.0 if then == now else _largest_difference(version, again),
         metrics=_metrics_of(version, project),
         metrics_now=read_json(artifacts / "evaluation" / "metrics.json") or {},
     )
 
 
+def _largest_difference(version: Version, again: Project) -> float | None:
+    """Between the answers of both models on the test rows; None where current code cannot read the recipe or its classes."""
+    import pandas as pd
+
+    artifacts = again.artifacts(version.model)
+    try:
+        recipe: Recipe = load_recipe(version.model, again)
+    except HeadraceError:
+        return None
+    test = pd.read_parquet(artifacts / "prepared" / "test.parquet")
+    task_type = task_type_of(recipe.task)
+    then, now = (task_type.answers(folder, test, recipe) for folder in (version.folder, artifacts / "export"))
+    return float(np.abs(then - now).max()) if then.shape == now.shape else float("inf")
+
+
 def _metrics_of(version: Version, project: Project) -> dict[str, float | None]:
-    """The test metrics that the version's run has in MLflow."""
+    """The test metrics of the version's run in MLflow."""
     from headrace.tracking.runs import client, registry_errors
 
     with registry_errors(project):
@@ -170,9 +199,11 @@ def _metrics_of(version: Version, project: Project) -> dict[str, float | None]:
 
 
 def _not_reproduced(found: Reproduction) -> NotReproduced:
+    largest = found.largest_difference
+    answers = "" if largest is None else f"; answers on the test rows differ by at most {largest:.3g}"
     return NotReproduced(
         f"{found.version} trained again on {found.device} differs: served files sha256 {found.content_sha256_now[:12]}…, "
-        f"registered {found.content_sha256[:12]}…; answers on the test rows differ by at most {found.largest_difference:.3g}",
+        f"registered {found.content_sha256[:12]}…{answers}",
         where=found.code,
         hint="train on the same kind of device as then (headrace trace says which run); some GPU kernels have no fixed order",
     )

@@ -1,7 +1,7 @@
-"""Whether anything changed since the last completed release, told from names, sizes and times of files alone.
+"""Whether anything changed since the last complete release, by names, sizes and times of files alone.
 
-The same trust DVC puts in a file's inode, size and time; here without importing DVC, so that an unchanged release is over
-in a second. Any difference, however small, only means that the full path is taken.
+DVC trusts a file's inode, size and time in the same way. This does not import DVC, so that an unchanged release takes a
+second. Any difference, however small, only means that all steps are taken.
 """
 
 from __future__ import annotations
@@ -22,40 +22,39 @@ CODE = ("headrace", "flows", "tasks", "bentos", "deploy/serving")
 
 
 def snapshot(recipe: Recipe, project: Project, settings: Settings) -> str:
-    """One hash over what a release of `recipe` depends on, and over what it made."""
+    """One hash over the files that a release of `recipe` depends on, and over its outputs."""
     digest = hashlib.sha256(settings.model_dump_json().encode())
-    for path in sorted({*_written_by_people(recipe, project), *_made(recipe, project)}):
-        with contextlib.suppress(FileNotFoundError):  # gone since it was listed: another command is at work
+    for path in sorted({*_inputs(recipe, project), *_outputs(recipe, project)}):
+        with contextlib.suppress(FileNotFoundError):  # gone since it was listed: another command is running
             stat = path.stat()
             digest.update(f"{path}\0{stat.st_ino}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 
 def remember(recipe: Recipe, project: Project, settings: Settings, began_ns: int) -> None:
-    """Keeps the snapshot of a release that is complete, unless a person changed something while it was under way: the
-    change is not in what was released.
+    """Stores the snapshot of a complete release, unless a person changed a file during it: the change was not released.
 
     Args:
         began_ns: when the release began, in nanoseconds of the file system's clock.
     """
-    if any(path.stat().st_mtime_ns > began_ns for path in _written_by_people(recipe, project)):
-        _kept(recipe, project).unlink(missing_ok=True)
+    if any(path.stat().st_mtime_ns > began_ns for path in _inputs(recipe, project)):
+        _snapshot_file(recipe, project).unlink(missing_ok=True)
     else:
-        write_json(_kept(recipe, project), {"snapshot": snapshot(recipe, project, settings)})
+        write_json(_snapshot_file(recipe, project), {"snapshot": snapshot(recipe, project, settings)})
 
 
 def is_unchanged(recipe: Recipe, project: Project, settings: Settings) -> bool:
-    """Whether files are as they were when the last release completed."""
-    kept = read_cached_json(_kept(recipe, project))
+    """Whether all files are as they were at the end of the last complete release."""
+    kept = read_cached_json(_snapshot_file(recipe, project))
     return bool(kept) and kept["snapshot"] == snapshot(recipe, project, settings)
 
 
-def _kept(recipe: Recipe, project: Project) -> Path:
+def _snapshot_file(recipe: Recipe, project: Project) -> Path:
     return project.state / "released" / f"{recipe.name}.json"
 
 
-def _written_by_people(recipe: Recipe, project: Project) -> Iterator[Path]:
-    """The recipe, its source where that is a file, the environment and the code."""
+def _inputs(recipe: Recipe, project: Project) -> Iterator[Path]:
+    """The files that people write: the recipe, its source where that is a file, the environment and the code."""
     singles = [project.recipes / f"{recipe.name}.yaml", project.root / "requirements.lock"]
     for file in recipe.data.files:
         if is_local(file.uri):
@@ -66,8 +65,8 @@ def _written_by_people(recipe: Recipe, project: Project) -> Iterator[Path]:
         yield from code_files(source)
 
 
-def _made(recipe: Recipe, project: Project) -> Iterator[Path]:
-    """Data and artifacts, and the list of recipes."""
+def _outputs(recipe: Recipe, project: Project) -> Iterator[Path]:
+    """Data, artifacts, and the list of recipes in dvc.yaml."""
     yield from (path for path in [project.root / "dvc.yaml"] if path.is_file())
     yield from _files((project.raw(recipe.name), project.artifacts(recipe.name)))
 

@@ -1,4 +1,4 @@
-"""Repairs that the watchdog runs as separate processes, which import what they need and end: `python -m headrace.services.repairs`"""
+"""Repairs that the watchdog runs in separate processes, since they import much: `python -m headrace.services.repairs`"""
 
 from __future__ import annotations
 

@@ -1,15 +1,17 @@
-"""MLflow's SQLite database: made once, whole, with a write-ahead log, however many processes ask for it at the same time."""
+"""MLflow's SQLite database: created once, completely, with a write-ahead log, also by several processes at the same time."""
 
 from __future__ import annotations
 
 import logging
 import sqlite3
+import time
 from importlib.metadata import version
 from pathlib import Path
 
 from headrace.files import whole, write_text
 from headrace.project import Project
 from headrace.settings import database, load_settings
+from headrace.tracking.database_templates import copy_template
 
 
 def artifact_root(project: Project) -> str:
@@ -18,9 +20,9 @@ def artifact_root(project: Project) -> str:
 
 
 def initialise_tracking(project: Project) -> None:
-    """Makes the database unless it is there, or MLflow's tracking is elsewhere. Takes a millisecond once it is done.
+    """Creates the database, unless it exists or the setting `tracking_uri` names another. Takes a millisecond once it exists.
 
-    The first time costs MLflow's import and its migrations, about 4 s; a kill on the way leaves nothing.
+    The first time copies a template, or takes MLflow's import and its migrations, about 4 s. A kill leaves no partial file.
     """
     path, done = database(project), project.state / "tracking.done"
     if path.exists() and _read(done) == _mark(path):
@@ -32,14 +34,20 @@ def initialise_tracking(project: Project) -> None:
     with FileLock(project.locks / "tracking.lock"):
         if load_settings(project).tracking_uri is not None:
             return
-        if not path.exists():
+        artifacts = artifact_root(project)
+        if not path.exists() and not copy_template("mlflow", path, lambda copied: _set_artifact_root(copied, artifacts)):
             with whole(path) as beside:
-                _create(beside, artifact_root(project))
+                create_database(beside, artifacts)
         _use_write_ahead_log(path)
         write_text(done, _mark(path))
 
 
-def _create(path: Path, artifacts: str) -> None:
+def create_database(path: Path, artifacts: str) -> None:
+    """Runs MLflow's migrations and creates the default experiment.
+
+    Args:
+        artifacts: URI of the folder for artifacts.
+    """
     import sqlalchemy
     from mlflow.store.db import utils
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
@@ -50,20 +58,34 @@ def _create(path: Path, artifacts: str) -> None:
     engine = sqlalchemy.create_engine(uri)
 
     @sqlalchemy.event.listens_for(engine, "connect")
-    def _hurry(connection: sqlite3.Connection, _: object) -> None:
-        # Nobody reads this file before it is renamed, and a half-made one is thrown away: no need to sync each migration.
+    def _skip_syncs(connection: sqlite3.Connection, _: object) -> None:
+        # The file is renamed once it is complete, and thrown away otherwise: no need to sync each migration.
         connection.execute("PRAGMA synchronous=OFF")
         connection.execute("PRAGMA journal_mode=MEMORY")
 
     utils._initialize_tables(engine)  # type: ignore[no-untyped-call]
     engine.dispose()
-    # Makes the default experiment too, with its artifacts in their place.
+    # Also creates the default experiment, with its artifacts in the given folder.
     store = SqlAlchemyStore(uri, artifacts)  # type: ignore[no-untyped-call]
     store.engine.dispose()
 
 
+def _set_artifact_root(path: Path, artifacts: str) -> None:
+    """Gives the default experiment of a copied template this project's artifact folder and the present time."""
+    milliseconds = int(time.time() * 1000)
+    connection = sqlite3.connect(path)
+    try:
+        with connection:
+            connection.execute(
+                "UPDATE experiments SET artifact_location = ? || '/' || experiment_id, creation_time = ?, last_update_time = ?",
+                (artifacts, milliseconds, milliseconds),
+            )
+    finally:
+        connection.close()
+
+
 def _use_write_ahead_log(path: Path) -> None:
-    """With it readers do not wait for a writer; without it writers fail now and then under load. It stays with the file."""
+    """Readers then do not wait for a writer; without it writers sometimes fail under load. The file keeps the mode."""
     connection = sqlite3.connect(path, timeout=30)
     try:
         connection.execute("PRAGMA journal_mode=WAL")

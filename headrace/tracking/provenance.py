@@ -1,4 +1,4 @@
-"""What a model version is made of: git commit, lock file, data; enough to get each back."""
+"""The identity of a model version: git commit, lock file, data, recipe; enough to get each back."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 from headrace.project import Project
 
 
-def git_commit(project: Project, own_code: Iterable[Path] = ()) -> str:
+def git_commit(project: Project, custom_code: Iterable[Path] = ()) -> str:
     """The commit of the code, with `-dirty` when tracked code or recipes differ from it; `none` outside git.
 
     Args:
-        own_code: files or folders of a user's own that count as code.
+        custom_code: files or folders of custom classes.
     """
     commit = _git(project, "rev-parse", "HEAD")
     if not commit:
@@ -22,29 +22,29 @@ def git_commit(project: Project, own_code: Iterable[Path] = ()) -> str:
     changed = _git(
         project, "status", "--porcelain", "--untracked-files=no", "--", "headrace", "flows", "tasks", "bentos", "recipes"
     )
-    # A file of one's own that git does not know is in no commit either.
-    own = [str(path) for path in own_code]
-    return commit + ("-dirty" if changed or (own and _git(project, "status", "--porcelain", "--", *own)) else "")
+    # Custom code that git does not know is in no commit either.
+    custom = [str(path) for path in custom_code]
+    return commit + ("-dirty" if changed or (custom and _git(project, "status", "--porcelain", "--", *custom)) else "")
 
 
 def lock_hash(project: Project) -> str:
-    """sha256 of `requirements.lock`: the environment that trained."""
+    """sha256 of `requirements.lock`, which describes the environment of the training."""
     return sha256(project.root / "requirements.lock")
 
 
 def code_digest() -> str:
-    """Of the code that runs here, changed by an upgrade or an edit: twelve hex digits. Takes about 10 ms."""
+    """Twelve hex digits that change with the code of Headrace, by an upgrade or an edit. Takes about 10 ms."""
     package = Path(__file__).parent.parent
     digest = hashlib.sha256()
     for folder in (package, package.with_name("bentos")):
-        # Python compiles beside the code, and renames what it wrote: nothing of that is read.
+        # Python may write compiled files at the same time: they are not read.
         for path in sorted(path for path in folder.rglob("*") if "__pycache__" not in path.parts and path.is_file()):
             digest.update(f"{path.relative_to(folder.parent)}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 
 
 def sha256(*paths: Path) -> str:
-    """Of the files' bytes, one after the other; a file that is not there counts as empty."""
+    """sha256 of the files' bytes, one after the other; a missing file counts as empty."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(path.read_bytes() if path.exists() else b"")

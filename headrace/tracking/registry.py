@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
+from headrace.data.versions import DataVersion
 from headrace.errors import RegistryError, UsageError, near_miss
 from headrace.files import read_json, write_with
+from headrace.plugins import custom_sources
 from headrace.project import Project
 from headrace.recipe.recipe import NAME_PATTERN, Recipe
 from headrace.runtime.contract import Contract
 from headrace.task_types.lookup import task_type_of
-from headrace.tracking import runs
-from headrace.tracking.artifact import CONTRACT, GRAPH, served_parts
-from headrace.tracking.provenance import sha256
+from headrace.tracking import provenance, runs
+from headrace.tracking.artifact import CONTRACT, GRAPH, content_hash, served_parts
 from headrace.tracking.runs import client, registry_errors
 
 if TYPE_CHECKING:
@@ -55,6 +56,19 @@ class Version:
         return {name: self.tags[PREFIX + name] for name in IDENTITY if PREFIX + name in self.tags}
 
 
+def identity_of(recipe: Recipe, version: DataVersion, project: Project) -> dict[str, str]:
+    """The identity of the model that was trained last, as tags for its version in the registry."""
+    validation = read_json(project.artifacts(recipe.name) / "validation.json") or {}
+    return {
+        "data_md5": version.md5,
+        "data_rows": str(version.rows),
+        "git_commit": provenance.git_commit(project, custom_sources(recipe.custom_classes, project.root)),
+        "lock_sha256": provenance.lock_hash(project),
+        "recipe_sha256": provenance.sha256(project.recipes / f"{recipe.name}.yaml"),
+        "validation": f"{validation.get('passed')} of {validation.get('total')} expectations",
+    }
+
+
 def register(recipe: Recipe, project: Project, identity: dict[str, str]) -> Version:
     """A version for the exported graph; the same graph from the same data gets the version it has.
 
@@ -66,7 +80,7 @@ def register(recipe: Recipe, project: Project, identity: dict[str, str]) -> Vers
     """
     artifacts = project.artifacts(recipe.name)
     content = content_hash(artifacts / "export")
-    known = find(recipe.name, project, content, identity["data_md5"])
+    known = find_same_content(recipe.name, project, content, identity["data_md5"])
     if known:
         return known
     history = _history(artifacts / "train" / "curves.csv")
@@ -82,12 +96,7 @@ def register(recipe: Recipe, project: Project, identity: dict[str, str]) -> Vers
         return _with_files(_version(created, project), project)
 
 
-def content_hash(folder: Path) -> str:
-    """sha256 over all that is served: graphs, contract, tokenizer."""
-    return sha256(*served_parts(folder))
-
-
-def find(model: str, project: Project, content: str, data_md5: str) -> Version | None:
+def find_same_content(model: str, project: Project, content: str, data_md5: str) -> Version | None:
     """The newest version with this content from this data, unless its files are gone."""
     with registry_errors(project):
         found = client(project).search_model_versions(
@@ -133,13 +142,19 @@ def get(reference: str, project: Project) -> Version:
     raise UsageError(f"{model} has no version {wanted!r}; {near_miss(wanted, listed)}", hint=f"headrace history {model}")
 
 
-def champion(model: str, project: Project) -> Version | None:
-    """The version whose alias is `champion`, if there is one.
+def find_version(model: str, number: str, project: Project) -> Version | None:
+    """Version `number` of a model; None when it is not in the registry (any more).
 
     Raises:
         RegistryError: its files are gone.
     """
-    return next((_with_files(v, project) for v in versions(model, project) if CHAMPION in v.aliases), None)
+    return next((_with_files(v, project) for v in versions(model, project) if v.version == number), None)
+
+
+def aliased(model: str, alias: str, project: Project) -> str | None:
+    """The number of the version that `alias` names, if there is one."""
+    with registry_errors(project):
+        return _aliases(model, project).get(alias)
 
 
 def set_alias(version: Version, alias: str, project: Project) -> None:
@@ -148,7 +163,7 @@ def set_alias(version: Version, alias: str, project: Project) -> None:
 
 
 def move_champion(model: str, wanted: str, project: Project) -> None:
-    """Lets `champion` name the version `wanted`; one that was deleted from the registry serves all the same, without an alias.
+    """Moves the alias `champion` to version `wanted`. Does nothing when that was deleted from the registry; it serves without.
 
     Raises:
         RegistryError: MLflow's database cannot be written.

@@ -20,7 +20,7 @@ from headrace.project import Project
         (["trian", "tiny"], "no stage 'trian'; did you mean 'train'?"),
         (["train"], "a stage and a recipe are needed"),
         ([], "stages: validate, prepare, train, export, evaluate"),
-        (["train", "tinny"], "no recipe 'tinny'; did you mean 'tiny'?"),
+        (["train", "tinny"], "unknown recipe 'tinny'; did you mean 'tiny'?"),
     ],
 )
 def test_a_wrong_name_is_told_with_the_near_miss(

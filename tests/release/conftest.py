@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from headrace.services import orchestrate
+from headrace.services import up
 from tests.conftest import make_project
 from tests.release.live import Live
 
@@ -19,4 +19,4 @@ def live(tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[], dict
         found.run("run", "tiny")
         yield found
     finally:
-        orchestrate.down(found.project, found.settings)
+        up.down(found.project, found.settings)

@@ -20,7 +20,7 @@ from bentos.models.onnx_model import load
 from headrace.project import Project
 from headrace.release import journal
 from headrace.runtime.contract import Contract
-from headrace.services import orchestrate
+from headrace.services import up
 from headrace.tracking import registry
 from tests.conftest import ROOT, make_project
 from tests.release.live import Live
@@ -47,7 +47,7 @@ def live(tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[], dict
     try:
         yield found
     finally:
-        orchestrate.down(found.project, found.settings)
+        up.down(found.project, found.settings)
 
 
 def slice_of(name: str, project: Project) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from headrace.release import journal
-from headrace.services import orchestrate
+from headrace.services import up
 from headrace.settings import database
 from tests.conftest import make_project, table
 from tests.ports import taken
@@ -185,7 +185,7 @@ def test_a_taken_port_names_its_holder_and_the_setting(
     tmp_path: Path, free_ports: Callable[[], dict[str, str]], request: pytest.FixtureRequest
 ) -> None:
     fresh = Live(make_project(tmp_path / "clone"), free_ports())  # where nothing runs yet
-    request.addfinalizer(lambda: orchestrate.down(fresh.project, fresh.settings))
+    request.addfinalizer(lambda: up.down(fresh.project, fresh.settings))
     port = fresh.ports["HEADRACE_GATEWAY_PORT"]
     with taken(int(port)):
         told = fresh.json("up", code=5)

@@ -76,5 +76,5 @@ def test_a_step_that_too_few_requests_came_to_is_not_told_as_passed(book: Projec
     journal.record(book, "rollout-step", "digits", "2", {"step": "canary 25 %", "judged": True, **numbers, "requests": 1200})
     print_history(journal.entries(book))
     told = capsys.readouterr().out
-    assert "canary 5 %: not judged: 0 requests came" in told
+    assert "canary 5 %: not judged: too few requests (0)" in told
     assert "canary 25 %: passed; 1,200 requests, errors 0.00%" in told

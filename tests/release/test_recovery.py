@@ -50,7 +50,7 @@ def kill_while_it_bakes(live: Live, name: str, load: Load, *how: str) -> None:
     assert steps_until(process, "package")[-1] == "package"
     load.pause_seconds = PAUSE_SECONDS
     load.wait_for("2")
-    supervisor.stop(live.project, "keeper", 3.0)
+    supervisor.stop(live.project, "watchdog", 3.0)
     kill_group(process)
 
 

@@ -18,7 +18,7 @@ from headrace.errors import Busy
 from headrace.files import read_json
 from headrace.release import journal, recovery
 from headrace.release.lock import release_lock
-from headrace.services import orchestrate, probes, watchdog
+from headrace.services import probes, service, watchdog
 from headrace.serving.gateway import gateway
 from headrace.serving.replicas import runners, supervisor
 from headrace.serving.replicas.process_runner import Argv
@@ -47,12 +47,12 @@ def champion(house: ServedProject, monkeypatch: pytest.MonkeyPatch) -> None:
 def kept(house: ServedProject) -> Iterator[None]:
     """The keeper looks every second."""
     supervisor.add(
-        house.project, watchdog.program(orchestrate.settings_environment(house.project, house.settings), trial_seconds=1.0)
+        house.project, watchdog.program(service.settings_environment(house.project, house.settings), trial_seconds=1.0)
     )
     try:
         yield
     finally:
-        supervisor.remove(house.project, "keeper", 3.0)
+        supervisor.remove(house.project, "watchdog", 3.0)
 
 
 def wait_until(true: Callable[[], Any], seconds: float = 30.0) -> None:
@@ -117,7 +117,7 @@ def test_a_version_whose_release_is_killed_while_it_bakes_is_taken_back_by_the_k
         )
         kill(release)
         load.wait_for("1", 50)
-        wait_until(lambda: not probes.unfinished(house.project))
+        wait_until(lambda: not probes.interrupted_models(house.project))
         last = load.answers["2"]
         load.wait_for("1", 50)
         assert load.answers["2"] == last
@@ -164,7 +164,7 @@ def test_taking_back_that_is_itself_killed_is_completed_by_the_next(instant: str
             """,
         )
         assert half.wait(30) == -signal.SIGKILL
-        assert probes.unfinished(house.project) == ["digits"]
+        assert probes.interrupted_models(house.project) == ["digits"]
         recovery.roll_back_interrupted_release("digits", house.project, house.settings, house.reports.append)
         load.wait_for("1", 20)
     assert load.failures == []
@@ -184,7 +184,9 @@ def test_a_version_that_passed_and_was_not_released_goes_back_to_replicas_that_a
     assert told(house) == [("rollout-abandoned", "2")]
 
 
-def test_predecessors_that_died_or_hang_beside_the_door_are_replaced(house: ServedProject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predecessors_that_died_or_hang_beside_the_door_are_replaced(
+    house: ServedProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("headrace.serving.rollout.previous_replicas.READY_SECONDS", 1.0)
     monkeypatch.setattr("headrace.serving.rollout.readiness.CALL_SECONDS", 1.0)
     stuck, _ = house.runner.list()
@@ -221,7 +223,9 @@ def test_a_release_that_has_yet_to_write_its_line_is_left_alone(house: ServedPro
     house.assert_serves("1")
 
 
-def test_a_version_that_the_journal_calls_released_is_not_taken_back(house: ServedProject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_version_that_the_journal_calls_released_is_not_taken_back(
+    house: ServedProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As a kill leaves it between the journal's line and the predecessors' end."""
     moved: list[str] = []
     monkeypatch.setattr("headrace.tracking.registry.move_champion", lambda model, version, project: moved.append(version))
@@ -245,7 +249,7 @@ def test_a_predecessor_that_cannot_serve_any_longer_is_not_in_the_way_of_the_nex
             recovery.roll_back_interrupted_release("digits", house.project, house.settings, house.reports.append)
             assert "digits cannot go back: replica digits-v1-" in house.reports[-1]
             assert {e.version for e in gateway.endpoints_by_model(house.project)["digits"]} == {"2"}, "what serves serves on"
-            assert probes.unfinished(house.project) == ["digits"], "the keeper tries again"
+            assert probes.interrupted_models(house.project) == ["digits"], "the keeper tries again"
             house.roll_out(ReplicaSpec("digits", "3", "good"))
     assert load.failures == []
     house.assert_serves("3")

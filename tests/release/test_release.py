@@ -36,8 +36,8 @@ def test_status_names_models_and_services(live: Live) -> None:
         "prefect-worker": "ready",
         "mlflow": "ready",
         "envoy": "ready",
-        "desk": "ready",
-        "keeper": "ready",
+        "api-server": "ready",
+        "watchdog": "ready",
     }
 
 

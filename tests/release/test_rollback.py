@@ -8,7 +8,6 @@ import time
 import yaml
 
 from headrace.release import journal
-from headrace.serving.access.audit import entries
 from headrace.tracking import registry
 from tests.release.live import Live, another_recipe
 from tests.release.test_load import INSTANCE

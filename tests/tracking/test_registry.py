@@ -25,7 +25,7 @@ from headrace.project import Project
 from headrace.recipe.recipe import Recipe
 from headrace.serving.replicas.ports import next_free
 from headrace.settings import database
-from headrace.tracking import registry, runs
+from headrace.tracking import artifact, registry, runs
 from headrace.tracking.registry import Version
 from tests.bento_projects import another
 from tests.paths import ROOT
@@ -73,15 +73,16 @@ def test_the_served_files_are_those_that_were_exported(recipe: Recipe, built: Pr
 
 def test_aliases_move_and_go(recipe: Recipe, built: Project) -> None:
     first, second = registered(recipe, built), registered(recipe, built, "bbb.dir")
-    assert registry.champion(recipe.name, built) is None
+    assert registry.aliased(recipe.name, registry.CHAMPION, built) is None
     registry.set_alias(first, registry.CHAMPION, built)
     registry.set_alias(second, registry.CHALLENGER, built)
     assert {v.version: v.aliases for v in registry.versions(recipe.name, built)} == {"2": ("challenger",), "1": ("champion",)}
     registry.set_alias(second, registry.CHAMPION, built)
     registry.drop_alias(recipe.name, registry.CHALLENGER, built)
     registry.drop_alias(recipe.name, registry.CHALLENGER, built)  # again: nothing to do
-    champion = registry.champion(recipe.name, built)
-    assert champion is not None and champion.version == "2" and champion.aliases == ("champion",)
+    assert registry.aliased(recipe.name, registry.CHAMPION, built) == "2"
+    champion = registry.find_version(recipe.name, "2", built)
+    assert champion is not None and champion.aliases == ("champion",)
 
 
 def test_versions_are_found_by_number_alias_and_name(recipe: Recipe, built: Project) -> None:
@@ -117,7 +118,7 @@ def test_a_model_that_a_kill_left_without_a_version_says_so(built: Project) -> N
 
 def test_identity_never_changes_while_the_gate_and_people_write_tags(recipe: Recipe, built: Project) -> None:
     before = registered(recipe, built)
-    content = registry.content_hash(built.artifacts(recipe.name) / "export")
+    content = artifact.content_hash(built.artifacts(recipe.name) / "export")
     assert before.identity == IDENTITY | {"content_sha256": content, "run_id": before.run_id}
     registry.set_tags(before, {"gate": "passed", "approval": "approved"}, built)
     after = registry.get(before.name, built)
@@ -148,20 +149,20 @@ def test_files_that_are_gone_are_told(recipe: Recipe, built: Project) -> None:
     version = registered(recipe, built)
     registry.set_alias(version, registry.CHAMPION, built)
     shutil.rmtree(version.folder)
-    for ask in (lambda: registry.get(recipe.name, built), lambda: registry.champion(recipe.name, built)):
+    for ask in (lambda: registry.get(recipe.name, built), lambda: registry.find_version(recipe.name, "1", built)):
         with pytest.raises(RegistryError, match="are gone") as caught:
             ask()
         assert version.name in str(caught.value.hint)
     runs.client(built).delete_model_version(version.model, version.version)  # as the hint says
-    assert registry.champion(recipe.name, built) is None
+    assert registry.find_version(recipe.name, "1", built) is None
 
 
 def test_an_old_version_without_files_stops_nobody(recipe: Recipe, built: Project) -> None:
     old, new = registered(recipe, built), registered(recipe, built, "bbb.dir")
     registry.set_alias(new, registry.CHAMPION, built)
     shutil.rmtree(old.folder)
-    champion = registry.champion(recipe.name, built)
-    assert champion is not None and champion.version == registry.get(recipe.name, built).version == "2"
+    assert registry.find_version(recipe.name, "2", built) is not None
+    assert registry.get(recipe.name, built).version == "2"
     assert [v.version for v in registry.versions(recipe.name, built)] == ["2", "1"]
 
 
@@ -173,9 +174,9 @@ def test_a_version_whose_files_are_gone_is_built_again_as_a_new_one(recipe: Reci
 
 def test_a_contract_comes_back_from_where_mlflow_keeps_it(recipe: Recipe, built: Project) -> None:
     version = registered(recipe, built)
-    content = registry.content_hash(version.folder)
+    content = artifact.content_hash(version.folder)
     (version.folder / "contract.json").unlink()
-    assert registry.content_hash(registry.get(version.name + "", built).folder) == content
+    assert artifact.content_hash(registry.get(version.name + "", built).folder) == content
     (version.folder / "contract.json").unlink()
     shutil.rmtree(version.folder / "extra_files")
     with pytest.raises(RegistryError, match="are gone"):
@@ -188,7 +189,7 @@ CHILD = """
 import sys
 from pathlib import Path
 import sqlalchemy
-from headrace import registry
+from headrace.tracking import artifact, registry
 from headrace.errors import RegistryError
 from headrace.project import Project
 
@@ -324,7 +325,7 @@ def server(tmp_path: Path) -> Iterator[str]:
 ELSEWHERE = """
 import json, shutil, sys
 from pathlib import Path
-from headrace import registry
+from headrace.tracking import artifact, registry
 from headrace.recipe.recipe import load_recipe
 from headrace.project import Project
 project = Project(Path(sys.argv[1]))
@@ -333,8 +334,8 @@ first = registry.register(recipe, project, {"data_md5": "aaa"})
 again = registry.register(recipe, project, {"data_md5": "aaa"})
 registry.set_alias(first, "champion", project)
 shutil.rmtree(first.folder)
-champion = registry.champion(recipe.name, project)
-same = registry.content_hash(champion.folder) == registry.content_hash(project.artifacts(recipe.name) / "export")
+champion = registry.get(recipe.name, project)
+same = artifact.content_hash(champion.folder) == artifact.content_hash(project.artifacts(recipe.name) / "export")
 beside = [path.name for path in champion.folder.parent.iterdir()]
 print(json.dumps([first.version, again.version, champion.version, same, beside == [champion.folder.name]]))
 """

@@ -1,4 +1,4 @@
-"""One line for the terminal and for Prefect's log alike."""
+"""Progress lines, printed in the terminal and written to Prefect's log."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from headrace.pipeline.dvc import StageResult
 
 
 def step(name: str, detail: str = "") -> None:
+    """Reports that a step begins."""
     console.step(name, detail)
     get_run_logger().info("%s %s", name, detail)
 
 
 def report(line: str) -> None:
+    """Reports one line about the current step."""
     console.report(line)
     get_run_logger().info("%s", line)
 
 
-def told(result: StageResult) -> StageResult:
-    """Says whether a stage ran or was unchanged, and passes its result on."""
+def report_result(result: StageResult) -> StageResult:
+    """Reports whether a stage ran or was unchanged, and returns its result."""
     report(f"done in {result.seconds:.1f} s" if result.ran else "unchanged")
     return result

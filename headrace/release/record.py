@@ -1,0 +1,140 @@
+"""How a release ends: the alias and the journal's entry of a version that serves, or the error that stops the release."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+from headrace.errors import AwaitsApproval, HeadraceError, ModelRefused, RolledBack
+from headrace.files import read_json
+from headrace.project import Project
+from headrace.recipe.recipe import Recipe
+from headrace.release import journal, lock, up_to_date
+from headrace.release.decision import Decision
+from headrace.release.history import in_force, why_rolled_back
+from headrace.release.journal import Entry
+from headrace.serving.access import audit
+from headrace.serving.gateway import gateway
+from headrace.settings import Settings
+from headrace.tracking import registry
+from headrace.tracking.registry import Version
+
+
+def promote(version: Version, project: Project) -> None:
+    """Moves the alias `champion` to the version that serves now; it is no `challenger` any more."""
+    registry.set_alias(version, registry.CHAMPION, project)
+    if registry.aliased(version.model, registry.CHALLENGER, project) == version.version:
+        registry.drop_alias(version.model, registry.CHALLENGER, project)
+
+
+def record_release(
+    recipe: Recipe, decision: Decision, serving: dict[str, Any], project: Project, settings: Settings
+) -> dict[str, Any]:
+    """Writes the release to the journal, unless it is there already, and returns its facts.
+
+    From the journal's entry on the version is final: the replicas that served before are no longer kept for a way back.
+
+    Args:
+        serving: how the version serves: bento, image, replicas, threads, runner.
+    """
+    chosen = decision.chosen
+    facts = {**_evidence(recipe, decision, project), **serving}
+    released = in_force(journal.entries(project, recipe.name))
+    if released is None or released.version != chosen.version or _serving(released.facts) != _serving(facts):
+        journal.record(project, "released", recipe.name, chosen.version, facts)
+        audit.record(project, "release", {"model": recipe.name, "version": chosen.version})
+    gateway.settle(project, settings, recipe.name)
+    up_to_date.remember(recipe, project, settings, lock.began_ns(recipe.name, project))
+    return current_release(recipe.name, project) or {}
+
+
+def stop_release(recipe: Recipe, decision: Decision, project: Project, settings: Settings) -> NoReturn:
+    """Ends a release whose candidate does not go into production. The next run of the same recipe on the same data is short.
+
+    Raises:
+        ModelRefused: the gate refused the candidate.
+        AwaitsApproval: a person has to approve the candidate.
+        RolledBack: the candidate was rolled back earlier, and nothing has changed since.
+    """
+    up_to_date.remember(recipe, project, settings, lock.began_ns(recipe.name, project))
+    raise why_stopped(decision)
+
+
+def why_stopped(decision: Decision) -> HeadraceError:
+    """The error for a decision that stops a release."""
+    candidate, serving = decision.candidate, decision.in_production
+    if decision.result == "awaiting-approval":
+        return awaiting_approval(candidate, serving)
+    if decision.rolled_back is not None:
+        return still_rolled_back(candidate, decision.rolled_back, serving)
+    return refusal(candidate.model, candidate.version, decision.verdict.reasons, serving)
+
+
+def refusal(model: str, version: str, reasons: list[str], serving: str | None) -> ModelRefused:
+    """The error for a version that the gate refused; `serving` is the version in production."""
+    return ModelRefused(
+        "\n".join([f"the gate refused {model}@{version}; {_keeps_serving(model, serving)}", *(f"- {one}" for one in reasons)]),
+        hint=f"improve the model or the data, or change gate in recipes/{model}.yaml",
+    )
+
+
+def awaiting_approval(version: Version, serving: str | None) -> AwaitsApproval:
+    """The error for a version that passed the gate and needs a person's approval."""
+    return AwaitsApproval(
+        f"{version.name} passed the gate and waits for approval; {_keeps_serving(version.model, serving)}",
+        hint=f"review it in MLflow, then: headrace approve {version.name} && headrace run {version.model}",
+    )
+
+
+def still_rolled_back(version: Version, rollback: Entry, serving: str | None) -> RolledBack:
+    """The error for a version that was rolled back, while nothing has changed since."""
+    return RolledBack(
+        f"{version.name} was rolled back at {rollback.at} ({why_rolled_back(rollback)}), and nothing has changed since; "
+        f"{_keeps_serving(version.model, serving)}",
+        hint=f"change the recipe or the data; or roll it out all the same: headrace run {version.model} --force",
+    )
+
+
+def _keeps_serving(model: str, version: str | None) -> str:
+    return f"{model}@{version} keeps serving" if version else "nothing serves yet"
+
+
+def current_release(recipe: str, project: Project) -> dict[str, Any] | None:
+    """The facts of the release in production, from the journal; None before the first."""
+    released = in_force(journal.entries(project, recipe))
+    return None if released is None else {"model": recipe, "version": released.version, "at": released.at, **released.facts}
+
+
+def last_final_release(recipe: str, project: Project) -> dict[str, Any] | None:
+    """The facts of the release in production, if it is the newest entry of the journal; None when there is work left.
+
+    Raises:
+        ModelRefused: the newest entry is a refusal, and the same work would end in it again.
+    """
+    newest, released = journal.last(project, recipe), in_force(journal.entries(project, recipe))
+    if newest is not None and newest.event == "refused":
+        raise refusal(recipe, newest.version, newest.facts["verdict"]["reasons"], released.version if released else None)
+    return current_release(recipe, project) if newest is not None and newest.event == "released" else None
+
+
+def training_facts(recipe: Recipe, project: Project) -> dict[str, Any]:
+    """Epochs, rows and metrics, from the files of the stages."""
+    artifacts = project.artifacts(recipe.name)
+    return {
+        "training": read_json(artifacts / "train" / "summary.json"),
+        "metrics": read_json(artifacts / "evaluation" / "metrics.json"),
+    }
+
+
+def _evidence(recipe: Recipe, decision: Decision, project: Project) -> dict[str, Any]:
+    """Why the version is in production: the findings of this release, or of the earlier one that chose the same version."""
+    chosen = decision.chosen
+    found = {"verdict": decision.verdict.to_dict(), **training_facts(recipe, project)}
+    if not decision.verdict.same_model:
+        return {**registry.evidence(chosen), **found}
+    entries = journal.entries(project, recipe.name)
+    earlier = [entry for entry in entries if entry.event == "released" and entry.version == chosen.version]
+    return {**found, **(earlier[-1].facts if earlier else registry.evidence(chosen))}
+
+
+def _serving(facts: dict[str, Any]) -> tuple[Any, ...]:
+    return facts.get("bento"), facts.get("image"), facts.get("runner"), facts.get("replicas")
