@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.evaluation.intervals import wilson_interval
 from headrace.evaluation.metrics import Evaluation, SliceScore, as_values
 from headrace.files import write_with
 
@@ -117,7 +118,7 @@ def recall(evaluation: Evaluation, model: str) -> Figure:
     figure, axes = _figure(6.4, 1.6 + 0.3 * len(shown))
     for place, c in enumerate(shown):
         assert c.recall is not None
-        axes.plot(wilson(c.recall, c.support), (place, place), color=GREY, linewidth=1.5, zorder=1)
+        axes.plot(wilson_interval(c.recall, c.support), (place, place), color=GREY, linewidth=1.5, zorder=1)
         axes.plot(c.recall, place, "o", color=BLUE, zorder=2)
     axes.set_yticks(range(len(shown)), [f"{_short(c.label)}  ({c.support:,} rows)" for c in shown])
     axes.set_ylim(len(shown) - 0.4, -0.6)
@@ -134,7 +135,7 @@ def reliability(evaluation: Evaluation, model: str) -> Figure:
     bins = evaluation.calibration
     top.plot((0, 1), (0, 1), color=GREY, linestyle="--", linewidth=1, label="perfectly calibrated")
     for b in bins:
-        top.plot((b.confidence, b.confidence), wilson(b.accuracy, b.rows), color=BLUE, alpha=0.5, linewidth=1.5)
+        top.plot((b.confidence, b.confidence), wilson_interval(b.accuracy, b.rows), color=BLUE, alpha=0.5, linewidth=1.5)
     top.plot(
         [b.confidence for b in bins], [b.accuracy for b in bins], "o-", color=BLUE, label="model, with 95 % Wilson interval"
     )
@@ -224,13 +225,6 @@ def curves(history: Sequence[dict[str, float]], model: str) -> Figure:
     )
 
 
-def wilson(share: float, rows: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a share seen in `rows` rows (Wilson 1927, JASA 22:209), 95 % by default."""
-    centre = (share + z * z / (2 * rows)) / (1 + z * z / rows)
-    reach = z / (1 + z * z / rows) * math.sqrt(share * (1 - share) / rows + z * z / (4 * rows * rows))
-    return centre - reach, centre + reach
-
-
 def _running_quantiles(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[list[float], NDArray[np.float64]]:
     """Mean x, and the 5th, 50th and 95th percentile of y, in up to 20 groups of equally many rows."""
     groups = [g for g in np.array_split(np.argsort(x, kind="stable"), max(1, min(20, len(x) // 25))) if len(g)]
@@ -292,7 +286,7 @@ def _slice_value(score: SliceScore) -> float:
 
 def _slice_interval(score: SliceScore) -> tuple[float, float]:
     if score.accuracy is not None:
-        return wilson(score.accuracy, score.rows)
+        return wilson_interval(score.accuracy, score.rows)
     reach = 1.959964 * (score.standard_error or 0.0)
     return _slice_value(score) - reach, _slice_value(score) + reach
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from headrace.evaluation.metrics import score_classification, score_regression
-from headrace.evaluation.plots import draw_curves, draw_evaluation, wilson
+from headrace.evaluation.plots import draw_curves, draw_evaluation
 
 CURVES = "epoch,train_loss,val_loss,val_accuracy,learning_rate\n1,1.0,0.9,0.5,0.1\n2,0.5,0.6,0.8,0.1\n3,0.3,0.7,0.8,0.1\n"
 
@@ -99,10 +99,3 @@ def test_curves_mark_the_epoch_of_the_lowest_validation_loss():
     figure = curves(rows, "pets")
     assert "kept: epoch 2" in [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert [axes.get_ylabel() for axes in figure.axes] == ["loss", "validation accuracy"]
-
-
-def test_wilson_agrees_with_scipy():
-    from scipy.stats import binomtest
-
-    low, high = binomtest(43, 50).proportion_ci(method="wilson")
-    assert wilson(43 / 50, 50) == (pytest.approx(low), pytest.approx(high))

@@ -13,12 +13,13 @@ import pytest
 
 from headrace.project import Project
 from headrace.services import orchestrate, watchdog
-from headrace.serving.gateway import gateway
-from headrace.serving.gateway.clusters import Traffic
+from headrace.serving.gateway import admin, envoy_process, gateway
+from headrace.serving.gateway.model_route import Traffic
 from headrace.serving.replicas import supervisor
 from headrace.serving.replicas.process_runner import ProcessRunner
 from headrace.serving.replicas.replica import ReplicaSpec
 from headrace.serving.rollout import rolling, steps
+from headrace.serving.rollout.context import RolloutContext, rollout_lock
 from headrace.settings import Settings
 from tests.serving.load import Load
 
@@ -59,7 +60,7 @@ def test_a_stuck_replica_is_started_anew_and_no_request_fails(
         load.wait_for("1", 50)
         os.kill(victim.pid, signal.SIGSTOP)
         wait_until(lambda: pid_of(project, victim.id) not in (None, victim.pid))
-        wait_until(lambda: len(gateway.healthy_endpoints(settings, "digits")) == 3)
+        wait_until(lambda: len(admin.healthy_endpoints(settings, "digits")) == 3)
         load.wait_for("1", 50)
     assert load.failures == []
     assert {id: pid_of(project, id) for id in others} == others, "those that answer are left alone"
@@ -67,7 +68,7 @@ def test_a_stuck_replica_is_started_anew_and_no_request_fails(
     envoy = pid_of(project, "envoy")
     assert envoy is not None
     os.kill(envoy, signal.SIGSTOP)
-    wait_until(lambda: pid_of(project, "envoy") not in (None, envoy) and gateway.is_open(project, settings))
+    wait_until(lambda: pid_of(project, "envoy") not in (None, envoy) and envoy_process.is_ready(project, settings))
     assert f"{victim.id} is stuck" in supervisor.tail(supervisor.log_path(project, "keeper"), 20)
 
 
@@ -79,17 +80,17 @@ def test_a_killed_keeper_and_a_killed_supervisord_come_back_with_all_that_served
     os.kill(first, signal.SIGKILL)
     wait_until(lambda: pid_of(project, "keeper") not in (None, first))
     time.sleep(1.0)  # its successor knows its supervisord
-    (daemon,) = supervisor._supervisords(project)
-    before = {process.pid for process in supervisor.marked(project)}
+    (daemon,) = supervisor._find_supervisords(project)
+    before = {process.pid for process in supervisor.supervised_processes(project)}
     with Load(settings.gateway_port, "digits", slow=0) as load:
         load.wait_for("1", 20)
         daemon.kill()
         wait_until(lambda: supervisor.is_up(project) and pid_of(project, "keeper") is not None)
-        wait_until(lambda: len(gateway.healthy_endpoints(settings, "digits")) == 3)
+        wait_until(lambda: len(admin.healthy_endpoints(settings, "digits")) == 3)
         load.wait_for("1", 50)
-    assert len(supervisor._supervisords(project)) == 1
+    assert len(supervisor._find_supervisords(project)) == 1
     wait_until(lambda: "serves again after" in supervisor.tail(supervisor.log_path(project, "keeper"), 20))
-    after = {process.pid: " ".join(process.cmdline()) for process in supervisor.marked(project)}
+    after = {process.pid: " ".join(process.cmdline()) for process in supervisor.supervised_processes(project)}
     assert not before & after.keys(), "nobody of before is left"
     assert len(after) == 5 and sum("headrace.services.watchdog" in line for line in after.values()) == 1, after
 
@@ -98,8 +99,8 @@ def test_a_killed_keeper_and_a_killed_supervisord_come_back_with_all_that_served
 def test_what_was_shut_down_is_not_brought_back(project: Project) -> None:
     wait_until(lambda: pid_of(project, "keeper"))
     supervisor.shutdown(project, stop_seconds=5.0)
-    assert not supervisor.revive(project)
-    assert supervisor.marked(project) == [] and not project.runtime.exists()
+    assert not supervisor.restart_killed(project)
+    assert supervisor.supervised_processes(project) == [] and not project.runtime.exists()
 
 
 @pytest.mark.usefixtures("kept")
@@ -107,15 +108,15 @@ def test_a_canary_whose_release_was_killed_gets_no_more_requests(
     project: Project, settings: Settings, runner: ProcessRunner
 ) -> None:
     """As a kill leaves it: half of the requests go to a version that nobody watches."""
-    site = steps.Site("digits", project, settings, runner, lambda line: None)
-    with steps.alone(project, "digits"):
-        steps.add_to_pool(site, steps.start_ready(site, ReplicaSpec("digits", "2", "good", pool="canary"), 1))
-        site.send(Traffic(canary=50))
+    site = RolloutContext("digits", project, settings, runner, lambda line: None)
+    with rollout_lock(project, "digits"):
+        steps.add_to_pool(site, steps.start_replicas(site, ReplicaSpec("digits", "2", "good", pool="canary"), 1))
+        site.split_traffic(Traffic(canary=50))
         time.sleep(2 * TRIAL_SECONDS)
-        assert site.serving("canary"), "one that is watched is left alone"
+        assert site.endpoints("canary"), "one that is watched is left alone"
     with Load(settings.gateway_port, "digits", slow=0) as load:
         load.wait_for("2", 20)
-        wait_until(lambda: not site.serving("canary"))
+        wait_until(lambda: not site.endpoints("canary"))
         wait_until(lambda: {replica.version for replica in runner.list("digits")} == {"1"})
         load.wait_for("1", 20)
     assert load.failures == []

@@ -1,1 +1,1 @@
-"""The gateway: one Envoy a project, fed by files that Headrace writes."""
+"""Envoy as the project's gateway, configured by files that Headrace writes."""

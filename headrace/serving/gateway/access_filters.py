@@ -1,7 +1,7 @@
-"""Who comes through the door: Envoy's filters for tokens, rights and rates, and the parts of its routes that feed them.
+"""Access control in Envoy: the filters for tokens, permissions and rates, and the parts of the routes that configure them.
 
-The filters stand still; what changes (models, revoked tokens, rates, whether tokens are asked for at all) is in the routes,
-which Envoy swaps in milliseconds without closing a connection. A changed filter would reach new connections alone.
+The filters never change. What changes (models, revoked tokens, rates, whether tokens are required) is in the routes, which
+Envoy replaces in milliseconds without closing a connection. A changed filter would affect new connections only.
 """
 
 from __future__ import annotations
@@ -17,42 +17,42 @@ JWT = "envoy.filters.http.jwt_authn"
 REVOKED, RATES, BODY, RIGHTS = "headrace.revoked", "headrace.rates", "headrace.body", "headrace.rights"
 WHOLE_BODY, RETRY_AFTER = "headrace.whole-body", "headrace.retry-after"
 OPEN_PATHS = ("/readyz", "/livez", "/v2", "/v2/health/live", "/v2/health/ready", "/docs")
-"""They name no model, so they ask for no token."""
+"""Paths without a model, which need no token."""
 COMPLETIONS = ("/v1/completions", "/v1/chat/completions")
-"""Paths under which the body, not the path, names the model."""
+"""Paths whose model is named in the body."""
 UNLIMITED = {"max_tokens": 2**31, "tokens_per_fill": 2**31, "fill_interval": "1s"}
-"""A bucket that nobody empties; Envoy asks for one."""
+"""A bucket that never runs empty; Envoy requires one."""
 
 
 @dataclass(frozen=True)
 class Access:
-    """What the door knows of tokens."""
+    """What the gateway needs to check tokens."""
 
     keys: Sequence[Json] = ()
-    """Public keys, as a JWKS holds them."""
+    """Public keys, in the format of a JWKS."""
     revoked: Sequence[str] = ()
-    """Ids of tokens that are refused although they have not expired."""
+    """Ids of revoked tokens that have not expired."""
     rates: Mapping[str, float] = field(default_factory=dict)
-    """Requests per second of each tenant that has a limit."""
+    """Tenant to its limit of requests per second."""
     is_open: bool = False
-    """Whether everybody may come in without a token."""
+    """Whether no token is required."""
 
 
 def filters(access: Access, max_request_bytes: int) -> list[Json]:
-    """From the token to the model, in this order: a stranger's body is not read, and who asks too often is told so early."""
-    closed = {"rules": {"action": "ALLOW", "policies": {}}}  # in force where no route says otherwise: nobody
+    """Returns the filters in their order: tokens and rates are checked by the headers, before the body is read."""
+    deny_all = {"rules": {"action": "ALLOW", "policies": {}}}  # allows nothing, unless a route overrides it
     return [
         typed(RETRY_AFTER, "extensions.filters.http.header_mutation.v3.HeaderMutation", **_retry_after()),
         typed(JWT, "extensions.filters.http.jwt_authn.v3.JwtAuthentication", **_authentication(access)),
         typed(REVOKED, "extensions.filters.http.rbac.v3.RBAC"),
         typed(RATES, "extensions.filters.http.local_ratelimit.v3.LocalRateLimit", stat_prefix="tenants"),
         *body_filters(max_request_bytes),
-        typed(RIGHTS, "extensions.filters.http.rbac.v3.RBAC", **closed),
+        typed(RIGHTS, "extensions.filters.http.rbac.v3.RBAC", **deny_all),
     ]
 
 
 def _retry_after() -> Json:
-    """Whoever asks too often is told when the bucket is filled again: in whole seconds, and Envoy rounds them down."""
+    """Adds `retry-after` to a 429: the whole seconds until the bucket is filled again, at least 1, since Envoy rounds down."""
     reset = "response.headers['x-ratelimit-reset']"
     seconds = f"%CEL(response.code != 429 ? '' : {reset} == '0' ? '1' : {reset})%"
     header = {"header": {"key": "retry-after", "value": seconds}, "append_action": "ADD_IF_ABSENT"}
@@ -63,7 +63,7 @@ def _authentication(access: Access) -> Json:
     provider = {
         "issuer": ISSUER,
         "local_jwks": {"inline_string": _text({"keys": list(access.keys)})},
-        "from_headers": [{"name": "authorization", "value_prefix": "Bearer "}],  # and not from the address, which is logged
+        "from_headers": [{"name": "authorization", "value_prefix": "Bearer "}],  # not from the URL, which is logged
         "forward": True,  # replicas check it again
         "payload_in_metadata": "claims",
         "clock_skew_seconds": LEEWAY_SECONDS,
@@ -76,55 +76,55 @@ def _authentication(access: Access) -> Json:
             *({"match": {"path": path}} for path in OPEN_PATHS),
             {"match": {"prefix": "/"}, "requires": {"provider_name": "headrace"}},
         ],
-        "strip_failure_response": True,  # else its header would tell a missing token from a wrong one
+        "strip_failure_response": True,  # otherwise its header would distinguish a missing token from a wrong one
     }
 
 
 def body_filters(max_request_bytes: int) -> list[Json]:
-    """Read the `model` of a JSON body, on the routes that ask for it; then the route is chosen anew."""
+    """Returns filters that read `model` from a JSON body, on the routes that enable them; then the route is selected again."""
     rule = {
         "selectors": [{"key": "model"}],
         "on_present": {"metadata_namespace": BODY, "key": "model"},
         "on_missing": {"metadata_namespace": BODY, "key": "model", "value": ""},
         "on_error": {"metadata_namespace": BODY, "key": "model", "value": ""},
     }
-    whole = typed(WHOLE_BODY, "extensions.filters.http.buffer.v3.Buffer", max_request_bytes=max_request_bytes)
-    named = typed(
+    buffer = typed(WHOLE_BODY, "extensions.filters.http.buffer.v3.Buffer", max_request_bytes=max_request_bytes)
+    model = typed(
         BODY,
         "extensions.filters.http.json_to_metadata.v3.JsonToMetadata",
         request_rules={"rules": [rule], "allow_content_types_regex": {"regex": r"(?i)application/json.*"}},
     )
-    return [{**whole, "disabled": True}, {**named, "disabled": True}]
+    return [{**buffer, "disabled": True}, {**model, "disabled": True}]
 
 
 def reads_body() -> Json:
-    """Of a route: the body names the model."""
+    """Returns the route settings that enable reading the model from the body."""
     enabled = {"@type": TYPES + "config.route.v3.FilterConfig", "config": {}, "disabled": False}
     return {WHOLE_BODY: enabled, BODY: enabled}
 
 
 def names_model(model: str) -> Json:
-    """Of a route's match: a body that names `model`."""
+    """Returns the part of a route's match for bodies that name `model`."""
     return {"dynamic_metadata": [{"filter": BODY, "path": [{"key": "model"}], "value": {"string_match": {"exact": model}}}]}
 
 
-def everywhere(access: Access) -> Json:
-    """Of all routes: what was revoked, and how often each tenant may ask; nobody is asked for a token where it is open."""
+def for_all_routes(access: Access) -> Json:
+    """Returns the settings of all routes: revoked tokens and the rate of each tenant, or none with open access."""
     if access.is_open:
         off = {"@type": TYPES + "config.route.v3.FilterConfig", "disabled": True}
         return dict.fromkeys((JWT, REVOKED, RATES, RIGHTS), off)
     return {REVOKED: _rules("DENY", _revoked(access.revoked)), RATES: _limits(access.rates)}
 
 
-def opens(access: Access, model: str | None) -> Json:
-    """Of a route: the token has to name `model`, or all; None asks for one that opens all."""
+def allow_model(access: Access, model: str | None) -> Json:
+    """Returns the settings of a route whose token has to allow `model`, or all models if it is None."""
     names = ["*"] if model is None else ["*", model]
     policy = {"models": _claim("models", {"list_match": {"one_of": _any_of(names)}})}
     return {} if access.is_open else {RIGHTS: _rules("ALLOW", policy)}
 
 
-def opens_to_all(access: Access) -> Json:
-    """Of a route: any token will do, and none where none is asked for."""
+def allow_any_token(access: Access) -> Json:
+    """Returns the settings of a route that every valid token may use."""
     return {} if access.is_open else {RIGHTS: _rules("ALLOW", {"all": {"any": True}})}
 
 
@@ -134,7 +134,7 @@ def _revoked(ids: Sequence[str]) -> dict[str, Json]:
 
 def _any_of(texts: Sequence[str]) -> Json:
     matchers = [{"string_match": {"exact": text}} for text in texts]
-    return matchers[0] if len(matchers) == 1 else {"or_match": {"value_matchers": matchers}}  # Envoy's `or` takes two or more
+    return matchers[0] if len(matchers) == 1 else {"or_match": {"value_matchers": matchers}}  # Envoy's `or` needs two or more
 
 
 def _rules(action: str, principals: Mapping[str, Json]) -> Json:
@@ -151,14 +151,14 @@ def _claim(name: str, value: Json) -> Json:
 
 
 def _limits(rates: Mapping[str, float]) -> Json:
-    """A bucket for each tenant, all of Envoy's threads together; who has none is not limited."""
+    """Returns a token bucket for each tenant with a limit, shared by Envoy's threads."""
     tenant = {"metadata_key": {"key": JWT, "path": [{"key": "claims"}, {"key": "sub"}]}, "descriptor_key": "tenant"}
-    everybody = {"default_value": {"numerator": 100, "denominator": "HUNDRED"}}
+    always = {"default_value": {"numerator": 100, "denominator": "HUNDRED"}}
     return {
         "@type": TYPES + "extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
         "stat_prefix": "tenants",
-        "filter_enabled": everybody,
-        "filter_enforced": everybody,
+        "filter_enabled": always,
+        "filter_enforced": always,
         "enable_x_ratelimit_headers": "DRAFT_VERSION_03",
         "token_bucket": UNLIMITED,
         "rate_limits": [{"actions": [{"metadata": tenant}]}],
@@ -169,7 +169,7 @@ def _limits(rates: Mapping[str, float]) -> Json:
 
 
 def bucket(rate: float) -> Json:
-    """Filled evenly with `rate` requests per second; it holds those of one second, and at least one request."""
+    """Returns a bucket that is filled evenly with `rate` requests per second and holds one second's, at least one request."""
     size = max(1, math.ceil(rate))
     return {"max_tokens": size, "tokens_per_fill": size, "fill_interval": f"{size / rate:.6f}s"}
 

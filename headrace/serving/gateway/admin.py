@@ -1,4 +1,4 @@
-"""What Envoy says of itself on its administration port: which replicas it calls healthy, and what it counted."""
+"""Reads Envoy's admin interface: which replicas are healthy, and its counters."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ Address = tuple[str, int]
 """Host and port of a replica."""
 
 NOTICE_SECONDS = 20.0
-"""How long Envoy may take to act on a file: it needs milliseconds, a machine at its limit longer."""
+"""Time limit for Envoy to apply a file: it needs milliseconds, on an overloaded machine longer."""
 
 
 def healthy_endpoints(settings: Settings, model: str, pool: Pool | None = None) -> set[Address]:
-    """Host and port of the replicas that Envoy itself sends requests to; empty when it does not answer."""
+    """Returns host and port of the replicas that Envoy sends requests to; empty when Envoy does not answer."""
     return {address for address, healthy in known_endpoints(settings, model, pool).items() if healthy}
 
 
 def known_endpoints(settings: Settings, model: str, pool: Pool | None = None) -> dict[Address, bool]:
-    """Every replica of `model` (of one pool) that Envoy knows, and whether it calls it healthy."""
+    """Returns every replica of `model` (of one pool) that Envoy knows, and whether it is healthy."""
     answer = ask(settings, "/clusters?format=json")
     if answer is None or answer.status != 200:
         return {}
@@ -52,41 +52,41 @@ def wait_until_healthy(
     """Returns when Envoy sends requests to each of `addresses` (as members of `pool`).
 
     Raises:
-        ServiceError: it does not within `seconds`.
+        ServiceError: Envoy does not within `seconds`.
     """
     if not until(lambda: addresses <= healthy_endpoints(settings, model, pool), seconds):
         missing = sorted(addresses - healthy_endpoints(settings, model, pool))
         raise ServiceError(
-            f"Envoy does not call these replicas of {model!r} healthy: "
+            f"these replicas of {model!r} did not become healthy in Envoy: "
             + ", ".join(f"{host}:{port}" for host, port in missing),
             where=".headrace/logs/envoy.log",
             hint="headrace down, then headrace up",
         )
 
 
-def wait_until_gone(
+def wait_until_removed(
     settings: Settings,
     model: str,
     addresses: set[Address],
     seconds: float = NOTICE_SECONDS,
     pool: Pool | None = None,
 ) -> None:
-    """Returns when Envoy knows none of `addresses` any more (as members of `pool`).
+    """Returns when Envoy has removed each of `addresses` (as members of `pool`).
 
     Raises:
-        ServiceError: it still does after `seconds`.
+        ServiceError: Envoy has not within `seconds`.
     """
     if not until(lambda: not addresses & known_endpoints(settings, model, pool).keys(), seconds):
         raise ServiceError(
-            f"Envoy still sends requests to replicas of {model!r} that were taken out",
+            f"Envoy still sends requests to removed replicas of {model!r}",
             where=".headrace/logs/envoy.log",
             hint="headrace down, then headrace up",
         )
 
 
 def pool_stats(settings: Settings, model: str) -> dict[Pool, PoolStats]:
-    """What Envoy counted for each pool of `model` since it started; empty when it does not answer."""
-    names = {pool: (clusters.cluster_name(model, pool), clusters.judged_name(model, pool)) for pool in clusters.POOLS}
+    """Returns Envoy's counters for each pool of `model` since Envoy started; empty when it does not answer."""
+    names = {pool: (clusters.cluster_name(model, pool), clusters.counting_name(model, pool)) for pool in clusters.POOLS}
     pattern = quote(rf"^cluster\.{re.escape(model)}(~canary|~shadow|~trial)?\.(retry\.)?upstream_rq_(total|5xx|rx_reset|time)$")
     answer = ask(settings, f"/stats?format=json&histogram_buckets=cumulative&filter={pattern}")
     if answer is None or answer.status != 200:
@@ -95,16 +95,16 @@ def pool_stats(settings: Settings, model: str) -> dict[Pool, PoolStats]:
 
 
 def active_requests(settings: Settings) -> int:
-    """Requests of clients that are under way."""
-    answer = ask(settings, "/stats?filter=http.door.downstream_rq_active&format=json")
+    """Returns the number of requests that are not answered yet."""
+    answer = ask(settings, "/stats?filter=http.gateway.downstream_rq_active&format=json")
     stats = answer.json()["stats"] if answer else []
     return sum(int(stat.get("value", 0)) for stat in stats)
 
 
-def until(true: Callable[[], bool], seconds: float) -> bool:
-    """Whether `true` came to hold within `seconds`."""
+def until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Waits for `condition`; returns whether it became true within `seconds`."""
     deadline = time.monotonic() + seconds
-    while not true():
+    while not condition():
         if time.monotonic() > deadline:
             return False
         time.sleep(0.02)

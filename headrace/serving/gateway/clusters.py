@@ -1,59 +1,25 @@
-"""What the door serves, and how Envoy finds it: a cluster for each pool of a model's replicas."""
+"""Envoy's clusters: one for each pool of a model's replicas, and one for the API server."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from headrace.serving.gateway.protobuf import TYPES, Json, socket_address, typed, watched
 from headrace.serving.replicas.replica import Pool, Replica
 from headrace.settings import Settings
 
-DESK = "~desk"
-"""A tilde, so that it is no model's name."""
+API_SERVER = "~api"
+"""Contains a tilde, which no model's name does."""
 CIRCUIT_BREAKERS = {
     "thresholds": [{"max_connections": 1024, "max_pending_requests": 1024, "max_requests": 2048, "max_retries": 1024}]
 }
-"""Retries have room for every request of a killed replica: the default of 3 would fail the rest."""
+"""Retries are allowed for every request of a killed replica: with the default of 3 the others would fail."""
 HEALTH_INTERVAL = "0.5s"
 POOLS: tuple[Pool, ...] = ("main", "canary", "shadow")
 
 
-def versions(endpoints: Iterable[Replica]) -> str:
-    """Of all of them, as one says it: `1, 2`."""
-    return ", ".join(sorted({endpoint.version for endpoint in endpoints}))
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """Which requests of a model go elsewhere than to its main pool."""
-
-    canary: float = 0.0
-    """Percent that the canary pool answers."""
-    shadow: float = 0.0
-    """Percent that also go to the shadow pool, whose answers nobody gets."""
-
-
-@dataclass(frozen=True)
-class Served:
-    """One model behind the door."""
-
-    endpoints: list[Replica]
-    traffic: Traffic = Traffic()
-    predecessors: tuple[Replica, ...] = ()
-    """Replicas of what served before, while the version that serves now is not released: a kill is undone by them."""
-
-    def pool(self, name: Pool) -> list[Replica]:
-        return [endpoint for endpoint in self.endpoints if endpoint.pool == name]
-
-
-Routes = Mapping[str, Served]
-"""Model to what serves it."""
-
-
 def cluster_name(model: str, pool: Pool) -> str:
-    """How Envoy names a pool: no model's name holds a tilde."""
+    """Returns Envoy's name of a pool. No model's name contains a tilde."""
     return model if pool == "main" else f"{model}~{pool}"
 
 
@@ -61,18 +27,18 @@ def trial_name(model: str) -> str:
     return f"{model}~trial"
 
 
-def judged_name(model: str, pool: Pool) -> str:
-    """The cluster under which Envoy counts the answers of a pool: the one that its routes name."""
+def counting_name(model: str, pool: Pool) -> str:
+    """Returns the cluster under which Envoy counts the answers of a pool: the one that the routes name."""
     return trial_name(model) if pool == "canary" else cluster_name(model, pool)
 
 
 def clusters(model: str, folder: Path) -> list[Json]:
-    """One for each pool, also for those that are empty: a pool that comes or goes is then a matter of endpoints alone."""
+    """Returns a cluster for each pool, empty or not: adding or removing a pool then changes endpoints alone."""
     return [*(cluster(cluster_name(model, pool), folder) for pool in POOLS), trial_cluster(model)]
 
 
 def trial_cluster(model: str) -> Json:
-    """The canary pool, and the main pool in its place where no canary can answer: a trial costs nobody an answer."""
+    """Returns the canary pool, with the main pool as fallback when no canary can answer: a trial fails no request."""
     pools = [cluster_name(model, "canary"), cluster_name(model, "main")]
     return {
         "@type": TYPES + "config.cluster.v3.Cluster",
@@ -85,7 +51,7 @@ def trial_cluster(model: str) -> Json:
 
 
 def cluster(name: str, folder: Path) -> Json:
-    """How the replicas of one pool are found, watched and chosen."""
+    """Returns how Envoy discovers, checks and balances the replicas of one pool."""
     return {
         "@type": TYPES + "config.cluster.v3.Cluster",
         "name": name,
@@ -94,12 +60,12 @@ def cluster(name: str, folder: Path) -> Json:
         "connect_timeout": "1s",
         "lb_policy": "LEAST_REQUEST",
         "health_checks": [health_check()],
-        # A replica that is taken out goes at once, healthy or not; one that comes in waits for its first check.
+        # A removed replica gets no more requests, healthy or not; a new one waits for its first check.
         "ignore_health_on_host_removal": True,
         "common_lb_config": {
             "healthy_panic_threshold": {"value": 0},
             "ignore_new_hosts_until_first_hc": True,
-            # That a new host is healthy would reach the workers a second after the administration says so.
+            # Otherwise the workers would learn that a new host is healthy a second after the admin interface reports it.
             "update_merge_window": "0s",
         },
         "outlier_detection": outlier_detection(),
@@ -111,10 +77,10 @@ def api_cluster(settings: Settings) -> Json:
     endpoint = {"endpoint": {"address": socket_address("127.0.0.1", settings.api_port)}}
     return {
         "@type": TYPES + "config.cluster.v3.Cluster",
-        "name": DESK,
+        "name": API_SERVER,
         "type": "STATIC",
         "connect_timeout": "1s",
-        "load_assignment": {"cluster_name": DESK, "endpoints": [{"lb_endpoints": [endpoint]}]},
+        "load_assignment": {"cluster_name": API_SERVER, "endpoints": [{"lb_endpoints": [endpoint]}]},
     }
 
 
@@ -133,7 +99,7 @@ def health_check() -> Json:
 
 
 def outlier_detection() -> Json:
-    """A replica that drops connections rests for 5 s. Its own 500s do not count: they may be the request's fault."""
+    """A replica that drops connections is ejected for 5 s. Its 500s do not count: the request may cause them."""
     return {
         "consecutive_gateway_failure": 5,
         "enforcing_consecutive_gateway_failure": 100,
@@ -155,5 +121,5 @@ def assignment(name: str, endpoints: list[Replica]) -> Json:
 
 
 def resources(found: list[Json]) -> Json:
-    """A file of one kind of resources, as Envoy reads it."""
+    """Wraps resources of one type as Envoy reads them from a file."""
     return {"resources": found}

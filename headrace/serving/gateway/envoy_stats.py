@@ -1,4 +1,4 @@
-"""What Envoy counts of each pool: requests, errors, and how long answers took."""
+"""Envoy's counters of each pool: requests, errors and latencies."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from headrace.serving.replicas.replica import Pool
 
 @dataclass(frozen=True)
 class PoolStats:
-    """Counted since Envoy started, or between two such counts."""
+    """Counters since Envoy started, or between two points in time."""
 
     requests: int = 0
-    """Sent to replicas; one that was tried again on another replica counts twice."""
+    """Sent to replicas; a request that was retried on another replica counts twice."""
     errors_5xx: int = 0
-    """Answered with a status of 500 or above, also where another replica then answered well."""
+    """Answered with a status of 500 or above, even if a retry on another replica succeeded."""
     resets: int = 0
-    """Broken off by the replica."""
+    """Connections reset by the replica."""
     seconds: tuple[tuple[float, int], ...] = ()
-    """Upper bounds in seconds, rising, each with how many answers took at most so long. Envoy brings them up to date
+    """Upper bounds in seconds, ascending, each with the number of answers that took at most this long. Envoy updates them
     once a second."""
 
     def since(self, earlier: PoolStats) -> PoolStats:
-        """What was counted after `earlier`; all of it when Envoy was started anew in between."""
+        """Returns what was counted after `earlier`; everything when Envoy was restarted in between."""
         if earlier.requests > self.requests:
             return self
         before = dict(earlier.seconds)
@@ -37,16 +37,16 @@ class PoolStats:
 
     @property
     def error_rate(self) -> float:
-        """Share of the requests that were not answered well, 0 to 1; 0 without requests."""
+        """Share of the requests that failed, 0 to 1; 0 without requests."""
         return min(1.0, (self.errors_5xx + self.resets) / self.requests) if self.requests else 0.0
 
     @property
     def answers(self) -> int:
-        """How many answers `seconds` tells of."""
+        """The number of answers in `seconds`."""
         return self.seconds[-1][1] if self.seconds else 0
 
     def quantile(self, q: float) -> float | None:
-        """Seconds within which the share `q` of the answers came, interpolated inside a bucket; None without answers."""
+        """Returns the latency, in seconds, below which a share `q` of the answers is; interpolated, None without answers."""
         if not self.answers:
             return None
         rank, low, below = q * self.answers, 0.0, 0
@@ -58,10 +58,10 @@ class PoolStats:
 
 
 def read(stats: list[dict[str, Any]], names: Mapping[Pool, tuple[str, str]]) -> dict[Pool, PoolStats]:
-    """From Envoy's `/stats?format=json&histogram_buckets=cumulative`.
+    """Parses Envoy's `/stats?format=json&histogram_buckets=cumulative`.
 
     Args:
-        names: of the cluster that a pool's requests are sent to, and of the one that its answers are counted under.
+        names: for each pool, the cluster that requests are sent to, and the cluster that answers are counted under.
     """
     counters = {str(stat["name"]): int(stat["value"]) for stat in stats if "value" in stat}
     histograms = {h["name"]: h["buckets"] for stat in stats for h in stat.get("histograms", [])}

@@ -1,4 +1,4 @@
-"""Where clients connect: Envoy's start, its listener, TLS, limits, and the words of its own refusals."""
+"""Envoy's bootstrap and its listener for clients: TLS, limits, and the bodies of its own error responses."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from headrace.serving.gateway.protobuf import TYPES, Json, error, socket_address
 from headrace.settings import Settings
 
 MAX_CONNECTIONS = 4096
-"""Open connections of clients; each takes a file descriptor and a buffer."""
-BUFFER, ARRIVED = "envoy.filters.http.buffer", "headrace.arrived"
+"""Open client connections; each uses a file descriptor and a buffer."""
+BUFFER, COMPLETE = "envoy.filters.http.buffer", "headrace.complete"
 ARRIVAL_SECONDS = 60.0
-"""A request whose body takes longer to arrive is refused, but for those that may take as long as they make progress."""
-FORBIDDEN = ("forbidden", "this token does not open this")
+"""Requests whose body takes longer to arrive are refused, except uploads of batches while they make progress."""
+FORBIDDEN = ("forbidden", "this token does not allow this")
 LATENCY_BUCKETS = [float(f"{step * 10**power:g}") for power in range(5) for step in (1, 1.25, 1.6, 2, 2.5, 3.2, 4, 5, 6.4, 8)]
-"""Milliseconds, each a quarter above the one before: Envoy's own are too far apart to compare two versions by."""
+"""Milliseconds, each a quarter above the previous one: Envoy's default buckets are too wide to compare two versions."""
 
 
 def bootstrap(settings: Settings, folder: Path) -> Json:
-    """What Envoy reads once, at its start; everything else it watches in `folder`."""
+    """Returns what Envoy reads once, when it starts; it watches everything else in `folder`."""
     return {
         "admin": {"address": socket_address("127.0.0.1", settings.gateway_admin_port)},
         "node": {"id": "headrace", "cluster": "headrace"},
@@ -40,7 +40,7 @@ def bootstrap(settings: Settings, folder: Path) -> Json:
 
 
 def listener(settings: Settings, folder: Path, access: Access) -> Json:
-    """Where clients connect."""
+    """Returns the listener that clients connect to."""
     manager = typed(
         "envoy.filters.network.http_connection_manager",
         "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
@@ -48,7 +48,7 @@ def listener(settings: Settings, folder: Path, access: Access) -> Json:
     )
     return {
         "@type": TYPES + "config.listener.v3.Listener",
-        "name": "door",
+        "name": "gateway",
         "address": socket_address(settings.host, settings.gateway_port),
         # Without this a second Envoy could share the port unnoticed and answer half of the requests.
         "enable_reuse_port": False,
@@ -58,8 +58,8 @@ def listener(settings: Settings, folder: Path, access: Access) -> Json:
 
 
 def _tls(folder: Path) -> Json:
-    """TLS 1.2 and up. The certificate is watched: a new one is in force at once, and no connection drops."""
-    secret = {"name": "door", "sds_config": watched(folder / "sds.json")}
+    """Returns TLS 1.2 and above. The certificate is watched: Envoy uses a new one at once and drops no connection."""
+    secret = {"name": "gateway", "sds_config": watched(folder / "sds.json")}
     common = {
         "alpn_protocols": ["h2", "http/1.1"],
         "tls_params": {
@@ -74,10 +74,10 @@ def _tls(folder: Path) -> Json:
 
 
 def secret(certificate: Certificate) -> Json:
-    """The door's certificate, as Envoy watches it."""
+    """Returns the gateway's certificate as a resource that Envoy watches."""
     return {
         "@type": TYPES + "extensions.transport_sockets.tls.v3.Secret",
-        "name": "door",
+        "name": "gateway",
         "tls_certificate": {
             "certificate_chain": {"filename": str(certificate.chain)},
             "private_key": {"filename": str(certificate.key)},
@@ -87,7 +87,7 @@ def secret(certificate: Certificate) -> Json:
 
 def _connection_manager(settings: Settings, folder: Path, access: Access) -> Json:
     return {
-        "stat_prefix": "door",
+        "stat_prefix": "gateway",
         "rds": {"route_config_name": "models", "config_source": watched(folder / "rds.json")},
         "server_name": "headrace",
         "server_header_transformation": "OVERWRITE",
@@ -97,8 +97,8 @@ def _connection_manager(settings: Settings, folder: Path, access: Access) -> Jso
         "always_set_request_id_in_response": True,
         "normalize_path": True,
         "merge_slashes": True,
-        "path_with_escaped_slashes_action": "REJECT_REQUEST",  # a replica would read another path than is checked here
-        # Proxies speak it by default, nginx among them; no request comes further than a newer one's.
+        "path_with_escaped_slashes_action": "REJECT_REQUEST",  # a replica would see another path than the one checked here
+        # HTTP/1.0, which proxies such as nginx use by default; the same checks apply.
         "http_protocol_options": {"accept_http_10": True, "default_host_for_http_10": "headrace"},
         "http2_protocol_options": {
             "max_concurrent_streams": 100,
@@ -111,7 +111,7 @@ def _connection_manager(settings: Settings, folder: Path, access: Access) -> Jso
         "common_http_protocol_options": {
             "idle_timeout": "300s",
             "max_headers_count": 100,
-            # In place of `request_timeout`, which no route can lift: routes say how long an answer may take beyond it.
+            # Instead of `request_timeout`, which no route can override: routes extend it for the answer.
             "max_stream_duration": f"{ARRIVAL_SECONDS:g}s",
         },
         "local_reply_config": {"mappers": local_replies(settings.max_request_bytes)},
@@ -120,34 +120,34 @@ def _connection_manager(settings: Settings, folder: Path, access: Access) -> Jso
 
 
 def http_filters(settings: Settings, access: Access) -> list[Json]:
-    """In the order that a request passes them; tokens and limits come before the buffer, the router is last."""
+    """Returns the filters in the order that a request passes them: tokens and limits, the buffer, the router."""
     return [
         *filters(access, settings.max_request_bytes),
-        # Holds a request until it is whole: a slow client keeps no replica busy, and any request can be sent again.
+        # Holds a request until it is complete: a slow client blocks no replica, and any request can be retried.
         typed(
             BUFFER,
             "extensions.filters.http.buffer.v3.Buffer",
             max_request_bytes=settings.max_request_bytes,
         ),
-        arrived(),
+        mark_complete(),
         typed("envoy.filters.http.router", "extensions.filters.http.router.v3.Router"),
     ]
 
 
-def arrived() -> Json:
-    """Says that a request is whole, and lets its route be chosen anew: to that, another time limit applies."""
-    said = {
-        "object_key": ARRIVED,
+def mark_complete() -> Json:
+    """Marks a request as complete and selects its route again: that route has another time limit."""
+    state = {
+        "object_key": COMPLETE,
         "factory_key": "envoy.string",
         "format_string": {"text_format_source": {"inline_string": "yes"}},
     }
     kind = "extensions.filters.http.set_filter_state.v3.Config"
-    return typed(ARRIVED, kind, on_request_headers=[said], clear_route_cache=True)
+    return typed(COMPLETE, kind, on_request_headers=[state], clear_route_cache=True)
 
 
 def local_replies(max_request_bytes: int) -> list[Json]:
-    """Envoy's own refusals, in the JSON shape of the replicas' refusals."""
-    told = {
+    """Returns Envoy's own error responses, in the JSON format of the replicas."""
+    messages = {
         400: ("bad_request", "the request is malformed"),
         403: FORBIDDEN,
         408: ("request_timeout", "the request did not arrive in time"),
@@ -160,33 +160,33 @@ def local_replies(max_request_bytes: int) -> list[Json]:
     unauthorized = {
         "status_code": 401,
         "headers_to_add": [_set_header("www-authenticate", "Bearer")],
-        **_said("unauthorized", "a valid token is needed: authorization: Bearer ..."),
+        **_body("unauthorized", "a valid token is needed: authorization: Bearer ..."),
     }
     return [
-        # To the role-based filter a revoked token is forbidden; to the client it is as good as none.
+        # The role-based filter answers 403 to a revoked token; the client gets the answer for a missing one.
         {"filter": _by_policy("revoked"), **unauthorized},
         {"filter": _by_status(401), **unauthorized},
         {
             "filter": _by_status(429),
-            **_said("too_many_requests", "too many requests; try again"),
+            **_body("too_many_requests", "too many requests; try again"),
         },
-        *({"filter": _by_status(status), **_said(*said)} for status, said in told.items()),
+        *({"filter": _by_status(status), **_body(*parts)} for status, parts in messages.items()),
     ]
 
 
 def _by_status(status: int) -> Json:
-    value = {"default_value": status, "runtime_key": f"door.reply_{status}"}
+    value = {"default_value": status, "runtime_key": f"gateway.reply_{status}"}
     return {"status_code_filter": {"comparison": {"op": "EQ", "value": value}}}
 
 
 def _by_policy(name: str) -> Json:
-    """Refused by the role-based filter's policy of this name."""
+    """Matches what the role-based filter's policy of this name refused."""
     kind = "extensions.access_loggers.filters.cel.v3.ExpressionFilter"
     expression = f"response.code_details.startsWith('rbac_access_denied_matched_policy[{name}]')"
     return {"extension_filter": typed("envoy.access_loggers.extension_filters.cel", kind, expression=expression)}
 
 
-def _said(code: str, message: str) -> Json:
+def _body(code: str, message: str) -> Json:
     return {"body_format_override": {"json_format": error(code, message)}}
 
 

@@ -1,20 +1,20 @@
-"""Which replicas Prometheus asks for their metrics, as its file-based discovery reads them.
+"""The replicas whose metrics Prometheus collects, as a file for its file-based service discovery.
 
 https://prometheus.io/docs/prometheus/latest/configuration/configuration/#file_sd_config
 """
 
 from __future__ import annotations
 
-from headrace.serving.gateway.clusters import Routes
+from headrace.serving.gateway.model_route import Routes
 from headrace.serving.gateway.protobuf import Json
 
 FILE = "targets.json"
 
 
 def targets(routes: Routes) -> list[Json]:
-    """One group a replica. A replica names its model and version itself; labels here are for one that does not answer."""
+    """Returns one group for each replica. Its metrics name model and version; these labels serve when it is down."""
     return [
         {"targets": [f"{e.host}:{e.port}"], "labels": {"model": model, "version": e.version, "pool": e.pool}}
-        for model, found in sorted(routes.items())
-        for e in found.endpoints
+        for model, route in sorted(routes.items())
+        for e in route.endpoints
     ]

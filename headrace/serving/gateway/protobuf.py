@@ -1,6 +1,6 @@
-"""The few values that every part of Envoy's configuration is made of, as JSON.
+"""Building blocks of Envoy's configuration, as JSON.
 
-Names and defaults follow Envoy 1.40's v3 API. Durations are text with an `s`, as JSON's protobuf mapping asks.
+Names and defaults follow the v3 API of Envoy 1.40. Durations are text with an `s`, as protobuf's JSON mapping requires.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ Json = dict[str, Any]
 TYPES = "type.googleapis.com/envoy."
 
 
-def typed(name: str, kind: str, **fields: Any) -> Json:
-    """A named extension of Envoy with its configuration."""
-    return {"name": name, "typed_config": {"@type": TYPES + kind, **fields}}
+def typed(name: str, message_type: str, **fields: Any) -> Json:
+    """Returns a named extension of Envoy with its configuration."""
+    return {"name": name, "typed_config": {"@type": TYPES + message_type, **fields}}
 
 
 def watched(path: Path) -> Json:
-    """Where Envoy finds resources, and reads them again when another file takes the place of this one."""
+    """Returns a file that Envoy reads resources from, and reads again when the file is replaced."""
     return {"path_config_source": {"path": str(path)}, "resource_api_version": "V3"}
 
 
@@ -27,5 +27,5 @@ def socket_address(host: str, port: int) -> Json:
 
 
 def error(code: str, message: str) -> Json:
-    """A refusal's body, as replicas write it too."""
+    """Returns the body of an error response, in the format that replicas use."""
     return {"error": {"code": code, "message": message}, "request_id": "%REQ(x-request-id)%"}

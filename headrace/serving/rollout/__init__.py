@@ -1,1 +1,1 @@
-"""Replicas, where they run, and the door in front of them."""
+"""Replaces one model version with another, directly or after a trial as canary or shadow."""

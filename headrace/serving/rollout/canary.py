@@ -1,38 +1,38 @@
-"""A canary: the new version answers a share of the requests, which rises step by step while it keeps its bounds."""
+"""Tries a new version as canary: it answers a share of the requests, which grows while the version stays within its bounds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from headrace.serving.gateway.clusters import Traffic
+from headrace.serving.gateway.model_route import Traffic
 from headrace.serving.replicas.replica import Replica
-from headrace.serving.rollout.watch import Trial, look, scale_for_share, watch
+from headrace.serving.rollout.monitor import Trial, monitor, pool_snapshot, scale_for_share
 
 
-def try_as_canary(trial: Trial, replicas: int) -> list[Replica]:
-    """Takes the new version through its steps and returns its replicas, which are in the door's pool `canary` then.
+def run_canary(trial: Trial, replicas: int) -> list[Replica]:
+    """Runs all steps of the trial and returns the replicas of the new version, which are in the pool `canary` then.
 
-    As many run as its share needs, so that each has to bear what it will have to bear.
+    Each step runs as many replicas as its share needs, so that each of them carries its production load.
 
     Raises:
-        RolloutAborted: it left its bounds. It still gets its share: the caller ends the trial.
+        RolloutAborted: the version left its bounds. It keeps its share: the caller ends the trial.
     """
-    site = trial.site
-    for share in trial.how.steps:
+    context = trial.context
+    for share in trial.config.steps:
         scale_for_share(trial, "canary", share, replicas)
-        site.send(Traffic(canary=share))
-        site.report(f"canary {share:g} %: version {trial.spec.version} beside {trial.champions}")
-        _watch_step(trial, f"canary {share:g} %", site.serving("canary"))
-    return site.serving("canary")
+        context.split_traffic(Traffic(canary=share))
+        context.report(f"canary {share:g} %: version {trial.spec.version} beside {trial.champion_versions}")
+        _monitor_step(trial, f"canary {share:g} %", context.endpoints("canary"))
+    return context.endpoints("canary")
 
 
-def _watch_step(trial: Trial, name: str, canaries: Sequence[Replica]) -> None:
-    site, champions = trial.site, trial.site.serving()
-    new, old = look(site, "canary", canaries), look(site, "main", champions)
-    watch(
+def _monitor_step(trial: Trial, step: str, canaries: Sequence[Replica]) -> None:
+    context, champions = trial.context, trial.context.endpoints("main")
+    new_before, champion_before = pool_snapshot(context, "canary", canaries), pool_snapshot(context, "main", champions)
+    monitor(
         trial,
-        name,
+        step,
         "canary",
-        lambda: look(site, "canary", canaries).since(new),
-        lambda: look(site, "main", champions).since(old),
+        lambda: pool_snapshot(context, "canary", canaries).since(new_before),
+        lambda: pool_snapshot(context, "main", champions).since(champion_before),
     )

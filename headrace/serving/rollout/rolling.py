@@ -1,8 +1,8 @@
-"""One model version after another, without a request lost: at once, or after a trial as canary or shadow.
+"""Rolls out one model version after another without losing a request: directly, or after a trial as canary or shadow.
 
-Which replicas serve stands in the door's `models.json` and nowhere else. Whatever a killed roll-out left is therefore known
-for what it is: a replica that does not stand there serves nobody, canaries and shadows stand in pools of their own, and a
-version beside which predecessors stand is not released. The next roll-out ends them all, and lets the predecessors serve.
+Only the gateway's `models.json` records which replicas serve. What a killed roll-out left is recognised by it: a replica that
+is not recorded serves nothing, canaries and shadows are in pools of their own, and a version that has previous replicas is not
+final. The next roll-out cleans all of that up and restores the previous version first.
 """
 
 from __future__ import annotations
@@ -11,31 +11,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from headrace.console import Report
 from headrace.errors import ServiceError, near_miss
 from headrace.project import Project
 from headrace.recipe.serve import RolloutConfig
-from headrace.serving.gateway import gateway
-from headrace.serving.gateway.clusters import Traffic, versions
+from headrace.serving.gateway import admin, envoy_process, gateway
+from headrace.serving.gateway.model_route import Traffic, versions
 from headrace.serving.replicas.replica import Replica, ReplicaSpec, Runner
 from headrace.serving.rollout import steps
-from headrace.serving.rollout.canary import try_as_canary
-from headrace.serving.rollout.predecessors import restore_previous
-from headrace.serving.rollout.shadow import try_as_shadow
-from headrace.serving.rollout.steps import (
-    Report,
-    Site,
-    add_to_pool,
-    alone,
-    remove_from_pool,
-    runner_for,
-    start_ready,
-)
-from headrace.serving.rollout.watch import Note, Trial, look, watch
+from headrace.serving.rollout.canary import run_canary
+from headrace.serving.rollout.context import RolloutContext, rollout_lock
+from headrace.serving.rollout.monitor import RecordStep, Trial, monitor, pool_snapshot
+from headrace.serving.rollout.previous_replicas import restore_previous
+from headrace.serving.rollout.shadow import run_shadow
+from headrace.serving.rollout.steps import add_to_pool, remove_from_pool, start_replicas
 from headrace.settings import Settings
 
-__all__ = ["Report", "Rollout", "is_serving", "remove", "roll_out", "runner_for", "scale", "stop_unknown", "take_back"]
-
-AT_ONCE = RolloutConfig()
+WITHOUT_TRIAL = RolloutConfig()
 
 
 @dataclass(frozen=True)
@@ -45,30 +37,29 @@ class Rollout:
     spec: ReplicaSpec
     replicas: list[Replica]
     address: str
-    """Where clients call the model."""
+    """The model's URL at the gateway."""
     changed: bool
-    """False when just this served already."""
+    """False when exactly this served already."""
     replaced: tuple[str, ...] = ()
-    """Versions that served before and do no longer."""
+    """Versions that served before and do not serve any more."""
 
 
 def is_serving(spec: ReplicaSpec, replicas: int, project: Project, settings: Settings) -> bool:
-    """Whether Envoy sends requests to just `replicas` healthy replicas of `spec`, started with these settings and for good.
+    """Whether Envoy sends requests to exactly `replicas` healthy replicas of `spec`, with these settings, as final version.
 
     Takes milliseconds.
     """
     endpoints = gateway.endpoints_by_model(project).get(spec.model, [])
     if len(endpoints) != replicas or not all(steps.serves_as(e, spec, settings) for e in endpoints):
         return False
-    if gateway.predecessors(project, spec.model):
+    if gateway.previous_replicas(project, spec.model):
         return False
-    return gateway.healthy_endpoints(settings, spec.model) == {e.address for e in endpoints} and gateway.is_open(
-        project, settings
-    )
+    healthy = admin.healthy_endpoints(settings, spec.model)
+    return healthy == {e.address for e in endpoints} and envoy_process.is_ready(project, settings)
 
 
-def _forget(facts: dict[str, Any]) -> None:
-    """A roll-out that nobody keeps a journal of."""
+def _no_journal(facts: dict[str, Any]) -> None:
+    """Records nothing."""
 
 
 def roll_out(
@@ -78,61 +69,61 @@ def roll_out(
     settings: Settings,
     runner: Runner,
     report: Report,
-    how: RolloutConfig = AT_ONCE,
-    note: Note = _forget,
-    settled: bool = True,
+    config: RolloutConfig = WITHOUT_TRIAL,
+    record_step: RecordStep = _no_journal,
+    is_final: bool = True,
 ) -> Rollout:
-    """Lets `replicas` replicas of `spec` serve its model, in place of whatever serves it now.
+    """Makes `replicas` replicas of `spec` serve its model, in place of what serves it now.
 
-    Replicas of `spec` that were started with other settings are replaced too. Safe to run again after a kill at any instant.
-    When the new replicas do not become ready, the old ones serve on.
+    Replicas of `spec` that were started with other settings are replaced too. Safe to run again after a kill at any moment.
+    When the new replicas do not become ready, the previous version keeps serving.
 
     Args:
-        how: at once, or after a trial; only where another version serves, since a trial is against that one.
-        note: is given the facts of each step of a trial.
-        settled: False where more has to happen until the new version serves for good: what served before is remembered until
-            `door.settle`, and serves again when this process is killed.
+        config: whether there is a trial first; only where another version serves to compare with.
+        record_step: receives the measurements of each step of a trial.
+        is_final: False where the caller has more to do before the new version is final: the previous replicas stay recorded
+            until `gateway.finalize`, and serve again when this process is killed.
 
     Raises:
-        Busy: another roll-out of the same model is under way.
-        SettingsError: `access` is not what the door was opened with.
+        Busy: another roll-out of the same model is running.
+        SettingsError: the gateway runs with another value of `access`.
         ServiceError: the new replicas do not become ready; with the last lines of their log.
-        PortTaken: no port is left for a replica, or another program holds one of Envoy's.
-        RolloutAborted: the new version left its bounds while it was watched; what served before serves on.
+        PortTaken: no port is free for a replica, or another program holds one of Envoy's.
+        RolloutAborted: the new version left its bounds while it was monitored; the previous version keeps serving.
+        DamagedFile: `models.json` is not JSON; nothing was started or stopped.
     """
     address = gateway.address(settings, spec.model)
     if is_serving(spec, replicas, project, settings):
         return Rollout(spec, gateway.endpoints_by_model(project)[spec.model], address, changed=False)
     gateway.require_same_access(project, settings)
-    site = Site(spec.model, project, settings, runner, report)
-    with alone(project, spec.model):
-        gateway.open_gateway(project, settings)
-        _clean_up(site)
-        before = site.serving()
-        kept = _keep(site, spec, replicas, before)
+    context = RolloutContext(spec.model, project, settings, runner, report)
+    with rollout_lock(project, spec.model):
+        envoy_process.start(project, settings)
+        _clean_up(context)
+        before = context.endpoints("main")
+        kept = _reusable(context, spec, replicas, before)
         is_new = all(endpoint.spec != spec for endpoint in before)
-        trial = _trial(site, spec, before, how, note) if is_new and how.bake_seconds else None
+        trial = _trial(context, spec, before, config, record_step) if is_new and config.bake_seconds else None
         try:
-            tried = _try(trial, replicas) if trial else []
-            fresh = [endpoint.in_pool("main") for endpoint in tried]
-            fresh += start_ready(site, spec, replicas - len(kept) - len(fresh))
-            watched = trial if how.strategy == "rolling" else None
-            out = _replace(site, [*kept, *fresh], fresh, before, watched)
+            passed = _run_trial(trial, replicas) if trial else []
+            new = [endpoint.in_pool("main") for endpoint in passed]
+            new += start_replicas(context, spec, replicas - len(kept) - len(new))
+            removed = _replace(context, [*kept, *new], new, before, trial if config.strategy == "rolling" else None)
         except BaseException:
-            _undo(site)
+            _undo(context)
             raise
-        if settled:
-            site.settle()
-        steps.stop(site, out)
-    replaced = tuple(sorted({e.version for e in out} - {spec.version}))
-    return Rollout(spec, [*kept, *fresh], address, changed=True, replaced=replaced)
+        if is_final:
+            context.finalize()
+        steps.stop(context, removed)
+    replaced = tuple(sorted({e.version for e in removed} - {spec.version}))
+    return Rollout(spec, [*kept, *new], address, changed=True, replaced=replaced)
 
 
 def scale(model: str, replicas: int, project: Project, settings: Settings, runner: Runner, report: Report) -> Rollout:
-    """More or fewer replicas of what serves now.
+    """Changes the number of replicas of the version that serves now.
 
     Raises:
-        ServiceError: nothing serves `model`; and whatever `roll_out` raises.
+        ServiceError: nothing serves `model`; and the errors of `roll_out`.
     """
     endpoints = [endpoint for endpoint in gateway.endpoints_by_model(project).get(model, []) if endpoint.pool == "main"]
     if not endpoints:
@@ -142,97 +133,101 @@ def scale(model: str, replicas: int, project: Project, settings: Settings, runne
 
 
 def remove(model: str, project: Project, settings: Settings, runner: Runner, report: Report) -> list[Replica]:
-    """Takes a model out of the door and stops its replicas, which are returned. Removing what does not serve does nothing."""
-    site = Site(model, project, settings, runner, report)
-    with alone(project, model):
-        out = gateway.endpoints_by_model(project).get(model, [])
-        remove_from_pool(site, out)
-        steps.stop(site, out)
-        return [*out, *stop_unknown(site)]
+    """Removes a model from the gateway and stops its replicas, which are returned. Does nothing when it is not served."""
+    context = RolloutContext(model, project, settings, runner, report)
+    with rollout_lock(project, model):
+        removed = context.endpoints()
+        remove_from_pool(context, removed)
+        steps.stop(context, removed)
+        return [*removed, *stop_orphaned(context)]
 
 
-def take_back(site: Site) -> None:
-    """Ends what a killed roll-out left: no canary, no shadow, what was released serves again. It is remembered still.
+def restore_released(context: RolloutContext) -> None:
+    """Cleans up after a killed roll-out: stops canaries and shadows and restores the previous version. Does not `finalize`.
 
     Raises:
-        ServiceError: what was released cannot serve any longer; what serves now serves on.
+        ServiceError: the previous version cannot be started; the current one keeps serving.
     """
-    steps.end_trials(site)
-    restore_previous(site)
-    stop_unknown(site)
+    steps.stop_trials(context)
+    restore_previous(context)
+    stop_orphaned(context)
 
 
-def _clean_up(site: Site) -> None:
-    """A predecessor that cannot serve any longer does not stand in the way of what comes after it."""
+def stop_orphaned(context: RolloutContext) -> list[Replica]:
+    """Stops the replicas that the gateway does not record, and returns them."""
+    known = {endpoint.id for endpoint in context.endpoints()}
+    orphaned = [replica for replica in context.runner.list(context.model) if replica.id not in known]
+    steps.stop_all(orphaned, context.settings, lambda replica: context.runner)
+    return orphaned
+
+
+def _clean_up(context: RolloutContext) -> None:
+    """A previous version that cannot be started does not prevent a new one."""
     try:
-        take_back(site)
+        restore_released(context)
     except ServiceError as error:
-        site.report(f"what served before cannot serve again: {error.message}")
-        stop_unknown(site)
-    site.settle()
+        context.report(f"the previous version cannot be restored: {error.message}")
+        stop_orphaned(context)
+    context.finalize()
 
 
-def _undo(site: Site) -> None:
-    """A predecessor that cannot serve at this moment is remembered: the keeper tries it again."""
-    steps.end_trials(site)
+def _undo(context: RolloutContext) -> None:
+    """A previous version that cannot be started at this moment stays recorded: the watchdog tries again."""
+    steps.stop_trials(context)
     try:
-        restore_previous(site)
+        restore_previous(context)
     except ServiceError as error:
-        site.report(f"what served before cannot serve again: {error.message}")
+        context.report(f"the previous version cannot be restored: {error.message}")
     else:
-        site.settle()
+        context.finalize()
 
 
-def stop_unknown(site: Site) -> list[Replica]:
-    """Stops the replicas that do not stand in the door, which are returned."""
-    known = {endpoint.id for endpoint in gateway.endpoints_by_model(site.project).get(site.model, [])}
-    left = [replica for replica in site.runner.list(site.model) if replica.id not in known]
-    steps.stop_all(left, site.settings, lambda replica: site.runner)
-    return left
-
-
-def _trial(site: Site, spec: ReplicaSpec, before: Sequence[Replica], how: RolloutConfig, note: Note) -> Trial | None:
-    """None where nothing healthy serves that a new version could be held against."""
-    healthy = gateway.healthy_endpoints(site.settings, site.model, "main")
+def _trial(
+    context: RolloutContext, spec: ReplicaSpec, before: Sequence[Replica], config: RolloutConfig, record_step: RecordStep
+) -> Trial | None:
+    """None where no healthy replica serves that a new version could be compared with."""
+    healthy = admin.healthy_endpoints(context.settings, context.model, "main")
     if not any(endpoint.address in healthy for endpoint in before):
         return None
-    return Trial(site, spec, versions(before), how, note)
+    return Trial(context, spec, versions(before), config, record_step)
 
 
-def _keep(site: Site, spec: ReplicaSpec, wanted: int, before: Sequence[Replica]) -> list[Replica]:
-    """Those that serve just so already and are healthy, as many as are wanted."""
-    healthy = gateway.healthy_endpoints(site.settings, site.model, "main")
-    return [e for e in before if steps.serves_as(e, spec, site.settings) and e.address in healthy][:wanted]
+def _reusable(context: RolloutContext, spec: ReplicaSpec, wanted: int, before: Sequence[Replica]) -> list[Replica]:
+    """Returns the healthy replicas that serve exactly this spec already, at most `wanted`."""
+    healthy = admin.healthy_endpoints(context.settings, context.model, "main")
+    return [e for e in before if steps.serves_as(e, spec, context.settings) and e.address in healthy][:wanted]
 
 
-def _try(trial: Trial, replicas: int) -> list[Replica]:
-    """The replicas that passed as canaries and can go live as they are; those of a shadow cannot."""
-    if trial.how.strategy == "canary":
-        return try_as_canary(trial, replicas)
-    if trial.how.strategy == "shadow":
-        try_as_shadow(trial, replicas)
+def _run_trial(trial: Trial, replicas: int) -> list[Replica]:
+    """Returns the canaries that passed, which can go live as they are; shadows cannot."""
+    if trial.config.strategy == "canary":
+        return run_canary(trial, replicas)
+    if trial.config.strategy == "shadow":
+        run_shadow(trial, replicas)
     return []
 
 
 def _replace(
-    site: Site, after: Sequence[Replica], fresh: Sequence[Replica], before: Sequence[Replica], watched: Trial | None
+    context: RolloutContext, after: Sequence[Replica], new: Sequence[Replica], before: Sequence[Replica], trial: Trial | None
 ) -> list[Replica]:
-    """Lets `fresh` in, takes out what is not in `after`, which is returned, and watches. Those that are out run on beside
-    the door, so that they serve again at once when the new version fails."""
+    """Adds `new`, removes what is not in `after`, monitors if there is a trial, and returns the removed replicas.
+
+    They keep running without requests, so that they serve again at once when the new version fails.
+    """
     kept = {endpoint.id for endpoint in after}
-    out = [endpoint for endpoint in before if endpoint.id not in kept]
-    champion = look(site, "main", before) if watched else None
-    is_new = any(old.spec != new.spec for old in before for new in fresh)
-    add_to_pool(site, fresh, before if is_new else None)
-    site.send(Traffic())
-    remove_from_pool(site, [*out, *site.serving("canary")])
-    if watched and champion:
-        began = look(site, "main", fresh)
-        watch(
-            watched,
-            f"version {watched.spec.version} live",
+    removed = [endpoint for endpoint in before if endpoint.id not in kept]
+    champion = pool_snapshot(context, "main", before) if trial else None
+    is_new = any(old.spec != added.spec for old in before for added in new)
+    add_to_pool(context, new, before if is_new else None)
+    context.split_traffic(Traffic())
+    remove_from_pool(context, [*removed, *context.endpoints("canary")])
+    if trial and champion:
+        began = pool_snapshot(context, "main", new)
+        monitor(
+            trial,
+            f"version {trial.spec.version} live",
             "main",
-            lambda: look(site, "main", fresh).since(began),
+            lambda: pool_snapshot(context, "main", new).since(began),
             lambda: champion,
         )
-    return out
+    return removed

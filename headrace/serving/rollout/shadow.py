@@ -1,4 +1,7 @@
-"""A shadow: the new version gets copies of requests. Nobody gets its answers; they are held against the champion's."""
+"""Tries a new version as shadow: it receives copies of requests, and its answers are compared with the champion's.
+
+No client receives an answer of a shadow.
+"""
 
 from __future__ import annotations
 
@@ -9,81 +12,85 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from headrace.serving.gateway.clusters import Traffic
+from headrace.serving.gateway.model_route import Traffic
 from headrace.serving.replicas.replica import Replica
-from headrace.serving.rollout.judging import Reading, agreement_left
-from headrace.serving.rollout.steps import end_trials
-from headrace.serving.rollout.watch import Trial, look, scale_for_share, watch
+from headrace.serving.rollout.canary_analysis import Measurement, low_agreement
+from headrace.serving.rollout.monitor import Trial, monitor, pool_snapshot, scale_for_share
+from headrace.serving.rollout.steps import stop_trials
 
 TOLERANCE = 0.25
-"""Two values agree when they differ by at most so many standard deviations of the champion's answers."""
+"""Two numbers agree when they differ by at most this many standard deviations of the champion's answers."""
 FEW_LABELS, MOST_LABELS = 20, 0.5
-"""Texts of which more than so many, and more than this share of all answers, differ are no labels: they are not compared."""
+"""Texts with more than this many distinct values, and more than this share of all answers, are free text, not labels."""
 Answers = dict[str, list[Any]]
-"""Request id to what was answered."""
+"""Request id to the predictions."""
 
 
-def try_as_shadow(trial: Trial, replicas: int) -> None:
-    """Takes the new version through its steps with copies of requests, and stops it: what goes live is started anew.
+def run_shadow(trial: Trial, replicas: int) -> None:
+    """Runs all steps of the trial with copies of requests, then stops the shadows: live replicas are started separately.
 
     Raises:
-        RolloutAborted: it left its bounds, or agrees too seldom with the champion.
+        RolloutAborted: the version left its bounds, or agrees too rarely with the champion.
     """
-    site = trial.site
+    context = trial.context
     try:
-        for share in trial.how.steps:
+        for share in trial.config.steps:
             scale_for_share(trial, "shadow", share, replicas)
-            site.send(Traffic(shadow=share))
-            site.report(f"shadow {share:g} %: version {trial.spec.version} gets copies of the requests of {trial.champions}")
-            _watch_step(trial, f"shadow {share:g} %", site.serving("shadow"))
+            context.split_traffic(Traffic(shadow=share))
+            context.report(
+                f"shadow {share:g} %: version {trial.spec.version} gets copies of the requests of {trial.champion_versions}"
+            )
+            _monitor_step(trial, f"shadow {share:g} %", context.endpoints("shadow"))
     finally:
-        end_trials(site)
+        stop_trials(context)
 
 
-def _watch_step(trial: Trial, name: str, shadows: Sequence[Replica]) -> None:
-    site, champions = trial.site, trial.site.serving()
-    new, old = look(site, "shadow", shadows), look(site, "main", champions)
+def _monitor_step(trial: Trial, step: str, shadows: Sequence[Replica]) -> None:
+    context, champions = trial.context, trial.context.endpoints("main")
+    new_before, champion_before = pool_snapshot(context, "shadow", shadows), pool_snapshot(context, "main", champions)
 
-    def compare(reading: Reading) -> Reading:
-        agreed, compared = agreement(_records(site.project.usage, champions), _records(site.project.usage, shadows))
+    def compare_answers(measured: Measurement) -> Measurement:
+        usage = context.project.usage
+        agreed, compared = agreement(_recorded_answers(usage, champions), _recorded_answers(usage, shadows))
         if not compared:
-            return reading
-        reading = replace(reading, agreement=agreed / compared, compared=compared)
-        said = agreement_left(agreed, compared, trial.how.bounds)
-        return replace(reading, bound="agreement", said=said) if said else reading
+            return measured
+        measured = replace(measured, agreement=agreed / compared, compared=compared)
+        reason = low_agreement(agreed, compared, trial.config.bounds)
+        return replace(measured, bound="agreement", reason=reason) if reason else measured
 
-    watch(
+    monitor(
         trial,
-        name,
+        step,
         "shadow",
-        lambda: look(site, "shadow", shadows).since(new),
-        lambda: look(site, "main", champions).since(old),
-        compare,
+        lambda: pool_snapshot(context, "shadow", shadows).since(new_before),
+        lambda: pool_snapshot(context, "main", champions).since(champion_before),
+        compare_answers,
     )
 
 
 def agreement(champion: Answers, shadow: Answers) -> tuple[int, int]:
-    """How many requests were answered alike, of how many that both answered; texts that are no labels are left out."""
+    """Returns how many requests got equal answers, and how many both answered. Free text is not compared: (0, 0)."""
     both = [(champion[key], shadow[key]) for key in champion.keys() & shadow.keys()]
-    given = [answer for answers, _ in both for answer in answers]
-    if not given:
+    predictions = [prediction for predictions, _ in both for prediction in predictions]
+    if not predictions:
         return 0, 0
-    if all(isinstance(answer, str) for answer in given) and len(set(given)) > max(FEW_LABELS, MOST_LABELS * len(given)):
+    most = max(FEW_LABELS, MOST_LABELS * len(predictions))
+    if all(isinstance(prediction, str) for prediction in predictions) and len(set(predictions)) > most:
         return 0, 0
-    floats = [answer for answer in given if isinstance(answer, float)]
+    floats = [prediction for prediction in predictions if isinstance(prediction, float)]
     tolerance = TOLERANCE * statistics.pstdev(floats) if floats else 0.0
-    return sum(_alike(one, other, tolerance) for one, other in both), len(both)
+    return sum(_agree(one, other, tolerance) for one, other in both), len(both)
 
 
-def _alike(one: Sequence[Any], other: Sequence[Any], tolerance: float) -> bool:
+def _agree(one: Sequence[Any], other: Sequence[Any], tolerance: float) -> bool:
     return len(one) == len(other) and all(
         abs(a - b) <= tolerance if isinstance(a, float) and isinstance(b, int | float) else a == b
         for a, b in zip(one, other, strict=True)
     )
 
 
-def _records(usage: Path, replicas: Iterable[Replica]) -> Answers:
-    """What replicas keep of their answers, beside what they count."""
+def _recorded_answers(usage: Path, replicas: Iterable[Replica]) -> Answers:
+    """Reads the answers that replicas record beside their usage."""
     return {line["id"]: line["answers"] for endpoint in replicas for line in _lines(usage / endpoint.id)}
 
 

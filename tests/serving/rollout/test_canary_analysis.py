@@ -12,9 +12,9 @@ from headrace.serving.gateway.envoy_stats import PoolStats
 from headrace.serving.rollout.canary_analysis import (
     CONFIDENCE,
     PoolSnapshot,
-    low_agreement,
-    difference_at_least,
     analyse,
+    difference_at_least,
+    low_agreement,
 )
 from headrace.serving.rollout.population_stability import population_stability_index
 from headrace.serving.rollout.shadow import agreement

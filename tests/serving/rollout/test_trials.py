@@ -94,7 +94,7 @@ def test_a_release_whose_canary_fails_records_the_measurements_in_the_journal(
     recipe = recipe.model_copy(update={"serve": recipe.serve.model_copy(update={"rollout": how})})
 
     def release(version: str, fault: str) -> None:
-        candidate, packaged = Version("digits", version, "run", Path(), {}), PackagedVersion(bento=mood)
+        candidate, packaged = Version("digits", version, "run", Path(), {}), PackagedVersion(bento=fault)
         deploy.roll_out_version(recipe, candidate, packaged, served.project, served.settings, served.reports.append)
         gateway.finalize(served.project, served.settings, "digits")  # as the release does once it is recorded in the journal
 
@@ -128,7 +128,7 @@ def test_a_shadow_is_compared_with_the_champion_and_its_answers_reach_no_client(
     wrong = {**LENIENT, "agreement": 0.8}
     with (
         served.load() as load,
-        pytest.raises(RolloutAborted, match="agrees with the champion on .*; agreement requires 80") as caught,
+        pytest.raises(RolloutAborted, match=r"agrees with the champion on .*; agreement requires 80") as caught,
     ):
         served.roll_out(ReplicaSpec("digits", "2", "other"), strategy="shadow", steps=[50], bake="2s", bounds=wrong)
     assert 0.3 < caught.value.facts["agreement"] < 0.7
@@ -179,7 +179,8 @@ from headrace.recipe.serve import RolloutConfig
 from headrace.serving.replicas.replica import ReplicaSpec
 from headrace.settings import Settings
 from tests.serving.served_project import ServedProject
-served = ServedProject(Project(Path({str(served.project.root)!r})), Settings(**{json.loads(served.settings.model_dump_json())!r}))
+settings = Settings(**{json.loads(served.settings.model_dump_json())!r})
+served = ServedProject(Project(Path({str(served.project.root)!r})), settings)
 served.roll_out(ReplicaSpec("digits", "2", "good"), strategy="canary", steps=[50], bake="60s")
 """
     return subprocess.Popen([sys.executable, "-c", code])
