@@ -31,9 +31,7 @@ class ProcessRunner:
     name: RunnerName = "process"
 
     def __init__(self, project: Project, command: Command | None = None, settings: Settings | None = None) -> None:
-        """Args:
-        command: makes the command of a replica; by default one that serves a built bento.
-        """
+        """`command` makes the command of a replica; by default one that serves a built bento."""
         self.project = project
         self._settings = settings
         self._command = command or self._serve_bento
