@@ -37,7 +37,7 @@ unit: $(READY)  ## the tests (PYTEST_ARGS="-k gate" for some; WORKERS=0: in one 
 	@# workers share the cores: a network that takes them all for itself slows every other test down
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
-lock: $(READY)  ## resolve requirements.lock anew
+lock: $(READY)  ## resolve requirements.lock again
 	$(BIN)/uv pip compile pyproject.toml --extra dev $(FIND_LINKS) --no-header --no-annotate --quiet --output-file requirements.lock
 	sed -i 's/^\(torch==[0-9.]*\).*/\1/' requirements.lock  # a CPU build's name would bind every machine to it
 

@@ -281,9 +281,7 @@ def _accuracy_gate(found: Retrained, candidate: int, champion: int, test_set: in
     """Whether the gate, and whether the naive rule, promotes."""
     outputs = found.outputs[test_set]
     beat = BeatChampion(metric="accuracy", confidence=CONFIDENCE)
-    answer = compare(
-        found.y[test_set], outputs[candidate], outputs[champion], beat=beat, better="higher", seed=0
-    )
+    answer = compare(found.y[test_set], outputs[candidate], outputs[champion], beat=beat, better="higher", seed=0)
     return answer.promoted, (answer.improvement or 0) > 0
 
 

@@ -129,7 +129,7 @@ def _train(digits: Digits, rows: int, plan: Plan, seed: int) -> _Model:
     import torch
 
     from headrace.task_types.lookup import task_type_of
-    from headrace.training.loop import fit
+    from headrace.training.loop import TrainingRun, fit
     from headrace.training.rows import Split
 
     torch.manual_seed(seed)
@@ -147,10 +147,7 @@ def _train(digits: Digits, rows: int, plan: Plan, seed: int) -> _Model:
             split(slice(0, rows)),
             split(slice(plan.more, plan.more + plan.validation)),
             config,
-            Path(folder) / "checkpoint.pt",
-            f"seed {seed}",
-            lambda progress: None,
-            lambda epoch, step: None,
+            TrainingRun(Path(folder) / "checkpoint.pt", f"seed {seed}"),
         )
     return _Model(served)
 

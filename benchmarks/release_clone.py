@@ -1,4 +1,4 @@
-"""A throw-away clone of the project: free ports, this processes's environment, and nothing left when the block ends."""
+"""A throw-away clone of the project: free ports, this interpreter's environment, and nothing left when the block ends."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from benchmarks.release_clone import TINY, Clone, Ran
 from benchmarks.release_processes import Watch, memory_of, tree
 from benchmarks.release_steps import breakdown
 from headrace.errors import HeadraceError
-from headrace.services import orchestrate
+from headrace.services import status, up
 from headrace.serving.replicas import supervisor
 
 Values = dict[str, Any]
@@ -65,7 +65,7 @@ def start_services(made: Clone, runs: int, tell: Tell) -> Values:
         found[name] = {service: spread([one[service] for one in times]) for service in times[0]}
     time.sleep(SETTLE_SECONDS)
     programs = supervisor.states(made.project)
-    found["memory"] = {name: memory_of(tree(programs[name].pid or 0)).to_dict() for name in orchestrate.NAMES}
+    found["memory"] = {name: memory_of(tree(programs[name].pid or 0)).to_dict() for name in up.NAMES}
     made.headrace("down")
     return found
 
@@ -78,7 +78,7 @@ def _readiness(made: Clone) -> dict[str, float]:
 
     def poll() -> None:
         while not stopped.wait(0.1):
-            for service in orchestrate.status(made.project, made.settings)["services"]:
+            for service in status.status(made.project, made.settings)["services"]:
                 if service["state"] == "ready":
                     first.setdefault(service["name"], time.perf_counter() - start)
 
@@ -89,7 +89,7 @@ def _readiness(made: Clone) -> dict[str, float]:
     finally:
         stopped.set()
         poller.join()
-    return {**{name: first.get(name, ran.seconds) for name in orchestrate.NAMES}, "all": ran.seconds}
+    return {**{name: first.get(name, ran.seconds) for name in up.NAMES}, "all": ran.seconds}
 
 
 def first_release(recipe: str, made: Clone, keep_sources: bool, runs: int, tell: Tell) -> Values:

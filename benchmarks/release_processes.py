@@ -32,8 +32,8 @@ NAMES = {
     "supervisord": "supervisord",
     "bin/headrace": "headrace",
     "/envoy": "envoy",
-    "headrace.services.api": "desk",
-    "headrace.services.watchdog": "keeper",
+    "headrace.services.api": "api-server",
+    "headrace.services.watchdog": "watchdog",
 }
 """A part of a command, and what the process is called."""
 

@@ -40,7 +40,7 @@ READY_SECONDS = 120.0
 
 
 class Load:
-    """Three clients on the door, two keeping their connection and one that connects anew, until the block ends."""
+    """Three clients of the gateway, two keeping their connection and one that opens a new connection for each request, until the block ends."""
 
     def __init__(self, made: Clone, model: str) -> None:
         self.milliseconds: list[float] = []

@@ -87,7 +87,7 @@ def breakdown(recipe: str, ran: Ran, watch: Watch, made: Clone) -> Breakdown:
 
 
 def stage_seconds(watch: Watch, stage: str, after: float) -> float:
-    """How long the process of a stage lived, processes start and imports included; 0 when DVC skipped the stage."""
+    """How long the process of a stage lived, interpreter start and imports included; 0 when DVC skipped the stage."""
     lives = [seen.seconds for seen in watch.seen.values() if seen.name == f"stage {stage}" and seen.began_at >= after]
     return max(lives, default=0.0)
 

@@ -81,11 +81,11 @@ def _first(found: Values) -> Iterator[Row]:
 
 
 def _unchanged(found: Values) -> Iterator[Row]:
-    told = found["unchanged"]
-    ours, dvc, python = told["headrace run"], told["dvc repro"], told["python"]
+    unchanged = found["unchanged"]
+    ours, dvc, python = unchanged["headrace run"], unchanged["dvc repro"], unchanged["python"]
     yield "**Nothing changed**, `headrace run`", _seconds(ours, 2), _aim(ours["median"], 1.5, "s")
-    yield "– peer: `dvc repro`, nothing changed", f"{_seconds(dvc, 2)}; ours is {told['ratio_to_dvc']:.2f} times that", ""
-    yield "– peer: `python -c pass`", f"{_seconds(python, 2)}; ours is {told['ratio_to_python']:.0f} times that", ""
+    yield "– peer: `dvc repro`, nothing changed", f"{_seconds(dvc, 2)}; ours is {unchanged['ratio_to_dvc']:.2f} times that", ""
+    yield "– peer: `python -c pass`", f"{_seconds(python, 2)}; ours is {unchanged['ratio_to_python']:.0f} times that", ""
     forced = found["forced"]
     parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in forced["middle_run"]["orchestration_parts"].items())
     yield "Nothing changed, `headrace run --force`", _seconds(forced["seconds"], 2), ""

@@ -176,11 +176,11 @@ def replica(place: Place, port: int, ask: Ask) -> Iterator[Running]:
     bento = prepare_bento(place)
     settings = Settings()
     spec = ReplicaSpec(place.name, "1", bento.tag)
-    told = environment.process_variables(spec, f"{place.name}-{port}", place.project, settings)
+    variables_of_replica = environment.process_variables(spec, f"{place.name}-{port}", place.project, settings)
     argv, variables = serve_command(place.project, bento.tag, "127.0.0.1", port, 1)
     headers = {**ask.headers, "authorization": f"Bearer {_token(place)}"}
     full = Ask(ask.path, ask.body, headers, ask.is_right)
-    with server(argv, {**variables, **told}, port, "/readyz", full, place.root) as running:
+    with server(argv, {**variables, **variables_of_replica}, port, "/readyz", full, place.root) as running:
         yield running
 
 

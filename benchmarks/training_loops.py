@@ -6,6 +6,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,14 +16,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from benchmarks.training_models import Workload, synchronise
 from headrace.models.served import ServedModel
 from headrace.recipe.training import TrainConfig
-from headrace.training import cuda_graphs
-from headrace.training.checkpoint import Progress
-from headrace.training.device import choose_precision, seed_everything
-from headrace.training.loop import train_epoch
-from headrace.training.preprocess_once import preprocessed
-from headrace.training.rows import Rows, Split
-from headrace.training.step import Objective, Step, autocast
-from headrace.training.update import Update
+from headrace.training.cuda_graphs import CudaGraphStep, can_record
+from headrace.training.device import autocast, choose_precision, seed_everything
+from headrace.training.loading import preprocessed
+from headrace.training.loop import Trainer, TrainingRun
+from headrace.training.rows import Split
 
 RATE = 1e-3
 Round = Callable[[], float]
@@ -41,24 +39,23 @@ def timed(device: torch.device, work: Callable[[], object]) -> float:
 def engine(workload: Workload, model: ServedModel, device: torch.device) -> Round:
     """Headrace: the loop that `headrace run` trains with, in its deterministic mode, with its record of losses."""
     config = TrainConfig(batch_size=workload.batch_size, epochs=10**6, learning_rate=RATE)
-    update = Update(model, config, steps=10**9)
-    step = Step(Objective(model), update, choose_precision("auto", device), workload.batch_size)
-    if cuda_graphs.fits(update, device, 1):
-        step = cuda_graphs.GraphStep(step, print)
     held = Split(tuple(part.to(device) for part in workload.inputs), workload.target.to(device))
-    progress = Progress()
+    trainer = Trainer(model, held, held, config, TrainingRun(Path("unused.pt"), "benchmark"))
+    if can_record(trainer.optimizer, device, 1):
+        trainer.step = CudaGraphStep(trainer.training_step, trainer.loss_module, workload.batch_size, print)
 
-    def work(rows: Rows) -> None:
+    def work() -> None:
+        progress = trainer.progress
         for _ in range(workload.epochs):
             progress.step, progress.loss_sum, progress.loss_rows = 0, 0.0, 0
-            train_epoch(model, rows, step, config, progress, lambda losses, has_moved: None)
+            trainer.train_epoch()
             progress.epoch += 1
 
     def round_() -> float:
         seed_everything(0)  # the mode that every training runs in; the others run in torch's own
         try:
-            with preprocessed(model, config, held) as (rows,):  # once a run, so it is no part of an epoch
-                return timed(device, lambda: work(rows))
+            with preprocessed(model, config, held) as (trainer.train,):  # once a run, so it is no part of an epoch
+                return timed(device, work)
         finally:
             torch.set_deterministic_debug_mode("default")
 

