@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -97,3 +98,9 @@ def is_disk_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def safe_filename(name: str) -> str:
+    """Returns `name` in lower case without a data file's extension, other characters than letters and digits as dashes."""
+    stem = re.sub(r"(\.(csv|tsv|tab|parquet|pq|gz|zip))+$", "", name.lower())
+    return re.sub(r"[^a-z0-9]+", "-", stem).strip("-")[:60] or "batch"

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headrace.data.sources.archives import is_pattern
-from headrace.recipe.data import PART
 from headrace.data.formats.files import read_file, read_packed
 from headrace.data.formats.graph_tables import pack, with_edges
 from headrace.data.formats.idx_images import read_images
-from headrace.data.formats.options import Reading
-from headrace.data.tables import Selected, compact, select, tidy
+from headrace.data.formats.options import ReadOptions
+from headrace.data.sources.archives import is_pattern
+from headrace.data.tables import SelectedTable, compact_pixels, drop_excluded_rows, select
 from headrace.errors import DataError, near_miss
+from headrace.recipe.data import PART
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from headrace.recipe.data import DataConfig, SourceFile
 
 
-def assemble(paths: Sequence[Path], data: DataConfig) -> Selected:
+def assemble(paths: Sequence[Path], data: DataConfig) -> SelectedTable:
     """One table out of the files of `data.files`, which lie at `paths`: the recipe's columns in their order, without the
     rows that it leaves out.
 
@@ -29,8 +29,8 @@ def assemble(paths: Sequence[Path], data: DataConfig) -> Selected:
         DataError: a file cannot be read as the recipe says, or the files do not fit together.
     """
     files = list(zip(data.files, paths, strict=True))
-    table = lay_out(_tables(files, data), data)
-    selected = tidy(table, data, paths[0])
+    table = combine(_tables(files, data), data)
+    selected = drop_excluded_rows(table, data, paths[0])
     table, said = selected.table, selected.left_out
     for file, path in files:
         if file.role == "edges" and data.graph is not None:
@@ -38,10 +38,10 @@ def assemble(paths: Sequence[Path], data: DataConfig) -> Selected:
                 table = pack(table, data)
             table, isolated = with_edges(table, path, data)
             said = (*said, f"{isolated:,} nodes have no edge") if isolated else said
-    return Selected(compact(table, data), said)
+    return SelectedTable(compact_pixels(table, data), said)
 
 
-def lay_out(tables: list[tuple[pa.Table, Path]], data: DataConfig) -> pa.Table:
+def combine(tables: list[tuple[pa.Table, Path]], data: DataConfig) -> pa.Table:
     """The tables below each other, with the recipe's columns in their order.
 
     Raises:
@@ -59,10 +59,10 @@ def lay_out(tables: list[tuple[pa.Table, Path]], data: DataConfig) -> pa.Table:
     return table
 
 
-def reading_of(data: DataConfig) -> Reading:
+def read_options(data: DataConfig) -> ReadOptions:
     """How the recipe says that its files are read."""
     names = None if data.header else data.columns
-    return Reading(data.format, data.header, names, (), data.encoding, data.skip_rows)
+    return ReadOptions(data.format, data.header, names, (), data.encoding, data.skip_rows)
 
 
 def _renamed(table: pa.Table, data: DataConfig, path: Path) -> pa.Table:
@@ -83,24 +83,24 @@ def _renamed(table: pa.Table, data: DataConfig, path: Path) -> pa.Table:
 def _tables(files: list[tuple[SourceFile, Path]], data: DataConfig) -> list[tuple[pa.Table, Path]]:
     """The tables of the source in order, each with its part, and with the columns joined to it."""
     labels = iter([path for file, path in files if file.role == "labels"])
-    joined = next(((read_file(path, reading_of(data)), path) for file, path in files if file.role == "join"), None)
+    joined = next(((read_file(path, read_options(data)), path) for file, path in files if file.role == "join"), None)
     found: list[tuple[pa.Table, Path]] = []
     for file, path in files:
         if file.role == "images":
             tables = [(read_images(path, next(labels), data.target, data.image), path)]
         elif file.role == "table" and is_pattern(file.uri):
-            tables = read_packed(path, reading_of(data))
+            tables = read_packed(path, read_options(data))
         elif file.role == "table":
-            tables = [(read_file(path, reading_of(data)), path)]
+            tables = [(read_file(path, read_options(data)), path)]
         else:
             continue
         if joined is not None:
             tables = [(_joined(table, place, *joined, data), place) for table, place in tables]
-        found += [(named(table, data, place, file.part), place) for table, place in tables]
+        found += [(with_recipe_names(table, data, place, file.part), place) for table, place in tables]
     return found
 
 
-def named(table: pa.Table, data: DataConfig, path: Path, part: str | None) -> pa.Table:
+def with_recipe_names(table: pa.Table, data: DataConfig, path: Path, part: str | None) -> pa.Table:
     """A table of the source under the names that the recipe gives its columns, with the part that it is.
 
     Raises:

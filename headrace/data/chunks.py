@@ -1,4 +1,4 @@
-"""A table in pieces: what memory cannot hold at once is read and written chunk by chunk, as often as a stage asks."""
+"""Tables in chunks: a table larger than memory is read and written chunk by chunk."""
 
 from __future__ import annotations
 
@@ -9,29 +9,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrace.data.formats.files import not_whole
+from headrace.data.tables import TEXT_BYTES, batch_files, read_batches, select, type_bytes
 from headrace.errors import DataError
+from headrace.recipe.task_types import task_type_entry
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from headrace.recipe.recipe import Recipe
-    from headrace.recipe.data import DataConfig
     from headrace.project import Project
+    from headrace.recipe.data import DataConfig
+    from headrace.recipe.recipe import Recipe
 
-SHARE = 16
-"""Of the free memory, the part that a table may take: a stage that holds it as a whole has copies, parts and hashes of it
-beside it, and other programs want room too."""
+MEMORY_FRACTION = 16
+"""A table may take one part in this many of the free memory: a stage also holds copies, splits and hashes of it, and other
+programs need memory too."""
 CHUNK_BYTES = 32 * 2**20
-"""Of a chunk, as Arrow holds it."""
-CHUNK_SHARE = 8
-"""Of `data.memory`, the part that a chunk takes at most."""
-TEXT_BYTES = 24
-"""Of a text, where nothing else is known."""
-GROUP_BYTES = 128 * 2**20
-"""Of a row group that is written."""
-GROUP_ROWS = 2**20
+"""Size of a chunk in Arrow."""
+CHUNK_FRACTION = 8
+"""A chunk takes at most one part in this many of `data.memory`."""
 READ_BYTES = 2**20
 
 
@@ -41,10 +38,10 @@ class Chunks:
 
     files: tuple[Path, ...]
     schema: pa.Schema
-    """Of every chunk. Whole numbers with a gap anywhere are floating ones everywhere, as pandas has them."""
+    """The schema of every chunk. Integers with a missing value anywhere are floats everywhere, as in pandas."""
     rows: int
     size: int
-    """Rows of a chunk; where a file or a row group ends, fewer."""
+    """Rows of a chunk; fewer at the end of a file or a row group."""
 
     @property
     def names(self) -> list[str]:
@@ -52,10 +49,10 @@ class Chunks:
         return names
 
     def tables(self, names: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """The rows in their order; of the columns `names`, where given.
+        """Yields the rows in order, with all columns or those in `names`.
 
         Raises:
-            DataError: a file is damaged; it says from which row on.
+            DataError: a file is damaged; the message names the first row that cannot be read.
         """
         import pyarrow as pa
 
@@ -63,7 +60,7 @@ class Chunks:
         done = 0
         for path in self.files:
             try:
-                for table in read_groups(path, wanted.names, self.size):
+                for table in read_row_groups(path, wanted.names, self.size):
                     yield table.cast(wanted, safe=False)
                     done += table.num_rows
             except (pa.ArrowException, OSError) as error:
@@ -71,7 +68,7 @@ class Chunks:
                 raise DataError(damage.message, where=f"{path}, after row {done:,}", hint=damage.hint) from None
 
     def frames(self, names: Sequence[str] | None = None) -> Iterator[pd.DataFrame]:
-        """As `tables`; rows are numbered from 0 through the whole table."""
+        """Yields the same as `tables`, as DataFrames with rows numbered from 0 through the whole table."""
         import pandas as pd
 
         done = 0
@@ -82,11 +79,11 @@ class Chunks:
             yield frame
 
 
-class RowGroups:
-    """Writes a Parquet file piece by piece; its bytes depend on the rows, not on how they were cut into pieces."""
+class RowGroupWriter:
+    """Writes a Parquet file chunk by chunk; its bytes depend on the rows, not on the sizes of the chunks."""
 
     def __init__(self, path: Path, schema: pa.Schema, rows: int, **options: Any) -> None:
-        """`rows` are of a row group; `options` are pyarrow's `ParquetWriter`'s."""
+        """`rows` is the number of rows of a row group, `options` go to pyarrow's `ParquetWriter`."""
         import pyarrow.parquet as pq
 
         self.written = 0
@@ -97,7 +94,7 @@ class RowGroups:
         self._writer: pq.ParquetWriter = pq.ParquetWriter(self._file, self._schema, **options)
 
     def add(self, table: pa.Table) -> None:
-        """Adds rows; what fills a row group is written."""
+        """Adds rows, and writes every row group that is full."""
         if not table.num_rows:
             return
         self._waiting.append(table.cast(self._schema))
@@ -105,18 +102,18 @@ class RowGroups:
             self._write(self._rows)
 
     def close(self, metadata: dict[str, str] | None = None) -> None:
-        """Writes what is left, and the end of the file."""
+        """Writes the remaining rows and the file's footer."""
         self._write(self._rows)
         if metadata:
             self._writer.add_key_value_metadata(metadata)
         self._writer.close()
         self._file.close()
 
-    def abandon(self) -> None:
-        """Lets the file go as it is."""
+    def discard(self) -> None:
+        """Closes the file without writing the rest."""
         self._waiting.clear()
-        self._writer.is_open = False  # else it would write the file's end when it is collected
-        with suppress(OSError):  # of a full disk: what went wrong has been said
+        self._writer.is_open = False  # otherwise it would write the footer when it is garbage-collected
+        with suppress(OSError):  # a full disk has been reported already
             self._file.close()
 
     def _write(self, rows: int) -> None:
@@ -131,54 +128,50 @@ class RowGroups:
         self._waiting = [together.slice(rows)] if together.num_rows > rows else []
 
 
-def stored(project: Project, recipe: Recipe) -> pd.DataFrame | Chunks:
-    """All batches of a recipe, in the order in which they came: as one table where memory can hold it, or in chunks.
+def read_stored(project: Project, recipe: Recipe) -> pd.DataFrame | Chunks:
+    """Returns all batches of a recipe, in the order in which they were added: as one table if memory can hold it, or in
+    chunks.
 
     Raises:
         DataError: no data yet, a batch is damaged, or lacks a column that the recipe names.
     """
-    from headrace.data.tables import read_batches
 
-    return large(project, recipe) or read_batches(project, recipe)
+    return stored_chunks(project, recipe) or read_batches(project, recipe)
 
 
-def large(project: Project, recipe: Recipe) -> Chunks | None:
-    """All batches in chunks, where they are too large for memory and the kind of task can go on with pieces; else None.
+def stored_chunks(project: Project, recipe: Recipe) -> Chunks | None:
+    """Returns all batches in chunks, if they are too large for memory and the task type reads chunks; else None.
 
     Raises:
-        DataError: as `stored`.
+        DataError: as `read_stored`.
     """
-    from headrace.data.tables import batch_files
-    from headrace.recipe.task_types import task_type_of
 
     files = batch_files(project, recipe.name)
-    if not files or task_type_of(recipe.task).learner(recipe) is None or not is_large(files, recipe.data):
+    if not files or not task_type_entry(recipe.task).reads_chunks or not exceeds_memory(files, recipe.data):
         return None
-    return in_chunks(files, recipe.data)
+    return open_chunks(files, recipe.data)
 
 
-def is_large(files: Sequence[Path], data: DataConfig) -> bool:
-    """Whether the table in these Parquet files is more than memory is to hold.
+def exceeds_memory(files: Sequence[Path], data: DataConfig) -> bool:
+    """Returns whether the table in these Parquet files is larger than `memory_limit`.
 
     Raises:
         DataError: a file is damaged.
     """
-    ends = [open_parquet(path).metadata for path in files]
-    return bool(sum(end.num_rows * _row_bytes(end) for end in ends) > memory_for(data))
+    footers = [open_parquet(path).metadata for path in files]
+    return bool(sum(footer.num_rows * _row_bytes(footer) for footer in footers) > memory_limit(data))
 
 
-def in_chunks(files: Sequence[Path], data: DataConfig) -> Chunks:
-    """The table in these Parquet files, in chunks that memory can hold.
+def open_chunks(files: Sequence[Path], data: DataConfig) -> Chunks:
+    """Opens the table in these Parquet files, in chunks that memory can hold.
 
     Raises:
-        DataError: a file is damaged, lacks a column, or does not fit to the others.
+        DataError: a file is damaged, lacks a column, or does not match the others.
     """
     import pyarrow as pa
 
-    from headrace.data.tables import select
-
     opened = [open_parquet(path) for path in files]
-    names = data.landed or opened[0].schema_arrow.names
+    names = data.stored_columns or opened[0].schema_arrow.names
     schemas = []
     for path, file in zip(files, opened, strict=True):
         select(file.schema_arrow.empty_table(), names, path)
@@ -187,22 +180,22 @@ def in_chunks(files: Sequence[Path], data: DataConfig) -> Chunks:
         schema = pa.unify_schemas(schemas, promote_options="permissive")
     except pa.ArrowException as error:
         raise DataError(
-            f"the batches do not fit together: {str(error).splitlines()[0]}",
+            f"the batches do not match: {str(error).splitlines()[0]}",
             where=str(files[0].parent),
             hint="remove the batch that differs, then add it again corrected",
         ) from None
-    gaps = {name for file in opened for name in _with_gaps(file.metadata)}
+    gaps = {name for file in opened for name in _nullable_columns(file.metadata)}
     fields = [pa.field(f.name, pa.float64() if pa.types.is_integer(f.type) and f.name in gaps else f.type) for f in schema]
     width = max(_row_bytes(file.metadata) for file in opened)
-    size = max(1, min(CHUNK_BYTES, memory_for(data) // CHUNK_SHARE) // width)
+    size = max(1, min(CHUNK_BYTES, memory_limit(data) // CHUNK_FRACTION) // width)
     return Chunks(tuple(files), pa.schema(fields), sum(file.metadata.num_rows for file in opened), size)
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
-    """The file's end, read; its columns are read through small buffers later.
+    """Opens a Parquet file and reads its footer; columns are read through small buffers later.
 
     Raises:
-        DataError: it is no whole Parquet file.
+        DataError: it is not a complete Parquet file.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -213,8 +206,8 @@ def open_parquet(path: Path) -> pq.ParquetFile:
         raise not_whole(path, error) from None
 
 
-def read_groups(path: Path, names: Sequence[str], size: int) -> Iterator[pa.Table]:
-    """The rows of a Parquet file, at most `size` at a time, row group by row group.
+def read_row_groups(path: Path, names: Sequence[str], size: int) -> Iterator[pa.Table]:
+    """Yields the rows of a Parquet file, at most `size` at a time, row group by row group.
 
     Raises:
         ArrowException, OSError: the file is damaged.
@@ -227,31 +220,21 @@ def read_groups(path: Path, names: Sequence[str], size: int) -> Iterator[pa.Tabl
                 yield pa.Table.from_batches([batch]).select(list(names))
 
 
-def head(path: Path, rows: int) -> pd.DataFrame:
-    """The first rows of a Parquet file."""
+def read_head(path: Path, rows: int) -> pd.DataFrame:
+    """Returns the first rows of a Parquet file."""
     file = open_parquet(path)
-    table = next(read_groups(path, file.schema_arrow.names, rows), None)
+    table = next(read_row_groups(path, file.schema_arrow.names, rows), None)
     frame: pd.DataFrame = (file.read() if table is None else table).to_pandas()
     return frame
 
 
-def group_rows(schema: pa.Schema) -> int:
-    """Rows of a row group of a table with these columns."""
-    return max(1, min(GROUP_ROWS, GROUP_BYTES // schema_bytes(schema)))
-
-
-def schema_bytes(schema: pa.Schema) -> int:
-    """Bytes of a row with these columns, as Arrow holds it."""
-    return max(1, sum(_bytes(field.type) for field in schema))
-
-
-def memory_for(data: DataConfig) -> int:
-    """Most bytes that a table may take in memory."""
-    return int(data.memory) if data.memory else max(1, free_memory() // SHARE)
+def memory_limit(data: DataConfig) -> int:
+    """Returns the most bytes that a table may take in memory: `data.memory`, or a part of the free memory."""
+    return int(data.memory) if data.memory else max(1, free_memory() // MEMORY_FRACTION)
 
 
 def free_memory() -> int:
-    """Bytes that this process can still take, by the machine's and the container's word."""
+    """Returns the bytes of memory that the machine and the container still have for this process."""
     import psutil
 
     free = int(psutil.virtual_memory().available)
@@ -263,29 +246,22 @@ def free_memory() -> int:
     return max(0, min(free, most - used))
 
 
-def _row_bytes(end: pq.FileMetaData) -> int:
-    """Of a row as Arrow holds it; for texts what the file says, where that is more than is assumed."""
-    schema = end.schema.to_arrow_schema()
+def _row_bytes(footer: pq.FileMetaData) -> int:
+    """Returns the bytes of a row in Arrow; for texts the size in the file, if that is more than assumed."""
+    schema = footer.schema.to_arrow_schema()
     found = 0
     for i, field in enumerate(schema):
-        stored = sum(end.row_group(group).column(i).total_uncompressed_size for group in range(end.num_row_groups))
-        is_wide = _bytes(field.type) == TEXT_BYTES
-        found += max(TEXT_BYTES, stored // max(1, end.num_rows)) if is_wide else _bytes(field.type)
+        stored = sum(footer.row_group(group).column(i).total_uncompressed_size for group in range(footer.num_row_groups))
+        is_wide = type_bytes(field.type) == TEXT_BYTES
+        found += max(TEXT_BYTES, stored // max(1, footer.num_rows)) if is_wide else type_bytes(field.type)
     return max(1, found)
 
 
-def _bytes(kind: pa.DataType) -> int:
-    try:
-        return max(1, int(kind.bit_width) // 8)
-    except ValueError:  # a type without a fixed width
-        return TEXT_BYTES
-
-
-def _with_gaps(end: pq.FileMetaData) -> Iterator[str]:
-    """Columns with a missing value, or of which the file does not say that there is none."""
-    for i, name in enumerate(end.schema.to_arrow_schema().names):
-        for group in range(end.num_row_groups):
-            statistics = end.row_group(group).column(i).statistics
+def _nullable_columns(footer: pq.FileMetaData) -> Iterator[str]:
+    """Yields the columns that have a missing value, or may have one as the file has no statistics."""
+    for i, name in enumerate(footer.schema.to_arrow_schema().names):
+        for group in range(footer.num_row_groups):
+            statistics = footer.row_group(group).column(i).statistics
             if statistics is None or not statistics.has_null_count or statistics.null_count:
                 yield name
                 break

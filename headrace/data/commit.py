@@ -1,49 +1,49 @@
-"""How a table becomes a part of the data: validated first, then written beside, renamed into place, and tracked."""
+"""Adds a table to the data: it is validated, written to a temporary file, renamed into place, and tracked by DVC."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrace.data.chunks import Chunks
-from headrace.data.validation.quarantine import quarantine
 from headrace.data.tables import to_frame, write_batch
+from headrace.data.validation.quarantine import quarantine
+from headrace.data.validation.validate import ValidationReport, validate
 from headrace.data.versions import track
 from headrace.errors import Busy, DataRejected
 from headrace.files import whole
 from headrace.project import Project
-from headrace.data.validation.validate import ValidationReport, validate
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from headrace.recipe.recipe import Recipe
 
-Report = Callable[[str], None]
 LOCK_SECONDS = 900.0
-"""Longest wait for another process that changes the same data; a fetch may take that long."""
+"""Longest wait for another process that changes the same data; fetching a source may take that long."""
 
 
 @contextmanager
-def changing(project: Project, what: str) -> Iterator[None]:
-    """One process at a time changes `what`; the system frees the lock of a process that dies.
+def exclusive(project: Project, name: str) -> Iterator[None]:
+    """Holds the lock `name`, so that one process at a time changes that data. The system frees the lock of a process that
+    dies.
 
     Raises:
-        Busy: another one still does after `LOCK_SECONDS`.
+        Busy: another process still holds it after `LOCK_SECONDS`.
     """
     from filelock import FileLock, Timeout
 
     project.locks.mkdir(parents=True, exist_ok=True)
-    path = project.locks / f"{what}.lock"
+    path = project.locks / f"{name}.lock"
     try:
         with FileLock(path, timeout=LOCK_SECONDS):
             yield
     except Timeout:
         raise Busy(
-            f"another process changes the {what} at this moment",
+            f"another process is changing {name}",
             where=str(path),
             hint="wait until it ends, then run the same command",
         ) from None
@@ -57,74 +57,74 @@ def validate_or_quarantine(
     file: Path | None = None,
     known_labels: Sequence[Any] | None = None,
 ) -> ValidationReport:
-    """The report of a table that may land.
+    """Returns the report of a table that passes validation.
 
     Raises:
-        DataRejected: it may not; it lies in quarantine, and the data version stays as it was.
+        DataRejected: it failed and was moved to quarantine; the data version is unchanged.
     """
     frame = table if isinstance(table, Chunks) else to_frame(table)
-    found = validate(frame, recipe, project, batch_name, known_labels)
-    found.to_json(project.validation_report(recipe.name))
-    if found.success:
-        return found
-    folder = quarantine(found, frame, project, file)
+    report = validate(frame, recipe, project, batch_name, known_labels)
+    report.to_json(project.validation_report(recipe.name))
+    if report.success:
+        return report
+    folder = quarantine(report, frame, project, file)
     try:
-        found.raise_if_failed(_mend(recipe, project, folder, file))
+        report.raise_if_failed(_hint(recipe, folder, file))
     except DataRejected as error:
         raise DataRejected(f"{error.message}\n  in quarantine: {folder}", where=error.where, hint=error.hint) from None
     raise AssertionError("a report without success raises")
 
 
-def land(table: pa.Table, project: Project, recipe: Recipe, name: str, key: str | None = None) -> None:
-    """Puts `table` into `data/<recipe>/<name>` and tracks the new version. Killed at any instant, either nothing has
-    changed or the file is there whole, and `track` (each later run calls it) completes the version.
+def commit_batch(table: pa.Table, project: Project, recipe: Recipe, name: str, key: str | None = None) -> None:
+    """Writes `table` to `data/<recipe>/<name>` and tracks the new version. After a kill at any instant either nothing has
+    changed, or the complete file is in place and the next `track` (every later run calls it) completes the version.
 
     Raises:
         DiskFull, Busy: nothing has changed.
     """
-    staged = incoming(project, recipe, name)
-    with whole(staged) as beside:
-        write_batch(table, beside, key)
-    put(staged, project, recipe, name)
+    staged = staging_path(project, recipe, name)
+    with whole(staged) as temporary:
+        write_batch(table, temporary, key)
+    move_into_place(staged, project, recipe, name)
 
 
-def incoming(project: Project, recipe: Recipe, name: str) -> Path:
-    """Where a batch is written first: outside data/, where DVC would see a half-written file."""
+def staging_path(project: Project, recipe: Recipe, name: str) -> Path:
+    """Returns where a batch is written first: outside of data/, where DVC would see a half-written file."""
     staged = project.state / "incoming" / f"{recipe.name}-{name}"
-    for left in staged.parent.glob(f".{staged.name}.*.part"):  # of a run that was killed
-        left.unlink(missing_ok=True)
+    for leftover in staged.parent.glob(f".{staged.name}.*.part"):  # of a run that was killed
+        leftover.unlink(missing_ok=True)
     return staged
 
 
-def put(staged: Path, project: Project, recipe: Recipe, name: str) -> None:
-    """Moves a whole file to `data/<recipe>/<name>` and tracks the new version.
+def move_into_place(staged: Path, project: Project, recipe: Recipe, name: str) -> None:
+    """Moves a complete file to `data/<recipe>/<name>` and tracks the new version.
 
     Raises:
-        DiskFull, Busy: nothing has changed, and the file is gone.
+        DiskFull, Busy: nothing has changed, and the staged file is removed.
     """
     target = project.raw(recipe.name) / name
     is_new = not target.exists()
-    with changing(project, "data"):
+    with exclusive(project, "data"):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             staged.replace(target)
-            _sync(target.parent)
+            _fsync_folder(target.parent)
             track(project)
         except BaseException:
             staged.unlink(missing_ok=True)
-            if is_new:  # the version before stands
+            if is_new:  # keep the previous version
                 target.unlink(missing_ok=True)
             raise
 
 
-def _mend(recipe: Recipe, project: Project, folder: Path, file: Path | None) -> str:
-    rows = " (the rows: failing_rows.csv there)" if (folder / "failing_rows.csv").is_file() else ""
+def _hint(recipe: Recipe, folder: Path, file: Path | None) -> str:
+    rows = " (failing rows: failing_rows.csv in quarantine)" if (folder / "failing_rows.csv").is_file() else ""
     again = f"headrace data add {recipe.name} {file}" if file else f"headrace run {recipe.name}"
     return f"correct the data{rows} or `expect` in recipes/{recipe.name}.yaml, then: {again}"
 
 
-def _sync(folder: Path) -> None:
-    """Makes a rename in `folder` survive a power cut."""
+def _fsync_folder(folder: Path) -> None:
+    """Makes a rename in `folder` survive a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""DVC's own files stay whole. It writes them in place: a kill or a full disk in that instant would leave half of them."""
+"""Repairs DVC's own files. DVC writes them in place, so a kill or a full disk in that instant leaves half a file."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from dvc.repo import Repo
 
 
-def keep_whole(repo: Repo, project: Project) -> None:
-    """Keeps a copy of a `dvc.lock` that is whole, and puts the copy back for one that is not.
+def repair_lock_file(repo: Repo, project: Project) -> None:
+    """Keeps a copy of a valid `dvc.lock`, and replaces an invalid one by the copy.
 
-    Stages whose entries are lost that way run again, or come from DVC's cache; nothing wrong is believed.
+    Stages whose entries are lost that way run again, or come from DVC's cache.
     """
     from dvc.lock import LockError
 
@@ -27,31 +27,31 @@ def keep_whole(repo: Repo, project: Project) -> None:
     content = path.read_bytes() if path.exists() else None
     if content is None:
         return
-    if _is_whole(content):
+    if _is_valid(content):
         if not copy.exists() or copy.read_bytes() != content:
             with contextlib.suppress(DiskFull):
-                write_with(copy, lambda beside: beside.write_bytes(content))
+                write_with(copy, lambda temporary: temporary.write_bytes(content))
         return
-    with contextlib.suppress(LockError), repo.lock:  # who holds the lock may be writing it at this moment
-        if _is_whole(path.read_bytes()):
+    with contextlib.suppress(LockError), repo.lock:  # the holder of the lock may be writing it at this moment
+        if _is_valid(path.read_bytes()):
             return
         if copy.exists():
-            write_with(path, lambda beside: beside.write_bytes(copy.read_bytes()))
+            write_with(path, lambda temporary: temporary.write_bytes(copy.read_bytes()))
         else:
             path.unlink()
 
 
-def drop_torn_table(repo: Repo) -> None:
-    """Removes DVC's table of who reads and writes what (`.dvc/tmp/rwlock`) where it was cut: DVC would refuse all work.
+def remove_damaged_rwlock(repo: Repo) -> None:
+    """Removes DVC's table of readers and writers (`.dvc/tmp/rwlock`) if it is damaged: DVC would refuse all operations.
 
-    Those that it named were killed with its writer, or say so anew.
+    The processes in it were killed with its writer, or register again.
     """
     import json
 
     from dvc.lock import LockError, make_lock
     from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
 
-    def is_torn() -> bool:
+    def is_damaged() -> bool:
         try:
             json.loads(table.read_bytes())
         except FileNotFoundError:
@@ -62,16 +62,16 @@ def drop_torn_table(repo: Repo) -> None:
 
     if repo.tmp_dir is None:
         return
-    table, guard = Path(repo.tmp_dir) / RWLOCK_FILE, Path(repo.tmp_dir) / RWLOCK_LOCK
-    if is_torn():
+    table, lock = Path(repo.tmp_dir) / RWLOCK_FILE, Path(repo.tmp_dir) / RWLOCK_LOCK
+    if is_damaged():
         hardlink = repo.config["core"].get("hardlink_lock", False)
-        # who holds the guard may be writing the table at this moment
-        with contextlib.suppress(LockError), make_lock(str(guard), tmp_dir=repo.tmp_dir, hardlink_lock=hardlink):
-            if is_torn():
+        # the holder of the lock may be writing the table at this moment
+        with contextlib.suppress(LockError), make_lock(str(lock), tmp_dir=repo.tmp_dir, hardlink_lock=hardlink):
+            if is_damaged():
                 table.unlink()
 
 
-def _is_whole(content: bytes) -> bool:
+def _is_valid(content: bytes) -> bool:
     from dvc.dvcfile import Lockfile
     from dvc.utils.strictyaml import YAMLValidationError
 

@@ -1,4 +1,4 @@
-"""The first batch of a recipe's data, from its source. Safe and quick to run again."""
+"""Brings the first batch of a recipe's data from its source. Safe and quick to run again."""
 
 from __future__ import annotations
 
@@ -9,70 +9,73 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headrace.data.sources.addresses import is_local, shown
+from headrace.console import Report
 from headrace.data.assembly import assemble
+from headrace.data.chunked_ingest import ingest_in_chunks, is_chunked_source
+from headrace.data.commit import commit_batch, exclusive, validate_or_quarantine
 from headrace.data.formats.files import read_file
-from headrace.data.commit import Report, changing, land, validate_or_quarantine
-from headrace.data.sources.packages import Progress
-from headrace.data.validation.quarantine import slug
-from headrace.data.row_groups import comes_in_chunks, land_in_chunks
+from headrace.data.sources.addresses import is_local, redacted
 from headrace.data.sources.fetch import content_sha256, fetch, fetch_all
-from headrace.data.tables import Selected, batch_files, stored_key, stored_schema
+from headrace.data.sources.packages import Progress
+from headrace.data.tables import SelectedTable, batch_files, stored_key, stored_schema
+from headrace.data.validation.stored import keep_report
 from headrace.data.versions import DataVersion, data_version, restore, track
 from headrace.errors import DataError, near_miss
+from headrace.files import safe_filename
 from headrace.project import Project
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from headrace.recipe.recipe import Recipe
     from headrace.recipe.data import SourceFile
+    from headrace.recipe.recipe import Recipe
 
 FIRST = "0000-first.parquet"
 LAYOUT = 1
-"""Raised when the same source would be written in another way."""
-SHAPING = {"format", "encoding", "skip_rows", "rename", "join", "drop_duplicates", "graph"}
-"""Further fields of the data section on which the landed table depends."""
+"""Incremented when the same source would be written in another way."""
+SHAPING_FIELDS = {"format", "encoding", "skip_rows", "rename", "join", "drop_duplicates", "graph"}
+"""Further fields of the data section that change the stored table."""
 
 
 def ingest(recipe: Recipe, project: Project, report: Report) -> DataVersion:
-    """Brings `recipe.data.source` into `data/<recipe>/`, once. Nothing changed: nothing is read again. A folder that was
-    deleted comes back from DVC's cache, else from the source, with the same hash.
+    """Brings `recipe.data.source` into `data/<recipe>/`. When nothing has changed, nothing is read again. A folder that was
+    deleted is restored from DVC's cache, or else from the source, with the same hash.
 
     Raises:
         SourceError: the source cannot be fetched, or its sha256 differs.
-        DataError: it cannot be read as the recipe says.
+        DataError: it cannot be read with the recipe's options.
         DataRejected: it fails the recipe's expectations; nothing has changed.
-        Busy, DiskFull.
+        Busy, DiskFull: nothing has changed.
     """
-    with changing(project, f"data-{recipe.name}"):
+    with exclusive(project, f"data-{recipe.name}"):
         key = source_key(recipe, project)
         first = project.raw(recipe.name) / FIRST
         if not first.is_file() and restore(project, recipe.name):
-            report(f"data/{recipe.name} came back from DVC's cache")
+            report(f"data/{recipe.name} was restored from DVC's cache")
         if stored_key(first) == key:
             _require_columns(recipe, project)
-            with changing(project, "data"):
+            with exclusive(project, "data"):
                 track(project)
             version = data_version(project, recipe.name)
             report(f"data/{recipe.name}: {version}, unchanged")
             return version
         paths = fetch_source(recipe, project, report)
-        if comes_in_chunks(paths, recipe):
-            land_in_chunks(paths, recipe, project, FIRST, key, report)
+        if is_chunked_source(paths, recipe):
+            validation = ingest_in_chunks(paths, recipe, project, FIRST, key, report)
         else:
             selected = _assembled(paths, recipe, report)
             table = _first_values(selected.table, recipe, project)
-            validate_or_quarantine(table, recipe, project, "first")
-            _renew_arrived(selected.table, recipe, project, report)
-            land(table, project, recipe, FIRST, key)  # last: its key says that all is done
+            validation = validate_or_quarantine(table, recipe, project, "first")
+            _update_later_batches(selected.table, recipe, project, report)
+            commit_batch(table, project, recipe, FIRST, key)  # last: its key marks a complete ingest
+        keep_report(validation, recipe, project)
         version = data_version(project, recipe.name)
         report(f"data/{recipe.name}: {version}")
         return version
 
 
-def read_source(recipe: Recipe, project: Project, report: Report) -> Selected:
-    """The whole source as the recipe asks for it.
+def read_source(recipe: Recipe, project: Project, report: Report) -> SelectedTable:
+    """Returns the whole source, with the recipe's columns and rows.
 
     Raises:
         SourceError, DataError, DiskFull: as `fetch` and `assemble`.
@@ -81,24 +84,24 @@ def read_source(recipe: Recipe, project: Project, report: Report) -> Selected:
 
 
 def fetch_source(recipe: Recipe, project: Project, report: Report) -> list[Path]:
-    """The files of the source, on this machine.
+    """Returns the files of the source, fetched to this machine.
 
     Raises:
         SourceError, DiskFull: as `fetch`.
     """
     data = recipe.data
-    report(f"source {shown(data.origin)}")
+    report(f"source {redacted(data.origin)}")
     wanted = [(file.uri, file.sha256) for file in data.files]
     with _bar(Path(data.origin).name) as progress:
         return fetch_all(wanted, source_cache(project), project.root, progress)
 
 
-def _assembled(paths: list[Path], recipe: Recipe, report: Report) -> Selected:
+def _assembled(paths: list[Path], recipe: Recipe, report: Report) -> SelectedTable:
     selected = assemble(paths, recipe.data)
     for line in selected.left_out:
         report(line)
     if not selected.table.num_rows:
-        raise DataError("no rows", where=str(paths[0]), hint="correct data.source, or data.drop_missing, in the recipe")
+        raise DataError("no rows", where=str(paths[0]), hint="correct data.source or data.drop_missing in the recipe")
     return selected
 
 
@@ -107,10 +110,10 @@ def source_cache(project: Project) -> Path:
 
 
 def source_key(recipe: Recipe, project: Project) -> str:
-    """Stands for the source's content and for how it is read; it lies in the first batch's Parquet metadata.
+    """Returns a hash of the source's content and of how it is read; the first batch has it in its Parquet metadata.
 
     Raises:
-        SourceError: a local source is gone.
+        SourceError: a local source is missing.
     """
     data = recipe.data
     contents = [_content(file, project) for file in data.files]
@@ -121,20 +124,20 @@ def source_key(recipe: Recipe, project: Project) -> str:
         "columns": data.columns,
         "drop_missing": data.drop_missing,
         "image": [data.target] if data.image else None,
-        "arrive": data.arrive.column if data.arrive else None,
+        "arrive": data.incremental.column if data.incremental else None,
     }
-    # What a recipe leaves at its default is left out, so that a new field changes no version that was there before.
-    said = data.model_dump(include=SHAPING, exclude_defaults=True)
+    # Fields with their default value are left out, so that a new field changes no existing version.
+    shaping = data.model_dump(include=SHAPING_FIELDS, exclude_defaults=True)
     for section in ("join", "graph"):
-        if section in said:
-            said[section] = {k: v for k, v in said[section].items() if k not in ("source", "edges", "sha256")}
+        if section in shaping:
+            shaping[section] = {k: v for k, v in shaping[section].items() if k not in ("source", "edges", "sha256")}
     if data.parts:
-        said["parts"] = [(file.part, file.role) for file in data.files]
-    return hashlib.sha256(json.dumps(fields | said, sort_keys=True).encode()).hexdigest()
+        shaping["parts"] = [(file.part, file.role) for file in data.files]
+    return hashlib.sha256(json.dumps(fields | shaping, sort_keys=True).encode()).hexdigest()
 
 
 def _content(file: SourceFile, project: Project) -> str:
-    """Stands for what one file of the source holds: its sha256, or its address where that is all we know."""
+    """Identifies the content of one file of the source: its sha256, or its address when that is all we know."""
     if file.sha256 is not None or not is_local(file.uri):
         return file.sha256 or file.uri
     return content_sha256(fetch(file.uri, None, source_cache(project), project.root), file.uri)
@@ -143,7 +146,7 @@ def _content(file: SourceFile, project: Project) -> str:
 def _require_columns(recipe: Recipe, project: Project) -> None:
     """
     Raises:
-        DataError: the recipe names a column that the data, brought in before, does not have.
+        DataError: the recipe names a column that the existing data does not have.
     """
     stored = stored_schema(project, recipe.name)
     data = recipe.data
@@ -151,7 +154,7 @@ def _require_columns(recipe: Recipe, project: Project) -> None:
         "data.target": [data.target],
         "data.categorical": data.categorical or [],
         "data.split.time.column": [data.split.time.column] if data.split.time else [],
-        "data.split.given.column": [data.split.given.column] if data.split.given else [],
+        "data.split.predefined.column": [data.split.predefined.column] if data.split.predefined else [],
         "data.split.group.column": [data.split.group.column] if data.split.group else [],
     }
     for field, names in named.items():
@@ -164,8 +167,8 @@ def _require_columns(recipe: Recipe, project: Project) -> None:
                 )
 
 
-def values_in_order(table: pa.Table, column: str, recipe: Recipe) -> list[Any]:
-    """Distinct values of the column whose values arrive one by one, ascending.
+def sorted_values(table: pa.Table, column: str, recipe: Recipe) -> list[Any]:
+    """Returns the distinct values of the column by which an incremental source grows, ascending.
 
     Raises:
         DataError: no such column, or rows without a value in it.
@@ -173,69 +176,75 @@ def values_in_order(table: pa.Table, column: str, recipe: Recipe) -> list[Any]:
     if column not in table.column_names:
         raise DataError(
             f"no column {column!r}; {near_miss(column, table.column_names)}",
-            where="data.arrive.column",
-            hint=f"correct data.arrive.column in recipes/{recipe.name}.yaml",
+            where="data.incremental.column",
+            hint=f"correct data.incremental.column in recipes/{recipe.name}.yaml",
         )
     if table[column].null_count:
         raise DataError(
-            f"{table[column].null_count} rows have no value in {column!r}, so they would never arrive",
-            where="data.arrive.column",
+            f"{table[column].null_count} rows have no value in {column!r}, so they would be in no batch",
+            where="data.incremental.column",
             hint=f"add {column} to data.drop_missing",
         )
     return sorted(table[column].unique().to_pylist())
 
 
-def arrived_name(column: str, value: Any) -> str:
-    """What a batch that arrived from the source is called, as in `0001-month-5.parquet`."""
-    return slug(f"{column} {value}")
+def incremental_name(column: str, value: Any) -> str:
+    """Returns the name of a batch from an incremental source, as in `0001-month-5.parquet`."""
+    return safe_filename(f"{column} {value}")
 
 
 def _first_values(table: pa.Table, recipe: Recipe, project: Project) -> pa.Table:
-    """The rows with the first values of `data.arrive.column`; all rows where nothing arrives."""
+    """Returns the rows with the first values of `data.incremental.column`, or all rows if the source is not incremental."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    arrive = recipe.data.arrive
-    if arrive is None:
+    incremental = recipe.data.incremental
+    if incremental is None:
         return table
-    # Values that arrived since have batches of their own: a first batch that is made again holds what it held.
+    # Later values have their own batches: a first batch that is written again keeps the values that it had.
     before = read_file(path) if (path := project.raw(recipe.name) / FIRST).is_file() else None
-    held = len(before[arrive.column].unique()) if before is not None and arrive.column in before.column_names else arrive.first
-    first = values_in_order(table, arrive.column, recipe)[:held]
-    return table.filter(pc.is_in(table[arrive.column], pa.array(first, table[arrive.column].type)))
+    held = (
+        len(before[incremental.column].unique())
+        if before is not None and incremental.column in before.column_names
+        else incremental.first
+    )
+    first = sorted_values(table, incremental.column, recipe)[:held]
+    return table.filter(pc.is_in(table[incremental.column], pa.array(first, table[incremental.column].type)))
 
 
-def _renew_arrived(table: pa.Table, recipe: Recipe, project: Project, report: Report) -> None:
-    """Batches that arrived from the source are made again when it, or the way it is read, has changed."""
+def _update_later_batches(table: pa.Table, recipe: Recipe, project: Project, report: Report) -> None:
+    """Writes the later batches of an incremental source again, after the source or the way it is read has changed."""
     import pyarrow.compute as pc
 
-    arrive = recipe.data.arrive
+    incremental = recipe.data.incremental
     later = [path for path in batch_files(project, recipe.name) if path.name != FIRST]
     values = (
-        {arrived_name(arrive.column, v): v for v in values_in_order(table, arrive.column, recipe)} if arrive and later else {}
+        {incremental_name(incremental.column, v): v for v in sorted_values(table, incremental.column, recipe)}
+        if incremental and later
+        else {}
     )
     for path in later:
         value = values.get(path.stem.partition("-")[2])
-        if arrive is None or value is None:
-            report(f"{path.name} was added by hand and stays as it is")
+        if incremental is None or value is None:
+            report(f"{path.name} was added from a file and is unchanged")
             continue
-        rows = table.filter(pc.equal(table[arrive.column], value))
-        validate_or_quarantine(rows, recipe, project, f"{arrive.column} {value}")
-        land(rows, project, recipe, path.name)
+        rows = table.filter(pc.equal(table[incremental.column], value))
+        validate_or_quarantine(rows, recipe, project, f"{incremental.column} {value}")
+        commit_batch(rows, project, recipe, path.name)
 
 
 @contextmanager
 def _bar(name: str) -> Iterator[Progress]:
-    """A bar once the size is known; none for what comes at once or does not say its size."""
+    """Shows a progress bar once the total size is known, and none for a source without one."""
     from headrace.console import Bar, bar
 
     with ExitStack() as stack:
-        shown: list[Bar] = []
+        bars: list[Bar] = []
 
         def progress(done: int, total: int | None) -> None:
-            if total and not shown:
-                shown.append(stack.enter_context(bar(name, total)))
-            if shown:
-                shown[0].move(done)
+            if total and not bars:
+                bars.append(stack.enter_context(bar(name, total)))
+            if bars:
+                bars[0].move(done)
 
         yield progress

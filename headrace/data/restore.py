@@ -1,4 +1,4 @@
-"""Data of an earlier version, found in DVC's cache by the hash that its model carries."""
+"""Restores the data of an earlier version from DVC's cache, by the hash that is recorded with its model."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from headrace.project import Project
 
 
 def restore_version(recipe_name: str, md5: str, project: Project, folder: Path) -> None:
-    """Copies `data/<recipe>` of the version `md5` into `folder`: from `data/` when it lies there, else from DVC's cache.
+    """Copies `data/<recipe>` of the version `md5` into `folder`: from `data/` if that has the version, else from DVC's cache.
 
     Raises:
-        DataError: neither has it.
+        DataError: neither has the version.
     """
-    files = _lying_there(recipe_name, md5, project) or _in_cache(recipe_name, md5, project)
+    files = _from_workspace(recipe_name, md5, project) or _from_cache(recipe_name, md5, project)
     if not files:
         raise DataError(
             f"data version {md5} of {recipe_name} is neither in data/ nor in DVC's cache",
             where=str(project.root / ".dvc" / "cache"),
-            hint="dvc fetch --all-commits   (where the project has a remote), then the same command",
+            hint="if the project has a DVC remote: dvc fetch --all-commits, then run the same command",
         )
     folder.mkdir(parents=True, exist_ok=True)
     for name, source in files.items():
@@ -32,7 +32,7 @@ def restore_version(recipe_name: str, md5: str, project: Project, folder: Path) 
         shutil.copyfile(source, folder / name)
 
 
-def _lying_there(recipe_name: str, md5: str, project: Project) -> dict[str, Path]:
+def _from_workspace(recipe_name: str, md5: str, project: Project) -> dict[str, Path]:
     try:
         if data_version(project, recipe_name).md5 != md5:
             return {}
@@ -42,8 +42,8 @@ def _lying_there(recipe_name: str, md5: str, project: Project) -> dict[str, Path
     return {path.relative_to(raw).as_posix(): path for path in raw.rglob("*") if path.is_file()}
 
 
-def _in_cache(recipe_name: str, md5: str, project: Project) -> dict[str, Path]:
-    """DVC keeps the tree of all of `data/`; the version of one recipe is the hash of its part of such a tree."""
+def _from_cache(recipe_name: str, md5: str, project: Project) -> dict[str, Path]:
+    """Finds the version in DVC's trees of `data/`: a recipe's version is the hash of its part of such a tree."""
     with open_repo(project) as repo:
         root = Path(repo.cache.local.path)
     for entries in _trees(root):
@@ -63,14 +63,14 @@ def _trees(root: Path) -> Iterator[list[dict[str, str]]]:
     for path in sorted(root.glob("??/*.dir")):
         try:
             entries: Any = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # half a file, from a process that was killed
+        except (OSError, ValueError):  # half a file, left by a process that was killed
             continue
         if isinstance(entries, list) and all({"md5", "relpath"} <= entry.keys() for entry in entries):
             yield entries
 
 
 def _digest(entries: list[dict[str, str]]) -> str:
-    """The hash that DVC gives a folder of these files."""
+    """Returns the hash that DVC gives a folder of these files."""
     from dvc_data.hashfile.tree import Tree
 
     tree = Tree.from_list(entries, hash_name="md5")

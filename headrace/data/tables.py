@@ -11,25 +11,31 @@ from numpy.typing import NDArray
 
 from headrace.data.formats.files import read_file
 from headrace.data.formats.graph_tables import no_gaps
-from headrace.data.formats.options import Reading
+from headrace.data.formats.options import ReadOptions
 from headrace.errors import DataError, near_miss
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-    from headrace.recipe.recipe import Recipe
-    from headrace.recipe.data import DataConfig
     from headrace.project import Project
+    from headrace.recipe.data import DataConfig
+    from headrace.recipe.recipe import Recipe
 
 KEY = "headrace.source"
 """Name in a Parquet file's metadata."""
-PACKING: dict[str, Any] = {"compression": "zstd", "compression_level": 3, "store_schema": False}
+PARQUET_OPTIONS: dict[str, Any] = {"compression": "zstd", "compression_level": 3, "store_schema": False}
 """How batches are written."""
+GROUP_BYTES = 128 * 2**20
+"""Size of a row group that is written."""
+GROUP_ROWS = 2**20
+"""Most rows of a row group."""
+TEXT_BYTES = 24
+"""Assumed size of a text value, when nothing else is known."""
 
 
 @dataclass(frozen=True)
-class Selected:
+class SelectedTable:
     """What a source or a file gave: its table with the recipe's columns, and what was left out."""
 
     table: pa.Table
@@ -37,7 +43,7 @@ class Selected:
     """One line a reason, with the count."""
 
 
-def read_batch(path: Path, data: DataConfig, like: pa.Schema) -> Selected:
+def read_batch(path: Path, data: DataConfig, like: pa.Schema) -> SelectedTable:
     """Reads one file as a later batch: a table with the landed columns, in their order, without the rows that the recipe
     leaves out. It may use the names of the source (`data.rename`), and UTF-8 where the source has another encoding.
 
@@ -48,8 +54,8 @@ def read_batch(path: Path, data: DataConfig, like: pa.Schema) -> Selected:
         DataError: as `read_file`; a column is gone, or holds text where the other batches hold numbers.
     """
     text = [field.name for field in like if str(field.type) == "string"]
-    is_bare = not data.header and data.landed == data.columns
-    reading = Reading(header=not is_bare, names=data.columns if is_bare else None, text=text)
+    is_bare = not data.header and data.stored_columns == data.columns
+    reading = ReadOptions(header=not is_bare, names=data.columns if is_bare else None, text=text)
     try:
         table = read_file(path, reading)
     except DataError:
@@ -57,15 +63,15 @@ def read_batch(path: Path, data: DataConfig, like: pa.Schema) -> Selected:
             raise
         table = read_file(path, replace(reading, encoding=data.encoding))
     table = table.rename_columns([data.rename.get(name, name) for name in table.column_names])
-    table = select(table, data.landed or like.names, path)
+    table = select(table, data.stored_columns or like.names, path)
     check_types(table, like, path)
     if data.graph is not None:
         table = no_gaps(table, data)
-    selected = tidy(table, data, path)
-    return Selected(compact(selected.table, data), selected.left_out)
+    selected = drop_excluded_rows(table, data, path)
+    return SelectedTable(compact_pixels(selected.table, data), selected.left_out)
 
 
-def tidy(table: pa.Table, data: DataConfig, path: Path) -> Selected:
+def drop_excluded_rows(table: pa.Table, data: DataConfig, path: Path) -> SelectedTable:
     """`table` without the rows that the recipe leaves out, and why so many are.
 
     Raises:
@@ -87,7 +93,7 @@ def tidy(table: pa.Table, data: DataConfig, path: Path) -> Selected:
         if repeated := int((~is_first & ~contradicts).sum()):
             said.append(f"{repeated:,} rows left out: their {name} stood before")
         kept = kept.filter(pa.array(is_first & ~contradicts))
-    return Selected(kept, tuple(said))
+    return SelectedTable(kept, tuple(said))
 
 
 def select(table: pa.Table, names: list[str], path: Path) -> pa.Table:
@@ -131,7 +137,7 @@ def check_types(table: pa.Table, like: pa.Schema, path: Path) -> None:
         )
 
 
-def compact(table: pa.Table, data: DataConfig) -> pa.Table:
+def compact_pixels(table: pa.Table, data: DataConfig) -> pa.Table:
     """The same values in small types: pixels (whole numbers from 0 to 255) as uint8."""
     import pyarrow as pa
 
@@ -152,16 +158,32 @@ def write_batch(table: pa.Table, path: Path, key: str | None = None) -> None:
     """
     import pyarrow.parquet as pq
 
-    from headrace.data.chunks import group_rows
-
     plain = table.combine_chunks().replace_schema_metadata(None)
     with (
         path.open("wb") as file,
-        pq.ParquetWriter(file, plain.schema, **PACKING) as writer,
+        pq.ParquetWriter(file, plain.schema, **PARQUET_OPTIONS) as writer,
     ):
         writer.write_table(plain, row_group_size=group_rows(plain.schema))
         if key:
             writer.add_key_value_metadata({KEY: key})
+
+
+def group_rows(schema: pa.Schema) -> int:
+    """Returns the number of rows of a row group of a table with these columns."""
+    return max(1, min(GROUP_ROWS, GROUP_BYTES // schema_bytes(schema)))
+
+
+def schema_bytes(schema: pa.Schema) -> int:
+    """Returns the bytes that a row with these columns takes in Arrow."""
+    return max(1, sum(type_bytes(field.type) for field in schema))
+
+
+def type_bytes(kind: pa.DataType) -> int:
+    """Returns the bytes that a value of this type takes in Arrow."""
+    try:
+        return max(1, int(kind.bit_width) // 8)
+    except ValueError:  # a type without a fixed width
+        return TEXT_BYTES
 
 
 def stored_key(path: Path) -> str | None:
@@ -193,7 +215,7 @@ def read_arrow(project: Project, recipe: Recipe) -> pa.Table:
     if not files:
         raise no_data(recipe.name, project)
     tables = [read_file(path) for path in files]
-    names = recipe.data.landed or tables[0].column_names
+    names = recipe.data.stored_columns or tables[0].column_names
     tables = [select(table, names, path) for table, path in zip(tables, files, strict=True)]
     try:
         return pa.concat_tables(tables, promote_options="permissive").combine_chunks()

@@ -1,4 +1,4 @@
-"""Data versions by DVC: `data.dvc` tracks all of `data/`; the hash of `data/<recipe>` is that recipe's version."""
+"""Data versions in DVC: `data.dvc` tracks all of `data/`, and the hash of `data/<recipe>` is that recipe's version."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from headrace.data.dvc_files import drop_torn_table, keep_whole
+from headrace.data.dvc_files import remove_damaged_rwlock, repair_lock_file
 from headrace.data.tables import batch_files, no_data
 from headrace.errors import Busy, DataError, DiskFull
 from headrace.files import is_disk_full, write_text
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 LOCK_WAITS_SECONDS = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
-"""DVC itself tries for 3 seconds each time; together about half a minute."""
+"""DVC itself waits for 3 seconds each time; together about half a minute."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One Parquet file of a version."""
+    """A Parquet file of a version."""
 
     name: str
     rows: int
@@ -34,7 +34,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class DataVersion:
-    """What a recipe's data is at one moment; `md5` is the hash that `dvc.lock` gives for `data/<recipe>`."""
+    """The data of a recipe at one moment; `md5` is the hash of `data/<recipe>` in `dvc.lock`."""
 
     recipe: str
     md5: str
@@ -51,7 +51,7 @@ class DataVersion:
 
 @contextmanager
 def open_repo(project: Project) -> Iterator[Repo]:
-    """The project's DVC repository, in this process; made where there is none, and without git where git is not.
+    """Opens the project's DVC repository in this process. It is created if there is none, without Git if there is no Git.
 
     Raises:
         DiskFull: no space is left.
@@ -63,7 +63,7 @@ def open_repo(project: Project) -> Iterator[Repo]:
 
     if not (project.root / ".dvc").is_dir():
         _make_dvc_folder(project)
-    # DVC reports through loggers and bars of its own; the steps' lines come from our callers.
+    # DVC has its own log lines and progress bars; our callers report the steps.
     logger = logging.getLogger("dvc")
     level = logger.level
     try:
@@ -82,8 +82,8 @@ def open_repo(project: Project) -> Iterator[Repo]:
     try:
         logger.setLevel(logging.CRITICAL)
         repo.scm_context.quiet = True
-        keep_whole(repo, project)
-        drop_torn_table(repo)
+        repair_lock_file(repo, project)
+        remove_damaged_rwlock(repo)
         yield repo
     finally:
         logger.setLevel(level)
@@ -91,30 +91,32 @@ def open_repo(project: Project) -> Iterator[Repo]:
 
 
 def track(project: Project) -> str:
-    """Records `data/` as it is now in `data.dvc` and in DVC's cache (`dvc add data`); quick when nothing changed.
-
-    Returns the md5 of all of `data/`.
+    """Records the current `data/` in `data.dvc` and in DVC's cache (`dvc add data`), and returns its md5. Quick when nothing
+    has changed.
 
     Raises:
         Busy: another DVC process holds the lock for too long.
-        DiskFull: no space is left; `data.dvc` names the version before.
+        DiskFull: no space is left; `data.dvc` is unchanged.
+        DataError: DVC failed; `data.dvc` is unchanged.
     """
     with open_repo(project) as repo:
         _restore_absent(repo, project)
         if (md5 := _tracked_md5(repo, project)) and md5 == _hash_of(repo, project.data) and _is_cached(repo, project):
             return md5
         _add(repo, project)
-        return _tracked_md5(repo, project) or ""
+        md5 = _tracked_md5(repo, project)
+        assert md5 is not None  # `_add` raises when it could not track the data
+        return md5
 
 
 def is_tracked(project: Project) -> bool:
-    """Whether `data.dvc` names `data/` as it lies there now; not so after a run that was killed half-way."""
+    """Returns whether `data.dvc` describes the current `data/`; it does not after a run that was killed."""
     with open_repo(project) as repo:
         return _tracked_md5(repo, project) == _hash_of(repo, project.data) and _is_cached(repo, project)
 
 
 def data_version(project: Project, recipe_name: str) -> DataVersion:
-    """The version of `data/<recipe>` as it lies there now; hashes come from DVC's own record when files are unchanged.
+    """Returns the version of the current `data/<recipe>`; DVC's records give the hashes of unchanged files.
 
     Raises:
         DataError: there is no data yet.
@@ -131,18 +133,16 @@ def data_version(project: Project, recipe_name: str) -> DataVersion:
 
 
 def restore(project: Project, recipe_name: str) -> bool:
-    """Brings a missing `data/<recipe>` back as `data.dvc` names it, from DVC's cache or a remote; False where it cannot."""
+    """Restores a missing `data/<recipe>` of the tracked version from DVC's cache or a remote; returns False if it cannot."""
     with open_repo(project) as repo:
         return _checkout(repo, project, recipe_name)
 
 
-def patient(call: Callable[[], T], project: Project) -> T:
-    """Runs a DVC operation, waiting while another process holds DVC's lock.
+def retry_while_locked(call: Callable[[], T], project: Project) -> T:
+    """Runs a DVC operation, and runs it again while another process holds DVC's lock. Other errors pass through.
 
     Raises:
-        Busy: the lock was still held at the end.
-        DiskFull: no space is left.
-        DataError: whatever else DVC says.
+        Busy: the lock was still held after all of `LOCK_WAITS_SECONDS`.
     """
     from dvc.exceptions import DvcException
     from dvc.lock import LockError
@@ -150,18 +150,11 @@ def patient(call: Callable[[], T], project: Project) -> T:
     for wait in (*LOCK_WAITS_SECONDS, None):
         try:
             return call()
-        except LockError:
-            if wait is None:
-                break
-            time.sleep(wait)
-        except Exception as error:
-            if is_disk_full(error):
-                raise _cache_full(project) from None
-            if isinstance(error, DvcException):
-                raise DataError(
-                    f"DVC: {error}", where=str(project.data), hint="dvc status, then run the same command"
-                ) from error
-            raise
+        except DvcException as error:
+            if not isinstance(error, LockError) and not isinstance(error.__cause__, LockError):
+                raise
+            if wait is not None:
+                time.sleep(wait)
     raise Busy(
         "another DVC process holds the lock of this project",
         where=str(project.root / ".dvc" / "tmp" / "lock"),
@@ -175,7 +168,7 @@ def _make_dvc_folder(project: Project) -> None:
 
 
 def _hash_of(repo: Repo, folder: os.PathLike[str]) -> str:
-    """The md5 that DVC gives for a folder, as in `dvc.lock`; nothing is stored."""
+    """Returns the md5 of a folder as in `dvc.lock`; nothing is stored."""
     from dvc_data.hashfile.build import build
 
     _, _, found = build(repo.cache.local, str(folder), repo.fs, "md5", dry_run=True, ignore=repo.dvcignore)
@@ -203,57 +196,74 @@ def _out(repo: Repo, project: Project) -> Any:
 
 
 def _is_cached(repo: Repo, project: Project) -> bool:
-    """Whether the cache holds every file of the tracked version."""
+    """Returns whether the cache holds every file of the tracked version."""
     out = _out(repo, project)
     tree = out.get_obj() if out is not None else None
     return tree is not None and all(repo.cache.local.exists(entry.value) for _, _, entry in tree)
 
 
 def _add(repo: Repo, project: Project) -> None:
-    """`dvc add data`, all or nothing: DVC itself logs a file that it could not copy into its cache, and goes on.
+    """Runs `dvc add data`, all or nothing: DVC itself only logs a file that it could not copy into its cache.
 
     Raises:
-        DiskFull, DataError: a file did not get into the cache; `data.dvc` is as it was.
-        Busy: as `patient`.
+        DiskFull, DataError: a file is not in the cache; `data.dvc` is unchanged.
+        Busy: as `retry_while_locked`.
     """
+    from dvc.exceptions import DvcException
+
     pointer = project.root / "data.dvc"
     before = pointer.read_bytes() if pointer.is_file() else None
     try:
-        with listening() as failures:
-            patient(lambda: repo.add(str(project.data)), project)
+        with captured_errors() as failures:
+            try:
+                retry_while_locked(lambda: repo.add(str(project.data)), project)
+            except DvcException as error:
+                raise DataError(
+                    f"DVC: {error}", where=str(project.data), hint="dvc status, then run the same command"
+                ) from error
         if _is_cached(repo, project):
             return
         if any(is_disk_full(failure) for failure in failures):
             raise _cache_full(project)
-        said = "; ".join(str(failure) for failure in failures) or "a file did not get into the cache"
+        reason = "; ".join(str(failure) for failure in failures) or "a file is not in the cache"
         raise DataError(
-            f"DVC: {said}", where=str(project.root / ".dvc" / "cache"), hint="dvc status, then run the same command"
+            f"DVC: {reason}", where=str(project.root / ".dvc" / "cache"), hint="dvc status, then run the same command"
         )
-    except BaseException:
+    except BaseException as error:
         if before is None:
             pointer.unlink(missing_ok=True)
         elif pointer.read_bytes() != before:
-            with pointer.open("r+b") as file:  # in place: on a full disk there is no room for a second file
+            with pointer.open("r+b") as file:  # in place: a full disk has no space for a second file
                 file.write(before)
                 file.truncate()
+        if isinstance(error, Exception) and not isinstance(error, DiskFull) and is_disk_full(error):
+            raise _cache_full(project) from None
         raise
 
 
+class ErrorCollector(logging.Handler):
+    """Collects the exceptions of log records."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.errors: list[BaseException] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and record.exc_info[1]:
+            self.errors.append(record.exc_info[1])
+
+
 @contextmanager
-def listening() -> Iterator[list[BaseException]]:
-    """The errors that DVC's data layer only logs."""
-    failures: list[BaseException] = []
-
-    class Ear(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if record.exc_info and record.exc_info[1]:
-                failures.append(record.exc_info[1])
-
+def captured_errors() -> Iterator[list[BaseException]]:
+    """Captures the errors that DVC's data layer only logs: in dvc-data 3 `hashfile.transfer` logs the exception of a file that
+    it could not copy, and `dvc add` raises at most an error without its cause
+    (https://github.com/iterative/dvc-data/blob/main/src/dvc_data/hashfile/transfer.py)."""
+    collector = ErrorCollector()
     logger = logging.getLogger("dvc_data")
     handlers, propagate = logger.handlers, logger.propagate
-    logger.handlers, logger.propagate = [Ear()], False  # who listens tells it, once and with the hint
+    logger.handlers, logger.propagate = [collector], False  # the caller reports them once, with a hint
     try:
-        yield failures
+        yield collector.errors
     finally:
         logger.handlers, logger.propagate = handlers, propagate
 
@@ -267,7 +277,7 @@ def _cache_full(project: Project) -> DiskFull:
 
 
 def _restore_absent(repo: Repo, project: Project) -> None:
-    """Folders of other recipes that are tracked but absent come back first: adding `data/` without them would drop them."""
+    """Restores folders of other recipes that are tracked but missing: `dvc add data` without them would drop them."""
     for recipe in sorted(path.stem for path in project.recipes.glob("*.yaml")):
         if not project.raw(recipe).is_dir():
             _checkout(repo, project, recipe)
@@ -280,7 +290,7 @@ def _checkout(repo: Repo, project: Project, recipe_name: str) -> bool:
     out = _out(repo, project)
     if out is None:
         return False
-    # `Repo.checkout` and `Repo.fetch` look for targets from the working folder; an output knows its own place.
+    # `Repo.checkout` and `Repo.fetch` resolve targets from the working folder; an output has an absolute path.
     target = str(project.raw(recipe_name))
     try:
         if repo.config["core"].get("remote"):
@@ -292,5 +302,5 @@ def _checkout(repo: Repo, project: Project, recipe_name: str) -> bool:
         with repo.lock:
             out.checkout(force=True, filter_info=target)
     except (DvcException, FileNotFoundError):
-        return False  # not in the cache: the caller fetches from the source again
+        return False  # not in the cache: the caller fetches the source again
     return bool(batch_files(project, recipe_name))

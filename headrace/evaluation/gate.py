@@ -1,4 +1,4 @@
-"""Whether a candidate may serve: bounds on its metrics, and a paired test against the champion on the same rows."""
+"""The release gate: thresholds on a candidate's metrics, and a paired comparison with the champion on the same rows."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,12 +16,14 @@ from headrace.errors import ExportError, HeadraceError, RecipeError, near_miss
 from headrace.evaluation import paired_tests
 from headrace.evaluation.metrics import Result, as_probabilities, as_values, classification_metric, regression_metric
 from headrace.evaluation.paired_tests import Bound
-from headrace.evaluation.row_metrics import as_parts, total
+from headrace.evaluation.row_metrics import as_contributions, ratio_of_sums
 from headrace.recipe.task_types import CLASSIFICATION, REGRESSION, Better
 
 if TYPE_CHECKING:
-    from headrace.recipe.recipe import BeatChampion, GateConfig
+    from headrace.recipe.gate import BeatChampion, GateConfig
 
+IDENTICAL = "identical outputs"
+"""The method of a comparison of two models with the same outputs."""
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
     "<=": operator.le,
@@ -30,19 +33,20 @@ OPERATORS: dict[str, Callable[[float, float], bool]] = {
 
 
 class Comparison(Result):
-    """Candidate against champion on the same rows. `improvement` and its bounds count upwards as better."""
+    """A candidate compared with the champion on the same rows. `improvement` and its bounds are positive when the candidate
+    is better."""
 
     metric: str
     better: Better
     candidate: float | None
-    """The candidate's metric; None where the rows leave it undefined."""
+    """The candidate's metric; None if it is undefined on these rows."""
     champion: float | None
     improvement: float | None
     lower: float | None
-    """With `confidence`, the true improvement is above this; None where the rows allow no bound."""
+    """With `confidence`, the true improvement is above this; None if the rows allow no bound."""
     upper: float | None
     p_value: float | None
-    """Of McNemar's test or of the swap test, where one is made."""
+    """Of McNemar's test or of the swap test; None for methods without a test."""
     margin: float
     confidence: float
     rows: int
@@ -53,11 +57,31 @@ class Comparison(Result):
     method: str
     promoted: bool
     """Whether `lower` exceeds `margin`."""
-    sentence: str
+
+    @property
+    def sentence(self) -> str:
+        """The comparison in one sentence."""
+        if self.improvement is None or self.candidate is None or self.champion is None:
+            return (
+                f"{self.metric} is undefined on these {self.rows:,} rows, so nothing shows that the candidate is better: failed"
+            )
+        verdict = "passed" if self.promoted else "failed"
+        start = f"{self.metric} {self.candidate:.4g} against the champion's {self.champion:.4g} on the same {self.rows:,} rows"
+        if self.method == IDENTICAL:
+            return f"{start}: the outputs are identical, no evidence that it is better: {verdict}"
+        if self.lower is None:
+            return f"{start}: no bound can be given ({self.method}): failed"
+        exact = "" if self.p_value is None else f"; p = {self.p_value:.3g}"
+        if self.metric == "accuracy":
+            exact = f"; only the candidate right {self.won}, only the champion {self.lost}{exact}"
+        return (
+            f"{start}: improvement {self.improvement:+.4g}, with {self.confidence:.4g} confidence above {self.lower:+.4g}, "
+            f"more than {self.margin:g} required ({self.method}{exact}): {verdict}"
+        )
 
 
 class Check(Result):
-    """One thing the gate asked for."""
+    """One requirement of the gate and its result."""
 
     metric: str
     value: float | None
@@ -67,101 +91,105 @@ class Check(Result):
 
 
 class Verdict(Result):
-    """The gate's answer. `reasons` are sentences for a person; those of what failed come first."""
+    """The gate's decision. `reasons` are sentences for people, those of failed checks first."""
 
     passed: bool
     reasons: list[str]
     checks: list[Check]
     comparison: Comparison | None = None
     same_model: bool = False
-    """The candidate is the champion itself, so there was nothing to compare."""
+    """The candidate has the same bytes as the champion, so there was nothing to compare."""
 
 
 def compare(
-    metric: str,
-    better: Better,
     y_true: NDArray[Any],
     candidate: NDArray[Any],
     champion: NDArray[Any],
+    *,
     beat: BeatChampion,
+    better: Better,
     seed: int,
 ) -> Comparison:
-    """Compares two models' outputs on the same test rows; the same arguments give the same answer.
+    """Compares two models' outputs on the same test rows by `beat.metric`; the same arguments give the same result.
 
     `y_true` holds class indices or values `(rows,)`; `candidate` and `champion` hold probabilities `(rows, classes)` for a
-    classification metric, values `(rows,)` for one of regression. 300,000 rows take seconds, with 100 classes half a minute.
+    classification metric, values `(rows,)` for a regression metric. 300,000 rows take seconds, with 100 classes half a minute.
 
     Raises:
         RecipeError: an unknown metric.
         TrainingError: no rows.
-        ExportError: outputs that are NaN, of another shape, or no probabilities.
+        ExportError: outputs with NaN, of another shape, or that are not probabilities.
     """
-    if metric not in CLASSIFICATION | REGRESSION:
-        raise RecipeError(
-            f"{metric!r} is no metric; {near_miss(metric, CLASSIFICATION | REGRESSION)}", where="gate.beat_champion.metric"
-        )
-    check = as_probabilities if metric in CLASSIFICATION else as_values
-    ours, theirs = _checked(check, candidate, len(y_true), "candidate"), _checked(check, champion, len(y_true), "champion")
+    metric, known = beat.metric, CLASSIFICATION | REGRESSION
+    if metric not in known:
+        raise RecipeError(f"unknown metric {metric!r}; {near_miss(metric, known)}", where="gate.beat_champion.metric")
+    is_class = metric in CLASSIFICATION
+    check = as_probabilities if is_class else as_values
+    ours, theirs = (
+        _checked(check, outputs, len(y_true), name) for outputs, name in ((candidate, "candidate"), (champion, "champion"))
+    )
     if ours.shape != theirs.shape:
         raise ExportError(
-            f"the candidate gives {ours.shape[1]} classes and the champion {theirs.shape[1]}",
+            f"the candidate has {ours.shape[1]} classes and the champion {theirs.shape[1]}",
             hint="bring both to the same labels first (headrace.evaluation.gate.align_classes)",
         )
-    y = np.asarray(y_true).astype(np.int64 if metric in CLASSIFICATION else np.float64)
-    measure = classification_metric(metric) if metric in CLASSIFICATION else regression_metric(metric)
+    y = np.asarray(y_true).astype(np.int64 if is_class else np.float64)
+    measure = classification_metric(metric) if is_class else regression_metric(metric)
+    won, lost = _discordant(y, ours, theirs) if is_class else (None, None)
+    if np.array_equal(ours, theirs):
+        bound = Bound(0.0, 0.0, IDENTICAL)
+    else:
+        # A test looks at the metric in its natural direction: for the opposite one the models change places.
+        pair = (ours, theirs) if better == known[metric] else (theirs, ours)
+        bound = PAIRED_TESTS[metric](Pair(y, *pair), beat, np.random.default_rng(seed))
     values = (measure(y, ours), measure(y, theirs))
-    won, lost = _discordant(y, ours, theirs) if metric in CLASSIFICATION else (None, None)
-    return _conclude(metric, better, values, _bound(metric, better, y, ours, theirs, beat, seed), beat, len(y), won, lost)
+    return _comparison(beat, better, values, bound, rows=len(y), won=won, lost=lost)
 
 
 def compare_rows(
-    metric: str,
-    better: Better,
-    candidate: NDArray[Any],
-    champion: NDArray[Any],
-    beat: BeatChampion,
-    seed: int,
+    candidate: NDArray[Any], champion: NDArray[Any], *, beat: BeatChampion, better: Better, seed: int
 ) -> Comparison:
-    """Compares two models by what each test row adds to a metric: scores `(rows,)`, or amounts and weights `(rows, 2)`.
-
-    For kinds with metrics of their own, see `headrace.evaluation.row_metrics`; the same arguments give the same answer.
+    """Compares two models by what each test row contributes to a metric: scores `(rows,)`, or amounts and weights
+    `(rows, 2)`. For task types with their own metrics, see `headrace.evaluation.row_metrics`.
 
     Raises:
         TrainingError: no rows.
-        ExportError: scores that are NaN or of another shape, or two models measured on different rows.
+        ExportError: scores with NaN or of another shape, or two models measured on different rows.
     """
-    ours = _checked(lambda parts, _: as_parts(parts), candidate, 0, "candidate")
-    theirs = _checked(lambda parts, _: as_parts(parts), champion, 0, "champion")
+    ours, theirs = (
+        _checked(lambda rows, _: as_contributions(rows), scores, 0, name)
+        for scores, name in ((candidate, "candidate"), (champion, "champion"))
+    )
     if ours.shape != theirs.shape or not np.array_equal(ours[:, 1], theirs[:, 1]):
         raise ExportError(
-            f"the candidate was measured on {len(ours):,} rows and the champion on {len(theirs):,}, or they weigh differently",
+            f"the candidate was measured on {len(ours):,} rows and the champion on {len(theirs):,}, or with other weights",
             hint="measure both on the same test rows: headrace run NAME",
         )
     if np.array_equal(ours, theirs):
-        bound = Bound(0.0, 0.0, "identical outputs")
+        bound = Bound(0.0, 0.0, IDENTICAL)
     else:
-        first, second = (ours, theirs) if better == "higher" else (theirs, ours)
-        bound = paired_tests.quotient(first, second, beat.margin, beat.confidence, np.random.default_rng(seed))
-    return _conclude(metric, better, (total(ours), total(theirs)), bound, beat, len(ours), None, None)
+        pair = (ours, theirs) if better == "higher" else (theirs, ours)
+        bound = paired_tests.quotient(*pair, beat.margin, beat.confidence, np.random.default_rng(seed))
+    return _comparison(beat, better, (ratio_of_sums(ours), ratio_of_sums(theirs)), bound, rows=len(ours))
 
 
-def judge(
+def check_gate(
     gate: GateConfig,
     better: Mapping[str, Better],
     metrics: Mapping[str, float],
     comparison: Comparison | None,
     same_model: bool = False,
 ) -> Verdict:
-    """Holds a candidate against `gate.require`, then against the champion.
+    """Checks a candidate's metrics against `gate.require`, then the comparison with the champion.
 
-    Without a champion (`comparison` None) the thresholds alone decide. A metric that is NaN or missing never passes.
+    Without a champion (`comparison` is None) the thresholds alone decide. A metric that is NaN or missing never passes.
     """
     checks = [_threshold(metric, bound, metrics.get(metric), better) for metric, bound in gate.require.items()]
     remarks = []
     if same_model:
-        remarks.append("the candidate is the champion itself, so there is nothing to compare")
+        remarks.append("the candidate is identical to the champion, so there is nothing to compare")
     elif gate.beat_champion is None:
-        remarks.append("the recipe asks for no comparison with the champion")
+        remarks.append("the recipe has no gate.beat_champion, so there is no comparison with the champion")
     elif comparison is None:
         remarks.append("there is no champion yet, so the thresholds alone decide")
     else:
@@ -175,7 +203,7 @@ def judge(
             )
         )
     if not gate.require:
-        remarks.append("the recipe asks for no threshold (gate.require)")
+        remarks.append("the recipe has no thresholds (gate.require)")
     ordered = sorted(checks, key=lambda check: check.passed)
     return Verdict(
         passed=all(check.passed for check in checks),
@@ -187,10 +215,10 @@ def judge(
 
 
 def align_classes(probabilities: NDArray[Any], labels: Sequence[Any], wanted: Sequence[Any]) -> NDArray[Any]:
-    """Probabilities `(rows, len(labels))` in the order of `wanted`: `(rows, len(wanted))`.
+    """Reorders probabilities `(rows, len(labels))` to the classes `wanted`: `(rows, len(wanted))`.
 
-    A class that this model does not know gets probability 0. The probability of a class that is not wanted goes to the
-    others in proportion, so a champion is not held to an answer that can no longer be right.
+    A class that the model does not know gets probability 0. The probability of a class that is not in `wanted` goes to the
+    others in proportion, since that answer can no longer be right.
     """
     index = {label: column for column, label in enumerate(wanted)}
     aligned = np.zeros((len(probabilities), len(wanted)), dtype=np.float64)
@@ -204,108 +232,105 @@ def align_classes(probabilities: NDArray[Any], labels: Sequence[Any], wanted: Se
 
 
 def _checked(
-    check: Callable[[NDArray[Any], int], NDArray[np.float64]], outputs: NDArray[Any], rows: int, who: str
+    check: Callable[[NDArray[Any], int], NDArray[np.float64]], outputs: NDArray[Any], rows: int, name: str
 ) -> NDArray[np.float64]:
     try:
         return check(outputs, rows)
     except HeadraceError as error:
-        raise type(error)(error.message, where=error.where or f"outputs of the {who}", hint=error.hint) from None
+        raise type(error)(error.message, where=error.where or f"outputs of the {name}", hint=error.hint) from None
 
 
-def _discordant(y: NDArray[Any], ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> tuple[int, int]:
-    right, right_before = ours.argmax(axis=1) == y, theirs.argmax(axis=1) == y
-    return int((right & ~right_before).sum()), int((right_before & ~right).sum())
+def _discordant(y: NDArray[Any], candidate: NDArray[np.float64], champion: NDArray[np.float64]) -> tuple[int, int]:
+    """Returns the number of rows that only the candidate, and only the champion, classifies correctly."""
+    right, champion_right = candidate.argmax(axis=1) == y, champion.argmax(axis=1) == y
+    return int((right & ~champion_right).sum()), int((champion_right & ~right).sum())
 
 
-def _bound(
-    metric: str,
-    better: Better,
-    y: NDArray[Any],
-    ours: NDArray[np.float64],
-    theirs: NDArray[np.float64],
+@dataclass(frozen=True)
+class Pair:
+    """The outputs of two models on the rows whose true classes or values are `y`."""
+
+    y: NDArray[Any]
+    candidate: NDArray[np.float64]
+    champion: NDArray[np.float64]
+
+
+PairedTest = Callable[[Pair, "BeatChampion", np.random.Generator], Bound]
+
+
+def _accuracy(pair: Pair, beat: BeatChampion, rng: np.random.Generator) -> Bound:
+    test = paired_tests.mcnemar if beat.margin == 0 else paired_tests.tango
+    return test(*_discordant(pair.y, pair.candidate, pair.champion), len(pair.y), beat.confidence)
+
+
+def _macro_f1(pair: Pair, beat: BeatChampion, rng: np.random.Generator) -> Bound:
+    predicted, classes = (pair.candidate.argmax(axis=1), pair.champion.argmax(axis=1)), pair.candidate.shape[1]
+    return paired_tests.macro_f1(pair.y, *predicted, classes, beat.margin, beat.confidence, rng)
+
+
+def _auc(pair: Pair, beat: BeatChampion, rng: np.random.Generator) -> Bound:
+    if len(np.unique(pair.y)) == 1:
+        return Bound(None, None, "one class only")
+    return paired_tests.delong(pair.y, pair.candidate, pair.champion, beat.confidence)
+
+
+def _log_loss(pair: Pair, beat: BeatChampion, rng: np.random.Generator) -> Bound:
+    tiny, rows = np.finfo(np.float64).eps, np.arange(len(pair.y))
+    candidate, champion = (-np.log(np.clip(p[rows, pair.y], tiny, 1 - tiny)) for p in (pair.candidate, pair.champion))
+    return paired_tests.mean(champion - candidate, beat.margin, beat.confidence, rng)
+
+
+def _absolute_error(pair: Pair, beat: BeatChampion, rng: np.random.Generator) -> Bound:
+    candidate, champion = (np.abs(predicted - pair.y) for predicted in (pair.candidate, pair.champion))
+    return paired_tests.mean(champion - candidate, beat.margin, beat.confidence, rng)
+
+
+def _squared_error(pair: Pair, beat: BeatChampion, rng: np.random.Generator) -> Bound:
+    return paired_tests.squared(pair.y, pair.candidate, pair.champion, beat.metric, beat.margin, beat.confidence, rng)
+
+
+PAIRED_TESTS: dict[str, PairedTest] = {
+    "accuracy": _accuracy,
+    "macro_f1": _macro_f1,
+    "auc": _auc,
+    "log_loss": _log_loss,
+    "mae": _absolute_error,
+    "rmse": _squared_error,
+    "r2": _squared_error,
+}
+"""The paired test of each metric: it bounds the improvement of the candidate over the champion."""
+
+
+def _comparison(
     beat: BeatChampion,
-    seed: int,
-) -> Bound:
-    """The bound that fits the metric; the higher or lower sense of `better` is met by exchanging the two models."""
-    if np.array_equal(ours, theirs):
-        return Bound(0.0, 0.0, "identical outputs")
-    natural = (CLASSIFICATION | REGRESSION)[metric]
-    first, second = (ours, theirs) if better == natural else (theirs, ours)
-    rng = np.random.default_rng(seed)
-    level = beat.confidence
-    if metric == "accuracy":
-        test = paired_tests.mcnemar if beat.margin == 0 else paired_tests.tango
-        return test(*_discordant(y, first, second), len(y), level)
-    if metric == "macro_f1":
-        return paired_tests.macro_f1(y, first.argmax(axis=1), second.argmax(axis=1), first.shape[1], beat.margin, level, rng)
-    if metric == "auc":
-        return paired_tests.delong(y, first, second, level) if len(np.unique(y)) > 1 else Bound(None, None, "one class only")
-    if metric in ("rmse", "r2"):
-        return paired_tests.squared(y, first, second, metric, beat.margin, level, rng)
-    loss = _row_log_loss if metric == "log_loss" else _row_error
-    return paired_tests.mean(loss(y, second) - loss(y, first), beat.margin, level, rng)
-
-
-def _row_log_loss(y: NDArray[Any], p: NDArray[np.float64]) -> NDArray[np.float64]:
-    tiny = np.finfo(np.float64).eps
-    losses: NDArray[np.float64] = -np.log(np.clip(p[np.arange(len(y)), y], tiny, 1 - tiny))
-    return losses
-
-
-def _row_error(y: NDArray[Any], predicted: NDArray[np.float64]) -> NDArray[np.float64]:
-    errors: NDArray[np.float64] = np.abs(predicted - y)
-    return errors
-
-
-def _conclude(
-    metric: str,
     better: Better,
     values: tuple[float, float],
     bound: Bound,
-    beat: BeatChampion,
+    *,
     rows: int,
-    won: int | None,
-    lost: int | None,
+    won: int | None = None,
+    lost: int | None = None,
 ) -> Comparison:
     candidate, champion = (_or_none(value) for value in values)
     improvement = None
     if candidate is not None and champion is not None:
         improvement = candidate - champion if better == "higher" else champion - candidate
-    promoted = improvement is not None and bound.lower is not None and bound.lower > beat.margin
-    fields: dict[str, Any] = {
-        "metric": metric,
-        "better": better,
-        "candidate": candidate,
-        "champion": champion,
-        "improvement": improvement,
-        "lower": bound.lower,
-        "upper": bound.upper,
-        "p_value": bound.p_value,
-        "margin": beat.margin,
-        "confidence": beat.confidence,
-        "rows": rows,
-        "won": won,
-        "lost": lost,
-        "method": bound.method,
-        "promoted": promoted,
-    }
-    return Comparison(**fields, sentence=_sentence(fields))
-
-
-def _sentence(c: Mapping[str, Any]) -> str:
-    if c["improvement"] is None:
-        return f"{c['metric']} is undefined on these {c['rows']:,} rows, so nothing shows that the candidate is better: no"
-    start = f"{c['metric']} {c['candidate']:.4g} against the champion's {c['champion']:.4g} on the same {c['rows']:,} rows"
-    if c["method"] == "identical outputs":
-        return f"{start}: the outputs are identical, no evidence that it is better: {'yes' if c['promoted'] else 'no'}"
-    if c["lower"] is None:
-        return f"{start}: no bound can be given ({c['method']}): no"
-    exact = "" if c["p_value"] is None else f"; p = {c['p_value']:.3g}"
-    if c["metric"] == "accuracy":
-        exact = f"; only the candidate right {c['won']}, only the champion {c['lost']}{exact}"
-    return (
-        f"{start}: improvement {c['improvement']:+.4g}, with {c['confidence']:.4g} confidence above {c['lower']:+.4g}, "
-        f"and more than {c['margin']:g} is asked ({c['method']}{exact}): {'yes' if c['promoted'] else 'no'}"
+    return Comparison(
+        metric=beat.metric,
+        better=better,
+        candidate=candidate,
+        champion=champion,
+        improvement=improvement,
+        lower=bound.lower,
+        upper=bound.upper,
+        p_value=bound.p_value,
+        margin=beat.margin,
+        confidence=beat.confidence,
+        rows=rows,
+        won=won,
+        lost=lost,
+        method=bound.method,
+        promoted=improvement is not None and bound.lower is not None and bound.lower > beat.margin,
     )
 
 
@@ -313,14 +338,14 @@ def _threshold(metric: str, bound: str, value: float | None, better: Mapping[str
     """One entry of `gate.require`.
 
     Raises:
-        RecipeError: `bound` is no operator with a number, or the task has no such metric.
+        RecipeError: `bound` is not an operator with a number, or the task does not have the metric.
     """
     found = re.fullmatch(r"\s*(>=|<=|>|<)\s*(\S+)\s*", bound)
     if found is None or metric not in better:
         raise RecipeError(
             f"{metric}: {bound!r} cannot be checked; {near_miss(metric, better)}",
             where="gate.require",
-            hint=f'name a metric of the task with a bound such as ">= 0.95": {", ".join(better)}',
+            hint=f'use a metric of the task with a bound, for example ">= 0.95": {", ".join(better)}',
         )
     sign, limit = found[1], float(found[2])
     if value is None or math.isnan(value):
@@ -329,7 +354,7 @@ def _threshold(metric: str, bound: str, value: float | None, better: Mapping[str
             value=None,
             bound=f"{sign} {limit:g}",
             passed=False,
-            sentence=f"{metric} is undefined on the test rows, {sign} {limit:g} is asked: no",
+            sentence=f"{metric} is undefined on the test rows, {sign} {limit:g} is required: failed",
         )
     passed = OPERATORS[sign](value, limit)
     return Check(
@@ -337,12 +362,12 @@ def _threshold(metric: str, bound: str, value: float | None, better: Mapping[str
         value=value,
         bound=f"{sign} {limit:g}",
         passed=passed,
-        sentence=f"{metric} {_beside(value, limit)} {sign} {limit:g}: {'yes' if passed else 'no'}",
+        sentence=f"{metric} {_distinguishable(value, limit)} {sign} {limit:g}: {'passed' if passed else 'failed'}",
     )
 
 
-def _beside(value: float, limit: float) -> str:
-    """The value with as many digits as it takes to see that it is not the limit."""
+def _distinguishable(value: float, limit: float) -> str:
+    """Formats the value with as many digits as it takes to tell it from the limit."""
     for digits in range(4, 17):
         if (shown := f"{value:.{digits}g}") != f"{limit:.{digits}g}" or value == limit:
             return shown

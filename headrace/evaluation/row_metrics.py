@@ -18,7 +18,7 @@ from headrace.evaluation.metrics import Evaluation, slice_rows
 Floats = NDArray[np.float64]
 
 
-def as_parts(parts: NDArray[Any], rows: int | None = None) -> Floats:
+def as_contributions(parts: NDArray[Any], rows: int | None = None) -> Floats:
     """Parts as amounts and weights, `(rows, 2)`; a plain score has weight 1.
 
     Raises:
@@ -45,14 +45,14 @@ def as_parts(parts: NDArray[Any], rows: int | None = None) -> Floats:
     return found
 
 
-def total(parts: Floats) -> float:
+def ratio_of_sums(parts: Floats) -> float:
     """The metric: amounts `(rows, 2)` summed, over weights summed."""
     return float(parts[:, 0].sum() / parts[:, 1].sum())
 
 
-def linear_part(parts: Floats) -> Floats:
+def linear_contributions(parts: Floats) -> Floats:
     """What each row adds to the metric, to first order (the delta method): numbers `(rows,)` whose mean is the metric."""
-    metric = total(parts)
+    metric = ratio_of_sums(parts)
     linear: Floats = metric + (parts[:, 0] - metric * parts[:, 1]) / parts[:, 1].mean()
     return linear
 
@@ -65,15 +65,15 @@ def score_rows(
     `slices` maps a column's name to its values `(rows,)`.
 
     Raises:
-        TrainingError, ExportError: as `as_parts`.
+        TrainingError, ExportError: as `as_contributions`.
     """
     first, *others = metrics
-    main = as_parts(metrics[first])
-    found = {first: main} | {name: as_parts(metrics[name], len(main)) for name in others}
+    main = as_contributions(metrics[first])
+    found = {first: main} | {name: as_contributions(metrics[name], len(main)) for name in others}
     return Evaluation(
         task="scores",
         rows=len(main),
-        metrics={name: total(parts) for name, parts in found.items()},
+        metrics={name: ratio_of_sums(parts) for name, parts in found.items()},
         notes=notes or [],
         sliced_by=first,
         slices=slice_rows(slices, len(main), lambda at: _slice_score(main[at])),
@@ -81,7 +81,7 @@ def score_rows(
 
 
 def _slice_score(parts: Floats) -> dict[str, float]:
-    score = {"score": total(parts)}
+    score = {"score": ratio_of_sums(parts)}
     if len(parts) < 2:
         return score
-    return score | {"standard_error": float(linear_part(parts).std(ddof=1) / np.sqrt(len(parts)))}
+    return score | {"standard_error": float(linear_contributions(parts).std(ddof=1) / np.sqrt(len(parts)))}

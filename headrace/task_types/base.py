@@ -62,6 +62,12 @@ class TaskType(ABC):
     in `headrace.recipe.task_types`."""
     dynamic: ClassVar[dict[str, dict[int, str]]] = {}
     """Axes of the exported graph's inputs that may have any size, besides the rows: input name to axis to the axis's name."""
+    reads_chunks: ClassVar[bool] = False
+    """Whether tables larger than memory are read in chunks: true for every subclass that overrides `learner`."""
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        cls.reads_chunks = cls.learner is not TaskType.learner
 
     @abstractmethod
     def fit(self, train: pd.DataFrame, recipe: Recipe) -> Schema:

@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks import gate as benchmark
 from headrace.evaluation.gate import compare
-from headrace.recipe.recipe import BeatChampion
+from headrace.recipe.gate import BeatChampion
 
 
 def test_the_quick_benchmark_finds_the_gate_careful_and_the_naive_rule_not(tmp_path):
@@ -30,7 +30,7 @@ def test_the_simulation_on_counts_agrees_with_the_gate_on_rows():
         right = np.repeat([[1, 1], [1, 0], [0, 1]], [30, won, lost], axis=0).T
         candidate, champion = (np.stack([0.2 + 0.6 * r, 0.8 - 0.6 * r], axis=1) for r in right)
         y = np.zeros(30 + won + lost, dtype=int)
-        answer = compare("accuracy", "higher", y, candidate, champion, BeatChampion(metric="accuracy"), 0)
+        answer = compare(y, candidate, champion, beat=BeatChampion(metric="accuracy"), better="higher", seed=0)
         assert answer.promoted == bool(benchmark.mcnemar([won], [lost], len(y))[0])
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from headrace.recipe.recipe import Recipe, load_recipe
 from headrace.project import Project
+from headrace.recipe.recipe import Recipe, load_recipe
 
 MakeRecipe = Callable[..., Recipe]
 

@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from headrace.data.assembly import assemble
-from headrace.recipe.data import DataConfig
-from headrace.data.tables import Selected
+from headrace.data.tables import SelectedTable
 from headrace.errors import DataError
+from headrace.recipe.data import DataConfig
 
 
-def landed(folder: Path, **data: Any) -> Selected:
+def landed(folder: Path, **data: Any) -> SelectedTable:
     section = DataConfig.model_validate({"target": "y", **data})
     return assemble([folder / file.uri for file in section.files], section)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from headrace.data import chunks as chunks_module
-from headrace.data.chunks import Chunks, RowGroupWriter, read_head, open_chunks, stored_chunks
+from headrace.data.chunks import Chunks, RowGroupWriter, open_chunks, read_head, stored_chunks
 from headrace.errors import DataError, DiskFull
 from headrace.files import whole
 from headrace.models.schema import Schema
 from headrace.pipeline.prepare import prepare
+from headrace.plugins import load_class
 from headrace.project import Project
+from headrace.recipe.task_types import TASK_TYPES, task_type_entry
+from headrace.task_types.base import TaskType
+from headrace.task_types.tabular import TabularClassification
 
 SMALL = "4kB"
 ROWS = 900
@@ -77,6 +83,22 @@ def test_what_memory_can_hold_and_what_a_kind_cannot_take_in_pieces_stays_whole(
     assert stored_chunks(project, images) is None
 
 
+@pytest.mark.parametrize("task", TASK_TYPES)
+def test_a_task_type_reads_chunks_exactly_when_it_has_a_learner(task: str, make_recipe: Any) -> None:
+    implementation = load_class(TASK_TYPES[task].implements)
+    assert TASK_TYPES[task].reads_chunks is implementation.reads_chunks
+    assert implementation.reads_chunks is (implementation.learner is not TaskType.learner)
+
+
+def test_a_custom_task_type_with_a_learner_reads_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("custom_chunks")
+    module.Whole = type("Whole", (TabularClassification,), {"metrics": {"a": "higher"}, "learner": TaskType.learner})
+    module.Chunked = type("Chunked", (TabularClassification,), {"metrics": {"a": "higher"}})
+    monkeypatch.setitem(sys.modules, "custom_chunks", module)
+    assert task_type_entry("custom_chunks:Chunked").reads_chunks
+    assert not task_type_entry("custom_chunks:Whole").reads_chunks
+
+
 def test_the_bytes_that_are_written_do_not_depend_on_the_pieces(tmp_path: Path) -> None:
     rows = pa.Table.from_pandas(table(500), preserve_index=False)
     for name, sizes in (("one", [500]), ("many", [1, 99, 250, 150]), ("even", [100] * 5)):
@@ -131,9 +153,9 @@ def test_prepared_in_chunks_is_prepared_as_a_whole(project: Project, make_recipe
 @pytest.mark.parametrize(
     ("change", "fields", "said"),
     [
-        ({"near": np.inf}, {}, r"1 training rows are infinite or too large, such as inf"),
-        ({"label": "same"}, {}, "one class only"),
-        ({"month": 1}, {"split": {"time": {"column": "month"}}}, "holds one value only"),
+        ({"near": np.inf}, {}, r"1 training rows are infinite or too large, for example inf"),
+        ({"label": "same"}, {}, "only one class"),
+        ({"month": 1}, {"split": {"time": {"column": "month"}}}, "has one value only"),
         ({}, {"split": {"predefined": {"column": "label", "test": "yess"}}}, "no row has label 'yess'; did you mean 'yes'"),
         ({}, {"split": {"per_class": {"train": 5, "validation": 9, "test": 9}}}, "raise data.memory"),
         ({"colour": None}, {}, "no training row has a value here"),
@@ -196,6 +218,6 @@ def test_a_full_disk_is_known_as_one(tmp_path: Path) -> None:
             writer.add(rows)
             writer.close()
         except OSError:
-            writer.abandon()
+            writer.discard()
             raise
     assert list(tmp_path.iterdir()) == []

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from tests.paths import ROOT
-
 import json
 import os
 import signal
@@ -17,18 +15,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from headrace.data.commit import land
+from headrace.data.commit import commit_batch
 from headrace.data.tables import batch_files
 from headrace.data.versions import data_version, is_tracked, track
 from headrace.errors import Busy, DiskFull
 from headrace.project import Project
+from tests.paths import ROOT
 
 CHILD = """
 import os, signal, sys
 from pathlib import Path
 import pyarrow as pa
 from headrace.recipe.recipe import load_recipe
-from headrace.data.commit import land
+from headrace.data.commit import commit_batch
 from headrace.project import Project
 root, at = Path(sys.argv[1]), int(sys.argv[2])
 project = Project(root)
@@ -42,7 +41,7 @@ def watch(event, args):
         if count == at:
             os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(watch)
-land(pa.table({"x": list(range(100)), "y": [1.0] * 100}), project, recipe, "0001-new.parquet")
+commit_batch(pa.table({"x": list(range(100)), "y": [1.0] * 100}), project, recipe, "0001-new.parquet")
 print(count)
 """
 
@@ -58,7 +57,7 @@ def child(project: Project, at: int) -> subprocess.CompletedProcess[str]:
 
 
 def first(project: Project, recipe: Any, rows: int = 10) -> None:
-    land(pa.table({"x": list(range(rows)), "y": [0.0] * rows}), project, recipe, "0000-first.parquet")
+    commit_batch(pa.table({"x": list(range(rows)), "y": [0.0] * rows}), project, recipe, "0000-first.parquet")
 
 
 def test_a_kill_at_any_instant_leaves_the_old_version_or_the_new(project: Project, make_recipe: Any) -> None:
@@ -81,7 +80,7 @@ def test_a_kill_at_any_instant_leaves_the_old_version_or_the_new(project: Projec
         assert found in (old, new)
         assert [p.name for p in project.raw("toy").iterdir() if p.suffix != ".parquet"] == []
         seen.add(found.md5)
-        land(pa.table({"x": list(range(100)), "y": [1.0] * 100}), project, recipe, "0001-new.parquet")  # again
+        commit_batch(pa.table({"x": list(range(100)), "y": [1.0] * 100}), project, recipe, "0001-new.parquet")  # again
         assert data_version(project, "toy") == new and is_tracked(project)
     assert old.md5 in seen
 
@@ -127,7 +126,7 @@ def test_a_full_disk_leaves_the_version_before(small_disk: Project, kilobytes: i
     before = data_version(small_disk, "toy")
     noise = pa.table({"x": [os.urandom(1000) for _ in range(kilobytes)]})
     with pytest.raises(DiskFull) as caught:
-        land(noise, small_disk, recipe, "0001-big.parquet")
+        commit_batch(noise, small_disk, recipe, "0001-big.parquet")
     assert "free some space" in str(caught.value.hint)
     assert data_version(small_disk, "toy") == before and is_tracked(small_disk)
 

@@ -68,9 +68,9 @@ def test_deleted_data_comes_back_with_the_same_hash(project: Project, make_recip
 
 
 def test_deleted_data_comes_back_with_batches_added_later(project: Project, make_recipe: Any, toy_csv: Path) -> None:
-    recipe = make_recipe(arrive={"column": "month", "first": 2})
+    recipe = make_recipe(incremental={"column": "month", "first": 2})
     ingest(recipe, project, quiet)
-    second = next_batch(recipe, project, quiet)
+    second = next_batch(recipe, project, quiet).version
     shutil.rmtree(project.raw("toy"))
     assert ingest(recipe, project, quiet) == second
 
@@ -83,25 +83,27 @@ def test_other_recipes_stay_tracked(project: Project, make_recipe: Any, toy_csv:
 
 
 def test_months_arrive_one_by_one_until_none_is_left(project: Project, make_recipe: Any, toy_csv: Path) -> None:
-    recipe = make_recipe(arrive={"column": "month", "first": 2})
+    recipe = make_recipe(incremental={"column": "month", "first": 2})
     assert ingest(recipe, project, quiet).rows == 20
-    assert next_batch(recipe, project, quiet).rows == 30
-    version = next_batch(recipe, project, quiet)
+    assert next_batch(recipe, project, quiet).version.rows == 30
+    version = next_batch(recipe, project, quiet).version
     assert [batch.name for batch in version.batches] == [FIRST, "0001-month-3.parquet", "0002-month-4.parquet"]
     assert sorted(read_batches(project, recipe)["month"].unique()) == [1, 2, 3, 4]
-    with pytest.raises(DataError, match="no month after 4"):
-        next_batch(recipe, project, quiet)
+    lines: list[str] = []
+    exhausted = next_batch(recipe, project, lines.append)
+    assert (exhausted.version, exhausted.added) == (version, False)
+    assert lines[-1] == "everything has arrived: the source has no month after 4; the data version stays"
 
 
 def test_next_without_arrive_is_a_recipe_error(project: Project, make_recipe: Any, toy_csv: Path) -> None:
-    with pytest.raises(RecipeError, match=r"data\.arrive"):
+    with pytest.raises(RecipeError, match=r"data\.incremental"):
         next_batch(make_recipe(), project, quiet)
 
 
 def test_a_changed_source_makes_a_new_version_and_keeps_what_arrived(project: Project, make_recipe: Any, toy_csv: Path) -> None:
-    recipe = make_recipe(arrive={"column": "month", "first": 2})
+    recipe = make_recipe(incremental={"column": "month", "first": 2})
     ingest(recipe, project, quiet)
-    before = next_batch(recipe, project, quiet)
+    before = next_batch(recipe, project, quiet).version
     toy_csv.write_text(toy_csv.read_text().replace("3,0,a,30", "3,0,a,99"))
     after = ingest(recipe, project, quiet)
     assert after.md5 != before.md5 and after.rows == before.rows
@@ -109,10 +111,10 @@ def test_a_changed_source_makes_a_new_version_and_keeps_what_arrived(project: Pr
 
 
 def test_a_column_added_to_the_recipe_reaches_batches_that_arrived(project: Project, make_recipe: Any, toy_csv: Path) -> None:
-    narrow = make_recipe(columns=["month", "y"], arrive={"column": "month", "first": 2})
+    narrow = make_recipe(columns=["month", "y"], incremental={"column": "month", "first": 2})
     ingest(narrow, project, quiet)
     next_batch(narrow, project, quiet)
-    wide = make_recipe(columns=["month", "kind", "y"], arrive={"column": "month", "first": 2})
+    wide = make_recipe(columns=["month", "kind", "y"], incremental={"column": "month", "first": 2})
     ingest(wide, project, quiet)
     assert list(read_batches(project, wide).columns) == ["month", "kind", "y"] and len(read_batches(project, wide)) == 30
 
@@ -184,7 +186,7 @@ def test_a_bad_batch_lies_in_quarantine_and_the_version_stays(project: Project, 
 
 def test_an_exact_duplicate_is_refused_by_name(project: Project, begun: Any, toy_csv: Path, tmp_path: Path) -> None:
     recipe, before = begun
-    with pytest.raises(DataError, match=f"already in, as batch {FIRST}"):
+    with pytest.raises(DataError, match=f"already added as batch {FIRST}"):
         add_batch(recipe, batch(tmp_path, toy_csv.read_text()), project, quiet)
     assert data_version(project, "toy") == before
 
@@ -255,7 +257,7 @@ def test_a_source_in_parts_lands_splits_and_takes_batches_of_known_parts_only(
         source={"train": "a.csv", "test": "b.csv"},
         rename={"Y": "y"},
         columns=["n", "y"],
-        split={"given": {}, "validation": 0.2},
+        split={"predefined": {}, "validation": 0.2},
     )
     version = ingest(recipe, project, quiet)
     assert ingest(recipe, project, quiet) == version and version.rows == 50

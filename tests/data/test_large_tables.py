@@ -19,7 +19,7 @@ from headrace.models.schema import Schema
 from headrace.pipeline import stages
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe, load_recipe
-from headrace.training import order
+from headrace.training import rows as training_rows
 
 ROWS = 900
 FIELDS: dict[str, Any] = {
@@ -91,7 +91,7 @@ def test_a_source_in_chunks_ends_with_the_same_data_weights_and_metrics(
     two_projects: tuple[Project, Project], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chunks, "GROUP_ROWS", 200)
-    monkeypatch.setattr(order, "WINDOW_ROWS", 128)  # both shuffle by windows
+    monkeypatch.setattr(training_rows, "WINDOW_ROWS", 128)  # both shuffle by windows
     whole = run(two_projects[0], "1GB", "validate", "prepare", "train", "export", "evaluate")
     pieces = run(two_projects[1], "6kB", "validate", "prepare", "train")
     assert pieces["lines"] == whole["lines"] == ["2 rows left out: nothing in width"]

@@ -75,21 +75,23 @@ def test_a_split_that_cannot_be_says_why(make_recipe: Any, frame: pd.DataFrame, 
 
 def test_given_rows_are_the_test_set_and_their_column_is_gone(make_recipe: Any) -> None:
     frame = rows(400).assign(part=["train", "train", "train", "test"] * 100)
-    parts = split(frame, make_recipe(split={"given": {}, "validation": 0.2}))
+    parts = split(frame, make_recipe(split={"predefined": {}, "validation": 0.2}))
     assert keys(parts.test) == set(range(3, 400, 4)) and keys(parts.train) | keys(parts.validation) == keys(frame) - keys(
         parts.test
     )
     assert 30 < len(parts.validation) < 90 and all("part" not in p.columns for p in (parts.train, parts.validation, parts.test))
-    years = split(rows(90).assign(year=[2016, 2017, 2018] * 30), make_recipe(split={"given": {"column": "year", "test": 2018}}))
+    years = split(
+        rows(90).assign(year=[2016, 2017, 2018] * 30), make_recipe(split={"predefined": {"column": "year", "test": 2018}})
+    )
     assert len(years.test) == 30
 
 
 def test_a_given_value_that_no_row_has_offers_the_near_miss(make_recipe: Any) -> None:
     frame = rows(8).assign(part=["train", "test"] * 4)
     with pytest.raises(DataError, match="no row has part 'tset'; did you mean 'test'"):
-        split(frame, make_recipe(split={"given": {"test": "tset"}}))
+        split(frame, make_recipe(split={"predefined": {"test": "tset"}}))
     with pytest.raises(DataError, match="no column 'prat'; did you mean 'part'"):
-        split(frame, make_recipe(split={"given": {"column": "prat"}}))
+        split(frame, make_recipe(split={"predefined": {"column": "prat"}}))
 
 
 def test_rows_of_a_group_fall_together_wherever_more_of_them_come(make_recipe: Any) -> None:
@@ -118,7 +120,7 @@ TWEETS = [
 def test_texts_with_the_same_words_are_one_group(make_recipe: Any) -> None:
     words = same_words(pd.Series(TWEETS)).tolist()
     assert words == ["the flight was late again"] * 3 + ["the flight was early again", "!!!", "???"]
-    recipe = make_recipe(split={"group": {"column": "text", "alike": "words"}, "test": 0.4})
+    recipe = make_recipe(split={"group": {"column": "text", "match": "words"}, "test": 0.4})
     many = pd.DataFrame(
         {"text": [f"{dress} word{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(300) for dress in ("", "RT @x", "7")]}
     )

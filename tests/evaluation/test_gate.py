@@ -14,8 +14,8 @@ from scipy import optimize, stats
 
 from headrace.errors import ExportError, HeadraceError, RecipeError, TrainingError
 from headrace.evaluation import paired_tests
-from headrace.evaluation.gate import Comparison, Verdict, align_classes, compare, judge
-from headrace.recipe.recipe import BeatChampion, GateConfig
+from headrace.evaluation.gate import Comparison, Verdict, align_classes, check_gate, compare
+from headrace.recipe.gate import BeatChampion, GateConfig
 from headrace.recipe.task_types import CLASSIFICATION, REGRESSION
 
 Array = NDArray[Any]
@@ -36,9 +36,8 @@ def table(both: int, won: int, lost: int, neither: int) -> tuple[Array, Array, A
 
 
 def contest(metric: str, y: Array, candidate: Array, champion: Array, seed: int = 0, **beat: float) -> Comparison:
-    return compare(
-        metric, (CLASSIFICATION | REGRESSION)[metric], y, candidate, champion, BeatChampion(metric=metric, **beat), seed
-    )
+    better = (CLASSIFICATION | REGRESSION)[metric]
+    return compare(y, candidate, champion, beat=BeatChampion(metric=metric, **beat), better=better, seed=seed)
 
 
 # -- accuracy: exact McNemar, Tango's score interval -------------------------------------------------------------------------
@@ -321,7 +320,7 @@ def test_outputs_that_cannot_be_compared_are_refused():
     with pytest.raises(TrainingError, match="no test rows"):
         contest("mae", np.zeros(0), np.zeros(0), np.zeros(0))
     with pytest.raises(RecipeError, match="accuracy"):
-        compare("acuracy", "higher", y, fine, fine, BeatChampion(metric="acuracy"), 0)
+        compare(y, fine, fine, beat=BeatChampion(metric="acuracy"), better="higher", seed=0)
 
 
 def test_classes_are_brought_to_the_same_order():
@@ -349,7 +348,7 @@ def test_three_hundred_thousand_rows_stay_within_memory():
 
 def verdict(require: dict[str, str], metrics: dict[str, float], comparison: Comparison | None = None, **more: Any) -> Verdict:
     gate = GateConfig(require=require, beat_champion=BeatChampion(metric="accuracy"))
-    return judge(gate, CLASSIFICATION, metrics, comparison, **more)
+    return check_gate(gate, CLASSIFICATION, metrics, comparison, **more)
 
 
 @pytest.mark.parametrize(
@@ -372,7 +371,7 @@ def test_a_threshold_means_what_its_operator_says(bound, value, passed):
 def test_without_a_champion_the_thresholds_alone_decide():
     found = verdict({"accuracy": ">= 0.95"}, {"accuracy": 0.981})
     assert found.passed
-    assert found.reasons == ["accuracy 0.981 >= 0.95: yes", "there is no champion yet, so the thresholds alone decide"]
+    assert found.reasons == ["accuracy 0.981 >= 0.95: passed", "there is no champion yet, so the thresholds alone decide"]
 
 
 def test_both_the_thresholds_and_the_comparison_have_to_pass():
@@ -411,7 +410,7 @@ def test_a_threshold_on_an_unknown_metric_is_an_error_of_the_recipe():
 
 def test_a_value_close_to_its_bound_is_shown_with_enough_digits():
     found = verdict({"accuracy": ">= 0.95"}, {"accuracy": 0.94999})
-    assert found.reasons[0] == "accuracy 0.94999 >= 0.95: no"
+    assert found.reasons[0] == "accuracy 0.94999 >= 0.95: failed"
 
 
 def test_a_verdict_survives_json():

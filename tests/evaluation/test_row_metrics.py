@@ -14,14 +14,14 @@ from headrace.evaluation.gate import Comparison, compare, compare_rows
 from headrace.evaluation.metrics import Evaluation
 from headrace.evaluation.plots import draw_evaluation
 from headrace.evaluation.row_metrics import as_contributions, linear_contributions, ratio_of_sums, score_rows
-from headrace.recipe.recipe import BeatChampion
+from headrace.recipe.gate import BeatChampion
 from headrace.task_types.base import TaskType
 
 BITS = np.array([[8.0, 4.0], [3.0, 1.0], [1.0, 5.0]])
 
 
 def contest(candidate: Any, champion: Any, better: str = "lower", seed: int = 0, **beat: float) -> Comparison:
-    return compare_rows("bits", better, candidate, champion, BeatChampion(metric="bits", **beat), seed)  # type: ignore[arg-type]
+    return compare_rows(candidate, champion, beat=BeatChampion(metric="bits", **beat), better=better, seed=seed)  # type: ignore[arg-type]
 
 
 def passages(rng: np.random.Generator, rows: int, gain: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
@@ -75,7 +75,7 @@ def test_the_bound_of_plain_scores_is_the_one_of_row_wise_differences():
     rng = np.random.default_rng(3)
     y, a, b = rng.normal(size=(3, 200))
     by_rows = contest(np.abs(a - y), np.abs(b - y))
-    by_values = compare("mae", "lower", y, a, b, BeatChampion(metric="mae"), 0)
+    by_values = compare(y, a, b, beat=BeatChampion(metric="mae"), better="lower", seed=0)
     assert (by_rows.improvement, by_rows.lower, by_rows.p_value) == pytest.approx(
         (by_values.improvement, by_values.lower, by_values.p_value)
     )
@@ -115,7 +115,7 @@ def test_models_measured_on_other_rows_are_not_compared():
     good, bad = passages(np.random.default_rng(1), 20)
     with pytest.raises(ExportError, match=r"20 rows and the champion on 19"):
         contest(good, bad[1:])
-    with pytest.raises(ExportError, match="weigh differently"):
+    with pytest.raises(ExportError, match="with other weights"):
         contest(good, bad * np.array([1, 2]))
     with pytest.raises(ExportError, match="champion"):
         contest(good, bad * np.nan)

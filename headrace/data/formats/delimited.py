@@ -11,7 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from headrace.data.formats.options import Reading, first_line
+from headrace.data.formats.options import ReadOptions, first_line
 from headrace.errors import DataError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ BLOCK_LIMIT_BYTES = 1 << 30
 """Types of columns are told from one block; up to this size that is the whole file."""
 
 
-def read_csv(path: Path, kind: str, reading: Reading) -> pa.Table:
+def read_csv(path: Path, kind: str, reading: ReadOptions) -> pa.Table:
     """The table in a CSV, TSV or TAB file, perhaps compressed.
 
     Args:
@@ -117,7 +117,7 @@ def _unzipped(path: Path) -> bytes:
             return packed.read(UNPACKED_LIMIT_BYTES + 1)
 
 
-def _explain_csv(path: Path, raw: bytes, error: Exception, delimiter: str, reading: Reading) -> NoReturn:
+def _explain_csv(path: Path, raw: bytes, error: Exception, delimiter: str, reading: ReadOptions) -> NoReturn:
     """Reads once more, on one thread: only then does Arrow know the number of the row that does not fit."""
     import pyarrow as pa
     from pyarrow import csv
@@ -175,7 +175,7 @@ def _quoted_gaps(table: pa.Table, text: Collection[str]) -> pa.Table:
     return table
 
 
-def _refuse_undecodable(path: Path, table: pa.Table, reading: Reading) -> None:
+def _refuse_undecodable(path: Path, table: pa.Table, reading: ReadOptions) -> None:
     """Arrow reads a column that is not UTF-8 as raw bytes; such a column is refused with its first such row."""
     import pyarrow as pa
 

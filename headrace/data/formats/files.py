@@ -9,10 +9,10 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NoReturn
 from zipfile import ZipFile
 
-from headrace.data.formats.text_files import read_docstrings, read_lines, read_texts
 from headrace.data.formats.delimited import as_utf8, read_csv, unpacked
-from headrace.data.formats.options import Reading, first_line
 from headrace.data.formats.molecules import graphs_as_text, read_molecules
+from headrace.data.formats.options import ReadOptions, first_line
+from headrace.data.formats.text_files import read_docstrings, read_lines, read_texts
 from headrace.errors import DataError, near_miss
 
 if TYPE_CHECKING:
@@ -32,13 +32,13 @@ ENDINGS = {
 FORMATS = tuple(ending for endings in ENDINGS.values() for ending in endings)
 
 
-def read_file(path: Path, reading: Reading | None = None) -> pa.Table:
+def read_file(path: Path, reading: ReadOptions | None = None) -> pa.Table:
     """The table in `path`, whose name says its format unless `reading` does.
 
     Raises:
         DataError: missing, of an unknown format, cut in the middle, empty, not in its encoding, or with a name standing twice.
     """
-    reading = reading or Reading()
+    reading = reading or ReadOptions()
     if not path.is_file():
         _missing(path)
     if path.stat().st_size == 0:
@@ -52,7 +52,7 @@ def read_file(path: Path, reading: Reading | None = None) -> pa.Table:
     return _plain_types(table, path)
 
 
-def read_packed(path: Path, reading: Reading) -> list[tuple[pa.Table, Path]]:
+def read_packed(path: Path, reading: ReadOptions) -> list[tuple[pa.Table, Path]]:
     """The tables in the zip `path`, which holds the files of a pattern, each with its name; many texts are one table.
 
     Raises:
@@ -76,7 +76,7 @@ def _kind(ending: str) -> str:
     return next(name for name, endings in ENDINGS.items() if ending in endings)
 
 
-def _read(path: Path, reading: Reading) -> pa.Table:
+def _read(path: Path, reading: ReadOptions) -> pa.Table:
     ending = _ending(path, reading.format)
     match _kind(ending):
         case "csv" | "tsv":
@@ -143,7 +143,7 @@ def not_whole(path: Path, error: Exception) -> DataError:
     )
 
 
-def _read_jsonl(path: Path, ending: str, reading: Reading) -> pa.Table:
+def _read_jsonl(path: Path, ending: str, reading: ReadOptions) -> pa.Table:
     import pyarrow as pa
     from pyarrow import json
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from headrace.recipe.data import EDGES
-from headrace.data.formats.text_files import decoded
 from headrace.data.formats.delimited import unpacked
+from headrace.data.formats.text_files import decoded
 from headrace.errors import DataError
+from headrace.recipe.data import EDGES
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -13,7 +13,7 @@ from headrace.errors import DataError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from headrace.data.formats.options import Reading
+    from headrace.data.formats.options import ReadOptions
 
 NODES, EDGES = "nodes", "edges"
 ELEMENTS = ("C", "N", "O", "F", "P", "S", "Cl", "Br", "I", "H")
@@ -40,7 +40,7 @@ def graphs_as_text(table: pa.Table) -> pa.Table:
     return table
 
 
-def read_molecules(raw: bytes, path: Path, reading: Reading) -> pa.Table:
+def read_molecules(raw: bytes, path: Path, reading: ReadOptions) -> pa.Table:
     """A row a molecule of an SDF file (V2000): `nodes`, `edges`, and the data fields beside them.
 
     Raises:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadOptions:
     """The recipe's word on a file's form; without one, the file's name and first line say it."""
 
     format: str | None = None

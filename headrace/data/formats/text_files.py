@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headrace.data.formats.delimited import as_utf8
-from headrace.data.formats.options import Reading
+from headrace.data.formats.options import ReadOptions
 from headrace.errors import DataError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ TESTS = {"tests"}
 """Folders whose code documents nothing for a reader."""
 
 
-def read_texts(path: Path, reading: Reading) -> pa.Table:
+def read_texts(path: Path, reading: ReadOptions) -> pa.Table:
     """One row a file of the zip `path`: `file`, `text`, with line ends as `\\n`.
 
     Raises:
@@ -36,7 +36,7 @@ def read_texts(path: Path, reading: Reading) -> pa.Table:
     return pa.table({"file": pa.array([n for n, _ in rows], pa.string()), "text": pa.array([t for _, t in rows], pa.string())})
 
 
-def read_lines(raw: bytes, path: Path, reading: Reading) -> pa.Table:
+def read_lines(raw: bytes, path: Path, reading: ReadOptions) -> pa.Table:
     """One row a line that is not blank: `text`.
 
     Raises:
@@ -48,7 +48,7 @@ def read_lines(raw: bytes, path: Path, reading: Reading) -> pa.Table:
     return pa.table({"text": pa.array(lines, pa.string())})
 
 
-def read_docstrings(path: Path, reading: Reading) -> pa.Table:
+def read_docstrings(path: Path, reading: ReadOptions) -> pa.Table:
     """One row a class or function whose docstring has a summary and a body: `file`, `name`, `body`, `summary`.
 
     The summary is the first paragraph on one line (PEP 257), the body all that follows. Kept are summaries of 3 to 20 words

@@ -31,7 +31,7 @@ def scheme_of(uri: str) -> str:
     return scheme
 
 
-def shown(uri: str) -> str:
+def redacted(uri: str) -> str:
     """The address for messages and logs: without a password, and without a query, which may hold a signature."""
     if "://" not in uri or uri.startswith(("pypi://", "npm://")):  # there `@` and `==` stand before a version
         return uri

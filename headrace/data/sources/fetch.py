@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, NoReturn
 
 from headrace.data.sources import packages
-from headrace.data.sources.addresses import file_name, is_local, local_file, local_files, scheme_of, shown
+from headrace.data.sources.addresses import file_name, is_local, local_file, local_files, redacted, scheme_of
 from headrace.data.sources.archives import is_pattern, listing_sha256, pack_files
 from headrace.data.sources.packages import Progress
 from headrace.data.sources.remote import from_http, from_s3
@@ -75,7 +75,7 @@ def _place(uri: str, sha256: str | None, cache: Path, project_root: Path) -> Pat
     """Where the file at `uri` is or will be."""
     if is_local(uri) and not is_pattern(uri):
         return local_file(uri, project_root)
-    return cache / f"{hashlib.sha256(f'{shown(uri)} {sha256}'.encode()).hexdigest()[:16]}-{file_name(uri)}"
+    return cache / f"{hashlib.sha256(f'{redacted(uri)} {sha256}'.encode()).hexdigest()[:16]}-{file_name(uri)}"
 
 
 def _is_kept(uri: str, sha256: str | None, place: Path) -> bool:
@@ -95,7 +95,7 @@ def _fetch_one(uri: str, sha256: str | None, to: Path, project_root: Path, progr
             _pack_local(uri, project_root, beside)
         elif is_pattern(uri):
             raise SourceError(
-                f"{shown(uri)} is a pattern, and a server cannot be asked for one",
+                f"{redacted(uri)} is a pattern, and a server cannot be asked for one",
                 where="data.source",
                 hint="list the files one by one, or name one archive in a package or a folder",
             )
@@ -130,7 +130,7 @@ def _check(path: Path, sha256: str | None, uri: str) -> None:
     found = content_sha256(path, uri)
     if found != sha256:
         raise SourceError(
-            f"the file at {shown(uri)} has sha256 {found}, and the recipe says {sha256}",
+            f"the file at {redacted(uri)} has sha256 {found}, and the recipe says {sha256}",
             where="data.sha256",
             hint=f"if the new file is the one you want, write `sha256: {found}`; else bring the old one back",
         )
@@ -138,5 +138,7 @@ def _check(path: Path, sha256: str | None, uri: str) -> None:
 
 def _no_file(uri: str, path: Path) -> NoReturn:
     beside = [p.name for p in path.parent.iterdir()][:200] if path.parent.is_dir() else []
-    said = f"no such file: {uri}; {near_miss(path.name, beside)}" if beside else f"no such file: {shown(uri)} (nor its folder)"
+    said = (
+        f"no such file: {uri}; {near_miss(path.name, beside)}" if beside else f"no such file: {redacted(uri)} (nor its folder)"
+    )
     raise SourceError(said, where="data.source", hint="correct data.source in the recipe, or bring the file there")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from headrace.data.sources.addresses import shown
+from headrace.data.sources.addresses import redacted
 from headrace.errors import SourceError, SourceUnreachable
 
 Progress = Callable[[int, int | None], None]
@@ -24,7 +24,7 @@ def from_http(uri: str, sha256: str | None, to: Path, progress: Progress) -> Non
     host = urlsplit(uri).hostname or ""
     if uri.startswith("http:") and sha256 is None and host not in ("localhost", "127.0.0.1", "::1"):
         raise SourceError(
-            f"{shown(uri)} travels unprotected, so its content has to be known",
+            f"{redacted(uri)} travels unprotected, so its content has to be known",
             where="data.source",
             hint="use https://, or give data.sha256",
         )
@@ -46,7 +46,7 @@ def from_http(uri: str, sha256: str | None, to: Path, progress: Progress) -> Non
                 progress(file.tell(), total)
             if total is not None and file.tell() != total:
                 raise SourceUnreachable(
-                    f"{shown(uri)} ended after {file.tell()} of {total} bytes",
+                    f"{redacted(uri)} ended after {file.tell()} of {total} bytes",
                     where="data.source",
                     hint="run the command again",
                 )
@@ -55,15 +55,15 @@ def from_http(uri: str, sha256: str | None, to: Path, progress: Progress) -> Non
             SourceUnreachable if error.response.status_code in (408, 429) or error.response.status_code >= 500 else SourceError
         )
         raise kind(
-            f"{shown(uri)} answers {error.response.status_code} {error.response.reason_phrase}",
+            f"{redacted(uri)} answers {error.response.status_code} {error.response.reason_phrase}",
             where="data.source",
             hint="correct data.source in the recipe, or ask for access",
         ) from None
     except httpx.InvalidURL as error:
-        raise SourceError(f"{shown(uri)} is no address: {error}", where="data.source", hint="correct data.source") from None
+        raise SourceError(f"{redacted(uri)} is no address: {error}", where="data.source", hint="correct data.source") from None
     except httpx.HTTPError as error:
         raise SourceUnreachable(
-            f"{shown(uri)} cannot be fetched: {error or type(error).__name__}",
+            f"{redacted(uri)} cannot be fetched: {error or type(error).__name__}",
             where="data.source",
             hint="check the address and the network, then run the command again",
         ) from None
@@ -89,12 +89,14 @@ def from_s3(uri: str, to: Path, progress: Progress) -> None:
                 file.write(chunk)
                 progress(file.tell(), total)
     except FileNotFoundError:
-        raise SourceError(f"{shown(uri)} is not there", where="data.source", hint="correct data.source in the recipe") from None
+        raise SourceError(
+            f"{redacted(uri)} is not there", where="data.source", hint="correct data.source in the recipe"
+        ) from None
     except (OSError, BotoCoreError, ClientError) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise SourceUnreachable(
-            f"{shown(uri)} cannot be fetched: {str(error) or type(error).__name__}",
+            f"{redacted(uri)} cannot be fetched: {str(error) or type(error).__name__}",
             where="data.source",
             hint="check the address and the credentials (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL_S3)",
         ) from None

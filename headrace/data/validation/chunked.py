@@ -1,4 +1,4 @@
-"""Great Expectations over a table in chunks: each chunk is judged by itself, and what was counted is added up exactly."""
+"""Runs Great Expectations over a table in chunks: each chunk is validated on its own and the counts are added up exactly."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from headrace.console import bar
 from headrace.data.chunks import Chunks
-from headrace.data.validation.context import Opened
-from headrace.data.validation.suite import identity
+from headrace.data.moments import Moments
+from headrace.data.validation.context import ValidationContext
+from headrace.data.validation.suite import PIXELS, expectation_key
 from headrace.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
@@ -23,14 +24,14 @@ if TYPE_CHECKING:
 
     from headrace.recipe.recipe import Recipe
 
-ROWS_KEPT = 10_000
+MAX_FAILING_ROWS = 10_000
 """Failing rows of an expectation that are named; all are counted."""
-MOST_DISTINCT = 1_000_000
-"""Distinct values of a column that are held at a time."""
+MAX_DISTINCT = 1_000_000
+"""Most distinct values of a column in memory."""
 VALUES_AT_ONCE = 4_000_000
-"""Values held at a time while looking for duplicates, about 64 MB of numbers."""
+"""Values in memory while looking for duplicates: about 64 MB of numbers."""
 
-BY_ROW = frozenset(
+ROW_EXPECTATIONS = frozenset(
     {
         "expect_column_value_lengths_to_be_between",
         "expect_column_value_lengths_to_equal",
@@ -52,10 +53,11 @@ BY_ROW = frozenset(
         "expect_column_pair_values_to_be_in_set",
         "expect_multicolumn_sum_to_equal",
         "expect_select_column_values_to_be_unique_within_record",
+        PIXELS,
     }
 )
-"""A row fails by itself: counts of chunks add up."""
-OF_THE_COLUMNS = frozenset(
+"""Each row is checked on its own, so counts of chunks add up."""
+SCHEMA_EXPECTATIONS = frozenset(
     {
         "expect_column_to_exist",
         "expect_column_values_to_be_in_type_list",
@@ -66,13 +68,13 @@ OF_THE_COLUMNS = frozenset(
         "expect_table_columns_to_match_set",
     }
 )
-"""Names and types are the same in every chunk: the first one says it."""
-ROW_COUNTS = frozenset({"expect_table_row_count_to_be_between", "expect_table_row_count_to_equal"})
+"""Names and types are the same in every chunk, so the first chunk gives the result."""
+ROW_COUNT_EXPECTATIONS = frozenset({"expect_table_row_count_to_be_between", "expect_table_row_count_to_equal"})
 UNIQUE = "expect_column_values_to_be_unique"
 
 
-class Extreme:
-    """The least or the largest value."""
+class RunningExtreme:
+    """The smallest or the largest value of a column."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -82,16 +84,14 @@ class Extreme:
         one = getattr(values, self._name)()
         self._found = [one] if not self._found else [{"min": min, "max": max}[self._name](self._found[0], one)]
 
-    def stand_in(self) -> list[Any]:
+    def equivalent_values(self) -> list[Any]:
         return self._found
 
 
-class Added:
-    """Sum, mean or standard deviation, by way of the moments."""
+class RunningSum:
+    """Sum, mean or standard deviation of a column."""
 
     def __init__(self, what: str) -> None:
-        from headrace.task_types.table_columns import Moments
-
         self._what = what
         self._moments = Moments()
         self._sum: float = 0
@@ -100,19 +100,19 @@ class Added:
         numbers = values.to_numpy(dtype=np.float64)
         self._moments.add(len(numbers), float(numbers.mean()), float(numbers.var()))
         total: Any = values.sum()
-        self._sum += total.item()  # whole numbers stay whole
+        self._sum += total.item()  # integers stay integers
 
-    def stand_in(self) -> list[Any]:
-        """A column with this sum, mean or (of a sample) deviation: one value, or two as far apart as the deviation has it."""
+    def equivalent_values(self) -> list[Any]:
+        """Returns a column with this sum, mean or sample deviation: one value, or two at the distance that it needs."""
         rows, mean, variance = self._moments.rows, self._moments.mean, self._moments.variance
         if self._what == "std":
-            apart = math.sqrt(variance * rows / (rows - 1) / 2) if rows > 1 else math.nan
-            return [mean - apart, mean + apart]
+            distance = math.sqrt(variance * rows / (rows - 1) / 2) if rows > 1 else math.nan
+            return [mean - distance, mean + distance]
         return [self._sum if self._what == "sum" else mean]
 
 
-class Distinct:
-    """The distinct values."""
+class DistinctValues:
+    """The distinct values of a column."""
 
     def __init__(self, kind: str) -> None:
         self._kind = kind
@@ -121,38 +121,38 @@ class Distinct:
     def add(self, values: pd.Series[Any]) -> None:
         """
         Raises:
-            DataError: there are more than memory is to hold.
+            DataError: there are more than `MAX_DISTINCT`.
         """
         self._found |= dict.fromkeys(values.unique().tolist())
-        if len(self._found) > MOST_DISTINCT:
+        if len(self._found) > MAX_DISTINCT:
             raise DataError(
-                f"{values.name} has more than {MOST_DISTINCT:,} distinct values, and {self._kind} looks at all of them",
+                f"{values.name} has more than {MAX_DISTINCT:,} distinct values, and {self._kind} needs all of them",
                 where="expect",
-                hint=f"leave {self._kind} out, or raise data.memory, where the machine has it",
+                hint=f"remove {self._kind}, or raise data.memory if the machine has more",
             )
 
-    def stand_in(self) -> list[Any]:
+    def equivalent_values(self) -> list[Any]:
         return list(self._found)
 
 
-Gathered = Extreme | Added | Distinct
-WHOLE: Mapping[str, Callable[[], Gathered]] = {
-    "expect_column_min_to_be_between": lambda: Extreme("min"),
-    "expect_column_max_to_be_between": lambda: Extreme("max"),
-    "expect_column_sum_to_be_between": lambda: Added("sum"),
-    "expect_column_mean_to_be_between": lambda: Added("mean"),
-    "expect_column_stdev_to_be_between": lambda: Added("std"),
-    "expect_column_distinct_values_to_be_in_set": lambda: Distinct("expect_column_distinct_values_to_be_in_set"),
-    "expect_column_distinct_values_to_contain_set": lambda: Distinct("expect_column_distinct_values_to_contain_set"),
-    "expect_column_distinct_values_to_equal_set": lambda: Distinct("expect_column_distinct_values_to_equal_set"),
-    "expect_column_unique_value_count_to_be_between": lambda: Distinct("expect_column_unique_value_count_to_be_between"),
+ColumnAggregate = RunningExtreme | RunningSum | DistinctValues
+COLUMN_AGGREGATES: Mapping[str, Callable[[], ColumnAggregate]] = {
+    "expect_column_min_to_be_between": lambda: RunningExtreme("min"),
+    "expect_column_max_to_be_between": lambda: RunningExtreme("max"),
+    "expect_column_sum_to_be_between": lambda: RunningSum("sum"),
+    "expect_column_mean_to_be_between": lambda: RunningSum("mean"),
+    "expect_column_stdev_to_be_between": lambda: RunningSum("std"),
+    "expect_column_distinct_values_to_be_in_set": lambda: DistinctValues("expect_column_distinct_values_to_be_in_set"),
+    "expect_column_distinct_values_to_contain_set": lambda: DistinctValues("expect_column_distinct_values_to_contain_set"),
+    "expect_column_distinct_values_to_equal_set": lambda: DistinctValues("expect_column_distinct_values_to_equal_set"),
+    "expect_column_unique_value_count_to_be_between": lambda: DistinctValues("expect_column_unique_value_count_to_be_between"),
 }
-"""One number, or the set of values, says all: Great Expectations judges a small column that has the same."""
+"""These depend on one number, or on the set of values: Great Expectations validates a small column with the same ones."""
 
 
 @dataclass
-class Tally:
-    """One expectation over the chunks so far."""
+class ChunkedExpectation:
+    """The counts of one expectation over the chunks so far."""
 
     expectation: GXExpectation
     elements: int = 0
@@ -163,7 +163,7 @@ class Tally:
     samples: list[Any] = field(default_factory=list)
     """Their values."""
     failed: ExpectationValidationResult | None = None
-    """The first chunk that could not be judged, or not well."""
+    """The result of the first chunk that failed without a count of rows."""
     first: ExpectationValidationResult | None = None
 
     @property
@@ -171,7 +171,7 @@ class Tally:
         return self.expectation.expectation_type
 
     def add(self, result: ExpectationValidationResult, first_row: int) -> None:
-        """Takes in what a chunk gave."""
+        """Adds the result of a chunk."""
         details: dict[str, Any] = dict(result.result or {})
         self.first = self.first or result
         if not result.success and "unexpected_count" not in details:
@@ -181,18 +181,18 @@ class Tally:
         self.considered += elements - (0 if self.kind.endswith("_be_null") else details.get("missing_count") or 0)
         if details.get("unexpected_count") is not None:
             self.unexpected = (self.unexpected or 0) + int(details["unexpected_count"])
-        if self.kind in ROW_COUNTS:
+        if self.kind in ROW_COUNT_EXPECTATIONS:
             self.elements += int(details.get("observed_value") or 0)
-        room = ROWS_KEPT - len(self.rows)
-        self.rows += [first_row + int(row) for row in (details.get("unexpected_index_list") or [])[:room]]
+        free = MAX_FAILING_ROWS - len(self.rows)
+        self.rows += [first_row + int(row) for row in (details.get("unexpected_index_list") or [])[:free]]
         self.samples += (details.get("unexpected_list") or [])[: max(0, 20 - len(self.samples))]
 
     def result(self) -> ExpectationValidationResult:
-        """What Great Expectations would have said of the table as a whole."""
+        """Returns the result that Great Expectations would give for the table as a whole."""
         assert self.first is not None
-        if self.failed is not None and self.kind not in ROW_COUNTS:
+        if self.failed is not None and self.kind not in ROW_COUNT_EXPECTATIONS:
             return self.failed
-        if self.kind in ROW_COUNTS:
+        if self.kind in ROW_COUNT_EXPECTATIONS:
             return _with(self.first, _is_between(self.elements, self.expectation), {"observed_value": self.elements})
         if self.unexpected is None:
             return self.first
@@ -208,7 +208,8 @@ def counted(
     rows: list[int],
     samples: list[Any],
 ) -> ExpectationValidationResult:
-    """The result of an expectation by row, as Great Expectations has it (`_mostly_success` and `_format_map_output` there)."""
+    """Returns the result of a row-wise expectation in the form of Great Expectations (its `_mostly_success` and
+    `_format_map_output`)."""
     mostly = float(getattr(expectation, "mostly", 1.0))
     success = not considered or (considered - unexpected) / considered >= mostly
     details = {
@@ -225,16 +226,16 @@ def counted(
     return _with(like, success, details)
 
 
-def judge_chunks(
-    chunks: Chunks, opened: Opened, first: pd.DataFrame
+def validate_chunks(
+    chunks: Chunks, context: ValidationContext, first: pd.DataFrame
 ) -> tuple[ExpectationSuiteValidationResult, list[ExpectationValidationResult], str]:
-    """The suite's result over all chunks, the failing expectations with their first rows, and the page in Data Docs.
+    """Returns the suite's result over all chunks, the failed expectations with their first rows, and the page in Data Docs.
 
     Args:
-        first: the first chunk, whose result Great Expectations makes and keeps; those of all take its place.
+        first: the first chunk. Its result is stored first, and replaced by that of all chunks.
     """
-    result = opened.run(first)
-    found = _by_row(chunks, opened) | _of_all(chunks, opened, first)
+    result = context.run(first)
+    found = _row_results(chunks, context) | _column_results(chunks, context, first)
     result.results = [found[_id(config)] for one in result.results if (config := one.expectation_config)]
     met, total = sum(bool(one.success) for one in result.results), len(result.results)
     result.success = met == total
@@ -244,103 +245,104 @@ def judge_chunks(
         "unsuccessful_expectations": total - met,
         "success_percent": 100 * met / total,
     }
-    opened.keep(result)
-    return result, [one for one in result.results if not one.success], opened.page(result)
+    context.replace_result(result)
+    return result, [one for one in result.results if not one.success], context.build_page(result)
 
 
-def _by_row(chunks: Chunks, opened: Opened) -> dict[str, ExpectationValidationResult]:
-    """What adds up, in one pass over the rows."""
-    tallies = [Tally(e) for e in opened.expectations if e.expectation_type not in (*WHOLE, UNIQUE)]
+def _row_results(chunks: Chunks, context: ValidationContext) -> dict[str, ExpectationValidationResult]:
+    """Returns the results that add up over chunks, in one pass over the rows."""
+    counters = [ChunkedExpectation(e) for e in context.expectations if e.expectation_type not in (*COLUMN_AGGREGATES, UNIQUE)]
     with bar("validating", chunks.rows) as progress:
         for frame in chunks.frames():
-            batch = opened.batch(frame.reset_index(drop=True))
-            for tally in tallies:
-                tally.add(batch.validate(tally.expectation, result_format="COMPLETE"), int(frame.index[0]))
+            batch = context.batch(frame.reset_index(drop=True))
+            for counter in counters:
+                counter.add(batch.validate(counter.expectation, result_format="COMPLETE"), int(frame.index[0]))
             progress.move(int(frame.index[-1]) + 1)
-    return {_id(tally.expectation.configuration): tally.result() for tally in tallies}
+    return {_id(counter.expectation.configuration): counter.result() for counter in counters}
 
 
-def _of_all(chunks: Chunks, opened: Opened, first: pd.DataFrame) -> dict[str, ExpectationValidationResult]:
-    """What looks at a whole column: a pass over that column each."""
+def _column_results(chunks: Chunks, context: ValidationContext, first: pd.DataFrame) -> dict[str, ExpectationValidationResult]:
+    """Returns the results that need a whole column: one pass over that column for each."""
     import pandas as pd
 
     found = {}
-    for expectation in opened.expectations:
+    for expectation in context.expectations:
         kind, config = expectation.expectation_type, expectation.configuration
-        if kind not in WHOLE and kind != UNIQUE:
+        if kind not in COLUMN_AGGREGATES and kind != UNIQUE:
             continue
         name = config.kwargs["column"]
         if kind == UNIQUE:
-            like = opened.batch(first.iloc[:1].reset_index(drop=True)).validate(expectation, result_format="COMPLETE")
-            present, repeated, rows, samples = duplicates(chunks, name)
+            like = context.batch(first.iloc[:1].reset_index(drop=True)).validate(expectation, result_format="COMPLETE")
+            present, repeated, rows, samples = find_duplicates(chunks, name)
             found[_id(config)] = counted(like, expectation, chunks.rows, present, repeated, rows, samples)
             continue
-        gathered = WHOLE[kind]()
+        aggregate = COLUMN_AGGREGATES[kind]()
         for frame in chunks.frames([name]):
             if len(values := frame[name].dropna()):
-                gathered.add(values)
-        values = gathered.stand_in()
+                aggregate.add(values)
+        values = aggregate.equivalent_values()
         small = pd.DataFrame({name: pd.Series(values, dtype=None if values else first[name].dtype)})
-        found[_id(config)] = opened.batch(small).validate(expectation, result_format="COMPLETE")
+        found[_id(config)] = context.batch(small).validate(expectation, result_format="COMPLETE")
     return found
 
 
 def _id(config: Any) -> str:
-    return identity(config.type, config.kwargs)
+    return expectation_key(config.type, config.kwargs)
 
 
 def check_types(expectations: list[GXExpectation], recipe: Recipe) -> None:
     """
     Raises:
-        RecipeError: an expectation looks at all rows at once in a way that chunks cannot tell.
+        RecipeError: an expectation needs all rows at once and cannot be computed from chunks.
     """
     for expectation in expectations:
         kind = expectation.expectation_type
-        is_whole = kind in WHOLE or kind == UNIQUE
+        is_whole = kind in COLUMN_AGGREGATES or kind == UNIQUE
         has_condition = bool(getattr(expectation, "row_condition", None))
-        if kind in BY_ROW | OF_THE_COLUMNS | ROW_COUNTS or (is_whole and not has_condition):
+        if kind in ROW_EXPECTATIONS | SCHEMA_EXPECTATIONS | ROW_COUNT_EXPECTATIONS or (is_whole and not has_condition):
             continue
         with_condition = " with a row_condition" if is_whole else ""
         raise RecipeError(
-            f"expect: {kind}{with_condition} looks at all rows at once, and the table is read in chunks",
+            f"expect: {kind}{with_condition} needs all rows at once, and the table is read in chunks",
             where=f"recipes/{recipe.name}.yaml",
-            hint="leave it out, say it by an expectation on each row, or raise data.memory, where the machine has it",
+            hint="remove it, replace it by an expectation on each row, or raise data.memory if the machine has more",
         )
 
 
-def duplicates(chunks: Chunks, column: str) -> tuple[int, int, list[int], list[Any]]:
-    """Rows whose value stands in another row too: those with a value, how many are repeated, the first of them, their values.
+def find_duplicates(chunks: Chunks, column: str) -> tuple[int, int, list[int], list[Any]]:
+    """Finds rows whose value is in another row too. Returns the number of rows with a value, the number of repeated ones,
+    the first of these, and their values.
 
-    Values are divided by their hash, and each division is looked at by itself in a pass of its own over the column, so that
-    memory holds one of them at a time; values are compared, not hashes.
+    Values are divided into buckets by their hash, one pass over the column for each bucket, so that memory holds one bucket
+    at a time. Within a bucket values are compared, not hashes.
     """
     import pandas as pd
 
     passes = max(1, math.ceil(chunks.rows / VALUES_AT_ONCE))
     present, repeated, rows = 0, 0, dict[int, Any]()
-    for which in range(passes):
-        kept = [_of_division(frame[column].dropna(), which, passes) for frame in chunks.frames([column])]
+    for bucket in range(passes):
+        kept = [_hash_bucket(frame[column].dropna(), bucket, passes) for frame in chunks.frames([column])]
         values = pd.concat(kept)
         present += len(values)
-        twice = values[values.duplicated(keep=False)]
-        repeated += len(twice)
-        rows |= dict(zip(twice.index[:ROWS_KEPT].tolist(), twice.iloc[:ROWS_KEPT].tolist(), strict=True))
-    first = sorted(rows)[:ROWS_KEPT]
+        same = values[values.duplicated(keep=False)]
+        repeated += len(same)
+        rows |= dict(zip(same.index[:MAX_FAILING_ROWS].tolist(), same.iloc[:MAX_FAILING_ROWS].tolist(), strict=True))
+    first = sorted(rows)[:MAX_FAILING_ROWS]
     return present, repeated, first, [rows[row] for row in first[:20]]
 
 
-def _of_division(values: pd.Series[Any], which: int, divisions: int) -> pd.Series[Any]:
+def _hash_bucket(values: pd.Series[Any], bucket: int, buckets: int) -> pd.Series[Any]:
     import pandas as pd
 
-    if divisions == 1:
+    if buckets == 1:
         return values
     hashes = np.asarray(pd.util.hash_pandas_object(values, index=False), dtype=np.uint64)
-    found: pd.Series[Any] = values[hashes % np.uint64(divisions) == which]
+    found: pd.Series[Any] = values[hashes % np.uint64(buckets) == bucket]
     return found
 
 
-def rows_at(chunks: Chunks, rows: list[int]) -> pd.DataFrame:
-    """The rows with these numbers, ascending."""
+def read_rows(chunks: Chunks, rows: list[int]) -> pd.DataFrame:
+    """Returns the rows with these numbers, ascending."""
     import pandas as pd
 
     return pd.concat(list(_picked(chunks, np.asarray(rows))))

@@ -1,4 +1,4 @@
-"""Great Expectations, opened for one suite: results and pages in files, and nothing else kept or sent."""
+"""Great Expectations with one suite: results and Data Docs are written to files, nothing else is kept or sent."""
 
 from __future__ import annotations
 
@@ -24,12 +24,14 @@ if TYPE_CHECKING:
     from headrace.recipe.recipe import Recipe
 
 
-class Opened:
-    """Great Expectations with one suite, ready to judge."""
+class ValidationContext:
+    """A Great Expectations context with one suite."""
 
     def __init__(self, recipe: Recipe, project: Project, batch_name: str, expectations: list[GXExpectation]) -> None:
         import great_expectations as gx
         from great_expectations.core.run_identifier import RunIdentifier
+
+        from headrace.data.validation import pixels  # noqa: F401 (stored suites may hold its expectation)
 
         self.expectations = expectations
         self._project, self._name = project, recipe.name
@@ -37,34 +39,34 @@ class Opened:
         source = self._context.data_sources.add_pandas(recipe.name)
         self._batches = source.add_dataframe_asset("batches").add_batch_definition_whole_dataframe("whole")
         suite = self._context.suites.add_or_update(gx.ExpectationSuite(name=recipe.name, expectations=expectations))
-        check = gx.ValidationDefinition(name=recipe.name, data=self._batches, suite=suite)
-        self._check = self._context.validation_definitions.add(check)
+        definition = gx.ValidationDefinition(name=recipe.name, data=self._batches, suite=suite)
+        self._definition = self._context.validation_definitions.add(definition)
         self._run = RunIdentifier(run_name=re.sub(r"[^\w.-]+", "-", batch_name))
 
     def run(self, frame: pd.DataFrame) -> ExpectationSuiteValidationResult:
-        """The whole suite, kept in Great Expectations' store."""
-        return self._check.run(batch_parameters={"dataframe": frame}, result_format="SUMMARY", run_id=self._run)
+        """Runs the whole suite and keeps the result in Great Expectations' store."""
+        return self._definition.run(batch_parameters={"dataframe": frame}, result_format="SUMMARY", run_id=self._run)
 
     def batch(self, frame: pd.DataFrame) -> Batch:
-        """Something to judge by one expectation at a time."""
+        """Returns a batch that single expectations can be run on."""
         return self._batches.get_batch({"dataframe": frame})
 
-    def keep(self, result: ExpectationSuiteValidationResult) -> None:
-        """Keeps `result` in the place of the one that `run` kept."""
-        self._context.validation_results_store.set(self._page(result), result)
+    def replace_result(self, result: ExpectationSuiteValidationResult) -> None:
+        """Replaces the result that `run` stored."""
+        self._context.validation_results_store.set(self._identifier(result), result)
 
-    def page(self, result: ExpectationSuiteValidationResult) -> str:
-        """Writes the page of what is kept in Data Docs; gives its place."""
+    def build_page(self, result: ExpectationSuiteValidationResult) -> str:
+        """Writes the stored result to Data Docs and returns the path of its page."""
         from great_expectations.data_context.types.resource_identifiers import ExpectationSuiteIdentifier
 
         suite = ExpectationSuiteIdentifier(self._name)
-        page = self._page(result)
-        self._context.build_data_docs(resource_identifiers=[page])
+        identifier = self._identifier(result)
+        self._context.build_data_docs(resource_identifiers=[identifier])
         self._context.build_data_docs(resource_identifiers=[suite])
-        urls = [site["site_url"] for site in self._context.get_docs_sites_urls(resource_identifier=page)]
+        urls = [site["site_url"] for site in self._context.get_docs_sites_urls(resource_identifier=identifier)]
         return next((url.removeprefix("file://") for url in urls if url), str(self._project.data_docs / "index.html"))
 
-    def _page(self, result: ExpectationSuiteValidationResult) -> ValidationResultIdentifier:
+    def _identifier(self, result: ExpectationSuiteValidationResult) -> ValidationResultIdentifier:
         from great_expectations.data_context.types.resource_identifiers import (
             ExpectationSuiteIdentifier,
             ValidationResultIdentifier,
@@ -77,7 +79,7 @@ class Opened:
 
 
 def open_context(project: Project) -> AbstractDataContext:
-    """Great Expectations with results and pages in files, and nothing else kept: no telemetry, no bars."""
+    """Opens a context that writes results and Data Docs to files and keeps nothing else: no telemetry, no progress bars."""
     import great_expectations as gx
     from great_expectations.data_context.types.base import DataContextConfig
 
@@ -111,7 +113,7 @@ def open_context(project: Project) -> AbstractDataContext:
 
 @contextmanager
 def quiet_gx() -> Iterator[None]:
-    """Great Expectations without telemetry, warnings or chatter: the report says what there is to say."""
+    """Silences telemetry, warnings and log lines of Great Expectations; the report has all that matters."""
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
     logger = logging.getLogger("great_expectations")
     level = logger.level

@@ -1,4 +1,4 @@
-"""The suite of one recipe: its own expectations as Great Expectations' objects, those always added, and proposals."""
+"""The expectation suite of a recipe: its own expectations, those that Headrace always adds, and proposals for new recipes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from headrace.recipe.data import PART
 from headrace.errors import RecipeError, near_miss
+from headrace.recipe.data import PART
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,23 +15,25 @@ if TYPE_CHECKING:
 
     from headrace.recipe.recipe import Recipe
 
+PIXELS = "expect_pixels_to_be_between"
+"""The expectation of `headrace.data.validation.pixels`."""
 COLUMN_FIELDS = ("column", "column_A", "column_B", "column_list")
 FEW_VALUES = 20
-"""A text column, or a target, with at most so many distinct values is proposed as a set."""
+"""A text column, or a target, with at most this many distinct values is proposed as a set."""
 MARGIN = 0.1
-"""Proposed ranges are wider than what was seen by this share of the range, on both sides."""
+"""Proposed ranges are wider than the observed one by this share of it, on both sides."""
 COLUMN_LIMIT = 60
-"""Beyond so many columns (pixels, sensors) only the target gets proposals of its own."""
+"""With more columns (pixels, sensors) only the target gets proposals."""
 
 
-def native(recipe: Recipe, frame: pd.DataFrame) -> list[GXExpectation]:
-    """The recipe's expectations as Great Expectations' own objects.
+def recipe_expectations(recipe: Recipe, frame: pd.DataFrame) -> list[GXExpectation]:
+    """Returns the recipe's expectations as objects of Great Expectations.
 
     Raises:
-        RecipeError: with the field and the near miss.
+        RecipeError: an unknown column or a wrong argument; the message names the field and a close match.
     """
     where = f"recipes/{recipe.name}.yaml"
-    columns = [*map(str, frame.columns), *(recipe.data.landed or [])]
+    columns = [*map(str, frame.columns), *(recipe.data.stored_columns or [])]
     found = []
     for i, expectation in enumerate(recipe.expect):
         for field in COLUMN_FIELDS:
@@ -55,7 +57,7 @@ def _built(kind: str, arguments: dict[str, Any], field: str, where: str) -> GXEx
     for name in arguments:
         if name not in known | {"meta", "notes"}:
             raise RecipeError(
-                f"{field}.{name}: {kind} takes no such argument; {near_miss(name, known)}", where=where, hint=f"edit {where}"
+                f"{field}.{name}: {kind} has no such argument; {near_miss(name, known)}", where=where, hint=f"edit {where}"
             )
     try:
         built: GXExpectation = cls(**arguments)
@@ -67,11 +69,15 @@ def _built(kind: str, arguments: dict[str, Any], field: str, where: str) -> GXEx
 
 
 def implicit_expectations(frame: pd.DataFrame, recipe: Recipe, known_labels: Sequence[Any] | None) -> list[GXExpectation]:
-    """What holds for every recipe: its columns, a target in each row, at least one row, and no label never seen."""
+    """Returns what is expected of every recipe: its columns, a target in each row, at least one row, no new label, and of
+    images pixels from 0 to 255."""
     target = recipe.data.target
     always: list[tuple[str, dict[str, Any]]] = [
         ("expect_table_row_count_to_be_between", {"min_value": 1}),
-        ("expect_table_columns_to_match_set", {"column_set": list(recipe.data.landed or [target]), "exact_match": False}),
+        (
+            "expect_table_columns_to_match_set",
+            {"column_set": list(recipe.data.stored_columns or [target]), "exact_match": False},
+        ),
     ]
     if target in frame.columns:
         always.append(("expect_column_values_to_not_be_null", {"column": target}))
@@ -80,16 +86,21 @@ def implicit_expectations(frame: pd.DataFrame, recipe: Recipe, known_labels: Seq
         always.append(("expect_column_values_to_not_be_null", {"column": PART}))
     named = any(e.type == "expect_column_values_to_be_in_set" and e.arguments.get("column") == target for e in recipe.expect)
     if known_labels is not None and not named and target in frame.columns:
-        labels = [plain(label) for label in known_labels]
+        labels = [to_json_value(label) for label in known_labels]
         always.append(("expect_column_values_to_be_in_set", {"column": target, "value_set": labels}))
-    return [_built(kind, arguments, "implicit", "headrace") for kind, arguments in always]
+    built = [_built(kind, arguments, "implicit", "headrace") for kind, arguments in always]
+    if recipe.data.image is not None:
+        from headrace.data.validation.pixels import ExpectPixelsToBeBetween
+
+        names = [str(name) for name in frame.columns]
+        others = sorted(set(names) - set(recipe.data.features(names)))
+        built.append(ExpectPixelsToBeBetween(other_columns=others))
+    return built
 
 
 def propose_suite(frame: pd.DataFrame, target: str) -> list[dict[str, Any]]:
-    """Expectations that `frame` meets and a damaged batch would not, ready to stand under `expect`.
-
-    Sets for few texts, ranges with a margin for numbers, no gaps where there are none.
-    """
+    """Proposes expectations for `expect` that `frame` passes and a damaged batch would fail: sets for columns of few texts,
+    ranges with a margin for numbers, no gaps where there are none."""
     found: list[dict[str, Any]] = [{"type": "expect_table_columns_to_match_set", "column_set": [str(c) for c in frame.columns]}]
     wide = frame.shape[1] > COLUMN_LIMIT
     if wide:
@@ -113,7 +124,7 @@ def _proposals(values: pd.Series[Any], column: str, is_target: bool) -> list[dic
     whole = numeric and bool((present % 1 == 0).all())
     is_label = is_target and len(distinct) <= FEW_VALUES and (whole or not numeric)
     if is_label or (not numeric and len(distinct) <= min(FEW_VALUES, max(2, len(present) // 10))):
-        known = sorted(plain(int(v)) if whole else plain(v) for v in distinct)
+        known = sorted(to_json_value(int(v)) if whole else to_json_value(v) for v in distinct)
         found.append({"type": "expect_column_values_to_be_in_set", "column": column, "value_set": known})
     elif numeric and (bounds := _with_margin(float(present.min()), float(present.max()), whole)):
         found.append(
@@ -133,7 +144,7 @@ def _proposals(values: pd.Series[Any], column: str, is_target: bool) -> list[dic
 
 
 def _with_margin(low: float, high: float, whole: bool) -> tuple[float, float] | None:
-    """Bounds a little wider than seen; never below zero for what is never negative, and whole for whole numbers."""
+    """Returns bounds a little wider than observed: not below zero for values that are never negative, whole for integers."""
     if not (math.isfinite(low) and math.isfinite(high)):
         return None
     margin = MARGIN * ((high - low) or abs(high) or 1.0)
@@ -143,23 +154,23 @@ def _with_margin(low: float, high: float, whole: bool) -> tuple[float, float] | 
     return float(f"{floor:.6g}"), float(f"{high + margin:.6g}")
 
 
-def identity(kind: str, arguments: dict[str, Any]) -> str:
-    """Equal for two expectations that say the same."""
-    return repr((kind, sorted((k, repr(plain(v))) for k, v in arguments.items() if k != "batch_id" and v is not None)))
+def expectation_key(kind: str, arguments: dict[str, Any]) -> str:
+    """Returns a key that is equal for two expectations with the same type and arguments."""
+    return repr((kind, sorted((k, repr(to_json_value(v))) for k, v in arguments.items() if k != "batch_id" and v is not None)))
 
 
-def described(expectation: GXExpectation) -> str:
-    """Type and column, for people."""
+def describe(expectation: GXExpectation) -> str:
+    """Returns the type and the column, for messages."""
     column = expectation.configuration.kwargs.get("column")
     return expectation.expectation_type + (f" ({column})" if column else "")
 
 
-def plain(value: Any) -> Any:
-    """A value as JSON has it."""
+def to_json_value(value: Any) -> Any:
+    """Returns `value` as JSON can represent it."""
     if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): to_json_value(v) for k, v in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [plain(v) for v in value]
+        return [to_json_value(v) for v in value]
     if hasattr(value, "item") and not isinstance(value, str):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

@@ -1,4 +1,4 @@
-"""The data gate: Great Expectations runs the recipe's suite over a batch, and Data Docs show why one does not get in."""
+"""Data validation: Great Expectations runs the recipe's suite over a batch, and Data Docs show why a batch is refused."""
 
 from __future__ import annotations
 
@@ -10,9 +10,16 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from headrace.data.chunks import Chunks
-from headrace.data.validation.chunked import check_types, judge_chunks
-from headrace.data.validation.context import Opened, quiet_gx
-from headrace.data.validation.suite import described, identity, implicit_expectations, native, plain, propose_suite
+from headrace.data.validation.chunked import check_types, validate_chunks
+from headrace.data.validation.context import ValidationContext, quiet_gx
+from headrace.data.validation.suite import (
+    PIXELS,
+    describe,
+    expectation_key,
+    implicit_expectations,
+    recipe_expectations,
+    to_json_value,
+)
 from headrace.errors import DataRejected
 from headrace.files import write_text
 from headrace.project import Project
@@ -24,11 +31,8 @@ if TYPE_CHECKING:
 
     from headrace.recipe.recipe import Recipe
 
-__all__ = ["Failure", "Sample", "ValidationReport", "propose_suite", "render", "validate"]
-SAMPLES = 5
-"""Values shown of each failing expectation."""
-PIXELS = "headrace_pixels_to_be_between_0_and_255"
-"""Headrace's own check: one expectation a pixel would take longer than training."""
+MAX_SAMPLES = 5
+"""Values shown of each failed expectation."""
 
 
 class Sample(BaseModel):
@@ -40,7 +44,7 @@ class Sample(BaseModel):
 
 
 class Failure(BaseModel):
-    """One expectation that the batch did not meet."""
+    """An expectation that failed."""
 
     model_config = ConfigDict(frozen=True)
     type: str
@@ -49,18 +53,18 @@ class Failure(BaseModel):
     implicit: bool
     """Added by Headrace, not by the recipe."""
     unexpected: int | None = None
-    """Rows that failed; None when the expectation looks at the table as a whole."""
+    """Rows that failed; None when the expectation is about the table as a whole."""
     percent: float | None = None
-    """Of the rows that have a value."""
+    """Share of the rows that have a value, in percent."""
     observed: Any = None
-    """What was seen instead, for an expectation about a whole column or table."""
+    """The observed value, for an expectation about a whole column or table."""
     samples: list[Sample] = []
     problem: str | None = None
     """Why the expectation could not be computed at all."""
 
 
 class ValidationReport(BaseModel):
-    """What the gate found in one batch."""
+    """The result of validating one batch."""
 
     model_config = ConfigDict(frozen=True)
     recipe: str
@@ -78,13 +82,18 @@ class ValidationReport(BaseModel):
     failing_rows: list[int] = Field(default=[], exclude=True)
     """Rows (counted from 0) that failed at least one expectation."""
 
+    @property
+    def summary(self) -> str:
+        """One line: how many expectations passed, on how many rows."""
+        return f"{self.passed} of {self.total} expectations passed on {self.rows:,} rows"
+
     def to_json(self, path: Path) -> None:
         write_text(path, self.model_dump_json(indent=1) + "\n")
 
     def raise_if_failed(self, hint: str | None = None) -> None:
         """
         Raises:
-            DataRejected: the batch failed; the message counts and shows samples.
+            DataRejected: the batch failed; the message counts the rows and shows samples.
         """
         if self.success:
             return
@@ -93,59 +102,53 @@ class ValidationReport(BaseModel):
         raise DataRejected(
             "\n".join(lines),
             where=f"{self.recipe}, {self.batch}",
-            hint=hint or f"correct the data or the recipe's expect; the page: {self.docs}",
+            hint=hint or f"correct the data or `expect` in the recipe; Data Docs: {self.docs}",
         )
 
 
 def validate(
     table: pd.DataFrame | Chunks, recipe: Recipe, project: Project, batch_name: str, known_labels: Sequence[Any] | None = None
 ) -> ValidationReport:
-    """Runs the recipe's suite, and what Headrace always expects, over `table`; writes Data Docs. Of a table in chunks each
-    chunk is judged by itself and counts are added up, so that the report is that of the whole; it names the first failing
-    rows only.
+    """Runs the recipe's expectations, and those that Headrace always adds, over `table`, and writes Data Docs. A table in
+    chunks is validated chunk by chunk and the counts are added up: the report is that of the whole table, but it names the
+    first failing rows only.
 
     Args:
         batch_name: names the batch in reports and Data Docs.
-        known_labels: labels of the data already in, for a classification; others fail unless the recipe names its own set.
+        known_labels: labels in the data so far, for a classification. Other labels fail, unless the recipe has its own set.
 
     Raises:
-        RecipeError: an expectation has a wrong argument, or names a column that the recipe does not have, or looks at all
-            rows of a table in chunks.
+        RecipeError: an expectation has a wrong argument, names a column that the recipe does not have, or needs all rows of
+            a table in chunks.
     """
     from filelock import FileLock
 
-    is_whole = not isinstance(table, Chunks)
-    frame = table.reset_index(drop=True) if not isinstance(table, Chunks) else next(table.frames())
+    frame = next(table.frames()) if isinstance(table, Chunks) else table.reset_index(drop=True)
     with quiet_gx():
-        named = native(recipe, frame)
-        already = {identity(e.expectation_type, e.configuration.kwargs) for e in named}
+        explicit = recipe_expectations(recipe, frame)
+        keys = {expectation_key(e.expectation_type, e.configuration.kwargs) for e in explicit}
         implicit = [
             e
             for e in implicit_expectations(frame, recipe, known_labels)
-            if identity(e.expectation_type, e.configuration.kwargs) not in already
+            if expectation_key(e.expectation_type, e.configuration.kwargs) not in keys
         ]
-        expectations = [*named, *implicit]
+        expectations = [*explicit, *implicit]
         project.locks.mkdir(parents=True, exist_ok=True)
         if isinstance(table, Chunks):
             check_types(expectations, recipe)
-        with FileLock(project.locks / "validation.lock"):  # Data Docs' index is one file for all recipes
-            opened = Opened(recipe, project, batch_name, expectations)
+        with FileLock(project.locks / "validation.lock"):  # the index of Data Docs is one file for all recipes
+            context = ValidationContext(recipe, project, batch_name, expectations)
             if isinstance(table, Chunks):
-                result, failed, docs = judge_chunks(table, opened, frame)
+                result, failed, docs = validate_chunks(table, context, frame)
             else:
-                result, failed, docs = _judge(frame, opened)
+                result, failed, docs = _validate_table(frame, context)
+    implicit_keys = {expectation_key(e.expectation_type, e.configuration.kwargs) for e in implicit}
     failures, rows = [], set[int]()
-    implicit_ids = {identity(e.expectation_type, e.configuration.kwargs) for e in implicit}
     for one in failed:
-        failure, bad = _failure(one, frame if is_whole else None, implicit_ids)
+        failure, failing = _failure(one, None if isinstance(table, Chunks) else frame, implicit_keys)
         failures.append(failure)
-        rows.update(bad)
+        rows.update(failing)
     total = len(result.results)
-    if recipe.data.image is not None:
-        total += 1
-        if pixels := _bad_pixels(frame, recipe):
-            failures.append(pixels[0])
-            rows.update(pixels[1])
     return ValidationReport(
         recipe=recipe.name,
         batch=batch_name,
@@ -154,7 +157,7 @@ def validate(
         success=not failures,
         passed=total - len(failures),
         total=total,
-        implicit=[described(e) for e in implicit] + ([PIXELS] if recipe.data.image else []),
+        implicit=[describe(e) for e in implicit],
         failures=failures,
         docs=docs,
         failing_rows=sorted(rows),
@@ -162,13 +165,13 @@ def validate(
 
 
 def render(report: ValidationReport) -> RenderableType:
-    """The report for a terminal: failing expectations with their counts and sample rows, or one line when all is well."""
+    """Returns the report for a terminal: a table of failed expectations with counts and sample rows, or one line."""
     from rich.console import Group
     from rich.markup import escape
     from rich.table import Table
     from rich.text import Text
 
-    head = f"{report.recipe}, {report.batch}: {report.passed} of {report.total} expectations met on {report.rows:,} rows"
+    head = f"{report.recipe}, {report.batch}: {report.summary}"
     if report.success:
         return Text(head, style="green")
     table = Table(title=escape(head), title_justify="left", title_style="bold red")
@@ -177,7 +180,7 @@ def render(report: ValidationReport) -> RenderableType:
         ("column", "left"),
         ("rows", "right"),
         ("share", "right"),
-        ("seen", "left"),
+        ("observed", "left"),
     ):
         table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for failure in report.failures:
@@ -188,20 +191,20 @@ def render(report: ValidationReport) -> RenderableType:
             escape(failure.column or ""),
             rows,
             share,
-            escape(_seen(failure)),
+            escape(_observed(failure)),
         )
     return Group(table, Text(f"Data Docs: {report.docs}"))
 
 
-def _judge(
-    frame: pd.DataFrame, opened: Opened
+def _validate_table(
+    frame: pd.DataFrame, context: ValidationContext
 ) -> tuple[ExpectationSuiteValidationResult, list[ExpectationValidationResult], str]:
-    """The suite's result, the failing expectations with all their rows, and the page in Data Docs."""
-    result = opened.run(frame)
-    docs = opened.page(result)
-    batch = opened.batch(frame)
+    """Returns the suite's result, the failed expectations with all failing rows, and the page in Data Docs."""
+    result = context.run(frame)
+    docs = context.build_page(result)
+    batch = context.batch(frame)
     failed = [one for one in result.results if not one.success]
-    # Only now all failing rows are asked for: of a batch that passes, none would be.
+    # All failing rows are asked for in a second run, of the failed expectations alone: most batches have none.
     complete = [
         batch.validate(one.expectation_config.to_domain_obj(), result_format="COMPLETE")
         for one in failed
@@ -211,85 +214,56 @@ def _judge(
 
 
 def _failure(
-    result: ExpectationValidationResult, frame: pd.DataFrame | None, implicit_ids: set[str]
+    result: ExpectationValidationResult, frame: pd.DataFrame | None, implicit_keys: set[str]
 ) -> tuple[Failure, list[int]]:
-    """One failing expectation in our terms, and the rows that failed it. `frame` is the table as a whole; without it the
-    result brings its values."""
+    """Returns one failed expectation and the rows that failed it. `frame` is the whole table; without it the values come
+    from the result."""
     config = result.expectation_config
-    assert config is not None  # Great Expectations always says what it ran
+    assert config is not None  # Great Expectations always sets it
     arguments = {k: v for k, v in config.kwargs.items() if k != "batch_id"}
     details: dict[str, Any] = dict(result.result or {})
     rows = [int(row) for row in details.get("unexpected_index_list") or []]
     column = arguments.get("column")
     values: Any = []
-    if frame is None:
-        values = (details.get("partial_unexpected_list") or [None] * len(rows)) if column else []
-    elif column in frame.columns:
-        values = frame[column].iloc[rows[:SAMPLES]]
+    if config.type == PIXELS or (frame is None and column):
+        values = details.get("partial_unexpected_list") or [None] * len(rows)
+    elif frame is not None and column in frame.columns:
+        values = frame[column].iloc[rows[:MAX_SAMPLES]]
     failure = Failure(
         type=config.type,
         column=column,
-        arguments=plain(arguments),
-        implicit=identity(config.type, arguments) in implicit_ids,
+        arguments=to_json_value(arguments),
+        implicit=expectation_key(config.type, arguments) in implicit_keys,
         unexpected=details.get("unexpected_count"),
         percent=details.get("unexpected_percent_nonmissing", details.get("unexpected_percent")),
-        observed=plain(details.get("observed_value")),
+        observed=to_json_value(details.get("observed_value")),
         problem=_problem(result),
-        samples=[Sample(row=row + 1, value=plain(value)) for row, value in zip(rows[:SAMPLES], values, strict=False)],
+        samples=[
+            Sample(row=row + 1, value=to_json_value(value)) for row, value in zip(rows[:MAX_SAMPLES], values, strict=False)
+        ],
     )
     return failure, rows
 
 
 def _problem(result: ExpectationValidationResult) -> str | None:
-    """The first line of the exception, where one stopped the expectation."""
+    """Returns the first line of the exception that stopped the expectation, or None."""
     info: dict[str, Any] = dict(result.exception_info or {})
     entries = [info] if "raised_exception" in info else [one for one in info.values() if isinstance(one, dict)]
-    said = [str(one.get("exception_message", "")) for one in entries if one.get("raised_exception")]
-    return said[0].strip().splitlines()[0][:300] if said and said[0].strip() else None
-
-
-def _bad_pixels(frame: pd.DataFrame, recipe: Recipe) -> tuple[Failure, list[int]] | None:
-    """Rows with a pixel that is missing, no number, or outside 0 to 255."""
-    import numpy as np
-    import pandas as pd
-
-    columns = recipe.data.features(frame.columns)
-    bad = np.zeros(len(frame), dtype=bool)
-    first: dict[int, Any] = {}
-    for column in columns:
-        if frame[column].dtype == np.uint8:  # nothing else fits into it
-            continue
-        numbers = pd.to_numeric(frame[column], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-        wrong = ~((numbers >= 0) & (numbers <= 255))
-        for row in np.flatnonzero(wrong & ~bad)[:SAMPLES]:
-            first[int(row)] = f"{column} = {plain(frame[column].iloc[row])}"
-        bad |= wrong
-    rows = [int(row) for row in np.flatnonzero(bad)]
-    if not rows:
-        return None
-    samples = [Sample(row=row + 1, value=first.get(row)) for row in rows[:SAMPLES]]
-    return Failure(
-        type=PIXELS,
-        column=None,
-        arguments={},
-        implicit=True,
-        unexpected=len(rows),
-        percent=100 * len(rows) / len(frame),
-        samples=samples,
-    ), rows
+    messages = [str(one.get("exception_message", "")) for one in entries if one.get("raised_exception")]
+    return messages[0].strip().splitlines()[0][:300] if messages and messages[0].strip() else None
 
 
 def _sentence(failure: Failure) -> str:
     column = f" {failure.column}" if failure.column else ""
     rows = f": {failure.unexpected} rows" if failure.unexpected is not None else ""
     share = f" ({failure.percent:.3g} %)" if failure.percent is not None else ""
-    seen = _seen(failure)
-    return f"{failure.type}{column}{rows}{share}" + (f"; {seen}" if seen else "")
+    observed = _observed(failure)
+    return f"{failure.type}{column}{rows}{share}" + (f"; {observed}" if observed else "")
 
 
-def _seen(failure: Failure) -> str:
+def _observed(failure: Failure) -> str:
     if failure.problem:
         return failure.problem
     if failure.samples:
         return ", ".join(f"row {sample.row}: {sample.value!r}" for sample in failure.samples)
-    return "" if failure.observed is None else f"seen {failure.observed!r}"[:200]
+    return "" if failure.observed is None else f"observed {failure.observed!r}"[:200]

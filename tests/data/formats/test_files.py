@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from headrace.data.formats.files import read_file
-from headrace.data.formats.options import Reading
+from headrace.data.formats.options import ReadOptions
 from headrace.errors import DataError
 
 TEXT = "a,b,c\n1,x,0.5\n2,y,1.5\n3,z,2.5\n"
@@ -99,7 +99,7 @@ def test_types_are_told_from_the_whole_file_not_its_beginning(tmp_path: Path) ->
 
 
 def test_text_columns_keep_leading_zeros(tmp_path: Path) -> None:
-    assert read_file(write(tmp_path / "t.csv", "zip\n01234\n"), Reading(text=["zip"])).to_pydict() == {"zip": ["01234"]}
+    assert read_file(write(tmp_path / "t.csv", "zip\n01234\n"), ReadOptions(text=["zip"])).to_pydict() == {"zip": ["01234"]}
 
 
 def test_a_name_standing_twice_is_refused(tmp_path: Path) -> None:
@@ -109,9 +109,9 @@ def test_a_name_standing_twice_is_refused(tmp_path: Path) -> None:
 
 def test_a_csv_without_header_takes_the_given_names(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", "1,2\n3,4\n")
-    assert read_file(path, Reading(header=False, names=["a", "b"])).to_pydict() == {"a": [1, 3], "b": [2, 4]}
+    assert read_file(path, ReadOptions(header=False, names=["a", "b"])).to_pydict() == {"a": [1, 3], "b": [2, 4]}
     with pytest.raises(DataError, match="2 columns, and the recipe names 3"):
-        read_file(path, Reading(header=False, names=["a", "b", "c"]))
+        read_file(path, ReadOptions(header=False, names=["a", "b", "c"]))
 
 
 def test_nested_parquet_columns_are_refused_by_name(tmp_path: Path) -> None:
@@ -122,19 +122,19 @@ def test_nested_parquet_columns_are_refused_by_name(tmp_path: Path) -> None:
 
 def test_a_named_encoding_is_read_and_a_byte_outside_it_is_told_with_its_line(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", "a,b\n1,“x”\n2,é\n".encode("cp1252"))
-    assert read_file(path, Reading(encoding="cp1252")).to_pydict() == {"a": [1, 2], "b": ["“x”", "é"]}
+    assert read_file(path, ReadOptions(encoding="cp1252")).to_pydict() == {"a": [1, 2], "b": ["“x”", "é"]}
     path.write_bytes(b"a,b\n1,x\n2,\x81\n")
     with pytest.raises(DataError, match="byte 0x81 is no cp1252 text") as caught:
-        read_file(path, Reading(encoding="cp1252"))
+        read_file(path, ReadOptions(encoding="cp1252"))
     assert str(caught.value.where).endswith("line 3") and "data.encoding" in str(caught.value.hint)
-    assert read_file(path, Reading(encoding="mac_roman")).to_pydict()["b"] == ["x", "Å"]
+    assert read_file(path, ReadOptions(encoding="mac_roman")).to_pydict()["b"] == ["x", "Å"]
 
 
 def test_rows_below_the_names_are_skipped_and_still_counted(tmp_path: Path) -> None:
     path = write(tmp_path / "t.tab", "a\tb\nc\td\nclass\t\n\n1\tx\n2\ty\n")
-    assert read_file(path, Reading(skip_rows=2)).to_pydict() == {"a": [1, 2], "b": ["x", "y"]}
+    assert read_file(path, ReadOptions(skip_rows=2)).to_pydict() == {"a": [1, 2], "b": ["x", "y"]}
     with pytest.raises(DataError, match="row 6 has 1 columns where 2"):
-        read_file(write(tmp_path / "t.tab", "a\tb\nc\td\nclass\t\n0\tw\n1\tx\n2\n3\tz\n"), Reading(skip_rows=2))
+        read_file(write(tmp_path / "t.tab", "a\tb\nc\td\nclass\t\n0\tw\n1\tx\n2\n3\tz\n"), ReadOptions(skip_rows=2))
 
 
 def test_a_named_format_is_read_whatever_the_file_is_called(tmp_path: Path) -> None:
@@ -142,9 +142,9 @@ def test_a_named_format_is_read_whatever_the_file_is_called(tmp_path: Path) -> N
     with pytest.raises(DataError, match="cannot tell the format") as caught:
         read_file(path)
     assert "data.format" in str(caught.value.hint)
-    assert read_file(path, Reading(format="tsv", header=False, names=["a", "b"])).to_pydict() == {"a": [1], "b": ["x"]}
+    assert read_file(path, ReadOptions(format="tsv", header=False, names=["a", "b"])).to_pydict() == {"a": [1], "b": ["x"]}
     packed = write(tmp_path / "t.data.gz", gzip.compress(TEXT.encode()))
-    assert read_file(packed, Reading(format="csv")).num_rows == 3
+    assert read_file(packed, ReadOptions(format="csv")).num_rows == 3
 
 
 def test_json_lines_are_a_table(tmp_path: Path) -> None:

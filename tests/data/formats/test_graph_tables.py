@@ -9,12 +9,12 @@ import pyarrow as pa
 import pytest
 
 from headrace.data.batches import add_batch
-from headrace.recipe.data import DataConfig
 from headrace.data.formats.graph_tables import pack, with_edges
 from headrace.data.ingest import ingest
 from headrace.data.tables import read_batches
 from headrace.errors import DataError
 from headrace.project import Project
+from headrace.recipe.data import DataConfig
 
 NODES = pa.table({"id": [10, 11, 12, 13], "w_0": [1, 0, 1, 0], "w_1": [1, 0, 0, 1], "y": ["a", "b", "a", "b"]})
 DATA = DataConfig.model_validate({"source": "x", "target": "y", "graph": {"node": "id", "edges": "e", "pack": "words"}})

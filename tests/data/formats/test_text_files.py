@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from headrace.data.formats.files import read_file, read_packed
-from headrace.data.formats.options import Reading
+from headrace.data.formats.options import ReadOptions
 from headrace.errors import DataError
 
 BODY = "It goes on at some length, so that whoever reads this has something to make a line of, and ends here."
@@ -22,16 +22,16 @@ def packed(path: Path, files: dict[str, bytes]) -> Path:
 
 def test_each_file_of_a_corpus_is_a_row_with_plain_line_ends(tmp_path: Path) -> None:
     path = packed(tmp_path / "_.txt.zip", {"a/one.txt": b"\xef\xbb\xbfTo be,\r\nor not", "a/two.txt": "né\n".encode()})
-    ((table, _),) = read_packed(path, Reading())
+    ((table, _),) = read_packed(path, ReadOptions())
     assert table.to_pylist() == [{"file": "a/one.txt", "text": "To be,\nor not"}, {"file": "a/two.txt", "text": "né\n"}]
 
 
 def test_a_file_of_another_encoding_is_named_with_its_line(tmp_path: Path) -> None:
     path = packed(tmp_path / "_.txt.zip", {"one.txt": b"a\n", "two.txt": "a\nb\nné\n".encode("cp1252")})
     with pytest.raises(DataError, match="not UTF-8") as caught:
-        read_packed(path, Reading())
+        read_packed(path, ReadOptions())
     assert caught.value.where == "two.txt, line 3" and "data.encoding" in str(caught.value.hint)
-    ((table, _),) = read_packed(path, Reading(encoding="cp1252"))
+    ((table, _),) = read_packed(path, ReadOptions(encoding="cp1252"))
     assert table["text"].to_pylist() == ["a\n", "a\nb\nné\n"]
 
 
@@ -42,7 +42,7 @@ def test_a_text_file_alone_is_a_row_a_line(tmp_path: Path) -> None:
 
 def test_tables_of_a_pattern_come_one_by_one(tmp_path: Path) -> None:
     path = packed(tmp_path / "_.csv.zip", {"jan/t.csv": b"a\n1\n", "feb/t.csv": b"a\n2\n"})
-    assert [(str(name), table.to_pydict()) for table, name in read_packed(path, Reading())] == [
+    assert [(str(name), table.to_pydict()) for table, name in read_packed(path, ReadOptions())] == [
         ("jan/t.csv", {"a": [1]}),
         ("feb/t.csv", {"a": [2]}),
     ]
@@ -95,7 +95,7 @@ def test_what_is_no_pair_is_left_out(tmp_path: Path, source: str) -> None:
     path = packed(
         tmp_path / "_.py.zip", {"a.py": source.encode(), "b.py": documented(f"A pair as wanted.\n\n    {BODY}").encode()}
     )
-    ((table, _),) = read_packed(path, Reading())
+    ((table, _),) = read_packed(path, ReadOptions())
     assert table["file"].to_pylist() == ["b.py"]
 
 
@@ -103,7 +103,7 @@ def test_source_is_never_run_and_tests_document_nothing(tmp_path: Path) -> None:
     pair = documented(f"A pair as wanted.\n\n    {BODY}")
     evil = f"open({str(tmp_path / 'ran')!r}, 'w')\n" + pair
     path = packed(tmp_path / "_.py.zip", {"pkg/a.py": evil.encode(), "pkg/tests/b.py": pair.encode()})
-    ((table, _),) = read_packed(path, Reading())
+    ((table, _),) = read_packed(path, ReadOptions())
     assert table["file"].to_pylist() == ["pkg/a.py"] and not (tmp_path / "ran").exists()
 
 

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from headrace.data.validation import chunked
-from headrace.data.chunks import large
+from headrace.data.chunks import stored_chunks
 from headrace.data.tables import read_batches
+from headrace.data.validation import chunked
+from headrace.data.validation.validate import ValidationReport, validate
 from headrace.errors import DataError, RecipeError
 from headrace.project import Project
-from headrace.data.validation.validate import ValidationReport, validate
 
 ROWS = 240
 
@@ -80,7 +80,7 @@ def landed(project: Project, frame: pd.DataFrame) -> None:
 
 
 def in_chunks(project: Project, recipe: Any, labels: Any = None) -> ValidationReport:
-    chunks = large(project, recipe)
+    chunks = stored_chunks(project, recipe)
     assert chunks is not None and chunks.size < ROWS / 4
     return validate(chunks, recipe, project, "chunks", labels)
 
@@ -118,14 +118,14 @@ def test_a_gap_far_down_is_named_with_its_row(project: Project, make_recipe: Any
 
 
 def test_rows_that_fail_are_counted_all_and_named_up_to_a_limit(project: Project, make_recipe: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(chunked, "ROWS_KEPT", 7)
+    monkeypatch.setattr(chunked, "MAX_FAILING_ROWS", 7)
     landed(project, table())
     bad = {"type": "expect_column_values_to_be_between", "column": "id", "max_value": -1}
     report = in_chunks(project, make_recipe(memory="14kB", expect=[bad]))
     assert report.failures[0].unexpected == ROWS and report.failing_rows == list(range(7))
-    chunks = large(project, make_recipe(memory="14kB"))
+    chunks = stored_chunks(project, make_recipe(memory="14kB"))
     assert chunks is not None
-    assert chunked.rows_at(chunks, [0, 130, 239])["id"].tolist() == [0, 130, 239]
+    assert chunked.read_rows(chunks, [0, 130, 239])["id"].tolist() == [0, 130, 239]
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_what_chunks_cannot_tell_is_refused_by_name(project: Project, make_recip
 def test_too_many_distinct_values_are_an_error_and_no_wrong_answer(
     project: Project, make_recipe: Any, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(chunked, "MOST_DISTINCT", 50)
+    monkeypatch.setattr(chunked, "MAX_DISTINCT", 50)
     landed(project, table())
     count = {"type": "expect_column_unique_value_count_to_be_between", "column": "id", "max_value": 30}
     with pytest.raises(DataError, match="more than 50 distinct values"):

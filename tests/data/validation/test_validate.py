@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
 
-from headrace.recipe.recipe import Recipe, parse_recipe
+from headrace.data.validation.pixels import rows_outside
 from headrace.data.validation.suite import propose_suite
+from headrace.data.validation.validate import PIXELS, render, validate
 from headrace.errors import DataRejected, RecipeError
 from headrace.project import Project
-from headrace.data.validation.validate import PIXELS, render, validate
+from headrace.recipe.recipe import Recipe, parse_recipe
 
 FRAME = pd.DataFrame({"age": [20, 30, 40, 50], "city": ["Oslo", "Rome", "Rome", "Oslo"], "y": [1.0, 2.0, 3.0, 4.0]})
 
@@ -167,3 +170,27 @@ def test_great_expectations_sends_nothing(project: Project, monkeypatch: pytest.
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     assert validate(FRAME.head(3), recipe([BETWEEN]), project, "one").success
+
+
+def test_a_batch_refused_for_its_pixels_shows_a_failed_expectation_in_data_docs(project: Project) -> None:
+    frame = pd.DataFrame({"p_0": [0, 300, 7], "p_1": [7, -1, 7], "y": [0, 1, 1]})
+    images = recipe(task="image-classification", columns=["p[2]", "y"], image=[1, 2])
+    passing, refused = (validate(rows, images, project, name) for rows, name in ((frame[::2], "good"), (frame, "bad")))
+    assert passing.success and passing.total == refused.total and refused.passed == refused.total - 1
+    results = {path.parts[-3]: json.loads(path.read_text()) for path in project.state.rglob("results/**/*.json")}
+    bad = next(result for name, result in results.items() if name == "bad")
+    assert bad["statistics"]["evaluated_expectations"] == refused.total
+    assert [one["expectation_config"]["type"] for one in bad["results"] if not one["success"]] == [PIXELS]
+    page = Path(refused.docs).read_text()
+    assert "Failed" in page and "every pixel must be a number from" in page and "p_0 = 300" in page
+    assert "Succeeded" in Path(passing.docs).read_text()
+
+
+def test_the_pixels_of_sixty_thousand_images_are_checked_within_seconds(project: Project) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (60_000, 784))
+    frame = pd.DataFrame(pixels, columns=[f"p_{i}" for i in range(784)]).assign(y=1)
+    frame.loc[59_999, "p_783"] = 256
+    started = time.monotonic()
+    found = rows_outside(frame, 0, 255, ["y"])
+    assert found["rows"] == [59_999] and found["samples"] == ["p_783 = 256"]
+    assert time.monotonic() - started < 15
