@@ -25,6 +25,8 @@ $(READY): requirements.lock pyproject.toml Makefile
 	@# bytecode is compiled here, once: without it the first import of the stack takes 16 seconds longer
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python $(FIND_LINKS) --compile-bytecode -r requirements.lock
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@# databases with all migrations done, which each new project copies
+	@$(BIN)/python -m headrace.services.make_templates
 	@touch $@
 
 check: $(READY)  ## ruff, mypy --strict, and the direction of imports

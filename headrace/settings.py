@@ -14,6 +14,7 @@ from headrace.errors import SettingsError, near_miss
 from headrace.project import Project
 
 Port = Annotated[int, Field(ge=1, le=65535)]
+LOOPBACK = "127.0.0.1"
 
 
 class Settings(BaseSettings):
@@ -22,13 +23,15 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="HEADRACE_", extra="forbid", frozen=True)
 
     host: str = "127.0.0.1"
-    """Address that servers bind to. Any address but loopback opens them to the network."""
+    """Address that the gateway binds to. Any address but loopback opens it to the network."""
     gateway_port: Port = 8080
     """Envoy: clients call models here."""
     gateway_admin_port: Port = 9901
     """Envoy's admin interface, always on loopback."""
     mlflow_port: Port = 5000
+    """MLflow's server, always on loopback."""
     prefect_port: Port = 4200
+    """Prefect's server, always on loopback."""
     replica_ports: tuple[Port, Port] = (21000, 21999)
     """First and last port that replicas may take."""
     runner: Literal["process", "docker"] = "process"
@@ -78,6 +81,16 @@ class Settings(BaseSettings):
     def is_loopback(self) -> bool:
         """Whether servers can be reached from this machine only."""
         return is_loopback(self.host)
+
+    @property
+    def mlflow_address(self) -> str:
+        """Where MLflow's pages are on this machine."""
+        return f"http://{LOOPBACK}:{self.mlflow_port}"
+
+    @property
+    def prefect_address(self) -> str:
+        """Where Prefect's pages are on this machine; its API is below `/api`."""
+        return f"http://{LOOPBACK}:{self.prefect_port}"
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Settings:

@@ -23,7 +23,7 @@ from headrace.cli.main import cli
 from headrace.recipe import reference
 from headrace.recipe.models import MODELS
 from headrace.recipe.recipe import Recipe
-from headrace.services import orchestrate
+from headrace.services import up
 from headrace.settings import Settings
 from tests.conftest import ROOT, git, make_project
 from tests.release.live import Live
@@ -113,7 +113,7 @@ def live(tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[], dict
         found.run("run", "digits")
         yield found
     finally:
-        orchestrate.down(found.project, found.settings)
+        up.down(found.project, found.settings)
 
 
 def customers(rows: int, seed: int) -> pd.DataFrame:
@@ -260,7 +260,7 @@ def test_every_exit_code_and_service_is_documented() -> None:
     operations = text("docs/operations.md")
     classes = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.HeadraceError)]
     assert all(re.search(rf"^\| {code} \| ", operations, re.MULTILINE) for code in {0, *(c.exit_code for c in classes)})
-    assert all(f"| `{name}` |" in operations for name in orchestrate.NAMES)
+    assert all(f"| `{name}` |" in operations for name in up.NAMES)
 
 
 # -- what can be called

@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from headrace.files import read_json
 from headrace.project import Project
+from headrace.serving.gateway.models_file import read_models
 from headrace.serving.local_http import request
 from headrace.serving.replicas.programs import program_path
 from headrace.serving.replicas.replica import Replica
@@ -40,7 +40,7 @@ def programs(project: Project) -> Iterator[Target]:
 
 def replicas(project: Project) -> Iterator[Target]:
     """All replicas that should serve. `gateway.read_routes` gives the same, with imports that take ten times the memory."""
-    for model, found in (read_json(project.gateway / "models.json") or {}).items():
+    for model, found in read_models(project).items():
         for endpoint in found["endpoints"]:
             replica = Replica.from_dict(endpoint, model)
             yield Target(replica.id, *replica.address, model=model, pool=replica.pool)
@@ -48,7 +48,7 @@ def replicas(project: Project) -> Iterator[Target]:
 
 def interrupted_models(project: Project) -> list[str]:
     """Models with a version that is on trial, or serves without being recorded: their release is running, or was killed."""
-    stored = read_json(project.gateway / "models.json") or {}
+    stored = read_models(project)
     on_trial = {target.model for target in replicas(project) if target.pool != "main"}
     return [model for model, found in stored.items() if model in on_trial or found.get("previous") or found.get("predecessors")]
 

@@ -53,6 +53,7 @@ class Watchdog:
         self._deadlines: dict[str, float] = {}
         self._starting: set[str] = set()
         self._supervisord_failures = 0
+        self._last_error = ""
         now = time.monotonic()
         self._checks: list[tuple[float, Callable[[], None]]] = [
             (PROBE_SECONDS, self.probe_all),
@@ -69,9 +70,18 @@ class Watchdog:
                 self._revive("was killed")
             for number, (seconds, check) in enumerate(self._checks):
                 if time.monotonic() >= self._due[number]:
-                    check()
+                    self._run(check)
                     self._due[number] = time.monotonic() + seconds
             time.sleep(TICK_SECONDS)
+
+    def _run(self, check: Callable[[], None]) -> None:
+        """Runs a check; logs an error, for example a damaged file, once instead of at every check."""
+        try:
+            check()
+        except HeadraceError as error:
+            if str(error) != self._last_error:
+                log(str(error))
+            self._last_error = str(error)
 
     def probe_all(self) -> None:
         """Probes each replica that should serve, Envoy and the API server, and restarts those that are stuck."""

@@ -20,7 +20,7 @@ from benchmarks.release import BEGIN, END, write_table
 from benchmarks.release_clone import CHECKOUT, TOKEN
 from benchmarks.release_processes import Seen, Watch, name_of
 from benchmarks.release_steps import Breakdown, Step, stage_seconds
-from headrace.services import orchestrate
+from headrace.services import up
 
 COMMAND = [sys.executable, "-m", "benchmarks.release", "--quick", "--json"]
 
@@ -67,7 +67,7 @@ def test_the_quick_benchmark_measures_a_real_release_and_leaves_nothing(scratch:
     assert all(again[stage]["own_work"] == 0 for stage in ("validate", "prepare", "train", "export", "evaluate"))
     assert found["unchanged"]["headrace run"]["median"] < found["forced"]["seconds"]["median"]
     assert found["unchanged"]["python"]["median"] < found["unchanged"]["headrace run"]["median"]
-    assert set(orchestrate.NAMES) == found["services"]["memory"].keys()
+    assert set(up.NAMES) == found["services"]["memory"].keys()
     assert all(memory["rss_mb"] > 10 for memory in found["services"]["memory"].values())
     assert found["swaps"]["requests"] > 20
     assert found["swaps"]["failed"] == found["changed_release"]["failed"] == 0

@@ -121,3 +121,14 @@ def test_a_canary_whose_release_was_killed_gets_no_more_requests(
         load.wait_for("1", 20)
     assert load.failures == []
     assert gateway.traffic(project, "digits") == Traffic()
+
+
+def test_a_damaged_record_of_what_serves_is_logged_once_and_does_not_end_the_watchdog(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project.gateway.mkdir(parents=True)
+    (project.gateway / "models.json").write_text("{")
+    found = watchdog.Watchdog(project, 10.0, 60.0, 30.0)
+    for _ in range(3):
+        found._run(found.probe_all)
+    assert capsys.readouterr().out.count("models.json: damaged file: not valid JSON") == 1

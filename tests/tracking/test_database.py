@@ -17,7 +17,7 @@ from headrace.project import Project
 from headrace.settings import database
 from headrace.tracking import database_templates
 from headrace.tracking.database import create_database, initialise_tracking
-from headrace.tracking.database_templates import copy_template, make_template
+from headrace.tracking.database_templates import copy_template, make_template, template_path
 
 
 @pytest.fixture
@@ -62,17 +62,17 @@ def test_processes_at_the_same_time_create_the_database_once(project: Project) -
     assert path.stat().st_ino == inode
 
 
-def test_a_copied_template_is_the_database_that_mlflow_creates(project: Project, no_template: Path, tmp_path: Path) -> None:
-    artifacts = (project.mlruns / "artifacts").as_uri()
-    create_database(tmp_path / "created.db", artifacts)
-    assert make_template("mlflow", lambda path: create_database(path, "file:///artifacts")) == no_template
+def test_a_copied_template_is_the_database_that_mlflow_creates(project: Project, tmp_path: Path) -> None:
+    made = make_template("mlflow", lambda path: create_database(path, "file:///artifacts"))
+    assert made == template_path("mlflow"), "make setup has made it, or this test does"
+    create_database(tmp_path / "created.db", (project.mlruns / "artifacts").as_uri())
     before = time.time() * 1000
     initialise_tracking(project)
-    columns = "experiment_id, name, artifact_location, lifecycle_stage"
     for sql in (
-        "SELECT type, name, sql FROM sqlite_master ORDER BY type, name",
+        "SELECT m.name, c.* FROM sqlite_master m, pragma_table_info(m.name) c WHERE m.type = 'table' ORDER BY m.name, c.cid",
+        "SELECT type, name, tbl_name FROM sqlite_master ORDER BY name",
         "SELECT * FROM alembic_version",
-        f"SELECT {columns} FROM experiments",
+        "SELECT experiment_id, name, artifact_location, lifecycle_stage FROM experiments",
     ):
         assert query(database(project), sql) == query(tmp_path / "created.db", sql)
     ((created, updated),) = query(database(project), "SELECT creation_time, last_update_time FROM experiments")
@@ -100,7 +100,6 @@ def test_a_template_replaces_no_database_and_an_unwritable_folder_is_no_error(no
     assert make_template("mlflow", lambda template: template.write_text("template")) is None
 
 
-@pytest.mark.usefixtures("no_template")
 def test_a_killed_initialisation_leaves_no_partial_database(project: Project) -> None:
     code = (
         "from pathlib import Path; from headrace.tracking import database_templates, database; "

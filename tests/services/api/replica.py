@@ -9,7 +9,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from bentos.app import PredictionApp
-from bentos.models.served_model import load
+from bentos.models.onnx_model import load
 
 
 class Replica:

@@ -49,5 +49,5 @@ def test_a_token_of_the_environment_that_is_refused_is_named(house: House, comma
     done = run(house, *command, token=house.token("acme", "trips"))
     assert done.returncode == 5
     error = json.loads(done.stdout)
-    assert "does not open this" in error["message"]
+    assert "does not allow this" in error["message"]
     assert "HEADRACE_TOKEN" in error["hint"]

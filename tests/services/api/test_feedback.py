@@ -84,7 +84,7 @@ def test_another_tenant_tells_nothing_about_an_answer_that_is_not_its_own(house:
 def test_feedback_about_a_model_that_the_token_does_not_open_is_forbidden_as_about_one_that_is_not_there(house: House) -> None:
     with house.client("acme", "halves") as client:
         for model in ("trips", "nothing"):
-            with pytest.raises(Forbidden, match="this token does not open this"):
+            with pytest.raises(Forbidden, match="this token does not allow this"):
                 client.feedback(f"{model}@1:deadbeef", 1)
 
 

@@ -1,0 +1,65 @@
+"""Makes the database templates of this installation: `python -m headrace.services.make_templates`, part of `make setup`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from headrace.errors import HeadraceError, ServiceError
+from headrace.tracking.database import create_database
+from headrace.tracking.database_templates import make_template
+
+
+def make_templates() -> bool:
+    """Makes the templates of Prefect and MLflow that do not exist. False when the environment's folder is not writable."""
+    with ThreadPoolExecutor(2) as pool:
+        prefect = pool.submit(make_template, "prefect", _create_prefect_database)
+        mlflow = pool.submit(make_template, "mlflow", lambda path: create_database(path, "file:///artifacts"))
+        return prefect.result() is not None and mlflow.result() is not None
+
+
+def _create_prefect_database(path: Path) -> None:
+    """Runs Prefect's migrations.
+
+    Raises:
+        ServiceError: a migration failed; with the end of Prefect's output.
+    """
+    with tempfile.TemporaryDirectory() as home:
+        database = Path(home) / "prefect.db"
+        done = subprocess.run(
+            [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"],
+            cwd=home,
+            env={
+                **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")},
+                "PREFECT_HOME": home,
+                "PREFECT_PROFILES_PATH": f"{home}/profiles.toml",
+                "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{database}",
+                "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+                "DO_NOT_TRACK": "1",
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            output = (done.stderr or done.stdout).strip()[-1000:]
+            raise ServiceError(f"Prefect's migrations failed: {output}", where="prefect", hint="make setup")
+        path.write_bytes(database.read_bytes())
+
+
+def main() -> None:
+    """Without templates everything works, only slower: a failure is printed, and is no failure of `make setup`."""
+    try:
+        reason = None if make_templates() else f"{sys.prefix} is not writable"
+    except HeadraceError as error:
+        reason = str(error)
+    if reason:
+        sys.stderr.write(f"no database templates, so each new project runs all migrations at its first start: {reason}\n")
+
+
+if __name__ == "__main__":
+    main()

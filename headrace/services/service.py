@@ -1,0 +1,107 @@
+"""What all local servers have in common: a program under supervisord, an address, and a check that it answers."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+from headrace.console import Report
+from headrace.errors import ServiceError
+from headrace.project import Project
+from headrace.serving.replicas import supervisor
+from headrace.settings import Settings
+
+READY_SECONDS = 120.0
+"""A server may take this long to answer on a busy machine."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """One server and its state."""
+
+    name: str
+    state: str
+    """`ready`, `starting`, `stopped`, `failed`, or `external` when a setting names a server that Headrace does not run."""
+    address: str
+
+    def to_dict(self) -> dict[str, str]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that supervisord runs."""
+
+    program: supervisor.Program
+    address: str
+    is_ready: Callable[[], bool]
+    """Sends it a real request."""
+
+    @property
+    def name(self) -> str:
+        return self.program.name
+
+    def state(self, programs: dict[str, supervisor.ProgramState]) -> Service:
+        """Its state, from the states of all programs and a request to it."""
+        program = programs.get(self.name)
+        if program is None or program.state in ("stopped", "exited"):
+            return Service(self.name, "stopped", self.address)
+        if program.state in ("failed", "failing"):
+            return Service(self.name, "failed", self.address)
+        return Service(self.name, "ready" if self.is_ready() else "starting", self.address)
+
+
+def launch(project: Project, server: Server, report: Report) -> bool:
+    """Starts a server, or restarts it when its command, settings or code have changed. False when it runs unchanged."""
+    has_changed = supervisor.has_changed(project, server.program)
+    launched = supervisor.add(project, server.program)
+    if launched:
+        change = "is restarting: its code or its settings have changed" if has_changed else "is starting"
+        report(f"{server.name} {change}")
+    return launched
+
+
+def wait_until_ready(project: Project, server: Server, report: Report) -> Service:
+    """Waits until a launched server answers; one that runs without answering is restarted once.
+
+    Raises:
+        ServiceError: the server does not start; with the last lines of its log.
+    """
+    reason = _wait(project, server)
+    if reason is not None and server.name in supervisor.states(project):
+        report(f"{server.name}: {reason}; restarting it")
+        supervisor.restart(project, server.name, server.program.stop_seconds)
+        reason = _wait(project, server)
+    if reason is not None:
+        log = supervisor.tail(supervisor.log_path(project, server.name), 8).strip()
+        raise ServiceError(
+            f"{server.name} does not start: {reason}" + (f". The end of its log:\n{log}" if log else ""),
+            where=f".headrace/logs/{server.name}.log",
+            hint="headrace down, then headrace up",
+        )
+    return Service(server.name, "ready", server.address)
+
+
+def _wait(project: Project, server: Server) -> str | None:
+    """Returns None once the server is ready, else the reason why it is not."""
+    deadline = time.monotonic() + READY_SECONDS
+    while not server.is_ready():
+        state = supervisor.states(project).get(server.name)
+        if state is None or state.state in ("failed", "stopped"):
+            return state.description if state else "it is not running"
+        if time.monotonic() > deadline:
+            return f"no answer within {READY_SECONDS:g} s"
+        time.sleep(0.1)
+    return None
+
+
+def settings_environment(project: Project, settings: Settings) -> dict[str, str]:
+    """Environment variables that pass these settings to a child process, whatever supervisord was started with.
+
+    `runner` is left out, since it belongs to one release: `headrace run --runner docker` restarts no server.
+    """
+    values = settings.model_dump(mode="json", exclude={"runner"}, exclude_none=True)
+    variables = {f"HEADRACE_{name.upper()}": v if isinstance(v, str) else json.dumps(v) for name, v in values.items()}
+    return {**variables, "HEADRACE_ROOT": str(project.root)}
