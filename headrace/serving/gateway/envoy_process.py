@@ -12,6 +12,7 @@ from headrace.project import Project
 from headrace.serving.gateway import gateway, listener
 from headrace.serving.gateway.admin import active_requests, ask, until
 from headrace.serving.gateway.gateway import PROGRAM
+from headrace.serving.gateway.models_file import folder
 from headrace.serving.replicas import ports, supervisor
 from headrace.settings import Settings
 
@@ -77,7 +78,7 @@ def is_ours(project: Project, settings: Settings) -> bool:
         path = answer.json()["command_line_options"]["config_path"] if answer else ""
     except (ValueError, KeyError, TypeError):
         return False
-    return bool(path == str(gateway.folder(project) / "bootstrap.json"))
+    return bool(path == str(folder(project) / "bootstrap.json"))
 
 
 def program(project: Project, settings: Settings) -> supervisor.Program:

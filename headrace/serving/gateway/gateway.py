@@ -19,6 +19,7 @@ from headrace.serving.access import keys, tls, tokens
 from headrace.serving.gateway import clusters, listener, routes
 from headrace.serving.gateway.access_filters import Access
 from headrace.serving.gateway.model_route import ModelRoute, Routes, Traffic
+from headrace.serving.gateway.models_file import adopt_old_folder, folder, read_models
 from headrace.serving.gateway.prometheus_targets import FILE, targets
 from headrace.serving.replicas import supervisor
 from headrace.serving.replicas.replica import Replica
@@ -58,9 +59,7 @@ def read_routes(project: Project) -> Routes:
     Raises:
         DamagedFile: `models.json` is not JSON. Envoy keeps serving from its own files.
     """
-    path = folder(project) / "models.json"
-    hint = f"rm {path}, then headrace up   (starts the versions that the journal records as released)"
-    return {model: _parse_route(model, stored) for model, stored in (read_json(path, hint) or {}).items()}
+    return {model: _parse_route(model, stored) for model, stored in read_models(project).items()}
 
 
 def endpoints_by_model(project: Project) -> dict[str, list[Replica]]:
@@ -235,26 +234,6 @@ def _started_settings(project: Project, settings: Settings) -> Settings:
 
 def _gateway_settings(settings: Settings) -> dict[str, Any]:
     return settings.model_dump(mode="json", include=set(GATEWAY_SETTINGS))
-
-
-# -- where the files are
-
-
-def folder(project: Project) -> Path:
-    """Returns `.headrace/gateway`, or the old folder `.headrace/door` until the next `up` has moved it."""
-    old = _old_folder(project)
-    return old if old.exists() and not project.gateway.exists() else project.gateway
-
-
-def adopt_old_folder(project: Project) -> None:
-    """Moves the folder of a Headrace from before the gateway had this name, so that its models stay known."""
-    if folder(project) == _old_folder(project):
-        (_old_folder(project) / "opened.json").unlink(missing_ok=True)  # has old names; written again under the new ones
-        _old_folder(project).rename(project.gateway)
-
-
-def _old_folder(project: Project) -> Path:
-    return project.state / "door"
 
 
 def _format_route(route: ModelRoute) -> dict[str, Any]:
