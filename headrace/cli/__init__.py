@@ -1,4 +1,4 @@
-"""The `headrace` command. Each module holds the commands of one subject; heavy imports wait inside the commands."""
+"""The `headrace` command. Each module has the commands of one subject, which import heavy packages when they are called."""
 
 from headrace.cli.main import main
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from headrace.cli.shared import here, json_option, print_json
+from headrace.cli.shared import json_option, load_project, print_json
 
 if TYPE_CHECKING:
     from headrace.client import Batch, Client
 
 
-@click.group()
+@click.group(short_help="Submit files of rows, and get their predictions.")
 def batch() -> None:
     """Submit and follow batches: files of rows that a model predicts in the background.
 
@@ -93,7 +93,7 @@ def feedback(answer_id: str, truth: str, row: int, as_json: bool) -> None:
 def _client() -> Iterator[Client]:
     from headrace.cli.gateway_client import gateway_client
 
-    project, settings = here()
+    project, settings = load_project()
     with gateway_client(project, settings) as client:
         yield client
 
@@ -136,6 +136,3 @@ def _show(found: list[Batch], as_json: bool) -> None:
 
 def _why(one: Batch) -> str:
     return str(one.error["message"]) if one.error else ""
-
-
-COMMANDS = [batch, feedback]

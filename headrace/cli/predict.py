@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from headrace.cli.shared import here, json_option, print_json
+from headrace.cli.shared import json_option, load_project, print_json
 from headrace.errors import UsageError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def predict(
     The input is given as fields (headrace predict flights distance=1400 carrier=UA …), or with --text, --file, --instance or
     --sample. The token is HEADRACE_TOKEN if it is set, otherwise the operator's.
     """
-    project, settings = here()
+    project, settings = load_project()
     if [bool(fields), text is not None, file is not None, instance is not None, sample].count(True) != 1:
         raise UsageError(
             "exactly one input is required",
@@ -119,6 +119,3 @@ def _stream(client: Client, model: str, instance: Any, as_json: bool) -> None:
 
 def _print_source(answer: Prediction | Piece) -> None:
     click.echo(click.style(f"{answer.model}@{answer.version}  id {answer.id}", dim=True), err=True)
-
-
-COMMANDS = [predict]

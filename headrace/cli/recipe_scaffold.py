@@ -1,4 +1,4 @@
-"""Writes a first recipe from a data file: infers the task, proposes expectations, a model, training and a gate."""
+"""Writes a recipe for a data file: infers the task, and proposes expectations, a model, training settings and a gate."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CLASSES_LIMIT = 20
-"""A target of whole numbers with at most so many distinct values is taken for classes."""
+"""A target of whole numbers with at most this many distinct values is treated as classes."""
 LABELS_LIMIT = 1000
-"""A text target with more distinct values is taken for an identifier or free text."""
+"""A text target with more distinct values is treated as an identifier or free text."""
 LEVELS_LIMIT = 1000
-"""A text column with more distinct values says little about rows to come."""
+"""A text column with more distinct values is not useful for new rows."""
 RANGE = re.compile(r".+\[\d+\]", re.DOTALL)
-"""In `data.columns`, `pixel[784]` stands for many columns."""
+"""In `data.columns`, `pixel[784]` means 784 columns."""
 
 
 def write_recipe(name: str, data_file: Path, target: str, project: Project) -> Path:
     """Writes `recipes/<name>.yaml` for the table in `data_file` (`headrace new NAME --data FILE --target COLUMN`).
 
-    Columns that identify a row, or that no model could use, are left out, and the recipe says so.
+    Columns that identify a row or are useless to a model are excluded, with a comment in the recipe.
 
     Raises:
-        UsageError: a bad name, or such a recipe exists.
+        UsageError: the name is invalid, or the recipe exists.
         DataError: the file cannot be read.
-        RecipeError: the target is no column (with the near miss), has gaps only, or cannot be predicted.
+        RecipeError: the target is unknown (with the near miss), has no values, or cannot be predicted.
     """
     from headrace.data.formats.files import read_file
     from headrace.data.tables import to_frame
@@ -41,40 +41,38 @@ def write_recipe(name: str, data_file: Path, target: str, project: Project) -> P
     path = project.recipes / f"{name}.yaml"
     if not re.fullmatch(NAME_PATTERN, name):
         suggestion = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-        hint = f"such as {suggestion!r}" if re.fullmatch(NAME_PATTERN, suggestion) else "such as 'churn'"
+        example = suggestion if re.fullmatch(NAME_PATTERN, suggestion) else "churn"
         raise UsageError(
-            f"{name!r} is no name for a recipe: a letter, then letters, digits and dashes, all lower-case, at most 40",
+            f"invalid recipe name {name!r}: use up to 40 lower-case letters, digits and dashes, with a letter first",
             where="NAME",
-            hint=f"choose another name, {hint}",
+            hint=f"choose another name, for example {example!r}",
         )
     if path.exists():
-        raise UsageError(
-            f"recipe {name!r} exists already", where=str(path), hint=f"choose another name, or remove {path} first"
-        )
+        raise UsageError(f"recipe {name!r} already exists", where=str(path), hint=f"choose another name, or remove {path}")
     frame = to_frame(read_file(data_file))
     if target not in frame.columns:
         raise RecipeError(
-            f"no column {target!r}; {near_miss(target, map(str, frame.columns[:200]))}",
+            f"unknown column {target!r}; {near_miss(target, map(str, frame.columns[:200]))}",
             where=str(data_file),
-            hint="name one of the file's columns: --target COLUMN",
+            hint="name a column of the file: --target COLUMN",
         )
     gaps = int(frame[target].isna().sum())
     rows = frame[frame[target].notna()]
     task = _task(rows[target], data_file)
     if RANGE.fullmatch(target):
         raise RecipeError(
-            f"column {target!r} reads as a range of columns in a recipe",
+            f"the name {target!r} would mean a range of columns in a recipe",
             where=str(data_file),
-            hint="rename that column in the file",
+            hint="rename the column in the file",
         )
-    left_out = {str(c): why for c in rows.columns if c != target and (why := _useless(rows[c]))}
-    kept = [str(c) for c in rows.columns if str(c) not in left_out]
+    excluded = {str(c): why for c in rows.columns if c != target and (why := _reason_to_exclude(rows[c]))}
+    kept = [str(c) for c in rows.columns if str(c) not in excluded]
     if kept == [target]:
         raise RecipeError(
-            f"no column but {target!r} could be learned from", where=str(data_file), hint="bring a file with feature columns"
+            f"no column except {target!r} is useful to a model", where=str(data_file), hint="use a file with feature columns"
         )
-    text = _text(name, _source(data_file, project), target, task, rows[kept], left_out, gaps)
-    parse_recipe(text, f"recipes/{name}.yaml")  # nothing is written that would not load
+    text = _text(name, _source(data_file, project), target, task, rows[kept], excluded, gaps)
+    parse_recipe(text, f"recipes/{name}.yaml")  # an invalid recipe is not written
     write_text(path, text)
     load_recipe(name, project)
     return path
@@ -86,20 +84,20 @@ def _task(target: pd.Series[Any], data_file: Path) -> str:
     distinct = target.unique()
     if len(distinct) < 2:
         raise RecipeError(
-            f"column {target.name!r} holds {len(distinct)} distinct value(s), so there is nothing to predict",
+            f"column {target.name!r} has {len(distinct)} distinct value(s); there is nothing to predict",
             where=str(data_file),
             hint="name another column: --target COLUMN",
         )
     if pd.api.types.is_datetime64_any_dtype(target):
         raise RecipeError(
-            f"column {target.name!r} holds times, which no task predicts",
+            f"column {target.name!r} holds times, which no task can predict",
             where=str(data_file),
             hint="name a column of numbers or texts: --target COLUMN",
         )
     if not pd.api.types.is_numeric_dtype(target):
         if len(distinct) > min(LABELS_LIMIT, max(CLASSES_LIMIT, len(target) // 2)):
             raise RecipeError(
-                f"column {target.name!r} holds {len(distinct)} distinct texts on {len(target)} rows: no classes",
+                f"column {target.name!r} has {len(distinct)} distinct texts in {len(target)} rows, too many for classes",
                 where=str(data_file),
                 hint="name a column with few distinct values: --target COLUMN",
             )
@@ -107,29 +105,29 @@ def _task(target: pd.Series[Any], data_file: Path) -> str:
     return "classification" if len(distinct) <= CLASSES_LIMIT and bool((target % 1 == 0).all()) else "regression"
 
 
-def _useless(values: pd.Series[Any]) -> str | None:
-    """Why a column is left out, or None."""
+def _reason_to_exclude(values: pd.Series[Any]) -> str | None:
+    """Returns why a column is excluded, or None."""
     import pandas as pd
 
     if RANGE.fullmatch(str(values.name)):
-        return "has a name that a recipe reads as a range of columns; rename it in the file"
+        return "has a name that would mean a range of columns; rename it in the file"
     distinct = values.nunique()
     if distinct == 0:
-        return "holds nothing"
+        return "is empty"
     if distinct == 1 and not values.isna().any():
-        return "holds one value only"
+        return "has a single value"
     if pd.api.types.is_datetime64_any_dtype(values):
-        return "holds times; split by it (data.split.time) rather than learn from it"
+        return "holds times; can be used to split (data.split.time), not as a feature"
     is_text = not pd.api.types.is_numeric_dtype(values)
     if is_text and distinct > max(20, len(values) // 2):
-        return "differs on nearly every row, so it names rows rather than describing them"
+        return "differs in nearly every row, so it identifies rows"
     if is_text and distinct > LEVELS_LIMIT:
-        return f"holds {distinct:,} distinct texts"
-    return "counts the rows" if _counts_rows(values) else None
+        return f"has {distinct:,} distinct texts"
+    return "numbers the rows" if _numbers_rows(values) else None
 
 
-def _counts_rows(values: pd.Series[Any]) -> bool:
-    """Whole numbers, all different, each one more than the last or named as an identifier."""
+def _numbers_rows(values: pd.Series[Any]) -> bool:
+    """Whether the values are distinct whole numbers that increase by one, or that the name says are ids."""
     import pandas as pd
 
     if not pd.api.types.is_integer_dtype(values) or len(values) < 10 or not values.is_unique:
@@ -139,20 +137,20 @@ def _counts_rows(values: pd.Series[Any]) -> bool:
 
 
 def _source(data_file: Path, project: Project) -> str:
-    """Relative to the project where the file lies in it, so that the recipe works in another clone."""
+    """Returns a path relative to the project for a file in it, so that the recipe works in other clones."""
     absolute = data_file.expanduser().resolve()
     root = project.root.resolve()
     return str(absolute.relative_to(root)) if absolute.is_relative_to(root) else str(absolute)
 
 
-def _text(name: str, source: str, target: str, task: str, frame: pd.DataFrame, left_out: dict[str, str], gaps: int) -> str:
+def _text(name: str, source: str, target: str, task: str, frame: pd.DataFrame, excluded: dict[str, str], gaps: int) -> str:
     from headrace.data.validation.suite import propose_suite
 
     rows = len(frame)
     columns = [str(column) for column in frame.columns]
     categorical = [c for c in columns if c != target and not _is_numeric(frame[c])]
     lines = [
-        f"# Written by `headrace new` from {rows:,} rows of {_one_line(Path(source).name)}. All of it is a proposal: edit it,",
+        f"# Written by `headrace new` from {rows:,} rows of {_one_line(Path(source).name)}. Everything is a proposal: edit it,",
         f"# then run `headrace check {name}`.",
         f"name: {name}",
         f"task: {task}",
@@ -160,7 +158,7 @@ def _text(name: str, source: str, target: str, task: str, frame: pd.DataFrame, l
         f"  source: {_yaml(source)}",
         f"  target: {_yaml(target)}",
     ]
-    lines += [f"  # left out: {_one_line(column)} {why}" for column, why in left_out.items()]
+    lines += [f"  # excluded: {_one_line(column)} {why}" for column, why in excluded.items()]
     lines += _wrapped("  columns:", columns)
     if categorical:
         lines += _wrapped("  categorical:", categorical)
@@ -168,7 +166,7 @@ def _text(name: str, source: str, target: str, task: str, frame: pd.DataFrame, l
         lines.append(f"  drop_missing: [{_yaml(target)}]   # {gaps:,} rows have no target")
     lines += [
         "  split: {test: 0.2, validation: 0.1, seed: 7}",
-        "expect:   # every batch has to meet these; native Great Expectations names",
+        "expect:   # every batch has to meet these; names as in Great Expectations",
     ]
     lines += [f"  - {_yaml(expectation)}" for expectation in propose_suite(frame, target)]
     lines += [*_training(rows), *_gate(frame[target], task), "serve: {replicas: 2, runtime: onnx}", ""]
@@ -176,7 +174,7 @@ def _text(name: str, source: str, target: str, task: str, frame: pd.DataFrame, l
 
 
 def _training(rows: int) -> list[str]:
-    """Wider and longer with more rows; batches such that an epoch has about a hundred steps."""
+    """Returns the sections `model` and `train`: a larger network and fewer epochs for more rows, about 100 steps per epoch."""
     batch = next(size for size in (16, 32, 64, 128, 256, 512) if rows < 100 * size or size == 512)
     hidden = "[32]" if rows < 1_000 else "[64, 32]" if rows < 10_000 else "[128, 64]"
     epochs = 60 if rows < 2_000 else 30 if rows < 20_000 else 10
@@ -187,23 +185,23 @@ def _training(rows: int) -> list[str]:
 
 
 def _gate(target: pd.Series[Any], task: str) -> list[str]:
-    """A candidate has to beat what needs no model: always the commonest label, or always the median."""
+    """Returns the section `gate`: a candidate has to beat a constant, the most frequent label or the median."""
     import math
 
     if task == "classification":
         majority = float(target.value_counts(normalize=True).iloc[0])
         bound = math.floor(majority * 10_000 + 1) / 10_000
-        # Where one label holds nearly all rows, accuracy cannot tell a model from a constant.
+        # If nearly all rows have one label, accuracy cannot distinguish a model from a constant.
         metric, require, why = (
             "accuracy",
             f"> {majority:.4f}" if bound >= 1 else f">= {bound:.4f}",
-            f"always the commonest label would reach {majority:.4f}",
+            f"the most frequent label alone reaches {majority:.4f}",
         )
     else:
         error = float((target - target.median()).abs().mean())
-        metric, require, why = "mae", f"< {error:.6f}", f"always the median would reach {error:.4g}"
-        if error < 1e-4:  # such small units need an exponent, and r2 has no unit
-            metric, require, why = "r2", "> 0", "always the mean would reach 0"
+        metric, require, why = "mae", f"< {error:.6f}", f"the median alone reaches {error:.4g}"
+        if error < 1e-4:  # bounds in such small units need an exponent; r2 has no unit
+            metric, require, why = "r2", "> 0", "the mean alone reaches 0"
     return [
         "gate:",
         f'  require: {{{metric}: "{require}"}}   # {why}; raise it to what you need',
@@ -219,20 +217,20 @@ def _is_numeric(values: pd.Series[Any]) -> bool:
 
 
 def _yaml(value: Any) -> str:
-    """A value in YAML's flow style, on one line, quoted wherever YAML would read it as something else."""
+    """Returns a value in YAML's flow style, on one line, quoted where YAML would parse it differently."""
     import yaml
 
     if isinstance(value, dict):
         return "{" + ", ".join(f"{_yaml(k)}: {_yaml(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(_yaml(item) for item in value) + "]"
-    # Dumped inside a list, so that commas and brackets are quoted too.
+    # As an element of a list, so that commas and brackets are quoted too.
     text: str = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=10**6).strip()[1:-1]
     return text if text.isprintable() else json.dumps(value)  # a JSON string is a YAML string
 
 
 def _wrapped(head: str, names: list[str]) -> list[str]:
-    """A list on as many lines as it needs."""
+    """Returns the lines of a YAML list, wrapped."""
     lines, line = [], f"{head} ["
     for i, name in enumerate(names):
         item = _yaml(name) + (", " if i < len(names) - 1 else "]")
@@ -244,5 +242,5 @@ def _wrapped(head: str, names: list[str]) -> list[str]:
 
 
 def _one_line(text: str) -> str:
-    """Safe in a comment: nothing that would end the line."""
+    """Replaces characters that would end a comment."""
     return "".join(c if c.isprintable() else "?" for c in text)

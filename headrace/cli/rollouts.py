@@ -1,4 +1,4 @@
-"""Commands on what serves: back to an earlier version, more or fewer replicas."""
+"""Commands that change the version or the replicas of a served model."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import getpass
 
 import click
 
-from headrace.cli.shared import here, json_option, print_json
+from headrace.cli.shared import json_option, load_project, print_json
 
 
-@click.command(short_help="Back to a version that served before.")
+@click.command(short_help="Roll a model back to an earlier version.")
 @click.argument("model")
-@click.option("--to", help="The version, such as 2; by default the one that served before.")
-@click.option("--why", default="", help="Kept in the journal.")
-@click.option("--by", default=getpass.getuser, show_default="your user name", help="Who wants it; kept in the journal.")
-@click.option("--rebuild", is_flag=True, help="Package the version anew, where its bento or image is gone.")
+@click.option("--to", help="The version, for example 2; by default the previous one.")
+@click.option("--why", default="", help="The reason, for the journal.")
+@click.option("--by", default=getpass.getuser, show_default="your user name", help="Who rolls back, for the journal.")
+@click.option("--rebuild", is_flag=True, help="Package the version again if its bento or image is missing.")
 @json_option
 def rollback(model: str, to: str | None, why: str, by: str, rebuild: bool, as_json: bool) -> None:
-    """Let an earlier version of MODEL serve again, in seconds and without losing a request.
+    """Roll MODEL back to an earlier version, within seconds and without losing a request.
 
-    Nothing is trained or judged. The version that goes is not released again until the recipe or its data change.
+    Nothing is trained or evaluated. The current version is not released again until the recipe or its data change.
     """
-    project, settings = here()
+    project, settings = load_project()
     from headrace import console
     from headrace.release.rollback import roll_back
 
@@ -30,16 +30,16 @@ def rollback(model: str, to: str | None, why: str, by: str, rebuild: bool, as_js
     if as_json:
         print_json(facts)
         return
-    click.echo(f"{model}@{facts['version']} serves again; {model}@{facts['rolled_back']['from']} was taken back by {by}")
+    click.echo(f"{model}@{facts['version']} serves again; {model}@{facts['rolled_back']['from']} was rolled back by {by}")
 
 
-@click.command(short_help="More or fewer replicas of what serves.")
+@click.command(short_help="Change the number of replicas of a model.")
 @click.argument("model")
 @click.argument("replicas", type=click.IntRange(1, 64))
 @json_option
 def scale(model: str, replicas: int, as_json: bool) -> None:
-    """Let MODEL be served by REPLICAS replicas, until its next release: `serve.replicas` of the recipe counts then."""
-    project, settings = here()
+    """Scale MODEL to REPLICAS replicas. The next release resets this to `serve.replicas` of the recipe."""
+    project, settings = load_project()
     from headrace import console
     from headrace.release.deploy import scale as scale_model
 
@@ -50,6 +50,3 @@ def scale(model: str, replicas: int, as_json: bool) -> None:
         return
     count = f"{len(now.replicas)} replica{'s' * (len(now.replicas) > 1)}"
     click.echo(f"{model}@{now.spec.version} is served by {count}" + ("" if now.changed else ", as before"))
-
-
-COMMANDS = [rollback, scale]

@@ -1,4 +1,4 @@
-"""What commands share: the project, the `--json` switch, and errors as text or JSON."""
+"""Shared by all commands: the project, the `--json` option, and errors as text or JSON."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ json_option: Callable[[F], F] = click.option(
 )
 
 
-def here() -> tuple[Project, Settings]:
-    """The project around the working folder, and its settings."""
+def load_project() -> tuple[Project, Settings]:
+    """Returns the project of the working folder, and its settings."""
     project = find_project()
     return project, load_settings(project)
 
@@ -30,8 +30,8 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=1, ensure_ascii=False, default=str))
 
 
-def tell(error: BaseException, as_json: bool) -> int:
-    """Shows an error a user can hint; anything else is a defect and keeps its traceback. Returns the exit code."""
+def report_error(error: BaseException, as_json: bool) -> int:
+    """Prints an error that the user can act on and returns its exit code; raises any other one, a bug, with its traceback."""
     known = _as_known(error)
     if known is None:
         raise error
@@ -48,11 +48,11 @@ def _as_known(error: BaseException) -> HeadraceError | None:
     if isinstance(error, HeadraceError):
         return error
     if isinstance(error, KeyboardInterrupt):
-        return Interrupted("interrupted", hint=f"to go on, run the same command: headrace {' '.join(sys.argv[1:])}")
+        return Interrupted("interrupted", hint=f"to continue, run the same command: headrace {' '.join(sys.argv[1:])}")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFull("no space left", where=error.filename, hint="free some space, then run the same command")
     if isinstance(error, PermissionError):
         return HeadraceError(
-            "this user may not do that", where=error.filename, hint=f"give this user the right to write {error.filename}"
+            "permission denied", where=error.filename, hint=f"grant this user write access to {error.filename}"
         )
     return None

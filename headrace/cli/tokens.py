@@ -1,4 +1,4 @@
-"""Commands about access: tokens, what was used, and who did what."""
+"""Commands for access tokens."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from headrace.cli.shared import here, json_option, print_json
+from headrace.cli.shared import json_option, load_project, print_json
 from headrace.errors import UsageError, near_miss
 from headrace.project import Project
 from headrace.settings import Settings
@@ -16,24 +16,26 @@ if TYPE_CHECKING:
     from headrace.serving.access.tokens import IssuedToken
 
 
-@click.group()
+@click.group(short_help="Manage access tokens.")
 def tokens() -> None:
-    """Tokens: who may call which models, how often, how much."""
+    """Manage tokens: who may call which models, at which rate and quota."""
 
 
-@tokens.command("issue", short_help="A new token, printed once.")
-@click.option("--tenant", required=True, help="Whom it stands for: limits, quotas and usage are counted by tenant.")
-@click.option("--models", required=True, help="Models it opens, such as 'digits,flights'; '*' for all, those to come too.")
-@click.option("--rate", help="How often the tenant may ask, such as 100/s, 30/m, 1000/h; without it, no limit.")
-@click.option("--rows-per-day", help="How many rows a UTC day, such as 1e6; without it, no quota.")
-@click.option("--expires", default="30d", show_default=True, help="Its life: a number and s, m, h or d.")
+@tokens.command("issue", short_help="Issue a token.")
+@click.option("--tenant", required=True, help="Tenant of the token; limits, quotas and usage are counted per tenant.")
+@click.option(
+    "--models", required=True, help="Models that it allows, for example 'digits,flights'; '*' allows all, future ones too."
+)
+@click.option("--rate", help="Rate limit of the tenant, for example 100/s, 30/m or 1000/h; by default none.")
+@click.option("--rows-per-day", help="Daily quota in rows per UTC day, for example 1e6; by default none.")
+@click.option("--expires", default="30d", show_default=True, help="Lifetime: a number and s, m, h or d.")
 @json_option
 def issue(tenant: str, models: str, rate: str | None, rows_per_day: str | None, expires: str, as_json: bool) -> None:
-    """Issue a token and print it. It is kept nowhere: whoever loses it is issued another one.
+    """Issue a token and print it. It is not stored; issue a new one if it is lost.
 
     headrace tokens issue --tenant acme --models 'digits,flights' --rate 100/s --rows-per-day 1e6 --expires 30d
     """
-    project, settings = here()
+    project, settings = load_project()
     from headrace.serving.access import tokens as work
 
     names = _known_models(models, project)
@@ -49,15 +51,15 @@ def issue(tenant: str, models: str, rate: str | None, rows_per_day: str | None, 
     if as_json:
         print_json({**_shown(facts), "token": token})
         return
-    click.echo(f"{facts.jti} opens {', '.join(facts.models)} for {facts.tenant} until {_day(facts.expires)}", err=True)
+    click.echo(f"{facts.jti} allows {', '.join(facts.models)} for {facts.tenant} until {_day(facts.expires)}", err=True)
     click.echo(token)
 
 
-@tokens.command("list", short_help="Tokens that were issued.")
+@tokens.command("list", short_help="List tokens.")
 @json_option
 def list_tokens(as_json: bool) -> None:
-    """Every token that was issued: its id, tenant, models, limits and state, but never the token itself."""
-    project, _ = here()
+    """List all tokens: id, tenant, models, limits and state, but not the token itself."""
+    project, _ = load_project()
     from headrace.serving.access import tokens as work
 
     found = [_shown(facts) for facts in work.list_tokens(project)]
@@ -66,17 +68,17 @@ def list_tokens(as_json: bool) -> None:
         return
     from headrace.cli.summary import print_table
 
-    columns = ("id", "tenant", "models", "rate", "rows a day", "expires", "state")
+    columns = ("id", "tenant", "models", "rate", "rows per day", "expires", "state")
     keys = ("id", "tenant", "models", "rate", "rows_per_day", "expires", "state")
     print_table(columns, [tuple(", ".join(v) if isinstance(v := row[k], list) else v for k in keys) for row in found])
 
 
-@tokens.command("revoke", short_help="Take a token, or all of a tenant, out of force.")
+@tokens.command("revoke", short_help="Revoke a token, or all tokens of a tenant.")
 @click.argument("name")
 @json_option
 def revoke(name: str, as_json: bool) -> None:
-    """Take the token of this id, or all tokens of this tenant, out of force: within two seconds, on all replicas."""
-    project, settings = here()
+    """Revoke the token with the id NAME, or all tokens of the tenant NAME, within two seconds on all replicas."""
+    project, settings = load_project()
     from headrace.serving.access import tokens as work
 
     found = work.revoke(project, name)
@@ -87,14 +89,14 @@ def revoke(name: str, as_json: bool) -> None:
     for facts in found:
         click.echo(f"{facts.jti} of {facts.tenant} is revoked")
     if not found:
-        click.echo(f"nothing of {name} was in force")
+        click.echo(f"no active token for {name}")
 
 
-@tokens.command("show", short_help="The operator's own token.")
+@tokens.command("show", short_help="Print the operator token.")
 @json_option
 def show(as_json: bool) -> None:
-    """Print the token that this house itself calls with: for all models, without limits. For curl, and for this user alone."""
-    project, _ = here()
+    """Print the operator token (all models, no limits)."""
+    project, _ = load_project()
     from headrace.serving.access import tokens as work
 
     token = work.operator_token(project)
@@ -104,11 +106,11 @@ def show(as_json: bool) -> None:
         click.echo(token)
 
 
-@tokens.command("rotate", short_help="Sign with a new key from now on.")
+@tokens.command("rotate", short_help="Rotate the signing key.")
 @json_option
 def rotate(as_json: bool) -> None:
-    """Sign with a new key from now on. Tokens that the old one signed stay good until they expire or are revoked."""
-    project, settings = here()
+    """Rotate the signing key. Tokens signed with the old one stay valid until they expire or are revoked."""
+    project, settings = load_project()
     from headrace.serving.access import tokens as work
 
     kid = work.rotate(project)
@@ -116,14 +118,14 @@ def rotate(as_json: bool) -> None:
     if as_json:
         print_json({"kid": kid})
     else:
-        click.echo(f"key {kid} signs from now on")
+        click.echo(f"new tokens are signed with key {kid}")
 
 
 def _known_models(text: str, project: Project) -> list[str]:
-    """Names of recipes or of what serves.
+    """Splits a list of names of recipes or served models.
 
     Raises:
-        UsageError: one is neither.
+        UsageError: a name is neither; with the near miss.
     """
     from headrace.serving.gateway import gateway
 
@@ -133,7 +135,7 @@ def _known_models(text: str, project: Project) -> list[str]:
     known = {path.stem for path in project.recipes.glob("*.yaml")} | set(gateway.endpoints_by_model(project))
     for name in names:
         if name not in known:
-            raise UsageError(f"no model {name!r}; {near_miss(name, known)}", where="--models", hint="headrace recipes")
+            raise UsageError(f"unknown model {name!r}; {near_miss(name, known)}", where="--models", hint="headrace recipes")
     return names
 
 
@@ -148,7 +150,7 @@ def _shown(facts: IssuedToken) -> dict[str, object]:
 
     from headrace.serving.access.tokens import rate_text
 
-    in_force = "in force" if facts.is_active(time.time()) else "expired"
+    state = "active" if facts.is_active(time.time()) else "expired"
     return {
         "id": facts.jti,
         "tenant": facts.tenant,
@@ -157,12 +159,9 @@ def _shown(facts: IssuedToken) -> dict[str, object]:
         "rows_per_day": facts.rows_per_day,
         "issued": _day(facts.issued),
         "expires": _day(facts.expires),
-        "state": "revoked" if facts.revoked is not None else in_force,
+        "state": "revoked" if facts.revoked is not None else state,
     }
 
 
 def _day(moment: float) -> str:
     return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-COMMANDS = [tokens]

@@ -1,4 +1,4 @@
-"""Commands that tell what was used, by whom, and who did what to the house."""
+"""Commands that show usage and the audit log."""
 
 from __future__ import annotations
 
@@ -7,23 +7,21 @@ from typing import Any
 
 import click
 
-from headrace.cli.shared import here, json_option, print_json
+from headrace.cli.shared import json_option, load_project, print_json
 from headrace.errors import UsageError, near_miss
 
 MOMENTS = ("issued", "expires")
-"""Facts of a token that are kept in seconds since 1970."""
+"""Facts of a token that are times in seconds since 1970."""
 
 
-@click.command(short_help="Requests and rows by tenant, model and day.")
-@click.option("--tenant", help="Of this tenant alone.")
-@click.option("--model", help="Of this model alone.")
-@click.option(
-    "--days", default=30, show_default=True, type=click.IntRange(1), help="The last so many UTC days, today included."
-)
+@click.command(short_help="Show usage by tenant, model and day.")
+@click.option("--tenant", help="Show this tenant only.")
+@click.option("--model", help="Show this model only.")
+@click.option("--days", default=30, show_default=True, type=click.IntRange(1), help="Number of UTC days, today included.")
 @json_option
 def usage(tenant: str | None, model: str | None, days: int, as_json: bool) -> None:
-    """What each tenant was given, by model and UTC day: requests, rows, and tokens of text. Counted before answers leave."""
-    project, _ = here()
+    """Show the usage of each tenant by model and UTC day: requests, rows, and generated tokens."""
+    project, _ = load_project()
     from headrace.runtime.usage import fold, read_usage
 
     project.usage.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -31,14 +29,14 @@ def usage(tenant: str | None, model: str | None, days: int, as_json: bool) -> No
     found = read_usage(project.usage)
     for option, name, known in (("tenant", tenant, {row.tenant for row in found}), ("model", model, {r.model for r in found})):
         if name is not None and name not in known:
-            raise UsageError(f"nothing was counted for {name!r}; {near_miss(name, known)}", where=f"--{option}")
+            raise UsageError(f"no usage of {name!r}; {near_miss(name, known)}", where=f"--{option}")
     first = (datetime.now(UTC) - timedelta(days=days - 1)).date().isoformat()
     rows = [row for row in found if row.day >= first and tenant in (None, row.tenant) and model in (None, row.model)]
     if as_json:
         print_json([row._asdict() for row in rows])
         return
     if not rows:
-        click.echo(f"nothing was counted since {first}")
+        click.echo(f"no usage since {first}")
         return
     from headrace.cli.summary import print_table
 
@@ -46,15 +44,15 @@ def usage(tenant: str | None, model: str | None, days: int, as_json: bool) -> No
     print_table(("day", "tenant", "model", "requests", "rows", "tokens"), [*(tuple(row) for row in rows), totals])
 
 
-@click.command(short_help="Who did what to this house.")
-@click.option("-n", "--lines", default=50, show_default=True, type=click.IntRange(1), help="How many acts, the newest.")
+@click.command(short_help="Show the audit log.")
+@click.option("-n", "--lines", default=50, show_default=True, type=click.IntRange(1), help="Number of newest entries.")
 @json_option
 def audit(lines: int, as_json: bool) -> None:
-    """Every administrative act, oldest first: tokens, approvals, releases, rollbacks, up and down.
+    """Show the audit log, oldest entry first: tokens, approvals, releases, rollbacks, up and down.
 
-    Each line holds the sha256 of the one before; a line that was changed or taken out is told, with exit code 1.
+    Each entry holds the sha256 of the one before. If an entry was changed or removed, the command fails with exit code 1.
     """
-    project, _ = here()
+    project, _ = load_project()
     from headrace.serving.access.audit import entries
 
     found = entries(project)[-lines:]
@@ -62,10 +60,10 @@ def audit(lines: int, as_json: bool) -> None:
         print_json([act.model_dump() for act in found])
         return
     for act in found:
-        told = "  ".join(f"{name} {_as_text(name, value)}" for name, value in act.facts.items() if value not in (None, [], ""))
-        click.echo(f"{act.at}  {act.by}  {act.act}  {told}".rstrip())
+        facts = "  ".join(f"{name} {_as_text(name, value)}" for name, value in act.facts.items() if value not in (None, [], ""))
+        click.echo(f"{act.at}  {act.by}  {act.act}  {facts}".rstrip())
     if not found:
-        click.echo("no act is recorded yet")
+        click.echo("the audit log is empty")
 
 
 def _as_text(name: str, value: Any) -> str:
@@ -76,6 +74,3 @@ def _as_text(name: str, value: Any) -> str:
     if name in MOMENTS:
         return datetime.fromtimestamp(value, UTC).isoformat(timespec="seconds")
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-COMMANDS = [usage, audit]

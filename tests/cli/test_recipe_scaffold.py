@@ -63,7 +63,7 @@ def test_columns_that_name_rows_are_left_out_and_said(project: Project, table: p
     path = write_recipe("homes", saved(project, table), "price", project)
     assert load_recipe("homes", project).data.columns == ["price", "rooms", "city", "churned"]
     for column in ("id", "email", "unit"):
-        assert f"# left out: {column} " in path.read_text()
+        assert f"# excluded: {column} " in path.read_text()
 
 
 def test_the_gate_asks_for_more_than_a_constant_reaches(project: Project, table: pd.DataFrame) -> None:
@@ -112,13 +112,13 @@ def test_any_column_name_survives_the_way_through_yaml(project: Project) -> None
 
 def test_a_name_that_reads_as_a_range_is_left_out(project: Project, table: pd.DataFrame) -> None:
     path = write_recipe("homes", saved(project, table.rename(columns={"rooms": "rooms[3]"})), "price", project)
-    assert "left out: rooms[3]" in path.read_text() and "rooms[3]" not in (load_recipe("homes", project).data.columns or [])
+    assert "excluded: rooms[3]" in path.read_text() and "rooms[3]" not in (load_recipe("homes", project).data.columns or [])
 
 
 def test_an_existing_recipe_is_never_overwritten(project: Project, table: pd.DataFrame) -> None:
     path = write_recipe("homes", saved(project, table), "price", project)
     path.write_text("mine")
-    with pytest.raises(UsageError, match="exists already"):
+    with pytest.raises(UsageError, match="already exists"):
         write_recipe("homes", saved(project, table), "price", project)
     assert path.read_text() == "mine"
 
@@ -126,10 +126,10 @@ def test_an_existing_recipe_is_never_overwritten(project: Project, table: pd.Dat
 @pytest.mark.parametrize(
     ("name", "target", "said"),
     [
-        ("My Homes", "price", "no name for a recipe"),
+        ("My Homes", "price", "invalid recipe name"),
         ("homes", "prise", "did you mean 'price'"),
         ("homes", "unit", "nothing to predict"),
-        ("homes", "email", "no classes"),
+        ("homes", "email", "too many for classes"),
     ],
 )
 def test_what_cannot_be_written_says_why_and_leaves_nothing(

@@ -94,7 +94,7 @@ def test_an_invalid_name_reads_no_file(project: Project, name: str) -> None:
 
 def test_the_name_field_has_to_match_the_file_name(project: Project) -> None:
     (project.recipes / "other.yaml").write_text(TINY_TABLE)
-    with pytest.raises(RecipeError, match="differs from the file's name"):
+    with pytest.raises(RecipeError, match="differs from the name of the file"):
         load_recipe("other", project)
 
 
@@ -117,15 +117,15 @@ def test_the_project_is_found_from_a_folder_inside_it(project: Project) -> None:
 
 
 def test_a_misspelt_variable_is_reported_with_the_near_miss(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HEADRACE_DOR_PORT", "1")
+    monkeypatch.setenv("HEADRACE_GATEWY_PORT", "1")
     with pytest.raises(SettingsError, match="did you mean 'HEADRACE_GATEWAY_PORT'"):
         load_settings(project)
 
 
-@pytest.mark.parametrize("text", ["dor_port = 1", "gateway_port = 0", "gateway_port = ["])
+@pytest.mark.parametrize("text", ["gatewy_port = 1", "gateway_port = 0", "gateway_port = ["])
 def test_a_mistake_in_the_settings_file_is_reported(project: Project, text: str) -> None:
     (project.root / "headrace.toml").write_text(text)
-    with pytest.raises(SettingsError, match=r"gateway_port|dor_port|headrace.toml"):
+    with pytest.raises(SettingsError, match=r"gateway_port|gatewy_port|headrace.toml"):
         load_settings(project)
 
 
