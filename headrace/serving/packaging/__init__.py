@@ -1,7 +1,6 @@
-"""From a model's files to something that serves: a bento, its command, its image."""
+"""Packages a model version: a bento, the command that serves it, and a container image."""
 
-from headrace.serving.packaging.bento import Bento, find_bento, package
-from headrace.serving.packaging.command import serve_command
+from headrace.serving.packaging.bento import Bento, find_bento, package, serve_command
 from headrace.serving.packaging.image import Image, build_image
 from headrace.serving.packaging.wheelhouse import make_wheelhouse
 

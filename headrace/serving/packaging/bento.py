@@ -1,4 +1,4 @@
-"""The bento: BentoML's package of one model version and the service that answers for it, in BentoML's own stores."""
+"""Builds bentos: BentoML's package of one model version and its service, in BentoML's stores. `serve_command` serves one."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from headrace.errors import DiskFull, HeadraceError, ServiceError
 from headrace.files import write_text
 from headrace.project import Project
 from headrace.runtime.contract import Contract
-from headrace.serving.packaging.code_files import digest, served_files
+from headrace.serving.packaging.code_files import served_files, short_digest
 from headrace.tracking.artifact import CONTRACT, GRAPH, served_parts
 
 
 @dataclass(frozen=True)
 class Bento:
-    """A bento in the project's store. `path` and `model_path` are folders that are complete whenever they exist."""
+    """A bento in the project's store. The folders `path` and `model_path` are complete whenever they exist."""
 
     tag: str
     """`<recipe>:<version>-<8 hex digits of its content>`."""
     path: Path
     model_tag: str
-    """The same text, in BentoML's model store."""
+    """The tag in BentoML's model store; equal to `tag`."""
     model_path: Path
 
     @property
@@ -38,54 +38,77 @@ class Bento:
 
     @property
     def version(self) -> str:
-        """The registry's version, without the digest."""
+        """The version in the registry, without the digest."""
         return self.tag.partition(":")[2].rpartition("-")[0]
 
     @property
     def identity(self) -> dict[str, str]:
-        """What the model says of itself: version, data md5, git commit, run id."""
+        """Where the model comes from: name, version, data md5, git commit, run id."""
         values: dict[str, str] = json.loads((self.model_path / "identity.json").read_text(encoding="utf-8"))
         return values
 
 
 def package(model_dir: Path, name: str, version: str, identity: dict[str, str], project: Project) -> Bento:
-    """Builds the bento of one model version, or finds it: equal files, identity and serving code give the equal tag.
+    """Builds the bento of a model version, or finds it: equal files, identity and serving code have the same tag.
 
     Args:
-        model_dir: holds `model.onnx` and `contract.json`.
+        model_dir: folder with `model.onnx` and `contract.json`.
         name: the recipe's name, which is the contract's `model`.
         version: the registry's version.
-        identity: kept beside the model and told to every client that asks.
+        identity: stored with the model, and part of its description for clients.
 
     Raises:
-        HeadraceError: a file is missing, the contract is another model's, or BentoML refuses.
+        HeadraceError: a file is missing, the contract is for another model, or BentoML fails.
         DiskFull: no space is left.
     """
     files = _model_files(model_dir, name)
     files["identity.json"] = _identity_bytes(name, version, identity)
     served_by = Contract.read(model_dir / "contract.json").served_by
     sources = {path: file.read_bytes() for path, file in served_files(served_by, project.root).items()}
-    found = _locate(project, name, f"{version}-{digest({**files, **{f'src/{k}': v for k, v in sources.items()}})}")
+    found = _locate(project, name, f"{version}-{short_digest({**files, **{f'src/{k}': v for k, v in sources.items()}})}")
     if not _is_complete(found):
         _build(found, files, sources, project)
     return found
 
 
 def find_bento(project: Project, tag: str) -> Bento:
-    """The bento with this tag.
+    """Finds the bento with this tag.
 
     Raises:
-        HeadraceError: it was never built here, or was deleted.
+        HeadraceError: it does not exist.
     """
     name, _, version = tag.partition(":")
     found = _locate(project, name, version)
     if not _is_complete(found):
         raise HeadraceError(
-            f"there is no bento {tag!r} in {project.bentoml_home}",
+            f"bento {tag!r} does not exist in {project.bentoml_home}",
             where=name,
             hint=f"headrace run {name}   (it builds what is missing)",
         )
     return found
+
+
+def serve_command(project: Project, bento_tag: str, host: str, port: int, threads: int) -> tuple[list[str], dict[str, str]]:
+    """Arguments and additional environment variables of a process that serves `bento_tag` on `host:port`.
+
+    The code comes from the bento, not from the working tree, so that an edit does not reach released versions. The server
+    is ready when `GET /readyz` answers 200; after SIGTERM it completes its requests and ends.
+
+    Raises:
+        HeadraceError: the bento does not exist.
+    """
+    bento = find_bento(project, bento_tag)
+    arguments = [sys.executable, "-P", "-m", "bentos.serve", str(bento.path), "--host", host, "--port", str(port)]
+    return arguments, {
+        "PYTHONPATH": str(bento.path / "src"),
+        "BENTOML_HOME": str(project.bentoml_home),
+        "BENTOML_DO_NOT_TRACK": "true",
+        "HEADRACE_THREADS": str(threads),
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONUNBUFFERED": "1",
+        # Two arenas instead of eight per core, since each replica pays for the allocator's unused memory.
+        "MALLOC_ARENA_MAX": "2",
+    }
 
 
 def _locate(project: Project, name: str, version: str) -> Bento:
@@ -94,7 +117,7 @@ def _locate(project: Project, name: str, version: str) -> Bento:
 
 
 def _is_complete(bento: Bento) -> bool:
-    """Both folders come by a rename, so that one that exists is whole."""
+    """Both folders are moved into place by a rename, so that they are complete when they exist."""
     return (bento.path / "bento.yaml").is_file() and (bento.model_path / "model.yaml").is_file()
 
 
@@ -107,7 +130,7 @@ def _model_files(model_dir: Path, name: str) -> dict[str, bytes]:
     served = Contract.read(model_dir / "contract.json").model
     if served != name:
         raise HeadraceError(
-            f"the contract is of model {served!r}, not {name!r}",
+            f"the contract is for model {served!r}, not {name!r}",
             where=str(model_dir / "contract.json"),
             hint=f"headrace run {name}   (it exports again)",
         )
@@ -119,7 +142,7 @@ def _identity_bytes(name: str, version: str, identity: dict[str, str]) -> bytes:
 
 
 def _build(bento: Bento, files: dict[str, bytes], sources: dict[str, bytes], project: Project) -> None:
-    """Lets BentoML build in a store of its own, then moves model and bento, in this order, to where they are looked for."""
+    """Builds in a temporary BentoML store, then moves first the model and then the bento into the project's store."""
     building = project.bentoml_home / "building"
     _remove_abandoned(building)
     scratch = building / f"{bento.name}-{os.getpid()}"
@@ -143,10 +166,10 @@ def _build(bento: Bento, files: dict[str, bytes], sources: dict[str, bytes], pro
 
 
 def _run_bentoml(bento: Bento, scratch: Path) -> None:
-    """In a process of its own: BentoML imports the service, and keeps its store's place in globals."""
+    """Runs in a subprocess, because BentoML imports the service and keeps the path of its store in globals."""
     home = scratch / "home"
     home.mkdir()
-    # no_image: BentoML would look for uv, and install it, to write a Dockerfile; deploy/serving has ours.
+    # no_image: to write a Dockerfile, BentoML would install uv; ours is in deploy/serving.
     environment = {
         **os.environ,
         "BENTOML_HOME": str(home),
@@ -166,7 +189,7 @@ def _run_bentoml(bento: Bento, scratch: Path) -> None:
     )
     if done.returncode != 0:
         raise ServiceError(
-            f"BentoML could not build {bento.tag}:\n{done.stderr.strip()[-2000:]}",
+            f"BentoML failed to build {bento.tag}:\n{done.stderr.strip()[-2000:]}",
             where="packaging",
             hint="make setup   (it installs what requirements.lock pins)",
         )
@@ -179,7 +202,7 @@ def _write_all(folder: Path, files: dict[str, bytes]) -> None:
 
 
 def _move(built: Path, place: Path) -> None:
-    """Renames a whole folder into place, unless another process, or an earlier run, has brought the same content."""
+    """Renames a complete folder into place, unless another process or an earlier run has done so."""
     for file in [entry for entry in built.rglob("*") if entry.is_file()]:
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
@@ -193,7 +216,7 @@ def _move(built: Path, place: Path) -> None:
 
 
 def _remove_abandoned(building: Path) -> None:
-    """Scratch folders of processes that were killed."""
+    """Removes temporary folders of killed processes."""
     for folder in building.glob("*-*"):
         pid = folder.name.rpartition("-")[2]
         if pid.isdigit() and not psutil.pid_exists(int(pid)):

@@ -1,4 +1,4 @@
-"""Builds one bento in the store that BENTOML_HOME names: `python build_bento.py SCRATCH TAG`. Run by bento.py alone."""
+"""Builds one bento in the store at BENTOML_HOME: `python build_bento.py SCRATCH TAG`. Only bento.py runs it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import shutil
 import sys
 from pathlib import Path
 
-SERVING = "serving.json"
-"""How a version is best served, found by measuring it; its answers do not depend on it, and neither does the bento's tag."""
+MEASURED_FILE = "serving.json"
+"""Measured choices of how to serve the version. Neither its answers nor the bento's tag depend on them."""
 
 
 def main(scratch: Path, tag: str) -> None:
-    """`scratch` holds `model/` (the model's files) and `src/` (the service)."""
+    """Builds the bento from `scratch`, a folder with `model/` (the model's files) and `src/` (the service)."""
     import bentoml
 
     name, _, version = tag.partition(":")
@@ -27,7 +27,7 @@ def main(scratch: Path, tag: str) -> None:
         version=version,
         build_ctx=str(scratch / "src"),
         include=["*"],
-        # As a list: BentoML reads no requirements file beneath a hidden folder, where this store lies.
+        # As a list: BentoML does not read a requirements file below a hidden folder, where this store is.
         python={"packages": packages, "lock_packages": False},
         args={"model": tag},
         description=f"{name}, version {version}, served by Headrace.",
@@ -35,16 +35,16 @@ def main(scratch: Path, tag: str) -> None:
 
 
 def write_choices(scratch: Path) -> None:
-    """Beside the model's files, by the code that will serve it."""
+    """Writes the measured choices beside the model's files, with the code that will serve it."""
     sys.path.insert(0, str(scratch / "src"))
     from bentos.models.onnx_model import load
     from bentos.scheduling.batching_choice import choose_batching
 
     try:
         choices = {"batching": choose_batching(load(scratch / "model"))}
-    except Exception:  # whatever is wrong with it: its first replica will say it, and what served before serves on
+    except Exception:  # its first replica will report the error, and the previous version keeps serving
         choices = {"batching": None}
-    (scratch / "model" / SERVING).write_text(json.dumps(choices) + "\n", encoding="utf-8")
+    (scratch / "model" / MEASURED_FILE).write_text(json.dumps(choices) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which files of this repository go into a bento, and where they lie."""
+"""Lists the files of this repository that go into a bento."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ CODE = Path(headrace.__file__).resolve().parent.parent
 SERVING = CODE / "deploy" / "serving"
 REQUIREMENTS = SERVING / "requirements-serving.txt"
 SHARED = (CODE / "headrace" / "__init__.py", CODE / "headrace" / "errors.py")
-"""Modules of `headrace` that the package `headrace.runtime` needs."""
+"""Modules outside of `headrace.runtime` that it needs."""
 
 
 def served_files(served_by: str, root: Path) -> dict[str, Path]:
-    """Path inside the bento's `src` to the file itself: the service, and what it shares with training.
+    """Maps paths in the bento's `src` to files: the service, and the code that it shares with training.
 
     Args:
-        served_by: the contract's; a class of a user's own, in the project at `root`, brings the file or package it lies in.
+        served_by: `module:Class` of the contract; a custom class, in the project at `root`, adds its file or package.
     """
     files = [*SHARED, *code_files(CODE / "headrace" / "runtime"), *code_files(CODE / "bentos")]
     ours = {file.relative_to(CODE).as_posix(): file for file in files} | {REQUIREMENTS.name: REQUIREMENTS}
@@ -30,8 +30,8 @@ def served_files(served_by: str, root: Path) -> dict[str, Path]:
     return ours | {file.relative_to(root.resolve()).as_posix(): file for file in own}
 
 
-def digest(parts: dict[str, bytes]) -> str:
-    """Eight hex digits of the sha256 over names and contents, independent of the order they come in."""
+def short_digest(parts: dict[str, bytes]) -> str:
+    """Eight hex digits of the sha256 over names and contents, whatever their order."""
     total = hashlib.sha256()
     for name in sorted(parts):
         total.update(f"{name}\0{len(parts[name])}\0".encode())

@@ -1,4 +1,4 @@
-"""The Docker engine, through its own client: contexts, DOCKER_HOST and credentials then mean what they mean in a shell."""
+"""Calls the Docker engine through its command-line client, so that contexts, DOCKER_HOST and credentials work as in a shell."""
 
 from __future__ import annotations
 
@@ -13,55 +13,61 @@ from typing import Any
 from headrace.errors import EngineMissing, ServiceError
 from headrace.settings import Settings
 
-MEND = 'start Docker (or set docker_host in headrace.toml); or serve as processes: runner = "process"'
+HINT = 'start Docker (or set docker_host in headrace.toml); or serve as processes: runner = "process"'
 
 
 @dataclass
 class Docker:
-    """One engine. `host` is its address, or None for what the client uses by itself."""
+    """One Docker engine. `host` is its address, or None for the client's default."""
 
     host: str | None = None
 
     @classmethod
     def connect(cls, settings: Settings) -> Docker:
-        """The engine of these settings, having answered.
+        """Connects to the engine of these settings.
 
         Raises:
-            EngineMissing: there is no client, or no engine answers it.
+            EngineMissing: the client is not installed, or the engine does not answer.
         """
         docker = cls(settings.docker_host)
         docker.require()
         return docker
 
     def require(self) -> None:
+        """
+        Raises:
+            EngineMissing: the client is not installed, or the engine does not answer.
+        """
         if self._client is None:
-            raise EngineMissing("the docker client is not installed", where="docker", hint=f"install Docker; {MEND}")
+            raise EngineMissing("the docker client is not installed", where="docker", hint=f"install Docker; {HINT}")
         done = self._call(["version", "--format", "{{.Server.Version}}"], seconds=20)
         if done.returncode != 0:
-            raise EngineMissing(f"no Docker engine answers: {_last_line(done.stderr)}", where=self.host or "docker", hint=MEND)
+            raise EngineMissing(
+                f"the Docker engine does not answer: {_last_line(done.stderr)}", where=self.host or "docker", hint=HINT
+            )
 
     def run(
         self, *arguments: str, data: bytes | None = None, seconds: float = 120, environment: dict[str, str] | None = None
     ) -> str:
-        """What `docker ARGUMENTS` prints.
+        """Runs `docker ARGUMENTS` and returns its output.
 
         Raises:
-            ServiceError: it failed; the message ends with what it said.
+            ServiceError: it failed; the message ends with its output.
         """
         done = self._call(list(arguments), data=data, seconds=seconds, environment=environment)
         if done.returncode != 0:
-            said = (done.stderr or done.stdout).decode(errors="replace").strip()
-            if "Cannot connect to the Docker daemon" in said:
-                raise EngineMissing("the Docker engine stopped answering", where=self.host or "docker", hint=MEND)
+            output = (done.stderr or done.stdout).decode(errors="replace").strip()
+            if "Cannot connect to the Docker daemon" in output:
+                raise EngineMissing("the Docker engine stopped answering", where=self.host or "docker", hint=HINT)
             raise ServiceError(
-                f"docker {arguments[0]} failed:\n{said[-2000:]}",
+                f"docker {arguments[0]} failed:\n{output[-2000:]}",
                 where="docker",
                 hint=f"docker {' '.join(arguments[:2])} ...   (see its message above)",
             )
         return done.stdout.decode(errors="replace").strip()
 
     def inspect(self, kind: str, *names: str) -> list[dict[str, Any]]:
-        """What the engine says of images or containers; those that are not there are left out."""
+        """The engine's records of images or containers; missing ones are left out."""
         if not names:
             return []
         done = self._call([kind, "inspect", *names], seconds=60)
@@ -69,7 +75,7 @@ class Docker:
         return found
 
     def build(self, context: bytes, tag: str, *arguments: str, seconds: float = 1800) -> None:
-        """Builds an image from a tar archive. Neither BuildKit nor its plugin is needed, and either may be there."""
+        """Builds an image from a tar archive, with or without BuildKit."""
         self.run(
             "build",
             "--tag",
@@ -82,13 +88,13 @@ class Docker:
         )
 
     def logs(self, name: str, lines: int) -> str:
-        """The last lines of a container, errors included, in the order they were written."""
+        """The last lines that a container wrote, to stdout and stderr."""
         done = self._call(["logs", "--tail", str(lines), name], seconds=30, merge=True)
         return done.stdout.decode(errors="replace") if done.returncode == 0 else ""
 
     @cached_property
     def has_bridge(self) -> bool:
-        """Whether ports can be published; without a bridge containers share the host's network."""
+        """Whether ports can be published; without a bridge network, containers share the host's network."""
         return bool(self.run("network", "ls", "--filter", "driver=bridge", "--quiet"))
 
     @cached_property
@@ -126,10 +132,10 @@ class Docker:
             raise ServiceError(
                 f"docker {arguments[0]} took longer than {seconds:g} s",
                 where="docker",
-                hint="look at the engine (docker info), then run the same command",
+                hint="check the engine (docker info), then run the same command",
             ) from None
 
 
-def _last_line(said: bytes) -> str:
-    lines = said.decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it says nothing"
+def _last_line(output: bytes) -> str:
+    lines = output.decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "no output"

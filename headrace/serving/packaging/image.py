@@ -1,4 +1,4 @@
-"""Container images: a serving base with all packages, built once, and one small layer for each bento."""
+"""Builds container images: a serving base with all packages, built once, and one small layer for each bento."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from headrace.errors import ServiceError
 from headrace.project import Project
 from headrace.serving.packaging import sbom
 from headrace.serving.packaging.bento import Bento
-from headrace.serving.packaging.code_files import REQUIREMENTS, SERVING, digest
+from headrace.serving.packaging.code_files import REQUIREMENTS, SERVING, short_digest
 from headrace.serving.packaging.docker import Docker
 from headrace.serving.packaging.wheelhouse import is_current
 from headrace.settings import Settings
@@ -27,7 +27,7 @@ IN_IMAGE = "opt/bento"
 
 @dataclass(frozen=True)
 class Image:
-    """A local image. `digest` is the engine's id of it."""
+    """A local image. `digest` is its id on the engine."""
 
     tag: str
     digest: str
@@ -35,19 +35,19 @@ class Image:
 
 
 def build_image(project: Project, settings: Settings, bento: Bento) -> Image:
-    """The image that serves `bento`: found when it is there, else built (no network is used when there is a wheelhouse).
+    """Builds the image that serves `bento`, or finds it. With a wheelhouse, no network is used.
 
-    Reproducible: equal bento, serving files and base image give the equal tag, and the bento's layer is the same byte for
-    byte however often it is built. The image's id is not: the engine writes the time of the build into it.
+    Equal bentos, serving files and base images have the same tag, and the bento's layer is reproduced byte for byte. The
+    image's id differs, since the engine writes the time of the build into it.
 
     Raises:
-        EngineMissing: no Docker engine answers.
-        ServiceError: the base image cannot be had, or a build fails.
+        EngineMissing: the Docker engine does not answer.
+        ServiceError: the base image cannot be pulled, or a build fails.
     """
     docker = Docker.connect(settings)
     serving = serving_base(project, settings, docker)
     recipe = (SERVING / "Dockerfile.bento").read_bytes()
-    inputs = digest({"bento": bento.tag.encode(), "serving": serving.tag.encode(), "Dockerfile": recipe})
+    inputs = short_digest({"bento": bento.tag.encode(), "serving": serving.tag.encode(), "Dockerfile": recipe})
     tag = f"headrace/{bento.name}:{bento.path.name}-{inputs}"
     if (image := find_image(docker, tag)) is None:
         bill = sbom.bill_of(bento, tag, settings.base_image, sbom.packages_of(docker, serving.tag), _hashes(bento))
@@ -60,16 +60,16 @@ def build_image(project: Project, settings: Settings, bento: Bento) -> Image:
 
 
 def serving_base(project: Project, settings: Settings, docker: Docker) -> Image:
-    """The image with every package that a bento needs; its tag is a hash of the requirements and of the base image.
+    """Builds the image with all packages that bentos need, or finds it. Its tag is a hash of requirements and base image.
 
     Raises:
-        ServiceError: the base image cannot be had, or a package cannot be installed.
+        ServiceError: the base image cannot be pulled, or a package cannot be installed.
     """
     base = _base_image(docker, settings.base_image)
     files = {name: (SERVING / name).read_bytes() for name in ("Dockerfile", "compile_imported.py", REQUIREMENTS.name)}
-    tag = f"headrace/serving:{digest({**files, 'base': base.digest.encode()})}"
+    tag = f"headrace/serving:{short_digest({**files, 'base': base.digest.encode()})}"
     project.locks.mkdir(parents=True, exist_ok=True)
-    with FileLock(project.locks / "serving-base.lock"):  # a second release waits instead of building the same
+    with FileLock(project.locks / "serving-base.lock"):  # a second release waits instead of building it too
         if (image := find_image(docker, tag)) is None:
             _build_serving_base(docker, tag, settings.base_image, files, project.wheelhouse)
             image = _require_image(docker, tag)
@@ -77,16 +77,16 @@ def serving_base(project: Project, settings: Settings, docker: Docker) -> Image:
 
 
 def find_image(docker: Docker, tag: str) -> Image | None:
-    """The image with this tag, if the engine has it. A tag is given after the last step: it never names half a build."""
+    """The image with this tag, or None. An image gets its tag after the last step, so that it is complete."""
     for found in docker.inspect("image", tag):
         return Image(tag, found["Id"], int(found["Size"]))
     return None
 
 
 def bento_layer(bento: Bento, bill: bytes) -> bytes:
-    """A tar archive of `opt/bento`, with its model inside, where BentoML looks first, and of the image's `bill`.
+    """A tar archive of `opt/bento`, with the model inside, where BentoML looks first, and of the image's bill of materials.
 
-    Equal bentos give equal bytes: sorted names, root's files, time 0, and no creation times in BentoML's own records.
+    Equal bentos give equal bytes: sorted names, owner root, time 0, and no creation times in BentoML's records.
     """
     entries = {f"{IN_IMAGE}/{file}": content for file, content in _read_tree(bento.path).items() if not file.startswith("env/")}
     model = f"{IN_IMAGE}/models/{bento.name}"
@@ -103,7 +103,7 @@ def _build_serving_base(docker: Docker, tag: str, base: str, files: dict[str, by
     if wheelhouse.is_dir():
         if not is_current(wheelhouse):
             raise ServiceError(
-                f"{wheelhouse} does not hold what {REQUIREMENTS.name} asks for today",
+                f"{wheelhouse} does not match {REQUIREMENTS.name}",
                 where="wheelhouse",
                 hint="python -m headrace.serving.packaging   (or delete the folder, to install over the network)",
             )
@@ -112,7 +112,7 @@ def _build_serving_base(docker: Docker, tag: str, base: str, files: dict[str, by
     else:
         arguments += ["--build-arg", "PIP_FROM=", *([] if docker.has_bridge else ["--network", "host"])]
     docker.build(_tar(context), tag, *arguments)
-    # The classic builder leaves the stage that held pip and the wheels as an image without a name.
+    # The classic builder leaves the stage with pip and the wheels behind, as an image without a name.
     docker.run("image", "prune", "--force", "--filter", "label=headrace.stage=packages")
 
 
@@ -122,9 +122,9 @@ def _base_image(docker: Docker, name: str) -> Image:
             docker.run("pull", "--quiet", name, seconds=900)
         except ServiceError as error:
             raise ServiceError(
-                f"the base image {name!r} is not here and cannot be pulled: {error.message}",
+                f"the base image {name!r} is missing and cannot be pulled: {error.message}",
                 where="base_image",
-                hint="set base_image in headrace.toml to a Debian image with Python 3.11 that is here, "
+                hint="set base_image in headrace.toml to a local Debian image with Python 3.11, "
                 "or build one: deploy/ci/base-image.sh",
             ) from None
         image = _require_image(docker, name)
@@ -134,12 +134,12 @@ def _base_image(docker: Docker, name: str) -> Image:
 def _require_image(docker: Docker, tag: str) -> Image:
     image = find_image(docker, tag)
     if image is None:
-        raise ServiceError(f"the engine said it had {tag}, but does not know it", where="docker", hint="docker info")
+        raise ServiceError(f"{tag} was built or pulled, but the engine does not list it", where="docker", hint="docker info")
     return image
 
 
 def _labels(bento: Bento, settings: Settings) -> dict[str, str]:
-    """Everything that is known of the model, and the names that registries and scanners read. No times: see build_image."""
+    """Standard labels for registries and scanners, and the model's identity. Without times, so that builds are reproducible."""
     identity = bento.identity
     standard = {
         "title": f"headrace/{bento.name}",
@@ -154,7 +154,7 @@ def _labels(bento: Bento, settings: Settings) -> dict[str, str]:
 
 
 def _hashes(bento: Bento) -> dict[str, str]:
-    """sha256 of each file of the model."""
+    """The sha256 of each file of the model."""
     return {name: hashlib.sha256(content).hexdigest() for name, content in _read_tree(bento.model_path).items()}
 
 
@@ -167,7 +167,7 @@ def _read_tree(folder: Path) -> dict[str, bytes]:
 
 
 def _tar(files: dict[str, bytes]) -> bytes:
-    """An archive that depends on `files` alone; folders are named, so that no layer takes a folder's time from the clock."""
+    """An archive that depends on `files` only. It has entries for folders, which would get the current time otherwise."""
     folders = {str(parent) for name in files for parent in Path(name).parents if str(parent) != "."}
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:

@@ -1,6 +1,6 @@
-"""What an image holds, as a CycloneDX bill of materials (https://cyclonedx.org): read from the image itself, not from a plan.
+"""The bill of materials of an image (CycloneDX, https://cyclonedx.org), read from the image itself.
 
-It depends on the image's content alone (no clock, no random number), so that equal images have equal bills.
+It depends on the image's content only (no times, no random numbers), so that equal images have equal bills.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from importlib.metadata import distributions
 python = {d.metadata["Name"]: [d.version, d.metadata.get("License-Expression") or ""] for d in distributions()
           if str(d.locate_file("")).startswith("/opt/headrace")}
 dpkg = pathlib.Path("/var/lib/dpkg")
-said = [dpkg / "status", *sorted((dpkg / "status.d").glob("*"))]
+records = [dpkg / "status", *sorted((dpkg / "status.d").glob("*"))]
 debian = {}
-for text in [path.read_text(errors="replace") for path in said if path.is_file()]:
+for text in [path.read_text(errors="replace") for path in records if path.is_file()]:
     for block in text.split("\\n\\n"):
         fields = dict(line.split(": ", 1) for line in block.splitlines() if ": " in line and not line.startswith(" "))
         if "Package" in fields and "Version" in fields:
@@ -36,13 +36,13 @@ for text in [path.read_text(errors="replace") for path in said if path.is_file()
 release = dict(line.split("=", 1) for line in open("/etc/os-release").read().splitlines() if "=" in line)
 print(json.dumps({"python": python, "debian": debian, "system": {k: v.strip('"') for k, v in release.items()}}))
 """
-"""Runs inside the image: Python packages of the service, and what Debian's own records name."""
+"""Script that runs inside the image: lists Python packages of the service and Debian packages."""
 
 
 def packages_of(docker: Docker, image: str) -> dict[str, dict[str, Any]]:
     """`python`: name to [version, licence]; `debian`: name to [version, architecture]; `system`: its os-release."""
-    said = docker.run("run", "--rm", "--network", "none", "--entrypoint", "python3.11", image, "-I", "-c", READER)
-    found: dict[str, dict[str, Any]] = json.loads(said)
+    output = docker.run("run", "--rm", "--network", "none", "--entrypoint", "python3.11", image, "-I", "-c", READER)
+    found: dict[str, dict[str, Any]] = json.loads(output)
     return found
 
 
@@ -50,8 +50,8 @@ def bill_of(bento: Bento, tag: str, base: str, packages: dict[str, dict[str, Any
     """The bill of the image `tag` as CycloneDX 1.6 JSON.
 
     Args:
-        base: the image that it is built on.
-        packages: what `packages_of` found.
+        base: its base image.
+        packages: from `packages_of`.
         served: sha256 of each of the model's files.
     """
     from cyclonedx.model import Property
@@ -114,7 +114,7 @@ def _debian(packages: dict[str, list[str]], system: dict[str, str]) -> list[Comp
 
 
 def keep(folder: Path, tag: str, bill: bytes) -> Path:
-    """Writes the bill beside the project's other records, and returns where."""
+    """Writes the bill to `folder`, and returns its path."""
     path = folder / f"{tag.replace('/', '_').replace(':', '_')}.cdx.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(bill)

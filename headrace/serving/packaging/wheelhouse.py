@@ -1,4 +1,4 @@
-"""The wheels of the serving image, fetched once with this machine's pip settings, so that images build without network."""
+"""Downloads the wheels of the serving image once, with this machine's pip settings, so that images build offline."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ STAMP = "requirements.sha256"
 
 
 def make_wheelhouse(project: Project) -> Path:
-    """Downloads what `deploy/serving/requirements-serving.txt` pins, or finds it there. Returns the folder.
+    """Downloads the packages of `deploy/serving/requirements-serving.txt` if needed. Returns the folder.
 
     Raises:
-        ServiceError: the packages cannot be had.
+        ServiceError: a package cannot be downloaded.
     """
     if is_current(project.wheelhouse):
         return project.wheelhouse
@@ -33,7 +33,7 @@ def make_wheelhouse(project: Project) -> Path:
     beside.mkdir(parents=True)
     try:
         _download(beside)
-        (beside / STAMP).write_text(_wanted() + "\n")
+        (beside / STAMP).write_text(_requirements_digest() + "\n")
         shutil.rmtree(project.wheelhouse, ignore_errors=True)
         beside.rename(project.wheelhouse)
     finally:
@@ -42,17 +42,17 @@ def make_wheelhouse(project: Project) -> Path:
 
 
 def is_current(wheelhouse: Path) -> bool:
-    """Whether the folder holds what the requirements ask for today (the stamp is written when all wheels are there)."""
+    """Whether the folder matches the requirements. Its stamp is written after all wheels."""
     stamp = wheelhouse / STAMP
-    return stamp.is_file() and stamp.read_text().strip() == _wanted()
+    return stamp.is_file() and stamp.read_text().strip() == _requirements_digest()
 
 
-def _wanted() -> str:
+def _requirements_digest() -> str:
     return hashlib.sha256(REQUIREMENTS.read_bytes() + platform.machine().encode()).hexdigest()
 
 
 def _download(folder: Path) -> None:
-    """Wheels for Python 3.11 on Linux, whichever Python this one is."""
+    """Downloads wheels for Python 3.11 on Linux, whichever Python runs this."""
     machine = {"arm64": "aarch64", "AMD64": "x86_64"}.get(platform.machine(), platform.machine())
     platforms = [f"manylinux_{version}_{machine}" for version in GLIBC] + [f"manylinux2014_{machine}", f"linux_{machine}"]
     arguments = [
@@ -81,14 +81,14 @@ def _download(folder: Path) -> None:
         done = subprocess.run([*_pip(Path(scratch)), *arguments], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise ServiceError(
-            f"pip could not download the serving packages:\n{done.stderr.strip()[-2000:]}",
+            f"pip failed to download the serving packages:\n{done.stderr.strip()[-2000:]}",
             where=str(REQUIREMENTS),
-            hint="hint the network or pip's settings, then run the same command",
+            hint="check the network and pip's settings, then run the same command",
         )
 
 
 def _pip(scratch: Path) -> list[str]:
-    """This environment's pip; one that uv made has none, so then a fresh one in `scratch`."""
+    """The command of this environment's pip, or of a new one in `scratch`: an environment made by uv has no pip."""
     if importlib.util.find_spec("pip") is not None:
         return [sys.executable, "-m", "pip"]
     environment = scratch / "venv"
@@ -97,7 +97,7 @@ def _pip(scratch: Path) -> list[str]:
         return [str(environment / "bin" / "python"), "-m", "pip"]
     except subprocess.CalledProcessError as error:
         raise ServiceError(
-            f"no pip here, and none can be made: {error.stderr.strip()[-500:]}",
+            f"pip is missing and cannot be installed: {error.stderr.strip()[-500:]}",
             where=sys.executable,
             hint="install pip in this environment: python -m ensurepip",
         ) from None

@@ -1,4 +1,4 @@
-"""Bentos and images: tags, what they hold, what a killed or repeated build leaves."""
+"""Bentos and images: tags, contents, and what an interrupted or repeated build leaves."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from packaging.utils import canonicalize_name
 from headrace.errors import EngineMissing, HeadraceError, ServiceError
 from headrace.project import Project
 from headrace.serving.packaging import Bento, Image, build_image, find_bento, package, serve_command
-from headrace.serving.packaging.code_files import CODE, REQUIREMENTS, SHARED, served_files
+from headrace.serving.packaging.code_files import CODE, REQUIREMENTS, served_files
 from headrace.serving.packaging.docker import Docker
 from headrace.serving.packaging.image import bento_layer
 from headrace.serving.packaging.sbom import IN_IMAGE
@@ -60,7 +60,7 @@ def test_a_tag_names_model_version_and_content(bento: Bento) -> None:
     assert bento.identity == {**IDENTITY, "model": "halves", "version": "3"}
 
 
-def test_packaging_again_finds_what_is_there(bento: Bento, project: Project, model_dir: Path) -> None:
+def test_packaging_again_finds_the_bento(bento: Bento, project: Project, model_dir: Path) -> None:
     before = contents(project.bentoml_home)
     assert package(model_dir, "halves", "3", IDENTITY, project) == bento
     assert contents(project.bentoml_home) == before
@@ -73,7 +73,7 @@ def test_another_project_gives_the_same_tag(bento: Bento, model_dir: Path, tmp_p
 
 
 @pytest.mark.parametrize("change", ["model", "identity", "version"])
-def test_whatever_changes_gives_another_tag(bento: Bento, project: Project, tmp_path: Path, change: str) -> None:
+def test_each_change_gives_another_tag(bento: Bento, project: Project, tmp_path: Path, change: str) -> None:
     folder = image_model(tmp_path, bias=1.0 if change == "model" else 0.0)
     identity = {**IDENTITY, "data_md5": "other"} if change == "identity" else IDENTITY
     assert package(folder, "halves", "4" if change == "version" else "3", identity, project).tag != bento.tag
@@ -88,21 +88,25 @@ def test_bentoml_finds_the_bento_and_its_model(bento: Bento, project: Project) -
     assert latest.startswith("halves:")
 
 
-def test_a_bento_holds_the_service_and_the_contract_and_nothing_of_training(bento: Bento) -> None:
+def test_a_bento_contains_the_service_and_no_training_code(bento: Bento) -> None:
     code = {name for name in contents(bento.path / "src") if name.endswith(".py")}
     assert code == {name for name in served_files("bentos.models.onnx_model:OnnxModel", CODE) if name.endswith(".py")}
-    assert {name for name in code if name.startswith("headrace")} == {f"headrace/{name}" for name in SHARED}
+    shared = {name for name in code if name.startswith("headrace/")}
+    assert {name for name in shared if not name.startswith("headrace/runtime/")} == {
+        "headrace/__init__.py",
+        "headrace/errors.py",
+    }
 
 
-def test_served_code_imports_nothing_from_the_package_but_what_is_shared() -> None:
-    shared = {f"headrace.{name.removesuffix('.py')}".removesuffix(".__init__") for name in SHARED}
+def test_served_code_imports_only_the_shared_part_of_headrace() -> None:
     for name, file in served_files("bentos.models.onnx_model:OnnxModel", CODE).items():
         if name.endswith(".py"):
             imported = set(re.findall(r"^\s*(?:from|import)\s+(headrace[\w.]*)", file.read_text(), re.MULTILINE))
-            assert imported <= shared, name
+            allowed = {"headrace.runtime"} if name.startswith("bentos/") else {"headrace.runtime", "headrace.errors"}
+            assert {".".join(module.split(".")[:2]) for module in imported} <= allowed, name
 
 
-def test_pinned_serving_packages_are_those_of_the_lock() -> None:
+def test_serving_packages_are_pinned_to_the_versions_of_the_lock() -> None:
     def pins(path: Path) -> dict[str, str]:
         lines = path.read_text().splitlines()
         return dict(re.findall(r"^([\w.-]+)==([^\s;]+)", "\n".join(lines).lower(), re.MULTILINE))
@@ -115,18 +119,18 @@ def test_pinned_serving_packages_are_those_of_the_lock() -> None:
 
 
 @pytest.mark.parametrize("python", ["3.11.0", "3.11.2", "3.11.15"])
-def test_pinned_serving_packages_bring_all_that_they_need_on_every_python(python: str) -> None:
-    """They are installed without dependencies, and a base image's Python may be older than this one (Debian 12: 3.11.2)."""
+def test_pinned_serving_packages_include_all_dependencies_on_every_python(python: str) -> None:
+    """They are installed with --no-deps, and a base image's Python may be older than this one (Debian 12: 3.11.2)."""
     on_linux = {"python_version": "3.11", "python_full_version": python, "extra": ""}
     pinned = {canonicalize_name(name) for name in re.findall(r"^([\w.-]+)==", REQUIREMENTS.read_text(), re.MULTILINE)}
     needed = [(name, Requirement(line)) for name in pinned for line in requires(name) or []]
     missing = {(name, one.name) for name, one in needed if one.marker is None or one.marker.evaluate(on_linux)}
     missing = {(name, other) for name, other in missing if canonicalize_name(other) not in pinned}
-    assert missing == {("tokenizers", "huggingface-hub")}, "tokenizers from files ask no hub"
+    assert missing == {("tokenizers", "huggingface-hub")}, "tokenizers loads files only"
 
 
-def test_a_build_that_is_killed_leaves_nothing_that_is_trusted(model_dir: Path, tmp_path: Path) -> None:
-    """SIGKILL at several moments: each time either no bento or a whole one, and the next run completes it."""
+def test_a_killed_build_leaves_no_incomplete_bento(model_dir: Path, tmp_path: Path) -> None:
+    """SIGKILL at several moments: there is either no bento or a complete one, and the next run completes it."""
     project = make_project(tmp_path / "killed")
     program = (
         f"from pathlib import Path; from headrace.serving.packaging import package; from headrace.project import Project\n"
@@ -152,7 +156,7 @@ def test_a_build_that_is_killed_leaves_nothing_that_is_trusted(model_dir: Path, 
     assert list((project.bentoml_home / "building").iterdir()) == []
 
 
-def test_two_builds_at_once_give_one_bento(model_dir: Path, tmp_path: Path) -> None:
+def test_concurrent_builds_give_one_bento(model_dir: Path, tmp_path: Path) -> None:
     project = make_project(tmp_path / "twice")
     program = (
         f"from pathlib import Path; from headrace.serving.packaging import package; from headrace.project import Project\n"
@@ -165,19 +169,19 @@ def test_two_builds_at_once_give_one_bento(model_dir: Path, tmp_path: Path) -> N
     assert find_bento(project, tags.pop())
 
 
-def test_a_missing_file_or_another_models_contract_is_explained(project: Project, tmp_path: Path) -> None:
+def test_a_missing_file_or_the_contract_of_another_model_is_an_error(project: Project, tmp_path: Path) -> None:
     with pytest.raises(HeadraceError, match=r"model\.onnx is missing"):
         package(tmp_path, "halves", "3", {}, project)
-    with pytest.raises(HeadraceError, match="of model 'trips', not 'halves'"):
+    with pytest.raises(HeadraceError, match="for model 'trips', not 'halves'"):
         package(table_model(tmp_path / "trips"), "halves", "3", {}, project)
 
 
-def test_a_bento_that_is_not_there_is_named(project: Project) -> None:
+def test_a_missing_bento_is_an_error_with_the_command_that_builds_it(project: Project) -> None:
     with pytest.raises(HeadraceError, match=r"halves:9-00000000.*\n.*headrace run halves"):
         serve_command(project, "halves:9-00000000", "127.0.0.1", 3000, 1)
 
 
-def test_a_layer_depends_on_neither_clock_nor_place(bento: Bento) -> None:
+def test_a_layer_does_not_depend_on_times_or_paths(bento: Bento) -> None:
     first = bento_layer(bento, b"")
     for file in bento.path.rglob("*.py"):
         os.utime(file, (time.time() + 1000,) * 2)
@@ -188,7 +192,7 @@ def test_a_layer_depends_on_neither_clock_nor_place(bento: Bento) -> None:
     assert all(member.name.startswith("opt") for member in members)
 
 
-def test_without_an_engine_the_error_says_what_mends_it(project: Project, bento: Bento, tmp_path: Path) -> None:
+def test_without_an_engine_the_error_has_a_hint(project: Project, bento: Bento, tmp_path: Path) -> None:
     settings = Settings(docker_host=f"unix://{tmp_path}/none.sock")
     with pytest.raises(EngineMissing, match="hint: "):
         build_image(project, settings, bento)
@@ -207,25 +211,25 @@ def in_image(image: Image, script: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def test_an_image_is_small_and_a_bento_adds_little(docker_engine: Settings, image: Image) -> None:
+def test_an_image_is_small_and_so_is_the_layer_of_a_bento(docker_engine: Settings, image: Image) -> None:
     history = Docker.connect(docker_engine).run("history", "--human=false", "--format", "{{.Size}}", image.tag)
     newest_layer = next(int(size) for size in history.split() if int(size))
     assert image.size_bytes < 300e6
     assert newest_layer < 1e6
 
 
-def test_an_image_holds_no_training_package_and_no_installer(image: Image) -> None:
+def test_an_image_contains_no_training_package_and_no_installer(image: Image) -> None:
     names = ["torch", "mlflow", "prefect", "dvc", "pandas", "great_expectations", "sklearn", "pip", "setuptools", "bentoml"]
     found = in_image(image, f'python3.11 -c "from importlib.util import find_spec as f; print([n for n in {names} if f(n)])"')
     assert found.strip() == "['bentoml']"
 
 
-def test_an_image_runs_as_nobody(image: Image) -> None:
+def test_an_image_runs_without_privileges(image: Image) -> None:
     assert in_image(image, "id -u").strip() == "65532"
     assert in_image(image, "touch /opt/bento/x 2>/dev/null || echo refused").strip() == "refused"
 
 
-def test_an_image_says_what_it_holds(docker_engine: Settings, image: Image, bento: Bento) -> None:
+def test_an_image_has_labels_with_the_models_identity(docker_engine: Settings, image: Image, bento: Bento) -> None:
     (found,) = Docker.connect(docker_engine).inspect("image", image.tag)
     labels = found["Config"]["Labels"]
     assert labels["org.opencontainers.image.version"] == "3"
@@ -233,7 +237,7 @@ def test_an_image_says_what_it_holds(docker_engine: Settings, image: Image, bent
     assert (labels["headrace.model"], labels["headrace.data_md5"], labels["headrace.bento"]) == ("halves", "d41d", bento.tag)
 
 
-def test_an_image_brings_a_bill_of_what_it_holds(docker_engine: Settings, project: Project, image: Image, bento: Bento) -> None:
+def test_an_image_has_a_bill_of_materials(docker_engine: Settings, project: Project, image: Image, bento: Bento) -> None:
     bill = json.loads(in_image(image, f"cat {IN_IMAGE}"))
     assert (bill["bomFormat"], bill["specVersion"], bill["metadata"]["component"]["type"]) == ("CycloneDX", "1.6", "container")
     found = {component["name"]: component for component in bill["components"]}
@@ -244,16 +248,16 @@ def test_an_image_brings_a_bill_of_what_it_holds(docker_engine: Settings, projec
     assert (model["type"], model["version"]) == ("machine-learning-model", "3")
     graph = next(part for part in model["components"] if part["name"] == "model.onnx")
     assert graph["hashes"][0]["content"] == hashlib.sha256((bento.model_path / "model.onnx").read_bytes()).hexdigest()
-    assert "bash" in found, "the base image's own packages are in the bill"
+    assert "bash" in found, "the bill lists the packages of the base image"
     (kept,) = (project.state / "sbom").glob("*.cdx.json")
     assert json.loads(kept.read_text()) == bill
 
 
-def test_no_layer_holds_a_key_or_a_token(docker_engine: Settings, image: Image) -> None:
+def test_no_layer_contains_a_key_or_a_token(docker_engine: Settings, image: Image) -> None:
     saved = subprocess.run(["docker", "save", image.tag], check=True, capture_output=True).stdout
     names = [member.name for member in _members(saved)]
     assert any(name.endswith("bentos/serve.py") for name in names)
-    secret = re.compile(r"(^|/)(\.headrace|keys|guard|[^/]*\.token|[^/]*\.key|signing\.pem|\.env|headrace\.toml)(/|$)")
+    secret = re.compile(r"(^|/)(\.headrace|keys|token-keys|[^/]*\.token|[^/]*\.key|signing\.pem|\.env|headrace\.toml)(/|$)")
     assert [name for name in names if secret.search(name)] == []
 
 
@@ -268,7 +272,7 @@ def _members(saved: bytes) -> list[tarfile.TarInfo]:
     return found
 
 
-def test_the_same_bento_built_afresh_has_the_same_tag_and_layers(
+def test_rebuilding_a_bento_gives_the_same_tag_and_layers(
     docker_engine: Settings, project: Project, bento: Bento, image: Image
 ) -> None:
     docker = Docker.connect(docker_engine)
@@ -282,7 +286,7 @@ def test_the_same_bento_built_afresh_has_the_same_tag_and_layers(
     assert after["RootFS"]["Layers"] == before["RootFS"]["Layers"]
 
 
-def test_a_wheelhouse_of_yesterday_is_refused(docker_engine: Settings, bento: Bento, image: Image, tmp_path: Path) -> None:
+def test_an_outdated_wheelhouse_is_refused(docker_engine: Settings, bento: Bento, image: Image, tmp_path: Path) -> None:
     project = make_project(tmp_path / "stale")
     (project.wheelhouse).mkdir()
     base = f"{docker_engine.base_image.partition(':')[0]}:stale-test"
@@ -295,9 +299,9 @@ def test_a_wheelhouse_of_yesterday_is_refused(docker_engine: Settings, bento: Be
         docker.run("image", "rm", "--force", base)
 
 
-def test_a_base_image_that_cannot_be_had_is_named(docker_engine: Settings, project: Project, bento: Bento) -> None:
-    settings = docker_engine.model_copy(update={"base_image": "127.0.0.1:1/nobody/nothing:1"})
-    with pytest.raises(ServiceError, match=r"127\.0\.0\.1:1/nobody/nothing:1.*cannot be pulled") as refused:
+def test_a_base_image_that_cannot_be_pulled_is_an_error(docker_engine: Settings, project: Project, bento: Bento) -> None:
+    settings = docker_engine.model_copy(update={"base_image": "127.0.0.1:1/missing/image:1"})
+    with pytest.raises(ServiceError, match=r"127\.0\.0\.1:1/missing/image:1.*cannot be pulled") as refused:
         build_image(project, settings, bento)
     assert "base_image" in str(refused.value.hint)
 
@@ -311,5 +315,5 @@ def _dockerfile(text: str) -> bytes:
     return buffer.getvalue()
 
 
-def test_identity_is_json_that_anybody_reads(bento: Bento) -> None:
+def test_identity_is_plain_json(bento: Bento) -> None:
     assert json.loads((bento.model_path / "identity.json").read_text())["run_id"] == "r1"
