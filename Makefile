@@ -7,13 +7,17 @@ READY := .venv/.ready
 FIND_LINKS := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS))
 RECIPE ?= digits
 WORKERS ?= 3
+MARKERS := not exhaustive
 
-.PHONY: run test setup check unit lock recipes bench bench-gate audit clean help
+.PHONY: run test test-all setup check unit reference lock recipes bench bench-gate audit clean help
 
 run: $(READY)  ## release a model (RECIPE=digits): ends with a working, balanced endpoint
 	@$(BIN)/headrace run $(RECIPE)
 
-test: check unit  ## all checks and all tests
+test: check unit  ## all checks and tests, but the exhaustive ones
+
+test-all: MARKERS :=
+test-all: check unit  ## all of them: also every recipe and every point at which a release may be killed (twice as long)
 
 setup: $(READY)  ## make .venv with everything that requirements.lock pins
 
@@ -37,7 +41,10 @@ check: $(READY)  ## ruff, mypy --strict, and the direction of imports
 
 unit: $(READY)  ## the tests (PYTEST_ARGS="-k gate" for some; WORKERS=0: in one process)
 	@# workers share the cores: a network that takes them all for itself slows every other test down
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "$(MARKERS)" $(PYTEST_ARGS)
+
+reference: $(READY)  ## write docs/reference/ from the docstrings of recipe and settings
+	$(BIN)/python -m headrace.recipe.reference
 
 lock: $(READY)  ## resolve requirements.lock again
 	$(BIN)/uv pip compile pyproject.toml --extra dev $(FIND_LINKS) --no-header --no-annotate --quiet --output-file requirements.lock

@@ -202,7 +202,7 @@ def _clear(made: Clone) -> None:
         with contextlib.suppress(psutil.Error):
             process.kill()
     psutil.wait_procs(left, timeout=10)
-    shutil.rmtree(made.project.runtime, ignore_errors=True)
+    shutil.rmtree(made.project.runtime_dir, ignore_errors=True)
 
 
 @contextmanager

@@ -40,7 +40,7 @@ READY_SECONDS = 120.0
 
 
 class Load:
-    """Three clients of the gateway, two keeping their connection and one that opens a new connection for each request, until the block ends."""
+    """Sends requests from three clients until the block ends: two keep their connection, one opens a new one each time."""
 
     def __init__(self, made: Clone, model: str) -> None:
         self.milliseconds: list[float] = []

@@ -21,7 +21,7 @@ servers were started and measured one after another, {rounds} times over: of eac
 All servers answer the same request, one image of 28 × 28 pixels, with the same small CNN (two convolutions, 10 classes, random
 weights), in one process with one thread for the model. Headrace checks the token, holds the request against the contract,
 meters it, records the answer and counts it for Prometheus, as it always does. *Binary* is the Open Inference Protocol with
-binary tensors; *door* is through Envoy, which checks the token too. The floor checks nothing."""
+binary tensors; *gateway* is through Envoy, which checks the token too. The floor checks nothing."""
 
 
 @dataclass

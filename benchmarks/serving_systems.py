@@ -190,7 +190,7 @@ def _token(place: Place) -> str:
     return token
 
 
-def _behind_the_door(ask: Ask) -> Open:
+def _behind_the_gateway(ask: Ask) -> Open:
     @contextmanager
     def open_both(place: Place, port: int) -> Iterator[Running]:
         settings = Settings(gateway_port=port + 1, gateway_admin_port=port + 2)
@@ -354,8 +354,8 @@ SYSTEMS = {
     "floor": System("floor: Starlette, raw bytes", "ONNX Runtime, nothing checked", script("floor.py", FLOOR_ASK)),
     "binary": System("Headrace, binary", "all on", _headrace(_binary_ask())),
     "json": System("Headrace, JSON", "all on", _headrace(V1_ASK)),
-    "door-binary": System("Headrace, binary, door", "through Envoy", _behind_the_door(_binary_ask())),
-    "door-json": System("Headrace, JSON, door", "through Envoy", _behind_the_door(V1_ASK)),
+    "gateway-binary": System("Headrace, binary, gateway", "through Envoy", _behind_the_gateway(_binary_ask())),
+    "gateway-json": System("Headrace, JSON, gateway", "through Envoy", _behind_the_gateway(V1_ASK)),
     "fastapi-tuned": System("FastAPI, tuned", "orjson, ONNX Runtime", script("fastapi_tuned.py")),
     "fastapi-torch": System("FastAPI with torch", "as in its tutorials", script("fastapi_torch.py")),
     "bentoml": System("BentoML", "as in its quickstart, ONNX Runtime", bentoml_service("bentoml_stock:Digits")),
