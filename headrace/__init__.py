@@ -1,3 +1,3 @@
-"""Headrace: the functions that carry data to a running, governed model endpoint. Importing it does nothing."""
+"""Headrace: from data to a governed model endpoint. Importing this package has no side effects."""
 
-__version__ = "0.1.0"
+from headrace.runtime import __version__ as __version__

@@ -1,7 +1,4 @@
-"""Files whose lines are only ever added, one JSON object each, with the sha256 of the line before it.
-
-A line changed or taken out later shows.
-"""
+"""Append-only logs: one JSON object per line, each with the sha256 of the line before, so that later changes are detected."""
 
 from __future__ import annotations
 
@@ -16,54 +13,54 @@ from pydantic import BaseModel, ConfigDict
 
 from headrace.errors import HeadraceError
 
-START = "0" * 64
+FIRST = "0" * 64
 
 
-class Link(BaseModel):
-    """One line."""
+class LogEntry(BaseModel):
+    """One line of a log."""
 
     model_config = ConfigDict(frozen=True)
-    previous: str = START
-    """The sha256 of the line before."""
+    previous: str = FIRST
+    """sha256 of the line before."""
 
 
-L = TypeVar("L", bound=Link)
+E = TypeVar("E", bound=LogEntry)
 
 
-def add(path: Path, make: Callable[[str], L]) -> L:
-    """Adds the line that `make` gives for the sha256 of the one before it; synced to disk before it returns."""
+def append(path: Path, make: Callable[[str], E]) -> E:
+    """Appends the entry that `make` returns for the sha256 of the last line. It is synced to disk when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
-        _mend_tail(path)
+        _remove_partial_line(path)
         lines = _lines(path)
-        link = make(_sha256(lines[-1]) if lines else START)
+        entry = make(_sha256(lines[-1]) if lines else FIRST)
         with path.open("a", encoding="utf-8") as handle:
-            handle.write(link.model_dump_json() + "\n")
+            handle.write(entry.model_dump_json() + "\n")
             handle.flush()
             os.fsync(handle.fileno())
-    return link
+    return entry
 
 
-def read(path: Path, kind: type[L], what: str) -> list[L]:
-    """All lines, oldest first.
+def read_entries(path: Path, cls: type[E], name: str) -> list[E]:
+    """Returns all entries, oldest first. `name` is the log's name in messages.
 
     Raises:
-        HeadraceError: a line of `what` was changed or taken out.
+        HeadraceError: a line was changed or removed.
     """
-    found, previous = [], START
+    found, previous = [], FIRST
     for number, line in enumerate(_lines(path), start=1):
         try:
-            link = kind.model_validate_json(line)
+            entry = cls.model_validate_json(line)
         except ValueError:
-            link = None
-        if link is None or link.previous != previous:
+            entry = None
+        if entry is None or entry.previous != previous:
             raise HeadraceError(
-                f"the {what} was changed here: this line does not follow the one before it",
+                f"the {name} was modified: this line does not match the one before it",
                 where=f"{path}:{number}",
                 hint=f"restore {path.parent.name}/{path.name} from a backup",
             )
         previous = _sha256(line)
-        found.append(link)
+        found.append(entry)
     return found
 
 
@@ -75,16 +72,16 @@ def _lines(path: Path) -> list[str]:
     if not path.exists():
         return []
     text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]  # a line without its end is one that a kill cut: it was never recorded
-    return [line for line in whole.split("\n") if line]
+    complete = text[: text.rfind("\n") + 1]  # a killed process may have left a partial line, which does not count
+    return [line for line in complete.split("\n") if line]
 
 
-def _mend_tail(path: Path) -> None:
-    """Cuts off a last line that a kill left unfinished."""
+def _remove_partial_line(path: Path) -> None:
+    """Removes a partial last line, which a killed process may have left."""
     if not path.exists():
         return
     content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) != len(content):
+    complete = content[: content.rfind(b"\n") + 1]
+    if len(complete) != len(content):
         with path.open("r+b") as handle:
-            handle.truncate(len(whole))
+            handle.truncate(len(complete))

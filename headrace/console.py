@@ -1,4 +1,4 @@
-"""What Headrace prints: steps and bars on standard error, results on standard output."""
+"""Terminal output: steps and progress bars on standard error, results on standard output."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BAR_SECONDS = 0.1
 
 @cache
 def err() -> Console:
-    """Standard error, where progress goes, so that standard output stays clean for `--json`."""
+    """The console on standard error, for progress; standard output is for results and `--json`."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, soft_wrap=True)
@@ -30,32 +30,33 @@ def err() -> Console:
 
 @cache
 def out() -> Console:
+    """The console on standard output."""
     from rich.console import Console
 
     return Console(highlight=False, soft_wrap=True)
 
 
-def program() -> str:
-    """What a shell calls this program by: its name where PATH leads to it, else where it lies (`make run` needs no PATH)."""
-    lies = Path(sys.executable).with_name("headrace")
+def command_name() -> str:
+    """Returns the command that starts this program: its name if it is on PATH, otherwise its path (after `make run`)."""
+    path = Path(sys.executable).with_name("headrace")
     found = shutil.which("headrace")
-    if not lies.exists() or (found is not None and Path(found).samefile(lies)):
+    if not path.exists() or (found is not None and Path(found).samefile(path)):
         return "headrace"
-    return shlex.quote(str(lies.relative_to(Path.cwd()) if lies.is_relative_to(Path.cwd()) else lies))
+    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
 
 
 def report(line: str) -> None:
-    """One line of detail below the step under way."""
+    """Prints one line of detail below the current step."""
     err().print(f"  [dim]{_escaped(line)}[/dim]")
 
 
 def step(name: str, detail: str = "") -> None:
-    """Announces a step."""
+    """Prints the name of a step that begins."""
     err().print(f"[bold cyan]▸[/bold cyan] [bold]{name}[/bold]  {_escaped(detail)}".rstrip())
 
 
 def error(text: str) -> None:
-    """An error on standard error, its hint on a line of its own."""
+    """Prints an error to standard error, with its hint on a separate line."""
     head, *rest = text.split("\n")
     err().print(f"[bold red]error[/bold red] {_escaped(head)}")
     for line in rest:
@@ -63,34 +64,36 @@ def error(text: str) -> None:
 
 
 class Bar:
-    """A progress bar; without a terminal it prints a line at each `say` instead."""
+    """A progress bar; without a terminal, `set_description` prints a line instead."""
 
     def __init__(self, name: str, total: int, progress: Progress | None) -> None:
         self._name, self._total, self._progress = name, total, progress
-        self._task: TaskID | None = progress.add_task(name, total=total, said="") if progress else None
-        self._moved = 0.0
+        self._task: TaskID | None = progress.add_task(name, total=total, detail="") if progress else None
+        self._updated = 0.0
 
     @property
-    def is_drawn(self) -> bool:
-        """Whether there is a terminal to draw on."""
+    def is_visible(self) -> bool:
+        """Whether there is a terminal that shows the bar."""
         return self._progress is not None
 
-    def move(self, done: int) -> None:
-        if self._progress is None or self._task is None or time.monotonic() - self._moved < BAR_SECONDS:
-            return  # a tenth of a second is smooth enough; drawing each step would slow small models
-        self._moved = time.monotonic()
+    def update(self, done: int) -> None:
+        """Sets the number of completed steps."""
+        if self._progress is None or self._task is None or time.monotonic() - self._updated < BAR_SECONDS:
+            return  # drawing each step would slow the training of small models down
+        self._updated = time.monotonic()
         self._progress.update(self._task, completed=done)
 
-    def say(self, text: str) -> None:
+    def set_description(self, text: str) -> None:
+        """Sets the text beside the bar."""
         if self._progress is None or self._task is None:
             report(text)
         else:
-            self._progress.update(self._task, said=text)
+            self._progress.update(self._task, detail=text)
 
 
 @contextmanager
 def bar(name: str, total: int) -> Iterator[Bar]:
-    """A bar of `total` steps on standard error."""
+    """Shows a progress bar of `total` steps on standard error."""
     if not sys.stderr.isatty():
         yield Bar(name, total, None)
         return
@@ -101,7 +104,7 @@ def bar(name: str, total: int) -> Iterator[Bar]:
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[said]}"),
+        TextColumn("{task.fields[detail]}"),
     )
     with Progress(*columns, console=err(), transient=True) as progress:
         yield Bar(name, total, progress)

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside, synced, then renamed."""
+"""Atomic file writes: to a temporary file in the same folder, synced, then renamed."""
 
 from __future__ import annotations
 
@@ -15,54 +15,54 @@ from headrace.errors import DamagedFile, DiskFull
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Gives a path to write to; when the block ends well its file takes the place of `path`, else nothing changed.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yields a temporary path; when the block ends without an error, the file there replaces `path`.
 
     Raises:
         DiskFull: no space is left.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        yield beside
-        with beside.open("rb") as handle:
+        yield temporary
+        with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
-        beside.replace(path)
-    except Exception as error:  # torch says RuntimeError of a full disk, with the OSError as its context
+        temporary.replace(path)
+    except Exception as error:  # torch raises RuntimeError for a full disk, with the OSError as its context
         if is_disk_full(error):
             raise DiskFull(
                 f"no space left to write {path.name}", where=str(path.parent), hint="free some space, then run the same command"
             ) from None
         raise
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes `text` whole or not at all."""
-    with whole(path) as beside:
-        beside.write_text(text, encoding="utf-8")
+    """Writes `text`, completely or not at all."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_secret(path: Path, text: str) -> None:
-    """Writes `text` whole or not at all, for this user alone: file and folder are closed to all others."""
+    """Writes `text`, completely or not at all, to a file in a folder that this user only can read."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.parent.chmod(0o700)
-    with whole(path) as beside:
-        beside.touch(mode=0o600)
-        beside.chmod(0o600)  # before it holds anything, also where a kill left one behind
-        beside.write_text(text, encoding="utf-8")
+    with atomic_write(path) as temporary:
+        temporary.touch(mode=0o600)
+        temporary.chmod(0o600)  # before anything is written; the file may exist from a killed process
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as JSON, whole or not at all."""
+    """Writes `value` as JSON, completely or not at all."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_with(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` make the file, whole or not at all."""
-    with whole(path) as beside:
-        write(beside)
+    """Calls `write` with a temporary path; the file is written completely or not at all."""
+    with atomic_write(path) as temporary:
+        write(temporary)
 
 
 def read_json(path: Path, hint: str = "restore the file from a backup, or remove it and run the command again") -> Any:
@@ -90,7 +90,7 @@ def read_cached_json(path: Path) -> Any:
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether `error`, or what caused it, is a full disk."""
+    """Whether `error` or its cause is a full disk."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True

@@ -22,21 +22,21 @@ CLASS_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 def is_dotted(name: str) -> bool:
-    """Whether `name` is the path of a class rather than an entry of a registry."""
+    """Whether `name` is the path of a class, not the name of a built-in one."""
     return ":" in name
 
 
-def importable(root: Path) -> None:
-    """Lets modules of the project be imported, whichever way this process was started."""
+def add_to_import_path(root: Path) -> None:
+    """Makes the modules of a project importable in this process."""
     if str(root) not in sys.path:
         sys.path.append(str(root))
 
 
 def load_class(path: str) -> type[Any]:
-    """The class at `module:Class`.
+    """Imports the class at `module:Class`.
 
     Raises:
-        ValueError: there is no such module or class, or its import fails; with the near miss.
+        ValueError: the module or class does not exist, with the near miss; or its import fails.
     """
     module_name, _, name = path.partition(":")
     try:
@@ -44,8 +44,8 @@ def load_class(path: str) -> type[Any]:
     except ModuleNotFoundError as error:
         if error.name is None or not (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise ValueError(f"{path!r} cannot be imported: {error}") from error
-        raise ValueError(f"{path!r}: no module {error.name!r}; {near_miss(error.name, _own_modules())}") from None
-    except Exception as error:  # whatever a module of the user's does at its import
+        raise ValueError(f"{path!r}: no module {error.name!r}; {near_miss(error.name, _project_modules())}") from None
+    except Exception as error:  # a module of the user can raise anything
         raise ValueError(f"{path!r} cannot be imported: {type(error).__name__}: {error}") from error
     found = getattr(module, name, None)
     if not isinstance(found, type):
@@ -54,8 +54,8 @@ def load_class(path: str) -> type[Any]:
     return found
 
 
-def _own_modules() -> list[str]:
-    """Modules of the projects that `importable` made known."""
+def _project_modules() -> list[str]:
+    """Names of the modules in the roots of projects that were added to the import path."""
     roots = [Path(entry) for entry in sys.path if (Path(entry) / "recipes").is_dir()]
     found = [path for root in roots for path in root.glob("*") if path.suffix == ".py" or (path / "__init__.py").is_file()]
     return [path.stem for path in found]

@@ -1,4 +1,4 @@
-"""Where things lie. One `Project` a clone; every path of the house is named here and nowhere else."""
+"""The paths of a project. All paths inside a clone are defined here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from headrace.errors import UsageError
 
 @dataclass(frozen=True)
 class Project:
-    """The folder that holds `recipes/` and `dvc.yaml`, and the places beneath it."""
+    """The folder with `recipes/` and `dvc.yaml`, and paths in it."""
 
     root: Path
 
@@ -28,7 +28,7 @@ class Project:
 
     @property
     def state(self) -> Path:
-        """What a running Headrace keeps on this machine: logs, sockets, locks, configuration of servers."""
+        """State of the services on this machine: logs, locks, keys, configuration of servers."""
         return self.root / ".headrace"
 
     @property
@@ -42,7 +42,7 @@ class Project:
         return self.state / "data_docs"
 
     def validation_report(self, recipe: str) -> Path:
-        """The last validation of a batch, or of all, whether it passed or not."""
+        """Report of the last validation, passed or not."""
         return self.state / "validation" / f"{recipe}.json"
 
     @property
@@ -74,27 +74,27 @@ class Project:
 
     @property
     def keys(self) -> Path:
-        """The key that signs tokens, and the operator's token: for this user alone."""
+        """The key that signs tokens, and the operator token; readable by this user only."""
         return self.state / "keys"
 
     @property
     def tls(self) -> Path:
-        """The project's own authority; clients trust `authority.pem`."""
+        """The project's certificate authority; clients trust `authority.pem`."""
         return self.state / "tls"
 
     @property
     def usage(self) -> Path:
-        """What replicas count: one folder each, and the sums of those that are gone."""
+        """Usage: a folder per running replica, and the sums of the stopped ones."""
         return self.state / "usage"
 
     @property
     def quotas(self) -> Path:
-        """Where the replicas of this machine count daily quotas together."""
+        """Shared counters of daily quotas of all replicas on this machine."""
         return self.state / "quotas"
 
     @property
-    def audit(self) -> Path:
-        """Every administrative act, one line each."""
+    def audit_log(self) -> Path:
+        """The audit log: one line per administrative action."""
         return self.mlruns / "audit.jsonl"
 
     @property
@@ -103,18 +103,18 @@ class Project:
 
     @property
     def wheelhouse(self) -> Path:
-        """Wheels of the serving image; used offline when the folder is there."""
+        """Wheels for the serving image; if the folder exists, images are built from it without network."""
         return self.root / "wheelhouse"
 
     @property
-    def runtime(self) -> Path:
-        """Sockets, in a short path: a Unix socket's address may not exceed 107 bytes."""
+    def runtime_dir(self) -> Path:
+        """Sockets and configuration of supervisord, in a short path: a Unix socket's address is limited to 107 bytes."""
         digest = hashlib.sha256(str(self.root).encode()).hexdigest()[:12]
         base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
         return Path(base) / f"headrace-{os.getuid()}-{digest}"
 
-    def raw(self, recipe: str) -> Path:
-        """`data/<recipe>/`: one Parquet file a batch, read in the order of their names."""
+    def raw_data(self, recipe: str) -> Path:
+        """`data/<recipe>/`: one Parquet file per batch, read in the order of their names."""
         return self.data / recipe
 
     def artifacts(self, recipe: str) -> Path:
@@ -123,20 +123,20 @@ class Project:
 
 
 def find_project(start: Path | None = None) -> Project:
-    """The project around `start` (the working folder by default), or the one `HEADRACE_ROOT` names.
+    """Returns the project that contains `start` (by default the working folder), or the one in `HEADRACE_ROOT`.
 
     Raises:
-        UsageError: no folder upwards holds both `recipes/` and `dvc.yaml`.
+        UsageError: neither the folder nor one above it has both `recipes/` and `dvc.yaml`.
     """
-    named = os.environ.get("HEADRACE_ROOT")
-    here = Path(named) if named else (start or Path.cwd())
-    for folder in [here.resolve(), *here.resolve().parents]:
+    root = os.environ.get("HEADRACE_ROOT")
+    start = Path(root) if root else (start or Path.cwd())
+    for folder in [start.resolve(), *start.resolve().parents]:
         if (folder / "recipes").is_dir() and (folder / "dvc.yaml").is_file():
             return Project(folder)
-        if named:
+        if root:
             break
     raise UsageError(
-        f"no Headrace project at {here}" + ("" if named else " or above it") + " (looked for recipes/ and dvc.yaml)",
-        where="HEADRACE_ROOT" if named else None,
-        hint="run the command inside a clone of the project, or set HEADRACE_ROOT to one",
+        f"no Headrace project at {start}" + ("" if root else " or above it") + " (searched for recipes/ and dvc.yaml)",
+        where="HEADRACE_ROOT" if root else None,
+        hint="run the command in a clone of the project, or set HEADRACE_ROOT to one",
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from headrace.errors import DamagedFile, DiskFull
-from headrace.files import is_disk_full, read_cached_json, read_json, whole, write_json, write_text, write_with
+from headrace.files import atomic_write, is_disk_full, read_cached_json, read_json, write_json, write_text, write_with
 from tests.paths import ROOT
 
 
@@ -25,7 +25,7 @@ def test_a_file_takes_its_place_when_the_block_ends(tmp_path: Path) -> None:
     path = tmp_path / "made" / "on" / "the way.json"
     write_json(path, {"ü": [1, None]})
     assert read_json(path) == {"ü": [1, None]}
-    with whole(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_text("new")
         assert read_json(path) == {"ü": [1, None]}, "readers see the old file until the new one is whole"
     assert path.read_text() == "new"
@@ -36,7 +36,7 @@ def test_a_file_takes_its_place_when_the_block_ends(tmp_path: Path) -> None:
 def test_an_exception_leaves_the_old_file(error: BaseException, tmp_path: Path) -> None:
     path = tmp_path / "kept"
     write_text(path, "old")
-    with pytest.raises(type(error)), whole(path) as beside:
+    with pytest.raises(type(error)), atomic_write(path) as beside:
         beside.write_text("half")
         raise error
     assert path.read_text() == "old" and names(tmp_path) == ["kept"]
@@ -49,10 +49,10 @@ def test_a_kill_leaves_the_old_file(event: str, tmp_path: Path) -> None:
     child = f"""
 import os, signal, sys
 from pathlib import Path
-from headrace.files import whole
+from headrace.files import atomic_write
 die = lambda: os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(lambda name, _: die() if name == {event!r} else None)
-with whole(Path({str(path)!r})) as beside:
+with atomic_write(Path({str(path)!r})) as beside:
     beside.write_text("half")
     if {event!r} == "half":
         die()

@@ -59,7 +59,7 @@ def _hint(error: CallFailed, model: str | None, address: str, has_token: bool) -
     if isinstance(error, InvalidInput):
         from headrace import console
 
-        bearer = f' -H "authorization: Bearer $({console.program()} tokens show)"' if has_token else ""
+        bearer = f' -H "authorization: Bearer $({console.command_name()} tokens show)"' if has_token else ""
         return f"see the fields of the model: curl{bearer} {address}/v1/models/{model}"
     again = "run the command again; " if isinstance(error, StreamInterrupted) and error.code is None else ""
     return f"{again}headrace logs {model}"

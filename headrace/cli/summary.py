@@ -43,7 +43,7 @@ def curl(model: str, project: Project, settings: Settings) -> str:
     if settings.tls == "self_signed":
         call += f" --cacert {shlex.quote(str(authority(project)))}"
     if settings.access == "tokens":
-        call += f' -H "authorization: Bearer $({console.program()} tokens show)"'
+        call += f' -H "authorization: Bearer $({console.command_name()} tokens show)"'
     return f"{call} {base} | python3 -c \"{sample}\" | {call} {base}/predict -H 'content-type: application/json' -d @-"
 
 

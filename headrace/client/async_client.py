@@ -18,7 +18,7 @@ from headrace.client.connection import Token, Verify
 from headrace.client.errors import CallFailed, StreamInterrupted, TimedOut
 from headrace.client.requests import ApiRequest, EventParser
 from headrace.client.retries import RetryBudget
-from headrace.files import whole
+from headrace.files import atomic_write
 
 
 class AsyncClient:
@@ -95,7 +95,7 @@ class AsyncClient:
 
     async def result(self, model: str, batch: str, to: str | Path) -> Path:
         call = requests.batches_request(model, batch, "/result")
-        with whole(Path(to)) as beside, connection.translated_errors(call, self._address):
+        with atomic_write(Path(to)) as beside, connection.translated_errors(call, self._address):
             async with self._open(call, self._timeout) as response:
                 await self._check(response, call)
                 with beside.open("wb") as handle:

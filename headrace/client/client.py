@@ -16,7 +16,7 @@ from headrace.client.connection import Token, Verify
 from headrace.client.errors import CallFailed, StreamInterrupted, TimedOut
 from headrace.client.requests import ApiRequest, EventParser
 from headrace.client.retries import RetryBudget
-from headrace.files import whole
+from headrace.files import atomic_write
 
 FIRST_POLL_SECONDS, LAST_POLL_SECONDS = 0.2, 5.0
 """Pauses between polls of a batch: the first and the longest."""
@@ -140,7 +140,7 @@ class Client:
         """Writes the answers of a finished batch to the file `to`, completely or not at all."""
         call = requests.batches_request(model, batch, "/result")
         with (
-            whole(Path(to)) as beside,
+            atomic_write(Path(to)) as beside,
             connection.translated_errors(call, self._address),
             self._open(call, self._timeout) as response,
             beside.open("wb") as handle,

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from headrace import renamed
 from headrace.errors import RecipeError, near_miss
-from headrace.plugins import importable, is_dotted
+from headrace.plugins import add_to_import_path, is_dotted
 from headrace.project import Project
 from headrace.recipe.data import DataConfig
 from headrace.recipe.gate import GateConfig
@@ -125,7 +125,7 @@ def load_recipe(name: str, project: Project, *, translate_renamed: bool = False)
             hint="name an existing recipe, or write a new one: headrace new NAME --data FILE --target COLUMN",
         )
     where = str(path.relative_to(project.root))
-    importable(project.root)
+    add_to_import_path(project.root)
     recipe = parse_recipe(path.read_text(encoding="utf-8"), where, translate_renamed=translate_renamed)
     if recipe.name != name:
         raise RecipeError(f"name: {recipe.name!r} differs from the name of the file", where=where, hint=f"write `name: {name}`")

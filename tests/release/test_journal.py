@@ -41,7 +41,7 @@ def test_a_changed_or_missing_line_is_found(book: Project, tamper: object) -> No
         journal.record(book, "released", "digits", version, {})
     lines = book.journal.read_text().splitlines()
     book.journal.write_text("\n".join(tamper(lines)) + "\n")  # type: ignore[operator]
-    with pytest.raises(HeadraceError, match="journal was changed"):
+    with pytest.raises(HeadraceError, match="journal was modified"):
         journal.entries(book)
 
 

@@ -51,13 +51,13 @@ def test_a_tokens_facts_are_shown_in_readable_units(project: Project) -> None:
 def test_a_changed_or_missing_line_is_found_but_for_the_last_that_nothing_follows(project: Project, number: int) -> None:
     for act in ("up", "tokens issue", "down", "up"):
         audit.record(project, act, {"n": 1})
-    lines = project.audit.read_text().splitlines()
+    lines = project.audit_log.read_text().splitlines()
     for tampered in (
         [*lines[:number], *lines[number + 1 :]],
         [*lines[:number], lines[number].replace("1}", "2}"), *lines[number + 1 :]],
     ):
-        project.audit.write_text("\n".join(tampered) + "\n")
-        with pytest.raises(HeadraceError, match="audit log was changed"):
+        project.audit_log.write_text("\n".join(tampered) + "\n")
+        with pytest.raises(HeadraceError, match="audit log was modified"):
             audit.entries(project)
 
 
