@@ -69,7 +69,7 @@ class LanguageModel(ServedModel):
     """Logits `(B, L, V)` of the next token; targets are those tokens `(B, L)`, with `PAD` where none follows."""
 
     metric_name = "bits_per_token"
-    rows_at_once = 16
+    max_evaluation_batch = 16
 
     def __init__(self, network: LanguageNetwork) -> None:
         super().__init__(AsIs(), network)
@@ -83,7 +83,7 @@ class LanguageModel(ServedModel):
     def metric(self, raw: Tensor, target: Tensor) -> Tensor:
         return self.loss(raw, target) / math.log(2)
 
-    def counted(self, target: Tensor) -> Tensor:
+    def count_items(self, target: Tensor) -> Tensor:
         return (target != PAD).sum()
 
 

@@ -90,4 +90,4 @@ def bags(graph: Graph) -> Bags:
 
 def matrix(graph: Graph) -> Tensor:
     """The features of all nodes, in full."""
-    return torch.from_numpy(graph.part(np.arange(len(graph.ids))).features)
+    return torch.from_numpy(graph.subgraph(np.arange(len(graph.ids))).features)

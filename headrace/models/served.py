@@ -25,7 +25,7 @@ class ServedModel(nn.Module):
     """What a training row of each class counts for, `(classes,)`; nothing where all count the same."""
     calibrations: ClassVar[frozenset[str]] = frozenset()
     """What `calibrate` can be asked to fit."""
-    rows_at_once: ClassVar[int] = 4096
+    max_evaluation_batch: ClassVar[int] = 4096
     """Most rows that are evaluated together, where a row's answer is large."""
     is_preprocessed: bool = False
     """Whether `raw` takes what `preprocess` gives: in training, where rows are preprocessed once."""
@@ -56,7 +56,7 @@ class ServedModel(nn.Module):
         """Mean of `metric_name` over a batch, a scalar: what a person watches beside the loss."""
         raise TypeError(f"{type(self).__name__} has no metric")
 
-    def counted(self, target: Tensor) -> int | Tensor:
+    def count_items(self, target: Tensor) -> int | Tensor:
         """What `loss` and `metric` are means over, of these targets: rows, or such as tokens. Of several processes that share
         a batch each one weighs as much as it counts."""
         return len(target)
@@ -79,6 +79,17 @@ class ServedModel(nn.Module):
     def describe(self) -> dict[str, Any]:
         """Fields of the contract that the weights decide."""
         return {}
+
+
+class LossModule(nn.Module):
+    """A model and its loss as one module: torch.compile compiles it, and DDP wraps it."""
+
+    def __init__(self, model: ServedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: tuple[Tensor, ...], target: Tensor) -> Tensor:
+        return self.model.loss(self.model.raw(*inputs), target)
 
 
 class Classifier(ServedModel):

@@ -30,7 +30,7 @@ class Summarising(ServedModel):
 
     metric_name = "token_accuracy"
     loss_options = frozenset({"label_smoothing"})
-    rows_at_once = 32  # a row's answer is its tokens times the vocabulary: a megabyte
+    max_evaluation_batch = 32  # a row's answer is its tokens times the vocabulary: a megabyte
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__(AsIs(), network)
@@ -47,7 +47,7 @@ class Summarising(ServedModel):
         wanted = _beside(raw, target)
         return (raw.argmax(dim=1) == wanted).sum() / (wanted != IGNORED).sum()
 
-    def counted(self, target: Tensor) -> Tensor:
+    def count_items(self, target: Tensor) -> Tensor:
         return (target != IGNORED).sum()
 
 

@@ -19,7 +19,7 @@ from headrace.models.parity import PARITY_ROWS, check_parity
 from headrace.models.schema import Numeric, Schema, Shape
 from headrace.runtime.contract import Contract, ContractViolation, Feeds, InputField
 from headrace.runtime.graph import Subgraph, undirected
-from headrace.runtime.graph_batch import GraphReader, batch, run_by_size
+from headrace.runtime.graph_batch import GraphReader, pad_graphs, run_by_size
 from headrace.task_types.base import TaskType, class_indices, labels_of
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class GraphClassification(TaskType):
                 where=f"column {NODES}",
                 hint="leave out the largest graphs, or split them into several",
             )
-        return batch(parts)
+        return pad_graphs(parts)
 
     def targets(self, frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> NDArray[Any]:
         return class_indices(frame, schema, recipe)
@@ -114,10 +114,10 @@ class GraphClassification(TaskType):
 
     def feeds(self, frame: pd.DataFrame, contract: Contract, recipe: Recipe) -> Feeds:
         """Returns the rows' graphs, padded to the largest."""
-        return batch(graphs_of(frame, contract.inputs[0].shape[0]))
+        return pad_graphs(graphs_of(frame, contract.inputs[0].shape[0]))
 
     def example(self, contract: Contract, folder: Path) -> Feeds:
-        return batch([GraphReader(contract.inputs[0].shape[0]).read(contract.sample, "sample")])
+        return pad_graphs([GraphReader(contract.inputs[0].shape[0]).read(contract.sample, "sample")])
 
     def export(
         self, model: ServedModel, schema: Schema, recipe: Recipe, contract: Contract, test: pd.DataFrame, folder: Path
@@ -125,7 +125,7 @@ class GraphClassification(TaskType):
         import torch
 
         path = folder / "model.onnx"
-        example = {name: torch.from_numpy(array) for name, array in batch(_random([3, 4], schema.shape.features)).items()}
+        example = {name: torch.from_numpy(array) for name, array in pad_graphs(_random([3, 4], schema.shape.features)).items()}
         graph = export_graph(model, example, self.dynamic)
         write_with(path, lambda beside: save_graph(graph, beside))
         return check_parity(model, path, self.parity_batches(test, schema, recipe, contract), recipe.name)
@@ -134,7 +134,7 @@ class GraphClassification(TaskType):
         self, test: pd.DataFrame, schema: Schema, recipe: Recipe, contract: Contract
     ) -> Iterator[tuple[Feeds, Feeds]]:
         batches = [self.encode(test.iloc[:rows], schema, recipe) for rows in PARITY_ROWS]
-        batches += [batch(parts) for parts in edge_case_graphs(schema.shape.features)]
+        batches += [pad_graphs(parts) for parts in edge_case_graphs(schema.shape.features)]
         return ((inputs, inputs) for inputs in batches)
 
     def answers(self, folder: Path, frame: pd.DataFrame, recipe: Recipe) -> NDArray[Any]:

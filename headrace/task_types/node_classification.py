@@ -76,7 +76,7 @@ class NodeClassification(TaskType):
 
     def encode(self, frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> dict[str, NDArray[Any]]:
         """Returns `place` `(rows,)` int64: the index of each row's node in the graph."""
-        place = graph_of(schema).place
+        place = graph_of(schema).index
         return {"place": np.array([place[node] for node in _ids(frame, recipe)], dtype=np.int64)}
 
     def targets(self, frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> NDArray[Any]:
@@ -93,7 +93,7 @@ class NodeClassification(TaskType):
     def contract(self, schema: Schema, recipe: Recipe, sample: pd.DataFrame) -> Contract:
         node = _ids(sample, recipe)[0]
         graph, width = graph_of(schema), schema.shape.features
-        around = graph.part(graph.around(np.array([graph.place[node]]), 1))
+        around = graph.subgraph(graph.around(np.array([graph.index[node]]), 1))
         rows = [_sent(row, not schema.numeric) for row in around.features[:3]]
         one_way = [edge for edge in around.edges.tolist() if edge[0] < edge[1] < len(rows)]
         low, high = (None, None) if schema.numeric else (0, 1)
@@ -123,7 +123,7 @@ class NodeClassification(TaskType):
 
     def example(self, contract: Contract, folder: Path) -> Feeds:
         graph = Graph.from_bytes((folder / GRAPH).read_bytes())
-        part = graph.part(graph.around(np.array([graph.place[contract.sample["node"]]]), 1))
+        part = graph.subgraph(graph.around(np.array([graph.index[contract.sample["node"]]]), 1))
         return {"features": part.features, "edges": part.edges}
 
     def export(
@@ -151,13 +151,13 @@ class NodeClassification(TaskType):
             ]
             expected = model(torch.from_numpy(places)).numpy()
         # A few nodes reach only part of the stored graph; many reach nearly all of it.
-        pairs += [(expected[:rows], nodes.in_parts(places[:rows])) for rows in PARITY_ROWS] + [(expected, nodes.known(places))]
+        pairs += [(expected[:rows], nodes.in_batches(places[:rows])) for rows in PARITY_ROWS] + [(expected, nodes.known(places))]
         return check_answers(pairs, recipe.name)
 
     def answers(self, folder: Path, frame: pd.DataFrame, recipe: Recipe) -> NDArray[Any]:
         """Answers as the service does: for an unknown node, from its features and those of its neighbours that are known."""
         nodes = _open_answers(folder, Contract.read(folder / "contract.json"))
-        place, width = nodes.graph.place, nodes.graph.features
+        place, width = nodes.graph.index, nodes.graph.features
         ids = _ids(frame, recipe)
         is_known = np.array([node in place for node in ids])
         outputs = np.zeros((len(frame), len(nodes.contract.labels or ())), np.float32)

@@ -159,7 +159,7 @@ class Summarisation(TaskType):
         if len(rows) < len(frame):
             notes.append(f"measured on {len(rows):,} of {len(frame):,} test rows, evenly spread")
         evaluation = score_rows(
-            {metric: self.row_scores(metric, truth, outputs) for metric in recipe.kind.metrics},
+            {metric: self.row_scores(metric, truth, outputs) for metric in recipe.task_type.metrics},
             slices={"words of the text": np.array([len(text.split()) for text in texts])},
             notes=notes,
         )

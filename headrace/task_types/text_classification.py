@@ -112,7 +112,7 @@ class TextClassification(TaskType):
         from headrace.evaluation.metrics import score_classification
 
         assert schema.labels is not None and schema.tokenizer is not None
-        rows = Encoder(schema.tokenizer).cut(texts_or_empty(frame, recipe), LONGEST)
+        rows = Encoder(schema.tokenizer).truncate(texts_or_empty(frame, recipe), LONGEST)
         return score_classification(
             class_indices(frame, schema, recipe),
             outputs,
@@ -143,7 +143,7 @@ def tokens_of(texts: list[str], contract: Contract, folder: Path) -> list[list[i
     """Returns the token ids of each text, by the tokenizer in `folder`, truncated to the contract's limit."""
     (field,) = contract.inputs
     assert field.tokens is not None
-    return Encoder((folder / "tokenizer.json").read_text(encoding="utf-8")).cut(texts, field.tokens)
+    return Encoder((folder / "tokenizer.json").read_text(encoding="utf-8")).truncate(texts, field.tokens)
 
 
 def edge_case_tokens(schema: Schema) -> list[NDArray[np.int64]]:

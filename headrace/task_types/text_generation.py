@@ -222,7 +222,7 @@ def _windows(ids: list[int], length: int) -> NDArray[np.int64]:
 
 def _passage_bits(language: TextGenerator, text: str) -> NDArray[np.float64]:
     """Returns bits and characters, `(passages, 2)`; a token counts in the passage that has its first character."""
-    ids, places = language.encoder.located(text)
+    ids, places = language.encoder.tokens_with_offsets(text)
     passages = -(-len(text) // PASSAGE)
     bits = np.bincount(np.array(places, dtype=np.int64) // PASSAGE, language.bits(ids), minlength=passages)
     characters = np.full(passages, float(PASSAGE))

@@ -1,1 +1,1 @@
-"""Training: `train_model` goes from prepared rows to weights; `loop` is the part worth reading first."""
+"""Trains models: `run.train_model` turns prepared rows into weights. Read `loop` first."""

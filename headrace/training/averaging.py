@@ -1,4 +1,4 @@
-"""Averages of the weights. What is averaged is evaluated and exported; what trains goes on beside it.
+"""Averages of the weights. The average is evaluated and exported, while the weights themselves keep training.
 
 Not torch's `AveragedModel`: it reads a counter from the device in each step, which makes a GPU wait.
 """
@@ -16,81 +16,81 @@ from torch.optim.swa_utils import update_bn
 
 from headrace.models.served import ServedModel
 from headrace.recipe.training import TrainConfig
-from headrace.training.distributed.shards import local
+from headrace.training.distributed.single import local_tensors
 from headrace.training.rows import Rows
 
 
 class NoAverage:
-    """The weights as they are."""
+    """No averaging; the interface of the averages."""
 
     def after_step(self) -> None:
-        """Nothing to do."""
+        """Updates the average after a step of the optimizer."""
 
     def after_epoch(self, epoch: int) -> bool:
-        """Takes the weights of an epoch in; returns whether it is the first one to count for the best."""
+        """Updates the average after an epoch; returns whether this is the first epoch of which an average is evaluated."""
         return False
 
     @contextmanager
     def in_place(self, train: Rows, batch_size: int) -> Iterator[None]:
-        """Within the block the model has the averaged weights."""
+        """Within the block, the model has the averaged weights."""
         yield
 
     def state_dict(self) -> dict[str, Any]:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore."""
+        """Restores the average."""
 
 
 class Average(NoAverage):
-    """A running average of all parameters and of the buffers that are no counters."""
+    """An average of all parameters and floating-point buffers."""
 
     def __init__(self, model: ServedModel) -> None:
         self.model = model
         self.current = [p.detach() for p in [*model.parameters(), *model.buffers()] if p.is_floating_point()]
         self.average = [tensor.clone() for tensor in self.current]
-        self.taken = 0
+        self.updates = 0
 
     @torch.no_grad()
-    def take(self, share: float) -> None:
-        """Moves the average by `share` of its distance to the weights."""
-        torch._foreach_lerp_(local(self.average), local(self.current), share)
-        self.taken += 1
+    def update(self, weight: float) -> None:
+        """Moves the average towards the weights, by `weight` of their distance."""
+        torch._foreach_lerp_(local_tensors(self.average), local_tensors(self.current), weight)
+        self.updates += 1
 
     @contextmanager
     def in_place(self, train: Rows, batch_size: int) -> Iterator[None]:
-        if not self.taken:
+        if not self.updates:
             yield
             return
         kept = [tensor.clone() for tensor in self.current]
         try:
             self._fill(self.average)
-            self._settle(train, batch_size)
+            self._update_statistics(train, batch_size)
             yield
         finally:
             self._fill(kept)
 
     @torch.no_grad()
     def _fill(self, tensors: list[Tensor]) -> None:
-        """Copies, rather than exchanges, so that the weights stay where a CUDA graph writes them."""
-        torch._foreach_copy_(local(self.current), local(tensors))
+        """Copies into the existing tensors, since a CUDA graph writes to them."""
+        torch._foreach_copy_(local_tensors(self.current), local_tensors(tensors))
 
-    def _settle(self, train: Rows, batch_size: int) -> None:
-        """Buffers follow what the average of the weights needs."""
+    def _update_statistics(self, train: Rows, batch_size: int) -> None:
+        """Updates buffers that depend on the weights."""
 
     def state_dict(self) -> dict[str, Any]:
-        return {"average": self.average, "taken": self.taken}
+        return {"average": self.average, "updates": self.updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.taken = state["taken"]
+        self.updates = state["updates"]
         saved = [tensor.to(mine.device) for tensor, mine in zip(state["average"], self.average, strict=True)]
-        torch._foreach_copy_(local(self.average), local(saved))
+        torch._foreach_copy_(local_tensors(self.average), local_tensors(saved))
 
 
 class MovingAverage(Average):
     """average ← d · average + (1 - d) · weights after each step, where d = min(decay, (1 + t) / (10 + t)) at step t.
 
-    The ramp lets the first, random weights fade; as in TensorFlow's `ExponentialMovingAverage`.
+    The ramp forgets the first, random weights; as in TensorFlow's `ExponentialMovingAverage`.
     """
 
     def __init__(self, model: ServedModel, decay: float) -> None:
@@ -98,7 +98,7 @@ class MovingAverage(Average):
         self.decay = decay
 
     def after_step(self) -> None:
-        self.take(1 - min(self.decay, (1 + self.taken) / (10 + self.taken)))
+        self.update(1 - min(self.decay, (1 + self.updates) / (10 + self.updates)))
 
 
 class EpochMean(Average):
@@ -110,17 +110,17 @@ class EpochMean(Average):
 
     def after_epoch(self, epoch: int) -> bool:
         if epoch >= self.first:
-            self.take(1 / (self.taken + 1))
+            self.update(1 / (self.updates + 1))
         return epoch == self.first
 
-    def _settle(self, train: Rows, batch_size: int) -> None:
-        """Batch norm's statistics are those of other weights: one pass over the rows takes them anew."""
+    def _update_statistics(self, train: Rows, batch_size: int) -> None:
+        """Computes batch norm's statistics for the averaged weights, in one pass over the rows."""
         if any(isinstance(part, _BatchNorm) for part in self.model.modules()):
             update_bn(([inputs] for inputs, _ in train.batches(batch_size)), _Raw(self.model))
 
 
 class _Raw(nn.Module):
-    """What `update_bn` calls, with all inputs of a batch."""
+    """The module that `update_bn` calls, with all inputs of a batch."""
 
     def __init__(self, model: ServedModel) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class _Raw(nn.Module):
 
 
 def make_average(model: ServedModel, config: TrainConfig) -> NoAverage:
-    """The average that the recipe names."""
+    """Returns the average that the recipe asks for."""
     if config.averaging is None:
         return NoAverage()
     if config.averaging.method == "ema":

@@ -1,4 +1,4 @@
-"""From prepared splits to weights: what the `train` stage does."""
+"""The `train` stage: turns prepared splits into weights."""
 
 from __future__ import annotations
 
@@ -10,32 +10,35 @@ from pathlib import Path
 import torch
 
 from headrace import console
-from headrace.files import whole, write_json, write_with
+from headrace.errors import TrainingError
+from headrace.files import atomic_write, write_json, write_with
 from headrace.models.schema import Schema
 from headrace.models.served import ServedModel
 from headrace.plugins import code_files, custom_sources
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
+from headrace.recipe.training import TrainConfig
 from headrace.task_types.lookup import task_type_of
 from headrace.training import checkpoint
-from headrace.training.calibration import calibrate
 from headrace.training.checkpoint import Progress
 from headrace.training.device import choose_device, choose_precision, seed_everything
 from headrace.training.distributed.single import SingleProcess
 from headrace.training.errors import memory_errors, nondeterminism
-from headrace.training.loading import load_rows
-from headrace.training.loop import fit
-from headrace.training.loss_weights import emphasise
-from headrace.training.preprocess_once import preprocessed
-from headrace.training.reporting import Nobody, watch
+from headrace.training.loading import load_rows, preprocessed
+from headrace.training.loop import TrainingRun, fit
+from headrace.training.loss_weights import set_loss_weights
+from headrace.training.reporting import NullReporter, report_run
+from headrace.training.rows import Rows
+
+CALIBRATION_BATCH = 512
 
 
 def train_model(recipe: Recipe, project: Project) -> None:
-    """Trains on `prepared/` and writes `train/model.pt`, `train/curves.csv` and `train/summary.json`; in processes of their
-    own, where the recipe asks for several.
+    """Trains on `prepared/` and writes `train/model.pt`, `train/curves.csv` and `train/summary.json`; starts several processes
+    if `train.processes` asks for them.
 
     Raises:
-        TrainingError: no rows, a loss that is no number, a device that is not there, memory that does not suffice.
+        TrainingError: there are no rows, the loss is NaN or infinite, the device is missing, or memory ran out.
     """
     if recipe.train.processes == 1:
         train(recipe, project, SingleProcess())
@@ -45,8 +48,8 @@ def train_model(recipe: Recipe, project: Project) -> None:
         launch(recipe, project)
 
 
-def train(recipe: Recipe, project: Project, processes: SingleProcess) -> None:
-    """What each of `processes` does; the first of them writes.
+def train(recipe: Recipe, project: Project, process_group: SingleProcess) -> None:
+    """Trains in one of the processes; the main one writes the results.
 
     Raises:
         TrainingError: as `train_model`.
@@ -55,43 +58,68 @@ def train(recipe: Recipe, project: Project, processes: SingleProcess) -> None:
     device = choose_device(recipe.train.device)
     precision = choose_precision(recipe.train.precision, device)
     seed_everything(recipe.train.seed)
-    kind, schema = task_type_of(recipe.task), Schema.read(prepared / "schema.json")
+    task_type, schema = task_type_of(recipe.task), Schema.read(prepared / "schema.json")
     rows, validation = (
-        load_rows(prepared / f"{name}.parquet", kind, schema, recipe, device, project.state / "encoded")
+        load_rows(prepared / f"{name}.parquet", task_type, schema, recipe, device, project.state / "encoded")
         for name in ("train", "validation")
     )
-    model = on_device(kind.module(recipe.model, schema), schema, device)
-    emphasise(model, recipe.train, rows.target, schema.labels)
+    model = on_device(task_type.module(recipe.model, schema), schema, device)
+    set_loss_weights(model, recipe.train, rows.target, schema.labels)
 
     checkpoint_path = project.state / "checkpoints" / f"{recipe.name}.pt"
     fingerprint = fingerprint_of(recipe, prepared, project.root)
-    processes.begin(fingerprint, recipe.train.seed)
-    watching = watch(recipe, project, device, len(rows), fingerprint) if processes.is_first else nullcontext(Nobody())
-    with watching as watcher:
+    process_group.setup(fingerprint, recipe.train.seed)
+    is_main = process_group.is_main
+    reporting = report_run(recipe, project, device, len(rows), fingerprint) if is_main else nullcontext(NullReporter())
+    with reporting as reporter:
         with memory_errors(recipe.train), nondeterminism() as varying:
-            watched = (watcher.on_epoch, watcher.on_step, watcher.say)
-            with preprocessed(model, recipe.train, rows, validation) as (learned, held):
-                progress = fit(model, learned, held, recipe.train, checkpoint_path, fingerprint, *watched, processes)
-            if not processes.is_first:
+            run = TrainingRun(checkpoint_path, fingerprint, reporter, process_group)
+            with preprocessed(model, recipe.train, rows, validation) as (train_rows, validation_rows):
+                progress = fit(model, train_rows, validation_rows, recipe.train, run)
+            if not is_main:
                 return
-            if recipe.train.is_sharded:  # what trained is in parts
-                model = on_device(kind.module(recipe.model, schema), schema, device)
+            if recipe.train.is_sharded:  # this process has only a shard of the model that was trained
+                model = on_device(task_type.module(recipe.model, schema), schema, device)
                 model.load_state_dict(progress.best_weights)
             calibration = calibrate(model, validation, recipe.train)
         if varying:
             names = ", ".join(sorted(varying))
-            console.report(f"not deterministic on {device.type}, so the same run may give slightly other weights: {names}")
+            console.report(f"not deterministic on {device.type}, so the same run may give slightly different weights: {names}")
         write_weights(out, model, progress)
         summary = summary_of(model, progress, recipe, len(rows), len(validation))
         how = {"device": device.type, "precision": str(precision).removeprefix("torch."), "deterministic": not varying}
-        scale = {"processes": processes.size, "strategy": recipe.train.strategy} if processes.size > 1 else {}
+        scale = (
+            {"processes": process_group.world_size, "strategy": recipe.train.strategy} if process_group.world_size > 1 else {}
+        )
         write_json(out / "summary.json", summary | how | scale | calibration)
-        watcher.finish(progress, out / "model.pt")
+        reporter.finish(progress, out / "model.pt")
     checkpoint_path.unlink(missing_ok=True)
 
 
+@torch.no_grad()
+def calibrate(model: ServedModel, validation: Rows, config: TrainConfig) -> dict[str, float]:
+    """Fits the model's temperature or interval margin on the validation rows, in full precision; returns the values for the
+    summary.
+
+    Raises:
+        TrainingError: the model does not support `train.calibrate`.
+    """
+    if config.calibrate is not None and config.calibrate not in model.calibrations:
+        raise TrainingError(
+            f"train.calibrate: {config.calibrate} needs probabilities, which this model does not predict",
+            where="train.calibrate",
+            hint="remove train.calibrate; for a regression, set model.interval",
+        )
+    if not model.is_calibrated(config.calibrate):
+        return {}
+    model.eval()
+    found = [(model.raw(*inputs).float(), target) for inputs, target in validation.batches(CALIBRATION_BATCH)]
+    raw, target = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return {name: round(value, 8) for name, value in model.calibrate(raw, target, config.calibrate).items()}
+
+
 def on_device(model: ServedModel, schema: Schema, device: torch.device) -> ServedModel:
-    """The model where it trains, laid out as its device reads it fastest."""
+    """Moves the model to the device, in the memory format that is fastest there."""
     model = model.to(device)
     if schema.shape.image:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -99,9 +127,10 @@ def on_device(model: ServedModel, schema: Schema, device: torch.device) -> Serve
 
 
 def fingerprint_of(recipe: Recipe, prepared: Path, root: Path) -> str:
-    """sha256 over what determines the weights: prepared data, model and training settings, their code, torch's version.
+    """Returns a sha256 of what determines the weights: prepared data, model and training settings, code, torch's version.
 
-    Not how many processes train, and how: the steps are the same, and a run that lost a machine may go on without it.
+    The number of processes and their strategy are not included: the steps are the same, and a run that lost a machine may
+    continue without it.
     """
     settings = recipe.train.model_copy(update={"processes": 1, "strategy": "ddp"})
     digest = hashlib.sha256(f"{recipe.model!r}{settings!r}{torch.__version__}".encode())
@@ -109,8 +138,8 @@ def fingerprint_of(recipe: Recipe, prepared: Path, root: Path) -> str:
         with (prepared / name).open("rb") as part:
             while block := part.read(2**20):  # the files may be larger than memory
                 digest.update(block)
-    for room in ("task_types", "models", "training"):
-        for source in sorted((Path(__file__).parent.parent / room).rglob("*.py")):
+    for package in ("task_types", "models", "training"):
+        for source in sorted((Path(__file__).parent.parent / package).rglob("*.py")):
             digest.update(source.read_bytes())
     for source in custom_sources(recipe.custom_classes, root):
         for file in code_files(source):
@@ -119,11 +148,11 @@ def fingerprint_of(recipe: Recipe, prepared: Path, root: Path) -> str:
 
 
 def write_weights(out: Path, model: ServedModel, progress: Progress) -> None:
-    """`model.pt` and `curves.csv`."""
+    """Writes `model.pt` and `curves.csv`."""
     out.mkdir(parents=True, exist_ok=True)
     weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
     write_with(out / "model.pt", lambda beside: checkpoint.write(weights, beside))
-    with whole(out / "curves.csv") as beside, beside.open("w", newline="") as handle:
+    with atomic_write(out / "curves.csv") as beside, beside.open("w", newline="") as handle:
         writer = csv.DictWriter(handle, progress.history[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(
@@ -134,7 +163,7 @@ def write_weights(out: Path, model: ServedModel, progress: Progress) -> None:
 def summary_of(
     model: ServedModel, progress: Progress, recipe: Recipe, train_rows: int, validation_rows: int
 ) -> dict[str, object]:
-    """What a reader of `summary.json` is told first."""
+    """Returns the contents of `summary.json` that describe the run."""
     return {
         "epochs": progress.epoch,
         "best_epoch": progress.best_epoch,

@@ -65,7 +65,7 @@ def run(project: Project, memory: str | None, *stages_to_run: str) -> dict[str, 
     out = project.artifacts("big")
     return {
         "lines": [line for line in lines if "left out" in line],
-        "landed": (project.raw("big") / ingest.FIRST).read_bytes(),
+        "landed": (project.raw_data("big") / ingest.FIRST).read_bytes(),
         "verdict": read_json(out / "validation.json"),
         "schema": Schema.read(out / "prepared" / "schema.json"),
         "weights": torch.load(out / "train" / "model.pt", weights_only=True),
@@ -94,7 +94,7 @@ def test_a_source_in_chunks_ends_with_the_same_data_weights_and_metrics(
     monkeypatch.setattr(training_rows, "WINDOW_ROWS", 128)  # both shuffle by windows
     whole = run(two_projects[0], "1GB", "validate", "prepare", "train", "export", "evaluate")
     pieces = run(two_projects[1], "6kB", "validate", "prepare", "train")
-    assert pieces["lines"] == whole["lines"] == ["2 rows left out: nothing in width"]
+    assert pieces["lines"] == whole["lines"] == ["2 rows left out: no value in width"]
     assert pieces["landed"] == whole["landed"]
     assert pieces["verdict"] == whole["verdict"] and whole["verdict"]["rows"] == ROWS - 2
     for ours, theirs in zip(pieces["schema"].numeric, whole["schema"].numeric, strict=True):
@@ -135,6 +135,6 @@ def test_a_damaged_source_is_refused_before_anything_lands(two_projects: tuple[P
     raw = bytearray(path.read_bytes())
     raw[at : at + 60] = b"\xff" * 60
     path.write_bytes(raw[:-300] if damage == "cut" else raw)
-    with pytest.raises(DataError, match="no whole Parquet file"):
+    with pytest.raises(DataError, match="not a complete Parquet file"):
         ingest.ingest(recipe_with(project, "6kB"), project, lambda line: None)
     assert not list(project.data.rglob("*.parquet"))

@@ -155,5 +155,5 @@ model: {{name: attention, width: {width}, heads: {heads}, positions: {positions}
 train: {{}}
 serve: {{}}
 """
-    with pytest.raises(RecipeError, match=rf"model: {heads} heads cannot share width {width}"):
+    with pytest.raises(RecipeError, match=rf"model: width {width} cannot be divided into {heads} heads"):
         parse_recipe(recipe, "recipes/toy.yaml")

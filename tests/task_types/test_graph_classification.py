@@ -24,7 +24,7 @@ from headrace.recipe.recipe import Recipe, load_recipe
 from headrace.runtime import graph_batch
 from headrace.runtime.contract import ContractViolation
 from headrace.runtime.graph import Subgraph
-from headrace.runtime.graph_batch import GraphReader, batch, run_by_size
+from headrace.runtime.graph_batch import GraphReader, pad_graphs, run_by_size
 from headrace.runtime.http import Refused
 from headrace.task_types.graph_classification import edge_case_graphs, graphs_of
 from headrace.task_types.lookup import task_type_of
@@ -107,7 +107,7 @@ def test_a_graph_may_have_no_edges_however_that_is_written() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"edges": "[[0, 9]]"}, r"column edges, \[\[0, 9\]\]: expected two places from 0 to \d, got list \[0, 9\], at place 0"),
+        ({"edges": "[[0, 9]]"}, r"column edges, \[\[0, 9\]\]: expected two node indices from 0 to \d, got list \[0, 9\], at place 0"),
         ({"edges": "[[0, 1"}, "no JSON"),
         ({"nodes": "[[1, 2], [NaN, 1]]"}, "NaN is no number"),
         ({"nodes": "[[1, 2], [1, null]]"}, "at place 1"),
@@ -151,8 +151,8 @@ def test_a_graph_is_answered_alike_alone_beside_others_exported_and_served(model
     assert kind.export(network, schema, recipe, contract, frame, tmp_path)["largest_relative_difference"] < 1e-5
     parts = [part for parts in edge_case_graphs(2) for part in parts] + graphs_of(frame.iloc[:9], 2)
     with torch.inference_mode():
-        alone = np.concatenate([network(*map(torch.from_numpy, batch([part]).values())).numpy() for part in parts])
-        together = network(*map(torch.from_numpy, batch(parts).values())).numpy()
+        alone = np.concatenate([network(*map(torch.from_numpy, pad_graphs([part]).values())).numpy() for part in parts])
+        together = network(*map(torch.from_numpy, pad_graphs(parts).values())).numpy()
     np.testing.assert_allclose(together, alone, atol=1e-5)
     assert np.ptp(alone[:, 0]) > 1e-3  # it tells graphs apart
     served = load(tmp_path)
@@ -171,7 +171,7 @@ def test_the_order_of_nodes_and_edges_changes_nothing(tmp_path: Path) -> None:
     place = np.argsort(order)
     other = Subgraph(part.features[order], place[part.edges][::-1])
     with torch.inference_mode():
-        first, second = (network(*map(torch.from_numpy, batch([one]).values())) for one in (part, other))
+        first, second = (network(*map(torch.from_numpy, pad_graphs([one]).values())) for one in (part, other))
     torch.testing.assert_close(first, second)
 
 
@@ -201,10 +201,10 @@ def test_graphs_of_like_size_are_answered_together_in_their_order(monkeypatch: p
         ({"nodes": [[1, 1e39]]}, "nodes.0", "a number that fits float32"),
         ({"nodes": [[1, 10**400]]}, "nodes.0", "a number"),
         ({"nodes": [{"present": [2]}]}, "nodes.0.present.0", "a position from 0 to 1"),
-        ({"nodes": [[1, 2]], "edges": [[0, 1]]}, "edges.0", "two places from 0 to 0"),
-        ({"nodes": [[1, 2]] * 2, "edges": [[0, 1], [0, 1.0]]}, "edges.1", "two places from 0 to 1"),
-        ({"nodes": [[1, 2]] * 2, "edges": [[0, 1, 1]]}, "edges.0", "two places"),
-        ({"nodes": [[1, 2]] * 2, "edges": [[0, -1]]}, "edges.0", "two places"),
+        ({"nodes": [[1, 2]], "edges": [[0, 1]]}, "edges.0", "two node indices from 0 to 0"),
+        ({"nodes": [[1, 2]] * 2, "edges": [[0, 1], [0, 1.0]]}, "edges.1", "two node indices from 0 to 1"),
+        ({"nodes": [[1, 2]] * 2, "edges": [[0, 1, 1]]}, "edges.0", "two node indices"),
+        ({"nodes": [[1, 2]] * 2, "edges": [[0, -1]]}, "edges.0", "two node indices"),
         ({"nodes": [[1, 2]] * 2, "edges": "0 1"}, "edges", "a list of pairs"),
         ({"nodes": [[1, 2]] * 2, "edges": [[0, 1]] * 7}, "edges", "at most 6 edges, got 7 edges"),
     ],
@@ -212,7 +212,7 @@ def test_graphs_of_like_size_are_answered_together_in_their_order(monkeypatch: p
 def test_a_graph_that_is_none_is_refused_with_its_path(
     graph: dict[str, Any], path: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graph_batch, "MOST_EDGES", 6)
+    monkeypatch.setattr(graph_batch, "MAX_EDGES", 6)
     with pytest.raises(ContractViolation, match=said) as caught:
         GraphReader(2, most_cells=8).read(graph, "instances.0")
     assert caught.value.path == f"instances.0.{path}"

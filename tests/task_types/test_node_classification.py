@@ -92,7 +92,7 @@ def divided(frame: pd.DataFrame) -> Splits:
 
 
 def test_a_graph_task_needs_a_graph() -> None:
-    with pytest.raises(RecipeError, match=r"data\.graph: a graph task needs the nodes' ids and their edges"):
+    with pytest.raises(RecipeError, match=r"data\.graph: graph tasks need the ids of the nodes and the edges"):
         make_recipe("node-classification", model={"name": "gcn"})
 
 
@@ -113,7 +113,7 @@ def test_the_schema_holds_all_nodes_and_of_labels_the_training_ones() -> None:
 def test_features_are_the_positions_of_the_ones() -> None:
     frame, pairs = clubs()
     graph = graph_of(task_type_of("node-classification").fit(nodes_of(frame, pairs), recipe_of()))
-    full = graph.part(np.arange(80)).features
+    full = graph.subgraph(np.arange(80)).features
     np.testing.assert_array_equal(full, frame[[f"like_{i}" for i in range(LIKES)]].to_numpy())
     assert graph.degrees[0] == 0
 
@@ -184,7 +184,7 @@ def test_the_exported_graph_answers_as_torch(model: dict[str, Any], pack: bool, 
     said = served.predict([{"node": name} for name in landed["name"]])
     np.testing.assert_allclose([list(one["probabilities"].values()) for one in said], wanted, atol=1e-5)
     # A graph of one's own that is the stored one gives the stored one's answers.
-    part = graph_of(schema).part(np.arange(80))
+    part = graph_of(schema).subgraph(np.arange(80))
     own = {
         "nodes": np.nan_to_num(part.features, nan=float(np.nanmean(part.features[:, 0]))).tolist(),
         "edges": part.edges.tolist(),

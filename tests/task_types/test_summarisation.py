@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from bentos.models.onnx_model import NotServable, load
-from bentos.models.summaries import MOST_TEXTS, SummaryModel
+from bentos.models.summaries import MAX_TEXTS, SummaryModel
 from headrace.errors import DataError, RecipeError
 from headrace.files import read_json
 from headrace.project import Project
@@ -99,7 +99,7 @@ def test_missing_summaries_are_refused_and_missing_texts_read_as_empty() -> None
 def test_a_recipe_without_a_text_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"data\.text"):
         make_recipe("summarisation", model={"name": "seq2seq"}, target="summary")
-    with pytest.raises(RecipeError, match="3 heads cannot share width 8"):
+    with pytest.raises(RecipeError, match="width 8 cannot be divided into 3 heads"):
         make_recipe("summarisation", model={"name": "seq2seq", "width": 8, "heads": 3}, text={"column": "body"})
 
 
@@ -217,7 +217,7 @@ def test_any_text_is_answered(served: SummaryModel, text: str) -> None:
         ({"text": "z" * 1_000_000}, "instances.0.text"),
         ({}, "instances.0.text"),
         ({"text": "mean", "beams": 4}, "instances.0.beams"),
-        ({"instances": [{"text": "mean"}] * (MOST_TEXTS + 1)}, "instances"),
+        ({"instances": [{"text": "mean"}] * (MAX_TEXTS + 1)}, "instances"),
     ],
 )
 def test_what_is_no_text_to_summarise_is_refused_with_its_place(served: SummaryModel, body: Any, path: str) -> None:

@@ -151,11 +151,11 @@ def test_a_regression_with_an_interval_says_so_and_is_scored_by_it() -> None:
     ("task", "changes", "said"),
     [
         ("regression", {"gate": {"require": {"coverage": ">= 0.8"}}}, "'coverage' needs intervals"),
-        ("classification", {"model": {"name": "mlp", "interval": 0.9}}, r"model\.interval: is for regressions"),
-        ("regression", {"train": {"calibrate": "temperature"}}, r"train\.calibrate: is for probabilities"),
+        ("classification", {"model": {"name": "mlp", "interval": 0.9}}, r"model\.interval: applies to regression only"),
+        ("regression", {"train": {"calibrate": "temperature"}}, r"train\.calibrate: applies to class probabilities only"),
         ("classification", {"gate": {"beat_champion": {"metric": "calibration_error"}}}, r"set a bound in gate\.require"),
         ("regression", {"model": {"name": "mlp", "interval": 1.5}}, "less than 1"),
-        ("regression", {"model": {"name": "mlp", "interval": 0.9}, "target": "interval"}, "an answer holds its interval"),
+        ("regression", {"model": {"name": "mlp", "interval": 0.9}, "target": "interval"}, "predictions hold their interval"),
     ],
 )
 def test_intervals_and_temperatures_where_they_do_not_fit_are_told(task: str, changes: dict[str, Any], said: str) -> None:

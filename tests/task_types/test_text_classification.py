@@ -145,7 +145,7 @@ def test_one_class_one_token_and_a_wrong_column_are_told() -> None:
 def test_a_text_task_without_a_text_column_is_the_recipes_mistake() -> None:
     with pytest.raises(RecipeError, match=r"data\.text: a text task needs the column"):
         make_recipe("text-classification", MODELS["gru"])
-    with pytest.raises(RecipeError, match="'mlp' does not fit task 'text-classification'; it takes recurrent, attention"):
+    with pytest.raises(RecipeError, match="'mlp' cannot be used for 'text-classification'; use one of recurrent, attention"):
         make_recipe("text-classification", {"name": "mlp"}, text={"column": "body"})
 
 

@@ -24,11 +24,11 @@ from headrace.training import checkpoint
 from headrace.training.checkpoint import Progress
 from headrace.training.device import seed_everything
 from headrace.training.distributed.single import SingleProcess
-from headrace.training.loop import fit
-from headrace.training.loss_weights import emphasise
+from headrace.training.loop import SINGLE, TrainingRun, fit
+from headrace.training.loss_weights import set_loss_weights
 from headrace.training.rows import Split
 from tests.conftest import ROOT
-from tests.training.toys import ignore, image_model, image_rows, table_model, table_rows
+from tests.training.toys import Callbacks, image_model, image_rows, table_model, table_rows
 
 ROWS, LENGTH = 37, 6
 Job = dict[str, Any]
@@ -69,7 +69,7 @@ def texts(task: str, rows: int, seed: int) -> Split:
     return Split((tokens, tokens), torch.where(following == PAD, -100, following))
 
 
-def run(job: Job, folder: Path, processes: SingleProcess | None = None) -> tuple[dict[str, torch.Tensor], Progress]:
+def run(job: Job, folder: Path, process_group: SingleProcess = SINGLE) -> tuple[dict[str, torch.Tensor], Progress]:
     """The best epoch's weights, and how the training went; with a `place` of its own for checkpoints one
     is written after every step, and `die_in` an epoch and a batch makes the training stop there."""
     config = TrainConfig.model_validate({"epochs": 2, "batch_size": 8, "learning_rate": 0.01, "device": "cpu"} | job["train"])
@@ -79,12 +79,11 @@ def run(job: Job, folder: Path, processes: SingleProcess | None = None) -> tuple
             raise Stopped
 
     model, rows, validation = make(job)
-    if processes is not None:
-        processes.begin("run", config.seed)
-    emphasise(model, config, rows.target, [0, 1])
-    with patch.multiple(checkpoint, EVERY_SECONDS=0.0 if "place" in job else 60.0, MOST_OF_THE_TIME=float("inf")):
-        named = {} if processes is None else {"processes": processes}
-        progress = fit(model, rows, validation, config, folder / "c.pt", "run", ignore, on_step, ignore, **named)
+    process_group.setup("run", config.seed)
+    set_loss_weights(model, config, rows.target, [0, 1])
+    with patch.multiple(checkpoint, EVERY_SECONDS=0.0 if "place" in job else 60.0, MAX_TIME_SHARE=float("inf")):
+        run = TrainingRun(folder / "c.pt", "run", Callbacks(on_step=on_step), process_group)
+        progress = fit(model, rows, validation, config, run)
     return progress.best_weights, progress
 
 
@@ -96,21 +95,21 @@ PROGRAM = """
 import json, os, sys, torch
 from pathlib import Path
 import torch.distributed as dist
-from headrace.training import distributed
-from headrace.training.distributed.parallel import Together
+from headrace.training.distributed import parallel
+from headrace.training.distributed.parallel import ProcessGroup
 from tests.training import distributed_runs
 torch.set_num_threads(1)
 folder, size, jobs = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
-distributed.ASK_EVERY = 1
+parallel.BROADCAST_EVERY = 1
 children = []
 for rank in range(size):
     child = os.fork()  # imports once for all
     if child == 0:
         dist.init_process_group("gloo", store=dist.FileStore(str(folder / "meeting"), size), rank=rank, world_size=size)
         for number, job in enumerate(jobs):
-            processes = Together(job["strategy"], torch.device("cpu"))
+            process_group = ProcessGroup(job["strategy"], torch.device("cpu"))
             try:
-                weights, progress = distributed_runs.run(job, folder / job.get("place", str(number)), processes)
+                weights, progress = distributed_runs.run(job, folder / job.get("place", str(number)), process_group)
             except distributed_runs.Stopped:
                 continue
             if rank == 0:

@@ -127,5 +127,5 @@ def test_without_averaging_nothing_is_kept() -> None:
 
 
 def test_the_mean_of_the_last_epochs_does_not_go_with_early_stopping() -> None:
-    with pytest.raises(ValidationError, match="leave out early_stopping"):
+    with pytest.raises(ValidationError, match="remove early_stopping"):
         TrainConfig.model_validate({"averaging": {"method": "swa"}, "early_stopping": {"patience": 2}})

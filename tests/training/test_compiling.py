@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +9,24 @@ import pytest
 import torch
 
 from headrace.files import read_json
+from headrace.models.served import LossModule
 from headrace.recipe.training import TrainConfig
 from headrace.training import compiling
-from headrace.training.cuda_graphs import fits
+from headrace.training.checkpoint import Checkpoints
+from headrace.training.cuda_graphs import can_record
+from headrace.training.loop import Trainer, TrainingRun
+from headrace.training.optimizers import ScheduledOptimizer
 from headrace.training.rows import Batch
-from headrace.training.step import Objective, Step
-from headrace.training.update import Update
-from tests.training.toys import image_model, image_rows, largest_difference, table_model, table_rows, train, weights
+from tests.training.toys import ignore, image_model, image_rows, largest_difference, table_model, table_rows, train, weights
 
 
-def make_step(batch_norm: bool = True) -> Step:
-    model = image_model(dropout=0.3, batch_norm=batch_norm)
-    return Step(Objective(model), Update(model, TrainConfig(), steps=10), torch.float32, size=16)
+def loss_module() -> LossModule:
+    return LossModule(image_model(dropout=0.3, batch_norm=True))
+
+
+def should_compile(wanted: str, batches: int, folder: Path, report: Any = ignore, fingerprint: str = "run") -> bool:
+    checkpoints = Checkpoints(folder / "m.pt", fingerprint, {})
+    return compiling.should_compile(wanted, loss_module(), torch.float32, batch(), batches, checkpoints, report)
 
 
 def batch() -> Batch:
@@ -32,8 +37,8 @@ def timed(monkeypatch: pytest.MonkeyPatch, eager: float, compiled: float) -> Non
     """Lets a batch take so many seconds; nothing is compiled."""
     monkeypatch.setattr(compiling, "compiled", lambda objective: torch.nn.Sequential(objective))
 
-    def seconds(step: Step, batch: Batch, timed: int = 1) -> float:
-        return compiled if isinstance(step.objective, torch.nn.Sequential) else eager
+    def seconds(module: torch.nn.Module, precision: torch.dtype, batch: Batch, timed: int = 1) -> float:
+        return compiled if isinstance(module, torch.nn.Sequential) else eager
 
     monkeypatch.setattr(compiling, "seconds_per_batch", seconds)
 
@@ -48,22 +53,17 @@ def test_it_is_tried_on_long_runs_and_kept_where_it_is_faster(
 ) -> None:
     timed(monkeypatch, eager, compiled)
     said: list[str] = []
-    found = compiling.should_compile("auto", make_step(), batch(), batches, tmp_path / "m.json", "run", said.append)
-    assert found == wanted
+    assert should_compile("auto", batches, tmp_path, said.append) == wanted
     assert bool(said) == (batches > 3000)
 
 
 def test_a_measured_choice_is_made_once_for_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = tmp_path / "m.json"
-    ask: Callable[[str], bool] = lambda run: compiling.should_compile(  # noqa: E731
-        "auto", make_step(), batch(), 10_000, memory, run, lambda line: None
-    )
     timed(monkeypatch, eager=0.1, compiled=0.05)
-    assert ask("one")
+    assert should_compile("auto", 10_000, tmp_path, fingerprint="one")
     timed(monkeypatch, eager=0.1, compiled=0.2)
-    assert not ask("other")
-    assert ask("one")
-    assert read_json(memory) == {"one": True, "other": False}
+    assert not should_compile("auto", 10_000, tmp_path, fingerprint="other")
+    assert should_compile("auto", 10_000, tmp_path, fingerprint="one")
+    assert read_json(tmp_path / "m.compiled.json") == {"one": True, "other": False}
 
 
 def test_where_no_compiler_is_the_run_goes_on_and_says_so_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,45 +87,45 @@ def test_a_network_that_cannot_be_traced_is_trained_as_it_is(tmp_path: Path, mon
 
     monkeypatch.setattr(compiling, "compiled", refuse)
     said: list[str] = []
-    assert not compiling.should_compile("on", make_step(), batch(), 10, tmp_path / "m.json", "run", said.append)
+    assert not should_compile("on", 10, tmp_path, said.append)
     assert said == ["the model is not compiled: first line"]
 
 
 def test_measuring_leaves_no_trace() -> None:
-    step = make_step()
-    before, random = weights(step.objective), torch.get_rng_state()
-    assert compiling.seconds_per_batch(step, batch(), timed=2) > 0
-    assert largest_difference(before, weights(step.objective)) == 0
+    module = loss_module()
+    before, random = weights(module), torch.get_rng_state()
+    assert compiling.seconds_per_batch(module, torch.float32, batch(), timed=2) > 0
+    assert largest_difference(before, weights(module)) == 0
     assert torch.equal(random, torch.get_rng_state())
-    assert all(parameter.grad is None for parameter in step.objective.parameters())
-    assert step.update.done == 0
+    assert all(parameter.grad is None for parameter in module.parameters())
 
 
 def test_only_full_batches_go_through_the_compiled_model() -> None:
-    step = make_step()
+    model, rows = image_model(dropout=0.3, batch_norm=True), image_rows(40)
+    trainer = Trainer(model, rows, rows, TrainConfig(batch_size=16), TrainingRun(Path("unused.pt"), "run"))
     sizes: list[int] = []
 
     class Compiled(torch.nn.Module):
         def forward(self, inputs: tuple[torch.Tensor, ...], target: torch.Tensor) -> torch.Tensor:
             sizes.append(len(target))
-            loss: torch.Tensor = step.objective(inputs, target)
+            loss: torch.Tensor = trainer.loss_module(inputs, target)
             return loss
 
-    step.compiled = Compiled()
-    for rows in image_rows(40).batches(16):
-        step.backward(rows)
+    trainer.compiled = Compiled()
+    for one in rows.batches(16):
+        trainer.training_step(one, is_last=False)
     assert sizes == [16, 16]
 
 
 def test_off_measures_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling, "seconds_per_batch", None)
-    assert not compiling.should_compile("off", make_step(), batch(), 10**9, tmp_path / "m.json", "run", print)
+    assert not should_compile("off", 10**9, tmp_path, print)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_no_cuda_graph_is_recorded_on_the_cpu(optimizer: Any) -> None:
-    update = Update(table_model(), TrainConfig(optimizer=optimizer), steps=1)
-    assert not fits(update, torch.device("cpu"), 1)
+    made = ScheduledOptimizer(table_model(), TrainConfig(optimizer=optimizer), steps=1)
+    assert not can_record(made, torch.device("cpu"), 1)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -36,7 +36,13 @@ numbers = itertools.count()
 
 # --- the same weights -------------------------------------------------------------------------------------------------
 
-EVERYTHING = {"averaging": {"decay": 0.9}, "accumulate": 2, "gradient_clip": 0.3, "l1": 1e-3, "class_weights": "balanced"}
+EVERYTHING = {
+    "averaging": {"decay": 0.9},
+    "gradient_accumulation_steps": 2,
+    "max_grad_norm": 0.3,
+    "l1": 1e-3,
+    "class_weights": "balanced",
+}
 SAME: dict[str, dict[str, Any]] = {
     "a table": {"model": "table"},
     "a table, everything": {"model": "table", "train": {"optimizer": "sgd", "learning_rate": 0.1, **EVERYTHING}},
@@ -47,7 +53,7 @@ SAME: dict[str, dict[str, Any]] = {
     "augmented images": {"model": "images", "train": {"augment": {"shift": 0.2, "rotate": 20}, "optimizer": "rmsprop"}},
     "texts": {"model": "attention"},
     "texts, recurrent": {"model": "recurrent"},
-    "tokens of tied weights": {"model": "gpt", "train": {"gradient_clip": 1.0}},
+    "tokens of tied weights": {"model": "gpt", "train": {"max_grad_norm": 1.0}},
 }
 STRATEGIES = ("ddp", "fsdp")
 
@@ -229,7 +235,7 @@ def test_a_stopped_training_leaves_no_process(
     ("train", "said"),
     [
         ({"processes": 9, "batch_size": 8}, "processes: 9 cannot share batches of 8 rows"),
-        ({"processes": 2, "compile": "on"}, "compile: is for one process"),
+        ({"processes": 2, "compile": "on"}, "compile: supports one process only"),
         ({"processes": 2, "strategy": "fsdp", "optimizer": "muon"}, "strategy: muon needs whole matrices"),
     ],
 )
@@ -239,7 +245,7 @@ def test_a_recipe_says_which_field_keeps_processes_from_sharing(train: dict[str,
 
 
 def test_a_graph_is_not_shared_out() -> None:
-    with pytest.raises(RecipeError, match=r"train\.processes: every step sees the whole graph"):
+    with pytest.raises(RecipeError, match=r"train\.processes: each step needs the whole graph"):
         graph = {"node": "id", "edges": "edges.txt"}
         make_recipe("node-classification", {"name": "gcn"}, {"processes": 2}, graph=graph)
 

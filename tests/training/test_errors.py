@@ -15,12 +15,12 @@ from headrace.recipe.training import TrainConfig
 from headrace.training import losses
 from headrace.training.device import choose_precision
 from headrace.training.errors import memory_errors, nondeterminism
-from headrace.training.loop import fit
+from headrace.training.loop import TrainingRun, fit
 from headrace.training.rows import Split
-from tests.training.toys import ignore, table_model, table_rows, train
+from tests.training.toys import table_model, table_rows, train
 
 
-def told(config: TrainConfig, error: BaseException) -> TrainingError:
+def raised(config: TrainConfig, error: BaseException) -> TrainingError:
     with pytest.raises(TrainingError) as caught, memory_errors(config):
         raise error
     return caught.value
@@ -36,17 +36,17 @@ def too_much() -> RuntimeError:
 @pytest.mark.parametrize("size", [128, 7])
 def test_a_full_memory_names_the_fields_that_keep_the_steps(size: int) -> None:
     for error in (too_much(), MemoryError()):
-        found = told(TrainConfig(batch_size=size, accumulate=3), error)
-        assert f"batches of {size} rows" in found.message and "this machine" in found.message
-        assert f"train.batch_size: {size // 2}" in str(found.hint) and "train.accumulate: 6" in str(found.hint)
+        found = raised(TrainConfig(batch_size=size, gradient_accumulation_steps=3), error)
+        assert found.message == f"this machine is out of memory with train.batch_size {size}"
+        assert f"train.batch_size: {size // 2}" in str(found.hint) and "train.gradient_accumulation_steps: 6" in str(found.hint)
 
 
 def test_a_full_gpu_is_told_as_that() -> None:
-    assert "the GPU's memory" in told(TrainConfig(), torch.cuda.OutOfMemoryError("CUDA out of memory")).message
+    assert "the GPU is out of memory" in raised(TrainConfig(), torch.cuda.OutOfMemoryError("CUDA out of memory")).message
 
 
 def test_a_batch_of_one_row_cannot_be_halved() -> None:
-    assert "smaller model" in str(told(TrainConfig(batch_size=1), MemoryError()).hint)
+    assert "smaller model" in str(raised(TrainConfig(batch_size=1), MemoryError()).hint)
 
 
 def test_other_errors_pass() -> None:
@@ -77,15 +77,15 @@ def test_a_loss_that_is_no_number_names_epoch_and_batch(
         train(model, table_rows(50), TrainConfig(epochs=3, batch_size=8, learning_rate=0.125, compile="off"), tmp_path)
     assert caught.value.message == f"the loss became nan in {place}"
     hint = str(caught.value.hint)
-    assert "train.learning_rate (now 0.125)" in hint and "set train.gradient_clip" in hint
+    assert "train.learning_rate (now 0.125)" in hint and "set train.max_grad_norm" in hint
 
 
 def test_where_gradients_are_clipped_the_clip_is_to_be_lowered(tmp_path: Path) -> None:
     model = table_model()
     spoilt_from(1, model)
     with pytest.raises(TrainingError) as caught:
-        train(model, table_rows(50), TrainConfig(epochs=1, gradient_clip=5.0, compile="off"), tmp_path)
-    assert "lower train.gradient_clip" in str(caught.value.hint)
+        train(model, table_rows(50), TrainConfig(epochs=1, max_grad_norm=5.0, compile="off"), tmp_path)
+    assert "lower train.max_grad_norm" in str(caught.value.hint)
 
 
 def test_rows_that_are_no_numbers_are_told_on_the_validation_rows_too(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_rows_that_are_no_numbers_are_told_on_the_validation_rows_too(tmp_path: 
     model.network.forward = lambda x: x * 1.0  # type: ignore[method-assign]
     model.raw = lambda x: x + sum(p.sum() * 0 for p in model.parameters())  # type: ignore[method-assign]
     with pytest.raises(TrainingError, match="in epoch 1, on the validation rows"):
-        fit(model, rows, bad, TrainConfig(epochs=1), tmp_path / "c.pt", "run", ignore, ignore, ignore)
+        fit(model, rows, bad, TrainConfig(epochs=1), TrainingRun(tmp_path / "c.pt", "run"))
 
 
 def test_kernels_that_vary_are_named_once_and_other_warnings_pass() -> None:

@@ -15,20 +15,16 @@ from headrace.errors import TrainingError
 from headrace.models.schema import Numeric, Schema, Shape
 from headrace.models.served import ServedModel
 from headrace.recipe.models import MLPConfig
-from headrace.recipe.recipe import TrainConfig
+from headrace.recipe.training import TrainConfig
 from headrace.task_types.lookup import task_type_of
 from headrace.training import loop
 from headrace.training.checkpoint import Progress
-from headrace.training.device import choose_device, choose_precision, seed_everything
-from headrace.training.loop import evaluate, fit
+from headrace.training.device import choose_device, choose_precision, generator, seed_everything
+from headrace.training.loop import TrainingRun, evaluate, fit
 from headrace.training.rows import Split
-from headrace.training.seeding import generator
+from tests.training.toys import Callbacks, ignore
 
 NUMBERS = [Numeric(name=name, mean=0.0, std=1.0, nullable=False) for name in "ab"]
-
-
-def ignore(*_: Any) -> None:
-    """Nobody watches."""
 
 
 class Killed(Exception):
@@ -68,7 +64,8 @@ def train(
     n: int = 100,
 ) -> tuple[ServedModel, Progress]:
     found = made or model(config.seed)
-    progress = fit(found, rows(n), rows(40, seed=2, noise=0.2), config, folder / "checkpoint.pt", fingerprint, on_epoch, ignore)
+    run = TrainingRun(folder / "checkpoint.pt", fingerprint, Callbacks(on_epoch))
+    progress = fit(found, rows(n), rows(40, seed=2, noise=0.2), config, run)
     return found, progress
 
 
@@ -82,7 +79,7 @@ def test_the_loss_falls_on_a_separable_toy(optimizer: Any, schedule: Any, tmp_pa
     config = TrainConfig(epochs=10, batch_size=16, optimizer=optimizer, schedule=schedule, learning_rate=0.05)
     made, clean = model(dropout=0.0), rows(100)
     before = evaluate(made, clean)[0]
-    progress = fit(made, clean, clean, config, tmp_path / "c.pt", "run", ignore, ignore)
+    progress = fit(made, clean, clean, config, TrainingRun(tmp_path / "c.pt", "run"))
     assert progress.history[-1]["train_loss"] < before / 3
     assert evaluate(made, rows(200, seed=3))[1] > 0.9
 
@@ -125,7 +122,7 @@ def test_the_training_loss_weighs_each_row_alike(tmp_path: Path) -> None:
     made, split = model(dropout=0.0), rows(33)
     wanted, _ = evaluate(made, split)
     config = TrainConfig(epochs=1, batch_size=32, learning_rate=1e-12, optimizer="adam", weight_decay=0.0)
-    progress = fit(made, split, split, config, tmp_path / "c.pt", "run", ignore, ignore)
+    progress = fit(made, split, split, config, TrainingRun(tmp_path / "c.pt", "run"))
     assert progress.history[0]["train_loss"] == pytest.approx(wanted, rel=1e-5)
 
 
@@ -134,7 +131,8 @@ def test_the_training_loss_weighs_each_row_alike(tmp_path: Path) -> None:
 def test_batches_of_any_size_make_their_steps(n: int, batch_size: int, steps: int, schedule: Any, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     config = TrainConfig(epochs=1, batch_size=batch_size, schedule=schedule)
-    fit(model(), rows(n), rows(4), config, tmp_path / "c.pt", "run", ignore, lambda epoch, step: seen.append((epoch, step)))
+    reporter = Callbacks(on_step=lambda epoch, step: seen.append((epoch, step)))
+    fit(model(), rows(n), rows(4), config, TrainingRun(tmp_path / "c.pt", "run", reporter))
     assert seen == [(1, step + 1) for step in range(steps)]
 
 
@@ -250,7 +248,7 @@ def test_a_gpu_trains_in_mixed_precision_and_answers_in_full(tmp_path: Path) -> 
     assert choose_precision("auto", device) in (torch.bfloat16, torch.float32)
     made = model(dropout=0.0).to(device)
     split = Split(tuple(x.to(device) for x in rows(200).inputs), rows(200).target.to(device))
-    progress = fit(made, split, split, TrainConfig(epochs=5, learning_rate=0.05), tmp_path / "c.pt", "run", ignore, ignore)
+    progress = fit(made, split, split, TrainConfig(epochs=5, learning_rate=0.05), TrainingRun(tmp_path / "c.pt", "run"))
     assert progress.history[-1]["val_loss"] < progress.history[0]["val_loss"]
     with torch.inference_mode():
         assert made(*split.inputs).dtype == torch.float32

@@ -16,7 +16,7 @@ from headrace.models.schema import Schema, Shape
 from headrace.recipe.models import MLPConfig
 from headrace.recipe.training import TrainConfig
 from headrace.task_types.lookup import task_type_of
-from headrace.training.loss_weights import class_weights, emphasise
+from headrace.training.loss_weights import class_weights, set_loss_weights
 from tests.training.toys import NUMBERS, table_model
 
 TARGET = torch.tensor([0] * 70 + [1] * 25 + [2] * 5)
@@ -55,7 +55,7 @@ def test_a_weight_that_is_not_above_zero_is_a_mistake(weight: float) -> None:
 def test_the_training_loss_is_the_weighted_and_smoothed_sum_and_the_validation_loss_the_plain_one() -> None:
     model = table_model(classes=3)
     config = TrainConfig(class_weights={0: 1.0, 1: 2.0, 2: 8.0}, label_smoothing=0.1)
-    emphasise(model, config, TARGET, [0, 1, 2])
+    set_loss_weights(model, config, TARGET, [0, 1, 2])
     raw, target = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 0, 1])
     log, weight = raw.log_softmax(1), class_weights({0: 1.0, 1: 2.0, 2: 8.0}, TARGET, [0, 1, 2])
     rows = torch.arange(6)
@@ -74,7 +74,7 @@ def test_balanced_training_ends_where_scikit_learns_does() -> None:
     schema = Schema(shape=Shape(numeric=2, outputs=2), numeric=NUMBERS, labels=[0, 1])
     model = task_type_of("classification").module(MLPConfig(hidden=[]), schema).train()
     target = torch.from_numpy(y)
-    emphasise(model, TrainConfig(class_weights="balanced"), target, [0, 1])
+    set_loss_weights(model, TrainConfig(class_weights="balanced"), target, [0, 1])
     optimizer = torch.optim.LBFGS(model.parameters(), max_iter=200, line_search_fn="strong_wolfe")
 
     def closure() -> Any:
@@ -94,7 +94,7 @@ def test_a_loss_that_knows_no_classes_refuses_them(asked: dict[str, Any]) -> Non
     schema = Schema(shape=Shape(numeric=2, outputs=1), numeric=NUMBERS)
     regressor = task_type_of("regression").module(MLPConfig(), schema)
     with pytest.raises(RecipeError) as caught:
-        emphasise(regressor, TrainConfig.model_validate(asked), torch.rand(5), None)
+        set_loss_weights(regressor, TrainConfig.model_validate(asked), torch.rand(5), None)
     (field,) = asked
     assert f"train.{field}" in caught.value.message and f"train.{field}" in str(caught.value.hint)
 
@@ -102,5 +102,5 @@ def test_a_loss_that_knows_no_classes_refuses_them(asked: dict[str, Any]) -> Non
 def test_weights_of_classes_are_no_part_of_the_model() -> None:
     model = table_model()
     before = model.state_dict().keys()
-    emphasise(model, TrainConfig(class_weights="balanced", label_smoothing=0.1), torch.tensor([0, 0, 1]), [0, 1])
+    set_loss_weights(model, TrainConfig(class_weights="balanced", label_smoothing=0.1), torch.tensor([0, 0, 1]), [0, 1])
     assert model.state_dict().keys() == before

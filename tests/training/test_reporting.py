@@ -9,7 +9,7 @@ import pytest
 
 from headrace import console
 from headrace.training.checkpoint import Progress
-from headrace.training.reporting import Watcher
+from headrace.training.reporting import RunReporter
 
 
 class Silent:
@@ -28,13 +28,13 @@ def printed(epochs: int, done: int, best: int, capsys: pytest.CaptureFixture[str
     progress = Progress(history=[{"epoch": i, "val_loss": float(i)} for i in range(1, first)])
     console.err.cache_clear()  # it writes where the test looks
     with console.bar("training", epochs) as bar:
-        watcher = Watcher(cast(Any, Silent()), "run", bar, 1, epochs)
+        reporter = RunReporter(cast(Any, Silent()), "run", bar, 1, epochs)
         for epoch in range(first, done + 1):
             progress.epoch = epoch
             progress.history.append({"epoch": epoch, "train_loss": 0.0, "val_loss": float(epoch)})
-            watcher.on_epoch(progress)
+            reporter.on_epoch(progress)
         progress.best_epoch = best
-        watcher.finish(progress, Path("model.pt"))
+        reporter.finish(progress, Path("model.pt"))
     console.err.cache_clear()
     return [line.strip() for line in capsys.readouterr().err.splitlines()]
 

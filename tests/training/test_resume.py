@@ -18,10 +18,10 @@ import torch
 from headrace.recipe.training import TrainConfig
 from headrace.training import checkpoint
 from headrace.training.checkpoint import Progress
-from headrace.training.loop import fit
-from headrace.training.loss_weights import emphasise
+from headrace.training.loop import TrainingRun, fit
+from headrace.training.loss_weights import set_loss_weights
 from tests.conftest import ROOT
-from tests.training.toys import ignore, image_model, image_rows, weights
+from tests.training.toys import Callbacks, image_model, image_rows, weights
 
 EVERYTHING: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -29,11 +29,11 @@ EVERYTHING: dict[str, dict[str, Any]] = {
         "averaging": {"decay": 0.9},
         "augment": {"shift": 0.2, "scale": 0.2, "rotate": 20, "crop": 0.2},
         "schedule": "cosine",
-        "warm_up": 0.2,
+        "warmup": 0.2,
     },
     "groups of batches": {
-        "accumulate": 3,
-        "gradient_clip": 0.5,
+        "gradient_accumulation_steps": 3,
+        "max_grad_norm": 0.5,
         "l1": 1e-4,
         "optimizer": "sgd",
         "label_smoothing": 0.1,
@@ -57,10 +57,11 @@ def run(config: TrainConfig, folder: Path, die_in: tuple[int, int] | None = None
             os.kill(os.getpid(), signal.SIGKILL)
 
     model, rows = image_model(config.seed, dropout=0.3, batch_norm=True), image_rows(BATCHES * 8 - 3)
-    emphasise(model, config, rows.target, [0, 1])
-    always = {"EVERY_SECONDS": 0.0, "MOST_OF_THE_TIME": float("inf")}
+    set_loss_weights(model, config, rows.target, [0, 1])
+    always = {"EVERY_SECONDS": 0.0, "MAX_TIME_SHARE": float("inf")}
     with patch.multiple(checkpoint, **always):
-        progress = fit(model, rows, image_rows(20, seed=2), config, folder / "checkpoint.pt", "run", ignore, on_step, ignore)
+        training = TrainingRun(folder / "checkpoint.pt", "run", Callbacks(on_step=on_step))
+        progress = fit(model, rows, image_rows(20, seed=2), config, training)
     digest = hashlib.sha256()
     for name, value in weights(model).items():
         digest.update(name.encode() + value.contiguous().numpy().tobytes())
@@ -131,7 +132,7 @@ def test_a_kill_at_any_step_changes_nothing(step: int, epoch: int, tmp_path: Pat
     def die(_: int, __: int) -> None:
         raise Killed
 
-    config = recipe(EVERYTHING["averages and augmentation"] | {"accumulate": 2})
+    config = recipe(EVERYTHING["averages and augmentation"] | {"gradient_accumulation_steps": 2})
     wanted, whole = run(config, tmp_path / "whole")
     monkeypatch.setattr(os, "kill", die)
     with pytest.raises(Killed):

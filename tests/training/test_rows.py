@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from headrace.training import memmap, order
-from headrace.training.memmap import ArrayFile, MappedRows, ahead
-from headrace.training.order import cut, windows
-from headrace.training.rows import Rows, Split
+from headrace.training import memmap
+from headrace.training import rows as training_rows
+from headrace.training.memmap import ArrayFile, MappedRows, read_ahead
+from headrace.training.rows import Rows, Split, cut, windows
 
 ROWS = 1000
 
@@ -45,7 +45,7 @@ def shuffled(rows: Rows, size: int, first: int = 0, seed: int = 3) -> list[torch
 def test_rows_in_files_come_as_those_in_memory(
     held: Split, tmp_path: Path, window: int, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(order, "WINDOW_ROWS", window)
+    monkeypatch.setattr(training_rows, "WINDOW_ROWS", window)
     filed = in_files(held, tmp_path)
     for shuffle in (None, 5):
         generators = [None if shuffle is None else torch.Generator().manual_seed(shuffle) for _ in range(2)]
@@ -60,7 +60,7 @@ def test_rows_in_files_come_as_those_in_memory(
 def test_an_epoch_goes_on_from_any_batch_as_if_it_had_never_stopped(
     held: Split, tmp_path: Path, window: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(order, "WINDOW_ROWS", window)
+    monkeypatch.setattr(training_rows, "WINDOW_ROWS", window)
     for rows in (held, in_files(held, tmp_path)):
         whole = shuffled(rows, 48)
         for first in (0, 1, 5, len(whole) - 1, len(whole)):
@@ -70,7 +70,7 @@ def test_an_epoch_goes_on_from_any_batch_as_if_it_had_never_stopped(
 
 
 def test_every_row_comes_once_and_every_batch_but_the_last_is_full(held: Split, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(order, "WINDOW_ROWS", 192)
+    monkeypatch.setattr(training_rows, "WINDOW_ROWS", 192)
     batches = shuffled(held, 48)
     assert [len(batch) for batch in batches] == [48] * 20 + [40]
     assert torch.equal(torch.cat(batches).sort().values, torch.arange(ROWS))
@@ -83,7 +83,7 @@ def test_a_table_within_one_window_is_shuffled_as_a_whole(held: Split) -> None:
 
 
 def test_a_batch_of_a_sorted_table_has_rows_from_all_over_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(order, "WINDOW_ROWS", 6400)
+    monkeypatch.setattr(training_rows, "WINDOW_ROWS", 6400)
     rows = 64_000
     table = Split((), torch.arange(rows))
     means = torch.tensor([batch.double().mean() for batch in shuffled(table, 256)])
@@ -95,8 +95,8 @@ def test_windows_hold_as_many_rows_as_they_may(monkeypatch: pytest.MonkeyPatch) 
     found = list(windows(1000, 128, torch.Generator().manual_seed(1)))
     assert max(window.rows for window in found) == 128
     assert sum(window.rows for window in found) == 1000
-    assert order.window_rows(10**9) == order.BLOCKS
-    assert order.window_rows(4) == order.WINDOW_ROWS
+    assert training_rows.window_rows(10**9) == training_rows.BLOCKS
+    assert training_rows.window_rows(4) == training_rows.WINDOW_ROWS
 
 
 def test_pieces_of_any_lengths_are_cut_into_batches() -> None:
@@ -114,7 +114,7 @@ def test_the_thread_that_reads_ahead_ends_with_its_consumer(held: Split, tmp_pat
             if i == leave_after:
                 break
         batches.close()  # type: ignore[attr-defined]
-        assert not [t for t in threading.enumerate() if t.name == "headrace-reads-ahead"]
+        assert not [t for t in threading.enumerate() if t.name == "headrace-read-ahead"]
 
 
 def test_what_goes_wrong_while_reading_ahead_reaches_the_consumer() -> None:
@@ -122,7 +122,7 @@ def test_what_goes_wrong_while_reading_ahead_reaches_the_consumer() -> None:
         yield 1
         raise OSError("the disk is gone")
 
-    found = ahead(items())
+    found = read_ahead(items())
     assert next(found) == 1
     with pytest.raises(OSError, match="the disk is gone"):
         next(found)
@@ -135,7 +135,7 @@ def test_files_have_no_name_so_nothing_is_left_behind(held: Split, tmp_path: Pat
 
 def test_no_more_windows_are_read_than_one_that_waits_and_one_that_is_made(held: Split, tmp_path: Path) -> None:
     read = []
-    found = ahead(read.append(i) or i for i in range(100))  # type: ignore[func-returns-value]
+    found = read_ahead(read.append(i) or i for i in range(100))  # type: ignore[func-returns-value]
     assert next(found) == 0
     threading.Event().wait(5 * memmap.POLL_SECONDS)
     assert len(read) <= 3

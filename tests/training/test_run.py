@@ -155,7 +155,7 @@ def test_a_fingerprint_names_data_and_settings_and_nothing_else(built: Project) 
 
     first = fingerprint_of(recipe, prepared, built.root)
     assert (
-        fingerprint_of(another(built, f"{recipe.name}-twin", "tiny", gate={"approval": "person"}), prepared, built.root)
+        fingerprint_of(another(built, f"{recipe.name}-twin", "tiny", gate={"approval": "manual"}), prepared, built.root)
         == first
     )
     assert (

@@ -16,14 +16,22 @@ from headrace.recipe.training import TrainConfig
 from headrace.task_types.lookup import task_type_of
 from headrace.training.checkpoint import Progress
 from headrace.training.device import seed_everything
-from headrace.training.loop import fit
+from headrace.training.loop import TrainingRun, fit
+from headrace.training.reporting import NullReporter
 from headrace.training.rows import Split
 
 NUMBERS = [Numeric(name=name, mean=0.0, std=1.0, nullable=False) for name in "ab"]
 
 
 def ignore(*_: Any) -> None:
-    """Nobody watches."""
+    """Does nothing."""
+
+
+class Callbacks(NullReporter):
+    """A reporter that calls the given functions."""
+
+    def __init__(self, on_epoch: Any = ignore, on_step: Any = ignore, say: Any = ignore) -> None:
+        self.on_epoch, self.on_step, self.say = on_epoch, on_step, say  # type: ignore[method-assign]
 
 
 def table_model(seed: int = 0, dropout: float = 0.0, hidden: int = 8, classes: int = 2) -> ServedModel:
@@ -55,9 +63,8 @@ def image_rows(n: int, seed: int = 1) -> Split:
 
 
 def train(model: ServedModel, rows: Split, config: TrainConfig, folder: Path, **named: Any) -> Progress:
-    """A whole run with nobody watching; `named` goes to `fit`."""
-    watched = {"on_epoch": ignore, "on_step": ignore, "say": ignore, "fingerprint": "run", **named}
-    return fit(model, rows, rows, config, folder / "checkpoint.pt", **watched)
+    """Runs a whole training; `named` are callbacks of its reporter."""
+    return fit(model, rows, rows, config, TrainingRun(folder / "checkpoint.pt", "run", Callbacks(**named)))
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:

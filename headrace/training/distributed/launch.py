@@ -1,4 +1,4 @@
-"""Starts a training's processes on this machine by torchrun's agent, which starts all of them anew when one dies."""
+"""Starts the processes of a training on this machine with torchrun's agent, which restarts all of them when one dies."""
 
 from __future__ import annotations
 
@@ -34,34 +34,34 @@ from headrace.project import Project
 from headrace.recipe.recipe import Recipe
 from headrace.settings import Settings, load_settings
 from headrace.training.device import choose_device
-from headrace.training.distributed.worker import LOST, ROLE, error_file, log_file
+from headrace.training.distributed.worker import PEER_LOST, ROLE, error_file, log_file
 
 MAX_RESTARTS = 3
 JOIN_SECONDS = 1800
-"""How long this machine waits for the others: the first of them may have to prepare the data."""
+"""How long this machine waits for the others; the first one may have to prepare the data."""
 LOOPBACK = "127.0.0.1"
 
 
 def launch(recipe: Recipe, project: Project, say: Report = console.report) -> None:
-    """Trains by `train.processes`, as many on each machine as on the others; returns when all are done.
+    """Trains with `train.processes` processes, the same number on each machine; returns when all are done.
 
     Raises:
-        RecipeError, SettingsError: the processes cannot be divided among the machines, or the GPUs do not suffice.
-        ServiceError: the other machines did not come.
-        HeadraceError: what the training itself says, as with one process.
+        RecipeError, SettingsError: the processes cannot be divided among the machines, or there are too few GPUs.
+        ServiceError: the other machines did not join.
+        HeadraceError: the training failed, as with one process.
     """
     settings = load_settings(project)
     here = processes_here(recipe, settings)
     folder = project.state / "processes" / recipe.name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    with quiet_torch(), usual_signals():
-        handler, meeting, is_head = rendezvous(recipe, settings, folder)
-        agent = Agent(worker_spec(recipe, project, here, handler, meeting, is_head), logs(here, folder), folder, say)
+    with quiet_torch(), signal_handlers_kept():
+        handler, store, is_main = rendezvous(recipe, settings, folder)
+        agent = Agent(worker_spec(recipe, project, here, handler, store, is_main), logs(here, folder), folder, say)
         try:
             result: RunResult | None = agent.run()
         except RendezvousError as error:
-            raise not_all_came(settings, error) from None
+            raise not_all_joined(settings, error) from None
         except SignalException as stopped:
             if stopped.sigval == signal.SIGINT:
                 raise KeyboardInterrupt from None
@@ -69,12 +69,12 @@ def launch(recipe: Recipe, project: Project, say: Report = console.report) -> No
         finally:
             handler.shutdown()
     if result is None or result.is_failed():
-        raise why(result, folder, recipe, settings)
+        raise failure_of(result, folder, recipe, settings)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def processes_here(recipe: Recipe, settings: Settings) -> int:
-    """How many processes this machine starts.
+    """Returns how many processes this machine starts.
 
     Raises:
         RecipeError, SettingsError: they cannot be divided among the machines, or there are too few GPUs.
@@ -87,20 +87,23 @@ def processes_here(recipe: Recipe, settings: Settings) -> int:
         )
     if settings.train_nodes > 1 and not settings.train_rendezvous:
         raise SettingsError(
-            f"train_rendezvous: {settings.train_nodes} machines (train_nodes) have to know where they meet",
-            hint="set it to an address of the machine that runs headrace, such as 10.0.0.1:29400, on all of them",
+            f"train_rendezvous: {settings.train_nodes} machines (train_nodes) need an address to meet at",
+            hint="set it to an address of the machine that runs headrace, for example 10.0.0.1:29400, on all of them",
         )
     gpus = torch.cuda.device_count()
     if choose_device(recipe.train.device).type == "cuda" and here > gpus:
         raise RecipeError(
-            f"train.processes: {here} would train on this machine, which has {gpus} GPUs; each process takes one",
+            f"train.processes: {here} processes would train on this machine, but it has {gpus} GPUs and each needs one",
             hint=f"set train.processes: {gpus * settings.train_nodes}, or train.device: cpu",
         )
     return here
 
 
 class Agent(LocalElasticAgent):
-    """Starts all processes again when one is lost; what a new start would not hint ends the training at once."""
+    """Restarts all processes when one is lost; any other failure ends the training immediately.
+
+    Overrides a private method of torch and sets a private attribute: `_monitor_workers` and `_remaining_restarts`.
+    """
 
     def __init__(self, spec: WorkerSpec, logs_specs: DefaultLogsSpecs, folder: Path, say: Report) -> None:
         super().__init__(spec, logs_specs, shutdown_timeout=10)
@@ -110,47 +113,49 @@ class Agent(LocalElasticAgent):
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result: RunResult = super()._monitor_workers(worker_group)
         if result.state in (WorkerState.FAILED, WorkerState.UNHEALTHY):
-            is_lost = all(failure.exitcode < 0 or failure.exitcode == LOST for failure in result.failures.values())
+            is_lost = all(failure.exitcode < 0 or failure.exitcode == PEER_LOST for failure in result.failures.values())
             if error_file(self.folder).exists() or not is_lost:
                 self._remaining_restarts = 0
             elif self._remaining_restarts:
-                self.say(f"{deaths(result, self._worker_group.workers[0].world_size)}: all go on from the last checkpoint")
+                self.say(
+                    f"{deaths(result, self._worker_group.workers[0].world_size)}: all processes resume from the last checkpoint"
+                )
         return result
 
 
 def deaths(result: RunResult, size: int) -> str:
-    """Which processes died, and how."""
+    """Describes which processes died, and how."""
     killed = {rank: failure for rank, failure in result.failures.items() if failure.exitcode < 0}
     if not killed:
         return "a process on another machine was lost"
-    return ", ".join(f"process {rank + 1} of {size} was ended by {killed[rank].signal_name()}" for rank in sorted(killed))
+    return ", ".join(f"process {rank + 1} of {size} was killed by {killed[rank].signal_name()}" for rank in sorted(killed))
 
 
-def why(result: RunResult | None, folder: Path, recipe: Recipe, settings: Settings) -> HeadraceError:
-    """What the training said, or what a process left when it failed; no result is what torch gives where another machine
-    ended the training."""
+def failure_of(result: RunResult | None, folder: Path, recipe: Recipe, settings: Settings) -> HeadraceError:
+    """Returns the error that a process saved, or one that describes how processes ended. Torch returns no result if another
+    machine ended the training."""
     if left := read_cached_json(error_file(folder)):
         return HeadraceError.from_dict(left)
     if result is None:
-        return not_all_came(settings, RuntimeError("another one ended the training"))
+        return not_all_joined(settings, RuntimeError("another machine ended the training"))
     for rank in sorted(result.failures):
         if (log := log_file(folder, rank)).exists():
             return TrainingError(
                 f"process {rank + 1} of {recipe.train.processes} failed: {log.read_text().strip().splitlines()[-1]}",
                 where=str(log),
-                hint="read there where it happened; with train.processes: 1 the same is easier to follow",
+                hint="see the traceback there; train.processes: 1 makes the error easier to find",
             )
     return TrainingError(
-        f"{deaths(result, recipe.train.processes)}, after {MAX_RESTARTS} new starts",
-        hint="see whether its memory sufficed (dmesg), lower train.batch_size or train.processes; "
-        "the same command goes on from the last checkpoint",
+        f"{deaths(result, recipe.train.processes)}, after {MAX_RESTARTS} restarts",
+        hint="check whether memory ran out (dmesg), lower train.batch_size or train.processes; "
+        "the same command resumes from the last checkpoint",
     )
 
 
 def worker_spec(
-    recipe: Recipe, project: Project, here: int, handler: RendezvousHandler, meeting: Path | None, is_head: bool
+    recipe: Recipe, project: Project, here: int, handler: RendezvousHandler, store: Path | None, is_main: bool
 ) -> WorkerSpec:
-    arguments = (recipe.name, str(project.root), str(meeting or "-"), "head" if is_head else "-")
+    arguments = (recipe.name, str(project.root), str(store or "-"), "main" if is_main else "-")
     return WorkerSpec(
         role=ROLE,
         local_world_size=here,
@@ -163,12 +168,12 @@ def worker_spec(
 
 
 def logs(here: int, folder: Path) -> DefaultLogsSpecs:
-    """The first process of this machine has the terminal; the others write to files."""
+    """Leaves the terminal to the first process of this machine; the others write to files."""
     return DefaultLogsSpecs(str(folder / "logs"), redirects=dict.fromkeys(range(1, here), Std.ALL))
 
 
 class OneMachine(RendezvousHandler):
-    """The meeting of one agent with itself: nothing listens on the network, as torch's own store would."""
+    """A rendezvous of a single agent, without the network port that torch's own store would open."""
 
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id
@@ -183,7 +188,7 @@ class OneMachine(RendezvousHandler):
         return False
 
     def set_closed(self) -> None:
-        """Nobody else waits."""
+        """Does nothing: there are no other agents."""
 
     def num_nodes_waiting(self) -> int:
         return 0
@@ -196,26 +201,26 @@ class OneMachine(RendezvousHandler):
 
 
 def rendezvous(recipe: Recipe, settings: Settings, folder: Path) -> tuple[RendezvousHandler, Path | None, bool]:
-    """Where agents meet, the file in which the processes of one machine meet, and whether this machine is the one that writes.
+    """Returns the rendezvous of agents, the file for that of the processes of one machine, and whether it is the main machine.
 
     Raises:
-        SettingsError: the address is none.
+        SettingsError: the address cannot be reached.
         ServiceError: nothing answers there.
     """
     if settings.train_nodes == 1:
-        return OneMachine(recipe.name), folder / "meeting", True
+        return OneMachine(recipe.name), folder / "rendezvous", True
     host, _, port = str(settings.train_rendezvous).rpartition(":")
     try:
         addresses = {info[4][0] for info in socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)}
         mine = address_towards(host, int(port))
     except (ValueError, OSError) as error:
         raise SettingsError(
-            f"train_rendezvous: {settings.train_rendezvous!r} is no address that this machine can reach: {error}",
-            hint="write host and port of the machine that runs headrace, such as 10.0.0.1:29400",
+            f"train_rendezvous: {settings.train_rendezvous!r} is not an address that this machine can reach: {error}",
+            hint="set it to host and port of the machine that runs headrace, for example 10.0.0.1:29400",
         ) from None
-    is_head = mine in addresses
+    is_main = mine in addresses
     use_interface_of(mine)
-    # Torch would let the processes meet in one store after every new start, where those that died have left their addresses.
+    # Torch would reuse one store after a restart, in which the processes that died have left their addresses.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     parameters = RendezvousParameters(
         backend="c10d",
@@ -225,16 +230,16 @@ def rendezvous(recipe: Recipe, settings: Settings, folder: Path) -> tuple[Rendez
         max_nodes=settings.train_nodes,
         local_addr=mine,
         join_timeout=JOIN_SECONDS,
-        read_timeout=JOIN_SECONDS if not is_head else 60,
+        read_timeout=JOIN_SECONDS if not is_main else 60,
     )
     try:
-        return get_rendezvous_handler(parameters), None, is_head
+        return get_rendezvous_handler(parameters), None, is_main
     except RendezvousError as error:
-        raise not_all_came(settings, error) from None
+        raise not_all_joined(settings, error) from None
 
 
 def address_towards(host: str, port: int) -> str:
-    """This machine's own address on the way to `host`; nothing is sent."""
+    """Returns this machine's address on the route to `host`, without sending anything."""
     family = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0][0]
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.connect((host, port))
@@ -242,7 +247,7 @@ def address_towards(host: str, port: int) -> str:
 
 
 def use_interface_of(address: str) -> None:
-    """Lets gloo and NCCL talk over the interface that has `address`, unless they were told of another."""
+    """Makes gloo and NCCL use the network interface that has `address`, unless another one is configured."""
     import psutil
 
     for name, held in psutil.net_if_addrs().items():
@@ -251,9 +256,9 @@ def use_interface_of(address: str) -> None:
             os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
 
 
-def not_all_came(settings: Settings, error: Exception) -> ServiceError:
+def not_all_joined(settings: Settings, error: Exception) -> ServiceError:
     return ServiceError(
-        f"{settings.train_nodes} machines were to meet, and did not: {str(error).splitlines()[0] or type(error).__name__}",
+        f"not all {settings.train_nodes} machines joined the training: {str(error).splitlines()[0] or type(error).__name__}",
         where=f"train_rendezvous {settings.train_rendezvous}",
         hint="start the same training on all machines within half an hour of each other (docs/scaling.md)",
     )
@@ -261,7 +266,7 @@ def not_all_came(settings: Settings, error: Exception) -> ServiceError:
 
 @contextmanager
 def quiet_torch() -> Iterator[None]:
-    """Torch's agent tells of every step and every death; ours are told in a line."""
+    """Silences torch's agent, which logs every step and every death; Headrace reports them in one line."""
     logger = logging.getLogger("torch.distributed.elastic")
     others = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.startswith(logger.name + ".")]
     before = [(one, one.level) for one in (logger, *others)]
@@ -275,8 +280,8 @@ def quiet_torch() -> Iterator[None]:
 
 
 @contextmanager
-def usual_signals() -> Iterator[None]:
-    """Puts back the handlers that torch's agent replaces."""
+def signal_handlers_kept() -> Iterator[None]:
+    """Restores the signal handlers that torch's agent replaces."""
     names = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
     before = {name: signal.getsignal(name) for name in names}
     try:

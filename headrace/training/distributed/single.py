@@ -1,12 +1,12 @@
-"""The processes that train one model together, as the loop sees them; by itself, a process does all of it.
+"""The interface between the training loop and several processes; a single process implements it by doing nothing.
 
-A batch of the recipe is divided among them, so that the steps are those of one process. `distributed.py` has those that are
-several; this file is all that one process needs.
+Each process trains on its rows of every batch, so that the steps are those of one process. `parallel.py` implements the
+interface for several processes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -14,79 +14,78 @@ from torch import Tensor, nn
 
 from headrace.console import Report
 from headrace.models.served import ServedModel
-from headrace.training.rows import Batch, Rows
-from headrace.training.step import Objective, Step
+from headrace.training.rows import Batch, Rows, StepFunction
 
 Count = Callable[[Tensor], int | Tensor]
-"""From targets to what a mean over them is divided by, such as rows or tokens."""
+"""Returns by what a mean over targets is divided: a number of rows or tokens."""
 
 
 class SingleProcess:
-    """Nobody to share with."""
+    """Trains alone."""
 
     rank: int = 0
-    size: int = 1
-    is_first: bool = True
-    """Whether this is the process that writes what is written once: checkpoints, curves, weights, MLflow."""
+    world_size: int = 1
+    is_main: bool = True
+    """Whether this process writes checkpoints, curves, weights and the MLflow run."""
 
-    def begin(self, fingerprint: str, seed: int) -> None:
-        """Once the model is made, before it trains.
+    def setup(self, fingerprint: str, seed: int) -> None:
+        """Prepares the process, after the model is built and before training.
 
         Raises:
-            TrainingError: the processes are about to train other things; `fingerprint` says what this one trains.
+            TrainingError: the processes have different data, settings or code; `fingerprint` is this process's.
         """
 
-    def rows(self, of: int) -> slice:
-        """Which of a batch's rows this process takes; never none, for every process has to take each step."""
-        return slice(0, of)
+    def local_rows(self, rows: int) -> slice:
+        """Returns which of a batch's rows this process trains on; never none, since all processes take part in each step."""
+        return slice(0, rows)
 
-    def share(self, target: Tensor, count: Count) -> float | Tensor:
-        """How much the rows of this process weigh in the mean over a batch whose targets are `target`."""
-        return 1.0
-
-    def take(self, batch: Batch) -> Batch:
-        """This process's rows of a batch."""
+    def local_batch(self, batch: Batch) -> Batch:
+        """Returns this process's rows of a batch."""
         return batch
 
-    def weighed(self, loss: Tensor, share: float | Tensor) -> Tensor:
-        """What this process adds to the loss of the whole batch."""
+    def local_weight(self, target: Tensor, count: Count) -> float | Tensor:
+        """Returns the weight of this process's rows in the mean over a batch with these targets."""
+        return 1.0
+
+    def scale_loss(self, loss: Tensor, weight: float | Tensor) -> Tensor:
+        """Returns what this process contributes to the loss of the whole batch."""
         return loss
 
-    def wrap(self, objective: Objective, rows: Rows, size: int) -> nn.Module:
-        """What the step calls in place of `objective`: adds up gradients over the processes; tried on `size` of the `rows`."""
-        return objective
+    def wrap(self, loss_module: nn.Module, rows: Rows, batch_size: int) -> nn.Module:
+        """Returns the module that the training step calls; for several processes, one that adds up their gradients."""
+        return loss_module
 
-    def shared(self, step: Step, say: Report) -> Step:
-        """The step that all processes take together."""
+    def wrap_step(self, step: StepFunction, loss_module: nn.Module, report: Report) -> StepFunction:
+        """Returns the training step that all processes run together."""
         return step
 
-    def total(self, values: Tensor) -> Tensor:
-        """The sum over all processes, the same in each."""
+    def all_reduce(self, values: Tensor) -> Tensor:
+        """Returns the sum over all processes."""
         return values
 
-    def agreed(self, flag: bool) -> bool:
-        """What the first process says: for what a clock decides."""
+    def broadcast(self, flag: bool) -> bool:
+        """Returns the main process's flag, for decisions that depend on a clock."""
         return flag
 
-    def whole(self, state: Any) -> Any:
-        """`state` with its tensors whole, where each process holds a part of them."""
+    def full_state(self, state: Any) -> Any:
+        """Returns `state` with full tensors instead of shards."""
         return state
 
-    def restored(self, part: Any, state: Any) -> Any:
-        """The inverse of `whole`: `state` as `part.load_state_dict` takes it."""
+    def local_state(self, part: Any, state: Any) -> Any:
+        """Returns `state`, with full tensors, in the form that `part.load_state_dict` needs: the inverse of `full_state`."""
         return state
 
-    def fill(self, model: ServedModel, weights: dict[str, Tensor]) -> None:
-        """Puts `weights` into `model`, where it is whole."""
+    def load_full_weights(self, model: ServedModel, weights: dict[str, Tensor]) -> None:
+        """Loads `weights` into `model`, unless it is sharded."""
         model.load_state_dict(weights)
 
-    def random_states(self) -> dict[str, list[Any]]:
-        """Of torch's generators, one a process."""
+    def rng_states(self) -> dict[str, list[Any]]:
+        """Returns the states of torch's generators, one per process."""
         return {"cpu": [torch.get_rng_state()], "cuda": [cuda_rng_state()]}
 
-    def restore_random_states(self, states: dict[str, list[Any]]) -> None:
-        """This process's own; what a run with another number of processes left is none, and changes nothing."""
-        if len(states["cpu"]) == self.size:
+    def set_rng_states(self, states: dict[str, list[Any]]) -> None:
+        """Restores this process's generators, unless the states are of a run with another number of processes."""
+        if len(states["cpu"]) == self.world_size:
             torch.set_rng_state(states["cpu"][self.rank])
             if torch.cuda.is_available() and states["cuda"][self.rank] is not None:
                 torch.cuda.set_rng_state(states["cuda"][self.rank])
@@ -96,8 +95,18 @@ def cuda_rng_state() -> Tensor | None:
     return torch.cuda.get_rng_state() if torch.cuda.is_available() else None
 
 
-def rows_of(rank: int, size: int, of: int) -> slice:
-    """Rows that process `rank` of `size` takes of `of` rows: in order, as evenly as can be, and more to the first ones."""
-    each, more = divmod(of, size)
-    start = rank * each + min(rank, more)
-    return slice(start, start + each + (rank < more))
+def local_rows(rank: int, world_size: int, rows: int) -> slice:
+    """Returns the rows of process `rank`: consecutive, as even as possible, with one more for the first processes."""
+    each, rest = divmod(rows, world_size)
+    start = rank * each + min(rank, rest)
+    return slice(start, start + each + (rank < rest))
+
+
+def local_tensors(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Returns this process's shard of each tensor, or all of it if it is not sharded; they share memory with the tensors."""
+    return [tensor.to_local() if is_sharded(tensor) else tensor for tensor in tensors]  # type: ignore[attr-defined]
+
+
+def is_sharded(tensor: object) -> bool:
+    """Returns whether `tensor` is a DTensor, without importing that class."""
+    return hasattr(tensor, "full_tensor")

@@ -1,6 +1,6 @@
-"""One of several processes of a training: `python -m headrace.training.distributed.worker`, as `launch.py` starts it.
+"""A worker process: `python -m headrace.training.distributed.worker`, started by `launch.py`.
 
-It meets the others, trains its share, and says by its exit code whether a new start would help.
+It joins the process group and trains. Its exit code tells the agent whether a restart would help.
 """
 
 from __future__ import annotations
@@ -19,60 +19,64 @@ from headrace.project import Project
 from headrace.recipe.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
-    from headrace.training.distributed.parallel import Together
+    from headrace.training.distributed.parallel import ProcessGroup
 
 ROLE = "training"
-STOP, LOST = 1, 75
-"""Exit codes: a new start would end the same way; another process was lost."""
-PATIENCE_SECONDS = 10.0
-"""How long a process with an error waits for the first one to close what it has open, if it has the same error."""
+FAILED, PEER_LOST = 1, 75
+"""Exit codes: the training failed and would fail again; another process was lost."""
+CLOSE_SECONDS = 10.0
+"""Time that a process with an error gives the main one, which may have the same error, to close its MLflow run."""
 
 
 def main(arguments: list[str]) -> int:
-    """Trains its share of the recipe, in the project, as told by the file in which the processes meet and whether they may
-    write what is written once."""
-    name, root, meeting, may_write = arguments
+    """Trains a recipe.
+
+    Args:
+        arguments: the recipe's name, the project's root, the file for the rendezvous of the processes of one machine or `-`,
+            and `main` if the main process is on this machine.
+    """
+    name, root, rendezvous, role = arguments
     processes.die_with_parent(os.getppid())
     project = Project(Path(root))
     folder = project.state / "processes" / name
     try:
-        work(load_recipe(name, project), project, None if meeting == "-" else Path(meeting), may_write == "head")
+        work(load_recipe(name, project), project, None if rendezvous == "-" else Path(rendezvous), role == "main")
         return 0
     except KeyboardInterrupt:
-        return STOP
+        return FAILED
     except Exception as error:
         if is_lost(error):
-            return LOST
-        leave_word(error, folder)
+            return PEER_LOST
+        save_error(error, folder)
         if os.environ["RANK"] != "0":
-            time.sleep(PATIENCE_SECONDS)
-        return STOP
+            time.sleep(CLOSE_SECONDS)
+        return FAILED
 
 
-def work(recipe: Recipe, project: Project, meeting: Path | None, may_write: bool) -> None:
-    """Meets the others and trains with them."""
+def work(recipe: Recipe, project: Project, rendezvous: Path | None, may_be_main: bool) -> None:
+    """Joins the process group and trains."""
     import torch.distributed as dist
 
     from headrace.training.run import train
 
-    group = meet(recipe, meeting, may_write)
+    group = join(recipe, rendezvous, may_be_main)
     try:
         train(recipe, project, group)
     finally:
         dist.destroy_process_group()
 
 
-def meet(recipe: Recipe, meeting: Path | None, may_write: bool) -> Together:
-    """Joins the others: through a file on one machine, at torchrun's address on several.
+def join(recipe: Recipe, rendezvous: Path | None, may_be_main: bool) -> ProcessGroup:
+    """Joins the process group: through a file on one machine, at torchrun's address on several.
 
     Raises:
-        TrainingError: no such device here.
+        TrainingError: this machine lacks the device.
     """
     import torch
     import torch.distributed as dist
 
     from headrace.training.device import choose_device
-    from headrace.training.distributed.parallel import Together
+    from headrace.training.distributed.parallel import ProcessGroup
 
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if "OMP_NUM_THREADS" not in os.environ:
@@ -81,25 +85,25 @@ def meet(recipe: Recipe, meeting: Path | None, may_write: bool) -> Together:
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    if meeting is None:
+    if rendezvous is None:
         dist.init_process_group(backend, rank=rank, world_size=size)
     else:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback())
-        place = f"{meeting}-{os.environ['TORCHELASTIC_RESTART_COUNT']}"
-        store = dist.FileStore(place, size)  # type: ignore[attr-defined]
+        path = f"{rendezvous}-{os.environ['TORCHELASTIC_RESTART_COUNT']}"
+        store = dist.FileStore(path, size)  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=rank, world_size=size)
-    return Together(recipe.train.strategy, device, may_write)
+    return ProcessGroup(recipe.train.strategy, device, may_be_main)
 
 
 def loopback() -> str:
-    """The interface that leaves no packet out of this machine, as this system calls it."""
+    """Returns the name of the loopback network interface."""
     import psutil
 
     return next(name for name, held in psutil.net_if_addrs().items() if "127.0.0.1" in {one.address for one in held})
 
 
 def is_lost(error: Exception) -> bool:
-    """Whether `error` says that another process does not answer; gloo and NCCL have no classes of their own for it."""
+    """Returns whether `error` means that another process was lost; gloo and NCCL have no exception classes for that."""
     import torch.distributed as dist
 
     names = ("gloo", "nccl", "connection closed by peer", "connection reset by peer")
@@ -110,8 +114,8 @@ def is_lost(error: Exception) -> bool:
     )
 
 
-def leave_word(error: Exception, folder: Path) -> None:
-    """Leaves what a user can hint as the error it is, and anything else with its traceback."""
+def save_error(error: Exception, folder: Path) -> None:
+    """Saves an error that the user can fix for the launching process, and any other with its traceback."""
     known = processes.as_headrace_error(error)
     if known is not None:
         write_json(error_file(folder), known.to_dict())
@@ -133,4 +137,4 @@ if __name__ == "__main__":
     code = main(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # threads of the processes' meeting may still wait for those that are gone
+    os._exit(code)  # threads of the process group may still wait for lost processes

@@ -14,9 +14,9 @@ from headrace.models.served import AsIs, ServedModel
 from headrace.recipe.models import MLPConfig
 from headrace.recipe.training import TrainConfig
 from headrace.task_types.lookup import task_type_of
-from headrace.training import preprocess_once
+from headrace.training import loading
 from headrace.training.device import seed_everything
-from headrace.training.preprocess_once import preprocessed
+from headrace.training.loading import preprocessed
 from headrace.training.rows import Rows, Split
 from tests.training.toys import image_model, image_rows, largest_difference, table_model, table_rows, train, weights
 
@@ -93,7 +93,7 @@ def test_a_split_without_rows_is_left_alone() -> None:
 
 
 def test_rows_that_would_be_shuffled_in_another_order_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preprocess_once, "window_rows", lambda size: 1_000_000 // size)
+    monkeypatch.setattr(loading, "window_rows", lambda size: 1_000_000 // size)
     assert not left_alone(image_model(), CONFIG, image_rows(1_000_000 // (36 * 4 + 8)))
     assert left_alone(image_model(), CONFIG, image_rows(1_000_000 // (36 * 4 + 8) + 1))
 

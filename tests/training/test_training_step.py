@@ -12,10 +12,9 @@ from torch import Tensor
 
 from headrace.models.served import ServedModel
 from headrace.recipe.training import TrainConfig
-from headrace.training.optimizers import make_optimizers, parameters_of
+from headrace.training.loop import Trainer, TrainingRun
+from headrace.training.optimizers import ScheduledOptimizer, make_optimizers, parameters_of
 from headrace.training.rows import Split
-from headrace.training.step import Objective, Step
-from headrace.training.update import Update
 from tests.training.toys import image_model, image_rows, largest_difference, table_model, table_rows, train, weights
 
 
@@ -28,8 +27,10 @@ def gradients(model: ServedModel, rows: Split) -> dict[str, Tensor]:
 
 
 def first_step(config: TrainConfig, model: ServedModel, rows: Split) -> None:
-    model.train()
-    Step(Objective(model), Update(model, config, steps=1), torch.float32)((rows.inputs, rows.target))
+    config = config.model_copy(update={"epochs": 1, "batch_size": len(rows)})
+    trainer = Trainer(model, rows, rows, config, TrainingRun(Path("unused.pt"), "run"))
+    trainer.optimizer.set_learning_rate()
+    trainer.training_step((rows.inputs, rows.target))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "rmsprop", "adam", "adamw"])
@@ -61,7 +62,9 @@ def test_muon_steps_alike_in_every_direction_of_a_hidden_matrix() -> None:
     left, right = (torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(i))).Q for i in (1, 2))
     before = hidden.detach().clone()
     hidden.grad = left @ torch.linspace(1, 0.2, 8).diag() @ right
-    Update(model, config, steps=1).apply()
+    optimizer = ScheduledOptimizer(model, config, steps=1)
+    optimizer.set_learning_rate()
+    optimizer.step()
     stretched = left.T @ (before - hidden.detach()) @ right.T / (0.1 * 0.2 * 8**0.5)
     assert 0.6 < stretched.diagonal().min() <= stretched.diagonal().max() < 1.25
     assert (stretched - stretched.diagonal().diag()).abs().max() < 0.05
@@ -142,7 +145,7 @@ def test_l1_adds_the_sign_of_each_weight() -> None:
 @pytest.mark.parametrize(("clip", "is_clipped"), [(0.01, True), (1e3, False)])
 def test_gradients_longer_than_the_clip_are_shortened_to_it(clip: float, is_clipped: bool) -> None:
     fields: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant"}
-    config = TrainConfig(learning_rate=0.5, gradient_clip=clip, **fields)
+    config = TrainConfig(learning_rate=0.5, max_grad_norm=clip, **fields)
     model, rows = table_model(), table_rows(9)
     before, grown = weights(model), gradients(model, rows)
     norm = torch.cat([g.flatten() for g in grown.values()]).norm()
@@ -153,19 +156,19 @@ def test_gradients_longer_than_the_clip_are_shortened_to_it(clip: float, is_clip
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("extra", [{}, {"class_weights": {"0": 3.0}}, {"gradient_clip": 0.1}], ids=["", "weights", "clip"])
+@pytest.mark.parametrize("extra", [{}, {"class_weights": {"0": 3.0}}, {"max_grad_norm": 0.1}], ids=["", "weights", "clip"])
 def test_two_half_batches_are_one_whole_batch(optimizer: Any, extra: dict[str, Any], tmp_path: Path) -> None:
     """Also where the last group has one batch only, and where its last batch is not full."""
     fields = {"epochs": 2, "optimizer": optimizer, "learning_rate": 0.05, **extra}
     rows, models = table_rows(77), [table_model(), table_model()]
     for model, (size, groups) in zip(models, [(16, 1), (8, 2)], strict=True):
-        config = TrainConfig.model_validate({**fields, "batch_size": size, "accumulate": groups})
+        config = TrainConfig.model_validate({**fields, "batch_size": size, "gradient_accumulation_steps": groups})
         train(model, rows, config, tmp_path / str(size))
     assert largest_difference(weights(models[0]), weights(models[1])) < 2e-5
 
 
 def test_steps_of_the_schedule_are_those_of_the_optimizer(tmp_path: Path) -> None:
-    config = TrainConfig(epochs=3, batch_size=8, accumulate=4, schedule="cosine", learning_rate=0.1)
+    config = TrainConfig(epochs=3, batch_size=8, gradient_accumulation_steps=4, schedule="cosine", learning_rate=0.1)
     progress = train(table_model(), table_rows(77), config, tmp_path)  # 10 batches: 3 steps an epoch
     assert progress.history[-1]["learning_rate"] == pytest.approx(0.0, abs=1e-12)
     assert all(row["learning_rate"] > 0 for row in progress.history[:-1])

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 
 from headrace.recipe.training import TrainConfig
-from headrace.training.fused import FusedAdam, move
-from headrace.training.update import Update
+from headrace.training.fused_adam import FusedAdam
+from headrace.training.optimizers import ScheduledOptimizer
 from tests.training.toys import image_model, table_model
 
 
@@ -35,6 +35,11 @@ def both(decoupled: bool) -> tuple[list[nn.Parameter], FusedAdam, list[nn.Parame
     mine, theirs = weights_of(), weights_of()
     ours = FusedAdam(groups(mine), lr=0.01, fused=True, decoupled_weight_decay=decoupled)
     return mine, ours, theirs, (AdamW if decoupled else Adam)(groups(theirs), lr=0.01, fused=True)
+
+
+def move(optimizer: Optimizer) -> None:
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def assert_equal(mine: list[Tensor] | list[nn.Parameter], theirs: list[Tensor] | list[nn.Parameter]) -> None:
@@ -82,11 +87,13 @@ def test_its_state_goes_into_torchs_own_and_back_again_in_the_middle_of_a_run() 
 def test_a_model_that_never_uses_a_parameter_is_trained_all_the_same() -> None:
     model = table_model()
     model.unused = nn.Parameter(torch.ones(3))
-    update = Update(model, TrainConfig(), steps=5)
+    optimizer = ScheduledOptimizer(model, TrainConfig(), steps=5)
     before = [p.detach().clone() for p in model.parameters()]
     for _ in range(3):
         model.loss(model.raw(torch.ones(4, 2)), torch.tensor([0, 1, 0, 1])).backward()  # type: ignore[no-untyped-call]
-        update()
+        optimizer.set_learning_rate()
+        optimizer.step()
+        optimizer.zero_grad()
     changed = [not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
     assert torch.equal(model.unused, torch.ones(3)) and sum(changed) == len(changed) - 1
 
@@ -104,7 +111,7 @@ def test_weights_of_mixed_precision_are_left_to_torch() -> None:
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
 def test_recipes_get_it(name: str) -> None:
-    update = Update(image_model(), TrainConfig.model_validate({"optimizer": name}), steps=5)
-    (optimizer,) = update.optimizers
-    assert isinstance(optimizer, FusedAdam)
-    assert all(group["decoupled_weight_decay"] == (name == "adamw") for group in optimizer.param_groups)
+    optimizer = ScheduledOptimizer(image_model(), TrainConfig.model_validate({"optimizer": name}), steps=5)
+    (adam,) = optimizer.optimizers
+    assert isinstance(adam, FusedAdam)
+    assert all(group["decoupled_weight_decay"] == (name == "adamw") for group in adam.param_groups)
