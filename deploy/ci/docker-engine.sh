@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Starts a Docker engine by hand where none answers and no init system does it. As root, Debian 12 with docker.io.
+# Starts a Docker engine if none answers, for machines without an init system. As root, Debian 12 with docker.io.
 # usage: docker-engine.sh PIDFILE      PIDFILE is written only when an engine was started; stop it with kill
 set -euo pipefail
 pidfile=$1
@@ -22,5 +22,5 @@ start() {
   wait "$pid" 2>/dev/null || true
   return 1
 }
-# Where firewall rules may not be set there can be no bridge; containers then use the host's network.
+# Without permission to set firewall rules there is no bridge; containers then use the host's network.
 start || start --bridge=none --iptables=false --ip-masq=false || { echo "dockerd does not start:" >&2; tail -20 "$log" >&2; exit 1; }

@@ -1,6 +1,6 @@
-"""Writes bytecode for just the modules that a server imports; bytecode for all would add some 60 MB to the image.
+"""Compiles only the modules that a server imports; bytecode of all modules would add 60 MB to the image.
 
-Hash-based and unchecked, so that it depends on neither clocks nor file times and is valid in every image.
+The bytecode is hash-based and unchecked, so that it does not depend on file times and is valid in every image.
 """
 
 import importlib

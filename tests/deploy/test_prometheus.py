@@ -1,4 +1,4 @@
-"""What Prometheus and Grafana read: checked by promtool, and held against the metrics that there are."""
+"""Configuration of Prometheus and Grafana: checked by promtool, and compared with the metrics of replicas."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ def rules() -> list[dict[str, Any]]:
     return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
 
 
-def test_prometheus_takes_the_configuration(promtool: str) -> None:
+def test_the_configuration_is_valid(promtool: str) -> None:
     subprocess.run([promtool, "check", "config", str(DEPLOY / "prometheus" / "prometheus.yml")], check=True)
 
 
-def test_each_alert_is_raised_when_it_should_be_and_not_otherwise(promtool: str) -> None:
+def test_each_alert_fires_when_it_should_and_not_otherwise(promtool: str) -> None:
     tests = DEPLOY / "prometheus" / "alerts.test.yml"
     done = subprocess.run([promtool, "test", "rules", str(tests)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    tried = {case["alertname"] for test in yaml.safe_load(tests.read_text())["tests"] for case in test["alert_rule_test"]}
-    assert tried == {rule["alert"] for rule in rules()}
+    tested = {case["alertname"] for test in yaml.safe_load(tests.read_text())["tests"] for case in test["alert_rule_test"]}
+    assert tested == {rule["alert"] for rule in rules()}
 
 
-def test_every_query_of_the_dashboard_is_one(promtool: str, tmp_path: Path) -> None:
+def test_every_query_of_the_dashboard_is_valid(promtool: str, tmp_path: Path) -> None:
     as_rules = [
         {"record": f"panel:{number}", "expr": expr.replace(INTERVAL, "1m").replace("$model", ".*").replace("$tenant", ".*")}
         for number, (_, expr) in enumerate(queries())
@@ -62,14 +62,14 @@ def test_every_query_of_the_dashboard_is_one(promtool: str, tmp_path: Path) -> N
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_alerts_and_dashboard_ask_for_metrics_that_a_replica_has() -> None:
+def test_alerts_and_dashboard_use_existing_metrics() -> None:
     collected = {sample.name for family in Metrics().registry.collect() for sample in family.samples}
-    kinds = {family.name for family in Metrics().registry.collect()}
-    known = collected | {f"{kind}{suffix}" for kind in kinds for suffix in ("", "_total", "_bucket", "_sum", "_count")}
-    asked = set(re.findall(r"\bheadrace_\w+", " ".join([expr for _, expr in queries()] + [rule["expr"] for rule in rules()])))
-    assert asked, "nothing is asked for"
-    assert asked - known == set()
+    families = {family.name for family in Metrics().registry.collect()}
+    known = collected | {f"{family}{suffix}" for family in families for suffix in ("", "_total", "_bucket", "_sum", "_count")}
+    used = set(re.findall(r"\bheadrace_\w+", " ".join([expr for _, expr in queries()] + [rule["expr"] for rule in rules()])))
+    assert used, "no metric is used"
+    assert used - known == set()
 
 
-def test_every_alert_says_what_mends_it() -> None:
+def test_every_alert_has_a_summary_and_a_hint() -> None:
     assert all({"summary", "hint"} <= rule["annotations"].keys() for rule in rules())

@@ -125,7 +125,7 @@ class DockerRunner:
 
     @property
     def _project_label(self) -> str:
-        return self.project.runtime.name
+        return self.project.runtime_dir.name
 
     def _labels(self, spec: ReplicaSpec, port: int) -> builtins.list[str]:
         values = {
@@ -210,7 +210,7 @@ def _to_replica(record: dict[str, Any]) -> Replica:
         state=STATES.get(record["State"]["Status"], "failed"),
         container=record["Id"],
         started_at=_seconds(record["State"]["StartedAt"]),
-        settings_digest=labels.get("headrace.settings", labels.get("headrace.told", "")),
+        settings_digest=labels.get("headrace.settings", ""),
     )
 
 

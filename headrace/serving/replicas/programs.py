@@ -36,7 +36,7 @@ class Program:
 
 
 def socket_path(project: Project) -> Path:
-    return project.runtime / "supervisor.sock"
+    return project.runtime_dir / "supervisor.sock"
 
 
 def log_path(project: Project, program: str) -> Path:
@@ -46,7 +46,7 @@ def log_path(project: Project, program: str) -> Path:
 
 def configuration_path(project: Project) -> Path:
     # Through a link in the short runtime folder: supervisord globs this path, and a project's name may contain [, % or a space.
-    return project.runtime / "conf" / "supervisord.conf"
+    return project.runtime_dir / "conf" / "supervisord.conf"
 
 
 def programs_folder(project: Project) -> Path:
@@ -62,21 +62,21 @@ def write_configuration(project: Project) -> None:
     programs_folder(project).mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)  # the address of Redis may contain a password
     project.logs.mkdir(parents=True, exist_ok=True)
-    project.runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
+    project.runtime_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     for name, target in (("conf", folder), ("logs", project.logs), ("root", project.root)):
-        link = project.runtime / name
+        link = project.runtime_dir / name
         link.unlink(missing_ok=True)
         link.symlink_to(target)
     write_text(
         folder / "supervisord.conf",
         f"""\
 [supervisord]
-logfile={project.runtime}/logs/supervisord.log
+logfile={project.runtime_dir}/logs/supervisord.log
 logfile_maxbytes=1MB
 logfile_backups=1
-pidfile={project.runtime}/supervisord.pid
-directory={project.runtime}/root
-childlogdir={project.runtime}/logs
+pidfile={project.runtime_dir}/supervisord.pid
+directory={project.runtime_dir}/root
+childlogdir={project.runtime_dir}/logs
 nocleanup=true
 minfds={_file_limit()}
 minprocs=16
@@ -103,13 +103,13 @@ def _file_limit() -> int:
 def render(project: Project, program: Program) -> str:
     command = _literal(shlex.join(program.argv))
     environment = ",".join(
-        f"{name}={_quoted(value)}" for name, value in {**program.env, SUPERVISED: str(project.runtime)}.items()
+        f"{name}={_quoted(value)}" for name, value in {**program.env, SUPERVISED: str(project.runtime_dir)}.items()
     )
     code = f"; code {program.code}\n" if program.code else ""
     return f"""\
 {code}[program:{program.name}]
 command={command}
-directory={project.runtime}/root
+directory={project.runtime_dir}/root
 environment={environment}
 priority={program.priority}
 autostart=true
@@ -121,7 +121,7 @@ stopwaitsecs={max(1, round(program.stop_seconds))}
 stopasgroup=true
 killasgroup=true
 redirect_stderr=true
-stdout_logfile={project.runtime}/logs/{program.name}.log
+stdout_logfile={project.runtime_dir}/logs/{program.name}.log
 stdout_logfile_maxbytes=5MB
 stdout_logfile_backups=2
 """

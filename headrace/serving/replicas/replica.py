@@ -42,8 +42,8 @@ class Replica:
     host: str
     port: int
     runner: RunnerName = "process"
-    settings_digest: str = ""
-    """`environment.settings_digest` of the settings that it was started with."""
+    settings_digest: str = field(default="", compare=False)
+    """`environment.settings_digest` of the settings that it was started with; empty when unknown."""
     started_at: float = field(default=0.0, compare=False)
     """Seconds since the epoch; 0 when unknown."""
     state: State = field(default="running", compare=False)
@@ -91,9 +91,8 @@ class Replica:
             model: for records that do not name their model.
         """
         values = {"model": model, **values}
-        for old, new in (("replica", "id"), ("told", "settings_digest")):
-            if old in values:
-                values.setdefault(new, values[old])
+        if "replica" in values:
+            values.setdefault("id", values["replica"])
         if values.get("runner") == "processes":
             values["runner"] = "process"
         spec = ReplicaSpec(**{f.name: values[f.name] for f in fields(ReplicaSpec) if f.name in values})

@@ -1,7 +1,7 @@
 """One supervisord a project: it keeps programs running after the terminal has gone, and starts them again when they die.
 
 Programs are files in `.headrace/supervisor/programs/`, each written whole and read again by supervisord over XML-RPC. Its
-socket and pid file lie in `Project.runtime`. Every program carries a mark in its environment, so that one that outlives a
+socket and pid file lie in `Project.runtime_dir`. Every program carries a mark in its environment, so that one that outlives a
 killed supervisord is found and stopped before another takes its port.
 """
 
@@ -252,7 +252,7 @@ def shutdown(project: Project, stop_seconds: float = 10.0) -> None:
         _stop_leftovers(project)
         for path in programs_folder(project).glob("*.conf"):
             path.unlink(missing_ok=True)
-        shutil.rmtree(project.runtime, ignore_errors=True)
+        shutil.rmtree(project.runtime_dir, ignore_errors=True)
 
 
 def supervised_processes(project: Project) -> list[psutil.Process]:
@@ -265,7 +265,7 @@ def supervised_processes(project: Project) -> list[psutil.Process]:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             ours = process.pid not in excluded and process.uids().real == os.getuid() and alive(process)
-            if ours and process.environ().get(SUPERVISED) == str(project.runtime):
+            if ours and process.environ().get(SUPERVISED) == str(project.runtime_dir):
                 found.append(process)
     return found
 
@@ -337,7 +337,7 @@ def _stop_leftovers(project: Project) -> None:
     _terminate([process for process in leftovers if process not in serving])
     _terminate(serving)  # last, to keep their downtime short
     for name in ("supervisor.sock", "supervisord.pid"):
-        (project.runtime / name).unlink(missing_ok=True)
+        (project.runtime_dir / name).unlink(missing_ok=True)
 
 
 def _is_serving(project: Project, process: psutil.Process) -> bool:

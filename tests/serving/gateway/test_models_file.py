@@ -91,7 +91,7 @@ def old_project(
     ((model, stored),) = read_json(folder / "models.json").items()
     (replica,) = stored["endpoints"]
     old = {name: value for name, value in replica.items() if name not in ("id", "model", "settings_digest", "runner")}
-    old |= {"replica": replica["id"], "told": replica["settings_digest"], "runner": "processes"}
+    old |= {"replica": replica["id"], "runner": "processes"}
     write_json(folder / "models.json", {model: {**stored, "endpoints": [old], "predecessors": [{**old, "version": "0"}]}})
     return project
 

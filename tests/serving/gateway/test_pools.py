@@ -222,7 +222,7 @@ def test_files_of_an_earlier_headrace_are_read(pools: Pools, tmp_path: Any) -> N
     main = pools.endpoints[0]
     old = {
         **{"host": main.host, "port": main.port, "replica": main.id, "version": main.version},
-        **{"bento_tag": main.spec.bento_tag, "runner": "processes", "image": None, "threads": 1, "told": main.settings_digest},
+        **{"bento_tag": main.spec.bento_tag, "runner": "processes", "image": None, "threads": 1},
     }
     other = Project(tmp_path)
     write_json(other.gateway / "models.json", {"digits": [old]})
