@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from bentos.telemetry.metrics import Metrics
-from tests.conftest import ROOT
+from tests.paths import ROOT
 
 DEPLOY = ROOT / "deploy"
 RULES = DEPLOY / "prometheus" / "alerts.yml"

@@ -11,7 +11,7 @@ from headrace import append_log
 from headrace.project import Project
 
 
-class AuditEntry(append_log.Link):
+class AuditEntry(append_log.LogEntry):
     """One administrative action."""
 
     at: str
@@ -26,8 +26,8 @@ class AuditEntry(append_log.Link):
 def record(project: Project, act: str, facts: dict[str, Any]) -> AuditEntry:
     """Appends one entry, synced to disk before it returns."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return append_log.add(
-        project.audit, lambda previous: AuditEntry(at=now, act=act, by=_user(), facts=facts, previous=previous)
+    return append_log.append(
+        project.audit_log, lambda previous: AuditEntry(at=now, act=act, by=_user(), facts=facts, previous=previous)
     )
 
 
@@ -37,7 +37,7 @@ def entries(project: Project) -> list[AuditEntry]:
     Raises:
         HeadraceError: a line was changed or removed.
     """
-    return append_log.read(project.audit, AuditEntry, "audit log")
+    return append_log.read_entries(project.audit_log, AuditEntry, "audit log")
 
 
 def _user() -> str:

@@ -161,7 +161,7 @@ def test_a_delegated_token_opens_one_model_and_is_revoked_with_the_original(proj
     _, facts = tokens.issue(project, "acme", ["*"], HOUR, rows_per_day=1000)
     token = tokens.delegate(project, facts.jti, "acme", "digits", 600, facts.rows_per_day)
     caller = verifier(project).verify(token)
-    assert (caller.tenant, caller.jti, caller.models, caller.rows_per_day) == ("acme", facts.jti, {"digits"}, 1000)
+    assert (caller.tenant, caller.jti, caller.models, caller.rows_per_day) == ("acme", facts.jti, frozenset({"digits"}), 1000)
     assert caller.expires_at == pytest.approx(time.time() + 600, abs=2)
     tokens.revoke(project, facts.jti)
     with pytest.raises(InvalidToken):
@@ -237,15 +237,15 @@ def test_the_commands_issue_list_revoke_and_are_audited(project: Project) -> Non
     issued = json.loads(run("issue", "--tenant", "acme", "--models", "digits, flights", *limits, "--json"))
     assert verifier(project).verify(issued["token"]).models == {"digits", "flights"}
     (row,) = json.loads(run("list", "--json"))
-    assert (row["id"], row["state"], row["rate"], row["rows_per_day"]) == (issued["id"], "in force", "100/s", 1_000_000)
+    assert (row["id"], row["state"], row["rate"], row["rows_per_day"]) == (issued["id"], "active", "100/s", 1_000_000)
     assert "is revoked" in run("revoke", issued["id"])
     assert "revoked" in run("list")
     assert run("show").strip() == tokens.operator_token(project)
     assert [entry.act for entry in audit.entries(project)] == ["tokens issue", "tokens revoke"]
-    assert issued["token"] not in project.audit.read_text()
+    assert issued["token"] not in project.audit_log.read_text()
 
 
 def test_an_unknown_model_is_refused_with_a_suggestion(project: Project) -> None:
-    with pytest.raises(UsageError, match="no model 'digts'; did you mean 'digits'"):
+    with pytest.raises(UsageError, match="unknown model 'digts'; did you mean 'digits'"):
         run("issue", "--tenant", "acme", "--models", "digts")
     assert tokens.list_tokens(project) == []

@@ -85,7 +85,7 @@ def test_a_slow_client_delays_a_rollout_by_the_drain_time_only(served: ServedPro
         load.wait_for("2")
     assert ended == [], "the rollout did not wait for it"
     assert load.failures == []
-    hasty.serves("2")
+    hasty.assert_serves("2")
 
 
 def test_twenty_releases_in_a_row_lose_no_request(served: ServedProject) -> None:

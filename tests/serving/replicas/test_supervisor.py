@@ -130,7 +130,7 @@ def test_shutdown_leaves_no_process_no_socket_and_no_program(project: Project) -
     supervisor.shutdown(project)
     assert supervisor.supervised_processes(project) == []
     assert supervisor._find_supervisords(project) == []
-    assert not project.runtime.exists()
+    assert not project.runtime_dir.exists()
     supervisor.ensure_running(project)
     assert supervisor.states(project) == {}
 
@@ -150,6 +150,6 @@ def test_a_command_that_supervisord_cannot_parse_is_refused_before_its_file_is_w
 
 def test_the_socket_and_the_files_are_accessible_to_their_owner_only(project: Project) -> None:
     supervisor.ensure_running(project)
-    assert project.runtime.stat().st_mode & 0o077 == 0
+    assert project.runtime_dir.stat().st_mode & 0o077 == 0
     assert supervisor.socket_path(project).stat().st_mode & 0o077 == 0
     assert len(str(supervisor.socket_path(project))) < 100
