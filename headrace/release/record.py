@@ -42,7 +42,7 @@ def record_release(
     if released is None or released.version != chosen.version or _serving(released.facts) != _serving(facts):
         journal.record(project, "released", recipe.name, chosen.version, facts)
         audit.record(project, "release", {"model": recipe.name, "version": chosen.version})
-    gateway.settle(project, settings, recipe.name)
+    gateway.finalize(project, settings, recipe.name)
     up_to_date.remember(recipe, project, settings, lock.began_ns(recipe.name, project))
     return current_release(recipe.name, project) or {}
 

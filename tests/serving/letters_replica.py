@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from starlette.responses import Response
@@ -37,7 +37,7 @@ class SlowSession:
 def main(folder: str, port: str) -> None:
     predictions = PredictionApp()
     model = GenerationModel(Path(folder))
-    model.generator.session = SlowSession(model.generator.session)
+    model.generator.session = cast(Session, SlowSession(model.generator.session))
     predictions.model = model
     streams.MAX_REQUESTS = 1
 

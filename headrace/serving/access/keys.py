@@ -86,8 +86,16 @@ def write_token_keys(project: Project, name: str, content: Any) -> None:
 
 
 def read_token_keys(project: Project, name: str) -> dict[str, Any]:
-    """A file that `write_token_keys` wrote; empty when there is none."""
-    return read_json(token_keys_folder(project) / name) or {}
+    """A file that `write_token_keys` wrote; empty when there is none.
+
+    Raises:
+        DamagedFile: it is not JSON: as an empty file it would accept revoked tokens, or refuse valid ones.
+    """
+    path = token_keys_folder(project) / name
+    hint = (
+        f"restore it from a backup; or rm '{path}', then headrace up   (writes it from the signing key and the list of tokens)"
+    )
+    return read_json(path, hint) or {}
 
 
 def _write_public(project: Project, keys: list[Jwk]) -> None:

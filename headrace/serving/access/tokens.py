@@ -85,9 +85,15 @@ def issue(
 
 
 def list_tokens(project: Project) -> list[IssuedToken]:
-    """All issued tokens, oldest first, until `KEPT_SECONDS` after they expire."""
+    """All issued tokens, oldest first, until `KEPT_SECONDS` after they expire.
+
+    Raises:
+        DamagedFile: the list is not JSON.
+    """
+    path = _facts_path(project)
+    hint = f"restore it from a backup; or rm '{path}'   (issued tokens stay valid, but can no longer be listed or revoked)"
     known = {field.name for field in fields(IssuedToken)}
-    stored = (read_json(_facts_path(project)) or {}).get("tokens", [])
+    stored = (read_json(path, hint) or {}).get("tokens", [])
     return [IssuedToken(**{name: value for name, value in facts.items() if name in known}) for facts in stored]
 
 

@@ -57,7 +57,7 @@ class ProcessRunner:
 
     def list(self, model: str | None = None) -> list[Replica]:
         states = supervisor.states(self.project)
-        found = (read_json(path) for path in sorted(self._folder.glob("*.json")))
+        found = (read_json(path, "headrace down, then headrace up") for path in sorted(self._folder.glob("*.json")))
         replicas = [self._with_state(Replica.from_dict(values), states) for values in found if values]
         return [replica for replica in replicas if model in (None, replica.model)]
 

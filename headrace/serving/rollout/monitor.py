@@ -96,7 +96,7 @@ def monitor(
         time.sleep(min(INTERVAL_SECONDS, bake - elapsed))
     least = trial.config.bounds.min_requests
     is_judged = measured.requests >= least
-    too_few = f"not judged: {measured.requests:,} requests, at least {least:,} are needed"
+    too_few = f"not judged: {measured.requests:,} requests came, {least:,} are needed"
     trial.context.report(f"{step}, {f'passed: {measured.summary()}' if is_judged else too_few}")
     trial.record_step({"step": step, "judged": is_judged, **measured.facts()})
 

@@ -22,7 +22,7 @@ from headrace.serving.replicas.process_runner import Argv, ProcessRunner
 from headrace.serving.replicas.replica import ReplicaSpec
 from headrace.serving.rollout import rolling
 from headrace.settings import Settings
-from tests.conftest import ROOT
+from tests.paths import ROOT
 from tests.serving.load import Load
 from tests.tiny_models import table_model
 

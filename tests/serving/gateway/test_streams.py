@@ -29,7 +29,7 @@ from headrace.serving.replicas.process_runner import Argv, ProcessRunner
 from headrace.serving.replicas.replica import ReplicaSpec
 from headrace.serving.rollout import rolling
 from headrace.settings import Settings
-from tests.conftest import ROOT
+from tests.paths import ROOT
 from tests.ports import lease
 from tests.serving.letters_replica import PACE_SECONDS
 from tests.tiny_models import language_model
