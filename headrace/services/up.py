@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,13 +26,12 @@ from headrace.services import api_server, mlflow, prefect, watchdog
 from headrace.services.service import Server, Service, launch, settings_environment
 from headrace.serving.gateway import envoy_process, gateway
 from headrace.serving.replicas import ports, runners, supervisor
-from headrace.serving.replicas.programs import SUPERVISED
+from headrace.serving.replicas.programs import SUPERVISED, programs_folder
 from headrace.settings import LOOPBACK, Settings, load_settings
 from headrace.tracking.provenance import code_digest
 
 NAMES = (prefect.SERVER, prefect.WORKER, mlflow.SERVER, gateway.PROGRAM, api_server.SERVER, watchdog.SERVER)
-FORMER_NAMES = ("desk", "keeper")
-"""Names that the API server and the watchdog had: a project that was started then still runs programs of these names."""
+HEADRACE_COMMAND = re.compile(r"^command=\S+ -m headrace\.", re.MULTILINE)
 BACKGROUND_NICENESS = 5
 BACKGROUND_SECONDS = 180.0
 
@@ -88,7 +88,7 @@ def start_for_release(project: Project, settings: Settings, report: Report) -> N
             [sys.executable, "-m", "headrace.services.up", str(lock.fileno())],
             cwd=project.root,
             # With supervisord's mark, so that `down` ends it as well.
-            env={**os.environ, **settings_environment(project, settings), SUPERVISED: str(project.runtime)},
+            env={**os.environ, **settings_environment(project, settings), SUPERVISED: str(project.runtime_dir)},
             pass_fds=[lock.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -141,15 +141,15 @@ def _watchdog(project: Project, settings: Settings) -> Server:
 
 
 def _prepare(project: Project, settings: Settings) -> None:
-    """Removes programs of former names, starts supervisord, and checks the ports.
+    """Removes servers that an older version ran under other names, starts supervisord, and checks the ports.
 
     Raises:
         PortTaken: a port is held by a process that this project's supervisord did not start.
         ServiceError: supervisord does not start.
     """
-    for name in FORMER_NAMES:
-        if supervisor.program_path(project, name).exists():
-            supervisor.remove(project, name, stop_seconds=25.0)
+    for path in programs_folder(project).glob("*.conf"):
+        if path.stem not in NAMES and HEADRACE_COMMAND.search(path.read_text(encoding="utf-8")):
+            supervisor.remove(project, path.stem, stop_seconds=25.0)
     supervisor.ensure_running(project)
     _require_ports(project, settings)
 

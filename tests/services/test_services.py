@@ -15,6 +15,7 @@ import pytest
 
 from headrace.errors import PortTaken
 from headrace.project import Project
+from headrace.services import api_server
 from headrace.services import up as services
 from headrace.services.prefect import prefect_environment
 from headrace.services.status import status
@@ -62,7 +63,7 @@ def project(tmp_path: Path, settings: Settings) -> Iterator[Project]:
     finally:
         services.down(found, settings)
         assert supervisor.supervised_processes(found) == []
-        assert not found.runtime.exists()
+        assert not found.runtime_dir.exists()
 
 
 def ignore(line: str) -> None: ...
@@ -92,17 +93,21 @@ def prefect_api(settings: Settings, path: str, body: dict[str, Any]) -> Any:
 
 
 def test_services_start_are_reused_restarted_and_stopped(project: Project, settings: Settings) -> None:
-    # Programs of a Headrace that named them otherwise.
-    for name in services.FORMER_NAMES:
-        supervisor.add(project, supervisor.Program(name, ["sleep", "600"]))
-    former = pids_of(project)
+    # A server that an older version ran under another name, and a program that is no server of Headrace.
+    (project.root / "old" / "headrace").mkdir(parents=True)
+    (project.root / "old" / "headrace" / "old_server.py").write_text("import time; time.sleep(600)")
+    old_code = {"PYTHONPATH": str(project.root / "old")}
+    supervisor.add(project, supervisor.Program("old-server", [sys.executable, "-m", "headrace.old_server"], old_code))
+    supervisor.add(project, supervisor.Program("replica", [sys.executable, "-c", "import time; time.sleep(600)"]))
+    old = pids_of(project)["old-server"]
 
     services.start_for_release(project, settings, ignore)
     assert states(project, settings)["envoy"] == "ready"
     services.wait_for_background(project)
     assert states(project, settings) == ALL_READY
-    assert pids_of(project).keys() == ALL_READY.keys()
-    assert not any(pid and Path(f"/proc/{pid}").exists() for pid in former.values())
+    assert pids_of(project).keys() == {*ALL_READY, "replica"}
+    assert old is not None and not Path(f"/proc/{old}").exists()
+    supervisor.remove(project, "replica", 1.0)
 
     pids, observed = pids_of(project), []
     assert services.outdated(project, settings) == []
@@ -112,7 +117,7 @@ def test_services_start_are_reused_restarted_and_stopped(project: Project, setti
 
     # After an upgrade of this code, then with another setting of the gateway: only servers that use it restart, Envoy never.
     with pytest.MonkeyPatch.context() as patch:
-        for module in (services, services.api_server):
+        for module in (services, api_server):
             patch.setattr(module, "code_digest", lambda: "0123456789ab")
         assert services.outdated(project, settings) == ["api-server", "watchdog"]
         printed: list[str] = []
@@ -178,12 +183,12 @@ def test_a_port_of_another_program_is_reported_before_anything_starts(field: str
 
 def test_only_the_gateway_listens_beyond_this_machine(project: Project) -> None:
     """Prefect and MLflow have no access control."""
-    settings = Settings(host="0.0.0.0")  # noqa: S104
+    settings = Settings(host="0.0.0.0")
     servers = {server.name: server for server in services.servers(project, settings)}
     for name in ("prefect-server", "mlflow"):
         argv = servers[name].program.argv
         assert argv[argv.index("--host") + 1] == "127.0.0.1"
-        assert not any("0.0.0.0" in text for text in (*argv, *servers[name].program.env.values()))  # noqa: S104
+        assert not any("0.0.0.0" in text for text in (*argv, *servers[name].program.env.values()))
     assert (servers["prefect-server"].address, servers["mlflow"].address) == ("http://127.0.0.1:4200", "http://127.0.0.1:5000")
     assert prefect_environment(project, settings)["PREFECT_API_URL"] == "http://127.0.0.1:4200/api"
     assert servers["api-server"].address == "http://127.0.0.1:8090"

@@ -1,4 +1,4 @@
-"""The keeper against real faults: a stuck replica, a killed supervisord, its own death."""
+"""The watchdog with real faults: a stuck replica, a killed supervisord, its own death."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 from headrace.project import Project
-from headrace.services import orchestrate, watchdog
+from headrace.services import watchdog
+from headrace.services.service import settings_environment
 from headrace.serving.gateway import admin, envoy_process, gateway
 from headrace.serving.gateway.model_route import Traffic
 from headrace.serving.replicas import supervisor
@@ -27,16 +28,16 @@ STUCK_SECONDS, TRIAL_SECONDS = 3.0, 2.0
 
 
 @pytest.fixture
-def kept(project: Project, settings: Settings, runner: ProcessRunner) -> None:
-    """Three replicas serve, and the keeper runs."""
+def watched(project: Project, settings: Settings, runner: ProcessRunner) -> None:
+    """Three replicas serve, and the watchdog runs."""
     rolling.roll_out(ReplicaSpec("digits", "1", "good"), 3, project, settings, runner, lambda line: None)
-    environment = orchestrate.settings_environment(project, settings)
+    environment = settings_environment(project, settings)
     supervisor.add(project, watchdog.program(environment, settings.ready_seconds, STUCK_SECONDS, TRIAL_SECONDS))
 
 
-def wait_until(true: Callable[[], Any], seconds: float = 40.0) -> None:
+def wait_until(condition: Callable[[], Any], seconds: float = 40.0) -> None:
     deadline = time.monotonic() + seconds
-    while not true():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -46,16 +47,14 @@ def pid_of(project: Project, name: str) -> int | None:
     return state.pid if state and state.state in ("starting", "running") else None
 
 
-@pytest.mark.usefixtures("kept")
-def test_a_stuck_replica_is_started_anew_and_no_request_fails(
-    project: Project, settings: Settings, runner: ProcessRunner
-) -> None:
-    wait_until(lambda: "kept" if pid_of(project, "keeper") else None)
-    keeper_process = psutil.Process(pid_of(project, "keeper"))
+@pytest.mark.usefixtures("watched")
+def test_a_stuck_replica_is_restarted_and_no_request_fails(project: Project, settings: Settings, runner: ProcessRunner) -> None:
+    wait_until(lambda: pid_of(project, "watchdog"))
+    watchdog_process = psutil.Process(pid_of(project, "watchdog"))
     victim = runner.list("digits")[0]
     others = {replica.id: replica.pid for replica in runner.list("digits")[1:]}
     assert victim.pid is not None
-    time.sleep(2.5)  # the keeper has seen it answer
+    time.sleep(2.5)  # the watchdog has probed it
     with Load(settings.gateway_port, "digits", slow=0) as load:
         load.wait_for("1", 50)
         os.kill(victim.pid, signal.SIGSTOP)
@@ -63,57 +62,57 @@ def test_a_stuck_replica_is_started_anew_and_no_request_fails(
         wait_until(lambda: len(admin.healthy_endpoints(settings, "digits")) == 3)
         load.wait_for("1", 50)
     assert load.failures == []
-    assert {id: pid_of(project, id) for id in others} == others, "those that answer are left alone"
-    assert keeper_process.memory_info().rss < 40e6
+    assert {id: pid_of(project, id) for id in others} == others, "replicas that answer are not restarted"
+    assert watchdog_process.memory_info().rss < 40e6
     envoy = pid_of(project, "envoy")
     assert envoy is not None
     os.kill(envoy, signal.SIGSTOP)
     wait_until(lambda: pid_of(project, "envoy") not in (None, envoy) and envoy_process.is_ready(project, settings))
-    assert f"{victim.id} is stuck" in supervisor.tail(supervisor.log_path(project, "keeper"), 20)
+    assert f"{victim.id} is stuck" in supervisor.tail(supervisor.log_path(project, "watchdog"), 20)
 
 
-@pytest.mark.usefixtures("kept")
-def test_a_killed_keeper_and_a_killed_supervisord_come_back_with_all_that_served(project: Project, settings: Settings) -> None:
-    wait_until(lambda: pid_of(project, "keeper"))
-    first = pid_of(project, "keeper")
+@pytest.mark.usefixtures("watched")
+def test_a_killed_watchdog_and_a_killed_supervisord_come_back_with_all_replicas(project: Project, settings: Settings) -> None:
+    wait_until(lambda: pid_of(project, "watchdog"))
+    first = pid_of(project, "watchdog")
     assert first is not None
     os.kill(first, signal.SIGKILL)
-    wait_until(lambda: pid_of(project, "keeper") not in (None, first))
-    time.sleep(1.0)  # its successor knows its supervisord
+    wait_until(lambda: pid_of(project, "watchdog") not in (None, first))
+    time.sleep(1.0)  # the new process has read its parent's id
     (daemon,) = supervisor._find_supervisords(project)
     before = {process.pid for process in supervisor.supervised_processes(project)}
     with Load(settings.gateway_port, "digits", slow=0) as load:
         load.wait_for("1", 20)
         daemon.kill()
-        wait_until(lambda: supervisor.is_up(project) and pid_of(project, "keeper") is not None)
+        wait_until(lambda: supervisor.is_up(project) and pid_of(project, "watchdog") is not None)
         wait_until(lambda: len(admin.healthy_endpoints(settings, "digits")) == 3)
         load.wait_for("1", 50)
     assert len(supervisor._find_supervisords(project)) == 1
-    wait_until(lambda: "serves again after" in supervisor.tail(supervisor.log_path(project, "keeper"), 20))
+    wait_until(lambda: "all services recovered in" in supervisor.tail(supervisor.log_path(project, "watchdog"), 20))
     after = {process.pid: " ".join(process.cmdline()) for process in supervisor.supervised_processes(project)}
-    assert not before & after.keys(), "nobody of before is left"
+    assert not before & after.keys(), "no earlier process is left"
     assert len(after) == 5 and sum("headrace.services.watchdog" in line for line in after.values()) == 1, after
 
 
-@pytest.mark.usefixtures("kept")
-def test_what_was_shut_down_is_not_brought_back(project: Project) -> None:
-    wait_until(lambda: pid_of(project, "keeper"))
+@pytest.mark.usefixtures("watched")
+def test_services_that_were_shut_down_are_not_restarted(project: Project) -> None:
+    wait_until(lambda: pid_of(project, "watchdog"))
     supervisor.shutdown(project, stop_seconds=5.0)
     assert not supervisor.restart_killed(project)
-    assert supervisor.supervised_processes(project) == [] and not project.runtime.exists()
+    assert supervisor.supervised_processes(project) == [] and not project.runtime_dir.exists()
 
 
-@pytest.mark.usefixtures("kept")
-def test_a_canary_whose_release_was_killed_gets_no_more_requests(
+@pytest.mark.usefixtures("watched")
+def test_a_canary_of_a_killed_release_gets_no_more_requests(
     project: Project, settings: Settings, runner: ProcessRunner
 ) -> None:
-    """As a kill leaves it: half of the requests go to a version that nobody watches."""
+    """As a kill leaves it: half of the requests go to a version without a release."""
     site = RolloutContext("digits", project, settings, runner, lambda line: None)
     with rollout_lock(project, "digits"):
         steps.add_to_pool(site, steps.start_replicas(site, ReplicaSpec("digits", "2", "good", pool="canary"), 1))
         site.split_traffic(Traffic(canary=50))
         time.sleep(2 * TRIAL_SECONDS)
-        assert site.endpoints("canary"), "one that is watched is left alone"
+        assert site.endpoints("canary"), "a roll-out in progress is not rolled back"
     with Load(settings.gateway_port, "digits", slow=0) as load:
         load.wait_for("2", 20)
         wait_until(lambda: not site.endpoints("canary"))

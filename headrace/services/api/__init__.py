@@ -1,1 +1,1 @@
-"""The desk: one small process behind the door for what belongs to no single replica: catalogue, OpenAPI, feedback, batches."""
+"""The API server behind the gateway, for what belongs to no single replica: catalogue, OpenAPI, feedback and batches."""

@@ -1,4 +1,4 @@
-"""Runs the desk, on loopback alone: `python -m headrace.services.api`."""
+"""Runs the API server, on loopback only: `python -m headrace.services.api`."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import uvloop
 
 from headrace.errors import HeadraceError
 from headrace.project import find_project
-from headrace.services.api.app import Desk
+from headrace.services.api.app import ApiServer
 from headrace.settings import load_settings
 
 HOST = "127.0.0.1"
 
 
-async def serve(desk: Desk, port: int) -> None:
+async def serve(server: ApiServer, port: int) -> None:
     config = uvicorn.Config(
-        desk,
+        server,
         host=HOST,
         port=port,
         http="httptools",
@@ -32,20 +32,20 @@ async def serve(desk: Desk, port: int) -> None:
         timeout_keep_alive=75,
         timeout_graceful_shutdown=20,
     )
-    async with desk:
+    async with server:
         await uvicorn.Server(config).serve()
 
 
 def main() -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    # uvicorn sends itself the signal again after its orderly end; a stop that was asked for is no failure.
+    # uvicorn sends itself the signal again after a graceful shutdown, which is not a failure.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         project = find_project()
         settings = load_settings(project)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(Desk(project, settings), settings.api_port))
+            runner.run(serve(ApiServer(project, settings), settings.api_port))
     except HeadraceError as error:
         sys.stderr.write(f"error {error}\n")
         return error.exit_code

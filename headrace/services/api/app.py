@@ -1,4 +1,4 @@
-"""The desk's ASGI app: rooms of routes, one look at the token, and one place that turns errors into answers."""
+"""The API server's ASGI app: its routes, the check of the token, and one place that turns errors into responses."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ from headrace.project import Project
 from headrace.runtime.http import Refused, request_id_of
 from headrace.runtime.http_messages import TrackedRequest
 from headrace.runtime.token_verifier import Caller, InvalidToken, TokenVerifier, bearer
-from headrace.services.api.batches import Batches
-from headrace.services.api.catalogue import Catalogue, Models
-from headrace.services.api.feedback import Feedback
-from headrace.services.api.health import Health
-from headrace.services.api.openapi_routes import Description
+from headrace.services.api.batches import BatchRoutes
+from headrace.services.api.catalogue import Catalogue, CatalogueRoutes
+from headrace.services.api.feedback import FeedbackRoutes
+from headrace.services.api.health import HealthRoutes
+from headrace.services.api.openapi_routes import OpenApiRoutes
 from headrace.settings import Settings
 
 logger = logging.getLogger("headrace.services.api")
 OPEN_PATHS = frozenset({"/readyz", "/livez", "/v2", "/v2/health/live", "/v2/health/ready", "/docs"})
-"""They name no model, so they ask for no token."""
+"""They reveal no model, so they need no token."""
 REPLICA_SECONDS = 5.0
-"""How long a replica, or Envoy's administration, may take to answer the desk."""
+"""How long a replica, or Envoy's admin interface, may take to answer."""
 
 
-class Desk:
-    """Answers for the whole door. Use as an asynchronous context: batches are worked on while it is open."""
+class ApiServer:
+    """Serves what belongs to no single replica. An asynchronous context manager: batches are processed while it is open."""
 
     def __init__(self, project: Project, settings: Settings) -> None:
-        self._guard = TokenVerifier(project.token_keys if settings.access == "tokens" else None)
+        self._verifier = TokenVerifier(project.token_keys if settings.access == "tokens" else None)
         self._http = httpx.AsyncClient(timeout=REPLICA_SECONDS)
         self._open = AsyncExitStack()
         catalogue = Catalogue(project, settings, self._http)
-        self._batches = Batches(project, settings, catalogue)
-        self._feedback = Feedback(project, settings, catalogue)
+        self._batches = BatchRoutes(project, settings, catalogue)
+        self._feedback = FeedbackRoutes(project, settings, catalogue)
         self.routes: list[Route] = [
-            *Models(catalogue).routes,
+            *CatalogueRoutes(catalogue).routes,
             *self._feedback.routes,
             *self._batches.routes,
-            *Description(catalogue, settings).routes,
-            *Health(catalogue).routes,
+            *OpenApiRoutes(catalogue, settings).routes,
+            *HealthRoutes(catalogue).routes,
         ]
 
-    async def __aenter__(self) -> Desk:
-        for room in (self._http, self._feedback, self._batches):
-            await self._open.enter_async_context(room)
+    async def __aenter__(self) -> ApiServer:
+        for part in (self._http, self._feedback, self._batches):
+            await self._open.enter_async_context(part)
         return self
 
     async def __aexit__(
@@ -69,33 +69,33 @@ class Desk:
             response.headers["x-request-id"] = request.request_id
             await response(scope, receive, send)
         except ClientDisconnect:
-            logger.info("request %s: the client is gone", request.request_id)
+            logger.info("request %s: the client has disconnected", request.request_id)
 
     async def _answer(self, request: TrackedRequest) -> Response:
-        """The response to any request: a route's, a refusal's, or a 500 that tells the client no more than its id."""
+        """Returns the response of a route, an error, or a 500 that gives the client nothing but the request id."""
         try:
             if request.scope["path"] not in OPEN_PATHS:
                 request.caller = self._caller(request)
-            answer: Response = await self._find(request)(request)
-            return answer
+            response: Response = await self._find(request)(request)
+            return response
         except Refused as refused:
             return refused.to_response(request.request_id)
         except ClientDisconnect:
             raise
         except Exception:
             logger.exception("request %s failed", request.request_id)
-            hidden = Refused(500, "internal", "the server failed; see its log for this request id")
-            return hidden.to_response(request.request_id)
+            generic = Refused(500, "internal", "the server failed; see its log for this request id")
+            return generic.to_response(request.request_id)
 
     def _caller(self, request: TrackedRequest) -> Caller:
         try:
-            return self._guard.verify(bearer(request.header_bytes.get(b"authorization", b"")))
+            return self._verifier.verify(bearer(request.header_bytes.get(b"authorization", b"")))
         except InvalidToken:
             message = "a valid token is needed: authorization: Bearer ..."
             raise Refused(401, "unauthorized", message, {"www-authenticate": "Bearer"}) from None
 
     def _find(self, request: TrackedRequest) -> Any:
-        """The endpoint that a path and a method name."""
+        """Returns the endpoint for the path and the method."""
         allowed: list[str] = []
         for route in self.routes:
             match, found = route.matches(request.scope)
@@ -108,4 +108,4 @@ class Desk:
         if allowed:
             headers = {"allow": ", ".join(allowed)}
             raise Refused(405, "method_not_allowed", f"{request.method} is not allowed at {path}", headers)
-        raise Refused(404, "not_found", f"nothing at {path}")
+        raise Refused(404, "not_found", f"no such path: {path}")

@@ -1,4 +1,4 @@
-"""Which batches are worked on, when, by how many processes. What is on disk is the truth; this only remembers it."""
+"""Schedules batches and the processes that work on them. The state on disk is authoritative; this is a view of it."""
 
 from __future__ import annotations
 
@@ -20,28 +20,31 @@ from headrace.services.api.batch_store import BatchFolder, BatchStore, Progress,
 
 logger = logging.getLogger("headrace.services.api.batch")
 AT_ONCE = 2
-"""Batches that are worked on."""
-LOOK_SECONDS = 1.0
-MOST_CRASHES = 3
-"""Times that a batch's process may die without getting further."""
-FORGET_SECONDS = 3600.0
-"""How often old ones are looked for."""
+"""Batches that are processed at the same time."""
+POLL_SECONDS = 1.0
+MAX_CRASHES = 3
+"""A batch fails when its process dies this often without progress."""
+CLEANUP_SECONDS = 3600.0
+"""How often old batches are removed."""
 
 
 class BatchQueue:
-    """All batches that are known, and the processes that work on them. Use as an asynchronous context."""
+    """All batches, and the processes that work on them. An asynchronous context manager."""
 
     def __init__(self, project: Project, store: BatchStore, keep_seconds: float) -> None:
-        """A batch that has ended is kept for `keep_seconds`, with its answers."""
+        """
+        Args:
+            keep_seconds: how long a batch that has ended is kept, with its result.
+        """
         self._project, self._store, self._keep_seconds = project, store, keep_seconds
         self._known: dict[str, Submitted] = {}
         self._open: dict[str, BatchFolder] = {}
         self._active: set[str] = set()
-        """Batches that are worked on, from the moment that they are chosen."""
+        """Batches that are processed, from the moment that they are chosen."""
         self._processes: dict[str, Process] = {}
-        self._forget_at = 0.0
+        self._cleanup_at = 0.0
         self._crashes: Counter[tuple[str, int]] = Counter()
-        self._woken = asyncio.Event()
+        self._wake_up = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> BatchQueue:
@@ -65,7 +68,7 @@ class BatchQueue:
         self._known[submitted.id] = submitted
         if not folder.progress.has_ended:
             self._open[submitted.id] = folder
-            self._woken.set()
+            self._wake_up.set()
 
     def get(self, batch_id: str) -> Submitted | None:
         return self._known.get(batch_id)
@@ -73,16 +76,17 @@ class BatchQueue:
     def all(self) -> list[Submitted]:
         return list(self._known.values())
 
-    def open_of(self, tenant: str) -> int:
+    def count_open(self, tenant: str) -> int:
+        """The number of a tenant's batches that have not ended."""
         return sum(self._known[batch_id].tenant == tenant for batch_id in self._open)
 
     def progress(self, batch_id: str) -> Progress:
-        """As written; a batch that nobody works on at the moment is queued."""
+        """Returns the stored progress; a running batch without a process is queued."""
         found = self._store.folder(batch_id).progress
         return replace(found, state="queued") if found.state == "running" and batch_id not in self._active else found
 
     async def cancel(self, batch_id: str) -> Progress:
-        """The batch as cancelled; one that had ended is forgotten."""
+        """Cancels a batch and returns its progress; a batch that has ended is removed."""
         folder = self._store.folder(batch_id)
         found = folder.progress
         if found.has_ended:
@@ -95,31 +99,29 @@ class BatchQueue:
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
             await asyncio.sleep(0.01)
-        told = replace(folder.progress, state="cancelled", waits_until=None, error=None, changed_at=now())
-        folder.tell(told)
-        await asyncio.to_thread(folder.forget_rows)
-        return told
-
-    # -- the work
+        cancelled = replace(folder.progress, state="cancelled", waits_until=None, error=None, changed_at=now())
+        folder.write_progress(cancelled)
+        await asyncio.to_thread(folder.remove_rows)
+        return cancelled
 
     async def _run(self) -> None:
         while True:
-            self._woken.clear()
-            if now() >= self._forget_at:
-                await self._forget_old()
+            self._wake_up.clear()
+            if now() >= self._cleanup_at:
+                await self._remove_old()
             for batch_id in self._next():
                 self._active.add(batch_id)
                 self._start(self._work(batch_id))
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._woken.wait(), LOOK_SECONDS)
+                await asyncio.wait_for(self._wake_up.wait(), POLL_SECONDS)
 
     def _next(self) -> list[str]:
-        """The batches to start now: of the tenant that has fewest under way, then in the order they came."""
+        """Chooses the batches to start: of the tenant with the fewest in progress, then the oldest."""
         chosen: list[str] = []
-        ready = [one for one in self._open if one not in self._active and self._is_due(one)]
+        ready = [batch for batch in self._open if batch not in self._active and self._is_due(batch)]
         while ready and len(self._active) + len(chosen) < AT_ONCE:
-            under_way = Counter(self._known[one].tenant for one in [*self._active, *chosen])
-            first = min(ready, key=lambda one: (under_way[self._known[one].tenant], self._known[one].created_at))
+            running = Counter(self._known[batch].tenant for batch in [*self._active, *chosen])
+            first = min(ready, key=lambda batch: (running[self._known[batch].tenant], self._known[batch].created_at))
             ready.remove(first)
             chosen.append(first)
         return chosen
@@ -129,17 +131,17 @@ class BatchQueue:
         return waits_until is None or now() >= waits_until
 
     async def _work(self, batch_id: str) -> None:
-        """Runs the batch's process to its end, and looks at what it left."""
+        """Runs the batch's process and reads what it left."""
         folder = self._store.folder(batch_id)
         try:
             code = await self._run_process(folder)
             if code != 0 and batch_id in self._open:
-                self._crashed(folder, code)
+                self._handle_crash(folder, code)
             if folder.progress.has_ended:
                 self._open.pop(batch_id, None)
         finally:
             self._active.discard(batch_id)
-            self._woken.set()
+            self._wake_up.set()
 
     async def _run_process(self, folder: BatchFolder) -> int:
         process = await asyncio.create_subprocess_exec(
@@ -156,20 +158,22 @@ class BatchQueue:
         finally:
             del self._processes[folder.path.name]
 
-    def _crashed(self, folder: BatchFolder, code: int) -> None:
+    def _handle_crash(self, folder: BatchFolder, code: int) -> None:
         found = folder.progress
         mark = (folder.path.name, found.rows_done)
         self._crashes[mark] += 1
         logger.error("the process of batch %s ended with %d", folder.path.name, code)
-        if self._crashes[mark] >= MOST_CRASHES:
-            error = {"code": "internal", "message": "the batch cannot be worked on; the desk's log says more"}
-            folder.tell(replace(found, state="failed", error=error, changed_at=now()))
+        if self._crashes[mark] >= MAX_CRASHES:
+            error = {"code": "internal", "message": "the batch cannot be processed; see the log of the API server"}
+            folder.write_progress(replace(found, state="failed", error=error, changed_at=now()))
         else:
-            folder.tell(replace(found, state="waiting", waits_until=now() + 1.0, changed_at=found.changed_at or now()))
+            folder.write_progress(
+                replace(found, state="waiting", waits_until=now() + 1.0, changed_at=found.changed_at or now())
+            )
 
-    async def _forget_old(self) -> None:
-        self._forget_at = now() + FORGET_SECONDS
-        for batch_id in [one for one in self._known if one not in self._open]:
+    async def _remove_old(self) -> None:
+        self._cleanup_at = now() + CLEANUP_SECONDS
+        for batch_id in self._known.keys() - self._open.keys():
             folder = self._store.folder(batch_id)
             if now() - folder.progress.changed_at > self._keep_seconds:
                 del self._known[batch_id]

@@ -1,4 +1,4 @@
-"""The rows of a batch's file, a part at a time, and its answers as Parquet. pyarrow is imported where a file is Parquet."""
+"""Reads the rows of a batch's file in parts, and writes its result as Parquet. pyarrow is imported for Parquet only."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import msgspec
 from headrace.client.errors import InvalidInput
 from headrace.client.requests import to_json_value
 from headrace.errors import near_miss
-from headrace.files import whole
+from headrace.files import atomic_write
 from headrace.runtime.contract import Contract
 from headrace.services.api.batch_store import JSON_LINES, PART_ROWS, Part
 
-LONGEST_LINE = 16 * 1024 * 1024
+MAX_LINE_BYTES = 16 * 1024 * 1024
 
 
 class BadFile(Exception):
-    """The file cannot be worked on at all; `code` is for programs."""
+    """The file cannot be processed at all; `code` is for programs."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -29,7 +29,7 @@ class BadFile(Exception):
 
 
 class BadRow(dict[str, Any]):
-    """A row that cannot even be asked: its error, in place of its fields."""
+    """A row that cannot be sent to a model: its error instead of its fields."""
 
 
 def bad_row(code: str, message: str) -> BadRow:
@@ -37,9 +37,10 @@ def bad_row(code: str, message: str) -> BadRow:
 
 
 def count_rows(path: Path, media_type: str, contract: Contract) -> int:
-    """
+    """Counts the rows of a file.
+
     Raises:
-        BadFile: no Parquet, or with columns that the model does not take.
+        BadFile: not Parquet, or with columns that the model does not have.
     """
     if media_type == JSON_LINES:
         return sum(1 for _ in _lines(path))
@@ -49,10 +50,10 @@ def count_rows(path: Path, media_type: str, contract: Contract) -> int:
 
 
 def parts_from(path: Path, media_type: str, skip: int) -> Iterator[list[Any]]:
-    """The rows from row `skip` on, 1,000 at a time; each an instance's fields or a `BadRow`.
+    """Yields the rows from row `skip` on, 1,000 at a time; each is a dictionary of fields or a `BadRow`.
 
     Raises:
-        BadFile: amid the file, where it is damaged.
+        BadFile: the file is damaged; possibly after some parts.
     """
     rows = _json_rows(path, skip) if media_type == JSON_LINES else _parquet_rows(path, skip)
     while part := list(islice(rows, PART_ROWS)):
@@ -63,12 +64,12 @@ def parts_from(path: Path, media_type: str, skip: int) -> Iterator[list[Any]]:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """The lines that hold anything; of one that is too long, its beginning alone, so that memory stays bounded."""
+    """Yields the lines that are not blank; of a line that is too long only the beginning, to bound memory."""
     with path.open("rb") as handle:
-        while line := handle.readline(LONGEST_LINE + 1):
+        while line := handle.readline(MAX_LINE_BYTES + 1):
             end = line
-            while len(line) > LONGEST_LINE and end and not end.endswith(b"\n"):
-                end = handle.readline(LONGEST_LINE)
+            while len(line) > MAX_LINE_BYTES and end and not end.endswith(b"\n"):
+                end = handle.readline(MAX_LINE_BYTES)
             if line.strip():
                 yield line
 
@@ -78,14 +79,14 @@ def _json_rows(path: Path, skip: int) -> Iterator[Any]:
 
 
 def _json_row(line: bytes) -> Any:
-    if len(line) > LONGEST_LINE:
-        return bad_row("too_large", f"the line exceeds {LONGEST_LINE} bytes")
+    if len(line) > MAX_LINE_BYTES:
+        return bad_row("too_large", f"the line exceeds {MAX_LINE_BYTES} bytes")
     try:
         return msgspec.json.decode(line)
     except RecursionError:
         return bad_row("bad_json", "the JSON is nested too deeply")
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        return bad_row("bad_json", f"the line is no valid JSON: {error}")
+        return bad_row("bad_json", f"the line is not valid JSON: {error}")
 
 
 # -- Parquet
@@ -98,24 +99,24 @@ def _parquet(path: Path) -> Any:
     try:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise BadFile("bad_parquet", f"the file is no Parquet that can be read: {_first_line(error)}") from None
+        raise BadFile("bad_parquet", f"the file is not readable Parquet: {_first_line(error)}") from None
 
 
 def _check_columns(columns: list[str], contract: Contract) -> None:
     names = [field.name for field in contract.inputs]
     twice = sorted({name for name in columns if columns.count(name) > 1})
     if twice:
-        raise BadFile("wrong_columns", f"the column {twice[0]!r} is there twice")
+        raise BadFile("wrong_columns", f"the column {twice[0]!r} appears twice")
     for name in columns:
         if name not in names:
-            raise BadFile("wrong_columns", f"the model takes no field {name[:100]!r}; {near_miss(name, names)}")
+            raise BadFile("wrong_columns", f"the model has no field {name[:100]!r}; {near_miss(name, names)}")
     for field in contract.inputs:
         if field.name not in columns and not field.nullable and field.default is None:
             raise BadFile("wrong_columns", f"the column {field.name!r} is missing; the file has {', '.join(columns)[:500]}")
 
 
 def _parquet_rows(path: Path, skip: int) -> Iterator[Any]:
-    """From row `skip` on; row groups before it are not read."""
+    """Yields rows from row `skip` on, without reading the row groups before it."""
     import pyarrow as pa
 
     file = _parquet(path)
@@ -130,7 +131,7 @@ def _parquet_rows(path: Path, skip: int) -> Iterator[Any]:
                     continue
                 yield _plain_row(row)
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-        raise BadFile("bad_parquet", f"the file cannot be read on: {_first_line(error)}") from None
+        raise BadFile("bad_parquet", f"the rest of the file cannot be read: {_first_line(error)}") from None
 
 
 def _plain_row(row: dict[str, Any]) -> Any:
@@ -145,13 +146,13 @@ def _first_line(error: BaseException) -> str:
 
 
 def write_parquet(parts: list[Part], contract: Contract, path: Path) -> None:
-    """The answers of all parts as one file, whole or not at all: `row`, the answer's columns, `error`, `id` and `id_row`."""
+    """Writes the answers of all parts to one file atomically: `row`, the columns of the answer, `error`, `id` and `id_row`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     columns = _answer_columns(contract)
     schema = pa.schema([("row", pa.int64()), *columns, ("error", pa.string()), ("id", pa.string()), ("id_row", pa.int64())])
-    with whole(path) as beside, pq.ParquetWriter(beside, schema) as writer:
+    with atomic_write(path) as beside, pq.ParquetWriter(beside, schema) as writer:
         for part in parts:
             lines = [json.loads(line) for line in part.path.read_bytes().splitlines()]
             writer.write_table(pa.Table.from_pylist([_flat(line, contract) for line in lines], schema=schema))
@@ -182,5 +183,5 @@ def _flat(line: dict[str, Any], contract: Contract) -> dict[str, Any]:
 
 
 def _value_name(contract: Contract) -> str:
-    """The target's own name, but for a target named as a column of ours."""
+    """The name of the target, unless the result has another column of that name."""
     return "value" if contract.target in ("row", "error", "id", "id_row", "interval") else contract.target

@@ -1,13 +1,12 @@
-"""Batches on disk: a folder each under `.headrace/batches/`, whole or not there at all.
+"""Batches on disk: one folder each under `.headrace/batches/`, created atomically.
 
-    batch.json      who sent what, written once, before the folder gets its name
+    batch.json      what was sent by whom, written once, before the folder gets its name
     input           the rows as they were sent, until the batch has ended
-    parts/          answers, one file for 1,000 rows, or fewer before a pause: `<part>-<rows>-<failed rows>.jsonl`
-    progress.json   how it stands
-    result.parquet  of a batch in Parquet, once all parts are there
+    parts/          answers, one file per 1,000 rows, or fewer before a pause: `<part>-<rows>-<failed rows>.jsonl`
+    progress.json   the state of the batch
+    result.parquet  the result of a Parquet batch, once all parts are written
 
-A part is written beside and renamed, so that whoever goes on starts at the first one that is missing, and no row is answered
-twice in a result.
+A part appears by a rename, so that a restarted process continues with the first missing part, and no row is answered twice.
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ INCOMING = ".incoming-"
 
 @dataclass(frozen=True)
 class Submitted:
-    """What is known of a batch from the moment that it is accepted."""
+    """The description of a batch, which never changes once it is accepted."""
 
     id: str
     model: str
     tenant: str
     jti: str
-    """Of the token it was sent with: a batch ends when that is revoked."""
+    """Id of the token that it was sent with; the batch fails when that token is revoked."""
     rows_per_day: int | None
     media_type: str
     bytes: int
@@ -50,7 +49,7 @@ class Submitted:
 
 @dataclass(frozen=True)
 class Progress:
-    """How a batch stands."""
+    """The state of a batch."""
 
     state: State = "queued"
     rows_done: int = 0
@@ -77,7 +76,7 @@ class Part:
 
 
 class BatchFolder:
-    """One batch's files, for the desk and for the process that works on it."""
+    """The files of one batch, for the API server and for the process that works on it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -91,11 +90,11 @@ class BatchFolder:
     def progress(self) -> Progress:
         return Progress(**(read_json(self.path / "progress.json") or {}))
 
-    def tell(self, progress: Progress) -> None:
+    def write_progress(self, progress: Progress) -> None:
         write_json(self.path / "progress.json", asdict(progress))
 
     def parts(self) -> list[Part]:
-        """In order, from the first one, down to the first that is missing."""
+        """The parts in order, up to the first missing one."""
         found = {}
         for path in (self.path / "parts").glob("*.jsonl"):
             if not path.name.startswith("."):
@@ -106,8 +105,8 @@ class BatchFolder:
     def part_path(self, index: int, rows: int, failed: int) -> Path:
         return self.path / "parts" / f"{index:08}-{rows}-{failed}.jsonl"
 
-    def forget_rows(self) -> None:
-        """Leaves nothing of what was sent, and nothing of the answers."""
+    def remove_rows(self) -> None:
+        """Removes the rows that were sent and all answers."""
         shutil.rmtree(self.path / "parts", ignore_errors=True)
         for path in (self.input, self.result):
             path.unlink(missing_ok=True)
@@ -120,7 +119,7 @@ class BatchStore:
         self.root = project.state / "batches"
 
     def open(self) -> list[BatchFolder]:
-        """Every batch there is; uploads that were cut off by the end of an earlier desk are removed."""
+        """Returns all batches, and removes uploads that the end of an earlier API server interrupted."""
         self.root.mkdir(parents=True, exist_ok=True)
         self.root.chmod(0o700)
         for path in self.root.glob(f"{INCOMING}*"):
@@ -133,13 +132,13 @@ class BatchStore:
         return BatchFolder(self.root / batch_id)
 
     def incoming(self) -> Path:
-        """An empty folder for an upload; it is no batch until `accept`."""
+        """Creates an empty folder for an upload, which becomes a batch by `accept`."""
         path = self.root / f"{INCOMING}{secrets.token_hex(8)}"
         path.mkdir(parents=True)
         return path
 
     def accept(self, incoming: Path, submitted: Submitted) -> BatchFolder | None:
-        """Makes an upload a batch, in one rename; None when there is a batch of this id already."""
+        """Turns an upload into a batch, by one rename. None when a batch of this id exists."""
         write_json(incoming / "batch.json", asdict(submitted))
         place = self.root / submitted.id
         try:
@@ -156,14 +155,14 @@ class BatchStore:
         return BatchFolder(place)
 
     def discard(self, folder: BatchFolder) -> None:
-        """Removes a batch: it is gone at once, and its files soon after."""
-        gone = self.root / f"{INCOMING}{secrets.token_hex(8)}"
-        folder.path.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
+        """Removes a batch: its name at once, its files soon after."""
+        removed = self.root / f"{INCOMING}{secrets.token_hex(8)}"
+        folder.path.rename(removed)
+        shutil.rmtree(removed, ignore_errors=True)
 
 
 def batch_id(tenant: str, model: str, key: str) -> str:
-    """With an idempotency key the same id each time; else a fresh one. 32 hex digits."""
+    """Returns 32 hex digits: the same for the same idempotency key, random without one."""
     if not key:
         return secrets.token_hex(16)
     return hashlib.sha256(f"{tenant}\0{model}\0{key}".encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""Batches: a file of rows comes in, a model works through it in the background, and its answers are fetched later."""
+"""Routes for batches: a file of rows is sent, a model answers it in the background, and the result is fetched later."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from headrace.services.api.catalogue import Catalogue
 from headrace.services.api.uploads import Upload, receive
 from headrace.settings import Settings
 
-MOST_OPEN = 20
+MAX_OPEN = 20
 """Batches of one tenant that have not ended."""
 READ_BYTES = 1 << 20
 PATH = "/v1/models/{name}/batches"
 
 
-class Batches:
-    """The routes, and the queue behind them. Use as an asynchronous context."""
+class BatchRoutes:
+    """The routes and their queue. An asynchronous context manager."""
 
     def __init__(self, project: Project, settings: Settings, catalogue: Catalogue) -> None:
         self._settings, self._catalogue = settings, catalogue
         self._store = BatchStore(project)
         self._queue = BatchQueue(project, self._store, settings.batch_days * 86400)
-        self._arriving: Counter[str] = Counter()
-        """Uploads under way, by tenant."""
+        self._uploads: Counter[str] = Counter()
+        """Uploads in progress, by tenant."""
         self.routes = [
             Route(PATH, self.submit, methods=["POST"]),
             Route(PATH, self.list, methods=["GET"]),
@@ -47,7 +47,7 @@ class Batches:
             Route(PATH + "/{batch}/result", self.result, methods=["GET"]),
         ]
 
-    async def __aenter__(self) -> Batches:
+    async def __aenter__(self) -> BatchRoutes:
         await self._queue.__aenter__()
         return self
 
@@ -57,26 +57,26 @@ class Batches:
         await self._queue.__aexit__(kind, error, traceback)
 
     async def submit(self, request: TrackedRequest) -> Response:
-        """A Parquet file or JSON lines as the body; answers 202 with the batch.
+        """Accepts a Parquet file or JSON lines as the body; returns 202 with the batch.
 
-        With an `Idempotency-Key` that was used before, the same file gives the batch there is, and another file 409.
+        With an `Idempotency-Key` that was used before, the same file returns the existing batch, and another file 409.
         """
         caller: Caller = request.caller
         listed = await self._catalogue.require(caller, request.path_params["name"])
         media_type, key = require_media_type(request, PARQUET, JSON_LINES, headers=CLOSE), _key(request)
         known = self._queue.get(batch_id(caller.tenant, listed.model, key)) if key else None
         if known is None:
-            self._require_room(caller.tenant)
-        with self._arrival(caller.tenant):
+            self._require_capacity(caller.tenant)
+        with self._counted_upload(caller.tenant):
             submitted, upload = await self._receive(request, caller, listed.model, media_type, key)
-        return to_json(self._told(self._accepted(submitted, upload)), 202)
+        return to_json(self._describe(self._accepted(submitted, upload)), 202)
 
     async def _receive(
         self, request: TrackedRequest, caller: Caller, model: str, media_type: str, key: str
     ) -> tuple[Submitted, Upload]:
-        """The file on disk as a batch; where there is one of this id already, that one stays."""
-        most, idle_seconds = self._settings.max_batch_bytes, self._settings.upload_idle_seconds
-        async with receive(request, self._store, most, idle_seconds) as upload:
+        """Writes the file to disk as a batch, unless a batch of this id exists."""
+        max_bytes, idle_seconds = self._settings.max_batch_bytes, self._settings.upload_idle_seconds
+        async with receive(request, self._store, max_bytes, idle_seconds) as upload:
             submitted = Submitted(
                 batch_id(caller.tenant, model, key),
                 model,
@@ -95,38 +95,36 @@ class Batches:
 
     async def list(self, request: TrackedRequest) -> Response:
         caller, model = self._allowed(request)
-        own = [one for one in self._queue.all() if (one.tenant, one.model) == (caller.tenant, model)]
-        newest = sorted(own, key=lambda one: one.created_at, reverse=True)
-        return to_json({"batches": [self._told(one) for one in newest]})
+        own = [batch for batch in self._queue.all() if (batch.tenant, batch.model) == (caller.tenant, model)]
+        newest = sorted(own, key=lambda batch: batch.created_at, reverse=True)
+        return to_json({"batches": [self._describe(batch) for batch in newest]})
 
     async def show(self, request: TrackedRequest) -> Response:
-        return to_json(self._told(self._own(request)))
+        return to_json(self._describe(self._own(request)))
 
     async def cancel(self, request: TrackedRequest) -> Response:
-        """Ends a batch that has not ended, and removes its rows; one that has is forgotten as a whole."""
+        """Cancels a batch and removes its rows; a batch that has ended is removed completely."""
         submitted = self._own(request)
-        told = await self._queue.cancel(submitted.id)
-        return to_json(_shown(submitted, told))
+        return to_json(_format(submitted, await self._queue.cancel(submitted.id)))
 
     async def result(self, request: TrackedRequest) -> Response:
-        """The answers, in the order of the rows and the format of the file."""
+        """Returns the answers, in the order of the rows and the format of the file."""
         submitted = self._own(request)
         folder = self._store.folder(submitted.id)
         state = folder.progress.state
         if state != "done":
-            raise Refused(409, "not_done", f"the batch is {state}; its result is there once it is done", state=state)
+            raise Refused(409, "not_done", f"the batch is {state}; it has a result once it is done", state=state)
         files = [folder.result] if submitted.media_type == PARQUET else [part.path for part in folder.parts()]
         size = sum(path.stat().st_size for path in files)
         name = f"{submitted.model}-{submitted.id}.{'parquet' if submitted.media_type == PARQUET else 'jsonl'}"
         headers = {"content-length": str(size), "content-disposition": f'attachment; filename="{name}"'}
         return StreamingResponse(_contents(files), headers=headers, media_type=submitted.media_type)
 
-    # -- whose batch it is
-
     def _allowed(self, request: TrackedRequest) -> tuple[Caller, str]:
-        """
+        """Returns the caller and the model.
+
         Raises:
-            Refused: 403, the token does not open the model.
+            Refused: 403, the token does not allow the model.
         """
         caller, model = request.caller, request.path_params["name"]
         if not caller.may_call(model):
@@ -134,9 +132,10 @@ class Batches:
         return caller, model
 
     def _own(self, request: TrackedRequest) -> Submitted:
-        """
+        """Returns the batch, if it belongs to the caller.
+
         Raises:
-            Refused: 404, alike for a batch that is not there and for one of another tenant.
+            Refused: 404, the same for an unknown batch and for one of another tenant.
         """
         caller, model = self._allowed(request)
         found = self._queue.get(request.path_params["batch"]) if ID.fullmatch(request.path_params["batch"]) else None
@@ -144,24 +143,24 @@ class Batches:
             raise Refused(404, "unknown_batch", "no such batch")
         return found
 
-    def _require_room(self, tenant: str) -> None:
-        if self._queue.open_of(tenant) + self._arriving[tenant] >= MOST_OPEN:
-            message = f"{MOST_OPEN} batches have not ended yet; wait for one, or cancel one"
+    def _require_capacity(self, tenant: str) -> None:
+        if self._queue.count_open(tenant) + self._uploads[tenant] >= MAX_OPEN:
+            message = f"{MAX_OPEN} batches have not ended yet; wait for one, or cancel one"
             raise Refused(429, "too_many_batches", message, {"retry-after": "60"})
 
     @contextmanager
-    def _arrival(self, tenant: str) -> Iterator[None]:
-        self._arriving[tenant] += 1
+    def _counted_upload(self, tenant: str) -> Iterator[None]:
+        self._uploads[tenant] += 1
         try:
             yield
         finally:
-            self._arriving[tenant] -= 1
+            self._uploads[tenant] -= 1
 
     def _accepted(self, submitted: Submitted, upload: Upload) -> Submitted:
-        """The batch of this id: the one just sent, or the one that was there.
+        """Returns the batch of this id: the one just sent, or an earlier one.
 
         Raises:
-            Refused: 409, it was made from another file.
+            Refused: 409, the earlier batch has another file.
         """
         known = self._queue.get(submitted.id) or submitted
         if (known.sha256, known.media_type) != (upload.sha256, submitted.media_type):
@@ -170,18 +169,18 @@ class Batches:
             )
         return known
 
-    def _told(self, submitted: Submitted) -> dict[str, Any]:
-        return _shown(submitted, self._queue.progress(submitted.id))
+    def _describe(self, submitted: Submitted) -> dict[str, Any]:
+        return _format(submitted, self._queue.progress(submitted.id))
 
 
-def _shown(submitted: Submitted, progress: Progress) -> dict[str, Any]:
-    """A batch in the words of clients."""
-    shown = asdict(progress)
+def _format(submitted: Submitted, progress: Progress) -> dict[str, Any]:
+    """A batch as clients see it."""
+    values = asdict(progress)
     return {
         "id": submitted.id,
         "model": submitted.model,
-        "state": shown.pop("state"),
-        **{name: shown[name] for name in ("rows_done", "rows_failed", "rows_total", "waits_until", "error")},
+        "state": values.pop("state"),
+        **{name: values[name] for name in ("rows_done", "rows_failed", "rows_total", "waits_until", "error")},
         "created_at": submitted.created_at,
         "media_type": submitted.media_type,
         "path": f"/v1/models/{submitted.model}/batches/{submitted.id}",

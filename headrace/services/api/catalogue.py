@@ -1,4 +1,4 @@
-"""What is served: models, versions, contracts and health, as far as a caller may know of them."""
+"""The catalogue: models, versions, contracts and health, restricted to what a caller may see."""
 
 from __future__ import annotations
 
@@ -29,34 +29,34 @@ from headrace.settings import Settings
 
 logger = logging.getLogger("headrace.services.api")
 HEALTH_SECONDS = 1.0
-"""How long Envoy's word on health is believed."""
+"""How long the health that Envoy reports is cached."""
 SILENT_SECONDS = 5.0
-"""After a replica gave no description, it is asked again no sooner."""
+"""A replica that gave no description is not asked again for this long."""
 
-Health = dict[str, set[tuple[str, int]]]
-"""Of each of Envoy's clusters, the replicas that it sends requests to."""
+HealthyAddresses = dict[str, set[tuple[str, int]]]
+"""Envoy's cluster to the addresses of its healthy replicas."""
 
 
 @dataclass(frozen=True)
-class Listed:
-    """One model behind the door."""
+class CatalogueEntry:
+    """One model behind the gateway."""
 
     model: str
     endpoints: list[Replica]
-    """Of the pools that answer: `main` and `canary`."""
+    """The replicas of the pools `main` and `canary`."""
     traffic: dict[str, float]
-    """Percent of the requests that each version answers."""
+    """Version to the percentage of requests that it answers."""
     ready: int
-    """Replicas that Envoy sends requests to."""
+    """Number of healthy replicas."""
     contract: Contract | None
-    """Of the version that answers most; None while no replica can be asked."""
+    """Contract of the version with the most traffic; None while no replica has given it."""
     streams: bool
-    """Whether it can answer piece by piece."""
+    """Whether it can stream an answer."""
     explains: bool
-    writes: bool
-    """Whether it completes texts, as OpenAI's clients ask."""
+    generates: bool
+    """Whether it serves OpenAI's completions API."""
     loaded_at: int
-    """When the replica that described it was ready, in seconds since 1970; 0 where it did not say."""
+    """When the replica that described it became ready, in seconds since 1970; 0 if unknown."""
 
     def to_dict(self) -> dict[str, Any]:
         path = f"/v1/models/{self.model}"
@@ -72,105 +72,108 @@ class Listed:
         }
 
     def _protocols(self, path: str) -> dict[str, Any]:
-        ways: dict[str, Any] = {
+        protocols: dict[str, Any] = {
             "headrace": {"predict": f"{path}/predict", "feedback": "/v1/feedback", "batches": f"{path}/batches"},
             "open-inference": {"metadata": f"/v2/models/{self.model}", "infer": f"/v2/models/{self.model}/infer"},
         }
         if self.explains:
-            ways["headrace"]["explain"] = f"{path}/explain"
-        if self.writes:
-            ways["openai"] = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
-        return ways
+            protocols["headrace"]["explain"] = f"{path}/explain"
+        if self.generates:
+            protocols["openai"] = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
+        return protocols
 
 
 class Catalogue:
-    """Reads `models.json`, asks Envoy for health and replicas for their descriptions, and keeps the answers for a while."""
+    """Reads the gateway's routes, asks Envoy for health and replicas for descriptions, and caches both for a while."""
 
     def __init__(self, project: Project, settings: Settings, http: httpx.AsyncClient) -> None:
         self._project, self._settings, self._http = project, settings, http
-        self._health: tuple[float, Health] = (0.0, {})
-        self._described: dict[tuple[str, str, str], dict[str, Any]] = {}
+        self._health: tuple[float, HealthyAddresses] = (0.0, {})
+        self._descriptions: dict[tuple[str, str, str], dict[str, Any]] = {}
         self._silent_until: dict[str, float] = {}
 
-    async def of(self, caller: Caller) -> list[Listed]:
-        """The models that `caller` may use, by name."""
+    async def list_for(self, caller: Caller) -> list[CatalogueEntry]:
+        """Returns the models that `caller` may use, sorted by name."""
         routes = await asyncio.to_thread(gateway.read_routes, self._project)
         allowed = {model: found for model, found in routes.items() if caller.may_call(model)}
-        return list(await asyncio.gather(*(self._listed(model, allowed[model]) for model in sorted(allowed))))
+        return list(await asyncio.gather(*(self._entry(model, allowed[model]) for model in sorted(allowed))))
 
-    async def require(self, caller: Caller, model: str) -> Listed:
-        """
+    async def require(self, caller: Caller, model: str) -> CatalogueEntry:
+        """Returns the entry of a model.
+
         Raises:
-            Refused: 403, the token does not open a model of this name, whether there is one or not; 404, with the near miss,
-                for a token that opens all.
+            Refused: 403, the token does not allow this model, whether it exists or not; 404, with the closest name, for a
+                token that allows all models.
         """
         routes = await asyncio.to_thread(gateway.read_routes, self._project)
         if model in routes and caller.may_call(model):
-            return await self._listed(model, routes[model])
+            return await self._entry(model, routes[model])
         if caller.has_all_models:
             raise Refused(404, "not_found", f"no model {model[:100]!r} is served; {near_miss(model, routes)}")
         raise Refused(403, "forbidden", "this token does not allow this")
 
-    def shadows(self) -> set[str]:
-        """Ids of the replicas whose answers nobody gets."""
+    def shadow_replicas(self) -> set[str]:
+        """Ids of the replicas whose answers are discarded."""
         served = gateway.read_routes(self._project).values()
         return {endpoint.id for found in served for endpoint in found.endpoints if endpoint.pool == "shadow"}
 
     async def is_ready(self) -> bool:
-        """Whether every model has a replica that answers."""
+        """Whether every model has a healthy replica."""
         routes = await asyncio.to_thread(gateway.read_routes, self._project)
-        return all([(await self._listed(model, found)).ready for model, found in routes.items()])
+        return all([(await self._entry(model, found)).ready for model, found in routes.items()])
 
-    async def _listed(self, model: str, found: ModelRoute) -> Listed:
+    async def _entry(self, model: str, found: ModelRoute) -> CatalogueEntry:
         endpoints = [endpoint for endpoint in found.endpoints if endpoint.pool != "shadow"]
-        health = await self._healthy()
+        health = await self._healthy_addresses()
         ready = [e for e in endpoints if e.address in health.get(cluster_name(model, e.pool), ())]
         traffic = _by_version(endpoints, found.traffic)
-        said = await self._describe(model, max(traffic, key=lambda version: traffic[version], default=""), ready or endpoints)
-        contract = Contract.model_validate(said["contract"]) if said else None
-        writes = contract is not None and contract.task == "text-generation" and bool(said.get("completes"))
-        explains = contract is not None and contract.output != "text" and bool(said.get("explains"))
-        offers = bool(said.get("streams")), explains, writes
-        return Listed(model, endpoints, traffic, len(ready), contract, *offers, loaded_at=said.get("created", 0))
+        description = await self._describe(
+            model, max(traffic, key=lambda version: traffic[version], default=""), ready or endpoints
+        )
+        contract = Contract.model_validate(description["contract"]) if description else None
+        generates = contract is not None and contract.task == "text-generation" and bool(description.get("completes"))
+        explains = contract is not None and contract.output != "text" and bool(description.get("explains"))
+        offers = bool(description.get("streams")), explains, generates
+        return CatalogueEntry(model, endpoints, traffic, len(ready), contract, *offers, loaded_at=description.get("created", 0))
 
     async def _describe(self, model: str, version: str, endpoints: list[Replica]) -> dict[str, Any]:
-        """What a replica of this version says of the model; empty when none does."""
+        """Returns the description that a replica of this version gives; empty when none does."""
         of_version = [endpoint for endpoint in endpoints if endpoint.version == version]
         for endpoint in of_version:
-            if known := self._described.get((model, version, endpoint.spec.bento_tag)):
+            if known := self._descriptions.get((model, version, endpoint.spec.bento_tag)):
                 return known
         for endpoint in of_version:
             if time.monotonic() < self._silent_until.get(endpoint.id, 0.0):
                 continue
-            if said := await self._ask(model, endpoint):
-                self._described[(model, version, endpoint.spec.bento_tag)] = said
-                return said
+            if description := await self._ask(model, endpoint):
+                self._descriptions[(model, version, endpoint.spec.bento_tag)] = description
+                return description
             self._silent_until[endpoint.id] = time.monotonic() + SILENT_SECONDS
         return {}
 
     async def _ask(self, model: str, endpoint: Replica) -> dict[str, Any]:
-        """What it says of the model, and which of the further protocols it has: one of an older bento may not."""
+        """Returns a replica's description, with the optional protocols that it has: an older bento may lack them."""
         headers = operator_headers(self._project, self._settings)
         base, path = f"http://{endpoint.host}:{endpoint.port}", f"/v1/models/{model}"
         try:
             response = await self._http.get(base + path, headers=headers)
-            said: dict[str, Any] = response.json() if response.status_code == 200 else {}
+            description: dict[str, Any] = response.json() if response.status_code == 200 else {}
             for name, further in (("explains", f"{path}/explain"), ("completes", "/v1/completions")):
-                # A path that is there only for POST answers 405 to GET.
-                said[name] = (await self._http.get(base + further, headers=headers)).status_code == 405
-            return said if "contract" in said else {}
+                # A path that exists for POST only answers 405 to GET.
+                description[name] = (await self._http.get(base + further, headers=headers)).status_code == 405
+            return description if "contract" in description else {}
         except (httpx.HTTPError, ValueError) as error:
             logger.warning("%s gives no description: %s", endpoint.id, error)
             return {}
 
-    async def _healthy(self) -> Health:
+    async def _healthy_addresses(self) -> HealthyAddresses:
         at, health = self._health
         if time.monotonic() - at > HEALTH_SECONDS:
             health = await self._ask_envoy()
             self._health = (time.monotonic(), health)
         return health
 
-    async def _ask_envoy(self) -> Health:
+    async def _ask_envoy(self) -> HealthyAddresses:
         try:
             answer = await self._http.get(f"http://127.0.0.1:{self._settings.gateway_admin_port}/clusters?format=json")
             return _healthy_hosts(answer.json())
@@ -178,21 +181,21 @@ class Catalogue:
             return {}
 
 
-class Models:
-    """`GET /v1/models`: the catalogue, which OpenAI's clients can read too."""
+class CatalogueRoutes:
+    """`GET /v1/models`: the catalogue, which OpenAI's clients can read as well."""
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
         self.routes = [Route("/v1/models", self.list, methods=["GET"])]
 
     async def list(self, request: TrackedRequest) -> Response:
-        found = await self._catalogue.of(request.caller)
-        cards = [openai_model(served.model, served.loaded_at) for served in found if served.writes]
+        found = await self._catalogue.list_for(request.caller)
+        cards = [openai_model(served.model, served.loaded_at) for served in found if served.generates]
         return to_json(model_list([served.to_dict() for served in found], cards))
 
 
 def _by_version(endpoints: list[Replica], traffic: Traffic) -> dict[str, float]:
-    """Percent of the requests for each version; replicas of one pool share alike."""
+    """Returns the percentage of requests per version; the replicas of a pool get equal shares."""
     pools = {name: Counter(e.version for e in endpoints if e.pool == name) for name in ("main", "canary")}
     canary = traffic.canary if pools["canary"] else 0.0
     found: dict[str, float] = {}
@@ -202,8 +205,8 @@ def _by_version(endpoints: list[Replica], traffic: Traffic) -> dict[str, float]:
     return found
 
 
-def _healthy_hosts(clusters: dict[str, Any]) -> Health:
-    found: Health = {}
+def _healthy_hosts(clusters: dict[str, Any]) -> HealthyAddresses:
+    found: HealthyAddresses = {}
     for cluster in clusters.get("cluster_statuses", []):
         for host in cluster.get("host_statuses", []):
             where = host["address"]["socket_address"]

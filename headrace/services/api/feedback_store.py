@@ -1,9 +1,9 @@
-"""True answers that clients tell later, kept in SQLite, and joined with what the model answered.
+"""Stores feedback (true answers that clients send later) in SQLite, joined with the answers of the models.
 
-The desk is the only writer. A truth that is told again replaces the one before, which stays in the history. What is older
-than `feedback_days` is removed, at most once a day; the file keeps its size, and what comes takes the place that was freed.
-Answers come from the replicas' records (`.headrace/usage/<replica>/answers-*.jsonl`), which are rotated; so an answer is
-copied here as soon as it is found.
+The API server is the only writer. A later truth for the same row replaces an earlier one, which stays in the history. Feedback
+older than `feedback_days` is removed at most once a day; the file keeps its size, and its free pages are used again. Answers
+come from the records of replicas (`.headrace/usage/<replica>/answers-*.jsonl`), which are rotated, so an answer is copied to
+the store as soon as it is found.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ DAY_SECONDS = 86400.0
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RecordedAnswer:
     """One request as a replica recorded it."""
 
     at: float
@@ -43,12 +43,12 @@ class Recorded:
     model: str
     version: str
     answers: list[Any]
-    """Label or value of each row, of the first 100."""
+    """Label or value of each of the first 100 rows."""
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What a client says that the answer to one row ought to have been."""
+    """The true answer to one row, as a client sent it."""
 
     tenant: str
     model: str
@@ -59,10 +59,10 @@ class Truth:
 
 
 class Joined(NamedTuple):
-    """A true answer beside the model's own."""
+    """A true answer with the model's answer."""
 
     at: float
-    """When the truth was told, in seconds since 1970."""
+    """When the truth was received, in seconds since 1970."""
     version: str
     request_id: str
     row: int
@@ -71,7 +71,7 @@ class Joined(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """As it is stored; `answer` and `truth` are JSON."""
+    """A row of the table; `answer` and `truth` are JSON."""
 
     at: float
     tenant: str
@@ -89,7 +89,7 @@ def database(project: Project) -> Path:
 
 
 class FeedbackStore:
-    """The desk's side; one thread uses it at a time."""
+    """The writer's connection; one thread uses it at a time."""
 
     def __init__(self, project: Project, keep_days: float) -> None:
         self._keep_seconds = keep_days * DAY_SECONDS
@@ -99,11 +99,11 @@ class FeedbackStore:
         path.parent.chmod(0o700)
         self._connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         self._connection.execute("PRAGMA journal_mode = WAL")
-        self._connection.execute("PRAGMA synchronous = FULL")  # what was accepted survives a power cut
+        self._connection.execute("PRAGMA synchronous = FULL")  # accepted feedback survives a power failure
         self._connection.executescript(SCHEMA)
 
-    def add(self, truths: Sequence[Truth], recorded: Recorded | None) -> int:
-        """Stores the truths, all or none, beside the answers of `recorded`. Gives how many say something new."""
+    def add(self, truths: Sequence[Truth], recorded: RecordedAnswer | None) -> int:
+        """Stores the truths, all or none, with the answers of `recorded`. Returns how many are new or changed."""
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             added = sum(self._add(truth, recorded) for truth in truths)
@@ -112,12 +112,14 @@ class FeedbackStore:
             self._connection.execute("ROLLBACK")
             raise
         if time.time() >= self._prune_at:
-            with contextlib.suppress(sqlite3.OperationalError):  # on a full disk: what was told is safe, and tomorrow is a day
+            with contextlib.suppress(
+                sqlite3.OperationalError
+            ):  # a full disk: the feedback is stored, and the removal is tried again
                 self._prune(time.time())
         return added
 
     def _prune(self, now: float) -> None:
-        """Removes what is too old. Rows stand in the order of their time, so that none but these are read."""
+        """Removes old feedback. Rows are in the order of their time, so only these are read."""
         self._prune_at = now + DAY_SECONDS
         kept = self._connection.execute(
             "SELECT seq FROM feedback WHERE at >= ? ORDER BY seq LIMIT 1", (now - self._keep_seconds,)
@@ -125,13 +127,13 @@ class FeedbackStore:
         if kept is not None:
             self._connection.execute("DELETE FROM feedback WHERE seq < ?", kept)
 
-    def _add(self, truth: Truth, recorded: Recorded | None) -> bool:
-        told = json.dumps(truth.truth, ensure_ascii=False)
+    def _add(self, truth: Truth, recorded: RecordedAnswer | None) -> bool:
+        stored_truth = json.dumps(truth.truth, ensure_ascii=False)
         newest = self._connection.execute(
             "SELECT truth, answered_at FROM feedback WHERE tenant = ? AND request_id = ? AND row = ? ORDER BY seq DESC LIMIT 1",
             (truth.tenant, truth.request_id, truth.row),
         ).fetchone()
-        if newest is not None and newest[0] == told and (newest[1] is not None or recorded is None):
+        if newest is not None and newest[0] == stored_truth and (newest[1] is not None or recorded is None):
             return False
         answer = json.dumps(_answer(recorded, truth.row), ensure_ascii=False) if recorded else None
         self._connection.execute(
@@ -144,7 +146,7 @@ class FeedbackStore:
                 truth.version,
                 truth.request_id,
                 truth.row,
-                told,
+                stored_truth,
                 answer,
                 recorded.at if recorded else None,
             ),
@@ -156,16 +158,19 @@ class FeedbackStore:
 
 
 def joined(project: Project, model: str, since: float = 0.0) -> Iterator[Joined]:
-    """Each row's newest truth that was told since `since` (seconds since 1970), beside what the model answered, oldest first.
+    """Yields each row's latest truth with the model's answer, oldest first.
 
     Truths whose answer was not recorded, or not kept, are left out.
+
+    Args:
+        since: truths received before this time (seconds since 1970) are left out.
     """
     if not database(project).exists():
         return
     connection = sqlite3.connect(f"file:{database(project)}?mode=ro", uri=True, timeout=BUSY_SECONDS)
     try:
         stored = connection.execute(
-            f"SELECT {', '.join(_Row._fields)} FROM feedback WHERE seq IN "  # noqa: S608 - our own names
+            f"SELECT {', '.join(_Row._fields)} FROM feedback WHERE seq IN "  # noqa: S608 - fixed names
             "(SELECT max(seq) FROM feedback WHERE model = ? GROUP BY tenant, request_id, row) AND at >= ? ORDER BY seq",
             (model, since),
         ).fetchall()
@@ -173,7 +178,7 @@ def joined(project: Project, model: str, since: float = 0.0) -> Iterator[Joined]
         connection.close()
     found = [_Row(*values) for values in stored]
     wanted = {(row.tenant, row.request_id, row.version) for row in found if row.answered_at is None}
-    late = {key: record for record in recorded(project) if (key := _key(record)) in wanted} if wanted else {}
+    late = {key: record for record in all_recorded(project) if (key := _key(record)) in wanted} if wanted else {}
     for row in found:
         record = late.get((row.tenant, row.request_id, row.version))
         known = json.loads(row.answer) if row.answer is not None else _answer(record, row.row) if record else None
@@ -181,14 +186,14 @@ def joined(project: Project, model: str, since: float = 0.0) -> Iterator[Joined]
             yield Joined(row.at, row.version, row.request_id, row.row, known, json.loads(row.truth))
 
 
-def find(
+def find_recorded(
     project: Project, tenant: str, request_id: str, version: str | None = None, others: Collection[str] = ()
-) -> Recorded | None:
-    """The newest record of a tenant's request; None when no replica has one.
+) -> RecordedAnswer | None:
+    """Returns the newest record of a tenant's request; None when no replica has one.
 
     Args:
-        version: the one that answered, where it is known: a shadow answers the same request too.
-        others: ids of replicas whose answers nobody got.
+        version: the version that answered, if known: a shadow answers the same request too.
+        others: ids of replicas whose answers are discarded.
     """
     wanted = json.dumps(request_id).encode()
     for path in _files(project):
@@ -202,7 +207,7 @@ def find(
 
 
 def _lines_with(wanted: bytes, path: Path) -> Iterator[bytes]:
-    """The lines of a file that hold `wanted`, from its end; a hundred megabytes take some ten milliseconds."""
+    """Yields the lines of a file that contain `wanted`, from its end; 100 MB take about 10 ms."""
     with (
         contextlib.suppress(FileNotFoundError, ValueError),  # rotated away, or empty
         path.open("rb") as handle,
@@ -215,8 +220,8 @@ def _lines_with(wanted: bytes, path: Path) -> Iterator[bytes]:
             end = start
 
 
-def recorded(project: Project) -> Iterator[Recorded]:
-    """Everything that replicas recorded and kept, newest files first."""
+def all_recorded(project: Project) -> Iterator[RecordedAnswer]:
+    """Yields all records of replicas that still exist, newest files first."""
     for path in _files(project):
         with contextlib.suppress(FileNotFoundError), path.open("rb") as handle:
             for line in handle:
@@ -224,7 +229,7 @@ def recorded(project: Project) -> Iterator[Recorded]:
                     yield found
 
 
-def _key(record: Recorded) -> tuple[str, str, str]:
+def _key(record: RecordedAnswer) -> tuple[str, str, str]:
     return record.tenant, record.request_id, record.version
 
 
@@ -238,14 +243,16 @@ def _files(project: Project) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
-def _record(line: bytes) -> Recorded | None:
-    """None for a line that is being written, or was cut by a kill."""
+def _record(line: bytes) -> RecordedAnswer | None:
+    """Parses a line; None for one that is incomplete."""
     try:
-        said = json.loads(line)
-        return Recorded(said["at"], said["id"], said["tenant"], said["model"], str(said["version"]), said["answers"])
+        values = json.loads(line)
+        return RecordedAnswer(
+            values["at"], values["id"], values["tenant"], values["model"], str(values["version"]), values["answers"]
+        )
     except (ValueError, KeyError, TypeError):
         return None
 
 
-def _answer(record: Recorded, row: int) -> Any:
+def _answer(record: RecordedAnswer, row: int) -> Any:
     return record.answers[row] if row < len(record.answers) else None

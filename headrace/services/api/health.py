@@ -1,4 +1,4 @@
-"""Whether the whole door is alive and ready, in the words of the Open Inference Protocol, and what the server is."""
+"""Routes for the health of the service and the description of the server, as in the Open Inference Protocol."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from headrace.runtime.http_messages import TrackedRequest
 from headrace.services.api.catalogue import Catalogue
 
 
-class Health:
-    """`/v2`, `/v2/health/...`; `/readyz` and `/livez` for whoever keeps the desk alive."""
+class HealthRoutes:
+    """`/v2` and `/v2/health/...`; `/readyz` and `/livez` for the watchdog."""
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
@@ -31,6 +31,6 @@ class Health:
         return to_json({"live": True})
 
     async def ready(self, request: TrackedRequest) -> Response:
-        """503 while a model has no replica that answers."""
+        """Returns 503 while a model has no healthy replica."""
         is_ready = await self._catalogue.is_ready()
         return to_json({"ready": is_ready}, 200 if is_ready else 503)

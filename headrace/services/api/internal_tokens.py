@@ -1,4 +1,4 @@
-"""Tokens that the desk makes for itself: to ask replicas what they serve, and to work on a batch in its tenant's name."""
+"""Tokens that the API server uses itself: to ask replicas for their contracts, and to process batches for their tenants."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from headrace.serving.gateway import gateway
 from headrace.settings import Settings
 
 LIFE_SECONDS, RENEW_SECONDS = 600.0, 300.0
-"""How long a token for a batch lives, and how long before its end another takes its place."""
+"""Lifetime of a token for a batch, and the time before its end at which it is renewed."""
 
 
 def operator_headers(project: Project, settings: Settings) -> dict[str, str]:
-    """With the operator's own token, where callers need one."""
+    """Returns headers with the operator's token, if callers need one."""
     return {"authorization": f"Bearer {tokens.operator_token(project)}"} if settings.access == "tokens" else {}
 
 
 def is_revoked(project: Project, jti: str) -> bool:
-    """Whether the token of this id was revoked; also long after it expired."""
+    """Whether the token of this id was revoked, also after it has expired."""
     return any(facts.jti == jti and facts.revoked is not None for facts in tokens.list_tokens(project))
 
 
 class TenantToken:
-    """A token for one batch, in the name of the tenant that sent it; made anew before it expires."""
+    """A token for one batch of a tenant, renewed before it expires."""
 
     def __init__(self, submitted: Submitted, project: Project, settings: Settings) -> None:
         self._submitted, self._project, self._settings = submitted, project, settings
@@ -33,7 +33,7 @@ class TenantToken:
         self._until = 0.0
 
     def client_options(self) -> dict[str, Any]:
-        """Where and as whom the batch calls the door."""
+        """Options of the client: address, token and TLS verification."""
         return {
             "address": gateway.address(self._settings),
             "token": self.get if self._settings.access == "tokens" else None,

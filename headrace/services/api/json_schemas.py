@@ -1,4 +1,4 @@
-"""Contracts as JSON Schema (2020-12): what an instance and an answer of a model look like."""
+"""JSON Schemas (2020-12) of a model's instances and answers, from its contract."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ GRAPH_CLASSES = ("bentos.models.nodes:NodeModel", "bentos.models.graphs:GraphMod
 
 
 def instance_schema(contract: Contract) -> Schema:
-    """One instance: its fields, with types, bounds and shapes."""
+    """Schema of one instance: its fields, with types, bounds and shapes."""
     of_any_length = contract.served_by in GRAPH_CLASSES
     required = [f.name for f in contract.inputs if not f.nullable and f.default is None]
     return {
@@ -25,7 +25,7 @@ def instance_schema(contract: Contract) -> Schema:
 
 
 def field_schema(field: InputField, of_any_length: bool = False) -> Schema:
-    """One field's values."""
+    """Schema of one field's values."""
     schema = _text(field) if field.dtype == "string" else _numbers(field)
     if of_any_length and (field.shape or field.dtype != "string"):
         schema = {"type": "array", "items": schema}
@@ -64,12 +64,12 @@ def _numbers(field: InputField) -> Schema:
 
 
 def _image(field: InputField) -> Schema:
-    told = "Base64 of the raw bytes, row by row" + (", or of a PNG or JPEG file" if len(field.accepts) > 2 else "")
-    return {"type": "string", "contentEncoding": "base64", "description": told + "."}
+    description = "Base64 of the raw bytes, row by row" + (", or of a PNG or JPEG file" if len(field.accepts) > 2 else "")
+    return {"type": "string", "contentEncoding": "base64", "description": description + "."}
 
 
 def answer_schema(contract: Contract) -> Schema:
-    """One row's answer."""
+    """Schema of the answer to one row."""
     if contract.output == "probabilities":
         labels = contract.labels or []
         return _object(
@@ -89,7 +89,7 @@ def answer_schema(contract: Contract) -> Schema:
 
 
 def truth_schema(contract: Contract) -> Schema:
-    """What feedback may call the true answer."""
+    """Schema of the true answer that feedback gives."""
     if contract.output == "probabilities":
         return {"enum": contract.labels or []}
     return {"type": "number"} if contract.output == "value" else {"type": "string"}

@@ -1,4 +1,4 @@
-"""The door's OpenAPI 3.1 description, made from the contracts of the models that a caller may use."""
+"""The OpenAPI 3.1 description of the service, from the contracts of the models that a caller may use."""
 
 from __future__ import annotations
 
@@ -6,40 +6,39 @@ from collections.abc import Sequence
 from typing import Any
 
 from headrace import __version__
-from headrace.services.api import openapi_errors as told
+from headrace.services.api import openapi_errors as errors
 from headrace.services.api import openapi_protocols
-from headrace.services.api.catalogue import Listed
+from headrace.services.api.catalogue import CatalogueEntry
 from headrace.services.api.json_schemas import answer_schema, instance_schema, truth_schema
 
 Json = dict[str, Any]
 BATCH = "Batch"
 
 
-def document(models: Sequence[Listed], address: str, needs_token: bool) -> Json:
-    """The whole description. Models of which no replica could tell the contract are left out."""
+def document(models: Sequence[CatalogueEntry], address: str, needs_token: bool) -> Json:
+    """Builds the description. Models without a known contract are left out."""
     known = [listed for listed in models if listed.contract is not None]
     paths: Json = {"/v1/models": {"get": _list_models()}}
     for listed in known:
         paths |= _own_paths(listed) | _batch_paths(listed) | openapi_protocols.inference_paths(listed)
     if known:
         paths["/v1/feedback"] = {"post": _feedback(known)}
-    if writers := [listed for listed in known if listed.writes]:
-        paths |= openapi_protocols.openai_paths(writers)
+    if generators := [listed for listed in known if listed.generates]:
+        paths |= openapi_protocols.openai_paths(generators)
     paths |= openapi_protocols.server_paths()
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "Headrace",
             "version": __version__,
-            "description": "Models behind one door. Every request but health takes a token: `authorization: Bearer ...`."
-            if needs_token
-            else "Models behind one door.",
+            "description": "Models behind one gateway."
+            + (" Every request except health checks needs a token: `authorization: Bearer ...`." if needs_token else ""),
         },
         "servers": [{"url": address}],
         "paths": paths,
         "components": {
-            "schemas": told.SCHEMAS | _shared_schemas(),
-            "responses": told.RESPONSES,
+            "schemas": errors.SCHEMAS | _shared_schemas(),
+            "responses": errors.RESPONSES,
             **(
                 {"securitySchemes": {"token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}}}
                 if needs_token
@@ -47,14 +46,14 @@ def document(models: Sequence[Listed], address: str, needs_token: bool) -> Json:
             ),
         },
         **({"security": [{"token": []}]} if needs_token else {}),
-        "tags": [{"name": "door", "description": "What belongs to no single model."}]
+        "tags": [{"name": "gateway", "description": "Paths that belong to no single model."}]
         + [{"name": listed.model, "description": _headline(listed)} for listed in known],
     }
 
 
 def operation(name: str, tag: str, summary: str, answers: Json, refusals: Sequence[int], **more: Any) -> Json:
-    """One method of one path."""
-    responses = answers | {str(status): told.reference(status) for status in (*told.ANYWHERE, *refusals)}
+    """Describes one method of one path."""
+    responses = answers | {str(status): errors.reference(status) for status in (*errors.ANYWHERE, *refusals)}
     return {"operationId": name, "tags": [tag], "summary": summary, **more, "responses": dict(sorted(responses.items()))}
 
 
@@ -80,10 +79,10 @@ def _list_models() -> Json:
         },
         "required": ["models", "object", "data"],
     }
-    return operation("list_models", "door", "The models that the token opens", {"200": answer("The catalogue", shape)}, ())
+    return operation("list_models", "gateway", "The models that the token allows", {"200": answer("The catalogue", shape)}, ())
 
 
-def _own_paths(listed: Listed) -> Json:
+def _own_paths(listed: CatalogueEntry) -> Json:
     assert listed.contract is not None
     model, path, instance = listed.model, f"/v1/models/{listed.model}", instance_schema(listed.contract)
     identity = _identity_schema()
@@ -93,7 +92,7 @@ def _own_paths(listed: Listed) -> Json:
             "get": operation(
                 f"describe_{model}",
                 model,
-                "What the model takes and gives",
+                "The contract of the model",
                 {"200": answer("Its contract, version and identity", {"$ref": "#/components/schemas/Description"})},
                 (),
             )
@@ -104,7 +103,7 @@ def _own_paths(listed: Listed) -> Json:
                 model,
                 _headline(listed),
                 {"200": _answers(listed, _with(identity, predictions))},
-                told.OF_INPUT,
+                errors.OF_INPUT,
                 requestBody=_request(listed, instance),
             )
         },
@@ -114,7 +113,7 @@ def _own_paths(listed: Listed) -> Json:
     return found
 
 
-def _explain(listed: Listed, instance: Json) -> Json:
+def _explain(listed: CatalogueEntry, instance: Json) -> Json:
     contract = listed.contract
     assert contract is not None
     fields: Json = {
@@ -124,12 +123,12 @@ def _explain(listed: Listed, instance: Json) -> Json:
             "minimum": 4,
             "maximum": 10_000,
             "default": 1000,
-            "description": "Rows it may cost.",
+            "description": "Most rows that may be evaluated.",
         },
         "seed": {"type": "integer", "minimum": 0, "default": 0},
-        **({"target": {"enum": contract.labels, "description": "The likeliest, if left out."}} if contract.labels else {}),
+        **({"target": {"enum": contract.labels, "description": "By default the most likely one."}} if contract.labels else {}),
     }
-    told_of: Json = {
+    properties: Json = {
         "method": {"type": "string"},
         "target": {},
         "value": {"type": "number", "description": "The probability of `target`, or the predicted value."},
@@ -140,9 +139,9 @@ def _explain(listed: Listed, instance: Json) -> Json:
     return operation(
         f"explain_{listed.model}",
         listed.model,
-        "What each part of an instance adds to its answer",
-        {"200": answer("The explanation", _with(_identity_schema(), told_of))},
-        told.OF_INPUT,
+        "The contribution of each field to an answer",
+        {"200": answer("The explanation", _with(_identity_schema(), properties))},
+        errors.OF_INPUT,
         requestBody=body(
             {"type": "object", "properties": fields, "required": ["instance"], "additionalProperties": False},
             {"sample": {"value": {"instance": contract.sample}}},
@@ -150,13 +149,13 @@ def _explain(listed: Listed, instance: Json) -> Json:
     )
 
 
-def _request(listed: Listed, instance: Json) -> Json:
-    """One bare instance, several, or for images a picture."""
+def _request(listed: CatalogueEntry, instance: Json) -> Json:
+    """One instance, several, or an image file for models of images."""
     several = _several(instance)
     if listed.streams:
         several["properties"]["stream"] = {
             "type": "boolean",
-            "description": "Send the answer to one instance as it is written.",
+            "description": "Send the answer to one instance in pieces, as it is generated.",
         }
         several["properties"]["instances"]["maxItems"] = 32
     found = body({"anyOf": [several, instance]}, _examples(listed))
@@ -172,21 +171,21 @@ def _several(instance: Json) -> Json:
     return {"type": "object", "properties": {"instances": rows}, "required": ["instances"], "additionalProperties": False}
 
 
-def _answers(listed: Listed, schema: Json) -> Json:
+def _answers(listed: CatalogueEntry, schema: Json) -> Json:
     found = answer("Predictions, in the order of the instances", schema)
     if listed.streams:
         found["content"]["text/event-stream"] = {"schema": openapi_protocols.EVENT}
     return found
 
 
-def _examples(listed: Listed) -> Json:
-    """Inputs that work: the contract's sample comes from the test rows."""
+def _examples(listed: CatalogueEntry) -> Json:
+    """Valid inputs: the contract's sample is from the test rows."""
     assert listed.contract is not None
     sample = listed.contract.sample
     return {"one": {"value": sample}, "several": {"value": {"instances": [sample, *listed.contract.examples]}}}
 
 
-def _feedback(models: Sequence[Listed]) -> Json:
+def _feedback(models: Sequence[CatalogueEntry]) -> Json:
     truths = [truth_schema(listed.contract) for listed in models if listed.contract is not None]
     truth = {"anyOf": [one for place, one in enumerate(truths) if one not in truths[:place]]}
     names = [listed.model for listed in models]
@@ -214,14 +213,14 @@ def _feedback(models: Sequence[Listed]) -> Json:
     }
     contract = models[0].contract
     assert contract is not None
-    true_one = contract.labels[0] if contract.labels else 1.5 if contract.output == "value" else "a text"
-    example = {"value": {"id": f"{names[0]}@1:5c1f0e9a", "truth": true_one}}
+    true_answer = contract.labels[0] if contract.labels else 1.5 if contract.output == "value" else "a text"
+    example = {"value": {"id": f"{names[0]}@1:5c1f0e9a", "truth": true_answer}}
     return operation(
-        "tell_truth",
-        "door",
-        "The true answer to an earlier request, by its id; a list is for the rows from `row` on",
-        {"202": answer("Kept: beside the answer, or pending until that is found", kept)},
-        (*told.OF_INPUT, 404),
+        "send_feedback",
+        "gateway",
+        "Send the true answer to an earlier request, by its id; a list is for the rows from `row` on",
+        {"202": answer("Stored: joined with the answer, or pending until the answer is found", kept)},
+        (*errors.OF_INPUT, 404),
         requestBody=body({"anyOf": [by("id"), by("request_id")]}, {"one": example}),
     )
 
@@ -229,7 +228,7 @@ def _feedback(models: Sequence[Listed]) -> Json:
 # -- batches
 
 
-def _batch_paths(listed: Listed) -> Json:
+def _batch_paths(listed: CatalogueEntry) -> Json:
     model, path = listed.model, f"/v1/models/{listed.model}/batches"
     assert listed.contract is not None
     one = {"$ref": f"#/components/schemas/{BATCH}"}
@@ -243,7 +242,7 @@ def _batch_paths(listed: Listed) -> Json:
             "post": operation(
                 f"submit_batch_{model}",
                 model,
-                "Hand in a file of rows, to be answered in the background",
+                "Send a file of rows, to be answered in the background",
                 {"202": answer("Accepted", one)},
                 (408, 409, 413, 415, 422, 429, 507),
                 parameters=[key],
@@ -255,12 +254,12 @@ def _batch_paths(listed: Listed) -> Json:
         },
         f"{path}/{{batch}}": {
             "parameters": [batch],
-            "get": operation(f"show_batch_{model}", model, "How a batch stands", {"200": answer("The batch", one)}, (404,)),
+            "get": operation(f"show_batch_{model}", model, "The state of a batch", {"200": answer("The batch", one)}, (404,)),
             "delete": operation(
                 f"cancel_batch_{model}",
                 model,
-                "End a batch, or forget one that has ended",
-                {"200": answer("The batch as it was left", one)},
+                "Cancel a batch, or remove one that has ended",
+                {"200": answer("The batch in its last state", one)},
                 (404,),
             ),
         },
@@ -280,7 +279,7 @@ def _batch_paths(listed: Listed) -> Json:
 # -- parts
 
 
-def _headline(listed: Listed) -> str:
+def _headline(listed: CatalogueEntry) -> str:
     assert listed.contract is not None
     return f"{listed.contract.task}: {', '.join(f.name for f in listed.contract.inputs)} → {listed.contract.target}"
 
@@ -318,11 +317,11 @@ def _shared_schemas() -> Json:
         },
         "Card": {
             "type": "object",
-            "description": "A model that writes, as OpenAI's clients list it.",
+            "description": "A text-generation model, as OpenAI's clients list it.",
             "properties": {
                 "id": {"type": "string"},
                 "object": {"const": "model"},
-                "created": {"type": "integer", "description": "When a replica of it was ready, in seconds since 1970."},
+                "created": {"type": "integer", "description": "When one of its replicas became ready, in seconds since 1970."},
                 "owned_by": {"type": "string"},
             },
             "required": ["id", "object", "created", "owned_by"],

@@ -1,4 +1,4 @@
-"""Refusals as OpenAPI tells them: one shape for all, and the headers that come with some."""
+"""Error responses in OpenAPI: one schema for all, and the headers that some of them have."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from typing import Any
 
 Json = dict[str, Any]
 ANYWHERE = (401, 403, 429, 500, 502, 503, 504)
-"""Any request may meet these, if only from the door."""
+"""Any request may get these, if only from the gateway."""
 OF_INPUT = (400, 408, 413, 415, 422)
-"""Requests with a body of JSON."""
+"""Requests with a JSON body may get these."""
 MEANING = {
-    400: "The body is no JSON",
-    401: "No token, or none that is in force",
+    400: "The body is not JSON",
+    401: "No token, or no valid one",
     403: "The token does not allow this",
-    404: "Not there",
+    404: "Not found",
     408: "The request did not arrive in time",
-    409: "Not in this state",
+    409: "Not possible in this state",
     413: "Too large, or too many instances",
-    415: "Another content-type, or a content-encoding",
-    422: "What was sent breaks the contract; `path` names the field",
-    429: "Too many requests, or the day's rows are used up",
+    415: "Unsupported content-type or content-encoding",
+    422: "The input violates the contract; `path` names the field",
+    429: "Too many requests, or the daily quota of rows is used up",
     500: "The service failed; see its log for this request id",
-    502: "A server gave no valid answer",
-    503: "Nobody can answer at the moment",
+    502: "A replica gave no valid response",
+    503: "No replica can answer at the moment",
     504: "No answer in time",
-    507: "The service's disk is full; nothing of the file was kept",
+    507: "The service's disk is full; nothing of the file is kept",
 }
 SCHEMAS: Json = {
     "Error": {
@@ -33,9 +33,9 @@ SCHEMAS: Json = {
             "error": {
                 "type": "object",
                 "properties": {
-                    "code": {"type": "string", "description": "For programs, such as `contract_violation`."},
+                    "code": {"type": "string", "description": "For programs, for example `contract_violation`."},
                     "message": {"type": "string", "description": "For people."},
-                    "path": {"type": "string", "description": "The field at fault, such as `instances.3.distance`."},
+                    "path": {"type": "string", "description": "The invalid field, for example `instances.3.distance`."},
                     "expected": {"type": "string"},
                     "got": {"type": "string"},
                 },
@@ -46,7 +46,7 @@ SCHEMAS: Json = {
         "required": ["error", "request_id"],
     }
 }
-_RETRY = {"retry-after": {"description": "Seconds after which to try again.", "schema": {"type": "integer"}}}
+_RETRY = {"retry-after": {"description": "Seconds to wait before the next attempt.", "schema": {"type": "integer"}}}
 _CHALLENGE = {"www-authenticate": {"schema": {"type": "string"}}}
 
 

@@ -1,4 +1,4 @@
-"""The protocols of others in the OpenAPI description: the Open Inference Protocol v2, and OpenAI's for models that write."""
+"""The Open Inference Protocol v2 and OpenAI's API (for text generation) in the OpenAPI description."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from headrace.runtime.contract import Contract, InputField
-from headrace.services.api import openapi_errors as told
-from headrace.services.api.catalogue import Listed
+from headrace.services.api import openapi_errors as errors
+from headrace.services.api.catalogue import CatalogueEntry
 
 Json = dict[str, Any]
 DATATYPES = {"float32": "FP32", "float64": "FP64", "int64": "INT64", "uint8": "UINT8", "string": "BYTES"}
@@ -40,18 +40,18 @@ OPENAI_ERROR: Json = {
 
 
 def _operation(name: str, tag: str, summary: str, shape: Json, error: Json, refusals: Sequence[int], **more: Any) -> Json:
-    """Refusals are in the protocol's own shape (`error`), or in the door's."""
+    """Describes one method; its errors have the protocol's schema (`error`) or Headrace's."""
     responses: Json = {"200": {"description": "The answer", "content": {"application/json": {"schema": shape}}}}
     either = {"anyOf": [error, {"$ref": "#/components/schemas/Error"}]}
-    for refused in (*told.ANYWHERE, *refusals):
-        responses[str(refused)] = {"description": told.MEANING[refused], "content": {"application/json": {"schema": either}}}
+    for refused in (*errors.ANYWHERE, *refusals):
+        responses[str(refused)] = {"description": errors.MEANING[refused], "content": {"application/json": {"schema": either}}}
     return {"operationId": name, "tags": [tag], "summary": summary, **more, "responses": dict(sorted(responses.items()))}
 
 
 # -- Open Inference Protocol
 
 
-def inference_paths(listed: Listed) -> Json:
+def inference_paths(listed: CatalogueEntry) -> Json:
     """`/v2/models/<model>`, `/ready`, `/infer`."""
     model, path = listed.model, f"/v2/models/{listed.model}"
     assert listed.contract is not None
@@ -72,11 +72,11 @@ def inference_paths(listed: Listed) -> Json:
     return {
         path: {
             "get": _operation(
-                f"metadata_{model}", model, "Tensors that the model takes and gives", OBJECT, INFERENCE_ERROR, (404,)
+                f"metadata_{model}", model, "Input and output tensors of the model", OBJECT, INFERENCE_ERROR, (404,)
             )
         },
         f"{path}/ready": {
-            "get": _operation(f"ready_{model}", model, "Whether the model answers", OBJECT, INFERENCE_ERROR, (404,))
+            "get": _operation(f"ready_{model}", model, "Whether the model is ready", OBJECT, INFERENCE_ERROR, (404,))
         },
         f"{path}/infer": {
             "post": _operation(
@@ -93,7 +93,7 @@ def inference_paths(listed: Listed) -> Json:
 
 
 def tensors(contract: Contract) -> list[Json]:
-    """The contract's sample as the protocol's inputs."""
+    """Returns the contract's sample as inputs of the protocol."""
     return [
         _tensor(field, contract.sample[field.name]) for field in contract.inputs if contract.sample.get(field.name) is not None
     ]
@@ -120,20 +120,20 @@ def _tensor_schema() -> Json:
 
 
 def server_paths() -> Json:
-    """`/v2`, and whether the whole door is alive and ready."""
+    """`/v2` and `/v2/health/...`."""
     paths: Json = {}
     for path, name, summary in (
         ("/v2", "server", "Name, version and extensions of the server"),
-        ("/v2/health/live", "live", "Whether the door lives"),
-        ("/v2/health/ready", "ready", "Whether every model has a replica that answers"),
+        ("/v2/health/live", "live", "Whether the server is alive"),
+        ("/v2/health/ready", "ready", "Whether every model has a healthy replica"),
     ):
         found = {"200": {"description": "The answer", "content": {"application/json": {"schema": OBJECT}}}}
-        waiting = {"503": {"description": told.MEANING[503], "content": {"application/json": {"schema": OBJECT}}}}
-        refused = {str(status): told.reference(status) for status in told.ANYWHERE if status != 503}
+        waiting = {"503": {"description": errors.MEANING[503], "content": {"application/json": {"schema": OBJECT}}}}
+        refused = {str(status): errors.reference(status) for status in errors.ANYWHERE if status != 503}
         paths[path] = {
             "get": {
                 "operationId": f"v2_{name}",
-                "tags": ["door"],
+                "tags": ["gateway"],
                 "summary": summary,
                 "security": [],
                 "responses": dict(sorted((found | waiting | refused).items())),
@@ -142,12 +142,12 @@ def server_paths() -> Json:
     return paths
 
 
-# -- OpenAI's
+# -- OpenAI
 
 
-def openai_paths(writers: Sequence[Listed]) -> Json:
+def openai_paths(generators: Sequence[CatalogueEntry]) -> Json:
     """`/v1/completions` and `/v1/chat/completions`."""
-    names = [listed.model for listed in writers]
+    names = [listed.model for listed in generators]
     message = {
         "type": "object",
         "properties": {"role": {"enum": ["system", "developer", "user", "assistant"]}, "content": {"type": "string"}},
@@ -163,17 +163,17 @@ def openai_paths(writers: Sequence[Listed]) -> Json:
         "seed": {"type": "integer", "minimum": 0, "maximum": 2**53 - 1},
         "stream": {"type": "boolean", "default": False},
     }
-    prompt = _prompt(writers[0])
+    prompt = _prompt(generators[0])
     return {
         "/v1/completions": _completions(
             "complete",
-            "Go on from a prompt, as OpenAI's clients ask",
+            "Complete a prompt (OpenAI API)",
             common | {"prompt": {"type": "string"}},
             {"model": names[0], "prompt": prompt, "max_tokens": 3},
         ),
         "/v1/chat/completions": _completions(
             "chat",
-            "Answer a conversation, as OpenAI's clients ask",
+            "Answer a conversation (OpenAI API)",
             common | {"messages": {"type": "array", "items": message, "minItems": 1}},
             {"model": names[0], "messages": [{"role": "user", "content": prompt}], "max_tokens": 3},
         ),
@@ -196,11 +196,11 @@ def _completions(name: str, summary: str, properties: Json, example: Json) -> Js
         },
         "required": ["id", "object", "created", "model", "choices"],
     }
-    found = _operation(name, "door", summary, shape, OPENAI_ERROR, (400, 404, 408, 413, 415, 422), requestBody=asked)
+    found = _operation(name, "gateway", summary, shape, OPENAI_ERROR, (400, 404, 408, 413, 415, 422), requestBody=asked)
     found["responses"]["200"]["content"]["text/event-stream"] = {"schema": EVENT}
     return {"post": found}
 
 
-def _prompt(listed: Listed) -> str:
+def _prompt(listed: CatalogueEntry) -> str:
     assert listed.contract is not None
     return str(listed.contract.sample.get("prompt", "Once"))

@@ -1,4 +1,4 @@
-"""`/openapi.json`, and `/docs`: a page that shows it, with nothing from elsewhere."""
+"""Routes for `/openapi.json`, and for `/docs`, a page that shows it without loading anything from other servers."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from headrace.settings import Settings
 
 PAGE = Path(__file__).with_name("docs.html")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{}'; connect-src 'self'; frame-ancestors 'none'"
-"""The page runs its own script, asks this server alone, and no other page shows it."""
+"""The page runs its own script only, sends requests to this server only, and cannot be embedded in another page."""
 
 
-class Description:
-    """The routes."""
+class OpenApiRoutes:
+    """`/openapi.json` and `/docs`."""
 
     def __init__(self, catalogue: Catalogue, settings: Settings) -> None:
         self._catalogue, self._settings = catalogue, settings
@@ -33,8 +33,8 @@ class Description:
         ]
 
     async def openapi(self, request: TrackedRequest) -> Response:
-        """Of the models that the caller may use, and of no other."""
-        models = await self._catalogue.of(request.caller)
+        """Describes the models that the caller may use, and no others."""
+        models = await self._catalogue.list_for(request.caller)
         return to_json(document(models, gateway.address(self._settings), self._settings.access == "tokens"))
 
     async def page(self, request: TrackedRequest) -> Response:
@@ -44,7 +44,7 @@ class Description:
 
 @cache
 def _page() -> tuple[bytes, str]:
-    """The page, and the policy that lets its script run and no other."""
+    """Returns the page, and the policy that allows its script only."""
     content = PAGE.read_bytes()
     script = content.partition(b"<script>")[2].partition(b"</script>")[0]
     return content, POLICY.format(base64.b64encode(hashlib.sha256(script).digest()).decode())

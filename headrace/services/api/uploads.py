@@ -1,4 +1,4 @@
-"""A request's body to a file on disk: never beyond the limit, and nothing left behind when it does not come whole."""
+"""Writes a request's body to a file, within a limit; an incomplete body leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WRITE_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Upload:
-    """A body that arrived whole, in `folder/input`."""
+    """A complete body, in `folder/input`."""
 
     folder: Path
     size: int
@@ -33,35 +33,35 @@ class Upload:
 
 
 @asynccontextmanager
-async def receive(request: TrackedRequest, store: BatchStore, most: int, idle_seconds: float) -> AsyncIterator[Upload]:
-    """The body as a file, for as long as the block runs; what the block has not moved away is removed then.
+async def receive(request: TrackedRequest, store: BatchStore, max_bytes: int, idle_seconds: float) -> AsyncIterator[Upload]:
+    """Gives the body as a file while the block runs; its folder is removed afterwards unless the block has moved it.
 
     Args:
-        most: bytes.
-        idle_seconds: when nothing comes for so long, it is refused.
+        max_bytes: largest accepted body.
+        idle_seconds: a body without new data for this long is refused.
 
     Raises:
-        Refused: 408, 413, 422 (nothing came) or 507 (the disk is full).
-        ClientDisconnect: the client went away amid it.
+        Refused: 408, 413, 422 (an empty body) or 507 (the disk is full).
+        ClientDisconnect: the client disconnected before the end.
     """
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > most:
-        raise _too_large(most)
+    if declared.isdigit() and int(declared) > max_bytes:
+        raise _too_large(max_bytes)
     folder = await asyncio.to_thread(store.incoming)
     try:
-        yield await _to_file(request, folder, most, idle_seconds)
+        yield await _to_file(request, folder, max_bytes, idle_seconds)
     except OSError as error:
         if is_disk_full(error) or error.errno == errno.EFBIG:
-            raise Refused(507, "disk_full", "no space is left for this file; nothing of it was kept", CLOSE) from None
+            raise Refused(507, "disk_full", "no space is left for this file; nothing of it is kept", CLOSE) from None
         raise
     finally:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
-async def _to_file(request: TrackedRequest, folder: Path, most: int, idle_seconds: float) -> Upload:
+async def _to_file(request: TrackedRequest, folder: Path, max_bytes: int, idle_seconds: float) -> Upload:
     size, digest = 0, hashlib.sha256()
     with (folder / "input").open("wb", buffering=0) as handle:
-        async for piece in _pieces(request, most, idle_seconds):
+        async for piece in _pieces(request, max_bytes, idle_seconds):
             size += len(piece)
             await asyncio.to_thread(_write, handle, digest, piece)
         await asyncio.to_thread(os.fsync, handle.fileno())
@@ -73,29 +73,29 @@ async def _to_file(request: TrackedRequest, folder: Path, most: int, idle_second
 def _write(handle: Any, digest: Any, piece: bytes) -> None:
     digest.update(piece)
     view = memoryview(piece)
-    while view:  # an unbuffered write may take a part alone
+    while view:  # an unbuffered write may write only a part
         view = view[handle.write(view) :]
 
 
-async def _pieces(request: TrackedRequest, most: int, idle_seconds: float) -> AsyncIterator[bytes]:
-    """The body in pieces of about a mebibyte."""
+async def _pieces(request: TrackedRequest, max_bytes: int, idle_seconds: float) -> AsyncIterator[bytes]:
+    """Yields the body in pieces of about a mebibyte."""
     held, size, more = [], 0, True
     while more:
         try:
             message = await asyncio.wait_for(request.receive(), idle_seconds)
         except TimeoutError:
-            raise Refused(408, "request_timeout", f"nothing came for {idle_seconds:g} s", CLOSE) from None
+            raise Refused(408, "request_timeout", f"no data arrived for {idle_seconds:g} s", CLOSE) from None
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         more = message.get("more_body", False)
         held.append(message.get("body", b""))
         size += len(held[-1])
-        if size > most:
-            raise _too_large(most)
+        if size > max_bytes:
+            raise _too_large(max_bytes)
         if sum(map(len, held)) >= WRITE_BYTES or not more:
             yield b"".join(held)
             held = []
 
 
-def _too_large(most: int) -> Refused:
-    return Refused(413, "too_large", f"the file exceeds {most} bytes", CLOSE, limit_bytes=most)
+def _too_large(max_bytes: int) -> Refused:
+    return Refused(413, "too_large", f"the file exceeds {max_bytes} bytes", CLOSE, limit_bytes=max_bytes)

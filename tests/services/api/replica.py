@@ -1,4 +1,4 @@
-"""A real replica of the model in a folder, without a bento around it: `python -m tests.services.api.replica FOLDER PORT`."""
+"""A real replica of the model in a folder, without a bento: `python -m tests.services.api.replica FOLDER PORT`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bentos.models.onnx_model import load
 
 
 class Replica:
-    """The app, with its life: it starts and ends with the server."""
+    """The app, which starts and closes with the server."""
 
     def __init__(self, folder: Path) -> None:
         self.app = PredictionApp()

@@ -1,4 +1,4 @@
-"""Batches through the real door: whole and in order, whatever is killed, broken, hostile or used up meanwhile."""
+"""Batches through the real gateway are complete and in order, also after kills, with bad files and with used-up quotas."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ import pytest
 from headrace.client import Batch, Client, InvalidInput, NotFound
 from headrace.runtime.usage import read_usage
 from headrace.serving.access import tokens
-from tests.services.api.server import House, until
+from tests.services.api.server import LocalService, until
 
 JSON_LINES = "application/x-ndjson"
-PATIENCE = 180
-"""Seconds that a batch of a few rows may take on a machine that does much else."""
+BATCH_SECONDS = 180
+"""Seconds that a batch of a few rows may take on a busy machine."""
 
 
 @pytest.fixture(scope="module")
-def acme(house: House) -> Iterator[Client]:
-    with house.client("acme", "trips", "halves", "letters") as client:
+def acme(service: LocalService) -> Iterator[Client]:
+    with service.client("acme", "trips", "halves", "letters") as client:
         yield client
 
 
@@ -44,14 +44,14 @@ def trips(count: int) -> list[Any]:
 
 def done(client: Client, file: Path, to: Path, model: str = "trips") -> tuple[Batch, list[Any]]:
     """The batch after its end, and the lines of its result."""
-    batch = client.wait(model, client.submit(model, file).id, PATIENCE)
+    batch = client.wait(model, client.submit(model, file).id, BATCH_SECONDS)
     assert batch.state == "done", batch
     client.result(model, batch.id, to)
     return batch, [json.loads(line) for line in to.read_text().splitlines()]
 
 
 def test_every_row_is_answered_in_its_order_and_a_bad_one_gets_its_error_alone(
-    house: House, acme: Client, tmp_path: Path
+    service: LocalService, acme: Client, tmp_path: Path
 ) -> None:
     rows = trips(2300)
     rows[3], rows[1200], rows[2299] = "{broken", {"distance": "far", "carrier": "AA"}, [1, 2]
@@ -60,7 +60,7 @@ def test_every_row_is_answered_in_its_order_and_a_bad_one_gets_its_error_alone(
     assert [line["row"] for line in found] == list(range(2300))
     assert [line["error"]["code"] for line in found if "error" in line] == ["bad_json", *["contract_violation"] * 2]
     assert found[1200]["error"]["path"] == "row.distance"
-    until(lambda: not (house.project.state / "batches" / batch.id / "input").exists())
+    until(lambda: not (service.project.state / "batches" / batch.id / "input").exists())
     assert all(line["prediction"] == {"minutes": 2.0 * line["row"] + 10} for line in found if "prediction" in line)
 
 
@@ -72,7 +72,7 @@ def test_a_file_full_of_bad_rows_is_worked_through(acme: Client, tmp_path: Path)
 def test_parquet_comes_back_as_parquet(acme: Client, tmp_path: Path) -> None:
     table = pa.table({"carrier": ["AA", "BB", None, "AA"] * 300, "distance": pa.array(range(1200), pa.int16())})
     pq.write_table(table, tmp_path / "rows.parquet", row_group_size=170)
-    batch = acme.wait("trips", acme.submit("trips", tmp_path / "rows.parquet").id, PATIENCE)
+    batch = acme.wait("trips", acme.submit("trips", tmp_path / "rows.parquet").id, BATCH_SECONDS)
     found = pq.read_table(acme.result("trips", batch.id, tmp_path / "answers.parquet")).to_pydict()
     assert found["row"] == list(range(1200))
     assert found["minutes"][:4] == [10.0, 22.0, None, 16.0]
@@ -87,7 +87,7 @@ def test_images_come_as_nested_lists_or_base64(acme: Client, tmp_path: Path) -> 
     pq.write_table(table, tmp_path / "lists.parquet")
     pq.write_table(pa.table({"pixels": [lower]}), tmp_path / "bytes.parquet")
     for name, labels in (("lists", ["upper", "lower"]), ("bytes", ["lower"])):
-        batch = acme.wait("halves", acme.submit("halves", tmp_path / f"{name}.parquet").id, PATIENCE)
+        batch = acme.wait("halves", acme.submit("halves", tmp_path / f"{name}.parquet").id, BATCH_SECONDS)
         found = pq.read_table(acme.result("halves", batch.id, tmp_path / "answers.parquet"))
         assert found["label"].to_pylist() == labels
 
@@ -99,44 +99,46 @@ def test_texts_are_written_in_a_batch_too(acme: Client, tmp_path: Path) -> None:
     assert {line["prediction"]["text"] for line in found} == {acme.predict("letters", rows[0]).predictions[0]["text"]}
 
 
-def test_killed_amid_a_batch_the_desk_goes_on_with_it_and_no_row_is_lost_or_twice_there(
-    house: House, acme: Client, tmp_path: Path
+def test_a_restarted_api_server_continues_a_batch_without_losing_or_repeating_rows(
+    service: LocalService, acme: Client, tmp_path: Path
 ) -> None:
     submitted = acme.submit("trips", lines(tmp_path / "rows.jsonl", trips(20_000)))
     until(lambda: acme.batch("trips", submitted.id).rows_done)
-    house.stop("desk")
-    house.start_desk()
+    service.stop("api-server")
+    service.start_api_server()
     before = acme.batch("trips", submitted.id)
     assert before.state != "done" and before.rows_done > 0
-    batch = acme.wait("trips", submitted.id, PATIENCE)
+    batch = acme.wait("trips", submitted.id, BATCH_SECONDS)
     assert (batch.state, batch.rows_done, batch.rows_failed) == ("done", 20_000, 0)
     found = [json.loads(line) for line in acme.result("trips", batch.id, tmp_path / "a.jsonl").read_text().splitlines()]
     assert [(line["row"], line["prediction"]["minutes"]) for line in found] == [(i, 2.0 * i + 10) for i in range(20_000)]
 
 
-def test_a_batch_waits_for_a_replica_that_is_away_and_goes_on_once_it_is_back(
-    house: House, acme: Client, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+def test_a_batch_waits_for_a_stopped_replica_and_continues_when_it_is_back(
+    service: LocalService, acme: Client, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    port = int(house.ports_of["halves"])
-    house.stop("halves-v1-0001")
+    port = int(service.ports_of["halves"])
+    service.stop("halves-v1-0001")
     rows = [{"pixels": [[255] * 4, [255] * 4, [0] * 4, [0] * 4]}] * 3
     submitted = acme.submit("halves", lines(tmp_path / "rows.jsonl", rows))
-    house.start_replica(house.models["halves"], "halves-v1-0001", port)
-    assert acme.wait("halves", submitted.id, PATIENCE).state == "done"
+    service.start_replica(service.models["halves"], "halves-v1-0001", port)
+    assert acme.wait("halves", submitted.id, BATCH_SECONDS).state == "done"
 
 
-def test_a_batch_is_metered_as_its_tenants_own_rows(house: House, tmp_path: Path) -> None:
-    with house.client("counted", "trips") as client:
+def test_the_rows_of_a_batch_count_as_usage_of_its_tenant(service: LocalService, tmp_path: Path) -> None:
+    with service.client("counted", "trips") as client:
         done(client, lines(tmp_path / "rows.jsonl", trips(250)), tmp_path / "answers.jsonl")
 
     def rows() -> int:
-        return sum(record.rows for record in read_usage(house.project.usage) if record.tenant == "counted")
+        return sum(record.rows for record in read_usage(service.project.usage) if record.tenant == "counted")
 
     until(lambda: rows() == 250)
 
 
-def test_beyond_the_days_quota_a_batch_waits_for_the_next_day_with_what_was_answered_kept(house: House, tmp_path: Path) -> None:
-    with house.client("small", "trips", rows_per_day=40) as client:
+def test_beyond_its_daily_quota_a_batch_keeps_its_answers_and_waits_for_the_next_day(
+    service: LocalService, tmp_path: Path
+) -> None:
+    with service.client("small", "trips", rows_per_day=40) as client:
         submitted = client.submit("trips", lines(tmp_path / "rows.jsonl", trips(2000)))
         until(lambda: client.batch("trips", submitted.id).state == "waiting")
         batch = client.batch("trips", submitted.id)
@@ -149,34 +151,34 @@ def test_beyond_the_days_quota_a_batch_waits_for_the_next_day_with_what_was_answ
         assert client.cancel("trips", batch.id).state == "cancelled"
 
 
-def test_a_batch_ends_when_the_token_that_it_was_sent_with_is_revoked(house: House, tmp_path: Path) -> None:
-    token, facts = tokens.issue(house.project, "gone", ["trips"], 3600)
-    with Client(house.door, token) as client, house.client("gone", "trips") as other:
+def test_a_batch_ends_when_the_token_that_it_was_sent_with_is_revoked(service: LocalService, tmp_path: Path) -> None:
+    token, facts = tokens.issue(service.project, "gone", ["trips"], 3600)
+    with Client(service.gateway, token) as client, service.client("gone", "trips") as other:
         submitted = client.submit("trips", lines(tmp_path / "rows.jsonl", trips(20_000)))
         until(lambda: client.batch("trips", submitted.id).rows_done)
-        tokens.revoke(house.project, facts.jti)
-        batch = other.wait("trips", submitted.id, PATIENCE)
+        tokens.revoke(service.project, facts.jti)
+        batch = other.wait("trips", submitted.id, BATCH_SECONDS)
     assert batch.state == "failed" and batch.error is not None
     assert batch.error["code"] == "unauthorized"
 
 
-def test_a_batch_is_seen_by_its_tenant_alone(house: House, acme: Client, tmp_path: Path) -> None:
+def test_only_its_tenant_sees_a_batch(service: LocalService, acme: Client, tmp_path: Path) -> None:
     submitted = acme.submit("trips", lines(tmp_path / "rows.jsonl", trips(3)))
     assert submitted.id in [batch.id for batch in acme.batches("trips")]
-    with house.client("rival", "trips") as rival:
+    with service.client("rival", "trips") as rival:
         assert rival.batches("trips") == []
         for act in (rival.batch, rival.cancel, lambda m, b: rival.result(m, b, tmp_path / "stolen")):
             with pytest.raises(NotFound, match="no such batch"):
                 act("trips", submitted.id)
     assert not (tmp_path / "stolen").exists()
-    assert acme.wait("trips", submitted.id, PATIENCE).state == "done"
+    assert acme.wait("trips", submitted.id, BATCH_SECONDS).state == "done"
 
 
 @pytest.mark.parametrize("name", ["..%2f..%2fkeys", "batch.json", "0" * 31, "G" * 32, "%00" * 4])
-def test_a_batch_id_leads_nowhere_else(house: House, name: str) -> None:
-    headers = {"authorization": f"Bearer {house.token('acme', 'trips')}"}
+def test_a_batch_id_cannot_address_other_files(service: LocalService, name: str) -> None:
+    headers = {"authorization": f"Bearer {service.token('acme', 'trips')}"}
     for path in (f"/v1/models/trips/batches/{name}", f"/v1/models/trips/batches/{name}/result"):
-        for base in (house.door, house.desk):
+        for base in (service.gateway, service.api_server):
             assert httpx.get(base + path, headers=headers).status_code in (400, 403, 404, 405)
 
 
@@ -189,13 +191,13 @@ def test_the_same_idempotency_key_gives_the_same_batch_and_another_file_is_refus
     assert (caught.value.status, caught.value.code) == (409, "idempotency_key_reused")
 
 
-def test_a_cancelled_batch_leaves_no_rows_and_is_forgotten_when_it_is_cancelled_again(
-    house: House, acme: Client, tmp_path: Path
+def test_a_cancelled_batch_leaves_no_rows_and_is_removed_when_it_is_cancelled_again(
+    service: LocalService, acme: Client, tmp_path: Path
 ) -> None:
     submitted = acme.submit("trips", lines(tmp_path / "rows.jsonl", trips(20_000)))
     until(lambda: acme.batch("trips", submitted.id).rows_done)
     assert acme.cancel("trips", submitted.id).state == "cancelled"
-    folder = house.project.state / "batches" / submitted.id
+    folder = service.project.state / "batches" / submitted.id
     assert not (folder / "input").exists() and not (folder / "parts").exists()
     acme.cancel("trips", submitted.id)
     assert not folder.exists()
@@ -217,14 +219,14 @@ def test_what_is_no_parquet_fails_with_the_reason(acme: Client, tmp_path: Path, 
         with pytest.raises(InvalidInput, match="the body is empty"):
             acme.submit("trips", tmp_path / "rows.parquet")
         return
-    batch = acme.wait("trips", acme.submit("trips", tmp_path / "rows.parquet").id, PATIENCE)
+    batch = acme.wait("trips", acme.submit("trips", tmp_path / "rows.parquet").id, BATCH_SECONDS)
     assert batch.state == "failed" and batch.error is not None
     assert batch.error["code"] == code
 
 
 def test_parquet_with_other_columns_fails_with_the_near_miss(acme: Client, tmp_path: Path) -> None:
     pq.write_table(pa.table({"distanse": [1.0], "carrier": ["AA"]}), tmp_path / "rows.parquet")
-    batch = acme.wait("trips", acme.submit("trips", tmp_path / "rows.parquet").id, PATIENCE)
+    batch = acme.wait("trips", acme.submit("trips", tmp_path / "rows.parquet").id, BATCH_SECONDS)
     assert batch.state == "failed" and batch.error is not None
     assert batch.error == {
         "code": "wrong_columns",
@@ -238,13 +240,13 @@ def test_a_damaged_page_amid_parquet_fails_the_batch_and_the_desk_lives(acme: Cl
     content = bytearray(path.read_bytes())
     content[40:4000] = b"\xa5" * 3960
     path.write_bytes(bytes(content))
-    batch = acme.wait("trips", acme.submit("trips", path).id, PATIENCE)
+    batch = acme.wait("trips", acme.submit("trips", path).id, BATCH_SECONDS)
     assert (batch.state, (batch.error or {})["code"]) == ("failed", "bad_parquet")
     assert acme.models()
 
 
 def test_another_kind_of_file_and_one_that_is_too_large_are_refused_and_nothing_is_left(
-    house: House, acme: Client, tmp_path: Path
+    service: LocalService, acme: Client, tmp_path: Path
 ) -> None:
     with pytest.raises(InvalidInput) as caught:
         acme.submit("trips", lines(tmp_path / "rows.jsonl", trips(1)), media_type="text/csv")
@@ -253,76 +255,76 @@ def test_another_kind_of_file_and_one_that_is_too_large_are_refused_and_nothing_
     with pytest.raises(InvalidInput) as caught:
         acme.submit("trips", tmp_path / "large.jsonl")
     assert (caught.value.status, caught.value.code) == (413, "too_large")
-    headers = {"authorization": f"Bearer {house.token('acme', 'trips')}", "content-type": JSON_LINES}
-    unsized = httpx.post(f"{house.desk}/v1/models/trips/batches", content=iter([b"x" * 1_000_000] * 6), headers=headers)
+    headers = {"authorization": f"Bearer {service.token('acme', 'trips')}", "content-type": JSON_LINES}
+    unsized = httpx.post(f"{service.api_server}/v1/models/trips/batches", content=iter([b"x" * 1_000_000] * 6), headers=headers)
     assert unsized.status_code == 413
-    assert left_over(house) == []
+    assert left_over(service) == []
 
 
 @pytest.mark.parametrize(("media_type", "status"), [(JSON_LINES, 413), ("text/csv", 415)])
 def test_a_refusal_reaches_a_client_that_still_sends_its_file(
-    house: House, tmp_path: Path, media_type: str, status: int
+    service: LocalService, tmp_path: Path, media_type: str, status: int
 ) -> None:
     (tmp_path / "large.jsonl").write_bytes(b"x" * 6_000_000)
-    with Client(house.door, house.token("acme", "trips"), retries=0) as client:
+    with Client(service.gateway, service.token("acme", "trips"), retries=0) as client:
         for _ in range(20):
             with pytest.raises(InvalidInput) as caught:
                 client.submit("trips", tmp_path / "large.jsonl", media_type=media_type)
             assert caught.value.status == status
 
 
-def test_a_client_that_goes_away_amid_its_file_leaves_nothing_behind(house: House) -> None:
-    where = urlsplit(house.door)
+def test_a_client_that_disconnects_during_an_upload_leaves_nothing_behind(service: LocalService) -> None:
+    where = urlsplit(service.gateway)
     head = (
-        f"POST /v1/models/trips/batches HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {house.token('acme', 'trips')}\r\n"
+        f"POST /v1/models/trips/batches HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {service.token('acme', 'trips')}\r\n"
         f"content-type: {JSON_LINES}\r\ncontent-length: 3000000\r\n\r\n"
     )
     with socket.create_connection((str(where.hostname), where.port or 80)) as connection:
         connection.sendall(head.encode() + b'{"distance": 1, "carrier": "AA"}\n' * 40_000)
-        until(lambda: left_over(house))
-    until(lambda: not left_over(house))
+        until(lambda: left_over(service))
+    until(lambda: not left_over(service))
 
 
-def test_a_slow_upload_is_taken_and_a_silent_one_is_refused_and_leaves_nothing(house: House) -> None:
-    where = urlsplit(house.door)
+def test_a_slow_upload_is_accepted_and_a_stalled_one_is_refused_and_leaves_nothing(service: LocalService) -> None:
+    where = urlsplit(service.gateway)
     row = b'{"distance": 1, "carrier": "AA"}\n'
-    told = []
+    responses = []
     for pauses in ([1.0] * 4, [4.0]):
         head = (
-            f"POST /v1/models/trips/batches HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {house.token('acme', 'trips')}\r\n"
+            f"POST /v1/models/trips/batches HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {service.token('acme', 'trips')}\r\n"
             f"content-type: {JSON_LINES}\r\ncontent-length: {len(row) * (len(pauses) + 1)}\r\n\r\n"
         )
         with socket.create_connection((str(where.hostname), where.port or 80), timeout=60) as connection:
             connection.sendall(head.encode() + row)
             for pause in pauses:
                 time.sleep(pause)
-                with contextlib.suppress(OSError):  # it was refused meanwhile
+                with contextlib.suppress(OSError):  # already refused
                     connection.sendall(row)
             response = HTTPResponse(connection)
             response.begin()
             body = json.loads(response.read())
-            told.append((response.status, (body["error"] or {}).get("message")))
-    assert told == [(202, None), (408, "nothing came for 3 s")]
-    assert left_over(house) == []
+            responses.append((response.status, (body["error"] or {}).get("message")))
+    assert responses == [(202, None), (408, "no data arrived for 3 s")]
+    assert left_over(service) == []
 
 
-def test_a_full_disk_is_told_as_such_and_nothing_is_left(house: House, acme: Client, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_leaves_nothing_behind(service: LocalService, acme: Client, tmp_path: Path) -> None:
     import resource
 
     file = lines(tmp_path / "rows.jsonl", trips(60_000))
-    pid = house.processes["desk"].pid
+    pid = service.processes["api-server"].pid
     unlimited = resource.prlimit(pid, resource.RLIMIT_FSIZE)
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (1_000_000, unlimited[1]))
     try:
         with pytest.raises(Exception, match="no space is left") as caught:
             acme.submit("trips", file)
         assert caught.value.status == 507  # type: ignore[attr-defined]
-        assert left_over(house) == []
+        assert left_over(service) == []
     finally:
         resource.prlimit(pid, resource.RLIMIT_FSIZE, unlimited)
-    assert acme.wait("trips", acme.submit("trips", lines(tmp_path / "few.jsonl", trips(2))).id, PATIENCE).state == "done"
+    assert acme.wait("trips", acme.submit("trips", lines(tmp_path / "few.jsonl", trips(2))).id, BATCH_SECONDS).state == "done"
 
 
-def left_over(house: House) -> list[Path]:
-    """Uploads that are no batch."""
-    return list((house.project.state / "batches").glob(".incoming-*"))
+def left_over(service: LocalService) -> list[Path]:
+    """Incomplete uploads."""
+    return list((service.project.state / "batches").glob(".incoming-*"))

@@ -1,4 +1,4 @@
-"""What is served, to whom it is told, and how refusals look."""
+"""The catalogue: what is served, who may see it, and what errors look like."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import httpx
 import openai
 import pytest
 
-from tests.services.api.server import House
+from tests.services.api.server import LocalService
 
 
-def get(house: House, path: str, token: str | None = None) -> httpx.Response:
-    return httpx.get(house.door + path, headers={"authorization": f"Bearer {token}"} if token else {}, timeout=20)
+def get(service: LocalService, path: str, token: str | None = None) -> httpx.Response:
+    return httpx.get(service.gateway + path, headers={"authorization": f"Bearer {token}"} if token else {}, timeout=20)
 
 
 def refusal(response: httpx.Response) -> Any:
@@ -22,8 +22,10 @@ def refusal(response: httpx.Response) -> Any:
     return body
 
 
-def test_the_catalogue_names_the_models_of_the_token_with_contract_versions_health_and_ways_to_call(house: House) -> None:
-    with house.client("acme", "trips", "letters") as client:
+def test_the_catalogue_names_the_models_of_the_token_with_contract_versions_health_and_ways_to_call(
+    service: LocalService,
+) -> None:
+    with service.client("acme", "trips", "letters") as client:
         letters, trips = client.models()
         assert (trips["model"], trips["versions"], trips["traffic"]) == ("trips", ["1"], {"1": 100.0})
         assert trips["health"] == {"ready": 1, "total": 1}
@@ -33,68 +35,68 @@ def test_the_catalogue_names_the_models_of_the_token_with_contract_versions_heal
         assert trips["protocols"]["headrace"]["batches"] == "/v1/models/trips/batches"
 
 
-def test_openai_s_client_lists_the_models_of_the_token_that_write(house: House) -> None:
-    with openai.OpenAI(base_url=f"{house.door}/v1", api_key=house.token("acme", "trips", "letters")) as client:
+def test_openai_s_client_lists_the_models_of_the_token_that_write(service: LocalService) -> None:
+    with openai.OpenAI(base_url=f"{service.gateway}/v1", api_key=service.token("acme", "trips", "letters")) as client:
         (listed,) = client.models.list()
         assert (listed.id, listed.object) == ("letters", "model")
         assert client.models.retrieve("letters").created == listed.created > 0
-    with openai.OpenAI(base_url=f"{house.door}/v1", api_key=house.token("acme", "trips")) as client:
+    with openai.OpenAI(base_url=f"{service.gateway}/v1", api_key=service.token("acme", "trips")) as client:
         assert list(client.models.list()) == []
 
 
-def test_a_token_with_a_star_sees_every_model_and_one_for_nothing_that_is_served_sees_none(house: House) -> None:
-    with house.client("ops", "*") as client:
+def test_a_token_with_a_star_sees_every_model_and_one_for_nothing_that_is_served_sees_none(service: LocalService) -> None:
+    with service.client("ops", "*") as client:
         assert [model["model"] for model in client.models()] == ["halves", "letters", "trips"]
-    with house.client("acme", "elsewhere") as client:
+    with service.client("acme", "elsewhere") as client:
         assert client.models() == []
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/openapi.json", "/v1/models/trips/batches"])
 @pytest.mark.parametrize("token", [None, "nonsense", "a.b.c"])
-def test_without_a_token_in_force_nothing_is_told(house: House, path: str, token: str | None) -> None:
-    response = get(house, path, token)
+def test_nothing_is_revealed_without_a_valid_token(service: LocalService, path: str, token: str | None) -> None:
+    response = get(service, path, token)
     assert (response.status_code, response.headers["www-authenticate"]) == (401, "Bearer")
     assert refusal(response)["error"]["code"] == "unauthorized"
 
 
-def test_the_desk_asks_for_a_token_also_when_it_is_reached_around_the_door(house: House) -> None:
-    assert httpx.get(f"{house.desk}/v1/models").status_code == 401
-    assert httpx.get(f"{house.desk}/openapi.json").status_code == 401
+def test_the_api_server_requires_a_token_also_without_the_gateway(service: LocalService) -> None:
+    assert httpx.get(f"{service.api_server}/v1/models").status_code == 401
+    assert httpx.get(f"{service.api_server}/openapi.json").status_code == 401
 
 
-def test_another_models_batches_and_those_of_no_model_are_refused_alike(house: House) -> None:
-    token = house.token("acme", "halves")
-    there, nowhere = (get(house, f"/v1/models/{model}/batches", token) for model in ("trips", "nothing"))
+def test_batches_of_another_model_and_of_an_unknown_one_are_refused_alike(service: LocalService) -> None:
+    token = service.token("acme", "halves")
+    there, nowhere = (get(service, f"/v1/models/{model}/batches", token) for model in ("trips", "nothing"))
     assert there.status_code == nowhere.status_code == 403
     assert refusal(there) == refusal(nowhere)
-    around = httpx.get(f"{house.desk}/v1/models/trips/batches", headers={"authorization": f"Bearer {token}"})
+    around = httpx.get(f"{service.api_server}/v1/models/trips/batches", headers={"authorization": f"Bearer {token}"})
     assert around.status_code == 403
     assert refusal(around) == refusal(there)
 
 
-@pytest.mark.parametrize(("path", "told"), [("/v2/health/live", {"live": True}), ("/v2/health/ready", {"ready": True})])
-def test_the_door_says_that_it_lives_and_is_ready_without_a_token(house: House, path: str, told: dict[str, bool]) -> None:
-    response = get(house, path)
-    assert (response.status_code, response.json()) == (200, told)
+@pytest.mark.parametrize(("path", "body"), [("/v2/health/live", {"live": True}), ("/v2/health/ready", {"ready": True})])
+def test_health_needs_no_token(service: LocalService, path: str, body: dict[str, bool]) -> None:
+    response = get(service, path)
+    assert (response.status_code, response.json()) == (200, body)
 
 
-def test_the_page_of_the_description_needs_nothing_from_elsewhere(house: House) -> None:
-    response = get(house, "/docs")
+def test_the_page_of_the_description_loads_nothing_from_other_servers(service: LocalService) -> None:
+    response = get(service, "/docs")
     assert response.status_code == 200
     assert "sha256-" in response.headers["content-security-policy"]
     assert "//" not in response.text.replace("://", "").split("<script>")[0]
     assert "http" not in response.text.split("<script>")[0]
 
 
-def test_a_path_that_is_not_there_and_a_method_that_is_not_allowed_are_told_as_such(house: House) -> None:
-    headers = {"authorization": f"Bearer {house.token('ops', '*')}"}
-    assert httpx.get(f"{house.desk}/v1/nothing", headers=headers).json()["error"]["code"] == "not_found"
-    refused = httpx.put(f"{house.desk}/v1/feedback", headers=headers)
+def test_unknown_paths_and_methods_are_errors(service: LocalService) -> None:
+    headers = {"authorization": f"Bearer {service.token('ops', '*')}"}
+    assert httpx.get(f"{service.api_server}/v1/nothing", headers=headers).json()["error"]["code"] == "not_found"
+    refused = httpx.put(f"{service.api_server}/v1/feedback", headers=headers)
     assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
 
 
-def test_explanations_are_offered_where_a_model_has_them_and_the_client_asks_for_them(house: House) -> None:
-    with house.client("acme", "trips", "letters") as client:
+def test_explanations_are_offered_where_a_model_has_them_and_the_client_asks_for_them(service: LocalService) -> None:
+    with service.client("acme", "trips", "letters") as client:
         letters, trips = client.models()
         assert "explain" in trips["protocols"]["headrace"] and "explain" not in letters["protocols"]["headrace"]
         found = client.explain("trips", {"distance": 5, "carrier": "BB"}, baseline={"distance": 1, "carrier": "AA"})

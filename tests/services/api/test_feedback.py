@@ -1,4 +1,4 @@
-"""True answers: whose they are, what they may say, and how they meet what the model answered."""
+"""Feedback: who may send it, which values are valid, and how it is joined with the answers of models."""
 
 from __future__ import annotations
 
@@ -9,80 +9,80 @@ import httpx
 import pytest
 
 from headrace.client import Forbidden, InvalidInput, NotFound
-from headrace.services.api.feedback_store import Joined, find, joined
-from tests.services.api.server import House
+from headrace.services.api.feedback_store import Joined, find_recorded, joined
+from tests.services.api.server import LocalService
 
 ROWS = [{"distance": 1, "carrier": "AA"}, {"distance": 2, "carrier": "BB"}]
 UPPER = {"pixels": [[255] * 4, [255] * 4, [0] * 4, [0] * 4]}
 
 
-def met(house: House, model: str, request_id: str) -> list[Joined]:
-    return [one for one in joined(house.project, model) if one.request_id == request_id]
+def joined_rows(service: LocalService, model: str, request_id: str) -> list[Joined]:
+    return [one for one in joined(service.project, model) if one.request_id == request_id]
 
 
-def test_a_true_answer_is_joined_with_the_models_own_by_the_id_of_the_answer(house: House) -> None:
-    with house.client("acme", "trips") as client:
+def test_a_true_answer_is_joined_with_the_models_own_by_the_id_of_the_answer(service: LocalService) -> None:
+    with service.client("acme", "trips") as client:
         answer = client.predict("trips", ROWS)
-        told = client.feedback(answer.id, [11.5, 25])
-    assert (told["state"], told["rows"], told["new"]) == ("joined", [0, 1], 2)
-    assert [(one.row, one.answer, one.truth) for one in met(house, "trips", answer.request_id)] == [
+        response = client.feedback(answer.id, [11.5, 25])
+    assert (response["state"], response["rows"], response["new"]) == ("joined", [0, 1], 2)
+    assert [(one.row, one.answer, one.truth) for one in joined_rows(service, "trips", answer.request_id)] == [
         (0, 12.0, 11.5),
         (1, 24.0, 25),
     ]
 
 
-def test_the_bare_request_id_of_an_answer_is_enough(house: House) -> None:
-    with house.client("acme", "halves") as client:
+def test_the_bare_request_id_of_an_answer_is_enough(service: LocalService) -> None:
+    with service.client("acme", "halves") as client:
         answer = client.predict("halves", UPPER)
         assert client.feedback(answer.request_id, "lower")["id"] == answer.id
-    assert [(one.answer, one.truth) for one in met(house, "halves", answer.request_id)] == [("upper", "lower")]
+    assert [(one.answer, one.truth) for one in joined_rows(service, "halves", answer.request_id)] == [("upper", "lower")]
 
 
-def test_the_same_truth_twice_is_the_same_as_once_and_the_last_one_counts(house: House) -> None:
-    with house.client("acme", "trips") as client:
+def test_the_same_truth_twice_is_the_same_as_once_and_the_last_one_counts(service: LocalService) -> None:
+    with service.client("acme", "trips") as client:
         answer = client.predict("trips", ROWS)
         assert client.feedback(answer.id, 24, row=1)["new"] == 1
         assert client.feedback(answer.id, 24, row=1)["new"] == 0
         assert client.feedback(answer.id, 30, row=1)["new"] == 1
-    assert [(one.row, one.truth) for one in met(house, "trips", answer.request_id)] == [(1, 30)]
+    assert [(one.row, one.truth) for one in joined_rows(service, "trips", answer.request_id)] == [(1, 30)]
 
 
-def record(house: House, replica: str, **fields: Any) -> None:
-    """What a replica writes of one request."""
-    path = house.project.usage / replica / "answers-1.jsonl"
+def record(service: LocalService, replica: str, **fields: Any) -> None:
+    """Writes the record of a request, as a replica does."""
+    path = service.project.usage / replica / "answers-1.jsonl"
     path.parent.mkdir()
     path.write_text(json.dumps({"at": 1.0, "tenant": "acme", "version": "0", **fields}) + "\n")
 
 
-def test_a_truth_whose_answer_is_found_later_is_joined_then(house: House) -> None:
-    with house.client("acme", "trips") as client:
+def test_a_truth_is_joined_when_its_answer_is_found_later(service: LocalService) -> None:
+    with service.client("acme", "trips") as client:
         assert client.feedback("trips@0:early", 7)["state"] == "pending"
-    assert met(house, "trips", "early") == []
-    record(house, "trips-v0-gone", id="early", model="trips", answers=[12.0])
-    assert [(one.row, one.answer, one.truth) for one in met(house, "trips", "early")] == [(0, 12.0, 7)]
+    assert joined_rows(service, "trips", "early") == []
+    record(service, "trips-v0-gone", id="early", model="trips", answers=[12.0])
+    assert [(one.row, one.answer, one.truth) for one in joined_rows(service, "trips", "early")] == [(0, 12.0, 7)]
 
 
-def test_what_a_shadow_answered_is_not_what_the_client_was_told(house: House) -> None:
-    with house.client("acme", "halves") as client:
+def test_the_answer_of_a_shadow_is_not_joined_with_feedback(service: LocalService) -> None:
+    with service.client("acme", "halves") as client:
         answer = client.predict("halves", UPPER)
         client.feedback(answer.id, "upper")
-    record(house, "halves-v9-shade", id=answer.request_id, model="halves", version="9", answers=["lower"])
-    assert find(house.project, "acme", answer.request_id, version="0").answers == ["upper"]  # type: ignore[union-attr]
-    assert find(house.project, "acme", answer.request_id, others={"halves-v9-shade"}).version == "0"  # type: ignore[union-attr]
+    record(service, "halves-v9-shade", id=answer.request_id, model="halves", version="9", answers=["lower"])
+    assert find_recorded(service.project, "acme", answer.request_id, version="0").answers == ["upper"]  # type: ignore[union-attr]
+    assert find_recorded(service.project, "acme", answer.request_id, others={"halves-v9-shade"}).version == "0"  # type: ignore[union-attr]
 
 
-def test_another_tenant_tells_nothing_about_an_answer_that_is_not_its_own(house: House) -> None:
-    with house.client("acme", "trips") as acme, house.client("rival", "trips") as rival:
+def test_feedback_for_an_answer_of_another_tenant_is_not_joined(service: LocalService) -> None:
+    with service.client("acme", "trips") as acme, service.client("rival", "trips") as rival:
         answer = acme.predict("trips", ROWS)
         acme.feedback(answer.id, 12)
         with pytest.raises(NotFound):
             rival.feedback(answer.request_id, 99)
-        assert rival.feedback(answer.id, 99)["state"] == "pending"  # as for an id that was never given
-    assert [one.truth for one in met(house, "trips", answer.request_id)] == [12]
+        assert rival.feedback(answer.id, 99)["state"] == "pending"  # the same as for an unknown id
+    assert [one.truth for one in joined_rows(service, "trips", answer.request_id)] == [12]
 
 
-def test_feedback_about_a_model_that_the_token_does_not_open_is_forbidden_as_about_one_that_is_not_there(house: House) -> None:
-    with house.client("acme", "halves") as client:
+def test_feedback_on_a_forbidden_model_is_refused_like_feedback_on_an_unknown_one(service: LocalService) -> None:
+    with service.client("acme", "halves") as client:
         for model in ("trips", "nothing"):
             with pytest.raises(Forbidden, match="this token does not allow this"):
                 client.feedback(f"{model}@1:deadbeef", 1)
@@ -98,16 +98,16 @@ def test_feedback_about_a_model_that_the_token_does_not_open_is_forbidden_as_abo
     ],
 )
 def test_a_truth_that_the_model_could_never_answer_is_refused_with_what_it_could(
-    house: House, model: str, truth: Any, expected: str
+    service: LocalService, model: str, truth: Any, expected: str
 ) -> None:
-    with house.client("acme", "trips", "halves") as client, pytest.raises(InvalidInput) as caught:
+    with service.client("acme", "trips", "halves") as client, pytest.raises(InvalidInput) as caught:
         client.feedback(f"{model}@0:deadbeef", truth)
     assert caught.value.path == "truth"
     assert expected in str(caught.value.expected)
 
 
-def test_a_row_beyond_those_of_the_request_is_refused(house: House) -> None:
-    with house.client("acme", "trips") as client:
+def test_a_row_beyond_those_of_the_request_is_refused(service: LocalService) -> None:
+    with service.client("acme", "trips") as client:
         answer = client.predict("trips", ROWS)
         with pytest.raises(InvalidInput) as caught:
             client.feedback(answer.id, 1, row=2)
@@ -131,8 +131,8 @@ def test_a_row_beyond_those_of_the_request_is_refused(house: House) -> None:
         b"[" * 100_000,
     ],
 )
-def test_what_is_no_feedback_is_refused_with_the_reason(house: House, body: bytes) -> None:
-    headers = {"authorization": f"Bearer {house.token('acme', 'trips')}", "content-type": "application/json"}
-    response = httpx.post(f"{house.door}/v1/feedback", content=body, headers=headers)
+def test_what_is_no_feedback_is_refused_with_the_reason(service: LocalService, body: bytes) -> None:
+    headers = {"authorization": f"Bearer {service.token('acme', 'trips')}", "content-type": "application/json"}
+    response = httpx.post(f"{service.gateway}/v1/feedback", content=body, headers=headers)
     assert response.status_code in (400, 422), response.text
     assert response.json()["error"]["code"] in ("bad_json", "contract_violation")

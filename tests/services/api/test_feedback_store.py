@@ -1,4 +1,4 @@
-"""How long true answers are kept."""
+"""How long feedback is kept."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pathlib import Path
 import pytest
 
 from headrace.project import Project
-from headrace.services.api.feedback_store import FeedbackStore, Recorded, Truth, database, joined
+from headrace.services.api.feedback_store import FeedbackStore, RecordedAnswer, Truth, database, joined
 
 DAY = 86400.0
 
 
-def tell(store: FeedbackStore, request_id: str, at: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def add(store: FeedbackStore, request_id: str, at: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if it were `at`."""
     monkeypatch.setattr(time, "time", lambda: at)
-    recorded = Recorded(at, request_id, "acme", "trips", "1", [1.0])
+    recorded = RecordedAnswer(at, request_id, "acme", "trips", "1", [1.0])
     assert store.add([Truth("acme", "trips", "1", request_id, 0, at)], recorded) == 1
 
 
-def told(project: Project) -> list[str]:
+def stored(project: Project) -> list[str]:
     return [one.request_id for one in joined(project, "trips")]
 
 
@@ -29,27 +29,27 @@ def test_truths_are_removed_when_they_are_too_old_once_a_day(tmp_path: Path, mon
     project = Project(tmp_path)
     start = 1_800_000_000.0
     store = FeedbackStore(project, keep_days=10)
-    tell(store, "first", start, monkeypatch)
-    tell(store, "second", start + 5 * DAY, monkeypatch)
-    tell(store, "third", start + 10 * DAY - 1, monkeypatch)
-    assert told(project) == ["first", "second", "third"]
-    tell(store, "fourth", start + 10 * DAY + 1, monkeypatch)
-    assert told(project) == ["first", "second", "third", "fourth"], "it was looked at less than a day ago"
-    tell(store, "fifth", start + 12 * DAY, monkeypatch)
-    assert told(project) == ["second", "third", "fourth", "fifth"]
+    add(store, "first", start, monkeypatch)
+    add(store, "second", start + 5 * DAY, monkeypatch)
+    add(store, "third", start + 10 * DAY - 1, monkeypatch)
+    assert stored(project) == ["first", "second", "third"]
+    add(store, "fourth", start + 10 * DAY + 1, monkeypatch)
+    assert stored(project) == ["first", "second", "third", "fourth"], "the last removal is less than a day ago"
+    add(store, "fifth", start + 12 * DAY, monkeypatch)
+    assert stored(project) == ["second", "third", "fourth", "fifth"]
     store.close()
     again = FeedbackStore(project, keep_days=1)
-    tell(again, "sixth", start + 14 * DAY, monkeypatch)
-    assert told(project) == ["sixth"]
+    add(again, "sixth", start + 14 * DAY, monkeypatch)
+    assert stored(project) == ["sixth"]
     again.close()
 
 
-def test_a_truth_that_was_told_anew_stays_for_its_own_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repeated_truth_is_kept_from_its_own_time_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project = Project(tmp_path)
     store = FeedbackStore(project, keep_days=10)
-    tell(store, "a", 1_800_000_000.0, monkeypatch)
-    tell(store, "a", 1_800_000_000.0 + 9 * DAY, monkeypatch)
-    tell(store, "b", 1_800_000_000.0 + 15 * DAY, monkeypatch)
+    add(store, "a", 1_800_000_000.0, monkeypatch)
+    add(store, "a", 1_800_000_000.0 + 9 * DAY, monkeypatch)
+    add(store, "b", 1_800_000_000.0 + 15 * DAY, monkeypatch)
     assert [(one.request_id, one.truth) for one in joined(project, "trips")] == [
         ("a", 1_800_000_000.0 + 9 * DAY),
         ("b", 1_800_000_000.0 + 15 * DAY),

@@ -1,4 +1,4 @@
-"""Which batch is worked on next."""
+"""Which batch is started next."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ def test_a_tenant_with_many_batches_does_not_keep_another_waiting(tmp_path: Path
     assert AT_ONCE == 2
 
 
-def test_a_batch_that_waits_or_has_ended_is_not_taken(tmp_path: Path) -> None:
+def test_a_waiting_or_ended_batch_is_not_started(tmp_path: Path) -> None:
     project = Project(tmp_path)
-    submit(BatchStore(project), "early", 1.0).tell(Progress("waiting", waits_until=now() + 60))
-    submit(BatchStore(project), "done", 2.0).tell(Progress("done"))
-    submit(BatchStore(project), "due", 3.0).tell(Progress("waiting", waits_until=now() - 1))
-    submit(BatchStore(project), "cut off", 4.0).tell(Progress("running", rows_done=1000))
+    submit(BatchStore(project), "early", 1.0).write_progress(Progress("waiting", waits_until=now() + 60))
+    submit(BatchStore(project), "done", 2.0).write_progress(Progress("done"))
+    submit(BatchStore(project), "due", 3.0).write_progress(Progress("waiting", waits_until=now() - 1))
+    submit(BatchStore(project), "cut off", 4.0).write_progress(Progress("running", rows_done=1000))
     assert chosen(project) == ["due", "cut off"]
 
 
-def test_an_upload_that_was_cut_off_by_the_end_of_the_desk_is_removed_when_it_opens_again(tmp_path: Path) -> None:
+def test_an_upload_that_the_end_of_the_api_server_interrupted_is_removed_at_its_start(tmp_path: Path) -> None:
     project = Project(tmp_path)
     store = BatchStore(project)
     (store.incoming() / "input").write_text("half a file")
@@ -61,12 +61,12 @@ def test_an_upload_that_was_cut_off_by_the_end_of_the_desk_is_removed_when_it_op
     assert [path.name for path in store.root.iterdir() if path.name.startswith(".")] == []
 
 
-def test_a_batch_is_forgotten_with_its_answers_so_long_after_its_end_and_no_other(tmp_path: Path) -> None:
+def test_only_batches_that_ended_long_ago_are_removed(tmp_path: Path) -> None:
     project = Project(tmp_path)
     store = BatchStore(project)
-    submit(store, "old", 1.0).tell(Progress("done", changed_at=now() - 2 * DAY))
-    submit(store, "new", 2.0).tell(Progress("failed", changed_at=now() - DAY / 2))
-    submit(store, "waiting", 3.0).tell(Progress("waiting", waits_until=now() + 60, changed_at=now() - 2 * DAY))
+    submit(store, "old", 1.0).write_progress(Progress("done", changed_at=now() - 2 * DAY))
+    submit(store, "new", 2.0).write_progress(Progress("failed", changed_at=now() - DAY / 2))
+    submit(store, "waiting", 3.0).write_progress(Progress("waiting", waits_until=now() + 60, changed_at=now() - 2 * DAY))
 
     async def left() -> set[str]:
         async with BatchQueue(project, store, DAY) as queue:
