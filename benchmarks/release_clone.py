@@ -219,7 +219,7 @@ def _uninterrupted() -> Iterator[None]:
 def _free_ports() -> dict[str, str]:
     start = random.randrange(24000, 29000, 100)
     ports = {}
-    for name in ("DOOR_PORT", "DOOR_ADMIN_PORT", "MLFLOW_PORT", "PREFECT_PORT", "DESK_PORT"):
+    for name in ("GATEWAY_PORT", "GATEWAY_ADMIN_PORT", "MLFLOW_PORT", "PREFECT_PORT", "API_PORT"):
         ports[f"HEADRACE_{name}"] = str(start := next_free(start + 1))
     return {**ports, "HEADRACE_REPLICA_PORTS": f"[{start + 10},{start + 80}]"}
 

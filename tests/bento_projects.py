@@ -71,7 +71,7 @@ def make_model(recipe: Recipe, schema: Schema, seed: int = 0) -> ServedModel:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project in which every stage of `tiny` and `pictures` ran once, in this process. Tests that change a recipe or its
     artifacts take `another` of them."""
-    from tests.conftest import make_project
+    from tests.projects import make_project
 
     project = make_project(tmp_path_factory.mktemp("built") / "clone")
     for name in ("tiny", "pictures"):

@@ -25,7 +25,8 @@ from headrace.recipe.models import MODELS
 from headrace.recipe.recipe import Recipe
 from headrace.services import up
 from headrace.settings import Settings
-from tests.conftest import ROOT, git, make_project
+from tests.paths import ROOT
+from tests.projects import git, make_project
 from tests.release.live import Live
 
 PAGES = [

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests import workers
-from tests.conftest import ROOT
+from tests.paths import ROOT
 from tests.ports import lease
 
 SLOPPY = """

@@ -11,7 +11,7 @@ from headrace.evaluation.gate import OPERATORS
 from headrace.files import read_json
 from headrace.project import Project
 from headrace.recipe.recipe import load_recipe
-from tests.conftest import ROOT
+from tests.paths import ROOT
 
 RESULTS = read_json(ROOT / "docs" / "benchmarks" / "recipes.json") or {}
 NAMES = sorted(RESULTS)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from headrace.recipe.training import Augmentation, OptimizerName, TrainConfig
-from tests.conftest import ROOT
+from tests.paths import ROOT
 
 EXAMPLES: list[dict[str, Any]] = [
     yaml.safe_load(block)

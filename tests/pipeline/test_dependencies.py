@@ -17,10 +17,10 @@ from headrace.recipe.recipe import load_recipe, recipe_names
 from headrace.release.up_to_date import snapshot
 from headrace.settings import Settings
 from headrace.tracking import provenance
-from tests.conftest import git
 from tests.import_closure import closure, imported, modules
 from tests.paths import ROOT
 from tests.pipeline.commands import dvc
+from tests.projects import git
 
 WITHOUT = {
     "headrace.console": "prints progress; nothing that a stage writes comes from it",

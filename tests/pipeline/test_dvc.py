@@ -19,7 +19,7 @@ from headrace.pipeline.dvc import reproduce
 from headrace.pipeline.stages import STAGES
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe, load_recipe
-from tests.conftest import make_project, table
+from tests.projects import make_project, table
 
 MADE = ("validation.json", "prepared/schema.json", "prepared/train.parquet", "train/model.pt", "train/curves.csv",
         "export/model.onnx", "export/contract.json", "evaluation/metrics.json")  # fmt: skip
@@ -97,9 +97,9 @@ def test_a_stages_error_comes_back_as_it_was_raised(piped: Project) -> None:
         (piped.recipes / "tiny.yaml").read_text().replace("name: tiny", "name: strict").replace("max_value: 50", "max_value: 1")
     )
     recipe = load_recipe("strict", piped)
-    piped.raw("strict").mkdir()
-    for batch in piped.raw("tiny").iterdir():
-        (piped.raw("strict") / batch.name).write_bytes(batch.read_bytes())
+    piped.raw_data("strict").mkdir()
+    for batch in piped.raw_data("tiny").iterdir():
+        (piped.raw_data("strict") / batch.name).write_bytes(batch.read_bytes())
     with pytest.raises(DataRejected, match="expect_column_values_to_be_between") as caught:
         reproduce("validate", recipe, piped)
     assert caught.value.where == "strict, all batches" and "correct the data" in str(caught.value.hint)

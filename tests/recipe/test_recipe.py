@@ -13,7 +13,8 @@ from headrace.errors import RecipeError, SettingsError
 from headrace.project import Project, find_project
 from headrace.recipe.recipe import load_recipe, parse_recipe, recipe_names
 from headrace.settings import INTERNAL, Settings, load_settings
-from tests.conftest import ROOT, TINY_TABLE
+from tests.paths import ROOT
+from tests.projects import TINY_TABLE
 
 
 def changed(**fields: object) -> str:

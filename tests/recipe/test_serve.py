@@ -9,7 +9,7 @@ import pytest
 from headrace.errors import RecipeError
 from headrace.recipe.recipe import parse_recipe
 from headrace.recipe.serve import RolloutConfig
-from tests.conftest import TINY_TABLE
+from tests.projects import TINY_TABLE
 
 
 def recipe(**rollout: Any) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from headrace.services import up
-from tests.conftest import make_project
+from tests.projects import make_project
 from tests.release.live import Live
 
 

@@ -17,7 +17,7 @@ import yaml
 from headrace.project import Project
 from headrace.serving.access.tokens import operator_token
 from headrace.settings import Settings
-from tests.conftest import table
+from tests.projects import table
 
 HEADRACE = str(Path(sys.executable).with_name("headrace"))
 SECONDS = 480

@@ -22,7 +22,8 @@ from headrace.release import journal
 from headrace.runtime.contract import Contract
 from headrace.services import up
 from headrace.tracking import registry
-from tests.conftest import ROOT, make_project
+from tests.paths import ROOT
+from tests.projects import make_project
 from tests.release.live import Live
 from tests.release.slices import SLICES
 

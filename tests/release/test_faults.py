@@ -18,8 +18,8 @@ import pytest
 from headrace.release import journal
 from headrace.services import up
 from headrace.settings import database
-from tests.conftest import make_project, table
 from tests.ports import taken
+from tests.projects import make_project, table
 from tests.release.live import SECONDS, Live, another_recipe, kill_group, steps_until
 
 STEPS = ["ingest", "validate", "prepare", "train", "export", "evaluate", "register", "judge", "package", "roll out"]

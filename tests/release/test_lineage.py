@@ -6,7 +6,7 @@ from headrace.project import Project
 from headrace.release.lineage import trace_version
 from headrace.settings import Settings
 from headrace.tracking.artifact import content_hash
-from tests.conftest import git
+from tests.projects import git
 from tests.release.candidates import new_recipe, released
 
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from headrace.settings import Settings
-from tests.conftest import ROOT
+from tests.paths import ROOT
 from tests.release.live import SECONDS, Live, another_recipe, steps_until
 from tests.serving.load import PAUSE_SECONDS, Load
 

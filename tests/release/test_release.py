@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from headrace.release import journal
-from tests.conftest import table
+from tests.projects import table
 from tests.release.live import Live
 
 

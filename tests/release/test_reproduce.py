@@ -15,8 +15,8 @@ from headrace.recipe.recipe import load_recipe
 from headrace.release.reproduce import reproduce
 from headrace.tracking import registry
 from headrace.tracking.registry import Version
-from tests.conftest import git, table
 from tests.paths import ROOT
+from tests.projects import git, table
 
 
 def released(project: Project, name: str = "tiny") -> Version:
@@ -50,7 +50,7 @@ def test_data_that_is_gone_and_another_environment_are_told(project: Project) ->
         reproduce(version.name, project, lambda line: None)
     assert "git checkout" in str(told.value.hint)
     git(project.root, "checkout", "--quiet", "--", "requirements.lock")
-    for batch in project.raw("tiny").glob("*.parquet"):
+    for batch in project.raw_data("tiny").glob("*.parquet"):
         batch.unlink()
     for entry in (project.root / ".dvc" / "cache").rglob("*.dir"):
         entry.chmod(0o644)

@@ -31,7 +31,7 @@ from headrace.task_types.node_classification import graph_of
 from tests.asgi import predict_body
 from tests.bento_projects import make_model, make_recipe, run_stages
 from tests.bentos.protocols.test_explain import ask, send
-from tests.conftest import make_project
+from tests.projects import make_project
 
 RECIPE = """
 name: clubs

@@ -25,7 +25,7 @@ from headrace.task_types.lookup import task_type_of
 from headrace.task_types.summarisation import IGNORED, best_first_words, first_words, rouge_l
 from tests.asgi import predict_body
 from tests.bento_projects import fitted, make_recipe, run_stages
-from tests.conftest import make_project
+from tests.projects import make_project
 
 NOUNS = ["mean", "sum", "rank", "median", "count", "name", "shape", "index"]
 OTHER = ["of", "rows", "in", "axis", "with", "an", "optional", "table", "values", "by"]
@@ -246,7 +246,7 @@ def test_a_folder_without_its_parts_is_not_servable(lines_project: tuple[Project
 
 
 def test_the_recipe_that_comes_with_the_house_is_sound() -> None:
-    from tests.conftest import ROOT
+    from tests.paths import ROOT
 
     fields = yaml.safe_load((ROOT / "recipes" / "summaries.yaml").read_text())
     assert Recipe.model_validate(fields).gate.require["rouge_l_gain"].startswith(">")

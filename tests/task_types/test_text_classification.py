@@ -25,7 +25,7 @@ from headrace.runtime.tokenizer import PAD, UNKNOWN, Encoder
 from headrace.task_types.lookup import task_type_of
 from headrace.task_types.text_classification import LONGEST, TextClassification, edge_case_tokens
 from tests.bento_projects import fitted, make_model, make_recipe, run_stages
-from tests.conftest import make_project
+from tests.projects import make_project
 
 MODELS: dict[str, dict[str, Any]] = {
     "lstm": {"name": "recurrent", "cell": "lstm", "embedding": 6, "hidden": 5, "layers": 2, "pooling": ["max", "last"]},

@@ -33,8 +33,8 @@ from headrace.task_types import text_generation
 from headrace.task_types.lookup import task_type_of
 from headrace.tracking.registry import Version
 from tests.bento_projects import fitted, make_model, make_recipe, run_stages
-from tests.conftest import make_project
 from tests.paths import ROOT
+from tests.projects import make_project
 
 RECIPE = """
 name: rhymes

@@ -9,7 +9,8 @@ import pytest
 
 from headrace.project import Project
 from headrace.tracking import provenance
-from tests.conftest import ROOT, git
+from tests.paths import ROOT
+from tests.projects import git
 
 
 def test_the_code_digest_changes_with_a_file_of_either_package_and_not_with_compiled_files(

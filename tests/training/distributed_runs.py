@@ -27,7 +27,7 @@ from headrace.training.distributed.single import SingleProcess
 from headrace.training.loop import SINGLE, TrainingRun, fit
 from headrace.training.loss_weights import set_loss_weights
 from headrace.training.rows import Split
-from tests.conftest import ROOT
+from tests.paths import ROOT
 from tests.training.toys import Callbacks, image_model, image_rows, table_model, table_rows
 
 ROWS, LENGTH = 37, 6

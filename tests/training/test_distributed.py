@@ -26,7 +26,8 @@ from headrace.recipe.recipe import Recipe, load_recipe
 from headrace.settings import Settings
 from headrace.training.distributed.single import rows_of
 from tests.bento_projects import another, make_recipe
-from tests.conftest import ROOT, make_project
+from tests.paths import ROOT
+from tests.projects import make_project
 from tests.training.distributed_runs import run, shared
 from tests.training.toys import largest_difference
 

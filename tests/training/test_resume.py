@@ -20,7 +20,7 @@ from headrace.training import checkpoint
 from headrace.training.checkpoint import Progress
 from headrace.training.loop import TrainingRun, fit
 from headrace.training.loss_weights import set_loss_weights
-from tests.conftest import ROOT
+from tests.paths import ROOT
 from tests.training.toys import Callbacks, image_model, image_rows, weights
 
 EVERYTHING: dict[str, dict[str, Any]] = {

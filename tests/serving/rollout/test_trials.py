@@ -22,8 +22,8 @@ from headrace.serving.gateway.model_route import Traffic
 from headrace.serving.replicas import runners
 from headrace.serving.replicas.replica import ReplicaSpec
 from headrace.tracking.registry import Version
-from tests.conftest import TINY_TABLE
 from tests.paths import ROOT
+from tests.projects import TINY_TABLE
 from tests.serving.served_project import CHAMPION, ServedProject, open_served_project
 
 LENIENT = {"error_rate": 0.9, "latency": 50, "distribution": 99, "agreement": 0.01}
