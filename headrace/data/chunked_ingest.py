@@ -23,7 +23,7 @@ from headrace.data.formats.files import ENDINGS, not_whole, plain_schema
 from headrace.data.sources.archives import is_pattern
 from headrace.data.tables import KEY, PARQUET_OPTIONS, drop_excluded_rows, group_rows, schema_bytes
 from headrace.errors import DataError
-from headrace.files import whole
+from headrace.files import atomic_write
 from headrace.project import Project
 from headrace.recipe.task_types import task_type_entry
 
@@ -60,7 +60,7 @@ def ingest_in_chunks(
     """
     staged = staging_path(project, recipe, name)
     try:
-        with whole(staged) as temporary:
+        with atomic_write(staged) as temporary:
             _copy(list(zip(recipe.data.files, paths, strict=True)), recipe.data, temporary, key, report)
         validation = validate_or_quarantine(open_chunks([staged], recipe.data), recipe, project, "first")
         report(validation.summary)
@@ -86,7 +86,7 @@ def _copy(files: list[tuple[SourceFile, Path]], data: DataConfig, to: Path, key:
                 for table in _pieces(file, path, data, schema, size):
                     writer.add(drop_excluded_rows(table, data, path).table)
                     done += table.num_rows
-                    progress.move(done)
+                    progress.update(done)
         writer.close({KEY: key})
     except (pa.ArrowException, ValueError) as error:
         writer.discard()

@@ -49,7 +49,7 @@ def ingest(recipe: Recipe, project: Project, report: Report) -> DataVersion:
     """
     with exclusive(project, f"data-{recipe.name}"):
         key = source_key(recipe, project)
-        first = project.raw(recipe.name) / FIRST
+        first = project.raw_data(recipe.name) / FIRST
         if not first.is_file() and restore(project, recipe.name):
             report(f"data/{recipe.name} was restored from DVC's cache")
         if stored_key(first) == key:
@@ -202,7 +202,7 @@ def _first_values(table: pa.Table, recipe: Recipe, project: Project) -> pa.Table
     if incremental is None:
         return table
     # Later values have their own batches: a first batch that is written again keeps the values that it had.
-    before = read_file(path) if (path := project.raw(recipe.name) / FIRST).is_file() else None
+    before = read_file(path) if (path := project.raw_data(recipe.name) / FIRST).is_file() else None
     held = (
         len(before[incremental.column].unique())
         if before is not None and incremental.column in before.column_names
@@ -245,6 +245,6 @@ def _bar(name: str) -> Iterator[Progress]:
             if total and not bars:
                 bars.append(stack.enter_context(bar(name, total)))
             if bars:
-                bars[0].move(done)
+                bars[0].update(done)
 
         yield progress

@@ -62,7 +62,7 @@ def answers_for(test: Path, folder: Path, recipe: Recipe) -> NDArray[Any]:
     with bar("answering", chunks.rows) as progress:
         for frame in chunks.frames():
             found.append(kind.answers(folder, frame, recipe))
-            progress.move(int(frame.index[-1]) + 1)
+            progress.update(int(frame.index[-1]) + 1)
     return np.concatenate(found)
 
 

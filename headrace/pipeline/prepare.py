@@ -11,7 +11,7 @@ from headrace.console import bar
 from headrace.data.chunks import Chunks, RowGroupWriter, stored_chunks
 from headrace.data.tables import schema_bytes
 from headrace.errors import DataError
-from headrace.files import whole, write_json, write_with
+from headrace.files import atomic_write, write_json, write_with
 from headrace.models.schema import Schema
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
@@ -57,7 +57,7 @@ def _in_chunks(chunks: Chunks, recipe: Recipe, out: Path) -> tuple[Schema, dict[
     """The same division and, up to the last digits of means and deviations, the same schema; in one pass over the rows.
 
     Raises:
-        DataError: as `prepare`, with the rows of the chunk where it can be told.
+        DataError: as `prepare`, with the rows of the chunk where they are known.
     """
     from headrace.data.splits import check_parts, kept_columns, split_masks
 
@@ -82,7 +82,7 @@ def _in_chunks(chunks: Chunks, recipe: Recipe, out: Path) -> tuple[Schema, dict[
                     learner.add(frame.loc[masks[0], kept])
             for writer, mask in zip(writers.values(), masks, strict=True):
                 writer.add(_to_arrow(frame.loc[mask, kept], fields))
-            progress.move(int(frame.index[-1]) + 1)
+            progress.update(int(frame.index[-1]) + 1)
         for writer in writers.values():
             writer.close()
         rows = {name: writer.written for name, writer in writers.items()}
@@ -112,7 +112,9 @@ def _writers(out: Path, fields: list[pa.Field]) -> Iterator[dict[str, RowGroupWr
     schema = pa.schema(fields)
     rows = max(1, GROUP_BYTES // schema_bytes(schema))
     with ExitStack() as stack:
-        writers = {name: RowGroupWriter(stack.enter_context(whole(out / f"{name}.parquet")), schema, rows) for name in PARTS}
+        writers = {
+            name: RowGroupWriter(stack.enter_context(atomic_write(out / f"{name}.parquet")), schema, rows) for name in PARTS
+        }
         try:
             yield writers
         except BaseException:

@@ -53,7 +53,7 @@ class Decision(BaseModel):
 
     @property
     def chosen(self) -> Version:
-        """The version to serve, for a release that goes on: the candidate, or the champion with the same bytes."""
+        """The version to serve, for a release that continues: the candidate, or the champion with the same bytes."""
         return self.champion if self.result == "keep" and self.champion is not None else self.candidate
 
 
@@ -64,7 +64,7 @@ def decide_promotion(recipe: Recipe, candidate: Version, project: Project, repor
     it serves or another candidate takes the alias.
 
     Args:
-        report: is told when the alias `champion` had to be corrected.
+        report: gets a line when the alias `champion` had to be corrected.
         force: also promotes a version that was rolled back.
 
     Raises:

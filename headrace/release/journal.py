@@ -26,7 +26,7 @@ Event = Literal[
 OLD_FACTS = {"on": "runner", "said": "reason"}
 
 
-class Entry(append_log.Link):
+class Entry(append_log.LogEntry):
     """One entry of the journal."""
 
     at: str
@@ -50,7 +50,7 @@ class Entry(append_log.Link):
 def record(project: Project, event: Event, model: str, version: str, facts: dict[str, Any]) -> Entry:
     """Adds one entry, synced to disk before it returns."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return append_log.add(
+    return append_log.append(
         project.journal,
         lambda previous: Entry(at=now, event=event, model=model, version=version, facts=facts, previous=previous),
     )
@@ -62,7 +62,7 @@ def entries(project: Project, model: str | None = None) -> list[Entry]:
     Raises:
         HeadraceError: an entry was changed or removed.
     """
-    return [entry for entry in append_log.read(project.journal, Entry, "journal") if model in (None, entry.model)]
+    return [entry for entry in append_log.read_entries(project.journal, Entry, "journal") if model in (None, entry.model)]
 
 
 def last(project: Project, model: str, event: Event | None = None) -> Entry | None:

@@ -46,8 +46,7 @@ def trace_version(reference: str, project: Project, settings: Settings) -> dict[
         _link(
             "run",
             version.run_id,
-            f"{settings.mlflow_address}/#/experiments/"
-            f"{_experiment(version, project)}/runs/{version.run_id}",
+            f"{settings.mlflow_address}/#/experiments/{_experiment(version, project)}/runs/{version.run_id}",
         ),
         _link("git commit", commit, None if commit == "none" else f"git checkout {commit.removesuffix('-dirty')}"),
         _link("environment", f"requirements.lock sha256 {identity.get('lock_sha256')}", "make setup"),

@@ -68,7 +68,7 @@ def _inputs(recipe: Recipe, project: Project) -> Iterator[Path]:
 def _outputs(recipe: Recipe, project: Project) -> Iterator[Path]:
     """Data, artifacts, and the list of recipes in dvc.yaml."""
     yield from (path for path in [project.root / "dvc.yaml"] if path.is_file())
-    yield from _files((project.raw(recipe.name), project.artifacts(recipe.name)))
+    yield from _files((project.raw_data(recipe.name), project.artifacts(recipe.name)))
 
 
 def _files(folders: Iterable[Path]) -> Iterator[Path]:

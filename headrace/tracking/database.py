@@ -8,7 +8,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from headrace.files import whole, write_text
+from headrace.files import atomic_write, write_text
 from headrace.project import Project
 from headrace.settings import database, load_settings
 from headrace.tracking.database_templates import copy_template
@@ -36,7 +36,7 @@ def initialise_tracking(project: Project) -> None:
             return
         artifacts = artifact_root(project)
         if not path.exists() and not copy_template("mlflow", path, lambda copied: _set_artifact_root(copied, artifacts)):
-            with whole(path) as beside:
+            with atomic_write(path) as beside:
                 create_database(beside, artifacts)
         _use_write_ahead_log(path)
         write_text(done, _mark(path))

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from headrace.files import whole
+from headrace.files import atomic_write
 
 
 def template_path(package: str) -> Path:
@@ -30,7 +30,7 @@ def make_template(package: str, create: Callable[[Path], object]) -> Path | None
     template = template_path(package)
     if not template.exists():
         try:
-            with whole(template) as beside:
+            with atomic_write(template) as beside:
                 create(beside)
         except OSError:
             return None

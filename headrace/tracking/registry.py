@@ -204,7 +204,7 @@ def _log_evaluation(project: Project, run_id: str, artifacts: Path) -> None:
 
 
 def _log_graph(run_id: str, export: Path, recipe: Recipe) -> tuple[str, str]:
-    """Logs the graph with signature, input example and what lies beside it; returns its address and MLflow's model id."""
+    """Logs the graph with signature, input example and the files beside it; returns its URI and MLflow's model id."""
     import mlflow
     import mlflow.onnx
     import onnx

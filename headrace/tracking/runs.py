@@ -77,7 +77,7 @@ def client(project: Project) -> MlflowClient:
 
 
 def _quieten() -> None:
-    """MLflow logs errors with their traceback, and warns of GPUs that are not there; ours are told once, with the hint."""
+    """MLflow logs errors with their traceback and warns of missing GPUs; Headrace prints its errors once, with a hint."""
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
@@ -144,7 +144,7 @@ def registry_errors(project: Project) -> Iterator[None]:
             raise RegistryError(
                 f"MLflow refuses this: {said.splitlines()[0]}",
                 where=where,
-                hint="undo in MLflow what stands in the way (it restores what was deleted), then run the same command",
+                hint="undo the conflicting change in MLflow (deleted experiments can be restored), then run the same command",
             ) from error
         raise
 

@@ -51,7 +51,7 @@ def load_rows(path: Path, task_type: TaskType, schema: Schema, recipe: Recipe, d
             arrays = (*task_type.encode(frame, schema, recipe).values(), task_type.targets(frame, schema, recipe))
             rows = rows or _storage_for(arrays, chunks.rows, recipe, device, folder)
             rows.add(arrays)
-            progress.move(int(frame.index[-1]) + 1)
+            progress.update(int(frame.index[-1]) + 1)
     assert rows is not None, "a split has rows"
     return rows.done()
 

@@ -154,7 +154,7 @@ def test_a_full_disk_is_told_and_the_next_run_completes(
     fill.write_bytes(bytes(stat.f_bavail * stat.f_frsize - left))
     with pytest.raises(DiskFull, match="no space left"):
         reproduce("prepare", recipe, small_disk)
-    assert "ERROR" not in capfd.readouterr().err, "what is told by the error is not told by DVC as well"
+    assert "ERROR" not in capfd.readouterr().err, "the error is printed once, not by DVC as well"
     fill.unlink()
     assert reproduce("prepare", recipe, small_disk).ran
     assert not reproduce("prepare", recipe, small_disk).ran

@@ -55,7 +55,7 @@ class Live:
 
     @property
     def headers(self) -> dict[str, str]:
-        """By which the door knows a client."""
+        """The operator's token."""
         return {"authorization": f"Bearer {self.token}"}
 
     def run(

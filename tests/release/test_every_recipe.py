@@ -1,4 +1,4 @@
-"""Every recipe of the house, on a small slice: released with every tool at work, and asked through the balancer as users do."""
+"""Every recipe of the repository, on a small slice of its data: released with every tool, and called through the gateway."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SMALL: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[], dict[str, str]]) -> Iterator[Live]:
     """A clone in which nothing runs yet: the first release starts Prefect, MLflow and Envoy for all."""
-    found = Live(make_project(tmp_path_factory.mktemp("house") / "clone"), free_ports())
+    found = Live(make_project(tmp_path_factory.mktemp("recipes") / "clone"), free_ports())
     try:
         yield found
     finally:
@@ -52,7 +52,7 @@ def live(tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[], dict
 
 
 def slice_of(name: str, project: Project) -> dict[str, Any]:
-    """The recipe of the house, with a slice for its source, a smaller network, less training, and a gate that lets it pass."""
+    """The recipe with a slice for its source, a smaller network, less training, and a gate that it passes."""
     recipe: dict[str, Any] = yaml.safe_load((ROOT / "recipes" / f"{name}.yaml").read_text(encoding="utf-8"))
     data = recipe["data"]
     for section in (data, data.get("join"), data.get("graph")):
@@ -180,7 +180,7 @@ ASK: dict[str, Callable[[Asked], tuple[dict[str, Any], Any]]] = {
 def broken(contract: Contract) -> tuple[dict[str, Any], str]:
     """An instance with one wrong value, and the name of its field."""
     if contract.task == "node-classification":
-        return {"node": "nobody"}, "node"
+        return {"node": "unknown"}, "node"
     field = next((one for one in contract.inputs if one.dtype != "string"), contract.inputs[0])
     field = contract.inputs[0] if contract.output == "text" else field
     wrong: Any = 7 if field.dtype == "string" else [[1, 2], [3, 4]] if field.dtype == "uint8" else "seven"
@@ -224,7 +224,7 @@ def test_all_of_them_are_served_side_by_side(live: Live) -> None:
 
 
 def assert_alike(answer: Any, graph: Any) -> None:
-    """What came through the balancer is what the registered model answers by itself."""
+    """The answers through the gateway are those of the registered model."""
     if isinstance(graph, dict):
         assert answer.keys() == graph.keys()
         for key, value in graph.items():

@@ -44,7 +44,7 @@ def run_until(live: Live, name: str, step: str) -> None:
 
 @pytest.mark.timeout(1200)  # eleven releases
 def test_kill_at_every_step_leaves_nothing_half_done(live: Live) -> None:
-    """One release, killed at the beginning of each step in turn; the run after it goes on, and the last completes."""
+    """One release, killed at the beginning of each step in turn; the run after it continues, and the last completes."""
     name = another_recipe(live, "killed", serve={"replicas": 2})
     for step in STEPS:
         process = live.start("run", name)
@@ -112,8 +112,8 @@ def test_two_releases_of_one_recipe_do_not_meet(live: Live) -> None:
     name = another_recipe(live, "twice")
     first = live.start("run", name)
     steps_until(first, "validate")
-    told = live.json("run", name, code=6)
-    assert "is being released by process" in told["message"]
+    error = live.json("run", name, code=6)
+    assert "is being released by process" in error["message"]
     assert first.wait(SECONDS) == 0
 
 
@@ -134,8 +134,8 @@ def test_a_locked_registry_is_told_and_the_next_run_completes(live: Live) -> Non
     name = another_recipe(live, "locked")
     with contextlib.closing(sqlite3.connect(database(live.project), isolation_level=None)) as holder:
         holder.execute("BEGIN EXCLUSIVE")
-        told = live.json("run", name, code=5)
-        assert "locked" in told["message"] and told["hint"]
+        error = live.json("run", name, code=5)
+        assert "locked" in error["message"] and error["hint"]
         holder.execute("ROLLBACK")
     assert live.json("run", name)["version"] == "1"
 
@@ -145,8 +145,8 @@ def test_a_bad_source_stops_the_flow_before_training(live: Live) -> None:
     bad = table(100, seed=5)
     bad.loc[3, "kind"] = None
     bad.to_csv(live.project.root / "spoilt.csv", index=False)
-    told = live.json("run", name, code=3)
-    assert "kind" in told["message"]
+    error = live.json("run", name, code=3)
+    assert "kind" in error["message"]
     assert not (live.project.artifacts(name) / "train").exists()
     api = f"http://127.0.0.1:{live.ports['HEADRACE_PREFECT_PORT']}/api"
     shown = httpx.get(f"{api}/artifacts/validation-{name}/latest").json()
@@ -167,9 +167,9 @@ def test_a_bad_source_stops_the_flow_before_training(live: Live) -> None:
 def test_a_broken_file_is_named(live: Live, spoil: object, said: str, request: pytest.FixtureRequest) -> None:
     name = another_recipe(live, "b" + str(abs(hash(request.node.name)) % 10**6))
     spoil(live.project.root / f"{name}.csv")  # type: ignore[operator]
-    told = live.json("run", name, code=3)
-    assert said in told["message"].lower(), told
-    assert told["hint"]
+    error = live.json("run", name, code=3)
+    assert said in error["message"].lower(), error
+    assert error["hint"]
     (live.project.recipes / f"{name}.yaml").unlink()
 
 
@@ -177,8 +177,8 @@ def test_a_changed_sha256_is_refused(live: Live) -> None:
     name = another_recipe(live, "changed")
     path = live.project.recipes / f"{name}.yaml"
     path.write_text(path.read_text().replace("source: changed.csv", f"source: changed.csv\n  sha256: '{'0' * 64}'"))
-    told = live.json("run", name, code=3)
-    assert "sha256" in told["message"] and "0" * 64 in told["message"]
+    error = live.json("run", name, code=3)
+    assert "sha256" in error["message"] and "0" * 64 in error["message"]
 
 
 def test_a_taken_port_names_its_holder_and_the_setting(
@@ -188,17 +188,17 @@ def test_a_taken_port_names_its_holder_and_the_setting(
     request.addfinalizer(lambda: up.down(fresh.project, fresh.settings))
     port = fresh.ports["HEADRACE_GATEWAY_PORT"]
     with taken(int(port)):
-        told = fresh.json("up", code=5)
-    assert told["error"] == "PortTaken" and port in told["message"] and f"pid {os.getpid()}" in told["message"]
-    assert "gateway_port" in f"{told['hint']}{told['message']}".lower()
+        error = fresh.json("up", code=5)
+    assert error["error"] == "PortTaken" and port in error["message"] and f"pid {os.getpid()}" in error["message"]
+    assert "gateway_port" in f"{error['hint']}{error['message']}".lower()
     assert {service["state"] for service in fresh.json("status")["services"]} == {"stopped"}
 
 
 def test_no_docker_engine_is_said_with_the_mend(live: Live) -> None:
-    told = live.json(
+    error = live.json(
         "run", "tiny", "--runner", "docker", "--force", code=5, environment={"HEADRACE_DOCKER_HOST": "unix:///nowhere.sock"}
     )
-    assert told["error"] == "EngineMissing" and "docker" in told["hint"].lower()
+    assert error["error"] == "EngineMissing" and "docker" in error["hint"].lower()
     assert live.json("predict", "tiny", "--sample")["model"] == "tiny"
 
 
@@ -217,8 +217,8 @@ def test_a_full_disk_is_told_and_the_next_run_completes(live: Live) -> None:
     place.mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", place], check=True)
     try:
-        told = live.json("run", name, code=7)
-        assert "space" in told["message"] and told["hint"]
+        error = live.json("run", name, code=7)
+        assert "space" in error["message"] and error["hint"]
     finally:
         subprocess.run(["umount", place], check=True)
     assert live.json("run", name)["version"] == "1"

@@ -1,4 +1,4 @@
-"""What the journal says serves, came before, and was taken back."""
+"""What the journal says serves, came before, and was rolled back."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def write(book: Project, *lines: str) -> list[journal.Entry]:
         event, version, *rest = line.split()
         facts: dict[str, Any] = {"rolled_back": {"from": rest[1], "by": "ada", "why": "slow"}} if rest[:1] == ["from"] else {}
         if rest == ["bound"]:
-            facts = {"bound": "latency", "said": "too slow"}
+            facts = {"bound": "latency", "reason": "too slow"}
         journal.record(book, event, "digits", version, facts)  # type: ignore[arg-type]
     return journal.entries(book, "digits")
 
@@ -75,6 +75,6 @@ def test_a_step_that_too_few_requests_came_to_is_not_told_as_passed(book: Projec
     journal.record(book, "rollout-step", "digits", "2", {"step": "canary 5 %", "judged": False, **numbers})
     journal.record(book, "rollout-step", "digits", "2", {"step": "canary 25 %", "judged": True, **numbers, "requests": 1200})
     print_history(journal.entries(book))
-    told = capsys.readouterr().out
-    assert "canary 5 %: not judged: too few requests (0)" in told
-    assert "canary 25 %: passed; 1,200 requests, errors 0.00%" in told
+    printed = capsys.readouterr().out
+    assert "canary 5 %: not judged: too few requests (0)" in printed
+    assert "canary 25 %: passed; 1,200 requests, errors 0.00%" in printed

@@ -44,7 +44,7 @@ def clients(live: Live, name: str) -> Load:
 
 
 def kill_while_it_bakes(live: Live, name: str, load: Load, *how: str) -> None:
-    """And the keeper with it, which by chance would be quicker than the test."""
+    """Kills the watchdog too, which could be quicker than the test."""
     load.pause_seconds = 0.2  # while nothing happens to the replicas
     process = live.start("run", name, *how)
     assert steps_until(process, "package")[-1] == "package"

@@ -31,28 +31,28 @@ V2 = ReplicaSpec("digits", "2", "good")
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedProject]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedProject]:
     with open_served_project(tmp_path_factory.mktemp("abandoned") / "clone") as found:
         yield found
 
 
 @pytest.fixture(autouse=True)
-def champion(house: ServedProject, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runners, "runner_for", lambda *_: house.runner)  # replicas of these tests instead of bentos
-    house.roll_out(CHAMPION)
-    house.project.journal.unlink(missing_ok=True)
+def champion(served: ServedProject, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runners, "runner_for", lambda *_: served.runner)  # replicas of these tests instead of bentos
+    served.roll_out(CHAMPION)
+    served.project.journal.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def kept(house: ServedProject) -> Iterator[None]:
-    """The keeper looks every second."""
+def watched(served: ServedProject) -> Iterator[None]:
+    """The watchdog looks every second."""
     supervisor.add(
-        house.project, watchdog.program(service.settings_environment(house.project, house.settings), trial_seconds=1.0)
+        served.project, watchdog.program(service.settings_environment(served.project, served.settings), trial_seconds=1.0)
     )
     try:
         yield
     finally:
-        supervisor.remove(house.project, "watchdog", 3.0)
+        supervisor.remove(served.project, "watchdog", 3.0)
 
 
 def wait_until(true: Callable[[], Any], seconds: float = 30.0) -> None:
@@ -62,32 +62,33 @@ def wait_until(true: Callable[[], Any], seconds: float = 30.0) -> None:
         time.sleep(0.02)
 
 
-def another_process(house: ServedProject, act: str) -> subprocess.Popen[bytes]:
-    """Does `act` with the house, to be killed."""
+def another_process(served: ServedProject, act: str) -> subprocess.Popen[bytes]:
+    """Does `act` with the served project, in a process to be killed."""
     code = f"""
         import os, signal
         from pathlib import Path
-        from headrace import abandoned
+        from headrace.release import recovery
         from headrace.project import Project
         from headrace.release.lock import release_lock
         from headrace.serving.replicas import runners
         from headrace.serving.replicas.replica import ReplicaSpec
         from headrace.settings import Settings
         from tests.serving.served_project import ServedProject
-        house = ServedProject(Project(Path({str(house.project.root)!r})), Settings(**{house.settings.model_dump(mode="json")!r}))
-        runners.runner_for = lambda *_: house.runner
+        settings = Settings(**{served.settings.model_dump(mode="json")!r})
+        served = ServedProject(Project(Path({str(served.project.root)!r})), settings)
+        runners.runner_for = lambda *_: served.runner
         V2 = ReplicaSpec("digits", "2", "good")
     """
     return subprocess.Popen([sys.executable, "-c", textwrap.dedent(code) + textwrap.dedent(act)], cwd=ROOT)
 
 
-def baking(house: ServedProject) -> subprocess.Popen[bytes]:
+def baking(served: ServedProject) -> subprocess.Popen[bytes]:
     """A release whose version 2 serves and is watched for a minute."""
     return another_process(
-        house,
+        served,
         """
-        with release_lock("digits", house.project):
-            house.roll_out(V2, bake="60s")
+        with release_lock("digits", served.project):
+            served.roll_out(V2, bake="60s")
         """,
     )
 
@@ -97,159 +98,161 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def told(house: ServedProject) -> list[tuple[str, str]]:
-    return [(entry.event, entry.version) for entry in journal.entries(house.project, "digits")]
+def recorded(served: ServedProject) -> list[tuple[str, str]]:
+    return [(entry.event, entry.version) for entry in journal.entries(served.project, "digits")]
 
 
-def ids(house: ServedProject) -> set[str]:
-    return {replica.id for replica in house.runner.list()}
+def ids(served: ServedProject) -> set[str]:
+    return {replica.id for replica in served.runner.list()}
 
 
-def test_a_version_whose_release_is_killed_while_it_bakes_is_taken_back_by_the_keeper(house: ServedProject) -> None:
-    before = ids(house)
-    with kept(house), house.load() as load:
-        release = baking(house)
+def test_a_version_whose_release_is_killed_while_it_bakes_is_rolled_back_by_the_watchdog(served: ServedProject) -> None:
+    before = ids(served)
+    with watched(served), served.load() as load:
+        release = baking(served)
         load.wait_for("2", 50, 30)
-        wait_until(lambda: len(house.runner.list()) == 4)
+        wait_until(lambda: len(served.runner.list()) == 4)
         time.sleep(2.5)
-        assert {e.version for e in gateway.endpoints_by_model(house.project)["digits"]} == {"2"}, (
+        assert {e.version for e in gateway.endpoints_by_model(served.project)["digits"]} == {"2"}, (
             "one that is watched is left alone"
         )
         kill(release)
         load.wait_for("1", 50)
-        wait_until(lambda: not probes.interrupted_models(house.project))
+        wait_until(lambda: not probes.interrupted_models(served.project))
         last = load.answers["2"]
         load.wait_for("1", 50)
         assert load.answers["2"] == last
     assert load.failures == []
-    house.assert_serves("1")
-    assert ids(house) == before, "those that stood by serve again"
-    (entry,) = journal.entries(house.project, "digits")
+    served.assert_serves("1")
+    assert ids(served) == before, "the previous replicas serve again"
+    (entry,) = journal.entries(served.project, "digits")
     assert (entry.event, entry.version, entry.facts["serving"]) == ("rollout-abandoned", "2", "1")
-    assert "digits@1 serves" in entry.facts["said"]
-    with house.load() as load:
-        house.roll_out(V2, bake="1s")
+    assert "digits@1 serves" in entry.facts["reason"]
+    with served.load() as load:
+        served.roll_out(V2, bake="1s")
     assert load.failures == []
-    assert [fact["step"] for fact in house.recorded] == ["version 2 live"], "the next release goes through it again"
-    house.assert_serves("2")
+    assert [fact["step"] for fact in served.recorded] == ["version 2 live"], "the next release goes through it again"
+    served.assert_serves("2")
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.1, 0.25])
-def test_a_roll_out_killed_while_replicas_change_places_is_undone(delay: float, house: ServedProject) -> None:
-    with house.load() as load:
-        release = another_process(house, 'house.roll_out(V2, bake="60s", is_final=False)')
-        wait_until(lambda: gateway.previous_replicas(house.project, "digits"))
+def test_a_roll_out_killed_while_replicas_change_places_is_undone(delay: float, served: ServedProject) -> None:
+    with served.load() as load:
+        release = another_process(served, 'served.roll_out(V2, bake="60s", is_final=False)')
+        wait_until(lambda: gateway.previous_replicas(served.project, "digits"))
         time.sleep(delay)
         kill(release)
-        recovery.roll_back_interrupted_release("digits", house.project, house.settings, house.reports.append)
+        recovery.roll_back_interrupted_release("digits", served.project, served.settings, served.reports.append)
         load.wait_for("1", 50)
     assert load.failures == []
-    house.assert_serves("1")
-    assert told(house) == [("rollout-abandoned", "2")]
+    served.assert_serves("1")
+    assert recorded(served) == [("rollout-abandoned", "2")]
 
 
 @pytest.mark.parametrize("instant", ["add", "remove_from_pool", "stop"])
-def test_taking_back_that_is_itself_killed_is_completed_by_the_next(instant: str, house: ServedProject) -> None:
-    with house.load() as load:
-        release = baking(house)
+def test_a_roll_back_that_is_killed_is_completed_by_the_next(instant: str, served: ServedProject) -> None:
+    with served.load() as load:
+        release = baking(served)
         load.wait_for("2", 20)
         kill(release)
         half = another_process(
-            house,
+            served,
             f"""
             from headrace.serving.rollout import previous_replicas
             done = previous_replicas.{instant}
             previous_replicas.{instant} = lambda *given: (done(*given), os.kill(os.getpid(), signal.SIGKILL))
-            abandoned.end("digits", house.project, house.settings, print)
+            recovery.roll_back_interrupted_release("digits", served.project, served.settings, print)
             """,
         )
         assert half.wait(30) == -signal.SIGKILL
-        assert probes.interrupted_models(house.project) == ["digits"]
-        recovery.roll_back_interrupted_release("digits", house.project, house.settings, house.reports.append)
+        assert probes.interrupted_models(served.project) == ["digits"]
+        recovery.roll_back_interrupted_release("digits", served.project, served.settings, served.reports.append)
         load.wait_for("1", 20)
     assert load.failures == []
-    house.assert_serves("1")
-    assert told(house) == [("rollout-abandoned", "2")], "it is told once"
+    served.assert_serves("1")
+    assert recorded(served) == [("rollout-abandoned", "2")], "it is recorded once"
 
 
-def test_a_version_that_passed_and_was_not_released_goes_back_to_replicas_that_are_started_anew(house: ServedProject) -> None:
-    before = ids(house)
-    with house.load() as load:
-        house.roll_out(V2, bake="1s", is_final=False)
-        assert not before & ids(house), "they were stopped once it had passed"
-        recovery.roll_back_interrupted_release("digits", house.project, house.settings, house.reports.append)
+def test_a_version_that_passed_and_was_not_released_goes_back_to_new_replicas(served: ServedProject) -> None:
+    before = ids(served)
+    with served.load() as load:
+        served.roll_out(V2, bake="1s", is_final=False)
+        assert not before & ids(served), "they were stopped once it had passed"
+        recovery.roll_back_interrupted_release("digits", served.project, served.settings, served.reports.append)
         load.wait_for("1", 20)
     assert load.failures == []
-    house.assert_serves("1")
-    assert told(house) == [("rollout-abandoned", "2")]
+    served.assert_serves("1")
+    assert recorded(served) == [("rollout-abandoned", "2")]
 
 
-def test_predecessors_that_died_or_hang_beside_the_door_are_replaced(
-    house: ServedProject, monkeypatch: pytest.MonkeyPatch
+def test_predecessors_that_died_or_hang_beside_the_gateway_are_replaced(
+    served: ServedProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("headrace.serving.rollout.previous_replicas.READY_SECONDS", 1.0)
     monkeypatch.setattr("headrace.serving.rollout.readiness.CALL_SECONDS", 1.0)
-    stuck, _ = house.runner.list()
-    with house.load() as load:
-        release = baking(house)
+    stuck, _ = served.runner.list()
+    with served.load() as load:
+        release = baking(served)
         load.wait_for("2", 20)
         assert stuck.pid is not None
         os.kill(stuck.pid, signal.SIGSTOP)
         kill(release)
-        recovery.roll_back_interrupted_release("digits", house.project, house.settings, house.reports.append)
+        recovery.roll_back_interrupted_release("digits", served.project, served.settings, served.reports.append)
         load.wait_for("1", 20)
     assert load.failures == []
-    house.assert_serves("1")
-    assert stuck.id not in ids(house)
+    served.assert_serves("1")
+    assert stuck.id not in ids(served)
 
 
-def test_a_release_that_has_yet_to_write_its_line_is_left_alone(house: ServedProject) -> None:
-    house.roll_out(V2, is_final=False)
+def test_a_release_that_has_yet_to_write_its_line_is_left_alone(served: ServedProject) -> None:
+    served.roll_out(V2, is_final=False)
     release = another_process(
-        house,
+        served,
         """
-        with release_lock("digits", house.project):
+        with release_lock("digits", served.project):
             signal.pause()
         """,
     )
-    holder = house.project.locks / "release-digits.json"
+    holder = served.project.locks / "release-digits.json"
     wait_until(lambda: (read_json(holder) or {}).get("pid") == release.pid)
     with pytest.raises(Busy, match=f"digits is being released by process {release.pid}"):
-        recovery.roll_back_interrupted_release("digits", house.project, house.settings, house.reports.append)
-    assert {e.version for e in gateway.endpoints_by_model(house.project)["digits"]} == {"2"}
+        recovery.roll_back_interrupted_release("digits", served.project, served.settings, served.reports.append)
+    assert {e.version for e in gateway.endpoints_by_model(served.project)["digits"]} == {"2"}
     kill(release)
-    with release_lock("digits", house.project):  # the next release is not in its own way
-        recovery.roll_back_interrupted_release("digits", house.project, house.settings, house.reports.append)
-    house.assert_serves("1")
+    with release_lock("digits", served.project):  # the next release is not in its own way
+        recovery.roll_back_interrupted_release("digits", served.project, served.settings, served.reports.append)
+    served.assert_serves("1")
 
 
-def test_a_version_that_the_journal_calls_released_is_not_taken_back(
-    house: ServedProject, monkeypatch: pytest.MonkeyPatch
+def test_a_version_that_the_journal_calls_released_is_not_rolled_back(
+    served: ServedProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a kill leaves it between the journal's line and the predecessors' end."""
     moved: list[str] = []
     monkeypatch.setattr("headrace.tracking.registry.move_champion", lambda model, version, project: moved.append(version))
-    house.roll_out(V2, is_final=False)
-    journal.record(house.project, "released", "digits", "2", {"bento": "good", "image": None, "threads": 1})
-    recovery.roll_back_interrupted_release("digits", house.project, house.settings, house.reports.append)
-    house.assert_serves("2")
-    assert told(house) == [("released", "2")] and moved == ["2"]
+    served.roll_out(V2, is_final=False)
+    journal.record(served.project, "released", "digits", "2", {"bento": "good", "image": None, "threads": 1})
+    recovery.roll_back_interrupted_release("digits", served.project, served.settings, served.reports.append)
+    served.assert_serves("2")
+    assert recorded(served) == [("released", "2")] and moved == ["2"]
 
 
 def test_a_predecessor_that_cannot_serve_any_longer_is_not_in_the_way_of_the_next_release(
-    house: ServedProject, monkeypatch: pytest.MonkeyPatch
+    served: ServedProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def only_new(spec: ReplicaSpec, host: str, port: int) -> Argv:
         return (["false"], {}) if spec.version == "1" else misbehaving_command(spec, host, port)
 
-    with house.load() as load:
-        house.roll_out(V2, is_final=False)
+    with served.load() as load:
+        served.roll_out(V2, is_final=False)
         with monkeypatch.context() as gone:
-            gone.setattr(house.runner, "_command", only_new)
-            recovery.roll_back_interrupted_release("digits", house.project, house.settings, house.reports.append)
-            assert "digits cannot go back: replica digits-v1-" in house.reports[-1]
-            assert {e.version for e in gateway.endpoints_by_model(house.project)["digits"]} == {"2"}, "what serves serves on"
-            assert probes.interrupted_models(house.project) == ["digits"], "the keeper tries again"
-            house.roll_out(ReplicaSpec("digits", "3", "good"))
+            gone.setattr(served.runner, "_command", only_new)
+            recovery.roll_back_interrupted_release("digits", served.project, served.settings, served.reports.append)
+            assert "digits cannot be rolled back: replica digits-v1-" in served.reports[-1]
+            assert {e.version for e in gateway.endpoints_by_model(served.project)["digits"]} == {"2"}, (
+                "the current version keeps serving"
+            )
+            assert probes.interrupted_models(served.project) == ["digits"], "the watchdog tries again"
+            served.roll_out(ReplicaSpec("digits", "3", "good"))
     assert load.failures == []
-    house.assert_serves("3")
+    served.assert_serves("3")

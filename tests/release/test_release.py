@@ -50,8 +50,8 @@ def test_predict_sends_the_sample_through_the_balancer(live: Live) -> None:
 def test_predict_takes_an_instance_and_names_a_wrong_field(live: Live) -> None:
     good = '{"length": 30.0, "width": 1.0, "colour": "red"}'
     assert live.json("predict", "tiny", "--instance", good)["predictions"][0]["label"] == "big"
-    told = live.json("predict", "tiny", "--instance", '{"length": "long", "width": 1.0, "colour": "red"}', code=3)
-    assert "instances.0.length" in told["message"]
+    error = live.json("predict", "tiny", "--instance", '{"length": "long", "width": 1.0, "colour": "red"}', code=3)
+    assert "instances.0.length" in error["message"]
     assert "did you mean" in live.json("predict", "tiny", "--file", "sourc.csv", code=2)["message"]
 
 
@@ -62,22 +62,22 @@ def test_an_unserved_model_is_named(live: Live) -> None:
 def test_a_second_run_finds_nothing_changed(live: Live) -> None:
     live.run("run", "tiny")
     before = journal.entries(live.project)
-    told = live.json("run", "tiny")
-    assert told["unchanged"] is True
+    result = live.json("run", "tiny")
+    assert result["unchanged"] is True
     assert journal.entries(live.project) == before
 
 
 @pytest.mark.parametrize("on_path", [True, False], ids=["on PATH", "by make alone"])
 def test_the_curl_line_of_the_summary_works_when_pasted(live: Live, on_path: bool) -> None:
-    lies = Path(sys.executable).with_name("headrace")
-    path = live.environment["PATH"] if on_path else os.environ["PATH"].replace(str(lies.parent), "")
+    program = Path(sys.executable).with_name("headrace")
+    path = live.environment["PATH"] if on_path else os.environ["PATH"].replace(str(program.parent), "")
     asked: dict[str, Any] = {
         "capture_output": True,
         "text": True,
         "env": {**live.environment, "PATH": path},
         "cwd": live.project.root,
     }
-    shown = subprocess.run([lies, "run", "tiny"], **asked).stdout
+    shown = subprocess.run([program, "run", "tiny"], **asked).stdout
     line = next(line for line in shown.splitlines() if line.startswith("curl "))
     assert ("$(headrace tokens show)" in line) == on_path
     pasted = subprocess.run(["bash", "-c", line], **asked)
@@ -205,19 +205,19 @@ def test_a_bad_batch_goes_to_quarantine_and_the_version_stays(live: Live) -> Non
     bad = table(40, seed=3)
     bad.loc[5, "length"] = 1e6
     bad.to_csv(live.project.root / "bad.csv", index=False)
-    told = live.json("data", "add", "tiny", "bad.csv", code=3)
-    assert "expect_column_values_to_be_between" in told["message"]
+    error = live.json("data", "add", "tiny", "bad.csv", code=3)
+    assert "expect_column_values_to_be_between" in error["message"]
     assert live.json("data", "show", "tiny") == before
     assert list(live.project.quarantine.rglob("report.json"))
 
 
-def test_a_model_that_is_not_better_is_refused_and_the_champion_serves_on(live: Live) -> None:
+def test_a_model_that_is_not_better_is_refused_and_the_champion_keeps_serving(live: Live) -> None:
     champion = live.serving("tiny")
     edit_recipe(live, train={"learning_rate": 0.0005, "epochs": 1}, gate={"require": {"accuracy": ">= 0.3"}})
-    told = live.json("run", "tiny", code=4)
-    assert f"tiny@{champion} goes on serving" in told["message"]
+    error = live.json("run", "tiny", code=4)
+    assert f"tiny@{champion} keeps serving" in error["message"]
     assert live.json("predict", "tiny", "--sample")["version"] == champion
-    assert live.json("run", "tiny", code=4)["message"] == told["message"]
+    assert live.json("run", "tiny", code=4)["message"] == error["message"]
     assert journal.entries(live.project, "tiny")[-1].event == "refused"
 
 
@@ -228,8 +228,8 @@ def test_a_person_approves_before_a_model_serves(live: Live) -> None:
         train={"learning_rate": 0.03, "epochs": 4},
         gate={"approval": "manual", "require": {"accuracy": ">= 0.3"}, "beat_champion": {"metric": "accuracy", "margin": -0.5}},
     )
-    told = live.json("run", "tiny", code=4)
-    assert "waits for a person" in told["message"]
+    error = live.json("run", "tiny", code=4)
+    assert "waits for approval" in error["message"]
     assert live.json("predict", "tiny", "--sample")["version"] == champion
     waiting = journal.entries(live.project, "tiny")[-1]
     assert waiting.event == "awaiting-approval"
@@ -252,7 +252,7 @@ def test_down_frees_everything_and_up_brings_it_back(live: Live) -> None:
     assert live.json("predict", "tiny", "--sample")["version"] == version
 
 
-def test_settings_of_the_door_that_were_changed_are_in_force_after_up(live: Live) -> None:
+def test_changed_settings_of_the_gateway_are_used_after_up(live: Live) -> None:
     live.serving("tiny")
 
     def send_4_kilobytes() -> int:

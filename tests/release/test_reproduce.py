@@ -46,9 +46,9 @@ def test_data_that_is_gone_and_another_environment_are_told(project: Project) ->
     lock = project.root / "requirements.lock"
     with lock.open("a") as file:
         file.write("another==1.0\n")
-    with pytest.raises(UsageError, match=r"another requirements\.lock") as told:
+    with pytest.raises(UsageError, match=r"another requirements\.lock") as caught:
         reproduce(version.name, project, lambda line: None)
-    assert "git checkout" in str(told.value.hint)
+    assert "git checkout" in str(caught.value.hint)
     git(project.root, "checkout", "--quiet", "--", "requirements.lock")
     for batch in project.raw_data("tiny").glob("*.parquet"):
         batch.unlink()

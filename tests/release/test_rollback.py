@@ -8,6 +8,7 @@ import time
 import yaml
 
 from headrace.release import journal
+from headrace.serving.access import audit
 from headrace.tracking import registry
 from tests.release.live import Live, another_recipe
 from tests.release.test_load import INSTANCE
@@ -16,7 +17,7 @@ from tests.serving.load import Load
 PERSON = ("--by", "ada", "--why", "wrong colours")
 
 
-def test_a_canary_is_released_then_taken_back_in_seconds_and_stays_back(live: Live) -> None:
+def test_a_canary_is_released_then_rolled_back_in_seconds_and_stays_back(live: Live) -> None:
     name = another_recipe(live, "backward", serve={"replicas": 2})
     live.run("run", name)
     assert "no version of 'backward' served before 1" in live.json("rollback", name, code=2)["message"]
@@ -34,9 +35,9 @@ def test_a_canary_is_released_then_taken_back_in_seconds_and_stays_back(live: Li
         seconds = time.monotonic() - began
         load.wait_for("1")
         assert (back["version"], back["rolled_back"]) == ("1", {"from": "2", "why": "wrong colours", "by": "ada"})
-        told = live.json("run", name, code=4)
-        assert f"{name}@2 was taken back" in told["message"] and "by ada: wrong colours" in told["message"]
-        assert f"{name}@1 goes on serving" in told["message"] and "--force" in told["hint"]
+        error = live.json("run", name, code=4)
+        assert f"{name}@2 was rolled back" in error["message"] and "by ada: wrong colours" in error["message"]
+        assert f"{name}@1 keeps serving" in error["message"] and "--force" in error["hint"]
         assert live.serving(name) == "1"
     assert load.failures == [] and seconds < 60  # a bound for a machine that does much else; it takes a few seconds
     assert registry.get(name, live.project).version == "1"
@@ -51,20 +52,20 @@ def test_a_canary_is_released_then_taken_back_in_seconds_and_stays_back(live: Li
     assert step["step"] == "canary 50 %" and step["judged"] and step["requests"] > 50 and "psi" in step, (
         "replicas tell their answers"
     )
-    assert "rollback" in {act.act for act in entries(live.project)}
-    assert "taken back by ada: wrong colours" in live.run("history", name).stdout
+    assert "rollback" in {entry.act for entry in audit.entries(live.project)}
+    assert "rolled back by ada: wrong colours" in live.run("history", name).stdout
 
 
 def test_a_rollback_whose_bento_is_gone_says_how_to_rebuild_it(live: Live) -> None:
     name = "backward"
     assert f"{name}@7 never served" in live.json("rollback", name, "--to", "7", code=2)["message"]
-    assert "in force already" in live.json("rollback", name, "--to", f"{name}@1", code=2)["message"]
+    assert "in production already" in live.json("rollback", name, "--to", f"{name}@1", code=2)["message"]
     bento = next(e for e in journal.entries(live.project, name) if e.version == "2" and e.event == "released").facts["bento"]
     shutil.rmtree(live.project.bentoml_home / "bentos" / bento.replace(":", "/"))
-    told = live.json("rollback", name, "--to", "2", code=5)
-    assert f"the bento {bento} is gone" in told["message"]
+    error = live.json("rollback", name, "--to", "2", code=5)
+    assert f"the bento {bento} is gone" in error["message"]
     assert live.serving(name) == "1"
-    assert f"headrace rollback {name} --to 2 --rebuild" in told["hint"]
+    assert f"headrace rollback {name} --to 2 --rebuild" in error["hint"]
     live.run("rollback", name, "--to", "2", "--rebuild")
     assert live.serving(name) == "2"
     assert live.json("run", name)["version"] == "2", "what was brought back on purpose stays"

@@ -1,4 +1,4 @@
-"""Unchanged, or not: told from files alone, and never wrongly `unchanged`."""
+"""Whether anything changed, by files alone: never wrongly `unchanged`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from headrace.settings import Settings
 @pytest.fixture
 def released(project: Project) -> tuple[Recipe, Project]:
     """A project with data and artifacts, whose release is remembered."""
-    for path in (project.raw("tiny") / "0000-first.parquet", project.artifacts("tiny") / "export" / "model.onnx"):
+    for path in (project.raw_data("tiny") / "0000-first.parquet", project.artifacts("tiny") / "export" / "model.onnx"):
         path.parent.mkdir(parents=True)
         path.write_bytes(b"made")
     recipe = load_recipe("tiny", project)

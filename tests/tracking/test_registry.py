@@ -286,8 +286,8 @@ def test_runs_are_found_by_the_bytes_of_their_weights(recipe: Recipe, built: Pro
 
 def test_two_recipes_with_equal_weights_have_runs_of_their_own(recipe: Recipe, built: Project) -> None:
     weights: Any = built.artifacts(recipe.name) / "train" / "model.pt"
-    twin = replace(runs.run_of_weights(another(built, f"{recipe.name[:20]}-twin"), built, weights, []))
-    assert twin.id != runs.run_of_weights(recipe, built, weights, []).id
+    copy = replace(runs.run_of_weights(another(built, f"{recipe.name[:20]}-copy"), built, weights, []))
+    assert copy.id != runs.run_of_weights(recipe, built, weights, []).id
 
 
 # MLflow elsewhere.

@@ -257,7 +257,7 @@ def _row_results(chunks: Chunks, context: ValidationContext) -> dict[str, Expect
             batch = context.batch(frame.reset_index(drop=True))
             for counter in counters:
                 counter.add(batch.validate(counter.expectation, result_format="COMPLETE"), int(frame.index[0]))
-            progress.move(int(frame.index[-1]) + 1)
+            progress.update(int(frame.index[-1]) + 1)
     return {_id(counter.expectation.configuration): counter.result() for counter in counters}
 
 
