@@ -1,4 +1,4 @@
-"""From the files of a source to one table: parts below each other, joined columns, a graph's neighbours."""
+"""Assembles the files of a source into one table: concatenated parts, joined columns, a graph's edges."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ if TYPE_CHECKING:
 
 
 def assemble(paths: Sequence[Path], data: DataConfig) -> SelectedTable:
-    """One table out of the files of `data.files`, which lie at `paths`: the recipe's columns in their order, without the
-    rows that it leaves out.
+    """Assembles the files of `data.files` (at `paths`) into one table: the recipe's columns in their order, without the rows
+    that it leaves out.
 
     Raises:
-        DataError: a file cannot be read as the recipe says, or the files do not fit together.
+        DataError: a file cannot be read with the recipe's options, or the files do not match.
     """
     files = list(zip(data.files, paths, strict=True))
     table = combine(_tables(files, data), data)
     selected = drop_excluded_rows(table, data, paths[0])
-    table, said = selected.table, selected.left_out
+    table, left_out = selected.table, selected.left_out
     for file, path in files:
         if file.role == "edges" and data.graph is not None:
             if data.graph.pack is not None:
                 table = pack(table, data)
             table, isolated = with_edges(table, path, data)
-            said = (*said, f"{isolated:,} nodes have no edge") if isolated else said
-    return SelectedTable(compact_pixels(table, data), said)
+            left_out = (*left_out, f"{isolated:,} nodes have no edge") if isolated else left_out
+    return SelectedTable(compact_pixels(table, data), left_out)
 
 
 def combine(tables: list[tuple[pa.Table, Path]], data: DataConfig) -> pa.Table:
-    """The tables below each other, with the recipe's columns in their order.
+    """Concatenates tables, with the recipe's columns in their order.
 
     Raises:
-        DataError: they do not fit together, or a column is gone.
+        DataError: they do not match, or a column is missing.
     """
-    table, path = _below_each_other(tables, data), tables[0][1]
+    table, path = _concatenated(tables, data), tables[0][1]
     wanted = data.columns or [name for name in table.column_names if name != PART or not data.parts]
     table = select(table, wanted + ([PART] if data.parts and PART not in wanted else []), path)
     if data.target not in table.column_names:
@@ -60,7 +60,7 @@ def combine(tables: list[tuple[pa.Table, Path]], data: DataConfig) -> pa.Table:
 
 
 def read_options(data: DataConfig) -> ReadOptions:
-    """How the recipe says that its files are read."""
+    """Returns the recipe's options for reading its files."""
     names = None if data.header else data.columns
     return ReadOptions(data.format, data.header, names, (), data.encoding, data.skip_rows)
 
@@ -68,7 +68,7 @@ def read_options(data: DataConfig) -> ReadOptions:
 def _renamed(table: pa.Table, data: DataConfig, path: Path) -> pa.Table:
     """
     Raises:
-        DataError: a name that is to change is not there.
+        DataError: a column in `data.rename` is missing.
     """
     for name in data.rename:
         if name not in table.column_names:
@@ -81,7 +81,7 @@ def _renamed(table: pa.Table, data: DataConfig, path: Path) -> pa.Table:
 
 
 def _tables(files: list[tuple[SourceFile, Path]], data: DataConfig) -> list[tuple[pa.Table, Path]]:
-    """The tables of the source in order, each with its part, and with the columns joined to it."""
+    """Reads the tables of the source in order, each with its part and its joined columns."""
     labels = iter([path for file, path in files if file.role == "labels"])
     joined = next(((read_file(path, read_options(data)), path) for file, path in files if file.role == "join"), None)
     found: list[tuple[pa.Table, Path]] = []
@@ -101,10 +101,10 @@ def _tables(files: list[tuple[SourceFile, Path]], data: DataConfig) -> list[tupl
 
 
 def with_recipe_names(table: pa.Table, data: DataConfig, path: Path, part: str | None) -> pa.Table:
-    """A table of the source under the names that the recipe gives its columns, with the part that it is.
+    """Returns a table of the source with the recipe's column names, and a column with its part.
 
     Raises:
-        DataError: a name that is to change is not there, or a column is called as the one that says the part.
+        DataError: a column in `data.rename` is missing, or the file has a column with the name of the part column.
     """
     table = _renamed(table, data, path)
     return _with_part(table, path, part) if data.parts else table
@@ -113,21 +113,21 @@ def with_recipe_names(table: pa.Table, data: DataConfig, path: Path, part: str |
 def _with_part(table: pa.Table, path: Path, part: str | None) -> pa.Table:
     """
     Raises:
-        DataError: there is such a column already.
+        DataError: the table has such a column already.
     """
     import pyarrow as pa
 
     if PART in table.column_names:
         raise DataError(
-            f"a source in parts gets a column {PART!r}, and the file has one already",
+            f"a source in parts gets a column {PART!r}, but the file already has one",
             where=str(path),
-            hint=f"call the file's column something else (data.rename: {{{PART}: NAME}})",
+            hint=f"rename the column of the file (data.rename: {{{PART}: NAME}})",
         )
     return table.append_column(PART, pa.repeat(pa.scalar(part, pa.string()), table.num_rows))
 
 
 def _joined(table: pa.Table, path: Path, other: pa.Table, other_path: Path, data: DataConfig) -> pa.Table:
-    """`table` with the columns of `other`, where the key is the same; what stands there already stays."""
+    """Joins the columns of `other` to `table` by the key; values that `table` already has are kept."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -142,9 +142,9 @@ def _joined(table: pa.Table, path: Path, other: pa.Table, other_path: Path, data
             )
     if len(other[key].unique()) != other.num_rows:
         raise DataError(
-            f"{other.num_rows - len(other[key].unique()):,} rows repeat a {key}, so it is not clear which one to join",
+            f"{other.num_rows - len(other[key].unique()):,} rows repeat a {key}, so the join is ambiguous",
             where=str(other_path),
-            hint="name a key that each row has for itself (data.join.key)",
+            hint="use a key that is unique for each row (data.join.key)",
         )
     try:
         rows = pc.index_in(table[key], other[key].combine_chunks().cast(table.schema.field(key).type))
@@ -164,10 +164,10 @@ def _joined(table: pa.Table, path: Path, other: pa.Table, other_path: Path, data
     return table
 
 
-def _below_each_other(tables: list[tuple[pa.Table, Path]], data: DataConfig) -> pa.Table:
+def _concatenated(tables: list[tuple[pa.Table, Path]], data: DataConfig) -> pa.Table:
     """
     Raises:
-        DataError: a column that is wanted stands in some of the tables only, or holds numbers here and text there.
+        DataError: a required column is in some of the tables only, or has numbers in one and text in another.
     """
     import pyarrow as pa
 
@@ -177,15 +177,15 @@ def _below_each_other(tables: list[tuple[pa.Table, Path]], data: DataConfig) -> 
             if data.columns is None or name in data.columns:
                 lacks = path if name in first.column_names else first_path
                 raise DataError(
-                    f"no column {name!r}, which stands in {(first_path if lacks == path else path).name}",
+                    f"no column {name!r}, which is in {(first_path if lacks == path else path).name}",
                     where=str(lacks),
-                    hint="leave it out (data.columns), or bring it from another table (data.join)",
+                    hint="leave it out (data.columns), or join it from another table (data.join)",
                 )
     try:
         return pa.concat_tables([table for table, _ in tables], promote_options="permissive").combine_chunks()
     except pa.ArrowException as error:
         raise DataError(
-            f"the files of the source do not fit together: {str(error).splitlines()[0]}",
+            f"the files of the source do not match: {str(error).splitlines()[0]}",
             where=data.origin,
             hint="correct the column in one of the files, or leave it out (data.columns)",
         ) from None

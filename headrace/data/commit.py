@@ -14,7 +14,7 @@ from headrace.data.validation.quarantine import quarantine
 from headrace.data.validation.validate import ValidationReport, validate
 from headrace.data.versions import track
 from headrace.errors import Busy, DataRejected
-from headrace.files import whole
+from headrace.files import atomic_write
 from headrace.project import Project
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def commit_batch(table: pa.Table, project: Project, recipe: Recipe, name: str, k
         DiskFull, Busy: nothing has changed.
     """
     staged = staging_path(project, recipe, name)
-    with whole(staged) as temporary:
+    with atomic_write(staged) as temporary:
         write_batch(table, temporary, key)
     move_into_place(staged, project, recipe, name)
 
@@ -102,7 +102,7 @@ def move_into_place(staged: Path, project: Project, recipe: Recipe, name: str) -
     Raises:
         DiskFull, Busy: nothing has changed, and the staged file is removed.
     """
-    target = project.raw(recipe.name) / name
+    target = project.raw_data(recipe.name) / name
     is_new = not target.exists()
     with exclusive(project, "data"):
         try:

@@ -38,7 +38,7 @@ def _from_workspace(recipe_name: str, md5: str, project: Project) -> dict[str, P
             return {}
     except DataError:  # no data at the moment
         return {}
-    raw = project.raw(recipe_name)
+    raw = project.raw_data(recipe_name)
     return {path.relative_to(raw).as_posix(): path for path in raw.rglob("*") if path.is_file()}
 
 

@@ -1,4 +1,4 @@
-"""Batches as tables: the columns a recipe asks for, and all batches of a recipe as one DataFrame."""
+"""Batches as tables: the columns of a recipe, and all batches of a recipe as one DataFrame."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from headrace.recipe.recipe import Recipe
 
 KEY = "headrace.source"
-"""Name in a Parquet file's metadata."""
+"""The key of the source in a Parquet file's metadata."""
 PARQUET_OPTIONS: dict[str, Any] = {"compression": "zstd", "compression_level": 3, "store_schema": False}
 """How batches are written."""
 GROUP_BYTES = 128 * 2**20
@@ -36,35 +36,35 @@ TEXT_BYTES = 24
 
 @dataclass(frozen=True)
 class SelectedTable:
-    """What a source or a file gave: its table with the recipe's columns, and what was left out."""
+    """The table of a source or a file with the recipe's columns and rows, and what was left out."""
 
     table: pa.Table
     left_out: tuple[str, ...]
-    """One line a reason, with the count."""
+    """One line per reason, with the number of rows."""
 
 
-def read_batch(path: Path, data: DataConfig, like: pa.Schema) -> SelectedTable:
-    """Reads one file as a later batch: a table with the landed columns, in their order, without the rows that the recipe
-    leaves out. It may use the names of the source (`data.rename`), and UTF-8 where the source has another encoding.
+def read_batch(path: Path, data: DataConfig, schema: pa.Schema) -> SelectedTable:
+    """Reads one file as a later batch: a table with the stored columns in their order, without the rows that the recipe
+    leaves out. It may have the column names of the source (`data.rename`), and UTF-8 instead of the source's encoding.
 
     Args:
-        like: the schema of the batches already there; its columns are the ones to find, its texts stay text.
+        schema: schema of the existing batches, whose columns are required; its texts stay text.
 
     Raises:
-        DataError: as `read_file`; a column is gone, or holds text where the other batches hold numbers.
+        DataError: as `read_file`; or a column is missing, or has text where the other batches have numbers.
     """
-    text = [field.name for field in like if str(field.type) == "string"]
-    is_bare = not data.header and data.stored_columns == data.columns
-    reading = ReadOptions(header=not is_bare, names=data.columns if is_bare else None, text=text)
+    text = [field.name for field in schema if str(field.type) == "string"]
+    has_no_header = not data.header and data.stored_columns == data.columns
+    options = ReadOptions(header=not has_no_header, names=data.columns if has_no_header else None, text=text)
     try:
-        table = read_file(path, reading)
+        table = read_file(path, options)
     except DataError:
         if data.encoding == "utf-8":
             raise
-        table = read_file(path, replace(reading, encoding=data.encoding))
+        table = read_file(path, replace(options, encoding=data.encoding))
     table = table.rename_columns([data.rename.get(name, name) for name in table.column_names])
-    table = select(table, data.stored_columns or like.names, path)
-    check_types(table, like, path)
+    table = select(table, data.stored_columns or schema.names, path)
+    check_types(table, schema, path)
     if data.graph is not None:
         table = no_gaps(table, data)
     selected = drop_excluded_rows(table, data, path)
@@ -72,35 +72,35 @@ def read_batch(path: Path, data: DataConfig, like: pa.Schema) -> SelectedTable:
 
 
 def drop_excluded_rows(table: pa.Table, data: DataConfig, path: Path) -> SelectedTable:
-    """`table` without the rows that the recipe leaves out, and why so many are.
+    """Removes the rows that the recipe leaves out (`drop_missing`, `drop_duplicates`), and counts them by reason.
 
     Raises:
-        DataError: a column that the recipe names here is gone.
+        DataError: a column of `drop_missing` or `drop_duplicates` is missing.
     """
     import pyarrow as pa
 
-    kept, said = table, list[str]()
+    kept, left_out = table, list[str]()
     for name in data.drop_missing:
         select(kept, [name], path)
-        kept = kept.filter(_present(kept[name]))
+        kept = kept.filter(_has_value(kept[name]))
     if dropped := table.num_rows - kept.num_rows:
-        said.append(f"{dropped:,} rows left out: nothing in {', '.join(data.drop_missing)}")
+        left_out.append(f"{dropped:,} rows left out: no value in {', '.join(data.drop_missing)}")
     for name in data.drop_duplicates:
         select(kept, [name], path)
         is_first, contradicts = _duplicates(kept, name, data.target)
         if contradicts.any():
-            said.append(f"{contradicts.sum():,} rows left out: the same {name} with more than one {data.target}")
+            left_out.append(f"{contradicts.sum():,} rows left out: the same {name} with more than one {data.target}")
         if repeated := int((~is_first & ~contradicts).sum()):
-            said.append(f"{repeated:,} rows left out: their {name} stood before")
+            left_out.append(f"{repeated:,} rows left out: the same {name} as an earlier row")
         kept = kept.filter(pa.array(is_first & ~contradicts))
-    return SelectedTable(kept, tuple(said))
+    return SelectedTable(kept, tuple(left_out))
 
 
 def select(table: pa.Table, names: list[str], path: Path) -> pa.Table:
-    """The columns `names`, in that order.
+    """Returns the columns `names`, in that order.
 
     Raises:
-        DataError: a column is gone; the near miss is offered.
+        DataError: a column is missing; the message has a close match.
     """
     known = set(table.column_names)
     for name in names:
@@ -108,37 +108,37 @@ def select(table: pa.Table, names: list[str], path: Path) -> pa.Table:
             raise DataError(
                 f"no column {name!r}; {near_miss(name, table.column_names[:200])}",
                 where=str(path),
-                hint="correct the recipe's data section (columns, target), or bring a file that has the column",
+                hint="correct the recipe's data section (columns, target), or use a file that has the column",
             )
     return table.select(names)
 
 
-def check_types(table: pa.Table, like: pa.Schema, path: Path) -> None:
-    """Numbers stay numbers and texts stay texts from batch to batch.
+def check_types(table: pa.Table, schema: pa.Schema, path: Path) -> None:
+    """Checks that columns of numbers stay numbers, and texts stay texts.
 
     Raises:
-        DataError: names the column and the first row that does not fit.
+        DataError: a column has another type; the message names the first row that differs.
     """
     from pyarrow import types
 
-    for field in like:
+    for field in schema:
         if field.name not in table.column_names:
             continue
-        was, column = field.type, table[field.name]
-        if column.null_count == len(column) or _family(was) == _family(column.type):
+        expected, column = field.type, table[field.name]
+        if column.null_count == len(column) or _family(expected) == _family(column.type):
             continue
-        row = next((i for i, v in enumerate(column.to_pylist()) if v is not None and not _fits(v, was)), 0)
+        row = next((i for i, v in enumerate(column.to_pylist()) if v is not None and not _fits(v, expected)), 0)
         shown = column[row].as_py()
-        kind = "text" if types.is_string(was) else "times" if types.is_timestamp(was) else "numbers"
+        kind = "text" if types.is_string(expected) else "times" if types.is_timestamp(expected) else "numbers"
         raise DataError(
-            f"column {field.name!r} holds {kind} so far, and here {shown!r}",
+            f"column {field.name!r} has {kind} in earlier batches, and {shown!r} here",
             where=f"{path}, data row {row + 1}",
             hint="correct the values of that column in the file",
         )
 
 
 def compact_pixels(table: pa.Table, data: DataConfig) -> pa.Table:
-    """The same values in small types: pixels (whole numbers from 0 to 255) as uint8."""
+    """Converts pixels (integers from 0 to 255) to uint8."""
     import pyarrow as pa
 
     if data.image is None:
@@ -151,10 +151,10 @@ def compact_pixels(table: pa.Table, data: DataConfig) -> pa.Table:
 
 
 def write_batch(table: pa.Table, path: Path, key: str | None = None) -> None:
-    """Writes Parquet that depends on the arguments alone, so that the same source gives the same data version.
+    """Writes Parquet whose bytes depend on the arguments only, so that the same source gives the same data version.
 
     Args:
-        key: kept in the file's metadata; `stored_key` reads it.
+        key: stored in the file's metadata; `stored_key` reads it.
     """
     import pyarrow.parquet as pq
 
@@ -187,7 +187,7 @@ def type_bytes(kind: pa.DataType) -> int:
 
 
 def stored_key(path: Path) -> str | None:
-    """The key with which a batch was written, or None; a file that cannot be read has none, so it is made again."""
+    """Returns the key in a batch's metadata, or None; also for a file that cannot be read, so that it is written again."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -199,15 +199,15 @@ def stored_key(path: Path) -> str | None:
 
 
 def batch_files(project: Project, recipe_name: str) -> list[Path]:
-    """Files of the batches, in the order in which they came."""
-    return sorted(project.raw(recipe_name).glob("*.parquet"))
+    """Returns the files of the batches, in the order in which they were added."""
+    return sorted(project.raw_data(recipe_name).glob("*.parquet"))
 
 
 def read_arrow(project: Project, recipe: Recipe) -> pa.Table:
-    """All batches as one Arrow table with the recipe's columns.
+    """Reads all batches as one Arrow table with the recipe's columns.
 
     Raises:
-        DataError: no data yet, a batch is damaged, or lacks a column that the recipe names.
+        DataError: there is no data, or a batch is damaged or lacks a column of the recipe.
     """
     import pyarrow as pa
 
@@ -221,14 +221,14 @@ def read_arrow(project: Project, recipe: Recipe) -> pa.Table:
         return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
     except pa.ArrowException as error:
         raise DataError(
-            f"the batches do not fit together: {str(error).splitlines()[0]}",
-            where=str(project.raw(recipe.name)),
-            hint=f"remove the batch that differs from {project.raw(recipe.name)}, then add it again corrected",
+            f"the batches do not match: {str(error).splitlines()[0]}",
+            where=str(project.raw_data(recipe.name)),
+            hint=f"remove the batch that differs from {project.raw_data(recipe.name)}, then add it again corrected",
         ) from None
 
 
 def read_batches(project: Project, recipe: Recipe) -> pd.DataFrame:
-    """All batches as one DataFrame, in the order in which they came, numbered from 0.
+    """Reads all batches as one DataFrame, in the order in which they were added, with rows numbered from 0.
 
     Raises:
         DataError: as `read_arrow`.
@@ -242,7 +242,7 @@ def to_frame(table: pa.Table) -> pd.DataFrame:
 
 
 def stored_schema(project: Project, recipe_name: str) -> pa.Schema | None:
-    """The first batch's columns and types, or None when there is no batch; reads only the file's end."""
+    """Returns the columns and types of the first batch, or None without a batch; reads only the file's footer."""
     import pyarrow.parquet as pq
 
     files = batch_files(project, recipe_name)
@@ -251,12 +251,12 @@ def stored_schema(project: Project, recipe_name: str) -> pa.Schema | None:
 
 def no_data(recipe_name: str, project: Project) -> DataError:
     return DataError(
-        f"no data yet for {recipe_name!r}", where=str(project.raw(recipe_name)), hint=f"headrace run {recipe_name}"
+        f"no data yet for {recipe_name!r}", where=str(project.raw_data(recipe_name)), hint=f"headrace run {recipe_name}"
     )
 
 
-def _present(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """True where a value stands; NaN counts as nothing."""
+def _has_value(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Returns which rows have a value; NaN is missing."""
     import pyarrow.compute as pc
     from pyarrow import types
 
@@ -264,14 +264,14 @@ def _present(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _duplicates(table: pa.Table, name: str, target: str) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Of each row: whether its value in column `name` stands there for the first time, and whether rows with this value
-    have different targets. Rows without a value are no duplicates."""
+    """Returns for each row whether its value of `name` appears for the first time, and whether rows with this value have
+    different targets. Rows without a value are not duplicates."""
     import pandas as pd
 
     codes = pd.factorize(table[name].to_pandas())[0]
     is_first = ~pd.Series(codes).duplicated().to_numpy() | (codes < 0)
     targets = pd.factorize(table[target].to_pandas())[0]
-    varies = pd.Series(targets).groupby(codes).transform("nunique").to_numpy() > 1  # -1 is a group like any other here
+    varies = pd.Series(targets).groupby(codes).transform("nunique").to_numpy() > 1  # -1 (no value) is a group too
     return is_first, varies & (codes >= 0) & (name != target)
 
 
@@ -291,9 +291,9 @@ def _family(kind: pa.DataType) -> str:
     return "number" if types.is_integer(kind) or types.is_floating(kind) else "time" if types.is_timestamp(kind) else "text"
 
 
-def _fits(value: Any, was: pa.DataType) -> bool:
-    """Whether a text could stand in a column of type `was`: finds the row that made a column of numbers into text."""
-    if _family(was) != "number" or not isinstance(value, str):
+def _fits(value: Any, expected: pa.DataType) -> bool:
+    """Returns whether a text is a number, for a column of numbers: finds the row that turned the column into text."""
+    if _family(expected) != "number" or not isinstance(value, str):
         return False
     try:
         float(value)

@@ -127,7 +127,7 @@ def data_version(project: Project, recipe_name: str) -> DataVersion:
     if not files:
         raise no_data(recipe_name, project)
     with open_repo(project) as repo:
-        md5 = _hash_of(repo, project.raw(recipe_name))
+        md5 = _hash_of(repo, project.raw_data(recipe_name))
     batches = tuple(Batch(path.name, pq.read_metadata(path).num_rows) for path in files)
     return DataVersion(recipe_name, md5, sum(batch.rows for batch in batches), batches)
 
@@ -279,7 +279,7 @@ def _cache_full(project: Project) -> DiskFull:
 def _restore_absent(repo: Repo, project: Project) -> None:
     """Restores folders of other recipes that are tracked but missing: `dvc add data` without them would drop them."""
     for recipe in sorted(path.stem for path in project.recipes.glob("*.yaml")):
-        if not project.raw(recipe).is_dir():
+        if not project.raw_data(recipe).is_dir():
             _checkout(repo, project, recipe)
     project.data.mkdir(exist_ok=True)
 
@@ -291,7 +291,7 @@ def _checkout(repo: Repo, project: Project, recipe_name: str) -> bool:
     if out is None:
         return False
     # `Repo.checkout` and `Repo.fetch` resolve targets from the working folder; an output has an absolute path.
-    target = str(project.raw(recipe_name))
+    target = str(project.raw_data(recipe_name))
     try:
         if repo.config["core"].get("remote"):
             for odb, wanted in out.get_used_objs(filter_info=target).items():

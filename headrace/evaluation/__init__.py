@@ -1,1 +1,1 @@
-"""How good a model is, and whether it is better than another: metrics, plots, the gate and its paired tests. Pure functions."""
+"""Evaluation of models, as pure functions: metrics, plots, the release gate and its paired tests."""

@@ -1,4 +1,4 @@
-"""How good a model is on the test rows: metrics, per class and per slice, how far its probabilities can be believed."""
+"""Metrics of a model on the test rows: in total, by class and by slice, and the calibration of its probabilities."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from headrace.errors import ExportError, TrainingError
 from headrace.recipe.task_types import CALIBRATION, CLASSIFICATION, INTERVALS, REGRESSION
 
 CALIBRATION_BINS = 15
-MOST_SLICE_VALUES = 20
+MAX_SLICE_VALUES = 20
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
 class Result(BaseModel):
-    """Unchanging, and the same again after a trip through JSON."""
+    """An immutable result that can be written to JSON and read again."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -32,7 +32,7 @@ class Result(BaseModel):
 
 
 class ClassScore(Result):
-    """One class; a score that divides by zero rows is None."""
+    """The scores of a class; a score that would divide by zero rows is None."""
 
     label: str
     precision: float | None
@@ -43,7 +43,7 @@ class ClassScore(Result):
 
 
 class SliceScore(Result):
-    """The test rows that share one value of a column."""
+    """The scores of the test rows that share a value of a column."""
 
     column: str
     value: str
@@ -51,17 +51,17 @@ class SliceScore(Result):
     accuracy: float | None = None
     mae: float | None = None
     score: float | None = None
-    """Of a metric by rows: `Evaluation.sliced_by` names it."""
+    """A row-wise metric, named by `Evaluation.sliced_by`."""
     standard_error: float | None = None
-    """Of `mae` or of `score`."""
+    """The standard error of `mae` or of `score`."""
     bias: float | None = None
-    """Mean of prediction minus truth: above zero the model says too much."""
+    """Mean of prediction minus truth: above zero, predictions are too high."""
     coverage: float | None = None
-    """Share of true values inside the interval, where there is one."""
+    """Share of true values inside of their intervals, if the model predicts intervals."""
 
 
 class CalibrationBin(Result):
-    """The rows whose top probability lies in `(lower, upper]`; empty bins are left out."""
+    """The rows whose top probability is in `(lower, upper]`; empty bins are left out."""
 
     lower: float
     upper: float
@@ -72,7 +72,7 @@ class CalibrationBin(Result):
 
 
 class Evaluation(Result):
-    """What one model does on one set of rows. A metric that these rows leave undefined is absent, and a note says why."""
+    """The evaluation of a model on a set of rows. A metric that is undefined on them is absent, and a note gives the reason."""
 
     task: Literal["classification", "regression", "scores"]
     """`scores`: metrics that are means or quotients over rows (`headrace.evaluation.row_metrics`)."""
@@ -83,18 +83,18 @@ class Evaluation(Result):
     sliced_by: str | None = None
     """The metric of `slices`, for `scores`."""
     samples: list[dict[str, str]] = []
-    """Answers for a person to read, such as a prompt and its text."""
+    """Answers for people to read, for example a prompt and its text."""
     labels: list[str] = []
     classes: list[ClassScore] = []
     confusion: list[list[int]] = []
-    """Rows of the true class i that were predicted as class j."""
+    """Number of rows of true class i that were predicted as class j."""
     calibration: list[CalibrationBin] = []
     calibration_error: float | None = None
     """Expected calibration error (Guo et al. 2017, arXiv:1706.04599, eq. 3), 15 bins of equal width."""
     calibration_error_before: float | None = None
-    """The same without the temperature that was fitted on the validation rows, where one was."""
+    """The calibration error without the temperature that was fitted on the validation rows; None without a temperature."""
     interval: float | None = None
-    """Share of true values that the intervals are to hold."""
+    """Share of true values that the intervals should contain."""
     residual_quantiles: dict[str, float] = {}
     """Quantiles of prediction minus truth, in the target's unit."""
 
@@ -111,7 +111,7 @@ def score_classification(
 
     Raises:
         TrainingError: no rows, or indices without a label.
-        ExportError: NaN or infinity among the outputs, or rows that are no probabilities.
+        ExportError: outputs with NaN or infinity, or rows that are not probabilities.
     """
     p = as_probabilities(probabilities, len(y_true))
     y = _as_classes(y_true, p.shape[1], labels)
@@ -146,7 +146,7 @@ def score_regression(
     """Scores predicted values `(rows,)` against true ones `(rows,)`, in the target's unit.
 
     Args:
-        interval: the share of true values that intervals are to hold; `y_pred` is `(rows, 3)` then: value, lower, upper.
+        interval: the share of true values that intervals should contain; `y_pred` is then `(rows, 3)`: value, lower, upper.
 
     Raises:
         TrainingError: no rows, or NaN or infinity among the true values.
@@ -158,7 +158,7 @@ def score_regression(
         raise TrainingError(
             f"{bad} of {len(y)} true values are NaN or infinite",
             where="the target column",
-            hint="name the target in data.drop_missing of the recipe, or expect its values to be present",
+            hint="add the target to data.drop_missing in the recipe, or expect its values to be present",
         )
     metrics = {name: regression_metric(name)(y, predicted) for name in REGRESSION}
     residual = predicted - y
@@ -178,17 +178,17 @@ def score_regression(
 
 
 def classification_metric(name: str) -> Callable[[NDArray[Any], NDArray[np.float64]], float]:
-    """The metric of that name as a function of class indices and probabilities; NaN where undefined."""
+    """Returns the metric as a function of class indices and probabilities, which gives NaN if it is undefined."""
     return {"accuracy": _accuracy, "macro_f1": _macro_f1, "auc": auc, "log_loss": _log_loss}[name]
 
 
 def regression_metric(name: str) -> Callable[[NDArray[Any], NDArray[np.float64]], float]:
-    """The metric of that name as a function of true and predicted values; NaN where undefined."""
+    """Returns the metric as a function of true and predicted values, which gives NaN if it is undefined."""
     return {"mae": _mae, "rmse": _rmse, "r2": _r2}[name]
 
 
 def as_probabilities(outputs: NDArray[Any], rows: int) -> NDArray[np.float64]:
-    """Checks that `outputs` are probabilities `(rows, classes)`; each row is scaled to sum to exactly 1.
+    """Checks that `outputs` are probabilities `(rows, classes)`, and scales each row to sum to exactly 1.
 
     Raises:
         TrainingError: no rows.
@@ -204,24 +204,24 @@ def as_probabilities(outputs: NDArray[Any], rows: int) -> NDArray[np.float64]:
     if wrong.any():
         first = int(wrong.argmax())
         raise ExportError(
-            f"{int(wrong.sum())} of {rows} rows are no probabilities: row {first} sums to {sums[first]:.4g}, "
+            f"{int(wrong.sum())} of {rows} rows are not probabilities: row {first} sums to {sums[first]:.4g}, "
             f"smallest {p[first].min():.4g}",
-            hint="end the exported graph with a softmax",
+            hint="add a softmax at the end of the exported graph",
         )
     scaled: NDArray[np.float64] = np.clip(p, 0.0, None) / sums[:, None]
     return scaled
 
 
 def interval_scores(metric: str, y_true: NDArray[Any], outputs: NDArray[Any]) -> NDArray[np.float64]:
-    """What each row adds to `coverage` (1 inside of its interval, else 0) or to `interval_width`, `(rows,)`.
+    """Returns what each row contributes to `coverage` (1 inside of its interval, else 0) or to `interval_width`, `(rows,)`.
 
     Raises:
-        ExportError: `outputs` hold no intervals.
+        ExportError: `outputs` have no intervals.
     """
     if outputs.ndim != 2 or outputs.shape[1] != 3:
         raise ExportError(
-            f"outputs of shape {outputs.shape} hold no intervals, and {metric} is asked for",
-            hint="set model.interval in the recipe, such as 0.9, or take the metric out of the gate",
+            f"outputs of shape {outputs.shape} have no intervals, which {metric} needs",
+            hint="set model.interval in the recipe (for example 0.9), or remove the metric from the gate",
         )
     _, low, high = outputs.astype(np.float64).T
     scores: NDArray[np.float64] = high - low if metric == "interval_width" else ((low <= y_true) & (y_true <= high)) * 1.0
@@ -229,12 +229,13 @@ def interval_scores(metric: str, y_true: NDArray[Any], outputs: NDArray[Any]) ->
 
 
 def expected_calibration_error(y: NDArray[Any], p: NDArray[np.float64]) -> float:
-    """Of probabilities `(rows, classes)` against class indices `(rows,)` (Guo et al. 2017, arXiv:1706.04599, eq. 3)."""
+    """Returns the expected calibration error of probabilities `(rows, classes)` for class indices `(rows,)` (Guo et al. 2017,
+    arXiv:1706.04599, eq. 3)."""
     return _calibrate(p.max(axis=1), p.argmax(axis=1) == y)[1]
 
 
 def before_scaling(evaluation: Evaluation, y_true: NDArray[Any], outputs: NDArray[Any], temperature: float) -> Evaluation:
-    """`evaluation` with the calibration error that the same logits would have without `temperature`.
+    """Adds the calibration error that the same logits would have without `temperature`.
 
     softmax(z / T) to the power of T is softmax(z), up to its sum.
     """
@@ -245,7 +246,7 @@ def before_scaling(evaluation: Evaluation, y_true: NDArray[Any], outputs: NDArra
 
 
 def as_values(outputs: NDArray[Any], rows: int) -> NDArray[np.float64]:
-    """Checks that `outputs` are finite values `(rows,)`; of `(rows, 3)`, value with interval, the first is taken.
+    """Checks that `outputs` are finite values `(rows,)`, and returns them; of `(rows, 3)`, values with intervals, the first.
 
     Raises:
         TrainingError: no rows.
@@ -254,14 +255,15 @@ def as_values(outputs: NDArray[Any], rows: int) -> NDArray[np.float64]:
     values = np.asarray(outputs, dtype=np.float64)
     _check_rows(rows)
     if values.shape not in ((rows,), (rows, 1), (rows, 3)):
-        raise ExportError(f"outputs of shape {values.shape} for {rows} rows; a regression gives one value a row")
+        raise ExportError(f"outputs of shape {values.shape} for {rows} rows; a regression gives one value per row")
     values = values.reshape(rows, -1)
     _check_finite(values)
     return values[:, 0]
 
 
 def auc(y: NDArray[Any], p: NDArray[np.float64]) -> float:
-    """Area under the ROC curve: of class 1 when there are two, else the mean over the classes present, one against the rest."""
+    """Returns the area under the ROC curve: of class 1 if there are two, else the mean over the classes present, one against
+    the rest."""
     from sklearn.metrics import roc_auc_score
 
     present = [1] if p.shape[1] == 2 else [k for k in range(p.shape[1]) if (y == k).any()]
@@ -303,9 +305,9 @@ def _r2(y: NDArray[Any], predicted: NDArray[np.float64]) -> float:
 def _check_rows(rows: int) -> None:
     if rows == 0:
         raise TrainingError(
-            "there are no test rows, so nothing can be measured",
+            "there are no test rows",
             where="data.split.test",
-            hint="bring more data, or raise data.split.test in the recipe",
+            hint="add more data, or raise data.split.test in the recipe",
         )
 
 
@@ -321,7 +323,7 @@ def _check_finite(outputs: NDArray[np.float64]) -> None:
 def _as_classes(y_true: NDArray[Any], classes: int, labels: Sequence[str]) -> NDArray[np.int64]:
     y = np.asarray(y_true).astype(np.int64)
     if len(labels) != classes:
-        raise ExportError(f"{classes} probabilities a row, and {len(labels)} labels", where="labels")
+        raise ExportError(f"{classes} probabilities per row, but {len(labels)} labels", where="labels")
     if y.min() < 0 or y.max() >= classes:
         wrong = int(y.min() if y.min() < 0 else y.max())
         raise TrainingError(f"class index {wrong} has no label; there are {classes} labels", where="the target column")
@@ -346,7 +348,7 @@ def _class_scores(y: NDArray[np.int64], predicted: NDArray[Any], labels: Sequenc
 
 
 def _calibrate(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> tuple[list[CalibrationBin], float]:
-    """Bins of the top probability, and the row-weighted mean gap between confidence and accuracy."""
+    """Returns bins of the top probability, and the row-weighted mean difference of confidence and accuracy."""
     edges = np.linspace(0.0, 1.0, CALIBRATION_BINS + 1)
     place = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
     bins = [
@@ -365,7 +367,7 @@ def _calibrate(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> tup
 def slice_rows(
     slices: Mapping[str, NDArray[Any]] | None, rows: int, score: Callable[[NDArray[np.bool_]], dict[str, float]]
 ) -> list[SliceScore]:
-    """`score` of the rows that share a value, for each value of each column (name to values `(rows,)`)."""
+    """Computes `score` for the rows that share a value, for each value of each column (name to values `(rows,)`)."""
     found = []
     for column, values in (slices or {}).items():
         if len(values) != rows:
@@ -386,22 +388,22 @@ def _coverage(scores: Mapping[str, NDArray[np.float64]], at: NDArray[np.bool_]) 
 
 
 def _natural(text: str) -> tuple[bool, float, str]:
-    """Sorts numbers by size (2 before 10), and before words."""
+    """Returns a sort key that orders numbers by size (2 before 10), before words."""
     return (False, float(text), text) if text.isdecimal() else (True, 0.0, text)
 
 
 def _groups(values: NDArray[Any]) -> list[tuple[str, NDArray[np.bool_]]]:
-    """The values of a slice column with the rows of each: fifths of many numbers, the most frequent of many words."""
-    if np.issubdtype(values.dtype, np.number) and len(np.unique(values)) > MOST_SLICE_VALUES:
+    """Returns the values of a slice column with their rows: fifths of many numbers, the most frequent of many words."""
+    if np.issubdtype(values.dtype, np.number) and len(np.unique(values)) > MAX_SLICE_VALUES:
         return _fifths(values.astype(np.float64))
     import pandas as pd
 
-    codes, found = pd.factorize(values, use_na_sentinel=False)  # texts of few distinct values: each is written once
+    codes, found = pd.factorize(values, use_na_sentinel=False)  # each distinct value is formatted once
     shown = np.array(["(none)" if v in ("", None) or v != v else str(v) for v in found.tolist()])
     names, of_value = np.unique(shown, return_inverse=True)
     place = of_value[codes].astype(np.int32)
     counts = np.bincount(place, minlength=len(names))
-    kept = sorted(np.argsort(-counts, kind="stable")[:MOST_SLICE_VALUES].tolist(), key=lambda i: _natural(str(names[i])))
+    kept = sorted(np.argsort(-counts, kind="stable")[:MAX_SLICE_VALUES].tolist(), key=lambda i: _natural(str(names[i])))
     groups = [(str(names[i]), place == i) for i in kept]
     rest = ~np.isin(place, kept)
     return [*groups, (f"({len(names) - len(kept)} others)", rest)] if rest.any() else groups

@@ -1,7 +1,7 @@
-"""Bounds on how much better one model is than another on the same rows: exact, asymptotic, resampled.
+"""Bounds on the improvement of one model over another on the same rows: exact, asymptotic or resampled.
 
 Every bound is one-sided at `confidence`; `lower` and `upper` together make a two-sided interval of level 2·confidence − 1.
-Differences count upwards as better. Nothing here knows of recipes or files.
+Differences are positive when the candidate is better.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ Floats = NDArray[np.float64]
 
 RESAMPLES = 9_999
 LARGE = 5_000
-"""Rows above which resampling gives way to a formula: resampling n rows costs n·RESAMPLES draws, and BCa's jackknife n²."""
+"""With more rows a formula replaces resampling: resampling n rows costs n·RESAMPLES draws, and BCa's jackknife n²."""
 STEADY_ROWS = 20
-"""Rows of a class that have to agree before agreement counts as evidence (0.86 to the 20th is 5 %)."""
+"""Rows of a class that have to agree before agreement is evidence (0.86 to the 20th is 5 %)."""
 CELLS_AT_ONCE = 4_000_000
-"""Numbers held at one time while resampling: 32 MB."""
+"""Numbers in memory while resampling: 32 MB."""
 
 
 @dataclass(frozen=True)
 class Bound:
-    """A bound may be None where the rows allow none."""
+    """A one-sided bound on each side; None if the rows allow no bound."""
 
     lower: float | None
     upper: float | None
@@ -36,9 +36,9 @@ class Bound:
 
 
 def mcnemar(won: int, lost: int, rows: int, confidence: float) -> Bound:
-    """The exact McNemar test: is a row that only one model gets right more often the candidate's?
+    """Makes the exact McNemar test: of the rows that only one model gets right, does the candidate get more than half?
 
-    `won` rows are right in the candidate alone, `lost` in the champion alone. p is P(X >= won) for X ~ Bin(won + lost, 1/2)
+    Only the candidate gets `won` rows right, only the champion `lost` rows. p is P(X >= won) for X ~ Bin(won + lost, 1/2)
     (McNemar 1947, Psychometrika 12:153; as advised by Dietterich 1998, Neural Computation 10:1895). The bounds are
     Clopper-Pearson's on won/(won + lost), turned into a difference of accuracies given the number of discordant rows.
     """
@@ -56,9 +56,9 @@ def mcnemar(won: int, lost: int, rows: int, confidence: float) -> Bound:
 
 
 def tango(won: int, lost: int, rows: int, confidence: float) -> Bound:
-    """Score interval for the difference of two paired proportions (Tango 1998, Statistics in Medicine 17:891).
+    """Returns the score interval for the difference of two paired proportions (Tango 1998, Statistics in Medicine 17:891).
 
-    Right where a bootstrap fails: few discordant rows. None at all among 100 do not show a loss below 1 %.
+    It is correct with few discordant rows, where a bootstrap fails: 100 rows without any do not show a loss below 1 %.
     """
     from scipy.optimize import brentq
     from scipy.stats import norm
@@ -78,23 +78,21 @@ def tango(won: int, lost: int, rows: int, confidence: float) -> Bound:
 
 
 def mean(differences: Floats, margin: float, confidence: float, rng: np.random.Generator) -> Bound:
-    """A bound on the mean of row-wise differences `(rows,)`.
-
-    Up to LARGE rows a BCa bootstrap (Efron & Tibshirani 1993, chapter 14), above it a t bound corrected for skewness; held
-    back by the swap test.
+    """Bounds the mean of row-wise differences `(rows,)`: up to LARGE rows by a BCa bootstrap (Efron & Tibshirani 1993,
+    chapter 14), above by a t bound corrected for skewness; both limited by the swap test.
     """
     ones = np.ones_like(differences)
     return quotient(np.stack([differences, ones], axis=1), np.stack([0 * ones, ones], axis=1), margin, confidence, rng)
 
 
-def quotient(first: Floats, second: Floats, margin: float, confidence: float, rng: np.random.Generator) -> Bound:
-    """A bound on the difference of two quotients of sums, from amounts and weights `(rows, 2)` with the same weights in both.
+def quotient(candidate: Floats, champion: Floats, margin: float, confidence: float, rng: np.random.Generator) -> Bound:
+    """Bounds the difference of two ratios of sums, from amounts and weights `(rows, 2)` with the same weights in both.
 
-    The rows' linear parts (the delta method), as a mean; held back by the swap test on the amounts. Weights of 1 make it a
-    difference of two means.
+    It bounds the mean of the rows' linear contributions (the delta method), limited by the swap test on the amounts. With
+    weights of 1 it is a difference of two means.
     """
-    weights = first[:, 1]
-    saved = (first[:, 0] - second[:, 0]) / weights.mean()
+    weights = candidate[:, 1]
+    saved = (candidate[:, 0] - champion[:, 0]) / weights.mean()
     if len(saved) < 2 or np.ptp(saved) == 0:
         return Bound(None, None, "too few rows that differ")
     differences = saved + saved.mean() * (1 - weights / weights.mean())
@@ -103,11 +101,11 @@ def quotient(first: Floats, second: Floats, margin: float, confidence: float, rn
 
 
 def swap_test(differences: Floats, rng: np.random.Generator) -> float:
-    """p of a mean above zero when each row's two models may have been exchanged (the sign-flip test: Fisher 1935, chapter 3;
-    for comparing two models Yeh 2000, arXiv:cs/0008005).
+    """Returns the p-value of a mean above zero if the two models of each row could be exchanged (the sign-flip test: Fisher
+    1935, chapter 3; for comparing two models Yeh 2000, arXiv:cs/0008005).
 
-    Exact when nothing tells the two models apart but chance, as for one recipe trained with two seeds. A bootstrap is not:
-    where a handful of rows carry the loss it was seen to promote one retrain in seven instead of one in twenty.
+    The test is exact if the models differ by chance only, as one recipe trained with two seeds. A bootstrap is not: when a
+    few rows dominate the loss, it promoted one retrain in seven instead of one in twenty.
     """
     n = len(differences)
     flips = int(np.clip(12 * CELLS_AT_ONCE // n, 999, RESAMPLES))
@@ -121,7 +119,7 @@ def swap_test(differences: Floats, rng: np.random.Generator) -> float:
 
 
 def hold_back(bound: Bound, p_value: float, margin: float, confidence: float) -> Bound:
-    """Lowers the bound to the margin where the swap test does not agree that it is exceeded."""
+    """Lowers the bound to the margin if the swap test does not confirm that the margin is exceeded."""
     lower = bound.lower
     if lower is not None and p_value > 1 - confidence:
         lower = min(lower, margin)
@@ -147,7 +145,7 @@ def _bca(differences: Floats, confidence: float, rng: np.random.Generator) -> Bo
 
 
 def hall(differences: Floats, confidence: float) -> Bound:
-    """A t bound on a mean, corrected for skewness by Hall's cubic (Hall 1992, JRSS B 54:221), in O(rows)."""
+    """Returns a t bound on a mean, corrected for skewness by Hall's cubic (Hall 1992, JRSS B 54:221), in O(rows)."""
     from scipy.stats import t
 
     n = len(differences)
@@ -163,10 +161,11 @@ def hall(differences: Floats, confidence: float) -> Bound:
 
 
 def delong(y: NDArray[np.int64], candidate: Floats, champion: Floats, confidence: float) -> Bound:
-    """A bound on the difference of two AUCs on the same rows (DeLong, DeLong & Clarke-Pearson 1988, Biometrics 44:837).
+    """Bounds the difference of two AUCs on the same rows (DeLong, DeLong & Clarke-Pearson 1988, Biometrics 44:837).
 
-    Takes classes `(rows,)` and probabilities `(rows, classes)`. With several classes: the mean of one against the rest, as
-    the variance of the mean of their components. Degrees of freedom by Welch-Satterthwaite, since a class may have few rows.
+    Takes classes `(rows,)` and probabilities `(rows, classes)`. With several classes it uses the mean of one against the
+    rest, and the variance of the mean of their components. Degrees of freedom are Welch-Satterthwaite's, since a class may
+    have few rows.
     """
     from scipy.stats import t
 
@@ -179,9 +178,9 @@ def delong(y: NDArray[np.int64], candidate: Floats, champion: Floats, confidence
     if min(len(group) for group in groups) < 2:
         return Bound(None, None, "DeLong, which needs two rows of each class")
     spread = np.array([group.var(ddof=1) * len(group) for group in groups]) / len(y) ** 2
-    centre = float(parts.mean()) / 2  # the positives make up one AUC, the negatives another
+    centre = float(parts.mean()) / 2  # the sum over positives is one AUC, that over negatives another
     if spread.sum() == 0:
-        # such as a perfect candidate against a constant champion: believed once each class has shown it often enough
+        # for example a perfect candidate and a constant champion: accepted if each class has enough rows
         sure = centre != 0 and min(len(group) for group in groups) >= STEADY_ROWS
         return (
             Bound(centre, centre, "DeLong, no row disagrees") if sure else Bound(None, None, "DeLong, which sees no variance")
@@ -200,10 +199,10 @@ def macro_f1(
     confidence: float,
     rng: np.random.Generator,
 ) -> Bound:
-    """Percentile bootstrap over rows (Efron & Tibshirani 1993, chapter 13) of the difference of two macro F1 scores.
+    """Bounds the difference of two macro F1 scores by a percentile bootstrap over rows (Efron & Tibshirani 1993, chapter 13).
 
-    Rows alike in truth and both predictions are drawn together, as multinomial counts: the same distribution, at a cost that
-    follows the number of distinct triples and not the number of rows. Held back by the swap test, drawn likewise.
+    Rows with the same truth and predictions are drawn together, as multinomial counts: the distribution is the same, and the
+    cost depends on the number of distinct triples, not of rows. The bound is limited by the swap test, drawn the same way.
     """
     cells, counts = np.unique(np.stack([y, candidate, champion], axis=1), axis=0, return_counts=True)
     resamples = int(np.clip(25 * CELLS_AT_ONCE // len(cells), 1_000, RESAMPLES))
@@ -211,7 +210,7 @@ def macro_f1(
     first_right, second_right = (_groups(cells[:, 0], cells[:, 0] == cells[:, i], classes) for i in (1, 2))
 
     def gain(kept: Floats, exchanged: Floats) -> Floats:
-        """From counts `(resamples, cells)` of rows as they are, and of rows whose two predictions change places."""
+        """Returns the gain from counts `(resamples, cells)` of unchanged rows, and of rows whose predictions are exchanged."""
         support = (kept + exchanged) @ truth
         return _f1(support, kept @ first + exchanged @ second, kept @ first_right + exchanged @ second_right) - _f1(
             support, kept @ second + exchanged @ first, kept @ second_right + exchanged @ first_right
@@ -234,10 +233,10 @@ def macro_f1(
 def squared(
     y: Floats, candidate: Floats, champion: Floats, metric: str, margin: float, confidence: float, rng: np.random.Generator
 ) -> Bound:
-    """A bound on the gain in `rmse` or `r2`, from the true and both predicted values `(rows,)`.
+    """Bounds the gain in `rmse` or `r2`, from the true and both predicted values `(rows,)`.
 
-    Up to LARGE rows a percentile bootstrap over rows; above it the metric's linear part (the delta method) as a mean. Held
-    back by the swap test on the squared errors, of which either gain is a multiple.
+    Up to LARGE rows by a percentile bootstrap over rows, above by the mean of the metric's linear contributions (the delta
+    method); limited by the swap test on the squared errors, of which either gain is a multiple.
     """
     rows = np.stack([np.square(candidate - y), np.square(champion - y), y - y.mean(), np.square(y - y.mean())], axis=1)
     saved = rows[:, 1] - rows[:, 0]
@@ -248,7 +247,7 @@ def squared(
     if scale == 0:
         return Bound(None, None, "true values that do not vary")
     if len(y) > LARGE:
-        bound = hall(_linear_part(rows, gain), confidence)
+        bound = hall(_linear_contributions(rows, gain), confidence)
         bound = Bound(bound.lower, bound.upper, f"delta method, {bound.method}")
     else:
         bound = _resample_rows(rows, gain, confidence, rng)
@@ -266,7 +265,7 @@ def _resample_rows(rows: Floats, gain: Callable[[Floats], Floats], confidence: f
 
 
 def _tango_score(won: int, lost: int, rows: int, delta: float) -> float:
-    """Tango's z for the hypothesis that the difference is `delta` (his eq. 14)."""
+    """Returns Tango's z for the hypothesis that the difference is `delta` (his eq. 14)."""
     a = 2 * rows
     b = -won - lost + (2 * rows - won + lost) * delta
     c = -lost * delta * (1 - delta)
@@ -277,29 +276,29 @@ def _tango_score(won: int, lost: int, rows: int, delta: float) -> float:
 
 
 def _placements(positive: NDArray[np.bool_], score: Floats) -> Floats:
-    """Each row's weight in the AUC: the share of the other side that it outranks, over its own side's share of the rows.
+    """Returns each row's weight in the AUC: the share of the other side that it outranks, divided by its side's share of rows.
 
     Their mean over the positives, and over the negatives, is the AUC: DeLong's structural components, divided by the share.
     """
     from scipy.stats import rankdata
 
     parts = np.empty(len(score))
-    everyone = rankdata(score)
+    all_ranks = rankdata(score)
     for side, others in ((positive, ~positive), (~positive, positive)):
-        below = (everyone[side] - rankdata(score[side])) / others.sum()
+        below = (all_ranks[side] - rankdata(score[side])) / others.sum()
         parts[side] = (below if side is positive else 1 - below) / side.mean()
     return parts
 
 
 def _groups(index: NDArray[np.int64], weight: NDArray[Any], classes: int) -> Any:
-    """A sparse `(cells, classes)` matrix: counts of cells times it are counts of classes."""
+    """Returns a sparse `(cells, classes)` matrix that turns counts of cells into counts of classes."""
     from scipy.sparse import csr_array
 
     return csr_array((weight.astype(np.float64), (np.arange(len(index)), index)), shape=(len(index), classes))
 
 
 def _f1(truth: Floats, predicted: Floats, both: Floats) -> Floats:
-    """Macro F1 of each resample over the classes that occur in it, from counts `(resamples, classes)`."""
+    """Returns macro F1 of each resample over the classes that occur in it, from counts `(resamples, classes)`."""
     occurs = truth + predicted > 0
     scores = np.divide(2 * both, truth + predicted, out=np.zeros_like(both), where=occurs)
     macro: Floats = scores.sum(axis=1) / occurs.sum(axis=1)
@@ -307,7 +306,7 @@ def _f1(truth: Floats, predicted: Floats, both: Floats) -> Floats:
 
 
 def _rmse_gain(means: Floats) -> Floats:
-    """From means `(..., 4)` of the two squared errors, of the centred truth and of its square."""
+    """Returns the gain from means `(..., 4)` of both squared errors, the centred truth and its square."""
     gain: Floats = np.sqrt(means[..., 1]) - np.sqrt(means[..., 0])
     return gain
 
@@ -318,8 +317,8 @@ def _r2_gain(means: Floats) -> Floats:
     return gain
 
 
-def _linear_part(rows: Floats, gain: Callable[[Floats], Floats]) -> Floats:
-    """What each row adds to the gain, to first order: numbers `(rows,)` whose mean is the gain."""
+def _linear_contributions(rows: Floats, gain: Callable[[Floats], Floats]) -> Floats:
+    """Returns the first-order contribution of each row: numbers `(rows,)` whose mean is the gain."""
     means = rows.mean(axis=0)
     step = 1e-6 * np.maximum(np.abs(means), 1e-12)
     slopes = [(gain(means + step * unit) - gain(means - step * unit)) / (2 * step @ unit) for unit in np.eye(len(means))]
@@ -334,6 +333,6 @@ def _percentile(resampled: Floats, confidence: float, resamples: int) -> Bound:
 
 
 def _batches(resamples: int, width: int) -> list[int]:
-    """Sizes of batches whose arrays stay within CELLS_AT_ONCE numbers."""
+    """Returns sizes of batches whose arrays have at most CELLS_AT_ONCE numbers."""
     size = max(1, CELLS_AT_ONCE // width)
     return [min(size, resamples - start) for start in range(0, resamples, size)]

@@ -1,6 +1,6 @@
-"""Pictures of an evaluation and of a training run, each beside the table that `dvc plots show` reads.
+"""Plots of an evaluation and of a training run, each with the table that `dvc plots show` reads.
 
-The same numbers give the same bytes. Colours are Okabe and Ito's, which stay apart for colour-blind readers.
+The same numbers give the same bytes. Colours are Okabe and Ito's, which colour-blind readers can distinguish.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6f6f6f"
-MOST_CLASSES = 30
-MOST_NUMBERED = 16
-MOST_POINTS = 5_000
+MAX_CLASSES = 30
+MAX_NUMBERED = 16
+MAX_POINTS = 5_000
 TITLES = {"mae": "MAE", "rmse": "RMSE", "r2": "R²"}
 
 
 def draw_evaluation(
     evaluation: Evaluation, y_true: NDArray[Any], outputs: NDArray[Any], model: str, folder: Path
 ) -> list[Path]:
-    """Draws what `evaluation` says of `model` into `folder`; gives the files written, pictures and tables.
+    """Draws the plots of an evaluation of `model` into `folder`, and returns the files written: pictures and tables.
 
     `y_true` holds class indices or values `(rows,)`, `outputs` probabilities `(rows, classes)` or values `(rows,)`; neither
     is looked at for a kind with scores of its own.
@@ -68,7 +68,7 @@ def draw_evaluation(
 
 
 def draw_curves(history: Path, model: str, folder: Path) -> Path:
-    """Draws the curves of a training run into `folder/curves.png`.
+    """Draws the curves of a training run to `folder/curves.png`.
 
     `history` is a CSV with the columns epoch, train_loss, val_loss and `val_` something for the metric; DVC plots it as it is.
     """
@@ -78,7 +78,7 @@ def draw_curves(history: Path, model: str, folder: Path) -> Path:
 
 
 def confusion(evaluation: Evaluation, model: str) -> Figure:
-    """True classes down, predicted ones across; the colour is the share of the true class, the number is rows."""
+    """True classes down, predicted ones across; the colour is the share of the true class, the number counts rows."""
     from matplotlib.colors import PowerNorm
 
     counts = np.array(evaluation.confusion)
@@ -87,10 +87,10 @@ def confusion(evaluation: Evaluation, model: str) -> Figure:
     classes = len(counts)
     side = float(np.clip(2.2 + 0.45 * classes, 4.5, 10))
     figure, axes = _figure(side + 1.2, side)
-    # errors are rare: a square-root scale lets a share of 1 % be seen beside one of 99 %
+    # errors are rare: on a square-root scale a share of 1 % is visible next to one of 99 %
     image = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
     figure.colorbar(image, ax=axes, label="share of the true class", ticks=[0, 0.01, 0.1, 0.25, 0.5, 1], fraction=0.046)
-    if classes <= MOST_NUMBERED:
+    if classes <= MAX_NUMBERED:
         for i, j in np.ndindex(counts.shape):
             if counts[i, j]:
                 axes.text(
@@ -102,7 +102,7 @@ def confusion(evaluation: Evaluation, model: str) -> Figure:
                     fontsize=8,
                     color="white" if share[i, j] > 0.35 else "black",
                 )
-    step = math.ceil(classes / MOST_CLASSES)
+    step = math.ceil(classes / MAX_CLASSES)
     places, names = range(0, classes, step), [_short(label) for label in evaluation.labels[::step]]
     turned = any(len(name) > 3 for name in names)
     axes.set_xticks(places, names, rotation=90 if turned else 0)
@@ -112,9 +112,9 @@ def confusion(evaluation: Evaluation, model: str) -> Figure:
 
 
 def recall(evaluation: Evaluation, model: str) -> Figure:
-    """Recall of each class with its 95 % Wilson interval, the worst at the top."""
+    """Plots the recall of each class with its 95 % Wilson interval, the worst at the top."""
     tested = sorted((c for c in evaluation.classes if c.recall is not None), key=lambda c: (c.recall, c.label))
-    shown = tested[:MOST_CLASSES]
+    shown = tested[:MAX_CLASSES]
     figure, axes = _figure(6.4, 1.6 + 0.3 * len(shown))
     for place, c in enumerate(shown):
         assert c.recall is not None
@@ -130,7 +130,7 @@ def recall(evaluation: Evaluation, model: str) -> Figure:
 
 
 def reliability(evaluation: Evaluation, model: str) -> Figure:
-    """How often the top answer is right, by how sure the model was; below, how many rows were so sure."""
+    """Plots the accuracy of the top answer by its probability; below, the number of rows for each probability."""
     figure, (top, bottom) = _figures(5.6, 6.0, ratios=(3, 1))
     bins = evaluation.calibration
     top.plot((0, 1), (0, 1), color=GREY, linestyle="--", linewidth=1, label="perfectly calibrated")
@@ -139,7 +139,7 @@ def reliability(evaluation: Evaluation, model: str) -> Figure:
     top.plot(
         [b.confidence for b in bins], [b.accuracy for b in bins], "o-", color=BLUE, label="model, with 95 % Wilson interval"
     )
-    top.set(ylabel="share right", xlim=(0, 1.01), ylim=(0, 1.03))
+    top.set(ylabel="accuracy", xlim=(0, 1.01), ylim=(0, 1.03))
     top.legend(loc="upper left", frameon=False)
     bottom.bar(
         [b.lower for b in bins],
@@ -154,7 +154,7 @@ def reliability(evaluation: Evaluation, model: str) -> Figure:
 
 
 def residuals(evaluation: Evaluation, predicted: NDArray[np.float64], residual: NDArray[np.float64], model: str) -> Figure:
-    """Prediction minus truth over the prediction, with the median and the middle 90 % along the way."""
+    """Plots prediction minus truth over the prediction, with running median and middle 90 %."""
     figure, axes = _figure(6.8, 4.6)
     low, high = np.quantile(residual, [0.002, 0.998])
     pad = 0.05 * (high - low) or 1.0
@@ -175,11 +175,11 @@ def residuals(evaluation: Evaluation, predicted: NDArray[np.float64], residual: 
     metrics = ", ".join(
         f"{TITLES.get(name, name.replace('_', ' '))} {evaluation.metrics[name]:.4g}" for name in evaluation.metrics
     )
-    return _titled(figure, model, f"{metrics}\n{points}" + (f"; {beyond:,} beyond the edge" if beyond else ""))
+    return _titled(figure, model, f"{metrics}\n{points}" + (f"; {beyond:,} outside of the plot" if beyond else ""))
 
 
 def slices(evaluation: Evaluation, model: str) -> Figure:
-    """The error (or accuracy, or score) of each value of each slice column, against that of all rows."""
+    """Plots the error (or accuracy, or score) of each value of each slice column, and that of all rows."""
     metric = _slice_metric(evaluation)
     columns = list(dict.fromkeys(s.column for s in evaluation.slices))
     groups = [[s for s in evaluation.slices if s.column == column] for column in columns]
@@ -198,7 +198,7 @@ def slices(evaluation: Evaluation, model: str) -> Figure:
 
 
 def curves(history: Sequence[dict[str, float]], model: str) -> Figure:
-    """Loss and metric by epoch; the epoch whose weights were kept, that of the lowest validation loss, is marked."""
+    """Plots loss and metrics by epoch; marks the epoch with the lowest validation loss, whose weights were kept."""
     from matplotlib.ticker import MaxNLocator
 
     epochs = [row["epoch"] for row in history]
@@ -226,14 +226,14 @@ def curves(history: Sequence[dict[str, float]], model: str) -> Figure:
 
 
 def _running_quantiles(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[list[float], NDArray[np.float64]]:
-    """Mean x, and the 5th, 50th and 95th percentile of y, in up to 20 groups of equally many rows."""
+    """Returns mean x, and the 5th, 50th and 95th percentile of y, in up to 20 groups of equal size."""
     groups = [g for g in np.array_split(np.argsort(x, kind="stable"), max(1, min(20, len(x) // 25))) if len(g)]
     return [float(x[g].mean()) for g in groups], np.array([np.quantile(y[g], [0.05, 0.5, 0.95]) for g in groups]).T
 
 
 def _thin(rows: int) -> NDArray[np.int64]:
-    """At most MOST_POINTS rows, evenly spaced: more points hide each other."""
-    return np.unique(np.linspace(0, rows - 1, min(rows, MOST_POINTS)).astype(np.int64))
+    """Returns at most MAX_POINTS rows, evenly spaced: more points hide each other."""
+    return np.unique(np.linspace(0, rows - 1, min(rows, MAX_POINTS)).astype(np.int64))
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -242,7 +242,7 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def _figures(width: float, height: float, ratios: Sequence[float]) -> tuple[Figure, list[Axes]]:
-    # a figure of its own, not pyplot's: no state is shared, and no display is looked for
+    # not pyplot: it shares state, and looks for a display
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
@@ -258,14 +258,14 @@ def _titled(figure: Figure, model: str, numbers: str) -> Figure:
 
 
 def _write_picture(path: Path, figure: Figure) -> Path:
-    # matplotlib would name its own version in the file: then an upgrade alone would change the bytes
-    write_with(path, lambda beside: figure.savefig(beside, format="png", metadata={"Software": None}))
+    # without metadata: matplotlib writes its version into the file, and an upgrade would change the bytes
+    write_with(path, lambda temporary: figure.savefig(temporary, format="png", metadata={"Software": None}))
     return path
 
 
 def _write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
-    def write(beside: Path) -> None:
-        with beside.open("w", encoding="utf-8", newline="") as handle:
+    def write(temporary: Path) -> None:
+        with temporary.open("w", encoding="utf-8", newline="") as handle:
             writer = csv.writer(handle, lineterminator="\n")
             writer.writerow(header)
             writer.writerows(rows)
@@ -296,5 +296,5 @@ def _metric(evaluation: Evaluation, name: str) -> str:
 
 
 def _short(text: str) -> str:
-    """A label that fits beside an axis, and whose dollar signs do not start a formula."""
+    """Shortens a label to fit an axis, and escapes dollar signs, which would start a formula."""
     return (text if len(text) <= 18 else f"{text[:9]}…{text[-8:]}").replace("$", r"\$")

@@ -1,7 +1,7 @@
-"""Metrics that are means, or quotients of sums, over the rows: for kinds that are neither classes nor values.
+"""Row-wise metrics, for tasks that predict neither classes nor values: means, or ratios of sums, over the rows.
 
-Parts are what each row adds: `(rows,)` scores whose mean is the metric (ROUGE-L of each summary), or `(rows, 2)` amounts and
-weights, the quotient of whose sums is the metric (bits and characters of each passage).
+Each row contributes a score, `(rows,)`, whose mean is the metric (ROUGE-L of each summary), or an amount and a weight,
+`(rows, 2)`: the metric is the sum of amounts divided by the sum of weights (bits and characters of each passage).
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from headrace.evaluation.metrics import Evaluation, slice_rows
 Floats = NDArray[np.float64]
 
 
-def as_contributions(parts: NDArray[Any], rows: int | None = None) -> Floats:
-    """Parts as amounts and weights, `(rows, 2)`; a plain score has weight 1.
+def as_contributions(contributions: NDArray[Any], rows: int | None = None) -> Floats:
+    """Returns contributions as amounts and weights, `(rows, 2)`; a plain score has weight 1.
 
     Raises:
         TrainingError: no rows.
-        ExportError: another shape or number of rows, NaN, infinity, or a weight that is not above zero.
+        ExportError: another shape or number of rows, NaN, infinity, or a weight that is not positive.
     """
-    found = np.asarray(parts, dtype=np.float64)
+    found = np.asarray(contributions, dtype=np.float64)
     if found.ndim == 1:
         found = np.stack([found, np.ones_like(found)], axis=1)
     if found.ndim != 2 or found.shape[1] != 2 or (rows is not None and len(found) != rows):
-        raise ExportError(f"scores of shape {np.shape(parts)}; a row gives one score, or an amount and a weight")
+        raise ExportError(f"scores of shape {np.shape(contributions)}; expected one score per row, or an amount and a weight")
     if len(found) == 0:
         raise TrainingError(
-            "there are no test rows, so nothing can be measured",
+            "there are no test rows",
             where="data.split.test",
-            hint="bring more data, or raise data.split.test in the recipe",
+            hint="add more data, or raise data.split.test in the recipe",
         )
     bad = ~np.isfinite(found).all(axis=1) | (found[:, 1] <= 0)
     if bad.any():
@@ -45,22 +45,22 @@ def as_contributions(parts: NDArray[Any], rows: int | None = None) -> Floats:
     return found
 
 
-def ratio_of_sums(parts: Floats) -> float:
-    """The metric: amounts `(rows, 2)` summed, over weights summed."""
-    return float(parts[:, 0].sum() / parts[:, 1].sum())
+def ratio_of_sums(contributions: Floats) -> float:
+    """Returns the metric of contributions `(rows, 2)`: the sum of amounts divided by the sum of weights."""
+    return float(contributions[:, 0].sum() / contributions[:, 1].sum())
 
 
-def linear_contributions(parts: Floats) -> Floats:
-    """What each row adds to the metric, to first order (the delta method): numbers `(rows,)` whose mean is the metric."""
-    metric = ratio_of_sums(parts)
-    linear: Floats = metric + (parts[:, 0] - metric * parts[:, 1]) / parts[:, 1].mean()
+def linear_contributions(contributions: Floats) -> Floats:
+    """Returns the first-order contribution of each row (the delta method): numbers `(rows,)` whose mean is the metric."""
+    metric = ratio_of_sums(contributions)
+    linear: Floats = metric + (contributions[:, 0] - metric * contributions[:, 1]) / contributions[:, 1].mean()
     return linear
 
 
 def score_rows(
     metrics: Mapping[str, NDArray[Any]], slices: Mapping[str, NDArray[Any]] | None = None, notes: list[str] | None = None
 ) -> Evaluation:
-    """An evaluation of metrics by the parts of each row; slices are measured by the first of them.
+    """Evaluates metrics from the contributions of each row; slices are measured by the first metric.
 
     `slices` maps a column's name to its values `(rows,)`.
 
@@ -73,15 +73,15 @@ def score_rows(
     return Evaluation(
         task="scores",
         rows=len(main),
-        metrics={name: ratio_of_sums(parts) for name, parts in found.items()},
+        metrics={name: ratio_of_sums(contributions) for name, contributions in found.items()},
         notes=notes or [],
         sliced_by=first,
         slices=slice_rows(slices, len(main), lambda at: _slice_score(main[at])),
     )
 
 
-def _slice_score(parts: Floats) -> dict[str, float]:
-    score = {"score": ratio_of_sums(parts)}
-    if len(parts) < 2:
+def _slice_score(contributions: Floats) -> dict[str, float]:
+    score = {"score": ratio_of_sums(contributions)}
+    if len(contributions) < 2:
         return score
-    return score | {"standard_error": float(linear_contributions(parts).std(ddof=1) / np.sqrt(len(parts)))}
+    return score | {"standard_error": float(linear_contributions(contributions).std(ddof=1) / np.sqrt(len(contributions)))}

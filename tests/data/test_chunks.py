@@ -18,7 +18,7 @@ import pytest
 from headrace.data import chunks as chunks_module
 from headrace.data.chunks import Chunks, RowGroupWriter, open_chunks, read_head, stored_chunks
 from headrace.errors import DataError, DiskFull
-from headrace.files import whole
+from headrace.files import atomic_write
 from headrace.models.schema import Schema
 from headrace.pipeline.prepare import prepare
 from headrace.plugins import load_class
@@ -54,7 +54,7 @@ def table(rows: int = ROWS, seed: int = 1) -> pd.DataFrame:
 
 def landed(project: Project, *batches: pd.DataFrame, name: str = "toy") -> None:
     """Batches as they lie in data/, in row groups of 100 rows."""
-    folder = project.raw(name)
+    folder = project.raw_data(name)
     folder.mkdir(parents=True, exist_ok=True)
     for i, batch in enumerate(batches):
         pq.write_table(pa.Table.from_pandas(batch), folder / f"{i:04d}-b.parquet", row_group_size=100)
@@ -185,24 +185,24 @@ def test_what_cannot_be_prepared_is_said_as_of_a_whole_table_and_changes_nothing
 
 def test_a_damaged_batch_says_after_which_row(project: Project, make_recipe: Any) -> None:
     landed(project, table(300))
-    path = project.raw("toy") / "0000-b.parquet"
+    path = project.raw_data("toy") / "0000-b.parquet"
     end = pq.read_metadata(path)
     at = end.row_group(1).column(0).data_page_offset
     raw = bytearray(path.read_bytes())
     raw[at : at + 40] = b"\xff" * 40
     path.write_bytes(bytes(raw))
-    with pytest.raises(DataError, match="no whole Parquet file") as raised:
+    with pytest.raises(DataError, match="not a complete Parquet file") as raised:
         prepare(make_recipe(memory=SMALL), project)
     assert "after row 100" in str(raised.value)
     path.write_bytes(bytes(raw[:-500]))
-    with pytest.raises(DataError, match="cut in the middle"):
+    with pytest.raises(DataError, match="truncated"):
         prepare(make_recipe(memory=SMALL), project)
 
 
 def test_a_chunk_is_of_the_bytes_that_were_allowed(project: Project, make_recipe: Any) -> None:
     landed(project, table())
     data = make_recipe(memory="16kB").data
-    found = open_chunks(sorted(project.raw("toy").iterdir()), data)
+    found = open_chunks(sorted(project.raw_data("toy").iterdir()), data)
     assert isinstance(found, Chunks)
     sizes = [piece.nbytes for piece in found.tables()]
     assert max(sizes) <= 16_000 / chunks_module.CHUNK_SHARE * 1.3
@@ -211,7 +211,10 @@ def test_a_chunk_is_of_the_bytes_that_were_allowed(project: Project, make_recipe
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no file that is always full")
 def test_a_full_disk_is_known_as_one(tmp_path: Path) -> None:
     rows = pa.Table.from_pandas(table(500), preserve_index=False)
-    with pytest.raises(DiskFull, match=r"no space left to write part\.parquet"), whole(tmp_path / "part.parquet") as beside:
+    with (
+        pytest.raises(DiskFull, match=r"no space left to write part\.parquet"),
+        atomic_write(tmp_path / "part.parquet") as beside,
+    ):
         beside.symlink_to("/dev/full")
         writer = RowGroupWriter(beside, rows.schema, 128)
         try:

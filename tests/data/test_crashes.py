@@ -70,7 +70,7 @@ def test_a_kill_at_any_instant_leaves_the_old_version_or_the_new(project: Projec
     assert instants >= 4
     seen = set()
     for at in range(1, instants + 1, max(1, instants // 8)):
-        (project.raw("toy") / "0001-new.parquet").unlink(missing_ok=True)
+        (project.raw_data("toy") / "0001-new.parquet").unlink(missing_ok=True)
         track(project)
         killed = child(project, at)
         assert killed.returncode in (-signal.SIGKILL, 0)
@@ -78,7 +78,7 @@ def test_a_kill_at_any_instant_leaves_the_old_version_or_the_new(project: Projec
             pq.read_table(path)  # whole
         found = data_version(project, "toy")
         assert found in (old, new)
-        assert [p.name for p in project.raw("toy").iterdir() if p.suffix != ".parquet"] == []
+        assert [p.name for p in project.raw_data("toy").iterdir() if p.suffix != ".parquet"] == []
         seen.add(found.md5)
         commit_batch(pa.table({"x": list(range(100)), "y": [1.0] * 100}), project, recipe, "0001-new.parquet")  # again
         assert data_version(project, "toy") == new and is_tracked(project)
@@ -137,7 +137,7 @@ def test_a_table_of_readers_and_writers_that_a_kill_cut_stops_nobody(left: bytes
     table = project.root / ".dvc" / "tmp" / "rwlock"
     assert table.exists(), "DVC keeps its table elsewhere now"
     table.write_bytes(left)
-    (project.raw("toy") / "0001-more.parquet").write_bytes((project.raw("toy") / "0000-first.parquet").read_bytes())
+    (project.raw_data("toy") / "0001-more.parquet").write_bytes((project.raw_data("toy") / "0000-first.parquet").read_bytes())
     track(project)
     assert is_tracked(project) and not any(json.loads(table.read_bytes()).values())
 
@@ -149,7 +149,7 @@ def test_dvcs_lock_held_by_another_process_is_waited_for_then_busy(
 
     first(project, make_recipe())
     monkeypatch.setattr(versions, "LOCK_WAITS_SECONDS", (0.01,))
-    (project.raw("toy") / "0001-more.parquet").write_bytes((project.raw("toy") / "0000-first.parquet").read_bytes())
+    (project.raw_data("toy") / "0001-more.parquet").write_bytes((project.raw_data("toy") / "0000-first.parquet").read_bytes())
     hold = "import sys, zc.lockfile; lock = zc.lockfile.LockFile(sys.argv[1]); print('held', flush=True); sys.stdin.read()"
     holder = subprocess.Popen(
         [sys.executable, "-c", hold, str(project.root / ".dvc" / "tmp" / "lock")],

@@ -71,13 +71,13 @@ def test_deleted_data_comes_back_with_batches_added_later(project: Project, make
     recipe = make_recipe(incremental={"column": "month", "first": 2})
     ingest(recipe, project, quiet)
     second = next_batch(recipe, project, quiet).version
-    shutil.rmtree(project.raw("toy"))
+    shutil.rmtree(project.raw_data("toy"))
     assert ingest(recipe, project, quiet) == second
 
 
 def test_other_recipes_stay_tracked(project: Project, make_recipe: Any, toy_csv: Path) -> None:
     ingest(make_recipe("one"), project, quiet)
-    shutil.rmtree(project.raw("one"))
+    shutil.rmtree(project.raw_data("one"))
     ingest(make_recipe("two"), project, quiet)
     assert tracked_files(project) == [f"one/{FIRST}", f"two/{FIRST}"]
 
@@ -122,28 +122,28 @@ def test_a_column_added_to_the_recipe_reaches_batches_that_arrived(project: Proj
 def test_a_source_with_another_sha256_changes_nothing(project: Project, make_recipe: Any, toy_csv: Path) -> None:
     with pytest.raises(SourceError, match="sha256"):
         ingest(make_recipe(sha256="0" * 64), project, quiet)
-    assert not project.raw("toy").exists()
+    assert not project.raw_data("toy").exists()
 
 
 def test_rows_without_a_target_are_dropped_and_counted(project: Project, make_recipe: Any, toy_csv: Path) -> None:
     toy_csv.write_text(toy_csv.read_text() + "4,11,a,\n")
     lines: list[str] = []
     assert ingest(make_recipe(drop_missing=["y"]), project, lines.append).rows == 40
-    assert any("1 rows left out: nothing in y" in line for line in lines)
+    assert any("1 rows left out: no value in y" in line for line in lines)
 
 
 def test_a_first_batch_without_a_target_in_each_row_is_refused(project: Project, make_recipe: Any, toy_csv: Path) -> None:
     toy_csv.write_text(toy_csv.read_text() + "4,11,a,\n")
     with pytest.raises(DataRejected, match="expect_column_values_to_not_be_null y: 1 rows"):
         ingest(make_recipe(), project, quiet)
-    assert not project.raw("toy").exists() and not (project.root / "data.dvc").exists()
+    assert not project.raw_data("toy").exists() and not (project.root / "data.dvc").exists()
 
 
 def test_pixels_are_kept_as_bytes(project: Project, make_recipe: Any) -> None:
     (project.root / "toy.csv").write_text("0,255,7,1,0\n" * 3)
     recipe = make_recipe(task="image-classification", header=False, columns=["p[4]", "y"], image=[2, 2])
     ingest(recipe, project, quiet)
-    assert [str(t) for t in pq.read_schema(project.raw("toy") / FIRST).types] == ["uint8"] * 4 + ["int64"]
+    assert [str(t) for t in pq.read_schema(project.raw_data("toy") / FIRST).types] == ["uint8"] * 4 + ["int64"]
 
 
 @pytest.fixture
@@ -197,7 +197,7 @@ def test_an_exact_duplicate_is_refused_by_name(project: Project, begun: Any, toy
         (HEADER, "no rows"),
         ("month,day,kin,y\n5,1,a,50\n", "no column 'kind'; did you mean 'kin'"),
         (HEADER + "5,1,a,50\n5,2", r"row 3 has 2 columns where 4 were expected"),
-        (HEADER + "5,1,a,50\n5,one,a,51\n", r"data row 2: column 'day' holds numbers so far, and here 'one'"),
+        (HEADER + "5,1,a,50\n5,one,a,51\n", r"data row 2: column 'day' has numbers in earlier batches, and 'one' here"),
     ],
 )
 def test_a_batch_that_cannot_be_read_changes_nothing(
@@ -244,7 +244,7 @@ def test_a_damaged_batch_is_named(project: Project, begun: Any) -> None:
     recipe, _ = begun
     path = batch_files(project, "toy")[0]
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(DataError, match="no whole Parquet file"):
+    with pytest.raises(DataError, match="not a complete Parquet file"):
         read_batches(project, recipe)
 
 

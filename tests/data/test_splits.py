@@ -146,7 +146,10 @@ def test_per_class_takes_so_many_of_each_and_leaves_the_rest_unlabelled(make_rec
 
 @pytest.mark.parametrize(
     ("per_class", "said"),
-    [({"train": 41}, "class 0 has 40 rows, and 41"), ({"train": 30, "validation": 10, "test": 21}, "30 rows are left for 10")],
+    [
+        ({"train": 41}, "class 0 has 40 rows, and training needs 41"),
+        ({"train": 30, "validation": 10, "test": 21}, "30 rows are left, and validation needs 10"),
+    ],
 )
 def test_too_few_rows_for_a_split_per_class_are_told(make_recipe: Any, per_class: dict[str, int], said: str) -> None:
     with pytest.raises(DataError, match=said):

@@ -1,36 +1,32 @@
-"""CSV and its kin, read strictly: a file that is cut, or not the text it is said to be, is refused with its place."""
+"""Reads CSV and TSV strictly: a file that is truncated or not valid text is refused with the row or line."""
 
 from __future__ import annotations
 
 import contextlib
-import gzip
 import io
-import zipfile
-import zlib
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from headrace.data.formats.options import ReadOptions, first_line
+from headrace.data.formats.encoding import as_utf8, first_line, unpacked
+from headrace.data.formats.options import ReadOptions
 from headrace.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-UNPACKED_LIMIT_BYTES = 8 << 30
-"""A compressed file that unpacks to more is refused: a zip bomb, or a file that wants to be Parquet."""
 BLOCK_LIMIT_BYTES = 1 << 30
-"""Types of columns are told from one block; up to this size that is the whole file."""
+"""Types of columns are inferred from one block; up to this size that is the whole file."""
 
 
 def read_csv(path: Path, kind: str, reading: ReadOptions) -> pa.Table:
-    """The table in a CSV, TSV or TAB file, perhaps compressed.
+    """Reads the table in a CSV, TSV or TAB file, which may be compressed.
 
     Args:
-        kind: the ending that says its form, such as `.tsv.gz`.
+        kind: the file's extension, for example `.tsv.gz`.
 
     Raises:
-        DataError: it is cut, holds a row of another length, or is no text in its encoding.
+        DataError: it is truncated, has a row of another length, or is not text in its encoding.
     """
     import pyarrow as pa
     from pyarrow import csv
@@ -40,7 +36,7 @@ def read_csv(path: Path, kind: str, reading: ReadOptions) -> pa.Table:
     convert = csv.ConvertOptions(
         column_types=dict.fromkeys(reading.text, pa.string()),
         strings_can_be_null=True,
-        quoted_strings_can_be_null=False,  # a quoted "NA" is a text, a bare NA is nothing: so R and pandas write it
+        quoted_strings_can_be_null=False,  # a quoted "NA" is text, an unquoted NA is missing, as R and pandas write it
         true_values=[],
         false_values=[],  # true and false stay text: a category like any other
     )
@@ -60,65 +56,8 @@ def read_csv(path: Path, kind: str, reading: ReadOptions) -> pa.Table:
     return _quoted_gaps(table, reading.text)
 
 
-def as_utf8(raw: bytes, encoding: str, path: Path) -> bytes:
-    """`raw` in UTF-8, whatever it was written in.
-
-    Raises:
-        DataError: a byte that stands for nothing in `encoding`; it says which and in which line.
-    """
-    if encoding.lower().replace("-", "").replace("_", "") == "utf8":
-        return raw  # checked where its columns are decoded, so that the message can name one
-    try:
-        return raw.decode(encoding).encode()
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"byte 0x{raw[error.start]:02x} is no {encoding} text: {raw[max(0, error.start - 20) : error.start + 20]!r}",
-            where=f"{path}, line {line}",
-            hint="name the encoding that the file was written in (data.encoding), such as cp1252, mac_roman or latin-1",
-        ) from None
-
-
-def unpacked(path: Path, kind: str) -> bytes:
-    """The bytes of a file, out of its gzip or zip where its ending says so; both carry checksums, so a cut shows.
-
-    Raises:
-        DataError: it is cut or damaged, or unpacks to too much.
-    """
-    try:
-        if kind.endswith(".gz"):
-            with gzip.open(path) as packed:
-                raw = packed.read(UNPACKED_LIMIT_BYTES + 1)
-        elif kind.endswith(".zip"):
-            raw = _unzipped(path)
-        else:
-            return path.read_bytes()
-    except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"the compressed file is cut or damaged: {first_line(error)}", where=str(path), hint="fetch or export it again"
-        ) from None
-    if len(raw) > UNPACKED_LIMIT_BYTES:
-        raise DataError(f"unpacks to more than {UNPACKED_LIMIT_BYTES >> 30} GiB", where=str(path), hint="write it as Parquet")
-    return raw
-
-
-def _unzipped(path: Path) -> bytes:
-    with zipfile.ZipFile(path) as archive:
-        members = [
-            m for m in archive.infolist() if not m.is_dir() and m.filename.lower().endswith((".csv", ".tsv", ".tab", ".jsonl"))
-        ]
-        if len(members) != 1:
-            raise DataError(
-                f"the zip holds {len(members)} tables, and one was expected",
-                where=str(path),
-                hint="unpack it and name the table you mean",
-            )
-        with archive.open(members[0]) as packed:
-            return packed.read(UNPACKED_LIMIT_BYTES + 1)
-
-
 def _explain_csv(path: Path, raw: bytes, error: Exception, delimiter: str, reading: ReadOptions) -> NoReturn:
-    """Reads once more, on one thread: only then does Arrow know the number of the row that does not fit."""
+    """Reads the file again on one thread, as Arrow then reports the number of the wrong row."""
     import pyarrow as pa
     from pyarrow import csv
 
@@ -130,7 +69,7 @@ def _explain_csv(path: Path, raw: bytes, error: Exception, delimiter: str, readi
 
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         _not_utf8(path, "the first line", raw[:40])
-    with contextlib.suppress(pa.ArrowInvalid, UnicodeDecodeError):  # the first error stands
+    with contextlib.suppress(pa.ArrowInvalid, UnicodeDecodeError):  # the first error is reported
         csv.read_csv(
             io.BytesIO(raw),
             read_options=csv.ReadOptions(
@@ -142,20 +81,20 @@ def _explain_csv(path: Path, raw: bytes, error: Exception, delimiter: str, readi
         )
     if not bad:
         raise DataError(
-            f"no valid CSV: {first_line(error)}", where=str(path), hint="correct the file, or export it again"
+            f"not valid CSV: {first_line(error)}", where=str(path), hint="correct the file, or export it again"
         ) from None
     row, actual, expected = bad[0]
     last = raw.count(b"\n") + (0 if raw.endswith(b"\n") else 1)
-    cut = " (the last row: the file may have been cut in the middle)" if row >= last else ""
+    cut = " (the last row: the file may be truncated)" if row >= last else ""
     what = f"row {row} has {actual} columns where {expected} were expected{cut}"
     if not reading.header and row == 1:
         what = f"the file has {actual} columns, and the recipe names {expected}"
-        raise DataError(what, where=str(path), hint="name every column in data.columns, or set data.header: true") from None
+        raise DataError(what, where=str(path), hint="list every column in data.columns, or set data.header: true") from None
     raise DataError(what, where=f"{path}, row {row}", hint="correct that row, or fetch the file again") from None
 
 
 def _quoted_gaps(table: pa.Table, text: Collection[str]) -> pa.Table:
-    """Columns of numbers whose gaps were written as quoted nothing (`""`) and so were taken for text: numbers again."""
+    """Converts columns to numbers that were read as text because missing values were written as `""`."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -171,12 +110,12 @@ def _quoted_gaps(table: pa.Table, text: Collection[str]) -> pa.Table:
                 table = table.set_column(i, name, filled.cast(kind))
                 break
             except pa.ArrowInvalid:
-                continue  # some text is no such number
+                continue  # some text is not such a number
     return table
 
 
 def _refuse_undecodable(path: Path, table: pa.Table, reading: ReadOptions) -> None:
-    """Arrow reads a column that is not UTF-8 as raw bytes; such a column is refused with its first such row."""
+    """Refuses a column that is not UTF-8, which Arrow reads as raw bytes, with its first such row."""
     import pyarrow as pa
 
     for name, column in zip(table.column_names, table.columns, strict=True):
@@ -193,5 +132,5 @@ def _not_utf8(path: Path, place: str, value: bytes) -> NoReturn:
     raise DataError(
         f"not UTF-8 text: {value[:40]!r}",
         where=f"{path}, {place}",
-        hint="name its encoding (data.encoding: cp1252), or save the file as UTF-8",
+        hint="set data.encoding (for example cp1252), or save the file as UTF-8",
     ) from None

@@ -1,4 +1,4 @@
-"""Reads files as tables, strictly: a file that is cut, empty or not what it should be is refused, never half-read."""
+"""Reads files as tables. A file that is truncated, empty or invalid is refused, never read in part."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NoReturn
 from zipfile import ZipFile
 
-from headrace.data.formats.delimited import as_utf8, read_csv, unpacked
+from headrace.data.formats.delimited import read_csv
+from headrace.data.formats.encoding import as_utf8, first_line, unpacked
 from headrace.data.formats.molecules import graphs_as_text, read_molecules
-from headrace.data.formats.options import ReadOptions, first_line
+from headrace.data.formats.options import ReadOptions
 from headrace.data.formats.text_files import read_docstrings, read_lines, read_texts
 from headrace.errors import DataError, near_miss
 
@@ -28,15 +29,16 @@ ENDINGS = {
     "docstrings": (".py", ".py.zip"),
     "sdf": (".sdf", ".sdf.gz"),
 }
-"""Formats, and the endings of file names that say them. Texts, and the files of a pattern, come as one zip."""
+"""Formats and their file extensions. Text files, and the files of a pattern, are packed into one zip."""
 FORMATS = tuple(ending for endings in ENDINGS.values() for ending in endings)
 
 
 def read_file(path: Path, reading: ReadOptions | None = None) -> pa.Table:
-    """The table in `path`, whose name says its format unless `reading` does.
+    """Reads the table in `path`. The format is chosen by the extension, unless the options set it.
 
     Raises:
-        DataError: missing, of an unknown format, cut in the middle, empty, not in its encoding, or with a name standing twice.
+        DataError: the file is missing, of an unknown format, truncated, empty, not in its encoding, or has two columns of one
+            name.
     """
     reading = reading or ReadOptions()
     if not path.is_file():
@@ -46,14 +48,12 @@ def read_file(path: Path, reading: ReadOptions | None = None) -> pa.Table:
     table = graphs_as_text(_read(path, reading))
     twice = sorted(name for name, count in Counter(table.column_names).items() if count > 1)
     if twice:
-        raise DataError(
-            f"column {twice[0]!r} stands there twice", where=str(path), hint="rename one of the two columns in the file"
-        )
+        raise DataError(f"column {twice[0]!r} appears twice", where=str(path), hint="rename one of the two columns in the file")
     return _plain_types(table, path)
 
 
 def read_packed(path: Path, reading: ReadOptions) -> list[tuple[pa.Table, Path]]:
-    """The tables in the zip `path`, which holds the files of a pattern, each with its name; many texts are one table.
+    """Reads the tables in the zip `path`, which contains the files of a pattern, each with its name; text files are one table.
 
     Raises:
         DataError: as `read_file`.
@@ -97,17 +97,19 @@ def _read(path: Path, reading: ReadOptions) -> pa.Table:
 
 def _missing(path: Path) -> NoReturn:
     if path.is_dir():
-        raise DataError("this is a folder, not a file", where=str(path), hint=f"name a file in it ({', '.join(FORMATS)})")
-    beside = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
-    said = f"no such file; {near_miss(path.name, beside[:50])}" if beside else "no such file"
-    raise DataError(said, where=str(path), hint="correct the path, or bring the file there")
+        raise DataError(
+            "this is a folder, not a file", where=str(path), hint=f"use the path of a file in it ({', '.join(FORMATS)})"
+        )
+    names = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
+    message = f"no such file; {near_miss(path.name, names[:50])}" if names else "no such file"
+    raise DataError(message, where=str(path), hint="correct the path, or copy the file there")
 
 
 def _ending(path: Path, known: str | None) -> str:
-    """The ending that says how `path` is read; of a named format, with the compression that the name shows.
+    """Returns the extension that decides how `path` is read; for a given format, the one with the compression of the name.
 
     Raises:
-        DataError: neither the name nor the recipe says the format.
+        DataError: the format is neither in the name nor in the recipe.
     """
     name = path.name.lower()
     if known is not None:
@@ -116,9 +118,9 @@ def _ending(path: Path, known: str | None) -> str:
     found = next((ending for ending in sorted(FORMATS, key=len, reverse=True) if name.endswith(ending)), None)
     if found is None:
         raise DataError(
-            f"cannot tell the format of {path.name!r}",
+            f"unknown format of {path.name!r}",
             where=str(path),
-            hint=f"say data.format ({', '.join(ENDINGS)}), or use a name ending in " + ", ".join(FORMATS),
+            hint=f"set data.format ({', '.join(ENDINGS)}), or use a file name that ends in " + ", ".join(FORMATS),
         )
     return found
 
@@ -135,11 +137,11 @@ def _read_parquet(path: Path) -> pa.Table:
 
 
 def not_whole(path: Path, error: Exception) -> DataError:
-    """Of a Parquet file that cannot be read to its end."""
+    """Returns the error for a Parquet file that cannot be read to its end."""
     return DataError(
-        f"no whole Parquet file: {first_line(error)}",
+        f"not a complete Parquet file: {first_line(error)}",
         where=str(path),
-        hint="fetch or export it again; it may have been cut in the middle",
+        hint="fetch or export it again; it may be truncated",
     )
 
 
@@ -156,31 +158,35 @@ def _read_jsonl(path: Path, ending: str, reading: ReadOptions) -> pa.Table:
         raise DataError(
             f"not UTF-8 text: {raw[error.start : error.start + 40]!r}",
             where=f"{path}, line {line}",
-            hint="name its encoding (data.encoding)",
+            hint="set data.encoding to the encoding of the file",
         ) from None
     except pa.ArrowInvalid as error:
         raise DataError(
-            f"no valid JSON lines: {first_line(error)}", where=str(path), hint="write one JSON object a line, with equal fields"
+            f"not valid JSON lines: {first_line(error)}",
+            where=str(path),
+            hint="write one JSON object per line, all with the same fields",
         ) from None
 
 
 def _plain_types(table: pa.Table, path: Path) -> pa.Table:
-    """Every column as a number, a text or a time: the types that later steps know."""
+    """Converts every column to a number, a text or a time: the types that later steps support."""
     import pyarrow as pa
 
     try:
         return table.cast(plain_schema(table.schema, path))
     except pa.ArrowException as error:
         raise DataError(
-            f"a value does not fit its column: {first_line(error)}", where=str(path), hint="correct the value in the file"
+            f"a value does not match the type of its column: {first_line(error)}",
+            where=str(path),
+            hint="correct the value in the file",
         ) from None
 
 
 def plain_schema(schema: pa.Schema, path: Path) -> pa.Schema:
-    """The types in which columns of `schema` land.
+    """Returns the types in which columns of `schema` are stored.
 
     Raises:
-        DataError: a column holds what is no number, text or time.
+        DataError: a column holds neither numbers, texts nor times.
     """
     import pyarrow as pa
 
@@ -193,16 +199,16 @@ def plain_schema(schema: pa.Schema, path: Path) -> pa.Schema:
         if types.is_large_string(kind) or types.is_string_view(kind) or types.is_boolean(kind) or types.is_time(kind):
             kind = pa.string()
         elif types.is_decimal(kind) or types.is_float16(kind) or types.is_null(kind):
-            kind = pa.float64()  # a column of nothing becomes missing numbers
+            kind = pa.float64()  # an empty column becomes missing numbers
         elif types.is_date(kind):
             kind = pa.timestamp("us")
         elif types.is_timestamp(kind):
             kind = pa.timestamp("us", tz=kind.tz)
         elif not (types.is_integer(kind) or types.is_floating(kind) or types.is_string(kind)):
             raise DataError(
-                f"column {field.name!r} holds {field.type}, which is no number, text or time",
+                f"column {field.name!r} holds {field.type}, which is not a number, text or time",
                 where=str(path),
-                hint="leave it out (data.columns), or write it as plain columns",
+                hint="leave it out (data.columns), or write it as several columns",
             )
         plain.append(pa.field(field.name, kind))
     return pa.schema(plain)

@@ -1,4 +1,4 @@
-"""A graph as one table: a row is a node, with the ids of its neighbours as text beside it."""
+"""Stores a graph as one table: a row is a node, with the ids of its neighbours as text in another column."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from headrace.data.formats.delimited import unpacked
-from headrace.data.formats.text_files import decoded
+from headrace.data.formats.encoding import decoded, unpacked
 from headrace.errors import DataError
 from headrace.recipe.data import EDGES
 
@@ -21,7 +20,8 @@ if TYPE_CHECKING:
 
 
 def pack(table: pa.Table, data: DataConfig) -> pa.Table:
-    """The columns of 0 and 1 as one text column, `data.graph.pack`: positions of the ones, ascending, with spaces between.
+    """Packs the columns of 0 and 1 into one text column, `data.graph.pack`: the positions of the ones, ascending, separated by
+    spaces.
 
     Raises:
         DataError: a value is neither 0 nor 1.
@@ -37,7 +37,7 @@ def pack(table: pa.Table, data: DataConfig) -> pa.Table:
         raise DataError(
             f"{matrix[row, column]} is neither 0 nor 1, and only these can be packed",
             where=f"column {names[column]}, data row {row + 1}",
-            hint="correct the value, or take out data.graph.pack",
+            hint="correct the value, or remove data.graph.pack",
         )
     packed = pa.array([" ".join(map(str, np.flatnonzero(row))) for row in matrix], pa.string())
     others = [name for name in table.column_names if name not in set(names) and name != data.target]
@@ -45,10 +45,10 @@ def pack(table: pa.Table, data: DataConfig) -> pa.Table:
 
 
 def with_edges(table: pa.Table, path: Path, data: DataConfig) -> tuple[pa.Table, int]:
-    """`table` with the column `edges`, and the number of nodes without one. A node is no neighbour of itself.
+    """Returns `table` with the column `edges`, and the number of nodes without an edge. A node is not its own neighbour.
 
     Raises:
-        DataError: two rows have one id, or the file at `path` names a node that no row has.
+        DataError: two rows have the same id, or the file at `path` names a node without a row.
     """
     import pyarrow as pa
 
@@ -57,13 +57,13 @@ def with_edges(table: pa.Table, path: Path, data: DataConfig) -> tuple[pa.Table,
     text = decoded(unpacked(path, path.suffix if path.suffix == ".gz" else ""), data.encoding, path)
     for number, line in enumerate(text.splitlines(), start=1):
         ends = line.replace(",", " ").split()
-        if not ends or line.startswith("#"):  # how SNAP and others write remarks
+        if not ends or line.startswith("#"):  # SNAP and others write comments this way
             continue
         if len(ends) != 2:
             raise DataError(
-                f"an edge has two nodes, and here stand {len(ends)}: {line[:60]!r}",
+                f"an edge has two nodes, not {len(ends)}: {line[:60]!r}",
                 where=f"{path}, line {number}",
-                hint="write two ids a line, with a space, a tab or a comma between",
+                hint="write two ids per line, separated by a space, a tab or a comma",
             )
         for end in ends:
             if end not in near:
@@ -78,51 +78,49 @@ def with_edges(table: pa.Table, path: Path, data: DataConfig) -> tuple[pa.Table,
 
 
 def check_edges(table: pa.Table, data: DataConfig, known: Iterable[str], path: Path) -> None:
-    """Holds the edges of a batch against the nodes that are there.
+    """Checks that the edges of a batch lead to existing nodes.
 
     Args:
         known: ids of the nodes of earlier batches.
 
     Raises:
-        DataError: a node is in already, or an edge leads to one that is neither there nor in the batch.
+        DataError: a node exists already, or an edge leads to a node that is neither in the data nor in the batch.
     """
     before = set(known)
     nodes = node_ids(table, data)
     for i, node in enumerate(nodes):
         if node in before:
-            raise DataError(f"node {node!r} is in already", where=f"{path}, data row {i + 1}", hint="leave that row out")
-    everyone = before | set(nodes)
+            raise DataError(f"node {node!r} exists already", where=f"{path}, data row {i + 1}", hint="remove that row")
+    all_nodes = before | set(nodes)
     for i, text in enumerate(table[EDGES].to_pylist()):
         for end in (text or "").split():
-            if end not in everyone:
-                raise _unknown(end, f"{path}, data row {i + 1}", everyone)
+            if end not in all_nodes:
+                raise _unknown(end, f"{path}, data row {i + 1}", all_nodes)
 
 
 def node_ids(table: pa.Table, data: DataConfig) -> list[str]:
-    """The nodes' ids as text, in the order of the rows.
+    """Returns the nodes' ids as text, in the order of the rows.
 
     Raises:
-        DataError: an id is missing, stands twice, or holds a space.
+        DataError: an id is missing, appears twice, or contains a space.
     """
     assert data.graph is not None
     ids = ["" if value is None else str(value) for value in table[data.graph.node].to_pylist()]
     seen: set[str] = set()
     for i, node in enumerate(ids):
         if not node or node in seen or node.split() != [node]:
-            what = (
-                "no id" if not node else f"the id {node!r} stands twice" if node in seen else f"the id {node!r} holds a space"
-            )
+            what = "no id" if not node else f"the id {node!r} " + ("appears twice" if node in seen else "contains a space")
             raise DataError(
-                f"{what}; every node needs one of its own, without spaces",
+                f"{what}; every node needs a unique id without spaces",
                 where=f"column {data.graph.node}, data row {i + 1}",
-                hint="correct the id, or name another column (data.graph.node)",
+                hint="correct the id, or set data.graph.node to another column",
             )
         seen.add(node)
     return ids
 
 
 def no_gaps(table: pa.Table, data: DataConfig) -> pa.Table:
-    """A CSV says no edges, or no words, with nothing: an empty text."""
+    """Replaces missing values of edges and packed words by empty texts, as a CSV has no empty text."""
     import pyarrow.compute as pc
 
     assert data.graph is not None
@@ -135,7 +133,7 @@ def no_gaps(table: pa.Table, data: DataConfig) -> pa.Table:
 def _unknown(node: str, where: str, known: Iterable[str]) -> DataError:
     close = difflib.get_close_matches(node, list(known)[:5000], n=1)
     return DataError(
-        f"an edge leads to node {node!r}, which no row has" + (f"; did you mean {close[0]!r}?" if close else ""),
+        f"an edge leads to node {node!r}, which has no row" + (f"; did you mean {close[0]!r}?" if close else ""),
         where=where,
-        hint="take the edge out, or bring a row for the node",
+        hint="remove the edge, or add a row for the node",
     )

@@ -1,4 +1,4 @@
-"""Tables whose rows are graphs: nested lists become JSON text, and molecules (SDF) nodes with features, and edges."""
+"""Reads tables whose rows are graphs: nested lists become JSON text, molecules (SDF) become nodes with features and edges."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headrace.data.formats.delimited import as_utf8
+from headrace.data.formats.encoding import as_utf8
 from headrace.errors import DataError
 
 if TYPE_CHECKING:
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 NODES, EDGES = "nodes", "edges"
 ELEMENTS = ("C", "N", "O", "F", "P", "S", "Cl", "Br", "I", "H")
 VALENCES = {"C": (4,), "N": (3, 5), "O": (2,), "F": (1,), "P": (3, 5), "S": (2, 4, 6), "Cl": (1,), "Br": (1,), "I": (1,)}
-"""Bonds that an atom makes; what its own leave open are hydrogens, which files of this format leave out."""
+"""Bonds that an atom makes. Missing ones are hydrogens, which files of this format leave out."""
 CHARGES = {1: 3, 2: 2, 3: 1, 5: -1, 6: -2, 7: -3}
-"""What the code in an atom's line means, where no line `M  CHG` says it."""
+"""Charge for the code in an atom's line, in a molecule without a line `M  CHG`."""
 AROMATIC = 4
 
 Atom = tuple[str, int]
 """Element and charge."""
 Bond = tuple[int, int, float]
-"""Places of both atoms, and how many electron pairs they share."""
+"""Positions of both atoms, and the number of electron pairs they share."""
 
 
 def graphs_as_text(table: pa.Table) -> pa.Table:
-    """The table, its columns `nodes` and `edges` as JSON text where they are lists."""
+    """Converts the columns `nodes` and `edges` to JSON text if they are lists."""
     import pyarrow as pa
 
     for name in (NODES, EDGES):
@@ -41,10 +41,10 @@ def graphs_as_text(table: pa.Table) -> pa.Table:
 
 
 def read_molecules(raw: bytes, path: Path, reading: ReadOptions) -> pa.Table:
-    """A row a molecule of an SDF file (V2000): `nodes`, `edges`, and the data fields beside them.
+    """Reads one row per molecule of an SDF file (V2000): `nodes`, `edges`, and the data fields.
 
     Raises:
-        DataError: a molecule that is none, or the file ends within one.
+        DataError: a molecule is invalid, or the file ends within one.
     """
     import pyarrow as pa
 
@@ -56,28 +56,30 @@ def read_molecules(raw: bytes, path: Path, reading: ReadOptions) -> pa.Table:
             start = at + 1
     if not rows or any(line.strip() for line in lines[start:]):
         raise DataError(
-            "the file ends within a molecule", where=f"{path}, line {start + 1}", hint="fetch it again; it may have been cut"
+            "the file ends within a molecule", where=f"{path}, line {start + 1}", hint="fetch it again; it may be truncated"
         )
     names = list(dict.fromkeys(name for row in rows for name in row))
     return pa.table({name: _typed([row.get(name) for row in rows]) for name in names})
 
 
 def _molecule(lines: list[str], where: str) -> dict[str, str]:
-    """The columns of one molecule."""
+    """Returns the columns of one molecule."""
     try:
         if "V2000" not in lines[3]:
-            raise ValueError(f"its fourth line says {lines[3].strip()[-20:]!r}, not V2000")
+            raise ValueError(f"its fourth line ends with {lines[3].strip()[-20:]!r}, not V2000")
         atoms, bonds = int(lines[3][:3]), int(lines[3][3:6])
         end = 4 + atoms + bonds
         charges = _charges(lines[end:])
         known = [(line[31:34].strip(), CHARGES.get(int(line[36:39]), 0)) for line in lines[4 : 4 + atoms]]
-        if charges:  # then the lines of the atoms say nothing of them
+        if charges:  # these replace the codes in the lines of the atoms
             known = [(element, charges.get(place, 0)) for place, (element, _) in enumerate(known)]
         found = [_bond(line, atoms) for line in lines[4 + atoms : end]]
         if not known or len(known) < atoms:
             raise ValueError(f"{len(known)} atoms")
     except (ValueError, IndexError) as error:
-        raise DataError(f"no molecule: {error}", where=where, hint="take it out, or write the file anew as SDF V2000") from None
+        raise DataError(
+            f"not a valid molecule: {error}", where=where, hint="remove it, or convert the file to SDF V2000"
+        ) from None
     edges = [[one, other] for one, other, _ in found]
     return {NODES: json.dumps(atom_features(known, found)), EDGES: json.dumps(edges)} | _fields(lines[end:])
 
@@ -90,7 +92,7 @@ def _bond(line: str, atoms: int) -> Bond:
 
 
 def _charges(lines: list[str]) -> dict[int, int]:
-    """Place of an atom to its charge."""
+    """Returns the charge of each atom by its position."""
     found: dict[int, int] = {}
     for line in lines:
         if line.startswith("M  CHG"):
@@ -100,7 +102,7 @@ def _charges(lines: list[str]) -> dict[int, int]:
 
 
 def _fields(lines: list[str]) -> dict[str, str]:
-    """What stands below a molecule: `> <NAME>`, then its value."""
+    """Returns the data fields below a molecule: `> <NAME>`, then the value."""
     found: dict[str, str] = {}
     name = ""
     for line in lines:
@@ -115,8 +117,8 @@ def _fields(lines: list[str]) -> dict[str, str]:
 
 
 def atom_features(atoms: list[Atom], bonds: list[Bond]) -> list[list[float]]:
-    """Of each atom: which of `ELEMENTS` it is, or 1 for another; charge, bonds, electron pairs it shares, hydrogens that the
-    file leaves out, and whether it lies in a ring."""
+    """Returns the features of each atom: one-hot element (`ELEMENTS`, then any other), charge, bonds, shared electron pairs,
+    hydrogens that the file leaves out, and whether it is in a ring."""
     count, pairs = [0] * len(atoms), [0.0] * len(atoms)
     for one, other, order in bonds:
         for end in (one, other):
@@ -138,7 +140,7 @@ def atom_features(atoms: list[Atom], bonds: list[Bond]) -> list[list[float]]:
 
 
 def in_rings(atoms: int, bonds: list[Bond]) -> set[int]:
-    """Places of the atoms on some ring: on a cycle that a bond closes which a spanning tree leaves out."""
+    """Returns the positions of the atoms in a ring: in a cycle closed by a bond outside of a spanning tree."""
     near: list[list[int]] = [[] for _ in range(atoms)]
     for one, other, _ in bonds:
         near[one].append(other)
@@ -173,7 +175,7 @@ def _hydrogens(element: str, charge: int, pairs: float) -> float:
 
 
 def _typed(values: list[str | None]) -> pa.Array:
-    """Whole numbers, numbers, or text; whichever all values are."""
+    """Converts all values to integers or else to floats, if possible; otherwise keeps text."""
     import pyarrow as pa
 
     array = pa.array(values, pa.string())

@@ -1,4 +1,4 @@
-"""Many files as one table: a row a text, or a row a documented function of Python source, which is parsed and never run."""
+"""Reads many files as one table: one row per text, or per documented function of Python source (parsed, never run)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headrace.data.formats.delimited import as_utf8
+from headrace.data.formats.encoding import decoded
 from headrace.data.formats.options import ReadOptions
 from headrace.errors import DataError
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SUMMARY_WORDS = (3, 20)
-"""A docstring whose first paragraph has fewer or more words is no pair of a summary and a body."""
+"""Fewest and most words of a summary, the first paragraph of a docstring."""
 BODY_WORDS = 15
-"""Nor is one with less text below."""
+"""Fewest words of a body, the text below the summary."""
 TESTS = {"tests"}
-"""Folders whose code documents nothing for a reader."""
+"""Folders that are left out."""
 
 
 def read_texts(path: Path, reading: ReadOptions) -> pa.Table:
-    """One row a file of the zip `path`: `file`, `text`, with line ends as `\\n`.
+    """Reads one row per file of the zip `path`: `file`, `text`, with line ends as `\\n`.
 
     Raises:
-        DataError: a file is no text in its encoding.
+        DataError: a file is not text in its encoding.
     """
     import pyarrow as pa
 
@@ -37,10 +37,10 @@ def read_texts(path: Path, reading: ReadOptions) -> pa.Table:
 
 
 def read_lines(raw: bytes, path: Path, reading: ReadOptions) -> pa.Table:
-    """One row a line that is not blank: `text`.
+    """Reads one row per line that is not blank: `text`.
 
     Raises:
-        DataError: the file is no text in its encoding.
+        DataError: the file is not text in its encoding.
     """
     import pyarrow as pa
 
@@ -49,13 +49,14 @@ def read_lines(raw: bytes, path: Path, reading: ReadOptions) -> pa.Table:
 
 
 def read_docstrings(path: Path, reading: ReadOptions) -> pa.Table:
-    """One row a class or function whose docstring has a summary and a body: `file`, `name`, `body`, `summary`.
+    """Reads one row per class or function whose docstring has a summary and a body: `file`, `name`, `body`, `summary`.
 
-    The summary is the first paragraph on one line (PEP 257), the body all that follows. Kept are summaries of 3 to 20 words
-    that begin with a letter, over bodies of at least 15 words. Tests, and files that this Python cannot parse, are left out.
+    The summary is the first paragraph on one line (PEP 257), the body is the rest. A row is kept if the summary has 3 to 20
+    words and begins with a letter, and the body has at least 15 words. Tests, and files that this Python cannot parse, are
+    left out.
 
     Raises:
-        DataError: a file is no text in its encoding, or no docstring is kept.
+        DataError: a file is not text in its encoding, or no docstring is kept.
     """
     import pyarrow as pa
 
@@ -65,9 +66,7 @@ def read_docstrings(path: Path, reading: ReadOptions) -> pa.Table:
         texts = iter([(path.name, decoded(path.read_bytes(), reading.encoding, path))])
     rows = [(name, *found) for name, source in texts if not TESTS & set(name.split("/")) for found in _pairs(source)]
     if not rows:
-        raise DataError(
-            "no docstring there has a summary and a body", where=str(path), hint="name packages with documented functions"
-        )
+        raise DataError("no docstring has a summary and a body", where=str(path), hint="use packages with documented functions")
     columns = zip(*rows, strict=True)
     return pa.table({n: pa.array(c, pa.string()) for n, c in zip(("file", "name", "body", "summary"), columns, strict=True)})
 
@@ -78,34 +77,16 @@ def _texts(path: Path, encoding: str) -> Iterator[tuple[str, str]]:
             for name in files.namelist():
                 yield name, decoded(files.read(name), encoding, Path(name))
     except zipfile.BadZipFile as error:
-        raise DataError(f"the zip is cut or damaged: {error}", where=str(path), hint="fetch it again") from None
-
-
-def decoded(raw: bytes, encoding: str, path: Path) -> str:
-    """`raw` as text, with line ends as `\\n`.
-
-    Raises:
-        DataError: it is no text in `encoding`; it says in which line.
-    """
-    try:
-        text = as_utf8(raw, encoding, path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"not UTF-8 text: {raw[error.start : error.start + 40]!r}",
-            where=f"{path}, line {line}",
-            hint="name its encoding (data.encoding), such as cp1252",
-        ) from None
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+        raise DataError(f"the zip is truncated or damaged: {error}", where=str(path), hint="fetch it again") from None
 
 
 def _pairs(source: str) -> Iterator[tuple[str, str, str]]:
-    """Name, body and summary of each docstring that is kept, in the order of the source."""
+    """Yields name, body and summary of each docstring that is kept, in the order of the source."""
     if not ('"""' in source or "'''" in source):
-        return  # no docstring of several lines: parsing takes most of the time
+        return  # skips files without docstrings, as parsing takes most of the time
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a strange escape in a text is not our business
+            warnings.simplefilter("ignore")  # invalid escapes in literals do not matter here
             tree = ast.parse(source)
     except (SyntaxError, ValueError):
         return

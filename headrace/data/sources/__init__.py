@@ -1,1 +1,1 @@
-"""Where data comes from: package registries, web servers, object stores, files."""
+"""Data sources: package registries, web servers, object stores, local files."""

@@ -1,4 +1,4 @@
-"""Addresses of sources: their schemes, where local ones lie, and how they are shown."""
+"""Addresses of sources: their schemes, the paths of local ones, and how they are displayed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ SCHEMES = ("pypi", "npm", "https", "http", "s3", "file")
 
 
 def scheme_of(uri: str) -> str:
-    """The scheme of `uri`, or nothing for a path.
+    """Returns the scheme of `uri`, or an empty text for a path.
 
     Raises:
-        SourceError: a scheme that is none of ours.
+        SourceError: an unknown scheme.
     """
     found = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", uri)
     if found is None:
@@ -24,7 +24,7 @@ def scheme_of(uri: str) -> str:
     scheme = found[1].lower()
     if scheme not in SCHEMES:
         raise SourceError(
-            f"{scheme}:// is no source; {near_miss(scheme, SCHEMES)}",
+            f"unknown source {scheme}://; {near_miss(scheme, SCHEMES)}",
             where="data.source",
             hint="use a path, or pypi://, npm://, https:// or s3://",
         )
@@ -32,14 +32,14 @@ def scheme_of(uri: str) -> str:
 
 
 def redacted(uri: str) -> str:
-    """The address for messages and logs: without a password, and without a query, which may hold a signature."""
-    if "://" not in uri or uri.startswith(("pypi://", "npm://")):  # there `@` and `==` stand before a version
+    """Returns the address for messages and logs: without a password, and without a query, which may contain a signature."""
+    if "://" not in uri or uri.startswith(("pypi://", "npm://")):  # here `@` and `==` precede a version
         return uri
     return re.sub(r"(?<=://)[^/@]*@", "", uri).partition("?")[0]
 
 
 def file_name(uri: str) -> str:
-    """A name for the file at `uri`, safe in a path; its ending says its format."""
+    """Returns a safe file name for `uri`, with the extension of its format."""
     name = re.sub(r"[^A-Za-z0-9._-]", "_", unquote(urlsplit(uri).path).rsplit("/", 1)[-1]) or "file"
     return f"{name}.zip" if is_pattern(uri) else name
 
@@ -49,12 +49,12 @@ def is_local(uri: str) -> bool:
 
 
 def local_file(uri: str, project_root: Path) -> Path:
-    """Where a local source lies, whether it is there or not."""
+    """Returns the path of a local source, whether it exists or not."""
     return project_root / (unquote(urlsplit(uri).path) if scheme_of(uri) else Path(uri).expanduser())
 
 
 def local_files(uri: str, project_root: Path) -> list[Path]:
-    """The files of a local source: the one that it names, or all that its pattern stands for, sorted."""
+    """Returns the files of a local source: the one at its path, or all that match its pattern, sorted."""
     path = local_file(uri, project_root)
     if not is_pattern(str(path)):
         return [path]

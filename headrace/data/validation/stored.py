@@ -62,14 +62,22 @@ def _path(recipe: Recipe, project: Project) -> Path:
 
 def _key(recipe: Recipe, project: Project) -> str:
     """Returns a hash of all that the report depends on: the data, the recipe's sections, the code and its libraries."""
-    sections = recipe.model_dump(mode="json", include={"name", "task", "data", "expect"})
-    libraries = {name: installed_version(name) for name in LIBRARIES}
-    digest = hashlib.sha256(json.dumps([sections, libraries], sort_keys=True).encode())
+    facts = {
+        "recipe": recipe.model_dump(mode="json", include={"name", "task", "data", "expect"}),
+        "data": {path.name: _file_digest(path) for path in batch_files(project, recipe.name)},
+        "code": _code_digest(),
+        "libraries": {name: installed_version(name) for name in LIBRARIES},
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _code_digest() -> str:
     package = Path(headrace.__file__).parent
-    code = sorted(file for folder in ("data", "recipe") for file in (package / folder).rglob("*.py"))
-    for path, name in [(path, path.relative_to(package).as_posix()) for path in code] + [
-        (path, path.name) for path in batch_files(project, recipe.name)
-    ]:
-        with path.open("rb") as file:
-            digest.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return digest.hexdigest()
+    files = sorted(file for folder in ("data", "recipe") for file in (package / folder).rglob("*.py"))
+    found = {file.relative_to(package).as_posix(): _file_digest(file) for file in files}
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

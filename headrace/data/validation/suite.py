@@ -63,8 +63,8 @@ def _built(kind: str, arguments: dict[str, Any], field: str, where: str) -> GXEx
         built: GXExpectation = cls(**arguments)
     except (ValueError, TypeError) as error:  # pydantic's ValidationError is a ValueError
         mistakes = error.errors() if hasattr(error, "errors") else []
-        said = "; ".join(f"{'.'.join(map(str, m['loc']))}: {m['msg']}" for m in mistakes) or str(error)
-        raise RecipeError(f"{field}: {kind}: {said}", where=where, hint=f"edit {where}") from None
+        reason = "; ".join(f"{'.'.join(map(str, m['loc']))}: {m['msg']}" for m in mistakes) or str(error)
+        raise RecipeError(f"{field}: {kind}: {reason}", where=where, hint=f"edit {where}") from None
     return built
 
 

@@ -52,8 +52,8 @@ def test_neighbours_are_those_that_networkx_finds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said", "where"),
     [
-        ("10 11\n10 133\n", r"an edge leads to node '133', which no row has; did you mean '13'", "line 2"),
-        ("10 11 12\n", r"an edge has two nodes, and here stand 3", "line 1"),
+        ("10 11\n10 133\n", r"an edge leads to node '133', which has no row; did you mean '13'", "line 2"),
+        ("10 11 12\n", r"an edge has two nodes, not 3", "line 1"),
     ],
 )
 def test_an_edge_that_cannot_be_is_told_with_its_line(tmp_path: Path, text: str, said: str, where: str) -> None:
@@ -62,7 +62,9 @@ def test_an_edge_that_cannot_be_is_told_with_its_line(tmp_path: Path, text: str,
     assert str(caught.value.where).endswith(where)
 
 
-@pytest.mark.parametrize(("ids", "said"), [(["a", "a"], "'a' stands twice"), (["a", None], "no id"), (["a", "b c"], "a space")])
+@pytest.mark.parametrize(
+    ("ids", "said"), [(["a", "a"], "'a' appears twice"), (["a", None], "no id"), (["a", "b c"], "a space")]
+)
 def test_each_node_needs_an_id_of_its_own(tmp_path: Path, ids: list[str | None], said: str) -> None:
     with pytest.raises(DataError, match=said):
         with_edges(pa.table({"id": ids, "y": ["a", "b"]}), edges_file(tmp_path / "e", ""), DATA)
@@ -93,9 +95,9 @@ def test_a_graph_lands_and_grows(project: Project, make_recipe: Any, tmp_path: P
     def batch(text: str) -> Path:
         return edges_file(tmp_path / "new.csv", "id,words,y,edges\n" + text)
 
-    with pytest.raises(DataError, match=r"node '99', which no row has"):
+    with pytest.raises(DataError, match=r"node '99', which has no row"):
         add_batch(recipe, batch("14,0,1,10 99\n"), project, lines.append)
-    with pytest.raises(DataError, match=r"node '13' is in already"):
+    with pytest.raises(DataError, match=r"node '13' exists already"):
         add_batch(recipe, batch("13,0,1,10\n"), project, lines.append)
     assert add_batch(recipe, batch("14,,1,10 15\n15,1,2,\n"), project, lines.append).rows == 6
     assert read_batches(project, recipe)["edges"].tolist()[4:] == ["10 15", ""]

@@ -42,21 +42,21 @@ def test_compressed_files_give_the_same_table(pair: tuple[Path, Path], tmp_path:
         to.write_bytes(gzip.compress(path.read_bytes()))
     assert read_images(packed[0], packed[1], "y", None).equals(read_images(*pair, "y", None))
     packed[0].write_bytes(packed[0].read_bytes()[:-12])
-    with pytest.raises(DataError, match="cut or damaged"):
+    with pytest.raises(DataError, match="truncated or damaged"):
         read_images(packed[0], packed[1], "y", None)
 
 
 @pytest.mark.parametrize("end", [-1, -9])
 def test_a_truncated_file_is_refused_with_both_counts(pair: tuple[Path, Path], end: int) -> None:
     pair[0].write_bytes(pair[0].read_bytes()[:end])
-    with pytest.raises(DataError, match=rf"says 3 × 2 × 4 = 24 values and holds {24 + end}"):
+    with pytest.raises(DataError, match=rf"promises 3 × 2 × 4 = 24 values, and it has {24 + end}"):
         read_images(*pair, "y", None)
 
 
 @pytest.mark.parametrize("left", [0, 3, 15])
 def test_a_file_cut_in_its_head_is_no_idx_file_or_a_cut_one(pair: tuple[Path, Path], left: int) -> None:
     pair[0].write_bytes(pair[0].read_bytes()[:left])
-    with pytest.raises(DataError, match="no IDX file of images"):
+    with pytest.raises(DataError, match="not an IDX file of images"):
         read_images(*pair, "y", None)
 
 
@@ -66,12 +66,12 @@ def test_images_and_labels_of_different_number_are_refused(pair: tuple[Path, Pat
 
 
 def test_images_and_labels_exchanged_are_told(pair: tuple[Path, Path]) -> None:
-    with pytest.raises(DataError, match=r"no IDX file of images .*begins with 00 00 08 01") as caught:
+    with pytest.raises(DataError, match=r"not an IDX file of images .*begins with 00 00 08 01") as caught:
         read_images(pair[1], pair[0], "y", None)
     assert "`labels`" in str(caught.value.hint)
 
 
 def test_another_size_than_the_recipe_says_is_refused(pair: tuple[Path, Path]) -> None:
-    with pytest.raises(DataError, match=r"are 2 × 4, and data.image says 4 × 2") as caught:
+    with pytest.raises(DataError, match=r"are 2 × 4, and data.image is 4 × 2") as caught:
         read_images(*pair, "y", (4, 2))
     assert "image: [2, 4]" in str(caught.value.hint)

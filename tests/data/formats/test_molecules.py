@@ -105,8 +105,8 @@ def test_rings_are_what_a_bond_closes() -> None:
     [
         ("V2000", "V3000", "not V2000"),
         ("  7  9  1  0\n", "  7 12  1  0\n", "a bond from atom 7 to atom 12, of 9"),
-        ("  9  9  0", "  x  9  0", "no molecule"),
-        ("  9  9  0", "  0  0  0", "no molecule: 0 atoms"),
+        ("  9  9  0", "  x  9  0", "not a valid molecule"),
+        ("  9  9  0", "  0  0  0", "not a valid molecule: 0 atoms"),
     ],
 )
 def test_what_is_no_molecule_is_refused_with_its_line(was: str, becomes: str, said: str, tmp_path: Path) -> None:

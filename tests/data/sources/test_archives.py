@@ -47,7 +47,7 @@ def test_a_link_is_no_member(tmp_path: Path) -> None:
         link = tarfile.TarInfo("t.csv")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(link)
-    with pytest.raises(SourceError, match="holds no"):
+    with pytest.raises(SourceError, match="does not contain"):
         extract(tmp_path / "p.tar", "t.csv", tmp_path / "out")
 
 
@@ -75,7 +75,7 @@ def test_a_star_stands_for_folders_too_and_for_nothing_else_special() -> None:
 
 
 def test_a_pattern_that_matches_nothing_names_the_folder_that_was_meant(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"holds nothing like 'text/\*_gut\.txt'; did you mean 'texts'"):
+    with pytest.raises(SourceError, match=r"matches 'text/\*_gut\.txt'; did you mean 'texts'"):
         extract(tar_of(tmp_path / "p.tar.gz", TEXTS), "text/*_gut.txt", tmp_path / "out.zip")
     assert not (tmp_path / "out.zip").exists()
 

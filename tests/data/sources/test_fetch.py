@@ -194,7 +194,7 @@ def test_a_wheel_of_another_interpreter_is_named_by_its_tags(tmp_path: Path, mon
     with pytest.raises(SourceError, match="cannot be fetched"):
         fetch(uri, None, tmp_path / "cache", tmp_path)
     assert fetch(f"{uri}?wheel={tags}", SHA256, tmp_path / "cache", tmp_path).read_bytes() == CONTENT
-    with pytest.raises(SourceError, match="'py38' are no tags"):
+    with pytest.raises(SourceError, match="invalid tags of a wheel: 'py38'"):
         fetch(f"{uri}?wheel=py38", None, tmp_path / "cache", tmp_path)
 
 
@@ -213,12 +213,12 @@ def test_a_pattern_of_local_files_follows_them(tmp_path: Path) -> None:
     assert found("texts/*.txt") == {"texts/a.txt": b"one", "texts/b.txt": b"two"}
     (texts / "c.txt").write_text("three")
     assert list(found(f"file://{texts}/*.txt")) == list(found("texts/*.txt")) == ["texts/a.txt", "texts/b.txt", "texts/c.txt"]
-    with pytest.raises(SourceError, match=r"no file is like texts/\*\.csv"):
+    with pytest.raises(SourceError, match=r"no file matches texts/\*\.csv"):
         found("texts/*.csv")
 
 
 def test_a_pattern_on_a_server_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="a server cannot be asked for one"):
+    with pytest.raises(SourceError, match="a server cannot list files"):
         fetch("https://127.0.0.1:1/*.csv", None, tmp_path, tmp_path)
 
 
@@ -272,5 +272,5 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_s3_is_read_with_the_environments_credentials(tmp_path: Path, s3: None) -> None:
     assert fetch("s3://lake/in/t.csv", SHA256, tmp_path, tmp_path).read_bytes() == CONTENT
-    with pytest.raises(SourceError, match="not there"):
+    with pytest.raises(SourceError, match="does not exist"):
         fetch("s3://lake/in/gone.csv", None, tmp_path, tmp_path)

@@ -74,7 +74,7 @@ EXPECTED: list[dict[str, Any]] = [
 
 
 def landed(project: Project, frame: pd.DataFrame) -> None:
-    folder: Path = project.raw("toy")
+    folder: Path = project.raw_data("toy")
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pandas(frame), folder / "0000-b.parquet", row_group_size=64)
 
