@@ -1,6 +1,6 @@
-"""The `docker_engine` fixture: a Docker engine with the base image and wheels that tests need. Import it in a conftest.
+"""The fixture `docker_engine`: a Docker engine with the base image and wheels that tests need. Import it in a conftest.
 
-Without them such tests are skipped and say why; with HEADRACE_REQUIRE_DOCKER=1 (as .ci/run sets it) they fail instead.
+Without them such tests are skipped with the reason; with HEADRACE_REQUIRE_DOCKER=1 (set by .ci/run) they fail instead.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from headrace.settings import Settings
 
 @pytest.fixture(scope="session")
 def docker_engine() -> Settings:
-    """Settings whose engine answers and has what images are built from."""
+    """Settings with an engine that responds and has what images are built from."""
     settings = Settings()
     if reason := _why_not(settings):
         if os.environ.get("HEADRACE_REQUIRE_DOCKER") == "1":
@@ -36,5 +36,5 @@ def _why_not(settings: Settings) -> str | None:
     if find_image(docker, settings.base_image) is None:
         return f"the base image {settings.base_image} is not on this engine (HEADRACE_BASE_IMAGE names another)"
     if not is_current(CODE / "wheelhouse"):
-        return "there is no wheelhouse for today's requirements (python -m headrace.serving.packaging)"
+        return "there is no wheelhouse for the current requirements (python -m headrace.serving.packaging)"
     return None

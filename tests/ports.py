@@ -1,4 +1,4 @@
-"""Ports for tests: no two tests get the same ones at the same time, in whatever process, worker or checkout they run."""
+"""Ports for tests: no two tests use the same ports at the same time, also in other processes, workers and checkouts."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from headrace.serving.replicas.ports import is_free
 
 BLOCK = 100
 STARTS = range(11_000, 20_900, BLOCK)
-"""Below the ports that the kernel hands out by itself: there a late connection of another program could take one. And away
-from the ports that replicas and benchmarks take by default."""
+"""Below the ephemeral ports, where a connection of another program could take one, and apart from the default ports of replicas
+and benchmarks."""
 LOCKS = Path(tempfile.gettempdir()) / f"headrace-test-ports-{getpass.getuser()}"
 
 
 @contextmanager
 def lease() -> Iterator[range]:
-    """A block of ports that nobody listens on, for as long as the block of code runs.
+    """Reserves a block of free ports while the block of code runs.
 
-    A lock file keeps it from other processes; the kernel lets it go when this one dies. Blocks are taken at random, so that
-    one just freed rests.
+    A lock file, which the kernel releases when this process ends, keeps other processes away. Blocks are chosen at random, so
+    that a block is not used again at once.
     """
     LOCKS.mkdir(exist_ok=True)
     for start in random.sample(STARTS, len(STARTS)):
@@ -49,7 +49,7 @@ def lease() -> Iterator[range]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on at this moment, all different; this process hands each out again as late as it can."""
+    """Returns different ports that are free at this moment; this process returns the same port again as late as possible."""
     return list(itertools.islice((port for port in _own() if is_free(port)), count))
 
 
@@ -59,7 +59,7 @@ def free_port() -> int:
 
 @contextmanager
 def taken(port: int) -> Iterator[None]:
-    """Another program listens on `port`; what earlier connections left there in TIME_WAIT does not keep it away."""
+    """Listens on `port` as another program would, also while old connections are in TIME_WAIT."""
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(("127.0.0.1", port))
@@ -72,5 +72,5 @@ _kept = contextlib.ExitStack()
 
 @cache
 def _own() -> Iterator[int]:
-    """The ports of a block that this process keeps until it ends, in turn and without end."""
+    """Cycles through the ports of a block that this process keeps until it ends."""
     return itertools.cycle(_kept.enter_context(lease()))

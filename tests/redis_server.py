@@ -1,4 +1,4 @@
-"""A real Redis on a free port, of loopback unless told otherwise."""
+"""A real Redis server on a free port."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.ports import free_port
 
 
 class RedisServer:
-    """Can be stopped and started again, with an empty memory."""
+    """Can be stopped and started again, without its data."""
 
     def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
         self.port = free_port()

@@ -1,4 +1,4 @@
-"""The tests' own house: workers get whole groups and meet nowhere, and nothing that tests start outlives them."""
+"""The test plugin: workers get whole groups, use different ports, and leave no process running."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_leaves_a_program_running():
 
 
 def run_in(folder: Path, *options: str) -> subprocess.Popen[str]:
-    """A run of the tests in `folder` under the plugin, in a process group of its own."""
+    """Runs the tests in `folder` with the plugin, in a separate process group."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", workers.RUN))}
     return subprocess.Popen(
         [sys.executable, "-m", "pytest", "-p", "tests.workers", "--basetemp", "temporary", *options],
@@ -43,7 +43,7 @@ def run_in(folder: Path, *options: str) -> subprocess.Popen[str]:
 @pytest.mark.parametrize(
     "then", ["time.sleep(600)", "os.kill(os.getpid(), signal.SIGKILL)"], ids=["after Ctrl-C", "after the death of a worker"]
 )
-def test_what_a_test_leaves_running_ends_with_the_run(then: str, tmp_path: Path) -> None:
+def test_a_process_that_a_test_leaves_running_ends_with_the_run(then: str, tmp_path: Path) -> None:
     (tmp_path / "test_sloppy.py").write_text(SLOPPY.replace("{then}", then))
     run = run_in(tmp_path, "-n", "1", "--max-worker-restart", "0")
     left, deadline = tmp_path / "left.txt", time.monotonic() + 200
@@ -52,16 +52,16 @@ def test_what_a_test_leaves_running_ends_with_the_run(then: str, tmp_path: Path)
         time.sleep(0.05)
     if "sleep" in then:
         os.killpg(run.pid, signal.SIGINT)
-    said, _ = run.communicate(timeout=200)
-    assert "ending what a test left running: sleep 600" in said
-    assert not psutil.pid_exists(int(left.read_text())), said
+    output, _ = run.communicate(timeout=200)
+    assert "ending a process that a test left running: sleep 600" in output
+    assert not psutil.pid_exists(int(left.read_text())), output
 
 
-TELLING = """
+RECORDING = """
 import pathlib, pytest
 
 @pytest.mark.parametrize("number", range(20))
-def test_tells_its_process(number, worker_id):
+def test_records_its_worker(number, worker_id):
     with pathlib.Path(__file__).with_suffix(".txt").open("a") as file:
         file.write(worker_id + "\\\\n")
 """
@@ -69,9 +69,9 @@ def test_tells_its_process(number, worker_id):
 
 def test_a_file_goes_to_one_worker(tmp_path: Path) -> None:
     for name in "abcd":
-        (tmp_path / f"test_{name}.py").write_text(TELLING)
-    said = run_in(tmp_path, "-n", "2").communicate(timeout=200)[0]
-    assert "80 passed" in said
+        (tmp_path / f"test_{name}.py").write_text(RECORDING)
+    output = run_in(tmp_path, "-n", "2").communicate(timeout=200)[0]
+    assert "80 passed" in output
     seen = [set((tmp_path / f"test_{name}.txt").read_text().split()) for name in "abcd"]
     assert [len(one) for one in seen] == [1] * 4 and len(set.union(*seen)) == 2
 

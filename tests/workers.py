@@ -1,4 +1,4 @@
-"""How tests are divided among workers (`pytest -n 2`), and that nothing they start outlives the run. A plugin of pytest."""
+"""A pytest plugin that divides tests among workers (`pytest -n 2`) and ends processes that tests leave running."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 GROUPS = (
-    # A project whose services run is made once, and the Docker engine builds the base of all images once: whoever needs one
-    # of them goes to one worker.
+    # Tests that share a project with running services (fixture `live`), or the base image that the Docker engine builds once.
     (
         "tests/release/test_recovery.py",
         "tests/release/test_faults.py",
@@ -37,7 +36,7 @@ GROUPS = (
     ),
     ("tests/services/test_services.py",),
     ("tests/serving/rollout/test_rolling.py",),
-    # the fixture `house`
+    # the fixture `service`
     (
         "tests/services/api/test_batches.py",
         "tests/services/api/test_catalogue.py",
@@ -46,11 +45,11 @@ GROUPS = (
         "tests/services/api/test_openapi.py",
     ),
 )
-"""The slowest first: a group that begins last leaves the other workers idle. Every other file is a group of its own."""
+"""The slowest first: a group that begins last leaves the other workers idle. Every other file is its own group."""
 PLACES = {file: (group, place) for group, files in enumerate(GROUPS) for place, file in enumerate(files)}
 LAST = (len(GROUPS), 0)
 RUN = "RUN_OF_THE_TESTS"
-"""A variable that every process started by tests inherits: by it those that are left are found."""
+"""Environment variable that all processes started by tests inherit, to find those that are left."""
 
 
 def file_of(nodeid: str) -> str:
@@ -58,7 +57,7 @@ def file_of(nodeid: str) -> str:
 
 
 class Groups(LoadScopeScheduling):
-    """Gives a worker a whole group at a time. (xdist's own `--dist loadgroup` does not know the node ids of pytest 9.2.)"""
+    """Gives a worker a whole group at a time. (xdist's `--dist loadgroup` does not support the node ids of pytest 9.2.)"""
 
     def _split_scope(self, nodeid: str) -> str:
         file = file_of(nodeid)
@@ -67,7 +66,7 @@ class Groups(LoadScopeScheduling):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling | None:
-    """Ours, unless `--dist` asks for another."""
+    """Returns this scheduler, unless `--dist` requests another."""
     if config.getoption("dist") != "load":
         return None
     config.option.loadscopereorder = False
@@ -90,20 +89,20 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Ends what tests left running: after Ctrl-C, or when a worker died, their own cleaning up is cut short."""
+    """Ends processes that tests left running: after Ctrl-C or the death of a worker, fixtures do not clean up."""
     token = os.environ.get(RUN)
     if is_worker(config) or token is None:
         return
     left = processes_of(token)
     for process in left:
         with contextlib.suppress(psutil.Error):
-            print(f"ending what a test left running: {' '.join(process.cmdline())[:150]}", file=sys.stderr)
+            print(f"ending a process that a test left running: {' '.join(process.cmdline())[:150]}", file=sys.stderr)
             process.kill()
     psutil.wait_procs(left, timeout=10)
 
 
 def processes_of(token: str) -> list[psutil.Process]:
-    """Processes that inherited `token`, but this one and those that started it."""
+    """Returns the processes that inherited `token`, except this one and its ancestors."""
     me = psutil.Process()
     spared = {me.pid, *(parent.pid for parent in me.parents())}
     found = []

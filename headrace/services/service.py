@@ -98,7 +98,7 @@ def _wait(project: Project, server: Server) -> str | None:
 
 
 def settings_environment(project: Project, settings: Settings) -> dict[str, str]:
-    """Environment variables that pass these settings to a child process, whatever supervisord was started with.
+    """Environment variables that pass these settings to a child process, independent of supervisord's environment.
 
     `runner` is left out, since it belongs to one release: `headrace run --runner docker` restarts no server.
     """

@@ -62,13 +62,13 @@ class BatchRoutes:
         With an `Idempotency-Key` that was used before, the same file returns the existing batch, and another file 409.
         """
         caller: Caller = request.caller
-        listed = await self._catalogue.require(caller, request.path_params["name"])
+        entry = await self._catalogue.require(caller, request.path_params["name"])
         media_type, key = require_media_type(request, PARQUET, JSON_LINES, headers=CLOSE), _key(request)
-        known = self._queue.get(batch_id(caller.tenant, listed.model, key)) if key else None
+        known = self._queue.get(batch_id(caller.tenant, entry.model, key)) if key else None
         if known is None:
             self._require_capacity(caller.tenant)
         with self._counted_upload(caller.tenant):
-            submitted, upload = await self._receive(request, caller, listed.model, media_type, key)
+            submitted, upload = await self._receive(request, caller, entry.model, media_type, key)
         return to_json(self._describe(self._accepted(submitted, upload)), 202)
 
     async def _receive(

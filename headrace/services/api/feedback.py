@@ -86,10 +86,10 @@ class FeedbackRoutes:
         Raises:
             Refused: the caller may not use the model, or it cannot give such an answer; 503, its contract is unknown.
         """
-        listed = await self._catalogue.require(caller, model)
-        if listed.contract is None:
+        entry = await self._catalogue.require(caller, model)
+        if entry.contract is None:
             raise Refused(503, "unavailable", f"no replica of {model!r} responds with its contract", {"retry-after": "5"})
-        _check_truths(feedback, listed.contract)
+        _check_truths(feedback, entry.contract)
 
     async def _recorded(self, caller: Caller, feedback: _Feedback) -> RecordedAnswer | None:
         """Finds the record of the answer, waiting a moment for one that is being written."""

@@ -17,13 +17,13 @@ BATCH = "Batch"
 
 def document(models: Sequence[CatalogueEntry], address: str, needs_token: bool) -> Json:
     """Builds the description. Models without a known contract are left out."""
-    known = [listed for listed in models if listed.contract is not None]
+    known = [entry for entry in models if entry.contract is not None]
     paths: Json = {"/v1/models": {"get": _list_models()}}
-    for listed in known:
-        paths |= _own_paths(listed) | _batch_paths(listed) | openapi_protocols.inference_paths(listed)
+    for entry in known:
+        paths |= _own_paths(entry) | _batch_paths(entry) | openapi_protocols.inference_paths(entry)
     if known:
         paths["/v1/feedback"] = {"post": _feedback(known)}
-    if generators := [listed for listed in known if listed.generates]:
+    if generators := [entry for entry in known if entry.generates]:
         paths |= openapi_protocols.openai_paths(generators)
     paths |= openapi_protocols.server_paths()
     return {
@@ -47,7 +47,7 @@ def document(models: Sequence[CatalogueEntry], address: str, needs_token: bool) 
         },
         **({"security": [{"token": []}]} if needs_token else {}),
         "tags": [{"name": "gateway", "description": "Paths that belong to no single model."}]
-        + [{"name": listed.model, "description": _headline(listed)} for listed in known],
+        + [{"name": entry.model, "description": _headline(entry)} for entry in known],
     }
 
 
@@ -82,11 +82,11 @@ def _list_models() -> Json:
     return operation("list_models", "gateway", "The models that the token allows", {"200": answer("The catalogue", shape)}, ())
 
 
-def _own_paths(listed: CatalogueEntry) -> Json:
-    assert listed.contract is not None
-    model, path, instance = listed.model, f"/v1/models/{listed.model}", instance_schema(listed.contract)
+def _own_paths(entry: CatalogueEntry) -> Json:
+    assert entry.contract is not None
+    model, path, instance = entry.model, f"/v1/models/{entry.model}", instance_schema(entry.contract)
     identity = _identity_schema()
-    predictions = {"predictions": {"type": "array", "items": answer_schema(listed.contract)}}
+    predictions = {"predictions": {"type": "array", "items": answer_schema(entry.contract)}}
     found: Json = {
         path: {
             "get": operation(
@@ -101,20 +101,20 @@ def _own_paths(listed: CatalogueEntry) -> Json:
             "post": operation(
                 f"predict_{model}",
                 model,
-                _headline(listed),
-                {"200": _answers(listed, _with(identity, predictions))},
+                _headline(entry),
+                {"200": _answers(entry, _with(identity, predictions))},
                 errors.OF_INPUT,
-                requestBody=_request(listed, instance),
+                requestBody=_request(entry, instance),
             )
         },
     }
-    if listed.explains:
-        found[f"{path}/explain"] = {"post": _explain(listed, instance)}
+    if entry.explains:
+        found[f"{path}/explain"] = {"post": _explain(entry, instance)}
     return found
 
 
-def _explain(listed: CatalogueEntry, instance: Json) -> Json:
-    contract = listed.contract
+def _explain(entry: CatalogueEntry, instance: Json) -> Json:
+    contract = entry.contract
     assert contract is not None
     fields: Json = {
         "instance": instance,
@@ -137,8 +137,8 @@ def _explain(listed: CatalogueEntry, instance: Json) -> Json:
         "evaluations": {"type": "integer"},
     }
     return operation(
-        f"explain_{listed.model}",
-        listed.model,
+        f"explain_{entry.model}",
+        entry.model,
         "The contribution of each field to an answer",
         {"200": answer("The explanation", _with(_identity_schema(), properties))},
         errors.OF_INPUT,
@@ -149,19 +149,19 @@ def _explain(listed: CatalogueEntry, instance: Json) -> Json:
     )
 
 
-def _request(listed: CatalogueEntry, instance: Json) -> Json:
+def _request(entry: CatalogueEntry, instance: Json) -> Json:
     """One instance, several, or an image file for models of images."""
     several = _several(instance)
-    if listed.streams:
+    if entry.streams:
         several["properties"]["stream"] = {
             "type": "boolean",
             "description": "Send the answer to one instance in pieces, as it is generated.",
         }
         several["properties"]["instances"]["maxItems"] = 32
-    found = body({"anyOf": [several, instance]}, _examples(listed))
-    assert listed.contract is not None
+    found = body({"anyOf": [several, instance]}, _examples(entry))
+    assert entry.contract is not None
     for kind in ("image/png", "image/jpeg"):
-        if any(kind in field.accepts for field in listed.contract.inputs):
+        if any(kind in field.accepts for field in entry.contract.inputs):
             found["content"][kind] = {"schema": {"type": "string", "format": "binary"}}
     return found
 
@@ -171,24 +171,24 @@ def _several(instance: Json) -> Json:
     return {"type": "object", "properties": {"instances": rows}, "required": ["instances"], "additionalProperties": False}
 
 
-def _answers(listed: CatalogueEntry, schema: Json) -> Json:
+def _answers(entry: CatalogueEntry, schema: Json) -> Json:
     found = answer("Predictions, in the order of the instances", schema)
-    if listed.streams:
+    if entry.streams:
         found["content"]["text/event-stream"] = {"schema": openapi_protocols.EVENT}
     return found
 
 
-def _examples(listed: CatalogueEntry) -> Json:
+def _examples(entry: CatalogueEntry) -> Json:
     """Valid inputs: the contract's sample is from the test rows."""
-    assert listed.contract is not None
-    sample = listed.contract.sample
-    return {"one": {"value": sample}, "several": {"value": {"instances": [sample, *listed.contract.examples]}}}
+    assert entry.contract is not None
+    sample = entry.contract.sample
+    return {"one": {"value": sample}, "several": {"value": {"instances": [sample, *entry.contract.examples]}}}
 
 
 def _feedback(models: Sequence[CatalogueEntry]) -> Json:
-    truths = [truth_schema(listed.contract) for listed in models if listed.contract is not None]
+    truths = [truth_schema(entry.contract) for entry in models if entry.contract is not None]
     truth = {"anyOf": [one for place, one in enumerate(truths) if one not in truths[:place]]}
-    names = [listed.model for listed in models]
+    names = [entry.model for entry in models]
     fields = {
         "id": {"type": "string", "pattern": f"^({'|'.join(names)})@[A-Za-z0-9.]{{1,20}}:[A-Za-z0-9._-]{{1,64}}$"},
         "request_id": {"type": "string", "pattern": "^[A-Za-z0-9._:/+=@-]{1,128}$"},
@@ -228,9 +228,9 @@ def _feedback(models: Sequence[CatalogueEntry]) -> Json:
 # -- batches
 
 
-def _batch_paths(listed: CatalogueEntry) -> Json:
-    model, path = listed.model, f"/v1/models/{listed.model}/batches"
-    assert listed.contract is not None
+def _batch_paths(entry: CatalogueEntry) -> Json:
+    model, path = entry.model, f"/v1/models/{entry.model}/batches"
+    assert entry.contract is not None
     one = {"$ref": f"#/components/schemas/{BATCH}"}
     rows = {"type": "string", "format": "binary"}
     files = {kind: {"schema": rows} for kind in ("application/vnd.apache.parquet", "application/x-ndjson")}
@@ -279,9 +279,9 @@ def _batch_paths(listed: CatalogueEntry) -> Json:
 # -- parts
 
 
-def _headline(listed: CatalogueEntry) -> str:
-    assert listed.contract is not None
-    return f"{listed.contract.task}: {', '.join(f.name for f in listed.contract.inputs)} → {listed.contract.target}"
+def _headline(entry: CatalogueEntry) -> str:
+    assert entry.contract is not None
+    return f"{entry.contract.task}: {', '.join(f.name for f in entry.contract.inputs)} → {entry.contract.target}"
 
 
 def _identity_schema() -> Json:

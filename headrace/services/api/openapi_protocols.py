@@ -51,10 +51,10 @@ def _operation(name: str, tag: str, summary: str, shape: Json, error: Json, refu
 # -- Open Inference Protocol
 
 
-def inference_paths(listed: CatalogueEntry) -> Json:
+def inference_paths(entry: CatalogueEntry) -> Json:
     """`/v2/models/<model>`, `/ready`, `/infer`."""
-    model, path = listed.model, f"/v2/models/{listed.model}"
-    assert listed.contract is not None
+    model, path = entry.model, f"/v2/models/{entry.model}"
+    assert entry.contract is not None
     shape = {
         "type": "object",
         "properties": {"model_name": {"type": "string"}, "outputs": {"type": "array", "items": OBJECT}},
@@ -68,7 +68,7 @@ def inference_paths(listed: CatalogueEntry) -> Json:
         },
         "required": ["inputs"],
     }
-    example = {"sample": {"value": {"inputs": tensors(listed.contract)}}}
+    example = {"sample": {"value": {"inputs": tensors(entry.contract)}}}
     return {
         path: {
             "get": _operation(
@@ -147,7 +147,7 @@ def server_paths() -> Json:
 
 def openai_paths(generators: Sequence[CatalogueEntry]) -> Json:
     """`/v1/completions` and `/v1/chat/completions`."""
-    names = [listed.model for listed in generators]
+    names = [entry.model for entry in generators]
     message = {
         "type": "object",
         "properties": {"role": {"enum": ["system", "developer", "user", "assistant"]}, "content": {"type": "string"}},
@@ -201,6 +201,6 @@ def _completions(name: str, summary: str, properties: Json, example: Json) -> Js
     return {"post": found}
 
 
-def _prompt(listed: CatalogueEntry) -> str:
-    assert listed.contract is not None
-    return str(listed.contract.sample.get("prompt", "Once"))
+def _prompt(entry: CatalogueEntry) -> str:
+    assert entry.contract is not None
+    return str(entry.contract.sample.get("prompt", "Once"))

@@ -23,6 +23,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalService]:
     distance = contract.inputs[0].model_copy(update={"minimum": -1e6, "maximum": 1e6})
     contract.model_copy(update={"inputs": [distance, *contract.inputs[1:]]}).write(made["trips"] / "contract.json")
     with start_service(
-        tmp_path_factory.mktemp("service") / "clone", made, max_batch_bytes=4 * 1024 * 1024, upload_idle_seconds=3.0
+        tmp_path_factory.mktemp("service") / "clone", made, max_batch_bytes=4 * 1024 * 1024, upload_idle_seconds=2.0
     ) as found:
         yield found
