@@ -84,7 +84,7 @@ class Bar:
         self._progress.update(self._task, completed=done)
 
     def set_description(self, text: str) -> None:
-        """Sets the text beside the bar."""
+        """Sets the text after the bar."""
         if self._progress is None or self._task is None:
             report(text)
         else:

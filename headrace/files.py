@@ -66,13 +66,13 @@ def write_with(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def read_json(path: Path, hint: str = "restore the file from a backup, or remove it and run the command again") -> Any:
-    """The JSON value in `path`, or None when there is no such file.
+    """Returns the JSON value in `path`, or None if the file does not exist.
 
     Args:
         hint: how to repair a damaged file.
 
     Raises:
-        DamagedFile: the file is not JSON. It is not treated as absent: its content may be the only record of something.
+        DamagedFile: the file is not JSON. It is not treated as missing: its content may exist nowhere else.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -83,7 +83,7 @@ def read_json(path: Path, hint: str = "restore the file from a backup, or remove
 
 
 def read_cached_json(path: Path) -> Any:
-    """The JSON value in `path`, or None when there is no such file or it is damaged: for files that can be written again."""
+    """Returns the JSON value in `path`, or None if the file does not exist or is damaged: for files that can be rebuilt."""
     with suppress(DamagedFile):
         return read_json(path)
     return None

@@ -105,7 +105,7 @@ def _imported_by(file: Path, root: Path) -> list[str]:
     """Modules that a file imports, and those of classes that it names in strings."""
     try:
         tree = ast.parse(file.read_bytes())
-    except SyntaxError:  # its import says so
+    except SyntaxError:  # reported when it is imported
         return []
     package = file.relative_to(root).parent.parts
     found: list[str] = []

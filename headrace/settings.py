@@ -1,4 +1,4 @@
-"""Settings: where and how the services run, from `headrace.toml` and `HEADRACE_...` variables. A recipe says what is built."""
+"""Settings: where and how the services run, from `headrace.toml` and `HEADRACE_...` variables. Recipes define what is built."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ the Python client."""
 
 
 def load_settings(project: Project) -> Settings:
-    """Reads `headrace.toml` beside `recipes/`, if there is one; environment variables take precedence.
+    """Reads `headrace.toml` in the root of the project, if it exists; environment variables take precedence.
 
     Raises:
         SettingsError: an unknown or renamed setting, or an invalid value, with its field.

@@ -33,8 +33,8 @@ def test_all_constructor_arguments_are_kept() -> None:
     import inspect
 
     for cls in CLASSES:
-        taken = set(inspect.signature(cls.__init__).parameters) - {"self", "message", "where", "hint"}
-        assert taken == set(cls.fields), cls
+        arguments = set(inspect.signature(cls.__init__).parameters) - {"self", "message", "where", "hint"}
+        assert arguments == set(cls.fields), cls
 
 
 def test_an_error_of_an_older_version_keeps_its_hint() -> None:

@@ -1,4 +1,4 @@
-"""Files are whole or absent, whatever happens on the way."""
+"""Files are written completely or not at all, also after a kill or on a full disk."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def test_a_file_takes_its_place_when_the_block_ends(tmp_path: Path) -> None:
     path = tmp_path / "made" / "on" / "the way.json"
     write_json(path, {"ü": [1, None]})
     assert read_json(path) == {"ü": [1, None]}
-    with atomic_write(path) as beside:
-        beside.write_text("new")
+    with atomic_write(path) as temporary:
+        temporary.write_text("new")
         assert read_json(path) == {"ü": [1, None]}, "readers see the old file until the new one is whole"
     assert path.read_text() == "new"
     assert names(path.parent) == ["the way.json"]
@@ -36,8 +36,8 @@ def test_a_file_takes_its_place_when_the_block_ends(tmp_path: Path) -> None:
 def test_an_exception_leaves_the_old_file(error: BaseException, tmp_path: Path) -> None:
     path = tmp_path / "kept"
     write_text(path, "old")
-    with pytest.raises(type(error)), atomic_write(path) as beside:
-        beside.write_text("half")
+    with pytest.raises(type(error)), atomic_write(path) as temporary:
+        temporary.write_text("half")
         raise error
     assert path.read_text() == "old" and names(tmp_path) == ["kept"]
 
@@ -52,8 +52,8 @@ from pathlib import Path
 from headrace.files import atomic_write
 die = lambda: os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(lambda name, _: die() if name == {event!r} else None)
-with atomic_write(Path({str(path)!r})) as beside:
-    beside.write_text("half")
+with atomic_write(Path({str(path)!r})) as temporary:
+    temporary.write_text("half")
     if {event!r} == "half":
         die()
 """
@@ -121,7 +121,7 @@ def _arrays(path: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [_bytes, _checkpoint, _parquet, _arrays])
-def test_a_full_disk_is_told_and_leaves_the_old_file(write: Callable[[Path], None], small_disk: Path) -> None:
+def test_a_full_disk_is_an_error_and_leaves_the_old_file(write: Callable[[Path], None], small_disk: Path) -> None:
     path = small_disk / "kept"
     write_text(path, "old")
     with pytest.raises(DiskFull, match="no space left to write kept") as caught:
@@ -130,7 +130,7 @@ def test_a_full_disk_is_told_and_leaves_the_old_file(write: Callable[[Path], Non
     assert path.read_text() == "old" and names(small_disk) == ["kept"]
 
 
-def test_a_full_disk_is_seen_behind_other_errors() -> None:
+def test_a_full_disk_is_detected_as_the_cause_of_other_errors() -> None:
     try:
         try:
             raise OSError(errno.ENOSPC, "No space left on device")

@@ -54,8 +54,8 @@ def from_file(path: Path, contract: Contract) -> list[Any]:
         DataError: the file is damaged.
     """
     if not path.is_file():
-        beside = path.parent.iterdir() if path.parent.is_dir() else []
-        siblings = [found.name for found in beside if found.name.lower().endswith(FILES)]
+        files = path.parent.iterdir() if path.parent.is_dir() else []
+        siblings = [found.name for found in files if found.name.lower().endswith(FILES)]
         raise UsageError(
             f"file {path} not found; {near_miss(path.name, siblings)}", where="--file", hint="name an existing file"
         )
@@ -115,12 +115,12 @@ def _only(contract: Contract, dtype: str, what: str) -> InputField:
 
 def _how(contract: Contract) -> str:
     """Returns the arguments of `headrace predict` for this model."""
-    asked = [field for field in contract.inputs if not field.nullable] or contract.inputs
-    if [field.dtype for field in asked] == ["uint8"]:
+    required = [field for field in contract.inputs if not field.nullable] or contract.inputs
+    if [field.dtype for field in required] == ["uint8"]:
         return "--file IMAGE.png"
-    if [field.dtype for field in asked] == ["string"] and asked[0].levels is None:
+    if [field.dtype for field in required] == ["string"] and required[0].levels is None:
         return "--text TEXT"
-    return " ".join(f"{field.name}=…" for field in asked)
+    return " ".join(f"{field.name}=…" for field in required)
 
 
 def _rows(path: Path, contract: Contract) -> list[Any]:

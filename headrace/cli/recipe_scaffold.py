@@ -127,7 +127,7 @@ def _reason_to_exclude(values: pd.Series[Any]) -> str | None:
 
 
 def _numbers_rows(values: pd.Series[Any]) -> bool:
-    """Whether the values are distinct whole numbers that increase by one, or that the name says are ids."""
+    """Whether the values are distinct whole numbers that increase by one, or have a name of ids."""
     import pandas as pd
 
     if not pd.api.types.is_integer_dtype(values) or len(values) < 10 or not values.is_unique:

@@ -106,8 +106,7 @@ def _start_needed_services(project: Project, settings: Settings) -> None:
 def up(as_json: bool) -> None:
     """Start the local services, or reuse those that run: Prefect server and worker, MLflow, Envoy, API server and watchdog.
 
-    One that runs with other code, as after an upgrade, or other settings is started anew, and no other. Models that were
-    released before serve again.
+    A service whose code or settings have changed, for example after an upgrade, is restarted. Released models are started too.
     """
     project, settings = load_project()
     from headrace import console

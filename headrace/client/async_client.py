@@ -95,10 +95,10 @@ class AsyncClient:
 
     async def result(self, model: str, batch: str, to: str | Path) -> Path:
         call = requests.batches_request(model, batch, "/result")
-        with atomic_write(Path(to)) as beside, connection.translated_errors(call, self._address):
+        with atomic_write(Path(to)) as temporary, connection.translated_errors(call, self._address):
             async with self._open(call, self._timeout) as response:
                 await self._check(response, call)
-                with beside.open("wb") as handle:
+                with temporary.open("wb") as handle:
                     async for chunk in response.aiter_raw():
                         await asyncio.to_thread(handle.write, chunk)
         return Path(to)

@@ -140,10 +140,10 @@ class Client:
         """Writes the answers of a finished batch to the file `to`, completely or not at all."""
         call = requests.batches_request(model, batch, "/result")
         with (
-            atomic_write(Path(to)) as beside,
+            atomic_write(Path(to)) as temporary,
             connection.translated_errors(call, self._address),
             self._open(call, self._timeout) as response,
-            beside.open("wb") as handle,
+            temporary.open("wb") as handle,
         ):
             self._check(response, call)
             for chunk in response.iter_raw():

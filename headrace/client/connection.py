@@ -28,7 +28,7 @@ Token = str | Callable[[], str]
 def client_options(address: str | None, token: Token | None, verify: Verify) -> dict[str, Any]:
     """Returns the arguments of httpx' clients; defaults are `HEADRACE_ADDRESS` and `HEADRACE_TOKEN`.
 
-    Calls to this machine do not go through a proxy, whatever `HTTP_PROXY`, `HTTPS_PROXY` or `ALL_PROXY` says.
+    Calls to this machine do not go through a proxy, even if `HTTP_PROXY`, `HTTPS_PROXY` or `ALL_PROXY` is set.
 
     Raises:
         CallFailed: `verify` names a file that cannot be read or holds no certificate.

@@ -62,8 +62,8 @@ def predict_request(model: str, instances: Any, request_id: str | None = None) -
 
 def explain_request(model: str, instance: Any, options: Mapping[str, Any]) -> ApiRequest:
     (one,) = to_instances(instance)
-    asked = {name: to_json_value(value) for name, value in options.items() if value is not None}
-    return ApiRequest("POST", f"{path_of(model)}/explain", _json({"instance": one, **asked}))
+    given = {name: to_json_value(value) for name, value in options.items() if value is not None}
+    return ApiRequest("POST", f"{path_of(model)}/explain", _json({"instance": one, **given}))
 
 
 def stream_request(model: str, instance: Any) -> ApiRequest:

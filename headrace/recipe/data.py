@@ -51,6 +51,7 @@ class JoinConfig(Section):
     source: str
     """Address of the other table, as in `data.source`. Its keys have to be unique."""
     sha256: str | None = Field(default=None, pattern=f"^{SHA256}$")
+    """sha256 of the file at `source`."""
     key: str
     """A column of both tables. In other columns that both have, missing values are filled from the other table."""
 
@@ -73,6 +74,7 @@ class TextConfig(Section):
     """Text tasks: the column that holds the text, and how it is tokenized."""
 
     column: str
+    """The column that holds the text."""
     tokens: Literal["words", "pieces", "characters"] = "pieces"
     """`words`; `pieces`: subwords by byte-pair encoding, which can represent every text; or `characters`."""
     vocabulary: int = Field(default=8000, ge=8)
@@ -80,6 +82,7 @@ class TextConfig(Section):
     length: int = Field(default=256, ge=1)
     """Largest number of tokens of a text; longer texts are truncated."""
     lowercase: bool = True
+    """Whether texts are converted to lower case."""
     replace: dict[str, str] = {}
     """Regular expressions and their replacements, applied before a text is tokenized, in training and in the service."""
 

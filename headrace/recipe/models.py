@@ -79,8 +79,9 @@ class RecurrentConfig(EnsembleConfig):
     hidden: int = Field(default=128, ge=1)
     """Features per state, in each direction."""
     layers: int = Field(default=1, ge=1)
+    """Recurrent layers."""
     skip: bool = True
-    """Whether the token embeddings are pooled too and passed to the linear layer beside the states: a skip connection from
+    """Whether the token embeddings are pooled too and passed to the linear layer with the states: a skip connection from
     single words to the label."""
     pooling: list[Pooling] = Field(default=["max", "mean"], min_length=1)
     """How the states of a text become one vector; the results of several methods are concatenated."""
@@ -105,7 +106,7 @@ class AttentionConfig(EnsembleConfig):
     """Width of the dense layer of a block, as a multiple of `width`."""
     positions: Literal["learned", "rotary"] = "rotary"
     skip: bool = False
-    """Whether the token embeddings are pooled too and passed to the linear layer beside the states."""
+    """Whether the token embeddings are pooled too and passed to the linear layer with the states."""
     pooling: list[Pooling] = Field(default=["mean"], min_length=1)
     """How the states of a text become one vector; the results of several methods are concatenated."""
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
@@ -131,7 +132,9 @@ class Seq2SeqConfig(ModelConfig):
     heads: int = Field(default=4, ge=1)
     """Attention heads per layer."""
     encoder_layers: int = Field(default=2, ge=1)
+    """Layers of the encoder."""
     decoder_layers: int = Field(default=2, ge=1)
+    """Layers of the decoder."""
     expansion: int = Field(default=4, ge=1)
     """Width of the dense part of a layer, as a multiple of `width`."""
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
@@ -159,6 +162,7 @@ class RecurrentLanguageConfig(ModelConfig):
     hidden: int = Field(default=384, ge=1)
     """Features per state."""
     layers: int = Field(default=1, ge=1)
+    """Recurrent layers."""
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Probability of dropping a feature before each layer and before the output."""
 

@@ -35,6 +35,7 @@ class Expectation(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
     type: str
+    """Name of the expectation."""
 
     @field_validator("type")
     @classmethod

@@ -45,7 +45,7 @@ class GroupSplit(Section):
     """The column that identifies the group, for example a person or a document. It is not a feature, unless `match` is
     `words`."""
     match: Literal["value", "words"] = "value"
-    """`value`: equal values are a group. `words`: texts with the same words are a group, whatever their case; links, @names,
+    """`value`: equal values are a group. `words`: texts with the same words are a group, in upper or lower case; links, @names,
     digits and RT are ignored."""
 
 

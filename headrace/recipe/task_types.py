@@ -101,7 +101,7 @@ class TaskTypeEntry:
 
 
 def has_interval(model: ModelConfig) -> bool:
-    """Whether a regression predicts an interval beside the value."""
+    """Whether a regression predicts an interval and not only a value."""
     return getattr(model, "interval", None) is not None
 
 

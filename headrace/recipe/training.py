@@ -49,11 +49,15 @@ class TrainConfig(Section):
     """Settings of the training loop."""
 
     epochs: int = Field(default=10, ge=1)
+    """Largest number of passes over the training rows."""
     batch_size: int = Field(default=128, ge=1)
+    """Rows per batch, of all processes together."""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
     """Batches whose gradients are added up for one optimizer step: the effect of a larger batch in less memory."""
     optimizer: OptimizerName = "adamw"
+    """Optimizer; docs/training.md compares them."""
     learning_rate: float = Field(default=0.002, gt=0.0)
+    """Peak of the learning rate."""
     momentum: float | None = Field(default=None, ge=0.0, lt=1.0)
     """Momentum of sgd (Nesterov's), rmsprop and muon."""
     weight_decay: float = Field(default=0.01, ge=0.0)
@@ -84,6 +88,7 @@ class TrainConfig(Section):
     """What each process holds: the whole model (Li et al. 2020, arXiv:2006.15704), or a shard of every weight, gradient and
     optimizer state (Zhao et al. 2023, arXiv:2304.11277)."""
     seed: int = 7
+    """Seed of the initial weights, the order of the rows and dropout."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` is a CUDA GPU if there is one."""
     calibrate: Literal["temperature"] | None = None

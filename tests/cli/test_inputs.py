@@ -47,7 +47,7 @@ IMAGE = Contract(
 )
 
 
-def test_fields_take_the_type_that_the_contract_says() -> None:
+def test_fields_are_converted_to_the_types_of_the_contract() -> None:
     assert inputs.from_fields(["distance=1400", "delay=", "carrier=007"], TABLE) == [
         {"distance": 1400, "delay": None, "carrier": "007"}
     ]
@@ -55,36 +55,36 @@ def test_fields_take_the_type_that_the_contract_says() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pair", "said"),
+    ("pair", "message"),
     [
         ("distnce=1", "did you mean 'distance'"),
         ("distance=far", "expected a number, got 'far'"),
         ("distance", "expected NAME=VALUE"),
     ],
 )
-def test_a_wrong_field_is_told(pair: str, said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_a_wrong_field_is_reported(pair: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         inputs.from_fields([pair], TABLE)
 
 
-def test_a_text_goes_into_the_one_field_that_takes_it(tmp_path: Path) -> None:
+def test_a_text_is_the_value_of_the_only_text_field(tmp_path: Path) -> None:
     assert inputs.from_text("so glad", TEXT) == [{"text": "so glad"}]
     (tmp_path / "mood.txt").write_text("so glad", encoding="utf-8")
     assert inputs.from_file(tmp_path / "mood.txt", TEXT) == [{"text": "so glad"}]
-    with pytest.raises(UsageError, match="digits does not take one text") as told:
+    with pytest.raises(UsageError, match="digits does not take one text") as caught:
         inputs.from_text("five", IMAGE)
-    assert told.value.hint == "headrace predict digits --file IMAGE.png"
+    assert caught.value.hint == "headrace predict digits --file IMAGE.png"
 
 
-def test_a_picture_travels_as_base64(tmp_path: Path) -> None:
+def test_an_image_is_sent_as_base64(tmp_path: Path) -> None:
     (tmp_path / "five.PNG").write_bytes(b"\x89PNG")
     assert inputs.from_file(tmp_path / "five.PNG", IMAGE) == [{"image": base64.b64encode(b"\x89PNG").decode()}]
-    with pytest.raises(UsageError, match="trips does not take one image") as told:
+    with pytest.raises(UsageError, match="trips does not take one image") as caught:
         inputs.from_file(tmp_path / "five.PNG", TABLE)
-    assert told.value.hint == "headrace predict trips distance=… carrier=…"
+    assert caught.value.hint == "headrace predict trips distance=… carrier=…"
 
 
-def test_a_table_gives_a_row_each_and_leaves_other_columns_out(tmp_path: Path) -> None:
+def test_a_table_gives_one_instance_per_row_without_other_columns(tmp_path: Path) -> None:
     (tmp_path / "trips.csv").write_text("carrier,distance,other\n007,10.5,x\nAA,20,y\n")
     assert inputs.from_file(tmp_path / "trips.csv", TABLE) == [
         {"distance": 10.5, "carrier": "007"},
@@ -101,7 +101,7 @@ def test_json_lines_and_json_give_the_same(tmp_path: Path) -> None:
     assert inputs.from_file(tmp_path / "two.jsonl", TABLE) == inputs.from_file(tmp_path / "two.json", TABLE)
 
 
-def test_files_that_cannot_be_taken_are_told(tmp_path: Path) -> None:
+def test_unsuitable_files_are_reported(tmp_path: Path) -> None:
     (tmp_path / "rows.xlsx").write_bytes(b"PK")
     (tmp_path / "cut.json").write_text('{"distance": ')
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")

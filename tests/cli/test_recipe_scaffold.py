@@ -50,7 +50,7 @@ def saved(project: Project, table: pd.DataFrame, name: str = "table.csv") -> Pat
 @pytest.mark.parametrize(
     ("target", "task"), [("price", "regression"), ("churned", "classification"), ("rooms", "classification")]
 )
-def test_a_written_recipe_loads_and_its_data_passes_its_own_gate(
+def test_a_written_recipe_loads_and_its_data_passes_validation(
     project: Project, table: pd.DataFrame, name: str, target: str, task: str
 ) -> None:
     path = write_recipe("homes", saved(project, table, name), target, project)
@@ -59,14 +59,14 @@ def test_a_written_recipe_loads_and_its_data_passes_its_own_gate(
     assert ingest(recipe, project, lambda line: None).rows == ROWS
 
 
-def test_columns_that_name_rows_are_left_out_and_said(project: Project, table: pd.DataFrame) -> None:
+def test_id_columns_are_excluded_with_a_comment(project: Project, table: pd.DataFrame) -> None:
     path = write_recipe("homes", saved(project, table), "price", project)
     assert load_recipe("homes", project).data.columns == ["price", "rooms", "city", "churned"]
     for column in ("id", "email", "unit"):
         assert f"# excluded: {column} " in path.read_text()
 
 
-def test_the_gate_asks_for_more_than_a_constant_reaches(project: Project, table: pd.DataFrame) -> None:
+def test_the_gate_requires_more_than_a_constant_reaches(project: Project, table: pd.DataFrame) -> None:
     write_recipe("homes", saved(project, table), "churned", project)
     bound = load_recipe("homes", project).gate.require["accuracy"]
     assert float(bound.removeprefix(">= ")) > table["churned"].value_counts(normalize=True).max()
@@ -101,7 +101,7 @@ NAMES = [
 ]
 
 
-def test_any_column_name_survives_the_way_through_yaml(project: Project) -> None:
+def test_any_column_name_can_be_written_as_yaml(project: Project) -> None:
     rng = np.random.default_rng(0)
     table = pd.DataFrame({name: rng.normal(size=50) for name in [*NAMES, "y"]})
     write_recipe("odd", saved(project, table), "y", project)
@@ -110,7 +110,7 @@ def test_any_column_name_survives_the_way_through_yaml(project: Project) -> None
     assert ingest(recipe, project, lambda line: None).rows == 50
 
 
-def test_a_name_that_reads_as_a_range_is_left_out(project: Project, table: pd.DataFrame) -> None:
+def test_a_name_that_would_mean_a_range_is_excluded(project: Project, table: pd.DataFrame) -> None:
     path = write_recipe("homes", saved(project, table.rename(columns={"rooms": "rooms[3]"})), "price", project)
     assert "excluded: rooms[3]" in path.read_text() and "rooms[3]" not in (load_recipe("homes", project).data.columns or [])
 
@@ -124,7 +124,7 @@ def test_an_existing_recipe_is_never_overwritten(project: Project, table: pd.Dat
 
 
 @pytest.mark.parametrize(
-    ("name", "target", "said"),
+    ("name", "target", "message"),
     [
         ("My Homes", "price", "invalid recipe name"),
         ("homes", "prise", "did you mean 'price'"),
@@ -132,16 +132,16 @@ def test_an_existing_recipe_is_never_overwritten(project: Project, table: pd.Dat
         ("homes", "email", "too many for classes"),
     ],
 )
-def test_what_cannot_be_written_says_why_and_leaves_nothing(
-    project: Project, table: pd.DataFrame, name: str, target: str, said: str
+def test_an_impossible_recipe_is_refused_and_leaves_no_file(
+    project: Project, table: pd.DataFrame, name: str, target: str, message: str
 ) -> None:
-    with pytest.raises(UsageError, match=said) as caught:
+    with pytest.raises(UsageError, match=message) as caught:
         write_recipe(name, saved(project, table), target, project)
     assert caught.value.hint and list(project.recipes.iterdir()) == []
     if name == "My Homes":
         assert "my-homes" in caught.value.hint
 
 
-def test_a_target_of_nothing_is_refused(project: Project, table: pd.DataFrame) -> None:
+def test_an_empty_target_is_refused(project: Project, table: pd.DataFrame) -> None:
     with pytest.raises(RecipeError, match="nothing to predict"):
         write_recipe("homes", saved(project, table.assign(price=np.nan)), "price", project)

@@ -1,4 +1,4 @@
-"""The Python client: what it sends, what it makes of answers, and when it asks again."""
+"""The Python client: requests, responses, errors and retries."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ import pytest
 
 from headrace.client import (
     AsyncClient,
-    StreamInterrupted,
     CallFailed,
     Client,
     Forbidden,
@@ -27,6 +26,7 @@ from headrace.client import (
     NotFound,
     QuotaExceeded,
     RateLimited,
+    StreamInterrupted,
     TimedOut,
     Unauthorized,
     Unavailable,
@@ -39,7 +39,7 @@ Reply = tuple[int, dict[str, str], bytes]
 
 
 class Service:
-    """A server that gives the replies it is told to, one after another (the last one again and again), and keeps what came."""
+    """A server that sends the given replies in order, repeats the last one, and records the requests."""
 
     def __init__(self, *replies: Reply | str) -> None:
         self.replies, self.requests = list(replies), []  # type: ignore[var-annotated]
@@ -96,8 +96,8 @@ def ok(body: Any = ANSWER) -> Reply:
 
 
 def refused(status: int, code: str, retry_after: str | None = None, **details: Any) -> Reply:
-    said = {"error": {"code": code, "message": f"it is {code}", **details}, "request_id": "told"}
-    return status, {"retry-after": retry_after} if retry_after else {}, json.dumps(said).encode()
+    body = {"error": {"code": code, "message": f"it is {code}", **details}, "request_id": "r7"}
+    return status, {"retry-after": retry_after} if retry_after else {}, json.dumps(body).encode()
 
 
 Serve = Callable[..., Service]
@@ -116,10 +116,10 @@ def serve() -> Iterator[Serve]:
         service.close()
 
 
-# -- what is sent
+# -- requests
 
 
-def test_values_of_numpy_and_pandas_are_sent_as_plain_json() -> None:
+def test_numpy_and_pandas_values_are_sent_as_json() -> None:
     image = np.arange(4, dtype=np.uint8).reshape(2, 2)
     assert to_instances({"image": image, "x": np.float32(0.5), "n": np.int64(3), "raw": b"ab"}) == [
         {"image": [[0, 1], [2, 3]], "x": 0.5, "n": 3, "raw": "YWI="}
@@ -133,14 +133,12 @@ def test_values_of_numpy_and_pandas_are_sent_as_plain_json() -> None:
 
 
 @pytest.mark.parametrize("given", ["text", b"x", 3, {"x": float("inf")}, {"x": object()}])
-def test_what_json_cannot_hold_is_refused_before_it_is_sent(given: Any) -> None:
+def test_values_that_json_cannot_represent_are_refused_before_sending(given: Any) -> None:
     with pytest.raises(InvalidInput):
         to_instances(given)
 
 
-def test_address_and_token_come_from_the_environment_unless_they_are_given(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_address_and_token_default_to_the_environment(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     service = serve(ok())
     monkeypatch.setenv("HEADRACE_ADDRESS", service.address)
     monkeypatch.setenv("HEADRACE_TOKEN", "secret")
@@ -157,23 +155,23 @@ def test_address_and_token_come_from_the_environment_unless_they_are_given(
     assert (quoted, fresh["authorization"]) == ("/v1/models/a%2Fb/predict", "Bearer fresh")
 
 
-def test_importing_the_client_brings_httpx_and_nothing_heavy() -> None:
+def test_importing_the_client_imports_nothing_heavy() -> None:
     heavy = ["numpy", "pandas", "torch", "mlflow", "pydantic", "starlette", "pyarrow", "bentoml"]
     code = f"import headrace.client, sys; print([name for name in {heavy!r} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-# -- what comes back
+# -- responses
 
 
-def test_an_answer_is_typed_and_fields_of_a_newer_service_do_no_harm(serve: Serve) -> None:
+def test_an_answer_is_typed_and_unknown_fields_are_ignored(serve: Serve) -> None:
     with Client(serve(ok()).address) as client:
         answer = client.predict("m", {"x": 1})
     assert (answer.predictions, answer.version, answer.id, answer.request_id) == ([{"label": 3}], "1", "m@1:r", "r")
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "kind"),
+    ("status", "code", "error_class"),
     [
         (400, "bad_json", InvalidInput),
         (401, "unauthorized", Unauthorized),
@@ -189,31 +187,31 @@ def test_an_answer_is_typed_and_fields_of_a_newer_service_do_no_harm(serve: Serv
         (504, "timeout", TimedOut),
     ],
 )
-def test_each_refusal_is_an_error_of_its_own_with_the_services_words(
-    serve: Serve, status: int, code: str, kind: type[CallFailed]
+def test_each_error_response_raises_its_own_class_with_the_message(
+    serve: Serve, status: int, code: str, error_class: type[CallFailed]
 ) -> None:
     service = serve(refused(status, code, "7", path="instances.0.x", expected="a number", got="null"))
-    with Client(service.address, retries=0) as client, pytest.raises(kind) as caught:
+    with Client(service.address, retries=0) as client, pytest.raises(error_class) as caught:
         client.predict("m", {"x": None})
     error = caught.value
-    assert type(error) is kind
-    assert (error.status, error.code, error.request_id, error.retry_after) == (status, code, "told", 7.0)
-    assert f"it is {code}" in str(error) and "request told" in str(error)
+    assert type(error) is error_class
+    assert (error.status, error.code, error.request_id, error.retry_after) == (status, code, "r7", 7.0)
+    assert f"it is {code}" in str(error) and "request r7" in str(error)
     if isinstance(error, InvalidInput):
         assert (error.path, error.expected, error.got) == ("instances.0.x", "a number", "null")
 
 
-def test_an_answer_of_something_else_is_told_by_its_first_words(serve: Serve) -> None:
+def test_a_response_of_another_server_is_quoted(serve: Serve) -> None:
     with Client(serve((404, {}, b"<html>nginx</html>")).address) as client, pytest.raises(NotFound, match="nginx"):
         client.models()
     with Client(serve((200, {}, b"<html>")).address) as client, pytest.raises(CallFailed, match="expected a JSON object"):
         client.models()
 
 
-# -- asking again
+# -- retries
 
 
-def test_what_passes_is_asked_again_under_the_same_request_id(serve: Serve) -> None:
+def test_temporary_errors_are_retried_with_the_same_request_id(serve: Serve) -> None:
     service = serve(refused(503, "overloaded"), "hang up", refused(429, "too_many_requests"), ok())
     with Client(service.address) as client:
         assert client.predict("m", {"x": 1}).version == "1"
@@ -224,21 +222,21 @@ def test_what_passes_is_asked_again_under_the_same_request_id(serve: Serve) -> N
 @pytest.mark.parametrize(
     ("status", "code"), [(422, "contract_violation"), (500, "internal"), (504, "timeout"), (401, "unauthorized")]
 )
-def test_what_does_not_pass_is_asked_once(serve: Serve, status: int, code: str) -> None:
+def test_permanent_errors_are_not_retried(serve: Serve, status: int, code: str) -> None:
     service = serve(refused(status, code))
     with Client(service.address) as client, pytest.raises(CallFailed):
         client.predict("m", {"x": 1})
     assert len(service.requests) == 1
 
 
-def test_a_used_up_quota_is_not_waited_for(serve: Serve) -> None:
+def test_a_used_up_quota_is_not_retried(serve: Serve) -> None:
     service = serve(refused(429, "quota_exceeded", "40000"))
     with Client(service.address) as client, pytest.raises(QuotaExceeded) as caught:
         client.predict("m", {"x": 1})
     assert (len(service.requests), caught.value.retry_after) == (1, 40000.0)
 
 
-def test_the_pause_is_drawn_in_full_and_never_shorter_than_asked_for() -> None:
+def test_pauses_have_full_jitter_and_respect_retry_after() -> None:
     drawn: list[tuple[float, float]] = []
 
     def draw(low: float, high: float) -> float:
@@ -251,7 +249,7 @@ def test_the_pause_is_drawn_in_full_and_never_shorter_than_asked_for() -> None:
     assert pauses == [0.1, 0.2, 3.0, 0.8]
 
 
-def test_no_pause_reaches_beyond_the_time_of_the_call() -> None:
+def test_no_pause_exceeds_the_time_limit_of_the_call() -> None:
     now = [0.0]
     budget = RetryBudget(10, 5, clock=lambda: now[0])
     with pytest.raises(Unavailable):
@@ -261,17 +259,17 @@ def test_no_pause_reaches_beyond_the_time_of_the_call() -> None:
         budget.remaining()
 
 
-def test_a_request_that_may_not_arrive_twice_is_never_asked_again() -> None:
+def test_a_request_that_must_not_be_sent_twice_is_not_retried() -> None:
     with pytest.raises(Unavailable):
         RetryBudget(10, 5, is_safe=False).pause_after(Unavailable(""))
 
 
-def test_an_answer_that_trickles_ends_with_the_time_of_the_call(serve: Serve) -> None:
+def test_a_slow_response_ends_at_the_time_limit(serve: Serve) -> None:
     with Client(serve("trickle").address, timeout=0.3) as client, pytest.raises(TimedOut):
         client.predict("m", {"x": 1})
 
 
-def test_an_upload_keeps_its_idempotency_key_through_all_tries(serve: Serve, tmp_path: Path) -> None:
+def test_an_upload_keeps_its_idempotency_key_in_all_attempts(serve: Serve, tmp_path: Path) -> None:
     batch = {"id": "b", "model": "m", "state": "queued", "rows_done": 0, "rows_total": None, "rows_failed": 0}
     service = serve(refused(503, "overloaded"), ok({**batch, "created_at": 1.0, "media_type": "application/x-ndjson"}))
     (tmp_path / "rows.jsonl").write_text('{"x": 1}\n')
@@ -283,18 +281,18 @@ def test_an_upload_keeps_its_idempotency_key_through_all_tries(serve: Serve, tmp
         client.submit("m", tmp_path / "rows.csv")
 
 
-# -- texts as they are written
+# -- streams
 
 
-def events(*said: dict[str, Any]) -> Reply:
+def events(*sent: dict[str, Any]) -> Reply:
     return (
         200,
         {"content-type": "text/event-stream"},
-        b": writing\n\n" + b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in said),
+        b": writing\n\n" + b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in sent),
     )
 
 
-def test_a_text_comes_in_pieces_and_the_last_one_says_whose_it_is(serve: Serve) -> None:
+def test_a_text_is_streamed_in_pieces_and_the_last_one_has_the_ids(serve: Serve) -> None:
     last = {"text": "c", "finish_reason": "stop", "tokens": 2, "id": "m@1:r", "version": "1", "request_id": "r", "model": "m"}
     service = serve(refused(503, "overloaded"), events({"text": "a\u2028b"}, last))
     with Client(service.address) as client:
@@ -305,7 +303,7 @@ def test_a_text_comes_in_pieces_and_the_last_one_says_whose_it_is(serve: Serve) 
 
 
 @pytest.mark.parametrize("reply", [events({"text": "a"}), events({"text": "a"}, {"text": "b"})])
-def test_a_text_without_its_last_piece_is_an_error_and_is_not_begun_again(serve: Serve, reply: Reply) -> None:
+def test_a_stream_without_its_last_piece_is_an_error_and_is_not_retried(serve: Serve, reply: Reply) -> None:
     service = serve(reply)
     seen = []
     with Client(service.address) as client, pytest.raises(StreamInterrupted):
@@ -314,7 +312,7 @@ def test_a_text_without_its_last_piece_is_an_error_and_is_not_begun_again(serve:
     assert seen[0] == "a" and len(service.requests) == 1
 
 
-# -- awaited
+# -- the asynchronous client
 
 
 def test_the_asynchronous_client_does_the_same(serve: Serve, tmp_path: Path) -> None:
@@ -342,7 +340,7 @@ def test_the_asynchronous_client_does_the_same(serve: Serve, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("content", "why"), [(None, "No such file"), ("hello", "not a PEM certificate")])
-def test_an_authority_that_cannot_be_trusted_is_named(tmp_path: Path, content: str | None, why: str) -> None:
+def test_an_invalid_authority_file_is_named(tmp_path: Path, content: str | None, why: str) -> None:
     file = tmp_path / "authority.pem"
     if content is not None:
         file.write_text(content)
@@ -384,7 +382,7 @@ def test_only_calls_to_this_machine_bypass_the_proxy(host: str, is_direct: bool,
 # -- messages
 
 
-def test_the_request_id_is_part_of_the_message_and_the_hint_stands_alone() -> None:
+def test_the_request_id_is_part_of_the_message_and_not_of_the_hint() -> None:
     error = Unavailable("it is overloaded", where="http://h", hint="headrace status", status=503, request_id="r")
     assert str(error) == "http://h: it is overloaded (request r)\n  hint: headrace status"
     assert str(Unavailable("refused", request_id="r")) == "refused", "a request that was never sent is in no log"
