@@ -1,4 +1,4 @@
-"""A table in chunks goes through every stage as one in memory does: same rows, same schema, same weights, same metrics."""
+"""A table in chunks gives the same rows, schema, weights and metrics in every stage as one in memory."""
 
 from __future__ import annotations
 
@@ -52,16 +52,16 @@ def table(rows: int = ROWS, seed: int = 1) -> pd.DataFrame:
     )
 
 
-def landed(project: Project, *batches: pd.DataFrame, name: str = "toy") -> None:
-    """Batches as they lie in data/, in row groups of 100 rows."""
+def write_batches(project: Project, *batches: pd.DataFrame, name: str = "toy") -> None:
+    """Writes batches to data/ in row groups of 100 rows."""
     folder = project.raw_data(name)
     folder.mkdir(parents=True, exist_ok=True)
     for i, batch in enumerate(batches):
         pq.write_table(pa.Table.from_pandas(batch), folder / f"{i:04d}-b.parquet", row_group_size=100)
 
 
-def test_chunks_hold_the_table_with_the_types_it_has_as_a_whole(project: Project, make_recipe: Any) -> None:
-    landed(project, table(300), table(300, seed=2).assign(code=lambda t: t["code"] + 0.5))
+def test_chunks_have_the_same_rows_and_types_as_the_whole_table(project: Project, make_recipe: Any) -> None:
+    write_batches(project, table(300), table(300, seed=2).assign(code=lambda t: t["code"] + 0.5))
     recipe = make_recipe(memory=SMALL)
     found = stored_chunks(project, recipe)
     assert found is not None and found.rows == 600 and found.size < 10
@@ -74,8 +74,8 @@ def test_chunks_hold_the_table_with_the_types_it_has_as_a_whole(project: Project
     assert all((frame.dtypes == whole.dtypes).all() for frame in frames)
 
 
-def test_what_memory_can_hold_and_what_a_kind_cannot_take_in_pieces_stays_whole(project: Project, make_recipe: Any) -> None:
-    landed(project, table())
+def test_small_tables_and_task_types_that_need_all_rows_are_not_read_in_chunks(project: Project, make_recipe: Any) -> None:
+    write_batches(project, table())
     assert stored_chunks(project, make_recipe()) is None
     assert stored_chunks(project, make_recipe(memory="1GB")) is None
     assert stored_chunks(project, make_recipe(memory=SMALL)) is not None
@@ -99,7 +99,7 @@ def test_a_custom_task_type_with_a_learner_reads_chunks(monkeypatch: pytest.Monk
     assert not task_type_entry("custom_chunks:Whole").reads_chunks
 
 
-def test_the_bytes_that_are_written_do_not_depend_on_the_pieces(tmp_path: Path) -> None:
+def test_the_bytes_of_a_file_do_not_depend_on_the_chunks(tmp_path: Path) -> None:
     rows = pa.Table.from_pandas(table(500), preserve_index=False)
     for name, sizes in (("one", [500]), ("many", [1, 99, 250, 150]), ("even", [100] * 5)):
         writer, start = RowGroupWriter(tmp_path / name, rows.schema, 128), 0
@@ -124,8 +124,10 @@ def test_the_bytes_that_are_written_do_not_depend_on_the_pieces(tmp_path: Path) 
         {"group": {"column": "person"}, "test": 0.3, "validation": 0.3},
     ],
 )
-def test_prepared_in_chunks_is_prepared_as_a_whole(project: Project, make_recipe: Any, task: str, split: Any) -> None:
-    landed(
+def test_preparing_in_chunks_equals_preparing_the_whole_table(
+    project: Project, make_recipe: Any, task: str, split: Any
+) -> None:
+    write_batches(
         project, table().assign(person="p" + (table()["whole"].fillna(7)).astype("str")), table(300, seed=5).assign(person="q")
     )
     columns = {"target": "label" if task == "classification" else "y", "categorical": ["colour", "code"], "split": split}
@@ -151,7 +153,7 @@ def test_prepared_in_chunks_is_prepared_as_a_whole(project: Project, make_recipe
 
 
 @pytest.mark.parametrize(
-    ("change", "fields", "said"),
+    ("change", "fields", "message"),
     [
         ({"near": np.inf}, {}, r"1 training rows are infinite or too large, for example inf"),
         ({"label": "same"}, {}, "only one class"),
@@ -161,30 +163,30 @@ def test_prepared_in_chunks_is_prepared_as_a_whole(project: Project, make_recipe
         ({"colour": None}, {}, "no training row has a value here"),
     ],
 )
-def test_what_cannot_be_prepared_is_said_as_of_a_whole_table_and_changes_nothing(
-    project: Project, make_recipe: Any, change: dict[str, Any], fields: dict[str, Any], said: str
+def test_errors_in_chunks_equal_those_of_a_whole_table_and_change_nothing(
+    project: Project, make_recipe: Any, change: dict[str, Any], fields: dict[str, Any], message: str
 ) -> None:
     frame = table(300)
     for column, value in change.items():
         if column == "near":
-            frame.loc[[100, 101, 102, 103], column] = value  # one of them trains, whatever the division
+            frame.loc[[100, 101, 102, 103], column] = value  # one of them is a training row in every split
         else:
             frame[column] = value
-    landed(project, frame.astype({"colour": "str"} if "colour" in change else {}))
+    write_batches(project, frame.astype({"colour": "str"} if "colour" in change else {}))
     out = project.artifacts("toy") / "prepared"
     out.mkdir(parents=True)
     (out / "schema.json").write_text("before")
     (out / ".train.parquet.1.part").write_text("of a run that was killed")
     with pytest.raises(DataError) as raised:
         prepare(make_recipe(task="classification", target="label", memory=SMALL, **fields), project)
-    assert re.search(said.replace("1 training rows", r"\d+ training rows"), str(raised.value)), str(raised.value)
+    assert re.search(message.replace("1 training rows", r"\d+ training rows"), str(raised.value)), str(raised.value)
     if "near" in change:
         assert "rows 10" in str(raised.value) or "rows 9" in str(raised.value)
     assert [path.name for path in out.iterdir()] == ["schema.json"] and (out / "schema.json").read_text() == "before"
 
 
-def test_a_damaged_batch_says_after_which_row(project: Project, make_recipe: Any) -> None:
-    landed(project, table(300))
+def test_a_damaged_batch_is_reported_with_its_row(project: Project, make_recipe: Any) -> None:
+    write_batches(project, table(300))
     path = project.raw_data("toy") / "0000-b.parquet"
     end = pq.read_metadata(path)
     at = end.row_group(1).column(0).data_page_offset
@@ -199,17 +201,17 @@ def test_a_damaged_batch_says_after_which_row(project: Project, make_recipe: Any
         prepare(make_recipe(memory=SMALL), project)
 
 
-def test_a_chunk_is_of_the_bytes_that_were_allowed(project: Project, make_recipe: Any) -> None:
-    landed(project, table())
+def test_a_chunk_takes_no_more_bytes_than_allowed(project: Project, make_recipe: Any) -> None:
+    write_batches(project, table())
     data = make_recipe(memory="16kB").data
     found = open_chunks(sorted(project.raw_data("toy").iterdir()), data)
     assert isinstance(found, Chunks)
     sizes = [piece.nbytes for piece in found.tables()]
-    assert max(sizes) <= 16_000 / chunks_module.CHUNK_SHARE * 1.3
+    assert max(sizes) <= 16_000 / chunks_module.CHUNK_FRACTION * 1.3
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no file that is always full")
-def test_a_full_disk_is_known_as_one(tmp_path: Path) -> None:
+def test_a_full_disk_raises_disk_full(tmp_path: Path) -> None:
     rows = pa.Table.from_pandas(table(500), preserve_index=False)
     with (
         pytest.raises(DiskFull, match=r"no space left to write part\.parquet"),

@@ -1,4 +1,4 @@
-"""What is left after a kill at any instant, with a full disk, and while another process holds DVC's lock."""
+"""Data after a kill at any instant, with a full disk, and while another process holds DVC's lock."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def first(project: Project, recipe: Any, rows: int = 10) -> None:
     commit_batch(pa.table({"x": list(range(rows)), "y": [0.0] * rows}), project, recipe, "0000-first.parquet")
 
 
-def test_a_kill_at_any_instant_leaves_the_old_version_or_the_new(project: Project, make_recipe: Any) -> None:
+def test_a_kill_at_any_instant_leaves_the_old_or_the_new_version(project: Project, make_recipe: Any) -> None:
     recipe = make_recipe()
     first(project, recipe)
     old = data_version(project, "toy")
@@ -98,7 +98,7 @@ serve: {}
 
 @pytest.fixture
 def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
-    """A project on a file system of its own, of 2 MiB."""
+    """A project on a separate file system of 2 MiB."""
     if os.geteuid() != 0:
         pytest.skip("mounting a small file system needs root")
     root = tmp_path / "small"
@@ -116,7 +116,7 @@ def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proj
 
 
 @pytest.mark.parametrize("kilobytes", [3000, 1300])
-def test_a_full_disk_leaves_the_version_before(small_disk: Project, kilobytes: int) -> None:
+def test_a_full_disk_keeps_the_previous_version(small_disk: Project, kilobytes: int) -> None:
     """3,000 KB do not fit at all; 1,300 KB fit once, but not into DVC's cache as well."""
     from headrace.recipe.recipe import load_recipe
 
@@ -132,7 +132,7 @@ def test_a_full_disk_leaves_the_version_before(small_disk: Project, kilobytes: i
 
 
 @pytest.mark.parametrize("left", [b"", b'{"write": {"/a": {"pid'], ids=["nothing", "half"])
-def test_a_table_of_readers_and_writers_that_a_kill_cut_stops_nobody(left: bytes, project: Project, make_recipe: Any) -> None:
+def test_a_damaged_rwlock_does_not_stop_dvc(left: bytes, project: Project, make_recipe: Any) -> None:
     first(project, make_recipe())
     table = project.root / ".dvc" / "tmp" / "rwlock"
     assert table.exists(), "DVC keeps its table elsewhere now"
@@ -142,7 +142,7 @@ def test_a_table_of_readers_and_writers_that_a_kill_cut_stops_nobody(left: bytes
     assert is_tracked(project) and not any(json.loads(table.read_bytes()).values())
 
 
-def test_dvcs_lock_held_by_another_process_is_waited_for_then_busy(
+def test_a_held_dvc_lock_is_waited_for_and_then_busy(
     project: Project, make_recipe: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from headrace.data import versions

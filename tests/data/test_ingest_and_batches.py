@@ -1,4 +1,4 @@
-"""From a source to versions, and batches after it: with DVC and Great Expectations as they are."""
+"""From a source to versions and later batches, with DVC and Great Expectations, not replaced by mocks."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_second_ingest_reads_nothing_again(project: Project, make_recipe: Any,
 
 
 @pytest.mark.parametrize("lost", ["data", "data and cache"])
-def test_deleted_data_comes_back_with_the_same_hash(project: Project, make_recipe: Any, toy_csv: Path, lost: str) -> None:
+def test_deleted_data_is_restored_with_the_same_hash(project: Project, make_recipe: Any, toy_csv: Path, lost: str) -> None:
     recipe = make_recipe()
     first = ingest(recipe, project, quiet)
     shutil.rmtree(project.data)
@@ -67,7 +67,7 @@ def test_deleted_data_comes_back_with_the_same_hash(project: Project, make_recip
     assert ingest(recipe, project, quiet) == first and is_tracked(project)
 
 
-def test_deleted_data_comes_back_with_batches_added_later(project: Project, make_recipe: Any, toy_csv: Path) -> None:
+def test_deleted_data_is_restored_with_later_batches(project: Project, make_recipe: Any, toy_csv: Path) -> None:
     recipe = make_recipe(incremental={"column": "month", "first": 2})
     ingest(recipe, project, quiet)
     second = next_batch(recipe, project, quiet).version
@@ -82,7 +82,7 @@ def test_other_recipes_stay_tracked(project: Project, make_recipe: Any, toy_csv:
     assert tracked_files(project) == [f"one/{FIRST}", f"two/{FIRST}"]
 
 
-def test_months_arrive_one_by_one_until_none_is_left(project: Project, make_recipe: Any, toy_csv: Path) -> None:
+def test_months_are_added_one_by_one_until_the_source_is_exhausted(project: Project, make_recipe: Any, toy_csv: Path) -> None:
     recipe = make_recipe(incremental={"column": "month", "first": 2})
     assert ingest(recipe, project, quiet).rows == 20
     assert next_batch(recipe, project, quiet).version.rows == 30
@@ -95,12 +95,14 @@ def test_months_arrive_one_by_one_until_none_is_left(project: Project, make_reci
     assert lines[-1] == "everything has arrived: the source has no month after 4; the data version stays"
 
 
-def test_next_without_arrive_is_a_recipe_error(project: Project, make_recipe: Any, toy_csv: Path) -> None:
+def test_next_without_an_incremental_source_is_a_recipe_error(project: Project, make_recipe: Any, toy_csv: Path) -> None:
     with pytest.raises(RecipeError, match=r"data\.incremental"):
         next_batch(make_recipe(), project, quiet)
 
 
-def test_a_changed_source_makes_a_new_version_and_keeps_what_arrived(project: Project, make_recipe: Any, toy_csv: Path) -> None:
+def test_a_changed_source_makes_a_new_version_and_keeps_later_batches(
+    project: Project, make_recipe: Any, toy_csv: Path
+) -> None:
     recipe = make_recipe(incremental={"column": "month", "first": 2})
     ingest(recipe, project, quiet)
     before = next_batch(recipe, project, quiet).version
@@ -110,7 +112,7 @@ def test_a_changed_source_makes_a_new_version_and_keeps_what_arrived(project: Pr
     assert 99 in set(read_batches(project, recipe)["y"])
 
 
-def test_a_column_added_to_the_recipe_reaches_batches_that_arrived(project: Project, make_recipe: Any, toy_csv: Path) -> None:
+def test_a_column_added_to_the_recipe_reaches_later_batches(project: Project, make_recipe: Any, toy_csv: Path) -> None:
     narrow = make_recipe(columns=["month", "y"], incremental={"column": "month", "first": 2})
     ingest(narrow, project, quiet)
     next_batch(narrow, project, quiet)
@@ -147,7 +149,7 @@ def test_pixels_are_kept_as_bytes(project: Project, make_recipe: Any) -> None:
 
 
 @pytest.fixture
-def begun(project: Project, make_recipe: Any, toy_csv: Path) -> tuple[Any, DataVersion]:
+def ingested(project: Project, make_recipe: Any, toy_csv: Path) -> tuple[Any, DataVersion]:
     recipe = make_recipe(expect=EXPECT)
     return recipe, ingest(recipe, project, quiet)
 
@@ -160,16 +162,16 @@ def batch(tmp_path: Path, text: str, name: str = "new.csv") -> Path:
 HEADER = "month,day,kind,y\n"
 
 
-def test_a_good_batch_is_one_new_file_and_one_new_version(project: Project, begun: Any, tmp_path: Path) -> None:
-    recipe, before = begun
+def test_a_good_batch_is_one_new_file_and_one_new_version(project: Project, ingested: Any, tmp_path: Path) -> None:
+    recipe, before = ingested
     after = add_batch(recipe, batch(tmp_path, HEADER + "5,1,a,50\n5,2,b,\n5,3,a,52\n".replace("5,2,b,\n", "")), project, quiet)
     assert (after.rows, len(after.batches)) == (42, 2) and after.md5 != before.md5
     assert tracked_files(project) == [f"toy/{FIRST}", "toy/0001-new.parquet"]
     assert after == data_version(project, "toy")
 
 
-def test_a_bad_batch_lies_in_quarantine_and_the_version_stays(project: Project, begun: Any, tmp_path: Path) -> None:
-    recipe, before = begun
+def test_a_bad_batch_is_quarantined_and_the_version_is_unchanged(project: Project, ingested: Any, tmp_path: Path) -> None:
+    recipe, before = ingested
     file = batch(tmp_path, HEADER + "5,1,a,50\n5,2,b,500\n5,3,c,-1\n")
     with pytest.raises(DataRejected, match=r"between y: 2 rows \(66\.7 %\); row 2: 500, row 3: -1") as caught:
         add_batch(recipe, file, project, quiet)
@@ -184,15 +186,15 @@ def test_a_bad_batch_lies_in_quarantine_and_the_version_stays(project: Project, 
     assert report["docs"] in (folder / "data_docs.html").read_text()
 
 
-def test_an_exact_duplicate_is_refused_by_name(project: Project, begun: Any, toy_csv: Path, tmp_path: Path) -> None:
-    recipe, before = begun
+def test_an_exact_duplicate_is_refused_by_name(project: Project, ingested: Any, toy_csv: Path, tmp_path: Path) -> None:
+    recipe, before = ingested
     with pytest.raises(DataError, match=f"already added as batch {FIRST}"):
         add_batch(recipe, batch(tmp_path, toy_csv.read_text()), project, quiet)
     assert data_version(project, "toy") == before
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (HEADER, "no rows"),
         ("month,day,kin,y\n5,1,a,50\n", "no column 'kind'; did you mean 'kin'"),
@@ -201,28 +203,30 @@ def test_an_exact_duplicate_is_refused_by_name(project: Project, begun: Any, toy
     ],
 )
 def test_a_batch_that_cannot_be_read_changes_nothing(
-    project: Project, begun: Any, tmp_path: Path, text: str, said: str
+    project: Project, ingested: Any, tmp_path: Path, text: str, message: str
 ) -> None:
-    recipe, before = begun
-    with pytest.raises(DataError, match=said):
+    recipe, before = ingested
+    with pytest.raises(DataError, match=message):
         add_batch(recipe, batch(tmp_path, text), project, quiet)
     assert data_version(project, "toy") == before
 
 
-def test_a_batch_may_hold_gaps_and_fractions_where_numbers_were_whole(project: Project, begun: Any, tmp_path: Path) -> None:
-    recipe, _ = begun
+def test_a_batch_may_have_missing_values_and_fractions_in_integer_columns(
+    project: Project, ingested: Any, tmp_path: Path
+) -> None:
+    recipe, _ = ingested
     add_batch(recipe, batch(tmp_path, HEADER + "5,,a,50.5\n"), project, quiet)
     frame = read_batches(project, recipe)
     assert frame["y"].iloc[-1] == 50.5 and pd.isna(frame["day"].iloc[-1]) and len(frame) == 41
 
 
-def test_codes_of_digits_stay_text_where_the_column_is_text(project: Project, begun: Any, tmp_path: Path) -> None:
-    recipe, _ = begun
+def test_codes_of_digits_stay_text_in_a_text_column(project: Project, ingested: Any, tmp_path: Path) -> None:
+    recipe, _ = ingested
     add_batch(recipe, batch(tmp_path, HEADER + "5,1,007,50\n"), project, quiet)
     assert read_batches(project, recipe)["kind"].iloc[-1] == "007"
 
 
-def test_a_label_never_seen_is_refused_unless_the_recipe_names_its_set(
+def test_a_new_label_is_refused_unless_the_recipe_has_its_own_set(
     project: Project, make_recipe: Any, toy_csv: Path, tmp_path: Path
 ) -> None:
     recipe = make_recipe(task="classification", target="kind")
@@ -235,20 +239,20 @@ def test_a_label_never_seen_is_refused_unless_the_recipe_names_its_set(
     assert add_batch(wider, file, project, quiet).rows == 41
 
 
-def test_adding_before_any_data_says_what_to_run(project: Project, make_recipe: Any, toy_csv: Path) -> None:
+def test_adding_before_any_data_is_refused_with_the_command_to_run(project: Project, make_recipe: Any, toy_csv: Path) -> None:
     with pytest.raises(DataError, match="no data yet"):
         add_batch(make_recipe(), toy_csv, project, quiet)
 
 
-def test_a_damaged_batch_is_named(project: Project, begun: Any) -> None:
-    recipe, _ = begun
+def test_a_damaged_batch_is_reported(project: Project, ingested: Any) -> None:
+    recipe, _ = ingested
     path = batch_files(project, "toy")[0]
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(DataError, match="not a complete Parquet file"):
         read_batches(project, recipe)
 
 
-def test_a_source_in_parts_lands_splits_and_takes_batches_of_known_parts_only(
+def test_a_source_in_parts_is_ingested_split_and_extended_by_known_parts_only(
     project: Project, make_recipe: Any, tmp_path: Path
 ) -> None:
     for name, values in (("a", range(40)), ("b", range(40, 50))):
@@ -283,20 +287,18 @@ def test_a_source_in_parts_lands_splits_and_takes_batches_of_known_parts_only(
         {"skip_rows": 1},
     ],
 )
-def test_another_way_of_reading_makes_another_key(
-    project: Project, make_recipe: Any, toy_csv: Path, change: dict[str, Any]
-) -> None:
+def test_other_read_options_make_another_key(project: Project, make_recipe: Any, toy_csv: Path, change: dict[str, Any]) -> None:
     (project.root / "more.csv").write_text("day,more\n1,2\n")
     assert source_key(make_recipe(), project) != source_key(make_recipe(**change), project)
 
 
-def test_the_key_of_a_plain_source_stays_so_that_its_version_does(project: Project, make_recipe: Any) -> None:
+def test_the_key_of_a_plain_source_never_changes(project: Project, make_recipe: Any) -> None:
     """The key that a plain recipe had before sources could have several files: another one would make new versions of all."""
     recipe = make_recipe(source="https://example.org/t.csv", sha256="0" * 64)
     assert source_key(recipe, project) == "3a3e59a0b2af3aa0a3ab5ee8e4320cfe33d1e6b942507a5efd15f5de8b7b151d"
 
 
-def test_a_batch_may_be_in_utf8_where_the_source_is_not(project: Project, make_recipe: Any, tmp_path: Path) -> None:
+def test_a_batch_may_be_in_utf8_although_the_source_is_not(project: Project, make_recipe: Any, tmp_path: Path) -> None:
     (project.root / "toy.csv").write_bytes("text,y\n“é”,1\n“è”,2\n".encode("mac_roman"))
     recipe = make_recipe(encoding="mac_roman")
     ingest(recipe, project, quiet)

@@ -1,4 +1,4 @@
-"""A Parquet source larger than its bound goes from the source to its metrics as it does when memory holds it."""
+"""A Parquet source larger than memory gives the same data, weights and metrics as one that fits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from headrace.data import chunks, ingest
+from headrace.data import ingest, tables
 from headrace.errors import DataError, DataRejected
 from headrace.files import read_json
 from headrace.models.schema import Schema
@@ -41,7 +41,7 @@ FIELDS: dict[str, Any] = {
 
 
 def source(rows: int = ROWS) -> pd.DataFrame:
-    """Numbers, a gap or two, a category, and a kind that follows from them, with one row in ten told wrongly."""
+    """Numbers, a gap or two, a category, and a kind that follows from them, with one row in ten labelled wrongly."""
     rng = np.random.default_rng(4)
     length, width = rng.integers(-80, 80, rows) / 8, rng.integers(-16, 16, rows) / 8
     width[[3, rows - 2]] = np.nan
@@ -65,7 +65,7 @@ def run(project: Project, memory: str | None, *stages_to_run: str) -> dict[str, 
     out = project.artifacts("big")
     return {
         "lines": [line for line in lines if "left out" in line],
-        "landed": (project.raw_data("big") / ingest.FIRST).read_bytes(),
+        "write_batches": (project.raw_data("big") / ingest.FIRST).read_bytes(),
         "verdict": read_json(out / "validation.json"),
         "schema": Schema.read(out / "prepared" / "schema.json"),
         "weights": torch.load(out / "train" / "model.pt", weights_only=True),
@@ -87,15 +87,15 @@ def two_projects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Proje
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_a_source_in_chunks_ends_with_the_same_data_weights_and_metrics(
+def test_a_source_in_chunks_gives_the_same_data_weights_and_metrics(
     two_projects: tuple[Project, Project], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chunks, "GROUP_ROWS", 200)
+    monkeypatch.setattr(tables, "GROUP_ROWS", 200)
     monkeypatch.setattr(training_rows, "WINDOW_ROWS", 128)  # both shuffle by windows
     whole = run(two_projects[0], "1GB", "validate", "prepare", "train", "export", "evaluate")
     pieces = run(two_projects[1], "6kB", "validate", "prepare", "train")
     assert pieces["lines"] == whole["lines"] == ["2 rows left out: no value in width"]
-    assert pieces["landed"] == whole["landed"]
+    assert pieces["write_batches"] == whole["write_batches"]
     assert pieces["verdict"] == whole["verdict"] and whole["verdict"]["rows"] == ROWS - 2
     for ours, theirs in zip(pieces["schema"].numeric, whole["schema"].numeric, strict=True):
         assert (ours.mean, ours.std) == pytest.approx((theirs.mean, theirs.std), rel=1e-9)
@@ -111,7 +111,7 @@ def test_a_source_in_chunks_ends_with_the_same_data_weights_and_metrics(
     assert list((two_projects[1].state / "encoded").iterdir()) == list((two_projects[1].state / "incoming").iterdir()) == []
 
 
-def test_a_refused_source_in_chunks_leaves_its_rows_in_quarantine_and_no_data(two_projects: tuple[Project, Project]) -> None:
+def test_a_refused_source_in_chunks_is_quarantined_and_not_stored(two_projects: tuple[Project, Project]) -> None:
     project = two_projects[1]
     frame = source()
     frame.loc[[700, 850], "LENGTH"] = 1000.0
@@ -126,7 +126,7 @@ def test_a_refused_source_in_chunks_leaves_its_rows_in_quarantine_and_no_data(tw
 
 
 @pytest.mark.parametrize("damage", ["cut", "middle"])
-def test_a_damaged_source_is_refused_before_anything_lands(two_projects: tuple[Project, Project], damage: str) -> None:
+def test_a_damaged_source_is_refused_before_anything_is_stored(two_projects: tuple[Project, Project], damage: str) -> None:
     import pyarrow.parquet as pq
 
     project = two_projects[1]

@@ -19,7 +19,7 @@ def keys(part: pd.DataFrame) -> set[int]:
     return {int(n) for n in part["n"]}
 
 
-def test_every_row_is_in_exactly_one_part_with_about_the_right_shares(make_recipe: Any) -> None:
+def test_every_row_is_in_exactly_one_split_of_about_the_right_size(make_recipe: Any) -> None:
     parts = split(rows(20_000), make_recipe())
     train, validation, test = keys(parts.train), keys(parts.validation), keys(parts.test)
     assert train | validation | test == set(range(20_000)) and not (train & validation or train & test or validation & test)
@@ -37,18 +37,18 @@ def test_rows_never_move_when_data_is_appended_even_if_a_column_changes_type(mak
         assert keys(getattr(before, name)) == {k for k in keys(getattr(after, name)) if k < 500}
 
 
-def test_duplicates_fall_together(make_recipe: Any) -> None:
+def test_duplicates_are_in_the_same_split(make_recipe: Any) -> None:
     parts = split(pd.concat([rows(400), rows(400)], ignore_index=True), make_recipe())
     assert not keys(parts.train) & keys(parts.test) and not keys(parts.train) & keys(parts.validation)
 
 
-def test_another_seed_gives_another_division_of_numbers_too() -> None:
+def test_another_seed_gives_another_split_of_numbers_too() -> None:
     numbers = rows(1000)[["n", "y"]]
     a, b = positions(numbers, 1), positions(numbers, 2)
     assert abs(np.corrcoef(a, b)[0, 1]) < 0.15 and (a == positions(numbers, 1)).all()
 
 
-def test_place_is_independent_of_neighbours_and_chunks() -> None:
+def test_a_position_does_not_depend_on_other_rows_or_chunks() -> None:
     frame = rows(45_000)
     assert positions(frame, 7)[44_000] == positions(frame.iloc[[44_000]], 7)[0]
 
@@ -59,7 +59,7 @@ def test_by_time_the_last_value_is_the_test_set(make_recipe: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("frame", "time", "said"),
+    ("frame", "time", "message"),
     [
         (rows(2), None, "would be empty"),
         (rows(50).assign(month=1), "month", "one value only"),
@@ -67,13 +67,13 @@ def test_by_time_the_last_value_is_the_test_set(make_recipe: Any) -> None:
         (rows(50), "mouth", "did you mean 'month'"),
     ],
 )
-def test_a_split_that_cannot_be_says_why(make_recipe: Any, frame: pd.DataFrame, time: str | None, said: str) -> None:
+def test_an_impossible_split_gives_the_reason(make_recipe: Any, frame: pd.DataFrame, time: str | None, message: str) -> None:
     recipe = make_recipe(split={"time": {"column": time}} if time else {})
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         split(frame, recipe)
 
 
-def test_given_rows_are_the_test_set_and_their_column_is_gone(make_recipe: Any) -> None:
+def test_predefined_rows_are_the_test_set_and_their_column_is_dropped(make_recipe: Any) -> None:
     frame = rows(400).assign(part=["train", "train", "train", "test"] * 100)
     parts = split(frame, make_recipe(split={"predefined": {}, "validation": 0.2}))
     assert keys(parts.test) == set(range(3, 400, 4)) and keys(parts.train) | keys(parts.validation) == keys(frame) - keys(
@@ -86,7 +86,7 @@ def test_given_rows_are_the_test_set_and_their_column_is_gone(make_recipe: Any) 
     assert len(years.test) == 30
 
 
-def test_a_given_value_that_no_row_has_offers_the_near_miss(make_recipe: Any) -> None:
+def test_a_predefined_value_without_rows_suggests_a_close_match(make_recipe: Any) -> None:
     frame = rows(8).assign(part=["train", "test"] * 4)
     with pytest.raises(DataError, match="no row has part 'tset'; did you mean 'test'"):
         split(frame, make_recipe(split={"predefined": {"test": "tset"}}))
@@ -94,7 +94,7 @@ def test_a_given_value_that_no_row_has_offers_the_near_miss(make_recipe: Any) ->
         split(frame, make_recipe(split={"predefined": {"column": "prat"}}))
 
 
-def test_rows_of_a_group_fall_together_wherever_more_of_them_come(make_recipe: Any) -> None:
+def test_rows_of_a_group_stay_in_one_split_when_more_are_added(make_recipe: Any) -> None:
     recipe = make_recipe(split={"group": {"column": "person"}, "test": 0.3})
     frame = rows(1000).assign(person=[f"p{i % 90}" for i in range(1000)])
     place = {key: name for name in ("train", "validation", "test") for key in keys(getattr(split(frame, recipe), name))}
@@ -133,26 +133,26 @@ def nodes(n: int) -> pd.DataFrame:
     return pd.DataFrame({"id": np.arange(n), "y": np.arange(n) % 3, "edges": ""})
 
 
-def test_per_class_takes_so_many_of_each_and_leaves_the_rest_unlabelled(make_recipe: Any) -> None:
+def test_per_class_takes_a_number_of_each_and_leaves_the_rest_unlabelled(make_recipe: Any) -> None:
     recipe = make_recipe(split={"per_class": {"train": 5, "validation": 20, "test": 50}}, graph={"node": "id", "edges": "e"})
     parts = split(nodes(120), recipe)
     assert parts.train["y"].value_counts().to_dict() == {0: 5, 1: 5, 2: 5}
     assert [len(p) for p in (parts.train, parts.validation, parts.test, parts.rest)] == [15, 20, 50, 35]
-    everyone = pd.concat([parts.train, parts.validation, parts.test, parts.rest])["id"]
-    assert sorted(everyone) == list(range(120))
+    all_ids = pd.concat([parts.train, parts.validation, parts.test, parts.rest])["id"]
+    assert sorted(all_ids) == list(range(120))
     shuffled = split(nodes(120).sample(frac=1, random_state=0).assign(edges="1 2"), recipe)
     assert set(shuffled.train["id"]) == set(parts.train["id"]) and set(shuffled.test["id"]) == set(parts.test["id"])
 
 
 @pytest.mark.parametrize(
-    ("per_class", "said"),
+    ("per_class", "message"),
     [
         ({"train": 41}, "class 0 has 40 rows, and training needs 41"),
         ({"train": 30, "validation": 10, "test": 21}, "30 rows are left, and validation needs 10"),
     ],
 )
-def test_too_few_rows_for_a_split_per_class_are_told(make_recipe: Any, per_class: dict[str, int], said: str) -> None:
-    with pytest.raises(DataError, match=said):
+def test_too_few_rows_for_a_split_per_class_are_an_error(make_recipe: Any, per_class: dict[str, int], message: str) -> None:
+    with pytest.raises(DataError, match=message):
         split(nodes(120), make_recipe(split={"per_class": per_class}))
 
 

@@ -1,4 +1,4 @@
-"""The gate against hand-worked tables, independent formulas, and its own promise: the rate of false promotions."""
+"""The gate, compared with tables worked by hand and independent formulas; its rate of false promotions."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def test_the_formula_for_many_rows_agrees_with_resampling(metric, monkeypatch):
 
 
 def null_rows(rng: np.random.Generator, rows: int, classes: int) -> tuple[Array, Array, Array]:
-    """Two models alike but for chance: the same signal, each with noise of its own."""
+    """Two models that differ by chance only: the same signal, each with separate noise."""
     y = rng.integers(classes, size=rows)
     signal = rng.normal(size=(rows, classes)) + 2 * np.eye(classes)[y]
     logits = [2 * (signal + 0.5 * rng.normal(size=signal.shape)) for _ in range(2)]
@@ -251,7 +251,7 @@ def test_equal_regressors_with_wild_errors_are_promoted_no_more_often_than_the_l
     assert promoted <= at_most(1 - LEVEL, trials)
 
 
-def test_the_bound_on_the_mean_error_covers_the_truth_as_often_as_it_says(monkeypatch):
+def test_the_bound_on_the_mean_error_has_its_nominal_coverage(monkeypatch):
     """The true improvement is known: E|e| of a normal error is its scale times sqrt(2/pi)."""
     monkeypatch.setattr(paired_tests, "RESAMPLES", 499)
     rng, trials, truth = np.random.default_rng(13), 300, 0.2 * math.sqrt(2 / math.pi)
@@ -292,13 +292,13 @@ def test_identical_outputs_are_no_evidence(metric):
 
 
 @pytest.mark.parametrize("metric", CLASSIFICATION | REGRESSION)
-def test_one_row_proves_nothing(metric):
+def test_one_row_gives_no_bound(metric):
     y = np.zeros(1, dtype=int)
     outputs = (answers([True]), answers([False])) if metric in CLASSIFICATION else (np.zeros(1), np.ones(1))
     assert not contest(metric, y, *outputs).promoted
 
 
-def test_the_same_seed_gives_the_same_answer_and_the_arrays_stay_as_they_were():
+def test_the_same_seed_gives_the_same_result_and_arrays_are_unchanged():
     rng = np.random.default_rng(8)
     y, a, b = rng.normal(size=(3, 300))
     copies = a.copy(), b.copy()
@@ -323,7 +323,7 @@ def test_outputs_that_cannot_be_compared_are_refused():
         compare(y, fine, fine, beat=BeatChampion(metric="acuracy"), better="higher", seed=0)
 
 
-def test_classes_are_brought_to_the_same_order():
+def test_classes_are_aligned():
     p = np.array([[0.6, 0.3, 0.1], [0.0, 0.0, 1.0]])
     assert align_classes(p, ["b", "a", "c"], ["a", "b", "c", "d"]).tolist() == [[0.3, 0.6, 0.1, 0.0], [0.0, 0.0, 1.0, 0.0]]
     # "c" is gone: its share goes to the others, and a row that had nothing else is undecided
@@ -364,7 +364,7 @@ def verdict(require: dict[str, str], metrics: dict[str, float], comparison: Comp
         (">= -1e-3", 0.0, True),
     ],
 )
-def test_a_threshold_means_what_its_operator_says(bound, value, passed):
+def test_thresholds_follow_their_operators(bound, value, passed):
     assert verdict({"accuracy": bound}, {"accuracy": value}).passed is passed
 
 
@@ -384,7 +384,7 @@ def test_both_the_thresholds_and_the_comparison_have_to_pass():
     assert [check.passed for check in refused.checks] == [True, False]
 
 
-def test_the_champion_itself_is_not_compared():
+def test_a_candidate_identical_to_the_champion_is_not_compared():
     worse = contest("accuracy", *table(90, 0, 10, 0))
     found = verdict({"accuracy": ">= 0.5"}, {"accuracy": 0.9}, worse, same_model=True)
     assert found.passed and found.same_model and found.comparison is None

@@ -51,7 +51,7 @@ def test_calibration_error_is_the_weighted_gap_between_confidence_and_accuracy()
     assert sum(b.rows for b in found.calibration) == 5
 
 
-def test_a_class_without_test_rows_is_left_out_and_said():
+def test_a_class_without_test_rows_is_left_out_with_a_note():
     found = score_classification(np.array([0, 1, 0, 1]), P[[0, 2, 1, 3]], LABELS)
     assert "owl" in found.notes[0]
     assert found.metrics["auc"] == pytest.approx(1.0)
@@ -72,7 +72,7 @@ def test_regression_metrics_agree_with_numbers_worked_by_hand():
     assert found.residual_quantiles["0.5"] == 0.0
 
 
-def test_intervals_are_scored_by_what_they_hold_and_how_wide_they_are():
+def test_intervals_are_scored_by_coverage_and_width():
     y = np.array([1.0, 2.0, 3.0, 6.0])
     outputs = np.array([[1.0, 0.0, 2.0], [3.0, 2.0, 4.0], [3.0, 3.5, 4.0], [4.0, 1.0, 5.0]])
     found = score_regression(y, outputs, {"by": np.array(["x", "x", "z", "z"])}, interval=0.9)
@@ -101,7 +101,7 @@ def test_the_calibration_error_before_the_temperature_is_that_of_the_plain_logit
     assert found.metrics["calibration_error"] == scaled.calibration_error != plain.calibration_error
 
 
-def test_slices_show_where_a_model_errs_and_in_which_direction():
+def test_slices_have_the_error_and_its_direction():
     found = score_regression(
         np.array([1.0, 2.0, 3.0, 6.0]), np.array([1.0, 3.0, 3.0, 4.0]), {"by": np.array(["x", "x", "", "2"])}
     )
@@ -138,7 +138,7 @@ def test_outputs_that_are_not_finite_are_refused_with_their_number(bad):
         score_regression(np.ones(3), np.array([1.0, bad, 2.0]))
 
 
-def test_logits_are_not_taken_for_probabilities():
+def test_logits_are_refused_as_probabilities():
     with pytest.raises(ExportError, match="softmax"):
         score_classification(Y, P * 3, LABELS)
 

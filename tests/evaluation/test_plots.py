@@ -1,4 +1,4 @@
-"""Pictures are whole, the same for the same numbers, and their tables are what DVC reads."""
+"""Plots are complete and reproducible, and DVC reads their tables."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(handle))
 
 
-def test_every_picture_is_a_png_and_lies_beside_its_table(tmp_path):
+def test_every_picture_is_a_png_with_a_table(tmp_path):
     written = draw_classification(tmp_path)
     assert (
         {path.name for path in written}

@@ -1,4 +1,4 @@
-"""Metrics by rows, and the gate's comparison by them: hand-worked numbers, scipy's answers, the rate of false promotions."""
+"""Row-wise metrics, and the gate's comparison by them: hand-worked numbers, scipy's answers, the rate of false promotions."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def passages(rng: np.random.Generator, rows: int, gain: float = 0.0) -> tuple[np
     return tuple(np.stack([(base + e) * characters, characters], axis=1) for e in (noise[0] - gain, noise[1]))
 
 
-def test_a_metric_is_the_mean_of_scores_or_the_quotient_of_sums():
+def test_a_metric_is_the_mean_of_scores_or_the_ratio_of_sums():
     assert ratio_of_sums(as_contributions(np.array([1.0, 2.0, 6.0]))) == 3.0
     assert ratio_of_sums(as_contributions(BITS)) == pytest.approx(12 / 10)
 
 
-def test_the_linear_parts_have_the_metric_as_mean_and_follow_a_row_that_weighs_more():
+def test_linear_contributions_have_the_metric_as_mean_and_follow_a_heavier_row():
     parts = linear_contributions(BITS)
     assert parts.mean() == pytest.approx(1.2)
     step = 1e-6
@@ -46,15 +46,15 @@ def test_the_linear_parts_have_the_metric_as_mean_and_follow_a_row_that_weighs_m
 
 
 @pytest.mark.parametrize(
-    ("parts", "said"),
+    ("parts", "message"),
     [
         (np.zeros((2, 3)), "shape"),
         (np.array([1.0, np.nan]), "1 of 2 rows"),
         (np.array([[1.0, 0.0], [1.0, 2.0]]), "first row 0"),
     ],
 )
-def test_scores_that_are_none_are_refused(parts, said):
-    with pytest.raises(ExportError, match=said):
+def test_invalid_scores_are_refused(parts, message):
+    with pytest.raises(ExportError, match=message):
         as_contributions(parts)
     with pytest.raises(TrainingError, match="no test rows"):
         as_contributions(np.zeros(0))
@@ -95,7 +95,7 @@ def test_the_bound_on_a_quotient_agrees_with_scipys_bootstrap_of_the_quotient_it
     assert found.improvement == pytest.approx(ratio_of_sums(theirs) - ratio_of_sums(ours))
 
 
-def test_a_better_candidate_is_promoted_and_a_worse_one_is_not_whichever_way_better_counts():
+def test_a_better_candidate_is_promoted_and_a_worse_one_is_not_in_both_directions():
     good, bad = passages(np.random.default_rng(1), 400, gain=0.05)
     assert contest(good, bad).promoted and not contest(bad, good).promoted
     assert contest(bad, good, "higher").promoted and not contest(good, bad, "higher").promoted
@@ -121,7 +121,7 @@ def test_models_measured_on_other_rows_are_not_compared():
         contest(good, bad * np.nan)
 
 
-def test_a_kind_that_names_a_metric_without_scores_is_told():
+def test_a_task_type_with_a_metric_without_scores_is_an_error():
     class Bare(TaskType):
         pass
 

@@ -21,7 +21,7 @@ def write(path: Path, content: str | bytes) -> Path:
 
 
 @pytest.mark.parametrize("ending", [".csv", ".csv.gz", ".csv.zip", ".tab", ".tsv", ".parquet"])
-def test_the_same_table_comes_from_every_format(tmp_path: Path, ending: str) -> None:
+def test_every_format_gives_the_same_table(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"t{ending}"
     if ending == ".csv.gz":
         write(path, gzip.compress(TEXT.encode()))
@@ -35,7 +35,7 @@ def test_the_same_table_comes_from_every_format(tmp_path: Path, ending: str) -> 
     assert read_file(path).to_pydict() == {"a": [1, 2, 3], "b": ["x", "y", "z"], "c": [0.5, 1.5, 2.5]}
 
 
-def test_a_csv_cut_in_its_last_row_is_refused_with_the_row(tmp_path: Path) -> None:
+def test_a_csv_truncated_in_its_last_row_is_refused_with_the_row(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", TEXT[: TEXT.rindex(",z")])
     with pytest.raises(DataError, match=r"row 4 has 1 columns where 3 were expected .*truncated") as caught:
         read_file(path)
@@ -43,7 +43,7 @@ def test_a_csv_cut_in_its_last_row_is_refused_with_the_row(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("ending", [".csv.gz", ".csv.zip", ".parquet"])
-def test_a_truncated_file_is_refused_not_half_read(tmp_path: Path, ending: str) -> None:
+def test_a_truncated_file_is_refused_and_not_read_in_part(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"t{ending}"
     text = "a,b\n" + "\n".join(f"{i},{i * 7919}" for i in range(5000)) + "\n"
     if ending == ".csv.gz":
@@ -63,7 +63,7 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
         read_file(write(tmp_path / "t.csv", ""))
 
 
-def test_a_missing_file_offers_its_neighbour(tmp_path: Path) -> None:
+def test_a_missing_file_suggests_a_close_match(tmp_path: Path) -> None:
     write(tmp_path / "flights.csv", TEXT)
     with pytest.raises(DataError, match=r"did you mean 'flights\.csv'"):
         read_file(tmp_path / "flihgts.csv")
@@ -83,17 +83,17 @@ def test_text_that_is_not_utf8_is_refused_with_its_place(tmp_path: Path, raw: by
     assert place in str(caught.value)
 
 
-def test_bare_NA_is_nothing_and_quoted_NA_is_text(tmp_path: Path) -> None:
+def test_unquoted_NA_is_missing_and_quoted_NA_is_text(tmp_path: Path) -> None:
     table = read_file(write(tmp_path / "t.csv", 'n,country\nNA,"NA"\n2,SE\n'))
     assert table.to_pydict() == {"n": [None, 2], "country": ["NA", "SE"]}
 
 
-def test_numbers_with_quoted_gaps_are_numbers(tmp_path: Path) -> None:
+def test_numbers_with_quoted_missing_values_are_numbers(tmp_path: Path) -> None:
     table = read_file(write(tmp_path / "t.csv", 'n,m\n"","1.5"\n"2",""\n'))
     assert table.to_pydict() == {"n": [None, 2], "m": [1.5, None]}
 
 
-def test_types_are_told_from_the_whole_file_not_its_beginning(tmp_path: Path) -> None:
+def test_types_are_inferred_from_the_whole_file(tmp_path: Path) -> None:
     body = "\n".join(["1"] * 400_000 + ["late"])
     assert read_file(write(tmp_path / "t.csv", f"a\n{body}\n")).schema.field("a").type == pa.string()
 
@@ -102,7 +102,7 @@ def test_text_columns_keep_leading_zeros(tmp_path: Path) -> None:
     assert read_file(write(tmp_path / "t.csv", "zip\n01234\n"), ReadOptions(text=["zip"])).to_pydict() == {"zip": ["01234"]}
 
 
-def test_a_name_standing_twice_is_refused(tmp_path: Path) -> None:
+def test_a_duplicate_column_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="'a' appears twice"):
         read_file(write(tmp_path / "t.csv", "a,a\n1,2\n"))
 
@@ -120,7 +120,7 @@ def test_nested_parquet_columns_are_refused_by_name(tmp_path: Path) -> None:
         read_file(tmp_path / "t.parquet")
 
 
-def test_a_named_encoding_is_read_and_a_byte_outside_it_is_told_with_its_line(tmp_path: Path) -> None:
+def test_an_encoding_is_decoded_and_an_invalid_byte_is_refused_with_its_line(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", "a,b\n1,“x”\n2,é\n".encode("cp1252"))
     assert read_file(path, ReadOptions(encoding="cp1252")).to_pydict() == {"a": [1, 2], "b": ["“x”", "é"]}
     path.write_bytes(b"a,b\n1,x\n2,\x81\n")
@@ -130,14 +130,14 @@ def test_a_named_encoding_is_read_and_a_byte_outside_it_is_told_with_its_line(tm
     assert read_file(path, ReadOptions(encoding="mac_roman")).to_pydict()["b"] == ["x", "Å"]
 
 
-def test_rows_below_the_names_are_skipped_and_still_counted(tmp_path: Path) -> None:
+def test_rows_below_the_header_are_skipped_and_still_counted(tmp_path: Path) -> None:
     path = write(tmp_path / "t.tab", "a\tb\nc\td\nclass\t\n\n1\tx\n2\ty\n")
     assert read_file(path, ReadOptions(skip_rows=2)).to_pydict() == {"a": [1, 2], "b": ["x", "y"]}
     with pytest.raises(DataError, match="row 6 has 1 columns where 2"):
         read_file(write(tmp_path / "t.tab", "a\tb\nc\td\nclass\t\n0\tw\n1\tx\n2\n3\tz\n"), ReadOptions(skip_rows=2))
 
 
-def test_a_named_format_is_read_whatever_the_file_is_called(tmp_path: Path) -> None:
+def test_data_format_overrides_the_file_name(tmp_path: Path) -> None:
     path = write(tmp_path / "cora.content", "1\tx\n")
     with pytest.raises(DataError, match="unknown format") as caught:
         read_file(path)
@@ -154,13 +154,13 @@ def test_json_lines_are_a_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("raw", "said"),
+    ("raw", "message"),
     [
         (b'{"a": 1}\n{"a": ', "not valid JSON lines"),
         (b'{"a": 1}\n{"a": "x"}\n', "not valid JSON lines.*row 1"),
         (b'{"a": "x"}\n{"a": "\xe9"}\n', "line 2: not UTF-8"),
     ],
 )
-def test_json_lines_that_are_cut_mixed_or_no_text_are_refused(tmp_path: Path, raw: bytes, said: str) -> None:
-    with pytest.raises(DataError, match=said):
+def test_truncated_mixed_or_undecodable_json_lines_are_refused(tmp_path: Path, raw: bytes, message: str) -> None:
+    with pytest.raises(DataError, match=message):
         read_file(write(tmp_path / "t.jsonl", raw))

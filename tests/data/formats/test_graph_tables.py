@@ -30,7 +30,7 @@ def test_ones_are_packed_as_their_positions() -> None:
     assert table.to_pydict() == {"id": [10, 11, 12, 13], "words": ["0 1", "", "0", "1"], "y": ["a", "b", "a", "b"]}
 
 
-def test_a_value_that_cannot_be_packed_is_named() -> None:
+def test_a_value_that_cannot_be_packed_is_reported() -> None:
     with pytest.raises(DataError, match="2 is neither 0 nor 1") as caught:
         pack(NODES.set_column(2, "w_1", pa.array([0, 0, 2, 0])), DATA)
     assert caught.value.where == "column w_1, data row 3"
@@ -50,27 +50,27 @@ def test_neighbours_are_those_that_networkx_finds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said", "where"),
+    ("text", "message", "where"),
     [
         ("10 11\n10 133\n", r"an edge leads to node '133', which has no row; did you mean '13'", "line 2"),
         ("10 11 12\n", r"an edge has two nodes, not 3", "line 1"),
     ],
 )
-def test_an_edge_that_cannot_be_is_told_with_its_line(tmp_path: Path, text: str, said: str, where: str) -> None:
-    with pytest.raises(DataError, match=said) as caught:
+def test_an_invalid_edge_is_refused_with_its_line(tmp_path: Path, text: str, message: str, where: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
         with_edges(NODES, edges_file(tmp_path / "e", text), DATA)
     assert str(caught.value.where).endswith(where)
 
 
 @pytest.mark.parametrize(
-    ("ids", "said"), [(["a", "a"], "'a' appears twice"), (["a", None], "no id"), (["a", "b c"], "a space")]
+    ("ids", "message"), [(["a", "a"], "'a' appears twice"), (["a", None], "no id"), (["a", "b c"], "a space")]
 )
-def test_each_node_needs_an_id_of_its_own(tmp_path: Path, ids: list[str | None], said: str) -> None:
-    with pytest.raises(DataError, match=said):
+def test_each_node_needs_a_unique_id(tmp_path: Path, ids: list[str | None], message: str) -> None:
+    with pytest.raises(DataError, match=message):
         with_edges(pa.table({"id": ids, "y": ["a", "b"]}), edges_file(tmp_path / "e", ""), DATA)
 
 
-def test_a_graph_lands_and_grows(project: Project, make_recipe: Any, tmp_path: Path) -> None:
+def test_a_graph_is_ingested_and_extended(project: Project, make_recipe: Any, tmp_path: Path) -> None:
     (project.root / "nodes.tsv").write_text("10\t1\t1\t1\n11\t0\t0\t2\n12\t1\t0\t1\n13\t0\t1\t2\n")
     edges_file(project.root / "edges.txt", "10 11\n12 10\n")
     recipe = make_recipe(

@@ -54,24 +54,24 @@ def test_a_truncated_file_is_refused_with_both_counts(pair: tuple[Path, Path], e
 
 
 @pytest.mark.parametrize("left", [0, 3, 15])
-def test_a_file_cut_in_its_head_is_no_idx_file_or_a_cut_one(pair: tuple[Path, Path], left: int) -> None:
+def test_a_file_truncated_in_its_header_is_refused(pair: tuple[Path, Path], left: int) -> None:
     pair[0].write_bytes(pair[0].read_bytes()[:left])
     with pytest.raises(DataError, match="not an IDX file of images"):
         read_images(*pair, "y", None)
 
 
-def test_images_and_labels_of_different_number_are_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_different_numbers_of_images_and_labels_are_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="3 images and 2 labels"):
         read_images(pair[0], idx(tmp_path / "fewer", LABELS[:2]), "y", None)
 
 
-def test_images_and_labels_exchanged_are_told(pair: tuple[Path, Path]) -> None:
+def test_exchanged_images_and_labels_are_refused(pair: tuple[Path, Path]) -> None:
     with pytest.raises(DataError, match=r"not an IDX file of images .*begins with 00 00 08 01") as caught:
         read_images(pair[1], pair[0], "y", None)
     assert "`labels`" in str(caught.value.hint)
 
 
-def test_another_size_than_the_recipe_says_is_refused(pair: tuple[Path, Path]) -> None:
+def test_another_size_than_in_the_recipe_is_refused(pair: tuple[Path, Path]) -> None:
     with pytest.raises(DataError, match=r"are 2 × 4, and data.image is 4 × 2") as caught:
         read_images(*pair, "y", (4, 2))
     assert "image: [2, 4]" in str(caught.value.hint)

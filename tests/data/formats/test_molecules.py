@@ -1,4 +1,4 @@
-"""Rows that are graphs: nested lists, and molecules."""
+"""Tables whose rows are graphs: nested lists and molecules."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_molecule_is_a_row_of_atoms_bonds_and_fields(sdf: Path) -> None:
     assert json.loads(ring["edges"]) == [[0, 1], [1, 2], [2, 3], [3, 4], [4, 5], [5, 0], [0, 6], [6, 7], [6, 8]]
 
 
-def test_an_atom_has_an_element_a_charge_bonds_pairs_hydrogens_and_perhaps_a_ring(sdf: Path) -> None:
+def test_atom_features_are_element_charge_bonds_pairs_hydrogens_and_ring(sdf: Path) -> None:
     ring, salt = (json.loads(text) for text in read_file(sdf)["nodes"].to_pylist())
     rest = [node[len(ELEMENTS) + 1 :] for node in ring]
     assert rest[0] == [0, 3, 4, 0, 1]  # the carbon that holds the nitrogen
@@ -91,7 +91,7 @@ def test_an_atom_has_an_element_a_charge_bonds_pairs_hydrogens_and_perhaps_a_rin
     assert salt[1][len(ELEMENTS) :] == [0, -1, 0, 0, 0, 0]
 
 
-def test_rings_are_what_a_bond_closes() -> None:
+def test_rings_are_found() -> None:
     """A square and a triangle that share an atom, a chain to another triangle, and an atom alone."""
     square, triangle = [(0, 1), (1, 2), (2, 3), (3, 0)], [(3, 4), (4, 5), (5, 3)]
     chain, far = [(5, 6), (6, 7), (7, 8)], [(8, 9), (9, 10), (10, 8)]
@@ -101,7 +101,7 @@ def test_rings_are_what_a_bond_closes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("was", "becomes", "said"),
+    ("was", "becomes", "message"),
     [
         ("V2000", "V3000", "not V2000"),
         ("  7  9  1  0\n", "  7 12  1  0\n", "a bond from atom 7 to atom 12, of 9"),
@@ -109,22 +109,22 @@ def test_rings_are_what_a_bond_closes() -> None:
         ("  9  9  0", "  0  0  0", "not a valid molecule: 0 atoms"),
     ],
 )
-def test_what_is_no_molecule_is_refused_with_its_line(was: str, becomes: str, said: str, tmp_path: Path) -> None:
+def test_an_invalid_molecule_is_refused_with_its_line(was: str, becomes: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "bad.sdf"
     path.write_text(SALT + NITROBENZENE.replace(was, becomes))
-    with pytest.raises(DataError, match=said) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         read_file(path)
     assert caught.value.where is not None and caught.value.where.endswith("bad.sdf, line 15")
 
 
-def test_a_file_that_was_cut_is_refused(tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cut.sdf").write_text(SALT + NITROBENZENE[:200])
     with pytest.raises(DataError, match="ends within a molecule"):
         read_file(tmp_path / "cut.sdf")
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
-def test_lists_of_nodes_and_edges_land_as_json(ending: str, tmp_path: Path) -> None:
+def test_lists_of_nodes_and_edges_are_stored_as_json(ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"graphs.{ending}"
     rows = [{"nodes": [[1.5], [2]], "edges": [[0, 1]], "y": 1}, {"nodes": [[0.5]], "edges": [], "y": 2}]
     if ending == "jsonl":
@@ -136,7 +136,7 @@ def test_lists_of_nodes_and_edges_land_as_json(ending: str, tmp_path: Path) -> N
     assert [json.loads(text) for text in table["edges"].to_pylist()] == [[[0, 1]], []]
 
 
-def test_other_lists_are_refused_as_before(tmp_path: Path) -> None:
+def test_other_lists_are_refused(tmp_path: Path) -> None:
     (tmp_path / "lists.jsonl").write_text('{"a": [1, 2]}\n')
     with pytest.raises(DataError, match="'a' holds list"):
         read_file(tmp_path / "lists.jsonl")

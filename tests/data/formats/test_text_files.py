@@ -10,7 +10,7 @@ from headrace.data.formats.files import read_file, read_packed
 from headrace.data.formats.options import ReadOptions
 from headrace.errors import DataError
 
-BODY = "It goes on at some length, so that whoever reads this has something to make a line of, and ends here."
+BODY = "It has some more words, so that a reader of this text has enough of them to fill a line, and ends here."
 
 
 def packed(path: Path, files: dict[str, bytes]) -> Path:
@@ -20,13 +20,13 @@ def packed(path: Path, files: dict[str, bytes]) -> Path:
     return path
 
 
-def test_each_file_of_a_corpus_is_a_row_with_plain_line_ends(tmp_path: Path) -> None:
+def test_each_file_of_a_corpus_is_a_row_with_unix_line_ends(tmp_path: Path) -> None:
     path = packed(tmp_path / "_.txt.zip", {"a/one.txt": b"\xef\xbb\xbfTo be,\r\nor not", "a/two.txt": "né\n".encode()})
     ((table, _),) = read_packed(path, ReadOptions())
     assert table.to_pylist() == [{"file": "a/one.txt", "text": "To be,\nor not"}, {"file": "a/two.txt", "text": "né\n"}]
 
 
-def test_a_file_of_another_encoding_is_named_with_its_line(tmp_path: Path) -> None:
+def test_a_file_of_another_encoding_is_refused_with_its_line(tmp_path: Path) -> None:
     path = packed(tmp_path / "_.txt.zip", {"one.txt": b"a\n", "two.txt": "a\nb\nné\n".encode("cp1252")})
     with pytest.raises(DataError, match="not UTF-8") as caught:
         read_packed(path, ReadOptions())
@@ -35,12 +35,12 @@ def test_a_file_of_another_encoding_is_named_with_its_line(tmp_path: Path) -> No
     assert table["text"].to_pylist() == ["a\n", "a\nb\nné\n"]
 
 
-def test_a_text_file_alone_is_a_row_a_line(tmp_path: Path) -> None:
+def test_a_single_text_file_has_one_row_per_line(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("one\n\n two\r\n")
     assert read_file(tmp_path / "t.txt").to_pydict() == {"text": ["one", " two"]}
 
 
-def test_tables_of_a_pattern_come_one_by_one(tmp_path: Path) -> None:
+def test_tables_of_a_pattern_are_read_one_by_one(tmp_path: Path) -> None:
     path = packed(tmp_path / "_.csv.zip", {"jan/t.csv": b"a\n1\n", "feb/t.csv": b"a\n2\n"})
     assert [(str(name), table.to_pydict()) for table, name in read_packed(path, ReadOptions())] == [
         ("jan/t.csv", {"a": [1]}),
@@ -70,7 +70,7 @@ class Mill:
 '''
 
 
-def test_docstrings_give_the_pairs_that_python_itself_sees(tmp_path: Path) -> None:
+def test_docstrings_equal_those_of_inspect(tmp_path: Path) -> None:
     (tmp_path / "mill.py").write_text(SOURCE)
     found = {row["name"]: row for row in read_file(tmp_path / "mill.py").to_pylist()}
     seen: dict[str, type] = {}
@@ -91,7 +91,7 @@ def test_docstrings_give_the_pairs_that_python_itself_sees(tmp_path: Path) -> No
         "def f(:\n" + documented(f"A file of another language.\n\n    {BODY}"),
     ],
 )
-def test_what_is_no_pair_is_left_out(tmp_path: Path, source: str) -> None:
+def test_docstrings_without_summary_or_body_are_left_out(tmp_path: Path, source: str) -> None:
     path = packed(
         tmp_path / "_.py.zip", {"a.py": source.encode(), "b.py": documented(f"A pair as wanted.\n\n    {BODY}").encode()}
     )
@@ -99,7 +99,7 @@ def test_what_is_no_pair_is_left_out(tmp_path: Path, source: str) -> None:
     assert table["file"].to_pylist() == ["b.py"]
 
 
-def test_source_is_never_run_and_tests_document_nothing(tmp_path: Path) -> None:
+def test_source_is_never_run_and_tests_are_left_out(tmp_path: Path) -> None:
     pair = documented(f"A pair as wanted.\n\n    {BODY}")
     evil = f"open({str(tmp_path / 'ran')!r}, 'w')\n" + pair
     path = packed(tmp_path / "_.py.zip", {"pkg/a.py": evil.encode(), "pkg/tests/b.py": pair.encode()})

@@ -61,20 +61,20 @@ def test_a_path_is_relative_to_the_project_and_used_in_place(tmp_path: Path) -> 
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_missing_path_offers_the_near_miss(tmp_path: Path) -> None:
+def test_a_missing_path_suggests_a_close_match(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_bytes(CONTENT)
     with pytest.raises(SourceError, match=r"did you mean 'train\.csv'"):
         fetch("trian.csv", None, tmp_path / "cache", tmp_path)
 
 
-def test_a_changed_sha256_names_both_values_and_the_field(tmp_path: Path) -> None:
+def test_a_changed_sha256_is_reported_with_both_values_and_the_field(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(CONTENT)
     with pytest.raises(SourceError) as caught:
         fetch("t.csv", "0" * 64, tmp_path / "cache", tmp_path)
     assert SHA256 in str(caught.value) and "0" * 64 in str(caught.value) and caught.value.where == "data.sha256"
 
 
-def test_an_unknown_scheme_offers_the_near_miss(tmp_path: Path) -> None:
+def test_an_unknown_scheme_suggests_a_close_match(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="did you mean 'pypi'"):
         fetch("pypy://x==1/t.csv", None, tmp_path, tmp_path)
 
@@ -101,25 +101,25 @@ def test_a_refused_download_leaves_nothing_in_the_cache(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_http_error_says_the_status(tmp_path: Path) -> None:
+def test_an_http_error_has_the_status(tmp_path: Path) -> None:
     with serving({}) as (address, _), pytest.raises(SourceError, match="404"):
         fetch(f"{address}/t.csv", None, tmp_path, tmp_path)
 
 
-def test_passwords_and_signatures_stay_out_of_messages(tmp_path: Path) -> None:
+def test_passwords_and_signatures_are_not_in_messages(tmp_path: Path) -> None:
     with serving({}) as (address, _), pytest.raises(SourceError) as caught:
         fetch(f"{address.replace('://', '://me:hunter2@')}/t.csv?signature=abc", None, tmp_path, tmp_path)
     assert "404" in str(caught.value) and "hunter2" not in str(caught.value) and "abc" not in str(caught.value)
 
 
-def test_a_server_that_is_gone_is_a_source_error(tmp_path: Path) -> None:
+def test_an_unreachable_server_is_a_source_error(tmp_path: Path) -> None:
     with serving({}) as (address, _):
         pass
     with pytest.raises(SourceError, match="cannot be fetched"):
         fetch(f"{address}/t.csv", None, tmp_path, tmp_path)
 
 
-def test_pip_brings_a_member_of_a_wheel_and_honours_its_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pip_fetches_a_member_of_a_wheel_with_the_users_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     links = tmp_path / "links"
     links.mkdir()
     with zipfile.ZipFile(links / "tinydata-1.0-py3-none-any.whl", "w") as wheel:
@@ -159,7 +159,7 @@ def wheel_of(links: Path, tags: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_files_of_one_package_come_with_one_download_and_a_pattern_as_a_zip(
+def test_files_of_one_package_are_downloaded_once_and_a_pattern_as_a_zip(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wheel_of(tmp_path / "links", "py3-none-any", monkeypatch)
@@ -179,7 +179,7 @@ def test_files_of_one_package_come_with_one_download_and_a_pattern_as_a_zip(
     assert fetch_all(wanted, tmp_path / "cache", tmp_path) == [table, packed]
 
 
-def test_of_a_package_nothing_is_kept_when_one_of_its_files_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_file_of_a_package_is_kept_when_one_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wheel_of(tmp_path / "links", "py3-none-any", monkeypatch)
     wanted = [("pypi://tinydata==1.0/tinydata/t.csv", SHA256), ("pypi://tinydata==1.0/tinydata/a.py", "0" * 64)]
     with pytest.raises(SourceError, match=r"a\.py has sha256"):
@@ -187,7 +187,7 @@ def test_of_a_package_nothing_is_kept_when_one_of_its_files_differs(tmp_path: Pa
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_a_wheel_of_another_interpreter_is_named_by_its_tags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wheel_of_another_interpreter_is_chosen_by_its_tags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tags = "cp36-cp36m-win_amd64"
     wheel_of(tmp_path / "links", tags, monkeypatch)
     uri = "pypi://tinydata==1.0/tinydata/t.csv"
@@ -223,7 +223,7 @@ def test_a_pattern_on_a_server_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed")
-def test_npm_brings_a_member_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_npm_fetches_a_member_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
         for name, content in {

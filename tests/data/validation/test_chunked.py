@@ -1,4 +1,4 @@
-"""A table in chunks gets the verdict that it gets as a whole; what chunks cannot tell is refused."""
+"""A table in chunks has the same validation result as a whole one; expectations that need all rows are refused."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ EXPECTED: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-def landed(project: Project, frame: pd.DataFrame) -> None:
+def write_batches(project: Project, frame: pd.DataFrame) -> None:
     folder: Path = project.raw_data("toy")
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pandas(frame), folder / "0000-b.parquet", row_group_size=64)
@@ -85,41 +85,43 @@ def in_chunks(project: Project, recipe: Any, labels: Any = None) -> ValidationRe
     return validate(chunks, recipe, project, "chunks", labels)
 
 
-def as_said(report: ValidationReport) -> list[dict[str, Any]]:
+def comparable_failures(report: ValidationReport) -> list[dict[str, Any]]:
     """What the report says of each failure; numbers to nine digits, as they are added up in another order."""
     found = []
     for failure in report.failures:
-        said = failure.model_dump()
-        said["observed"] = f"{said['observed']:.9g}" if isinstance(said["observed"], float) else said["observed"]
-        found.append(said)
+        message = failure.model_dump()
+        message["observed"] = f"{message['observed']:.9g}" if isinstance(message["observed"], float) else message["observed"]
+        found.append(message)
     return found
 
 
-def test_every_expectation_is_judged_as_of_the_whole_table(project: Project, make_recipe: Any, monkeypatch: Any) -> None:
+def test_every_expectation_has_the_same_result_in_chunks_as_on_the_whole_table(
+    project: Project, make_recipe: Any, monkeypatch: Any
+) -> None:
     monkeypatch.setattr(chunked, "VALUES_AT_ONCE", 100)  # duplicates are found in three passes
-    landed(project, table())
+    write_batches(project, table())
     recipe = make_recipe(memory="14kB", expect=EXPECTED)
     whole = validate(read_batches(project, recipe), recipe, project, "whole")
     pieces = in_chunks(project, recipe)
     assert (pieces.rows, pieces.passed, pieces.total) == (whole.rows, whole.passed, whole.total)
-    assert as_said(pieces) == as_said(whole)
+    assert comparable_failures(pieces) == comparable_failures(whole)
     assert pieces.failing_rows == whole.failing_rows
     assert len(whole.failures) > 12 and whole.passed > 8  # both answers were asked for
     page = Path(pieces.docs).read_text()
     assert f">{ROWS}<" in page or str(ROWS) in page
 
 
-def test_a_gap_far_down_is_named_with_its_row(project: Project, make_recipe: Any) -> None:
+def test_a_missing_value_in_a_late_chunk_is_reported_with_its_row(project: Project, make_recipe: Any) -> None:
     frame = table()
     frame.loc[217, "y"] = np.nan
-    landed(project, frame)
+    write_batches(project, frame)
     with pytest.raises(DataError, match=r"expect_column_values_to_not_be_null y: 1 rows .*row 218: None"):
         in_chunks(project, make_recipe(memory="14kB")).raise_if_failed()
 
 
-def test_rows_that_fail_are_counted_all_and_named_up_to_a_limit(project: Project, make_recipe: Any, monkeypatch: Any) -> None:
+def test_all_failing_rows_are_counted_and_the_first_are_named(project: Project, make_recipe: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(chunked, "MAX_FAILING_ROWS", 7)
-    landed(project, table())
+    write_batches(project, table())
     bad = {"type": "expect_column_values_to_be_between", "column": "id", "max_value": -1}
     report = in_chunks(project, make_recipe(memory="14kB", expect=[bad]))
     assert report.failures[0].unexpected == ROWS and report.failing_rows == list(range(7))
@@ -138,18 +140,18 @@ def test_rows_that_fail_are_counted_all_and_named_up_to_a_limit(project: Project
          "condition_parser": "great_expectations"},
     ],
 )  # fmt: skip
-def test_what_chunks_cannot_tell_is_refused_by_name(project: Project, make_recipe: Any, expectation: dict[str, Any]) -> None:
-    landed(project, table())
+def test_an_expectation_that_needs_all_rows_is_refused_by_name(
+    project: Project, make_recipe: Any, expectation: dict[str, Any]
+) -> None:
+    write_batches(project, table())
     with pytest.raises(RecipeError, match=expectation["type"]) as raised:
         in_chunks(project, make_recipe(memory="14kB", expect=[expectation]))
     assert "data.memory" in str(raised.value)
 
 
-def test_too_many_distinct_values_are_an_error_and_no_wrong_answer(
-    project: Project, make_recipe: Any, monkeypatch: Any
-) -> None:
+def test_too_many_distinct_values_are_an_error(project: Project, make_recipe: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(chunked, "MAX_DISTINCT", 50)
-    landed(project, table())
+    write_batches(project, table())
     count = {"type": "expect_column_unique_value_count_to_be_between", "column": "id", "max_value": 30}
     with pytest.raises(DataError, match="more than 50 distinct values"):
         in_chunks(project, make_recipe(memory="14kB", expect=[count]))

@@ -1,4 +1,4 @@
-"""The data gate, with Great Expectations as it is."""
+"""Data validation with Great Expectations, not replaced by a mock."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def project(tmp_path: Path) -> Project:
 BETWEEN = {"type": "expect_column_values_to_be_between", "column": "age", "min_value": 18, "max_value": 45}
 
 
-def test_a_good_batch_passes_and_says_what_was_added(project: Project) -> None:
+def test_a_good_batch_passes_and_lists_implicit_expectations(project: Project) -> None:
     report = validate(FRAME.head(3), recipe([BETWEEN]), project, "one")
     assert report.success and report.passed == report.total == 4
     assert "expect_column_values_to_not_be_null (y)" in report.implicit
@@ -61,7 +61,7 @@ def test_a_failure_counts_its_rows_and_shows_them(project: Project) -> None:
         report.raise_if_failed()
 
 
-def test_row_numbers_ignore_the_frames_own_index(project: Project) -> None:
+def test_row_numbers_ignore_the_index_of_the_frame(project: Project) -> None:
     report = validate(FRAME.set_index(pd.Index([7, 7, 9, 100])), recipe([BETWEEN]), project, "one")
     assert report.failing_rows == [3]
 
@@ -75,7 +75,7 @@ def test_data_docs_hold_a_page_for_each_validation(project: Project) -> None:
     assert "Failed" in Path(first.docs).read_text() and "Succeeded" in Path(second.docs).read_text()
 
 
-def test_a_missing_target_value_fails_without_being_asked_for(project: Project) -> None:
+def test_a_missing_target_value_fails_without_an_expectation_in_the_recipe(project: Project) -> None:
     report = validate(FRAME.assign(y=[1.0, None, 3.0, 4.0]), recipe(), project, "one")
     (failure,) = report.failures
     assert failure.implicit and failure.type == "expect_column_values_to_not_be_null" and report.failing_rows == [1]
@@ -91,7 +91,7 @@ def test_a_missing_column_fails(project: Project) -> None:
     assert [failure.type for failure in report.failures] == ["expect_table_columns_to_match_set"]
 
 
-def test_labels_never_seen_fail_unless_the_recipe_names_its_own(project: Project) -> None:
+def test_new_labels_fail_unless_the_recipe_has_its_own_set(project: Project) -> None:
     frame = FRAME.assign(y=["a", "b", "z", "a"])
     report = validate(frame, recipe(task="classification"), project, "one", known_labels=["a", "b"])
     assert [(f.type, f.implicit) for f in report.failures] == [("expect_column_values_to_be_in_set", True)]
@@ -105,7 +105,7 @@ def test_an_expectation_that_is_also_implicit_counts_once(project: Project) -> N
 
 
 @pytest.mark.parametrize("bad", [-1, 256, None, "x"])
-def test_a_pixel_that_is_none_fails_with_its_column(project: Project, bad: Any) -> None:
+def test_an_invalid_pixel_fails_with_its_column(project: Project, bad: Any) -> None:
     frame = pd.DataFrame({"p_0": [0, 255], "p_1": [7, bad], "y": [0, 1]}).astype({"p_1": object})
     report = validate(frame, recipe(task="image-classification", columns=["p[2]", "y"], image=[1, 2]), project, "one")
     (failure,) = report.failures
@@ -113,7 +113,7 @@ def test_a_pixel_that_is_none_fails_with_its_column(project: Project, bad: Any) 
 
 
 @pytest.mark.parametrize(
-    ("expectation", "said"),
+    ("expectation", "message"),
     [
         ({**BETWEEN, "min_valu": 1}, r"expect\.0\.min_valu: .* no such argument; did you mean 'min_value'"),
         ({**BETWEEN, "column": "aeg"}, r"expect\.0\.column: no column 'aeg'; did you mean 'age'"),
@@ -121,13 +121,13 @@ def test_a_pixel_that_is_none_fails_with_its_column(project: Project, bad: Any) 
         ({**BETWEEN, "mostly": "often"}, r"expect\.0: .*mostly"),
     ],
 )
-def test_a_wrong_argument_is_a_recipe_error_with_its_field(project: Project, expectation: dict[str, Any], said: str) -> None:
-    with pytest.raises(RecipeError, match=said) as caught:
+def test_a_wrong_argument_is_a_recipe_error_with_its_field(project: Project, expectation: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message) as caught:
         validate(FRAME, recipe([expectation]), project, "one")
     assert caught.value.where == "recipes/toy.yaml"
 
 
-def test_an_expectation_that_cannot_be_computed_says_why(project: Project) -> None:
+def test_an_expectation_that_cannot_be_computed_gives_the_reason(project: Project) -> None:
     numeric = {"type": "expect_column_mean_to_be_between", "column": "city", "min_value": 0, "max_value": 1}
     (failure,) = validate(FRAME, recipe([numeric]), project, "one").failures
     assert failure.problem
