@@ -113,7 +113,8 @@ def test_a_change_of_custom_code_is_detected(custom_project: Project) -> None:
     ingest(recipe, custom_project, lambda line: None)
     for stage in ("validate", "prepare", "train"):
         assert reproduce(stage, recipe, custom_project).ran
-    assert "mine: {task_type: headrace/task_types, model: gated.py}" in (custom_project.root / "dvc.yaml").read_text()
+    listed = "mine: {task_type: headrace/task_types, model: artifacts/mine/custom_code/model.json}"
+    assert listed in (custom_project.root / "dvc.yaml").read_text()
     before = snapshot(recipe, custom_project, Settings())
     assert not reproduce("train", recipe, custom_project).ran
     with (custom_project.root / "gated.py").open("a") as file:
@@ -131,3 +132,27 @@ def test_sources_are_distinguished_from_installed_packages(custom_project: Proje
     assert load_class("whole.part:Net").__name__ == "Net"
     found = custom_sources(["gated:GatedMLP", "whole.part:Net", "torch.nn:Linear"], custom_project.root)
     assert [path.name for path in found] == ["gated.py", "whole"]
+
+
+def test_sources_include_all_modules_of_the_project_that_a_class_imports(custom_project: Project) -> None:
+    root = custom_project.root
+    files = {
+        "net.py": "import json, torch, blocks.dense\nfrom headrace.models.mlp import MLP\nSERVED = 'served:Model'\n",
+        "blocks/dense.py": "from . import scale\ndef late():\n    import lazy\n",  # a folder without __init__.py
+        "blocks/scale.py": "",
+        "blocks/unused.py": "",
+        "lazy.py": "from package import part\n",
+        "package/__init__.py": "",
+        "package/part.py": "",
+        "served.py": "import net\n",
+        "json.py": "import unrelated\n",  # the standard library's comes first
+        "unrelated.py": "",
+    }
+    for name, text in files.items():
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text(text)
+    found = custom_sources(["net:Net"], root)
+    names = {path.relative_to(root.resolve()).as_posix() for path in found}
+    assert names == {"net.py", "blocks/dense.py", "blocks/scale.py", "lazy.py", "package", "served.py"}
+    (root / "net.py").write_text("def broken(:\n")
+    assert [path.name for path in custom_sources(["net:Net"], root)] == ["net.py"]

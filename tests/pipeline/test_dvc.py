@@ -1,10 +1,9 @@
-"""DVC as the build system: what is unchanged is skipped, errors keep their class, and both doors give the same bytes."""
+"""DVC as the build system: unchanged stages are skipped, errors keep their class, `dvc repro` by hand gives the same bytes."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,19 +18,11 @@ from headrace.pipeline.dvc import reproduce
 from headrace.pipeline.stages import STAGES
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe, load_recipe
-from tests.projects import make_project, table
+from tests.pipeline.commands import dvc
+from tests.projects import git, make_project, table
 
 MADE = ("validation.json", "prepared/schema.json", "prepared/train.parquet", "train/model.pt", "train/curves.csv",
         "export/model.onnx", "export/contract.json", "evaluation/metrics.json")  # fmt: skip
-
-
-def dvc(project: Project, *arguments: str) -> str:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        ["dvc", *arguments], cwd=project.root, env={**os.environ, "PATH": path}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def edit(project: Project, **sections: dict[str, Any]) -> Recipe:
@@ -45,23 +36,23 @@ def edit(project: Project, **sections: dict[str, Any]) -> Recipe:
 
 @pytest.fixture(scope="module")
 def piped(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project whose first two stages ran through Headrace's door, and the others by hand."""
+    """A project whose first two stages ran through Headrace, and the others through `dvc repro`."""
     project = make_project(tmp_path_factory.mktemp("piped") / "clone")
     recipe = load_recipe("tiny", project)
     ingest(recipe, project, lambda line: None)
     assert [reproduce(stage, recipe, project).ran for stage in ("validate", "prepare")] == [True, True]
-    said = dvc(project, "repro", "evaluate@tiny")
-    assert "Stage 'validate@tiny' didn't change, skipping" in said
-    assert "Stage 'prepare@tiny' didn't change, skipping" in said
+    printed = dvc(project, "repro", "evaluate@tiny")
+    assert "Stage 'validate@tiny' didn't change, skipping" in printed
+    assert "Stage 'prepare@tiny' didn't change, skipping" in printed
     return project
 
 
-def test_both_doors_and_two_clones_give_the_same_bytes(piped: Project, built: Project) -> None:
+def test_headrace_and_dvc_give_the_same_bytes_in_two_clones(piped: Project, built: Project) -> None:
     for name in MADE:
         assert (piped.artifacts("tiny") / name).read_bytes() == (built.artifacts("tiny") / name).read_bytes(), name
 
 
-def test_what_was_made_by_hand_is_unchanged_through_the_other_door(piped: Project) -> None:
+def test_a_stage_that_dvc_ran_is_unchanged_for_headrace(piped: Project) -> None:
     recipe = load_recipe("tiny", piped)
     assert [reproduce(stage, recipe, piped).ran for stage in STAGES] == [False] * 5
     assert "up to date" in dvc(piped, "repro", "evaluate@tiny")
@@ -87,7 +78,7 @@ def test_a_change_to_the_training_reruns_the_training_alone(piped: Project, capf
     assert reproduce("export", recipe, piped).ran is False
 
 
-def test_what_concerns_no_stage_reruns_none(piped: Project) -> None:
+def test_a_change_that_no_stage_reads_reruns_none(piped: Project) -> None:
     recipe = edit(piped, gate={"require": {"accuracy": ">= 0.5"}})
     assert [reproduce(stage, recipe, piped).ran for stage in ("prepare", "train", "evaluate")] == [False] * 3
 
@@ -106,19 +97,19 @@ def test_a_stages_error_comes_back_as_it_was_raised(piped: Project) -> None:
     assert not (piped.artifacts("strict") / "validation.json").exists()
 
 
-def test_a_stage_that_is_killed_is_told(piped: Project) -> None:
+def test_a_killed_stage_is_an_error(piped: Project) -> None:
     content = (piped.root / "dvc.yaml").read_text()
     recipe = load_recipe("tiny", piped)
     (piped.root / "dvc.yaml").write_text(content.replace("python -m headrace.pipeline.stages validate ${key}", "kill -9 $$"))
     try:
-        with pytest.raises(HeadraceError, match="validate@tiny ended without a word") as caught:
+        with pytest.raises(HeadraceError, match="validate@tiny failed without an error message") as caught:
             reproduce("validate", recipe, piped)
         assert "dvc repro -s validate@tiny" in str(caught.value.hint)
     finally:
         (piped.root / "dvc.yaml").write_text(content)
 
 
-def test_an_unknown_stage_is_told(piped: Project) -> None:
+def test_an_unknown_stage_is_an_error(piped: Project) -> None:
     with pytest.raises(HeadraceError, match="trian@tiny") as caught:
         reproduce("trian", load_recipe("tiny", piped), piped)
     assert caught.value.where == "dvc.yaml"
@@ -146,7 +137,7 @@ def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proj
 
 
 @pytest.mark.parametrize("left", [300_000, 1_050_000], ids=["for nothing", "for the files, not for the cache"])
-def test_a_full_disk_is_told_and_the_next_run_completes(
+def test_a_full_disk_is_an_error_and_the_next_run_completes(
     left: int, small_disk: Project, capfd: pytest.CaptureFixture[str]
 ) -> None:
     recipe, fill = load_recipe("tiny", small_disk), small_disk.root.parent / "fill"
@@ -172,7 +163,7 @@ def test_a_full_disk_is_told_and_the_next_run_completes(
     ],
     ids=["empty", "half", "cut in an entry", "zeros", "no YAML"],
 )
-def test_a_damaged_dvc_lock_is_put_right(
+def test_a_damaged_dvc_lock_is_repaired(
     damage: Callable[[bytes], bytes], piped: Project, capfd: pytest.CaptureFixture[str]
 ) -> None:
     recipe, path = load_recipe("tiny", piped), piped.root / "dvc.lock"
@@ -190,7 +181,7 @@ def test_a_damaged_dvc_lock_is_put_right(
     assert "epoch" not in capfd.readouterr().err
 
 
-def test_a_damaged_dvc_lock_without_a_copy_begins_anew(piped: Project, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_dvc_lock_without_a_copy_starts_empty(piped: Project, capfd: pytest.CaptureFixture[str]) -> None:
     recipe, path = load_recipe("tiny", piped), piped.root / "dvc.lock"
     weights = (piped.artifacts("tiny") / "train" / "model.pt").read_bytes()
     path.write_bytes(path.read_bytes()[:300])
@@ -208,13 +199,28 @@ def test_a_new_recipe_adds_its_name_and_changes_nothing_else(project: Project) -
     with pytest.raises(HeadraceError):  # there is no data yet
         reproduce("prepare", load_recipe("new", project), project)
     after = path.read_text().splitlines()
-    assert [line for line in after if line not in before] == ["      new: {kind: headrace/task_types, model: headrace/models}"]
+    assert [line for line in after if line not in before] == [
+        "      new: {task_type: headrace/task_types, model: headrace/models}"
+    ]
     assert [line for line in after if not line.startswith("      new:")] == before
 
 
-@pytest.mark.parametrize("content", ["stages: {}\n", "vars: [\n", "vars:\n  - other: 1\n"])
-def test_a_dvc_yaml_without_its_list_is_told(content: str, project: Project) -> None:
+@pytest.mark.parametrize("content", ["stages: {}\n", "vars: [\n", "vars:\n  - other: 1\n", "vars:\n  - recipes: {}\n"])
+def test_a_dvc_yaml_without_its_lists_is_an_error(content: str, project: Project) -> None:
     (project.root / "dvc.yaml").write_text(content)
-    with pytest.raises(HeadraceError, match="the recipes") as caught:
+    with pytest.raises(HeadraceError, match="cannot read the recipes") as caught:
         reproduce("prepare", load_recipe("tiny", project), project)
     assert "git checkout dvc.yaml" in str(caught.value.hint)
+
+
+def test_dvc_by_hand_works_in_a_fresh_clone_once_the_data_is_ingested(piped: Project, tmp_path: Path) -> None:
+    git(piped.root, "add", "--all")
+    git(piped.root, "commit", "--quiet", "--message", "Data and stages")
+    git(tmp_path, "clone", "--quiet", str(piped.root), "fresh")
+    fresh = Project(tmp_path / "fresh")
+    assert not fresh.data.exists(), "data is not in git"
+    ingest(load_recipe("tiny", fresh), fresh, lambda line: None)
+    printed = dvc(fresh, "repro", "evaluate@tiny")
+    assert [stage for stage in STAGES if f"Running stage '{stage}@tiny'" in printed] == list(STAGES)
+    for name in MADE:
+        assert (fresh.artifacts("tiny") / name).read_bytes() == (piped.artifacts("tiny") / name).read_bytes(), name

@@ -1,4 +1,4 @@
-"""The doors through which DVC calls the work: what they say when it fails, and that they do not outlive who called."""
+"""What the commands in dvc.yaml report when they fail."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from headrace.project import Project
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        (["trian", "tiny"], "no stage 'trian'; did you mean 'train'?"),
-        (["train"], "a stage and a recipe are needed"),
+        (["trian", "tiny"], "unknown stage 'trian'; did you mean 'train'?"),
+        (["train"], "expected a stage and a recipe"),
         ([], "stages: validate, prepare, train, export, evaluate"),
         (["train", "tinny"], "unknown recipe 'tinny'; did you mean 'tiny'?"),
     ],
 )
-def test_a_wrong_name_is_told_with_the_near_miss(
-    arguments: list[str], said: str, project: Project, capsys: pytest.CaptureFixture[str]
+def test_a_wrong_name_is_an_error_with_the_near_miss(
+    arguments: list[str], message: str, project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert stages.main(arguments) == 2
     printed = capsys.readouterr().err
-    assert said in printed and "hint:" in printed
+    assert message in printed and "hint:" in printed
 
 
 @pytest.mark.parametrize(
-    ("raised", "code", "said"),
+    ("raised", "code", "message"),
     [
         (DataError("bad row 3", where="column a", hint="correct it"), 3, "bad row 3"),
         (OSError(errno.ENOSPC, "No space left on device", "/some/where"), 7, "no space left"),
@@ -41,7 +41,7 @@ def test_a_wrong_name_is_told_with_the_near_miss(
     ],
 )
 def test_what_a_stage_raises_is_left_for_its_caller(
-    raised: BaseException, code: int, said: str, project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    raised: BaseException, code: int, message: str, project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def fail(*_: Any) -> None:
         raise raised
@@ -50,7 +50,7 @@ def test_what_a_stage_raises_is_left_for_its_caller(
     monkeypatch.setenv(stages.ERROR_FILE, str(tmp_path / "error.json"))
     assert stages.main(["train", "tiny"]) == code
     left = HeadraceError.from_dict(json.loads((tmp_path / "error.json").read_text()))
-    assert left.exit_code == code and said in left.message and left.hint
+    assert left.exit_code == code and message in left.message and left.hint
     if isinstance(raised, DataError):
         assert (type(left), left.where, left.hint) == (DataError, raised.where, raised.hint)
 

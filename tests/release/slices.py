@@ -57,7 +57,7 @@ def drawn(count: int, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDAr
 
 
 def employment(folder: Path, data: Data, rng: np.random.Generator) -> None:
-    """The years of 2015 with the target, those after without, and a table that brings it; a column of predictions that is left out."""
+    """Rows of 2015 with the target, later ones without it, a table that has it, and a column `prediction` to leave out."""
     codes = {
         **{"SCHL": 24, "MAR": 5, "RELP": 17, "DIS": 2, "ESP": 8, "CIT": 5, "MIG": 3, "MIL": 4, "ANC": 4},
         **{"NATIVITY": 2, "DEAR": 2, "DEYE": 2, "DREM": 2, "SEX": 2, "RAC1P": 9},

@@ -15,7 +15,7 @@ import pytest
 
 from headrace.project import Project
 from headrace.release import journal
-from headrace.services import orchestrate
+from headrace.services import up
 from headrace.tracking import registry
 from tests.legacy.unpack import unpack
 from tests.paths import ROOT
@@ -40,7 +40,7 @@ def upgraded(tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[], 
     try:
         yield found
     finally:
-        orchestrate.down(found.project, found.settings)
+        up.down(found.project, found.settings)
 
 
 def test_the_history_reads_as_it_was_written(upgraded: Live) -> None:

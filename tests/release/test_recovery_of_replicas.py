@@ -149,7 +149,7 @@ def test_a_roll_out_killed_while_replicas_change_places_is_undone(delay: float, 
     assert recorded(served) == [("rollout-abandoned", "2")]
 
 
-@pytest.mark.parametrize("instant", ["add", "remove_from_pool", "stop"])
+@pytest.mark.parametrize("instant", ["add_to_pool", "remove_from_pool", "stop"])
 def test_a_roll_back_that_is_killed_is_completed_by_the_next(instant: str, served: ServedProject) -> None:
     with served.load() as load:
         release = baking(served)
