@@ -1,4 +1,4 @@
-"""`python -m flows release digits`: what `headrace run` becomes. Prints the summary, or an error with its hint."""
+"""Runs a flow: `headrace run` replaces its process by `python -m flows release digits`. Prints a summary, or an error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from headrace.settings import load_settings
 
 
 def main(arguments: list[str]) -> int:
-    """Runs a flow in this process; its exit code is the error's."""
+    """Runs a flow in this process and returns the exit code."""
     name, recipe, *options = arguments
     as_json = "--json" in options
     try:
@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _run(name: str, recipe: str, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Runs the flow that `name` names."""
+    """Runs the flow called `name`."""
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     from flows.refresh import refresh
@@ -39,7 +39,7 @@ def _run(name: str, recipe: str, parameters: dict[str, Any]) -> dict[str, Any]:
     project = find_project()
     prefect.wait_for_server(project, load_settings(project), console.report)  # it starts while the imports above run
     flow: Any = {"release": release, "refresh": refresh}[name]
-    # Its heartbeat would hold the end of each run up for a second; a killed run is found by the release lock instead.
+    # Prefect's heartbeat delays the end of each run by a second; the release lock finds killed runs instead.
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         facts: dict[str, Any] = flow(recipe, **parameters)
     up.wait_for_background(project)
@@ -47,7 +47,7 @@ def _run(name: str, recipe: str, parameters: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """Prefect's own errors about its server, in Headrace's words."""
+    """Maps Prefect's errors about its server to one with a hint; other errors stay."""
     import httpx
 
     from headrace.errors import ServiceError

@@ -1,4 +1,4 @@
-"""From raw data to a balanced endpoint: `headrace run NAME`, or the deployment `release` in Prefect's UI."""
+"""From raw data to replicas behind the gateway: `headrace run NAME`, or the deployment `release` in Prefect's UI."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The exported graph on the test rows: what the `evaluate` stage does, and the gate that follows it."""
+"""The stage `evaluate`: metrics, predictions and plots of the exported graph on the test rows."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def evaluate_export(recipe: Recipe, project: Project) -> None:
     """
     artifacts = project.artifacts(recipe.name)
     out = artifacts / "evaluation"
-    kind, schema = task_type_of(recipe.task), Schema.read(artifacts / "prepared" / "schema.json")
+    task_type, schema = task_type_of(recipe.task), Schema.read(artifacts / "prepared" / "schema.json")
     test = artifacts / "prepared" / "test.parquet"
     outputs = answers_for(test, artifacts / "export", recipe)
     frame = evaluation_columns(test, schema, recipe)
-    evaluation = kind.evaluate(frame, outputs, schema, recipe)
-    if samples := kind.samples(artifacts / "export", frame, recipe):
+    evaluation = task_type.evaluate(frame, outputs, schema, recipe)
+    if samples := task_type.samples(artifacts / "export", frame, recipe):
         evaluation = evaluation.model_copy(update={"samples": samples})
-    y_true = kind.truth(frame, schema, recipe)
+    y_true = task_type.truth(frame, schema, recipe)
     if temperature := Contract.read(artifacts / "export" / "contract.json").temperature:
         evaluation = before_scaling(evaluation, y_true, outputs, temperature)
 
@@ -48,33 +48,33 @@ def evaluate_export(recipe: Recipe, project: Project) -> None:
 
 
 def answers_for(test: Path, folder: Path, recipe: Recipe) -> NDArray[Any]:
-    """What the graph in `folder` answers for the rows of the part at `test`, rows first. Rows that mean something each by
-    itself are read and answered chunk by chunk."""
+    """The answers of the graph in `folder` for the rows of the split at `test`, rows first. Tables are read and answered in
+    chunks where the task type allows it."""
     import pandas as pd
 
     from headrace.data.chunks import open_chunks
 
-    kind = task_type_of(recipe.task)
-    if kind.learner(recipe) is None:
-        return kind.answers(folder, pd.read_parquet(test), recipe)
+    task_type = task_type_of(recipe.task)
+    if task_type.learner(recipe) is None:
+        return task_type.answers(folder, pd.read_parquet(test), recipe)
     chunks = open_chunks([test], recipe.data.model_copy(update={"columns": None}))
     found: list[NDArray[Any]] = []
     with bar("answering", chunks.rows) as progress:
         for frame in chunks.frames():
-            found.append(kind.answers(folder, frame, recipe))
+            found.append(task_type.answers(folder, frame, recipe))
             progress.update(int(frame.index[-1]) + 1)
     return np.concatenate(found)
 
 
 def evaluation_columns(test: Path, schema: Schema, recipe: Recipe) -> pd.DataFrame:
-    """The rows of the part at `test`, with the columns that the evaluation looks at: they stay in memory, as answers do."""
+    """The rows of the split at `test`, with the columns that the evaluation needs. They stay in memory, as the answers do."""
     import pandas as pd
 
     return pd.read_parquet(test, columns=task_type_of(recipe.task).evaluation_columns(schema, recipe))
 
 
 def draw(recipe: Recipe, evaluation: Evaluation, y_true: NDArray[Any], outputs: NDArray[Any], artifacts: Path) -> None:
-    """Pictures of the evaluation and of the training, as PNG and as the tables that DVC plots."""
+    """Plots of the evaluation and of the training, as PNG and as tables for `dvc plots`."""
     from headrace.evaluation.plots import draw_curves, draw_evaluation
 
     pictures = artifacts / "evaluation" / "pictures"

@@ -1,4 +1,4 @@
-"""From raw batches to splits and a schema: what the `prepare` stage does, with a table as a whole or in chunks."""
+"""The stage `prepare`: from raw batches to splits and a schema, with the whole table in memory or in chunks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 PARTS = ("train", "validation", "test")
 GROUP_BYTES = 32 * 2**20
-"""Of a row group of a part: rows of three parts wait at the same time."""
+"""Size of a row group. Rows of all three splits are buffered at the same time."""
 
 
 def prepare(recipe: Recipe, project: Project) -> None:
@@ -54,7 +54,7 @@ def _as_a_whole(recipe: Recipe, project: Project, out: Path) -> tuple[Schema, di
 
 
 def _in_chunks(chunks: Chunks, recipe: Recipe, out: Path) -> tuple[Schema, dict[str, int]]:
-    """The same division and, up to the last digits of means and deviations, the same schema; in one pass over the rows.
+    """Gives the same splits as in memory and, up to the last digits of means and deviations, the same schema, in one pass.
 
     Raises:
         DataError: as `prepare`, with the rows of the chunk where they are known.
@@ -91,7 +91,7 @@ def _in_chunks(chunks: Chunks, recipe: Recipe, out: Path) -> tuple[Schema, dict[
 
 
 def _last(chunks: Chunks, recipe: Recipe) -> Any:
-    """Of a split by time, the value that the test rows have; found in one pass over its column."""
+    """The value of the test rows, for a split by time; found in one pass over its column. None for other splits."""
     from headrace.data.splits import last_value
 
     time = recipe.data.split.time
@@ -102,7 +102,7 @@ def _last(chunks: Chunks, recipe: Recipe) -> Any:
 
 @contextmanager
 def _writers(out: Path, fields: list[pa.Field]) -> Iterator[dict[str, RowGroupWriter]]:
-    """A file a part; when the block ends well all of them take their places, else nothing changed.
+    """One file for each split. They are moved into place when the block ends without an error; else nothing changes.
 
     Raises:
         DiskFull: no space is left.
@@ -131,7 +131,7 @@ def _to_arrow(frame: pd.DataFrame, fields: list[pa.Field]) -> pa.Table:
 
 @contextmanager
 def _rows_named(frame: pd.DataFrame) -> Iterator[None]:
-    """An error about values says in which rows of the table they stand, counted from 1."""
+    """Adds the rows of the table, counted from 1, to an error about values."""
     try:
         yield
     except DataError as error:

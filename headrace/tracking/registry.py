@@ -31,7 +31,7 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 CONTENT = "headrace.content_sha256"
 PREFIX = "headrace."
 IDENTITY = ("data_md5", "data_rows", "git_commit", "lock_sha256", "recipe_sha256", "validation", "content_sha256", "run_id")
-"""Tags that say what a version is; they never change, while those of the gate and of a person's approval do."""
+"""Tags with the identity of a version; they never change. Those of the gate and of a person's approval do."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Version:
     version: str
     run_id: str
     folder: Path
-    """Where `model.onnx` and `contract.json` of this version lie."""
+    """The folder of `model.onnx` and `contract.json` of this version."""
     tags: dict[str, str]
     aliases: tuple[str, ...] = ()
 
@@ -52,7 +52,7 @@ class Version:
 
     @property
     def identity(self) -> dict[str, str]:
-        """What the version is made of: the tags in `IDENTITY`, without their prefix."""
+        """The tags in `IDENTITY`, without their prefix."""
         return {name: self.tags[PREFIX + name] for name in IDENTITY if PREFIX + name in self.tags}
 
 
@@ -70,10 +70,10 @@ def identity_of(recipe: Recipe, version: DataVersion, project: Project) -> dict[
 
 
 def register(recipe: Recipe, project: Project, identity: dict[str, str]) -> Version:
-    """A version for the exported graph; the same graph from the same data gets the version it has.
+    """Registers the exported graph. The same graph from the same data keeps the version that it has.
 
     Args:
-        identity: data_md5, git_commit, lock_sha256 and what else the version is to say of itself.
+        identity: tags for the version: data_md5, git_commit, lock_sha256 and others.
 
     Raises:
         RegistryError: MLflow's database cannot be written.
@@ -112,7 +112,7 @@ def find_same_content(model: str, project: Project, content: str, data_md5: str)
 
 
 def versions(model: str, project: Project) -> list[Version]:
-    """All versions of a model, newest first; a version may be listed whose files are gone."""
+    """All versions of a model, newest first, also those whose files are gone."""
     with registry_errors(project):
         found = client(project).search_model_versions(f"name = '{model}'", order_by=["version_number DESC"])
         aliases = _aliases(model, project)
@@ -186,7 +186,7 @@ def set_tags(version: Version, tags: dict[str, str], project: Project) -> None:
 
 
 def tag(version: Version, key: str, project: Project) -> str | None:
-    """A tag as it is now: a person may have set it in the MLflow UI."""
+    """The current value of a tag; a person may have set it in the MLflow UI."""
     with registry_errors(project):
         tags = client(project).get_model_version(version.model, version.version).tags
     return tags.get(PREFIX + key) or tags.get(key)
@@ -241,7 +241,7 @@ def _version(found: ModelVersion, project: Project, aliases: dict[str, str] | No
 
 
 def _folder(found: ModelVersion, project: Project) -> Path:
-    """Where a version's files lie: in the artifact store where that is a folder of this machine, else in a cache."""
+    """The folder of a version's files: in the artifact store if that is on this machine, else in a cache."""
     uri = client(project).get_model_version_download_uri(found.name, str(found.version))
     if uri.startswith(("file://", "/")):
         return Path(unquote(uri.removeprefix("file://")))
@@ -250,14 +250,14 @@ def _folder(found: ModelVersion, project: Project) -> Path:
 
 
 def _with_files(version: Version, project: Project) -> Version:
-    """The version, its files at hand: downloaded where the artifact store is elsewhere.
+    """The version, once its files are on this machine: they are downloaded if the artifact store is elsewhere.
 
     Raises:
         RegistryError: they are gone.
     """
     if not (version.folder / GRAPH).exists():
         _download(version, project)
-    # MLflow keeps what is not the graph in a folder of its own
+    # MLflow keeps files other than the graph in a folder of their own.
     for kept in served_parts(version.folder / "extra_files"):
         if not (version.folder / kept.name).exists():
             write_with(version.folder / kept.name, lambda beside, kept=kept: beside.write_bytes(kept.read_bytes()))  # type: ignore[misc]
@@ -267,7 +267,7 @@ def _with_files(version: Version, project: Project) -> Version:
 
 
 def _download(version: Version, project: Project) -> None:
-    """All files or none: beside, then renamed."""
+    """Downloads all files into a temporary folder, then renames it."""
     import mlflow
 
     with registry_errors(project):
@@ -277,7 +277,7 @@ def _download(version: Version, project: Project) -> None:
         beside = version.folder.with_name(f".{version.folder.name}.{os.getpid()}.part")
         try:
             beside.mkdir(parents=True)
-            made = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(beside)))  # it may lie deeper
+            made = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(beside)))  # it may be a subfolder
             shutil.rmtree(version.folder, ignore_errors=True)
             made.rename(version.folder)
         finally:
@@ -310,5 +310,5 @@ def _history(curves: Path) -> list[dict[str, float]]:
 
 
 def evidence(version: Version) -> dict[str, Any]:
-    """The version's identity as the journal keeps it."""
+    """The version's identity, as facts for the journal."""
     return {"run_id": version.run_id, **version.identity}

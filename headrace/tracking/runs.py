@@ -1,4 +1,4 @@
-"""Runs in MLflow: opened when training starts, filled in batches, found again by the bytes of the weights they made."""
+"""Runs in MLflow: opened when training starts, logged in batches, found later by the hash of their weights."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Run:
     project: Project
 
     def log_history(self, rows: list[dict[str, float]]) -> None:
-        """Rows of the learning curve, all in one call; each has `epoch` and metrics."""
+        """Logs rows of the learning curve, all in one call; each has `epoch` and metrics."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
@@ -47,7 +47,7 @@ class Run:
                 client(self.project).log_batch(self.id, metrics[start : start + 1000])
 
     def epochs(self) -> set[int]:
-        """Epochs that are logged already: some, when the run is one that a kill left open."""
+        """Epochs that are logged already; empty unless the run continues after a kill."""
         with registry_errors(self.project):
             return {point.step for point in client(self.project).get_metric_history(self.id, "val_loss")}
 
@@ -63,7 +63,7 @@ class Run:
 
 @cache
 def client(project: Project) -> MlflowClient:
-    """The one client of this process, on a database that is ready."""
+    """The client of this process; its database is initialised."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # standard output is for results alone
     with registry_errors(project):
@@ -83,9 +83,9 @@ def _quieten() -> None:
 
 
 def open_run(recipe: Recipe, project: Project, fingerprint: str, tags: dict[str, str]) -> Run:
-    """The run that a killed training of the same fingerprint left open, else a new one with the recipe's parameters.
+    """The open run of a killed training with the same fingerprint, else a new one with the recipe's parameters.
 
-    Runs that trainings of other fingerprints left open are closed: a recipe trains once at a time, and their checkpoint goes.
+    Open runs with other fingerprints are closed: a recipe trains once at a time, and their checkpoint is overwritten.
     """
     with registry_errors(project):
         found = _search(recipe.name, project, f"tags.`{FINGERPRINT}` = '{fingerprint}' and attributes.status = 'RUNNING'")
@@ -96,7 +96,7 @@ def open_run(recipe: Recipe, project: Project, fingerprint: str, tags: dict[str,
 
 
 def run_of_weights(recipe: Recipe, project: Project, weights: Path, history: list[dict[str, float]]) -> Run:
-    """The run that made these weights; when DVC brought them from its cache and no run is known, one made from the files."""
+    """The run that trained these weights; a new one from the files when DVC had them in its cache and no run is known."""
     digest = md5(weights)
     with registry_errors(project):
         found = _search(recipe.name, project, f"tags.`{WEIGHTS}` = '{digest}'")
@@ -109,13 +109,13 @@ def run_of_weights(recipe: Recipe, project: Project, weights: Path, history: lis
 
 
 def md5(path: Path) -> str:
-    """As DVC names the file."""
+    """The hash by which DVC names the file."""
     return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
 @contextmanager
 def registry_errors(project: Project) -> Iterator[None]:
-    """Turns MLflow's and SQLite's errors about the database into one that names the hint.
+    """Turns MLflow's and SQLite's errors about the database into one with a hint.
 
     Raises:
         RegistryError: the database is locked, read-only, damaged or out of reach.
@@ -125,9 +125,9 @@ def registry_errors(project: Project) -> Iterator[None]:
     except HeadraceError:
         raise
     except Exception as error:
-        said = str(error)
+        message = str(error)
         where = str(project.mlruns.relative_to(project.root) / "mlflow.db")
-        mends = {
+        hints = {
             "database is locked": "close what holds the lock (a database browser, a backup), then run the same command",
             "readonly database": f"make it writable: chmod u+w {where} {where.rsplit('/', 1)[0]}",
             "read-only": f"make it writable: chmod u+w {where} {where.rsplit('/', 1)[0]}",
@@ -137,12 +137,12 @@ def registry_errors(project: Project) -> Iterator[None]:
             "disk is full": "free some space, then run the same command",
             "Connection refused": "start the MLflow server that HEADRACE_TRACKING_URI names, or unset it",
         }
-        for needle, hint in mends.items():
-            if needle in said:
-                raise RegistryError(f"MLflow's database does not take this: {needle}", where=where, hint=hint) from error
-        if type(error).__name__ in ("MlflowException", "RestException"):  # such as an experiment deleted in the UI
+        for needle, hint in hints.items():
+            if needle in message:
+                raise RegistryError(f"MLflow's database failed: {needle}", where=where, hint=hint) from error
+        if type(error).__name__ in ("MlflowException", "RestException"):  # for example an experiment deleted in the UI
             raise RegistryError(
-                f"MLflow refuses this: {said.splitlines()[0]}",
+                f"MLflow refused: {message.splitlines()[0]}",
                 where=where,
                 hint="undo the conflicting change in MLflow (deleted experiments can be restored), then run the same command",
             ) from error
@@ -175,7 +175,7 @@ def _create(recipe: Recipe, project: Project, tags: dict[str, str]) -> str:
 
 
 def parameters(recipe: Recipe) -> dict[str, str]:
-    """`model` and `train` as flat names, such as `train.learning_rate`."""
+    """The sections `model` and `train` as flat names, for example `train.learning_rate`."""
     return {
         name: str(value)
         for section in ("model", "train")

@@ -130,7 +130,7 @@ def _listens(process: psutil.Process, port: int) -> bool:
     return False
 
 
-def test_a_locked_registry_is_told_and_the_next_run_completes(live: Live) -> None:
+def test_a_locked_registry_is_reported_and_the_next_run_completes(live: Live) -> None:
     name = another_recipe(live, "locked")
     with contextlib.closing(sqlite3.connect(database(live.project), isolation_level=None)) as holder:
         holder.execute("BEGIN EXCLUSIVE")
@@ -211,7 +211,7 @@ def test_an_unknown_command_or_recipe_ends_with_2(live: Live) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system of its own")
-def test_a_full_disk_is_told_and_the_next_run_completes(live: Live) -> None:
+def test_a_full_disk_is_reported_and_the_next_run_completes(live: Live) -> None:
     name = another_recipe(live, "full")
     place = live.project.artifacts(name)
     place.mkdir(parents=True)

@@ -41,7 +41,7 @@ def test_a_version_trained_again_has_the_same_bytes_after_code_and_data_moved_on
     assert not list((project.state / "reproductions").iterdir()), "nothing is left behind"
 
 
-def test_data_that_is_gone_and_another_environment_are_told(project: Project) -> None:
+def test_data_that_is_gone_and_another_environment_are_reported(project: Project) -> None:
     version = released(project)
     lock = project.root / "requirements.lock"
     with lock.open("a") as file:
@@ -59,7 +59,7 @@ def test_data_that_is_gone_and_another_environment_are_told(project: Project) ->
         reproduce(version.name, project, lambda line: None)
 
 
-def test_uncommitted_code_is_trained_again_as_it_is_and_a_difference_is_told(project: Project) -> None:
+def test_uncommitted_code_is_trained_again_as_it_is_and_a_difference_is_reported(project: Project) -> None:
     example = ROOT / "docs" / "examples" / "gated.py"
     (project.root / "gated.py").write_text(example.read_text())
     fields = yaml.safe_load((project.recipes / "tiny.yaml").read_text())

@@ -93,15 +93,15 @@ def test_versions_are_found_by_number_alias_and_name(recipe: Recipe, built: Proj
 
 
 @pytest.mark.parametrize(
-    ("wanted", "said"),
+    ("wanted", "message"),
     [("{name}@9", "has no version '9'; known: 1, champion"), ("{name}@champoin", "did you mean 'champion'?"),
      ("{name}x", "did you mean '{name}'?"), ("it's", "no registered model \"it's\""), ("", "no registered model ''")],
 )  # fmt: skip
-def test_a_wrong_name_is_offered_the_near_miss(wanted: str, said: str, recipe: Recipe, built: Project) -> None:
+def test_a_wrong_name_is_offered_the_near_miss(wanted: str, message: str, recipe: Recipe, built: Project) -> None:
     registry.set_alias(registered(recipe, built), registry.CHAMPION, built)
     with pytest.raises(UsageError) as caught:
         registry.get(wanted.format(name=recipe.name), built)
-    assert said.format(name=recipe.name) in caught.value.message and caught.value.hint
+    assert message.format(name=recipe.name) in caught.value.message and caught.value.hint
 
 
 def test_a_model_without_its_champion_yet_lists_what_there_is(recipe: Recipe, built: Project) -> None:
@@ -145,7 +145,7 @@ def test_the_run_has_curve_settings_and_evaluation(recipe: Recipe, built: Projec
 # Files that are gone.
 
 
-def test_files_that_are_gone_are_told(recipe: Recipe, built: Project) -> None:
+def test_files_that_are_gone_are_reported(recipe: Recipe, built: Project) -> None:
     version = registered(recipe, built)
     registry.set_alias(version, registry.CHAMPION, built)
     shutil.rmtree(version.folder)
@@ -157,7 +157,7 @@ def test_files_that_are_gone_are_told(recipe: Recipe, built: Project) -> None:
     assert registry.find_version(recipe.name, "1", built) is None
 
 
-def test_an_old_version_without_files_stops_nobody(recipe: Recipe, built: Project) -> None:
+def test_an_old_version_without_files_does_not_matter(recipe: Recipe, built: Project) -> None:
     old, new = registered(recipe, built), registered(recipe, built, "bbb.dir")
     registry.set_alias(new, registry.CHAMPION, built)
     shutil.rmtree(old.folder)
@@ -213,7 +213,7 @@ def in_a_process(project: Project, reference: str, **environment: str) -> subpro
     return subprocess.run(command, capture_output=True, text=True, timeout=200, env=env)
 
 
-def test_a_locked_database_is_told_with_the_mend_and_without_a_traceback(recipe: Recipe, built: Project) -> None:
+def test_a_locked_database_is_reported_with_the_mend_and_without_a_traceback(recipe: Recipe, built: Project) -> None:
     version = registered(recipe, built)
     with contextlib.closing(sqlite3.connect(database(built), isolation_level=None)) as holder:
         holder.execute("BEGIN EXCLUSIVE")
@@ -224,7 +224,7 @@ def test_a_locked_database_is_told_with_the_mend_and_without_a_traceback(recipe:
     registry.set_alias(version, registry.CHALLENGER, built)
 
 
-def test_a_read_only_database_is_told_with_the_mend_and_without_a_traceback(recipe: Recipe, built: Project) -> None:
+def test_a_read_only_database_is_reported_with_the_mend_and_without_a_traceback(recipe: Recipe, built: Project) -> None:
     version = registered(recipe, built)
     uri = f"sqlite:///file:{database(built)}?mode=ro&uri=true"  # read-only for root too, whom file modes do not stop
     done = in_a_process(built, version.name, HEADRACE_TRACKING_URI=uri)
@@ -233,7 +233,7 @@ def test_a_read_only_database_is_told_with_the_mend_and_without_a_traceback(reci
 
 
 @pytest.mark.parametrize(
-    ("said", "hint"),
+    ("message", "hint"),
     [
         ("file is not a database", "restore"),
         ("database disk image is malformed", "restore"),
@@ -241,13 +241,13 @@ def test_a_read_only_database_is_told_with_the_mend_and_without_a_traceback(reci
         ("unable to open database file", "folder that this user can write"),
     ],
 )
-def test_what_sqlite_says_is_told_with_its_mend(said: str, hint: str, tmp_path: Path) -> None:
+def test_an_error_of_sqlite_is_reported_with_its_hint(message: str, hint: str, tmp_path: Path) -> None:
     with pytest.raises(RegistryError) as caught, runs.registry_errors(Project(tmp_path)):
-        raise sqlite3.OperationalError(said)
+        raise sqlite3.OperationalError(message)
     assert hint in str(caught.value.hint)
 
 
-def test_a_damaged_database_is_told(tmp_path: Path) -> None:
+def test_a_damaged_database_is_reported(tmp_path: Path) -> None:
     project = Project(tmp_path)
     project.mlruns.mkdir()
     database(project).write_bytes(b"this is no database" * 100)
@@ -256,11 +256,11 @@ def test_a_damaged_database_is_told(tmp_path: Path) -> None:
     assert caught.value.where == "mlruns/mlflow.db"
 
 
-def test_an_experiment_deleted_in_mlflow_is_told(recipe: Recipe, built: Project) -> None:
+def test_an_experiment_deleted_in_mlflow_is_reported(recipe: Recipe, built: Project) -> None:
     store = runs.client(built)
     experiment = store.create_experiment(recipe.name)
     store.delete_experiment(experiment)
-    with pytest.raises(RegistryError, match="MLflow refuses this") as caught:
+    with pytest.raises(RegistryError, match="MLflow refused") as caught:
         registered(recipe, built)
     assert caught.value.hint
     store.restore_experiment(experiment)
