@@ -14,7 +14,7 @@ from headrace.serving.gateway import gateway
 from headrace.serving.replicas.replica import Replica
 from headrace.serving.rollout.context import RolloutContext
 from headrace.serving.rollout.readiness import wait_ready
-from headrace.serving.rollout.steps import add, remove_from_pool, start_replicas, stop
+from headrace.serving.rollout.steps import add_to_pool, remove_from_pool, start_replicas, stop
 
 READY_SECONDS = 20.0
 """A replica that still runs answers at once; after a reboot it is starting."""
@@ -35,7 +35,7 @@ def restore_previous(context: RolloutContext) -> None:
     serving = [endpoint for endpoint in context.endpoints("main") if endpoint.spec == spec]
     restored = _ready(there, list(dict.fromkeys([*previous, *serving])))[: len(previous)]
     restored += start_replicas(there, spec, len(previous) - len(restored))
-    add(context, restored)
+    add_to_pool(context, restored)
     removed = [endpoint for endpoint in context.endpoints("main") if endpoint not in restored]
     remove_from_pool(context, removed)
     stop(context, removed)

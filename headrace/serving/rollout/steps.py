@@ -52,22 +52,16 @@ def add_to_pool(context: RolloutContext, new: Sequence[Replica], previous: Seque
         previous: replicas that serve again if this process is killed before the version is final.
     """
     before = context.endpoints()
+    recorded = {replica.id for replica in [*before, *gateway.previous_replicas(context.project, context.model)]}
     try:
-        add(context, new, previous)
+        gateway.update_model(context.project, context.settings, context.model, [*before, *new], previous=previous)
+        for pool in {replica.pool for replica in new}:
+            addresses = {replica.address for replica in new if replica.pool == pool}
+            admin.wait_until_healthy(context.settings, context.model, addresses, pool=pool)
     except BaseException:
         gateway.update_model(context.project, context.settings, context.model, before)
-        known = {endpoint.id for endpoint in before}
-        stop(context, [endpoint for endpoint in new if endpoint.id not in known])
+        stop(context, [replica for replica in new if replica.id not in recorded])
         raise
-
-
-def add(context: RolloutContext, new: Sequence[Replica], previous: Sequence[Replica] | None = None) -> None:
-    """Adds replicas to their pools and returns when Envoy uses them."""
-    endpoints = [*context.endpoints(), *new]
-    gateway.update_model(context.project, context.settings, context.model, endpoints, previous=previous)
-    for pool in {endpoint.pool for endpoint in new}:
-        addresses = {endpoint.address for endpoint in new if endpoint.pool == pool}
-        admin.wait_until_healthy(context.settings, context.model, addresses, pool=pool)
 
 
 def remove_from_pool(context: RolloutContext, removed: Sequence[Replica]) -> None:

@@ -90,19 +90,19 @@ def test_a_release_whose_canary_fails_records_the_measurements_in_the_journal(
 ) -> None:
     monkeypatch.setattr(runners, "runner_for", lambda *_: served.runner)  # test replicas instead of bentos
     recipe = parse_recipe(TINY_TABLE.replace("name: tiny", "name: digits"), "recipes/digits.yaml")
-    how = RolloutConfig(strategy="canary", steps=[20, 50], bake="1s", bounds=Bounds(latency=50, distribution=99))
-    recipe = recipe.model_copy(update={"serve": recipe.serve.model_copy(update={"rollout": how})})
 
-    def release(version: str, fault: str) -> None:
+    def release(version: str, fault: str, bake: str) -> None:
+        config = RolloutConfig(strategy="canary", steps=[20, 50], bake=bake, bounds=Bounds(latency=50, distribution=99))
+        wanted = recipe.model_copy(update={"serve": recipe.serve.model_copy(update={"rollout": config})})
         candidate, packaged = Version("digits", version, "run", Path(), {}), PackagedVersion(bento=fault)
-        deploy.roll_out_version(recipe, candidate, packaged, served.project, served.settings, served.reports.append)
+        deploy.roll_out_version(wanted, candidate, packaged, served.project, served.settings, served.reports.append)
         gateway.finalize(served.project, served.settings, "digits")  # as the release does once it is recorded in the journal
 
     with served.load() as load:
-        release("5", "good")
+        release("5", "good", bake="1s")
         load.wait_for("5", 100)
         with pytest.raises(RolloutAborted):
-            release("6", "errors")
+            release("6", "errors", bake="30s")  # ends as soon as the bound is left
         load.wait_for("5")
     entries = journal.entries(served.project, "digits")
     assert [(e.event, e.version, e.facts["step"]) for e in entries] == [
