@@ -1,4 +1,4 @@
-"""Recipes, tables and a built project for tests of kinds, models, training, export, registry and release."""
+"""Recipes, tables and a built project for tests of task types, models, training, export, registry and release."""
 
 from __future__ import annotations
 

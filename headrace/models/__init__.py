@@ -1,1 +1,1 @@
-"""Torch modules, one family a file; `registry` lists them and stays light, so that a recipe is checked without torch."""
+"""Torch modules, one family per file, and their export to ONNX. `headrace.recipe.models` lists them without importing torch."""

@@ -18,8 +18,8 @@ class Attention(nn.Module):
     """Embedding, pre-norm transformer blocks, pooling over their states, one linear layer.
 
     Vaswani et al. 2017 (arXiv:1706.03762) with the norm in front of each part (Xiong et al. 2020, arXiv:2002.04745). With
-    `skip` the embeddings are pooled too and judged beside the states. Takes tokens `(batch, length)` int64 filled up with
-    padding, gives `(batch, outputs)`; in training and with `skip` as `Heads` does.
+    `skip`, the embeddings are pooled as well and have an output layer of their own. Takes padded tokens `(batch, length)`
+    int64, returns `(batch, outputs)`; in training with `skip`, the shape that `Heads` returns.
     """
 
     def __init__(self, config: AttentionConfig, shape: Shape) -> None:
@@ -28,7 +28,9 @@ class Attention(nn.Module):
         self.token_dropout = TokenDropout(config.token_dropout)
         self.embedding = nn.Embedding(shape.vocabulary, config.width, padding_idx=PAD)
         self.positions = None if rotary else nn.Embedding(shape.length, config.width)
-        nn.init.normal_(self.embedding.weight, std=0.1 if config.skip else 0.02)  # pooled alone, small ones learn slowly
+        nn.init.normal_(
+            self.embedding.weight, std=0.1 if config.skip else 0.02
+        )  # small ones learn slowly when they are pooled directly
         if self.positions is not None:
             nn.init.normal_(self.positions.weight, std=0.02)
         with torch.no_grad():
@@ -61,7 +63,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, then a dense layer of `hidden` features with GELU; each adds to what it reads."""
+    """Self-attention, then a dense layer of `hidden` features with GELU, both residual."""
 
     def __init__(self, width: int, heads: int, hidden: int, dropout: float, rotary: bool) -> None:
         super().__init__()
@@ -78,7 +80,7 @@ class Block(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Every position reads those that `seen` `(B, 1, 1, L)` lets it read; `(B, L, width)` to the same shape."""
+    """Attention of each position to those in the mask `seen` `(B, 1, 1, L)`; `(B, L, width)` to the same shape."""
 
     def __init__(self, width: int, heads: int, dropout: float, rotary: bool) -> None:
         super().__init__()

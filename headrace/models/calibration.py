@@ -1,4 +1,4 @@
-"""What makes answers honest after training, fitted on rows that trained nothing: a temperature, a margin."""
+"""Calibration after training, fitted on the validation rows: a temperature for logits, a margin for intervals."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ LARGEST_TEMPERATURE = 100.0
 
 
 def fit_temperature(logits: Tensor, target: Tensor) -> float:
-    """The temperature T for which softmax(logits / T) is likeliest for the class indices `target` (Guo et al. 2017,
-    arXiv:1706.04599).
+    """Returns the temperature T that maximises the likelihood of the class indices `target` under softmax(logits / T) (Guo et
+    al. 2017, arXiv:1706.04599).
 
-    The loss is convex in 1/T, so the one minimum is found on the line, between 1/100 and 100. `logits` are `(rows, classes)`.
+    The loss is convex in 1/T, so there is one minimum, searched between 1/100 and 100. `logits` are `(rows, classes)`.
     """
     from scipy.optimize import minimize_scalar
 
@@ -29,10 +29,10 @@ def fit_temperature(logits: Tensor, target: Tensor) -> float:
 
 
 def conformal_margin(lower: Tensor, upper: Tensor, target: Tensor, level: float) -> float:
-    """By how much the bounds `(rows,)` have to move outwards (inwards where negative) to hold `level` of new rows like these.
+    """Returns by how much the bounds `(rows,)` have to move outwards (inwards if negative) to contain `level` of similar rows.
 
-    Conformalised quantile regression (Romano et al. 2019, arXiv:1905.03222, eq. 8): the (1 + 1/rows) · level quantile of how
-    far each target lies outside of its interval. Where rows are too few for the level, the farthest of them decides.
+    Conformalised quantile regression (Romano et al. 2019, arXiv:1905.03222, eq. 8): the (1 + 1/rows) · level quantile of each
+    target's distance outside its interval. If there are too few rows for the level, it is the largest distance.
     """
     outside = torch.maximum(lower - target, target - upper).double().sort().values
     place = math.ceil((len(outside) + 1) * level)
@@ -40,7 +40,7 @@ def conformal_margin(lower: Tensor, upper: Tensor, target: Tensor, level: float)
 
 
 def calibration_error(probabilities: Tensor, target: Tensor) -> float:
-    """Expected calibration error of `(rows, classes)` against class indices, as the evaluation has it."""
+    """Returns the expected calibration error of `(rows, classes)` probabilities for class indices, as in the evaluation."""
     from headrace.evaluation.metrics import expected_calibration_error
 
     return expected_calibration_error(target.cpu().numpy(), probabilities.double().cpu().numpy())

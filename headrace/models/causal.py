@@ -1,6 +1,6 @@
-"""A causal transformer: every token reads those before it.
+"""A causal transformer: every token attends to those before it.
 
-B: rows. L: tokens of this step. P: tokens remembered. V: vocabulary. D: width. H: heads. N: blocks.
+B: rows. L: tokens of this step. P: tokens in the state. V: vocabulary. D: width. H: heads. N: blocks.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class GPT(MaskedNetwork):
     """Embedding, pre-norm blocks of causal attention and a dense part, and the embedding again as output.
 
     As GPT-2 (Radford et al. 2019), with rotary positions (Su et al. 2021, arXiv:2104.09864) and squared ReLU (So et al. 2021,
-    arXiv:2109.08668). It remembers keys and values `(B, N, 2, H, P, D / H)` before they are turned: positions count from the
-    oldest token remembered, so that the oldest may be forgotten and nothing else changes.
+    arXiv:2109.08668). The state is keys and values `(B, N, 2, H, P, D / H)` before their rotation: positions count from the
+    oldest token in the state, so that the oldest can be dropped and nothing else changes.
     """
 
     states = ("past",)
@@ -56,7 +56,7 @@ class GPT(MaskedNetwork):
         read, length = past.shape[4], tokens.shape[1]
         turns = angles(read + length, self._features, tokens.device)
         places = torch.arange(read + length, device=tokens.device)
-        seen = places[None, :] <= places[read:, None]  # (L, P + L): those before, and the token itself
+        seen = places[None, :] <= places[read:, None]  # (L, P + L): earlier tokens, and the token itself
         features, kept = self.embedding(tokens), []
         for i, block in enumerate(self.blocks):
             assert isinstance(block, Block)
@@ -70,7 +70,7 @@ class GPT(MaskedNetwork):
         return {f"{what}_{i}": shape for i in range(len(self.blocks)) for what in ("keys", "values")}
 
     def step_rows(self, tokens: Tensor, remembered: Tensor, read: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        """Keys are turned once, by their place in the whole text: what is remembered may lie in any order."""
+        """Keys are rotated once, by their position in the whole text, so the state may be in any order."""
         length = tokens.shape[1]
         turns = angles_at(read[:, None] + torch.arange(length, device=tokens.device), self._features)[:, :, None]
         held = torch.arange(states[0].shape[2], device=tokens.device) < remembered[:, None]  # (B, P)
@@ -91,7 +91,7 @@ class GPT(MaskedNetwork):
 
 
 class Block(nn.Module):
-    """Attention to the tokens before, then a dense part of `hidden` features; each adds to what it reads."""
+    """Attention to earlier tokens, then a dense part of `hidden` features, both residual."""
 
     def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
         super().__init__()
@@ -107,14 +107,14 @@ class Block(nn.Module):
         return states + added
 
     def step(self, states: Tensor, past: Tensor, turns: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-        """`states` `(B, L, D)` after `past` `(B, 2, H, P, D / H)`; gives the states and `(B, 2, H, P + L, D / H)`."""
+        """Processes `states` `(B, L, D)` after `past` `(B, 2, H, P, D / H)`; returns both, the second with L more."""
         read, present = self.attention.step(self.attention_norm(states), past, turns, seen)
         states = states + read
         added: Tensor = self.dense(self.dense_norm(states))
         return states + added, present
 
     def step_rows(self, states: Tensor, keys: Tensor, values: Tensor, turns: Tensor, held: Tensor) -> tuple[Tensor, ...]:
-        """As `step`, after `keys` and `values` `(B, H, P, D / H)`; gives the states, and the keys and values to remember."""
+        """Like `step`, after `keys` and `values` `(B, H, P, D / H)`; returns the states, and new keys and values."""
         read, key, value = self.attention.step_rows(self.attention_norm(states), keys, values, turns, held)
         states = states + read
         added: Tensor = self.dense(self.dense_norm(states))
@@ -128,7 +128,7 @@ class Dense(nn.Module):
         super().__init__()
         self.inner = nn.Linear(width, hidden, bias=False)
         self.outer = nn.Linear(hidden, width, bias=False)
-        nn.init.zeros_(self.outer.weight)  # a block begins as one that adds nothing
+        nn.init.zeros_(self.outer.weight)  # initially, a block adds nothing
 
     def forward(self, states: Tensor) -> Tensor:
         out: Tensor = self.outer(self.inner(states).relu().square())
@@ -136,7 +136,7 @@ class Dense(nn.Module):
 
 
 class CausalAttention(nn.Module):
-    """Every token reads itself and those before; queries and keys are turned by `angles` of their positions."""
+    """Attention to the token itself and earlier ones; queries and keys are rotated by `angles` of their positions."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class CausalAttention(nn.Module):
         return self._join(read), present
 
     def step_rows(self, states: Tensor, keys: Tensor, values: Tensor, turns: Tensor, held: Tensor) -> tuple[Tensor, ...]:
-        """What is remembered is never copied: its part of the attention and the new tokens' are put together as scores."""
+        """Attends without copying the state: scores of state and new tokens are concatenated instead of keys."""
         query, key, value = self._split(states)
         query, key = turn(query, turns) * key.shape[-1] ** -0.5, turn(key, turns)
         length, past = states.shape[1], keys.shape[2]
@@ -174,7 +174,7 @@ class CausalAttention(nn.Module):
         return self._join(weights[..., :past] @ values + weights[..., past:] @ value), key, value
 
     def _split(self, states: Tensor) -> tuple[Tensor, ...]:
-        """Query, key and value, `(B, H, L, D / H)` each."""
+        """Returns query, key and value, each `(B, H, L, D / H)`."""
         rows, length, width = states.shape
         joint: Tensor = self.joint(states).view(rows, length, 3, self.heads, width // self.heads)
         return joint.permute(2, 0, 3, 1, 4).unbind(0)

@@ -13,7 +13,7 @@ class CNN(nn.Module):
     """Blocks of 3 × 3 convolutions with ReLU, each block ended by 2 × 2 max pooling; then one linear layer.
 
     With batch norm (Ioffe & Szegedy 2015, arXiv:1502.03167) between convolution and ReLU, and spatial dropout (Tompson et al.
-    2015, arXiv:1411.4280) after each block, where the settings ask for them. Takes `(batch, channels, height, width)`, gives
+    2015, arXiv:1411.4280) after each block, if configured. Takes `(batch, channels, height, width)`, returns
     logits `(batch, classes)`.
     """
 
@@ -38,9 +38,9 @@ class CNN(nn.Module):
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch norm that takes one value a channel too, as a last batch of one row has where images shrink to a single place.
+    """Batch norm that accepts one value per channel, as in a last batch of one row whose image shrinks to one pixel.
 
-    One value has no spread: the running statistics stand in for those of the batch, and stay as they are.
+    One value has no variance, so the running statistics are used instead of the batch's, and are not updated.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -52,10 +52,10 @@ class BatchNorm(nn.BatchNorm2d):
 def _block(config: CNNConfig, channels: int, width_out: int) -> list[nn.Module]:
     layers: list[nn.Module] = []
     for i in range(config.convolutions):
-        # batch norm has a bias of its own
+        # batch norm has its own bias
         layers.append(nn.Conv2d(channels if i == 0 else width_out, width_out, 3, padding=1, bias=not config.batch_norm))
         layers += [BatchNorm(width_out)] if config.batch_norm else []
         layers.append(nn.ReLU())
-    # ceil_mode lets an image of odd size, or one pixel high, pass through every block
+    # ceil_mode allows images of odd size or one pixel height in every block
     layers.append(nn.MaxPool2d(2, ceil_mode=True))
     return [*layers, nn.Dropout2d(config.dropout2d)] if config.dropout2d else layers

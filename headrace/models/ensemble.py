@@ -1,6 +1,6 @@
-"""Several judges of one row: the mean of their probabilities. B: rows.
+"""Ensembles: the mean of several predictions' probabilities. B: rows.
 
-In training each judge's logits stand side by side and each has a loss of its own, so that none leans on another.
+In training, the logits of all members are stacked and each has its own loss, so that none relies on another.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 
 class Heads(nn.Module):
-    """Logits `(B, outputs)` from several views of a row, each `(B, features)`: a linear layer a view.
+    """Logits `(B, outputs)` from several views of a row, each `(B, features)`, with one linear layer per view.
 
-    In training `(B, views, outputs)`: deep supervision (Lee et al. 2015, arXiv:1409.5185).
+    In training, `(B, views, outputs)`: deep supervision (Lee et al. 2015, arXiv:1409.5185).
     """
 
     def __init__(self, features: Sequence[int], outputs: int) -> None:
@@ -27,12 +27,12 @@ class Heads(nn.Module):
         if len(logits) == 1:
             return logits[0]  # type: ignore[no-any-return]
         side_by_side = torch.stack(logits, dim=1)
-        return side_by_side if self.training else mean_judgement(side_by_side)
+        return side_by_side if self.training else mean_of_members(side_by_side)
 
 
 class Ensemble(nn.Module):
-    """Networks alike that begin with other weights: a deep ensemble (Lakshminarayanan et al. 2017, arXiv:1612.01474) in one
-    module. In training `(B, judges, outputs)`."""
+    """Copies of a network with different initial weights: a deep ensemble (Lakshminarayanan et al. 2017, arXiv:1612.01474).
+    In training, returns `(B, members, outputs)`."""
 
     def __init__(self, make: Callable[[], nn.Module], members: int) -> None:
         super().__init__()
@@ -41,9 +41,9 @@ class Ensemble(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         logits = [member(*inputs) for member in self.members]
         side_by_side = torch.cat([each if each.dim() == 3 else each[:, None] for each in logits], dim=1)
-        return side_by_side if self.training else mean_judgement(side_by_side)
+        return side_by_side if self.training else mean_of_members(side_by_side)
 
 
-def mean_judgement(logits: Tensor) -> Tensor:
-    """The logarithm of the judges' mean probabilities: `(B, judges, outputs)` to `(B, outputs)`."""
+def mean_of_members(logits: Tensor) -> Tensor:
+    """Returns the logarithm of the members' mean probabilities: `(B, members, outputs)` to `(B, outputs)`."""
     return logits.log_softmax(dim=2).logsumexp(dim=1) - math.log(logits.shape[1])

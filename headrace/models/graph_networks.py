@@ -1,7 +1,7 @@
-"""Graph convolution, attention and propagation, for nodes or, with a readout behind them, for whole graphs.
+"""Graph convolution, attention and propagation, for nodes or, with a readout, for whole graphs.
 
-N: nodes. F: features of a node. E: directed edges, `(E, 2)` from which node to which. Self-loops and normalisation are made
-inside, so that a node without edges is answered from its own features.
+N: nodes. F: features of a node. E: directed edges `(E, 2)`, each from source to target. Self-loops and normalisation are added
+here, so that a node without edges is classified by its own features.
 """
 
 from __future__ import annotations
@@ -18,39 +18,39 @@ from headrace.recipe.models import APPNPConfig, GATConfig, GCNConfig
 
 
 class Bags(NamedTuple):
-    """Features `(N, F)` of which few are not zero; `F.embedding_bag` multiplies them, ten times as fast as the full matrix."""
+    """Sparse features `(N, F)`; multiplying them with `F.embedding_bag` is ten times as fast as the dense matrix."""
 
     feature: Tensor
-    """`(M,)` int64: which features, node after node."""
+    """Indices of non-zero features, node after node, `(M,)` int64."""
     starts: Tensor
-    """`(N,)` int64: where each node's features begin."""
+    """Start of each node's features, `(N,)` int64."""
     values: Tensor
-    """`(M,)`."""
+    """Values of the features, `(M,)`."""
 
 
 class Links(NamedTuple):
-    """Messages between N nodes: every edge, then every node to itself."""
+    """The edges between N nodes, followed by one self-loop per node."""
 
     source: Tensor
     """`(E + N,)` int64."""
     target: Tensor
     """`(E + N,)` int64."""
     weight: Tensor
-    """`(E + N,)`: 1, or 0 for an edge that only fills a batch up."""
+    """1, or 0 for padding edges, `(E + N,)`."""
     nodes: int
 
     def gather(self, messages: Tensor) -> Tensor:
-        """The sum of what reaches each node: `(E + N, ...)` to `(N, ...)`."""
+        """Sums the messages that reach each node: `(E + N, ...)` to `(N, ...)`."""
         return messages.new_zeros((self.nodes, *messages.shape[1:])).index_add(0, self.target, messages)
 
     def strengths(self) -> Tensor:
-        """The entries of `D^-1/2 (A + I) D^-1/2`, one a link, `(E + N,)`."""
-        scale = self.gather(self.weight).rsqrt()  # a node's loop makes its degree at least 1
+        """Returns the entries of `D^-1/2 (A + I) D^-1/2`, one per link, `(E + N,)`."""
+        scale = self.gather(self.weight).rsqrt()  # with its self-loop, a node has degree 1 or more
         return self.weight * scale[self.source] * scale[self.target]
 
 
 def links(edges: Tensor, weight: Tensor | None, nodes: int) -> Links:
-    """The links along `edges` `(E, 2)`, whose weights are 1 unless `weight` `(E,)` says otherwise."""
+    """Returns the links along `edges` `(E, 2)`, with weights `weight` `(E,)`, or 1 by default."""
     loops = torch.arange(nodes, device=edges.device)
     ones = torch.ones(nodes, device=edges.device)
     given = torch.ones(edges.shape[0], device=edges.device) if weight is None else weight
@@ -60,7 +60,7 @@ def links(edges: Tensor, weight: Tensor | None, nodes: int) -> Links:
 
 
 class Projection(nn.Module):
-    """`dropout(features) @ weight`, for features in full or as bags."""
+    """Computes `dropout(features) @ weight`, for dense features or bags."""
 
     def __init__(self, features: int, outputs: int, dropout: float) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class Projection(nn.Module):
 
     def forward(self, features: Tensor | Bags) -> Tensor:
         if isinstance(features, Bags):
-            values = F.dropout(features.values, self.dropout, self.training)  # to drop a zero changes nothing
+            values = F.dropout(features.values, self.dropout, self.training)  # dropping a zero changes nothing
             return F.embedding_bag(features.feature, self.weight, features.starts, mode="sum", per_sample_weights=values)
         return F.dropout(features, self.dropout, self.training) @ self.weight
 
@@ -110,10 +110,10 @@ class GraphAttention(nn.Module):
         return (heard.mean(dim=1) if self.mean else heard.flatten(1)) + self.bias
 
     def shares(self, h: Tensor, along: Links) -> Tensor:
-        """How much each link counts where it ends, `(E + N, heads)`; those that end in one node sum to 1."""
+        """Returns the attention weight of each link, `(E + N, heads)`; those of one target node sum to 1."""
         sends, receives = (h * self.sends).sum(dim=2), (h * self.receives).sum(dim=2)
         scores = F.leaky_relu(sends[along.source] + receives[along.target], 0.2)
-        # The largest score of each node is taken off, lest exp overflow; it cancels, and so needs no gradient.
+        # Subtracting each node's largest score keeps exp from overflowing; it cancels, so it needs no gradient.
         place = along.target[:, None].expand_as(scores)
         largest = torch.zeros_like(receives).scatter_reduce(0, place, scores.detach(), "amax", include_self=False)
         grown = (scores - largest[along.target]).exp() * along.weight[:, None]
@@ -121,7 +121,7 @@ class GraphAttention(nn.Module):
 
 
 class Readout(nn.Module):
-    """The nodes of each graph as one vector: `(B, n, features)` and which of the n are there, `(B, n)`, to `(B, features)`."""
+    """Pools the nodes of each graph: `(B, n, features)`, and which nodes are not padding, `(B, n)`, to `(B, features)`."""
 
     def __init__(self, pooling: str, features: int) -> None:
         super().__init__()
@@ -132,27 +132,27 @@ class Readout(nn.Module):
         present = there[:, :, None].to(nodes.dtype)
         if self.pooling == "max":
             return nodes.masked_fill(~there[:, :, None], -torch.inf).amax(dim=1)
-        if self.score is not None:  # as Li et al. 2016, arXiv:1511.05493, eq. 7, with a softmax for the gate
+        if self.score is not None:  # Li et al. 2016, arXiv:1511.05493, eq. 7, with a softmax instead of the sigmoid gate
             present = self.score(nodes).masked_fill(~there[:, :, None], -torch.inf).softmax(dim=1)
         total = (nodes * present).sum(dim=1)
         return total / present.sum(dim=1) if self.pooling == "mean" else total
 
 
 class GraphNetwork(nn.Module):
-    """Gives logits of nodes, `(N, outputs)`; or of whole graphs, `(B, outputs)`, by a readout and a linear layer behind it."""
+    """Returns logits of nodes, `(N, outputs)`, or of whole graphs, `(B, outputs)`, through a readout and a linear layer."""
 
     hops: int
-    """Over how many edges the answer for a node looks; the degree of what it sees is one further."""
+    """The number of edges over which a node's answer depends on others; their degrees need one more."""
 
     def __init__(self, config: GCNConfig | GATConfig | APPNPConfig, shape: Shape, activation: nn.Module, width: int) -> None:
-        """`width`: features of a node that the readout takes."""
+        """`width`: number of features per node that the readout pools."""
         super().__init__()
         self.activation = activation
         self.readout = Readout(config.pooling, width) if shape.whole else None
         self.head = nn.Linear(width, shape.outputs) if shape.whole else None
 
     def states(self, features: Tensor | Bags, along: Links) -> Tensor:
-        """What comes out at each node."""
+        """Returns the state of each node."""
         raise TypeError(f"{type(self).__name__} has no states")
 
     def forward(
@@ -168,7 +168,7 @@ class GraphNetwork(nn.Module):
 
 
 class Layered(GraphNetwork):
-    """Layers of convolution or attention, with an activation between them."""
+    """Layers of convolution or attention, with an activation in between."""
 
     layers: nn.ModuleList
 
@@ -184,7 +184,7 @@ class Layered(GraphNetwork):
 
 
 class GCN(Layered):
-    """Graph convolutions with ReLU between them."""
+    """Graph convolutions with ReLU in between."""
 
     def __init__(self, config: GCNConfig, shape: Shape) -> None:
         widths = widths_of(config.hidden, shape)
@@ -193,7 +193,7 @@ class GCN(Layered):
 
 
 class GAT(Layered):
-    """Graph attention with ELU between; the heads of a hidden layer stand side by side, those of the last are averaged."""
+    """Graph attention with ELU in between; heads of hidden layers are concatenated, those of the last layer averaged."""
 
     def __init__(self, config: GATConfig, shape: Shape) -> None:
         drops = config.dropout, config.attention_dropout
@@ -209,7 +209,7 @@ class GAT(Layered):
 
 
 class APPNP(GraphNetwork):
-    """Each node by itself first, then what was found travels: `Z <- (1 - a) D^-1/2 (A + I) D^-1/2 Z + a H`, again and again
+    """Dense layers for each node, whose output H is then propagated: `Z <- (1 - a) D^-1/2 (A + I) D^-1/2 Z + a H`, repeatedly
     (Gasteiger, Bojchevski, Guennemann 2019, arXiv:1810.05997, eq. 4)."""
 
     def __init__(self, config: APPNPConfig, shape: Shape) -> None:
@@ -231,5 +231,5 @@ class APPNP(GraphNetwork):
 
 
 def widths_of(hidden: list[int], shape: Shape) -> list[int]:
-    """Features of a node before and after each layer; a last layer gives logits, unless a readout is to follow."""
+    """Returns the number of features per node before and after each layer; without a readout, the last are logits."""
     return [shape.features, *hidden, *([] if shape.whole else [shape.outputs])]

@@ -1,4 +1,4 @@
-"""A value with an interval beside it: quantile regression, made to hold by rows that trained nothing."""
+"""Regression with an interval: quantile regression, calibrated on the validation rows."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class IntervalRegressor(Regressor):
     target's own unit.
 
     The quantiles are trained by the pinball loss (Koenker & Bassett 1978, Econometrica 46:33); `calibrate` then sets the margin
-    that conformalised quantile regression adds (Romano et al. 2019, arXiv:1905.03222), so that the interval holds `level` of
-    new rows that are like the validation rows, however well the quantiles were learned.
+    that conformalised quantile regression adds (Romano et al. 2019, arXiv:1905.03222), so that the interval contains `level`
+    of new rows from the same distribution as the validation rows, however well the quantiles were learned.
     """
 
     def __init__(self, preprocess: nn.Module, network: nn.Module, mean: float, std: float, level: float) -> None:
@@ -28,13 +28,14 @@ class IntervalRegressor(Regressor):
 
     def answer(self, raw: Tensor) -> Tensor:
         low, value, high = (raw * self.target_std + self.target_mean).unbind(1)
-        # quantiles are learned apart and may cross
+        # quantiles are learned independently and may cross
         low, high = torch.minimum(low, value) - self.margin, torch.maximum(high, value) + self.margin
-        # a margin below zero takes the bounds inwards, though never past the value
+        # a negative margin moves the bounds inwards, but never past the value
         return torch.stack([value, torch.minimum(low, value), torch.maximum(high, value)], dim=1)
 
     def loss(self, raw: Tensor, target: Tensor) -> Tensor:
-        """The pinball losses' sum over the quantiles, the median's twice: half of it is the absolute error."""
+        """Returns the sum of the quantiles' pinball losses. The median's counts twice: it is half the absolute
+        error."""
         above = ((target - self.target_mean) / self.target_std).unsqueeze(1) - raw
         lower, middle, upper = torch.maximum(self.quantiles * above, (self.quantiles - 1) * above).mean(0)
         loss: Tensor = lower + 2 * middle + upper

@@ -1,9 +1,9 @@
-"""Networks that say which token comes next, and the recurrent one of them.
+"""Networks that predict the next token, and the recurrent one of them.
 
 B: rows. L: tokens of this step. V: vocabulary. D: features of an embedding. H: features of a state. N: layers.
 
-A step takes tokens `(B, L)` and what the network remembers of the tokens before, rows first; it gives logits `(B, L, V)` and
-what it remembers then. Steps over the parts of a text give the logits of the whole text at once.
+A step takes tokens `(B, L)` and the state after the tokens before, rows first; it returns logits `(B, L, V)` and the new
+state. Steps over the parts of a text give the same logits as the whole text at once.
 """
 
 from __future__ import annotations
@@ -25,43 +25,43 @@ CELLS: dict[str, type[nn.LSTM] | type[nn.GRU]] = {"lstm": nn.LSTM, "gru": nn.GRU
 
 
 class LanguageNetwork(nn.Module, ABC):
-    """What training, export and decoding know of such a network."""
+    """The interface of such networks for training, export and decoding."""
 
     states: ClassVar[tuple[str, ...]]
-    """Names of what is remembered, in the order of `step`."""
+    """Names of the states, in the order of `step`."""
     growing: ClassVar[dict[str, int]] = {}
-    """States that grow by a step's tokens: the axis along which; the others keep their shape."""
+    """States that grow by a step's tokens, and the axis along which; the others keep their shape."""
 
     @abstractmethod
     def start(self, rows: int) -> tuple[Tensor, ...]:
-        """What is remembered before the first token; a growing state has no entry yet."""
+        """Returns the states before the first token; growing states are empty."""
 
     @abstractmethod
     def step(self, tokens: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        """Logits `(B, L, V)` and the states after `tokens` `(B, L)`."""
+        """Returns logits `(B, L, V)` and the states after `tokens` `(B, L)`."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.step(tokens, *self.start(len(tokens)))[0]
 
 
 class MaskedNetwork(LanguageNetwork):
-    """One whose states grow, and that reads texts of different lengths together all the same: it masks what is not a row's own.
+    """A network with growing states that can process texts of different lengths together, by masking what is not a row's own.
 
-    Without states that grow no mask is needed for that.
+    Networks without growing states need no mask.
     """
 
     @property
     @abstractmethod
     def row_states(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes, of one row before the first token, of what `step_rows` remembers; each grows at its axis of 0."""
+        """Names of the states of `step_rows`, and their initial shapes for one row; each grows along its axis of size 0."""
 
     @abstractmethod
     def step_rows(self, tokens: Tensor, remembered: Tensor, read: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        """Logits `(B, L, V)`, and of each state what the new tokens add to it.
+        """Returns logits `(B, L, V)`, and what the new tokens add to each state.
 
         Args:
-            remembered: `(B,)`: so many of a row's first entries in the states are its own.
-            read: `(B,)`: tokens of the row's text before these.
+            remembered: number of valid entries at the beginning of a row's states, `(B,)`.
+            read: number of the row's tokens before these, `(B,)`.
         """
 
 
@@ -119,7 +119,7 @@ class RecurrentLanguage(LanguageNetwork):
         return tuple(weight.new_zeros(rows, self.layers.num_layers, self.layers.hidden_size) for _ in self.states)
 
     def step(self, tokens: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        before = tuple(state.transpose(0, 1).contiguous() for state in states)  # torch has the layers first
+        before = tuple(state.transpose(0, 1).contiguous() for state in states)  # in torch, layers come first
         read, after = self.layers(self.dropout(self.embedding(tokens)), before if len(before) > 1 else before[0])
         logits = self.out(self.project(self.dropout(read)))
         after = after if isinstance(after, tuple) else (after,)

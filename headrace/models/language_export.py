@@ -1,4 +1,4 @@
-"""A language model as the graph of one step, held against torch."""
+"""Exports a language model as the graph of one step, and compares it with torch."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     import onnx
 
 
-class Step(nn.Module):
-    """What is exported: `LanguageNetwork.step` as a module of its own."""
+class StepModule(nn.Module):
+    """`LanguageNetwork.step` as a module, for export."""
 
     def __init__(self, network: LanguageNetwork) -> None:
         super().__init__()
@@ -38,8 +38,8 @@ class Step(nn.Module):
         return self.network.step(tokens, *states)
 
 
-class StepRows(nn.Module):
-    """The same of `MaskedNetwork.step_rows`."""
+class StepRowsModule(nn.Module):
+    """`MaskedNetwork.step_rows` as a module, for export."""
 
     def __init__(self, network: MaskedNetwork) -> None:
         super().__init__()
@@ -52,14 +52,14 @@ class StepRows(nn.Module):
 def export_step(model: ServedModel, shape: Shape, folder: Path) -> StepLayout:
     """Writes `model.onnx` and `served_steps.json` into `folder`.
 
-    The graph takes `tokens` `(rows, length)` and the states by their names, of any number of rows, tokens and remembered
-    tokens; between them, of a `MaskedNetwork`, how many remembered tokens are each row's own, and how many it has read.
-    It gives `logits` and each state as `next_` and its name: the whole state, or of a `MaskedNetwork` what is new.
+    The graph takes `tokens` `(rows, length)` and the states by name, for any number of rows, tokens and tokens in the state.
+    For a `MaskedNetwork`, it also takes how many entries of the state are valid and how many tokens were read, for each row.
+    It returns `logits` and, with the prefix `next_`, each state, or for a `MaskedNetwork` what is added to it.
     """
     network = _network(model)
     layout = StepLayout(length=shape.length, states=tuple(_states(network)), masked=isinstance(network, MaskedNetwork))
     rows, length, past = (torch.export.Dim(name) for name in ("rows", "length", "past"))
-    # sizes of an example are traced as themselves where they are 0 or 1
+    # torch.export treats sizes 0 and 1 of an example as fixed
     example = {TOKENS: _random_tokens(2, 3, shape, seed=0)}
     dynamic: dict[str, Any] = {TOKENS: {0: rows, 1: length}}
     if layout.masked:
@@ -71,7 +71,7 @@ def export_step(model: ServedModel, shape: Shape, folder: Path) -> StepLayout:
     }
     axes = [{0: rows} if state.grows is None else {0: rows, state.grows: past} for state in layout.states]
     outputs = ["logits", *(f"next_{state.name}" for state in layout.states)]
-    step: nn.Module = StepRows(network) if isinstance(network, MaskedNetwork) else Step(network)
+    step: nn.Module = StepRowsModule(network) if isinstance(network, MaskedNetwork) else StepModule(network)
     graph = to_graph(step.eval(), example, {**dynamic, "states": tuple(axes)}, outputs)
     _forget_traced_sizes(graph, layout, shape.vocabulary)
     write_with(folder / "model.onnx", lambda beside: save_graph(graph, beside))
@@ -87,7 +87,7 @@ def _states(network: LanguageNetwork) -> list[StateSpec]:
 
 
 def _forget_traced_sizes(graph: onnx.ModelProto, layout: StepLayout, vocabulary: int) -> None:
-    """Says of each output which axes may have any size: tracing a recurrent layer leaves the example's length there."""
+    """Marks the axes of outputs that may have any size: for recurrent layers, tracing leaves the example's length there."""
     from onnx import TensorProto, helper
 
     del graph.graph.value_info[:]
@@ -105,11 +105,11 @@ def _forget_traced_sizes(graph: onnx.ModelProto, layout: StepLayout, vocabulary:
 
 
 def check_step_parity(model: ServedModel, shape: Shape, folder: Path, layout: StepLayout, recipe: str) -> dict[str, float]:
-    """Largest difference between torch, which reads whole texts, and the graph: at once, in two steps, and token by token;
-    on random tokens, for texts of one token and of the most there may be; and for texts of different lengths together.
+    """Compares torch, which processes whole texts, with the graph: at once, in two steps, and token by token; on random tokens,
+    for texts of minimum and maximum length, and for texts of different lengths together.
 
     Raises:
-        ExportError: it exceeds `TOLERANCE`.
+        ExportError: the largest difference is above `TOLERANCE`.
     """
     session = open_graph(folder / "model.onnx")
 
@@ -117,24 +117,24 @@ def check_step_parity(model: ServedModel, shape: Shape, folder: Path, layout: St
         for seed, (rows, length) in enumerate(product(PARITY_ROWS, (1, shape.length))):
             tokens = _random_tokens(rows, length, shape, seed)
             with torch.inference_mode():
-                wanted = model(tokens).numpy()
+                expected = model(tokens).numpy()
             for stride in {length, max(1, length * 2 // 3), 1}:
                 steps = StepRunner(session, layout, rows)
-                yield wanted, np.concatenate([steps(part.numpy()) for part in torch.split(tokens, stride, dim=1)], axis=1)
+                yield expected, np.concatenate([steps(part.numpy()) for part in torch.split(tokens, stride, dim=1)], axis=1)
         yield _together(model, TextBatch(session, layout), shape)
 
     return check_answers(answers(), recipe)
 
 
 def _together(model: ServedModel, batch: TextBatch, shape: Shape) -> tuple[NDArray[Any], NDArray[Any]]:
-    """`(texts, V)` each: what follows texts of different lengths, by torch one by one, and by the graph together."""
+    """Returns the logits after texts of different lengths, `(texts, V)`: torch's one by one, and the graph's together."""
     lengths = sorted({1, shape.length // 2, shape.length - 1})
     tokens = [_random_tokens(1, length + 1, shape, seed=length) for length in lengths]
     names = [batch.read(text[0, :-1].tolist())[0] for text in tokens]
     found = batch.step({name: int(text[0, -1]) for name, text in zip(names, tokens, strict=True)})
     with torch.inference_mode():
-        wanted = np.stack([model(text)[0, -1].numpy() for text in tokens])
-    return wanted, np.stack([found[name] for name in names])
+        expected = np.stack([model(text)[0, -1].numpy() for text in tokens])
+    return expected, np.stack([found[name] for name in names])
 
 
 def _network(model: ServedModel) -> LanguageNetwork:
@@ -143,6 +143,6 @@ def _network(model: ServedModel) -> LanguageNetwork:
 
 
 def _random_tokens(rows: int, length: int, shape: Shape, seed: int) -> Tensor:
-    """`(rows, length)`: no special ones."""
+    """Returns random tokens `(rows, length)`, without special ones."""
     found: NDArray[np.int64] = np.random.default_rng(seed).integers(END + 1, shape.vocabulary, (rows, length))
     return torch.from_numpy(found)

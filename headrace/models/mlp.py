@@ -1,4 +1,4 @@
-"""A dense network: for tables, with an embedding for each categorical column, and for images, pixel by pixel."""
+"""A dense network, for tables with an embedding for each categorical column, and for images as vectors of pixels."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from headrace.recipe.models import MLPConfig
 
 
 class MLP(nn.Module):
-    """Embeddings beside the numbers, then linear layers with ReLU.
+    """Embeddings concatenated with the numbers, then linear layers with ReLU.
 
     Entity embeddings as in Guo & Berkhahn 2016 (arXiv:1604.06737). Takes `numeric` `(batch, columns)` float32 and
-    `categorical` `(batch, columns)` int64, or images `(batch, channels, height, width)` alone; gives `(batch, outputs)`.
+    `categorical` `(batch, columns)` int64, or images `(batch, channels, height, width)` only; returns `(batch, outputs)`.
     """
 
     def __init__(self, config: MLPConfig, shape: Shape) -> None:

@@ -1,4 +1,4 @@
-"""A network over one graph, all of whose nodes and edges it sees, trained on the nodes that have labels."""
+"""A classifier of the nodes of one graph: it sees all nodes and edges, and is trained on the nodes that have labels."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from headrace.runtime.graph import Graph
 
 
 class NodeClassifier(Classifier):
-    """Places of nodes `(batch,)` to logits `(batch, classes)`. Every call computes all nodes, for their answers are entwined.
+    """Maps node indices `(batch,)` to logits `(batch, classes)`. Every call computes all nodes: they depend on each other.
 
-    The graph lies in buffers that are no part of the weights.
+    The graph is in buffers that are not saved with the weights.
     """
 
     network: GraphNetwork
@@ -32,19 +32,19 @@ class NodeClassifier(Classifier):
 
     @property
     def features(self) -> Tensor | Bags:
-        """Of all nodes, preprocessed."""
+        """The features of all nodes, preprocessed."""
         parts = [self.get_buffer(f"features_{name}") for name in (Bags._fields if self.is_sparse else Bags._fields[:1])]
         return Bags(*parts) if self.is_sparse else parts[0]
 
     def raw(self, *inputs: Tensor) -> Tensor:
         (place,) = inputs
-        with torch.autocast(place.device.type, enabled=False):  # sums over a hub's neighbours need all their digits
+        with torch.autocast(place.device.type, enabled=False):  # sums over many neighbours need full precision
             logits: Tensor = self.network(self.features, self.edges)
         return logits[place]
 
 
 class NodeProbabilities(nn.Module):
-    """What is exported: any graph's `features` `(nodes, F)` and `edges` `(E, 2)` to probabilities `(nodes, classes)`."""
+    """The exported module: any graph's `features` `(nodes, F)` and `edges` `(E, 2)` to probabilities `(nodes, classes)`."""
 
     def __init__(self, model: NodeClassifier) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class NodeProbabilities(nn.Module):
 
 
 class RowShares(nn.Module):
-    """Divides a node's features by their sum, as Kipf & Welling do with bags of words; none stay none."""
+    """Divides a node's features by their sum, as Kipf & Welling do with bags of words; all-zero rows stay zero."""
 
     def forward(self, features: Tensor | Bags) -> Tensor | Bags:
         if not isinstance(features, Bags):
@@ -83,11 +83,11 @@ class ScaleColumns(nn.Module):
 
 
 def bags(graph: Graph) -> Bags:
-    """The features of all nodes, as bags."""
+    """Returns the features of all nodes, as bags."""
     index, values = torch.from_numpy(graph.feature_index.astype(np.int64)), torch.from_numpy(graph.feature_values)
     return Bags(index, torch.from_numpy(graph.feature_starts[:-1]), values)
 
 
 def matrix(graph: Graph) -> Tensor:
-    """The features of all nodes, in full."""
+    """Returns the features of all nodes, as a dense matrix."""
     return torch.from_numpy(graph.subgraph(np.arange(len(graph.ids))).features)

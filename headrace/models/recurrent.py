@@ -16,14 +16,14 @@ from headrace.runtime.tokenizer import PAD
 
 CELLS: dict[str, type[nn.LSTM] | type[nn.GRU]] = {"lstm": nn.LSTM, "gru": nn.GRU}
 EMBEDDING_STD = 0.1
-"""Of new embeddings. At torch's own 1.0 the cells saturate, and a rare word keeps its random place for good."""
+"""Standard deviation of new embeddings. With torch's 1.0 the cells saturate, and rare words never move."""
 
 
 class Recurrent(nn.Module):
     """Embedding, layers of LSTM or GRU, pooling over their states, one linear layer.
 
-    With `skip` the embeddings are pooled too and judged beside the states. Takes tokens `(batch, length)` int64 filled up with
-    padding, gives `(batch, outputs)`; in training and with `skip` as `Heads` does.
+    With `skip`, the embeddings are pooled as well and have an output layer of their own. Takes padded tokens
+    `(batch, length)` int64, returns `(batch, outputs)`; in training with `skip`, the shape that `Heads` returns.
     """
 
     def __init__(self, config: RecurrentConfig, shape: Shape) -> None:
@@ -58,10 +58,10 @@ class Recurrent(nn.Module):
 
 
 class Layer(nn.Module):
-    """One layer, `(B, L, features)` to `(B, L, hidden)`, twice as wide where it reads in both directions.
+    """One layer, `(B, L, features)` to `(B, L, hidden)`, or twice as wide if bidirectional.
 
-    The second direction reads each text turned round within its own length, so that padding comes last for both and no state
-    of a text has seen any. The result is that of a packed sequence, whose kernels take three times as long on a CPU.
+    The second direction reads each text reversed within its own length, so that padding comes last in both directions and
+    never affects a text's states. The result is that of a packed sequence, whose kernels take three times as long on a CPU.
     """
 
     def __init__(self, cell: str, features: int, hidden: int, bidirectional: bool) -> None:
@@ -81,7 +81,7 @@ class Layer(nn.Module):
         return torch.cat([states, take(self.backwards(take(inputs, turned))[0], turned)], dim=2)
 
     def _as_operator(self, inputs: Tensor, lengths: Tensor) -> Tensor:
-        """ONNX's own operator, which knows each row's length; traced, torch's layers would become a loop, or be unrolled."""
+        """Exports ONNX's own operator, which supports lengths; tracing torch's layers would give a loop, or unroll it."""
         directions = [self.forwards] if self.backwards is None else [self.forwards, self.backwards]
         parts = [[_gates_in_onnx_order(part, self.cell) for part in direction.parameters()] for direction in directions]
         weights = [torch.stack([w for w, _, _, _ in parts]), torch.stack([r for _, r, _, _ in parts])]
@@ -92,7 +92,7 @@ class Layer(nn.Module):
             "direction": "forward" if self.backwards is None else "bidirectional",
         }
         if self.cell == "gru":
-            attributes["linear_before_reset"] = 1  # the form that torch has
+            attributes["linear_before_reset"] = 1  # torch's variant
         states = torch.onnx.ops.symbolic(
             self.cell.upper(),
             [inputs.transpose(0, 1), *weights, biases, lengths.int()],
@@ -104,14 +104,14 @@ class Layer(nn.Module):
 
 
 def _gates_in_onnx_order(part: Tensor, cell: str) -> Tensor:
-    """Rows of a weight or bias: torch has the gates input, forget, cell, output or reset, update, new; ONNX input, output,
-    forget, cell or update, reset, hidden (operators LSTM and GRU)."""
+    """Reorders the rows of a weight or bias. In torch, gates are input, forget, cell, output or reset, update, new; in ONNX,
+    input, output, forget, cell or update, reset, hidden (operators LSTM and GRU)."""
     gates = part.chunk(4 if cell == "lstm" else 3)
     return torch.cat([gates[i] for i in ((0, 3, 1, 2) if cell == "lstm" else (1, 0, 2))])
 
 
 class StatePooling(Pooling):
-    """`last` is the state in which a direction has read the whole text: the first one of the direction that reads backwards."""
+    """Pooling whose `last` is the state after the whole text: for the backward direction, the first one."""
 
     def __init__(self, ways: Sequence[str], features: int, bidirectional: bool) -> None:
         super().__init__(ways, features)

@@ -1,4 +1,4 @@
-"""A transformer encoder-decoder that may copy tokens of its source.
+"""A transformer encoder-decoder that can copy tokens of its source.
 
 B: rows. S: tokens of a source. T: tokens of a summary. K: beams of a row. P: tokens decoded before. V: vocabulary.
 D: width. H: heads. L: layers of the decoder. N: tokens of a batch of summaries: without their padding, but on a GPU with it.
@@ -17,7 +17,7 @@ from headrace.recipe.models import Seq2SeqConfig
 from headrace.runtime.tokenizer import PAD
 
 SMALLEST = 1e-12
-"""Probabilities below are told as this one: the logarithm of an exact zero would be no number to learn from."""
+"""Smallest probability: the logarithm of zero would be infinite."""
 
 
 class Seq2Seq(nn.Module):
@@ -25,8 +25,8 @@ class Seq2Seq(nn.Module):
     one embedding for sources, summaries and the output (Press & Wolf 2017, arXiv:1608.05859), and a pointer that copies
     tokens of the source (See et al. 2017, arXiv:1704.04368).
 
-    `forward` takes sources `(B, S)` and summaries `(B, T)` that begin with a start token, int64 filled up with padding, and
-    gives the log-probabilities `(N, V)` of what follows each token of the summaries.
+    `forward` takes sources `(B, S)` and summaries `(B, T)` that begin with a start token, int64 and padded, and
+    returns the log-probabilities `(N, V)` of what follows each token of the summaries.
     """
 
     def __init__(self, config: Seq2SeqConfig, shape: Shape) -> None:
@@ -59,13 +59,13 @@ class Seq2Seq(nn.Module):
         weights, gate = self.pointer(states, self.pointer.remember(memory), seen)
         copied = source[:, None].expand(-1, summary.shape[1], -1)
         parts = (states, weights, gate, copied)
-        if summary.is_cuda or torch.compiler.is_compiling():  # how many are left would have to be waited for
+        if summary.is_cuda or torch.compiler.is_compiling():  # a GPU would have to wait for the number of tokens
             return self.mix(*(part.flatten(0, 1) for part in parts))
         kept = summary != PAD
         return self.mix(*(part[kept] for part in parts))
 
     def read(self, source: Tensor) -> Tensor:
-        """What the encoder makes of sources `(B, S)`: `(B, S, D)`."""
+        """Encodes sources `(B, S)` to `(B, S, D)`."""
         states, seen = self.embed(source, self.source_positions), seen_positions(source)
         for layer in self.encoder:
             states = layer(states, seen)
@@ -73,25 +73,25 @@ class Seq2Seq(nn.Module):
         return normed
 
     def embed(self, tokens: Tensor, positions: nn.Embedding) -> Tensor:
-        """Tokens of whole texts, `(B, S)` to `(B, S, D)`."""
+        """Embeds tokens of whole texts, `(B, S)` to `(B, S, D)`."""
         places = torch.arange(tokens.shape[1], device=tokens.device)
         return self.at(tokens, positions(places))
 
     def at(self, tokens: Tensor, position: Tensor) -> Tensor:
-        """Tokens at places whose embeddings are `position`, which stretches over their rows."""
+        """Embeds tokens at positions whose embeddings are `position`, which is broadcast over rows."""
         embedded: Tensor = self.dropout((self.embedding(tokens) + position) * self.scale)
         return embedded
 
     def mix(self, states: Tensor, weights: Tensor, gate: Tensor, source: Tensor) -> Tensor:
-        """Log-probabilities `(..., V)` of the mixture (See et al. 2017, eq. 9): a token is generated, or copied from a place.
+        """Returns log-probabilities `(..., V)` of the mixture (See et al. 2017, eq. 9): a token is generated or copied.
 
         Args:
             states: `(..., D)`.
-            weights: of each place of the source, `(..., S)`.
+            weights: copying weight of each position of the source, `(..., S)`.
             gate: logits of generating and of copying, `(..., 2)`.
-            source: token at each place, `(..., S)`.
+            source: token at each position, `(..., S)`.
         """
-        # a softmax, since the sigmoid of a served graph has no digits left where it is nearly zero
+        # a softmax: ONNX Runtime's sigmoid loses all precision near zero
         generate, copy = gate.softmax(-1).chunk(2, dim=-1)
         generated = F.linear(states, self.embedding.weight, self.bias).softmax(-1) * generate
         mixed: Tensor = generated.scatter_add(-1, source, weights * copy).clamp_min(SMALLEST).log()
@@ -99,7 +99,7 @@ class Seq2Seq(nn.Module):
 
 
 class Attention(nn.Module):
-    """Scaled dot-product attention in `heads` heads, over keys and values that can be kept: `remember` makes them."""
+    """Scaled dot-product attention in `heads` heads, over keys and values that `remember` computes and that can be cached."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -109,13 +109,13 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def remember(self, states: Tensor) -> Tensor:
-        """Keys and values of `(B, S, D)`: `(B, 2, H, S, D / H)`."""
+        """Returns keys and values of `(B, S, D)`, `(B, 2, H, S, D / H)`."""
         rows, length, width = states.shape
         pairs: Tensor = self.key_value(states).view(rows, length, 2, self.heads, width // self.heads)
         return pairs.permute(0, 2, 3, 1, 4)
 
     def forward(self, states: Tensor, memory: Tensor, seen: Tensor | None = None, causal: bool = False) -> Tensor:
-        """What each of `states` `(B, T, D)` finds in `memory`, at the places that `seen` `(B, S)` allows: `(B, T, D)`."""
+        """Attends from `states` `(B, T, D)` to `memory`, at the positions in the mask `seen` `(B, S)`; returns `(B, T, D)`."""
         rows, length, width = states.shape
         query = self.query(states).view(rows, length, self.heads, width // self.heads).transpose(1, 2)
         mask = None if seen is None else seen[:, None, None, :]
@@ -125,7 +125,7 @@ class Attention(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention, then a dense layer of `hidden` features with GELU; each adds to what it reads."""
+    """Self-attention, then a dense layer of `hidden` features with GELU, both residual."""
 
     def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention that looks back only, attention to the source, then a dense layer; each adds to what it reads."""
+    """Causal self-attention, attention to the source, then a dense layer, all residual."""
 
     def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
         super().__init__()
@@ -156,24 +156,24 @@ class DecoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, states: Tensor, memory: Tensor, seen: Tensor) -> Tensor:
-        """`states` `(B, T, D)` of a whole summary, `memory` `(B, S, D)` of its source: `(B, T, D)`."""
+        """Processes `states` `(B, T, D)` of a whole summary with `memory` `(B, S, D)` of its source; returns `(B, T, D)`."""
         normed = self.attention_norm(states)
         states = states + self.dropout(self.attention(normed, self.attention.remember(normed), causal=True))
         return self.look(states, self.source_attention.remember(memory), seen)
 
     def step(self, states: Tensor, past: Tensor, memory: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-        """One more token a beam: `states` `(B, K, D)`, `past` `(B, K, 2, H, P, D / H)`, `memory` `(B, 2, H, S, D / H)`.
+        """Processes a token per beam: `states` `(B, K, D)`, `past` `(B, K, 2, H, P, D / H)`, `memory` `(B, 2, H, S, D / H)`.
 
         Returns:
             The states, and `past` with this token: `P + 1`.
         """
-        normed = self.attention_norm(states).flatten(0, 1)[:, None]  # every beam a row of its own, one token long
+        normed = self.attention_norm(states).flatten(0, 1)[:, None]  # each beam becomes a row with one token
         kept = torch.cat([past.flatten(0, 1), self.attention.remember(normed)], dim=3)
         states = states + self.attention(normed, kept).view(states.shape)
         return self.look(states, memory, seen), kept.view(*past.shape[:4], -1, past.shape[5])
 
     def look(self, states: Tensor, memory: Tensor, seen: Tensor) -> Tensor:
-        """The part after self-attention, in which no token meets another: beams stand where tokens do."""
+        """Applies the part after self-attention, in which tokens are independent; the token axis may be beams."""
         states = states + self.dropout(self.source_attention(self.source_norm(states), memory, seen))
         added: Tensor = self.dropout(self.dense(self.dense_norm(states)))
         return states + added
@@ -189,20 +189,20 @@ class Pointer(nn.Module):
         self.gate = nn.Linear(2 * width, 2)
 
     def remember(self, memory: Tensor) -> Tensor:
-        """Keys and values of `(B, S, D)`: `(B, 2, S, D)`."""
+        """Returns keys and values of `(B, S, D)`, `(B, 2, S, D)`."""
         pairs: Tensor = self.key_value(memory).view(*memory.shape[:2], 2, memory.shape[2])
         return pairs.transpose(1, 2)
 
     def forward(self, states: Tensor, memory: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights `(B, T, S)` and gate logits `(B, T, 2)` for `states` `(B, T, D)`."""
+        """Returns weights `(B, T, S)` and gate logits `(B, T, 2)` for `states` `(B, T, D)`."""
         scores = self.query(states) @ memory[:, 0].transpose(1, 2) * states.shape[2] ** -0.5
         weights = scores.masked_fill(~seen[:, None], float("-inf")).softmax(-1)
         return weights, self.gate(torch.cat([states, weights @ memory[:, 1]], dim=-1))
 
 
-class Reading(nn.Module):
-    """The graph that reads a source once: `(B, S)` to keys and values for the decoder's layers, `(B, L, 2, H, S, D / H)`, and
-    for the pointer, `(B, 2, S, D)`."""
+class EncoderGraph(nn.Module):
+    """Encodes a source once: `(B, S)` to keys and values for the decoder's layers, `(B, L, 2, H, S, D / H)`, and for the
+    pointer, `(B, 2, S, D)`."""
 
     def __init__(self, network: Seq2Seq) -> None:
         super().__init__()
@@ -214,11 +214,11 @@ class Reading(nn.Module):
         return torch.stack(layers, dim=1), self.network.pointer.remember(memory)
 
 
-class Step(nn.Module):
-    """The graph that decodes one token a beam.
+class DecoderGraph(nn.Module):
+    """Decodes one token per beam.
 
-    Takes the last tokens `(B, K)`, the source `(B, S)`, what `Reading` made of it, and the keys and values of the P tokens
-    before, `(B, K, L, 2, H, P, D / H)`. Gives log-probabilities `(B, K, V)` and the keys and values with these tokens.
+    Takes the last tokens `(B, K)`, the source `(B, S)`, the output of `EncoderGraph`, and the keys and values of the P tokens
+    before, `(B, K, L, 2, H, P, D / H)`. Returns log-probabilities `(B, K, V)` and the keys and values with these tokens.
     """
 
     def __init__(self, network: Seq2Seq) -> None:
@@ -240,5 +240,5 @@ class Step(nn.Module):
 
 
 def seen_positions(source: Tensor) -> Tensor:
-    """Which places of `(B, S)` may be looked at: no padding, but for a source of nothing else, whose first place is seen."""
+    """Returns which positions of `(B, S)` are not padding; in a source of only padding, the first position counts."""
     return (source != PAD) | (torch.arange(source.shape[1], device=source.device) == 0)

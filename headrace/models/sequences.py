@@ -1,7 +1,7 @@
-"""What networks over padded token sequences share: which positions count, and how states become one vector.
+"""Parts of networks for padded token sequences: masks, dropout, and pooling of states into one vector.
 
-B: rows. L: positions, filled up with `headrace.runtime.tokenizer.PAD`. H: features of a state. Padding never changes an answer. A row
-of padding alone (a text without tokens) is read as one token of padding, so that every row has something to pool.
+B: rows. L: positions, padded with `headrace.runtime.tokenizer.PAD`. H: features of a state. Padding never changes an answer.
+A row of only padding (a text without tokens) is processed as one token of padding, so that there is something to pool.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from headrace.runtime.tokenizer import PAD, UNKNOWN
 
 
 def lengths_of(tokens: Tensor) -> Tensor:
-    """Tokens of each row `(B, L)`, without padding: `(B,)` int64, at least 1."""
+    """Returns the number of tokens of each row `(B, L)` without padding, `(B,)` int64, at least 1."""
     return (tokens != PAD).sum(dim=1).clamp(min=1)
 
 
 def valid_positions(tokens: Tensor, lengths: Tensor) -> Tensor:
-    """Which positions of `tokens` `(B, L)` belong to their text: `(B, L)` bool, at least one in a row."""
+    """Returns which positions of `tokens` `(B, L)` are not padding, `(B, L)` bool, at least one per row."""
     return torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
 
 
 def reversing(valid: Tensor, lengths: Tensor) -> Tensor:
-    """Index `(B, L)` that turns each text round within its own length and leaves its padding where it is."""
+    """Returns an index `(B, L)` that reverses each text within its own length and leaves padding in place."""
     position = torch.arange(valid.shape[1], device=valid.device)
     return torch.where(valid, lengths[:, None] - 1 - position, position)
 
 
 def take(states: Tensor, index: Tensor) -> Tensor:
-    """States `(B, L, H)` in the order of `index` `(B, M)`: `(B, M, H)`."""
+    """Returns states `(B, L, H)` in the order of `index` `(B, M)`, `(B, M, H)`."""
     return states.gather(1, index[:, :, None].expand(-1, -1, states.shape[2]))
 
 
 class Trim(nn.Module):
-    """Cuts a batch `(B, L)` after its longest text: less to compute, the same answer.
+    """Truncates a batch `(B, L)` to its longest text: less to compute, the same answer.
 
-    Only where the length is known without waiting: not on a GPU, and not while a graph is traced.
+    Does nothing on a GPU, which would have to wait for the length, and while a graph is traced.
     """
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, ...]:
@@ -48,7 +48,7 @@ class Trim(nn.Module):
 
 
 class TokenDropout(nn.Module):
-    """In training, makes each token an unknown one with probability `p`: word dropout as in Iyyer et al. 2015 (ACL)."""
+    """In training, replaces each token with the unknown one with probability `p`: word dropout, Iyyer et al. 2015 (ACL)."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -62,9 +62,9 @@ class TokenDropout(nn.Module):
 
 
 class Pooling(nn.Module):
-    """States `(B, L, H)` to one vector a row, `(B, len(ways) * H)`: the ways side by side.
+    """Pools states `(B, L, H)` in one or several ways, which are concatenated: `(B, len(ways) * H)`.
 
-    `attention` weighs the states by a learned score, as in Yang et al. 2016 (NAACL, section 2.2).
+    `attention` weights the states by a learned score, as in Yang et al. 2016 (NAACL, section 2.2).
     """
 
     def __init__(self, ways: Sequence[str], features: int) -> None:

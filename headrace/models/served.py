@@ -1,4 +1,4 @@
-"""Preprocessing, network and answer as one module: what is trained is what is exported is what is served."""
+"""Preprocessing, network and output as one module, which is trained, exported and served."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from headrace.models.schema import Schema
 
 
 class ServedModel(nn.Module):
-    """What the training loop and the export know of a model. One subclass an answer: a class, a value, a text."""
+    """The interface of models for training and export. Each form of answer (class, value, text) has a subclass."""
 
     metric_name: ClassVar[str]
-    """What `metric` measures, such as `accuracy`."""
+    """The name of what `metric` measures, for example `accuracy`."""
     loss_options: ClassVar[frozenset[str]] = frozenset()
-    """What of `label_smoothing` and `class_weights` the training loss minds."""
+    """Which of `label_smoothing` and `class_weights` the training loss supports."""
     label_smoothing: float = 0.0
     """Share of each training label that is spread over all classes."""
     class_weights: Tensor | None
-    """What a training row of each class counts for, `(classes,)`; nothing where all count the same."""
+    """Weight of a training row of each class, `(classes,)`; None for equal weights."""
     calibrations: ClassVar[frozenset[str]] = frozenset()
-    """What `calibrate` can be asked to fit."""
+    """Values of `train.calibrate` that `calibrate` supports."""
     max_evaluation_batch: ClassVar[int] = 4096
-    """Most rows that are evaluated together, where a row's answer is large."""
+    """Most rows that are evaluated together; small if a row's answer is large."""
     is_preprocessed: bool = False
-    """Whether `raw` takes what `preprocess` gives: in training, where rows are preprocessed once."""
+    """Whether `raw` takes preprocessed inputs, which is the case in training if rows are preprocessed once."""
 
     def __init__(self, preprocess: nn.Module, network: nn.Module) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class ServedModel(nn.Module):
         self.network = network
 
     def raw(self, *inputs: Tensor) -> Tensor:
-        """What the loss takes: logits `(batch, classes)`, or the standardised value `(batch, 1)`."""
+        """Returns the input of the loss: logits `(batch, classes)`, or the standardised value `(batch, 1)`."""
         outputs: Tensor = self.network(*(inputs if self.is_preprocessed else self.preprocess(*inputs)))
         return outputs
 
@@ -45,39 +45,39 @@ class ServedModel(nn.Module):
         return self.answer(self.raw(*inputs))
 
     def answer(self, raw: Tensor) -> Tensor:
-        """What the served graph gives for `raw`."""
+        """Converts `raw` to the output of the served graph."""
         raise TypeError(f"{type(self).__name__} has no answer")
 
     def loss(self, raw: Tensor, target: Tensor) -> Tensor:
-        """Mean loss of a batch, a scalar."""
+        """Returns the mean loss of a batch, a scalar."""
         raise TypeError(f"{type(self).__name__} has no loss")
 
     def metric(self, raw: Tensor, target: Tensor) -> Tensor:
-        """Mean of `metric_name` over a batch, a scalar: what a person watches beside the loss."""
+        """Returns the mean of `metric_name` over a batch, a scalar, which is shown beside the loss."""
         raise TypeError(f"{type(self).__name__} has no metric")
 
     def count_items(self, target: Tensor) -> int | Tensor:
-        """What `loss` and `metric` are means over, of these targets: rows, or such as tokens. Of several processes that share
-        a batch each one weighs as much as it counts."""
+        """Returns the number of items, rows or tokens, over which `loss` and `metric` are means. If several processes share a
+        batch, it is the weight of each one."""
         return len(target)
 
     def is_calibrated(self, how: str | None) -> bool:
-        """Whether `calibrate` has something to fit."""
+        """Returns whether `calibrate` has something to fit."""
         return how in self.calibrations
 
     def calibrate(self, raw: Tensor, target: Tensor, how: str | None) -> dict[str, float]:
-        """Fits what makes the answers honest, by `raw` and `target` of all validation rows, once training is done.
+        """Calibrates the model on `raw` and `target` of all validation rows, after training.
 
         Args:
             how: `train.calibrate` of the recipe.
 
         Returns:
-            What was found, by name.
+            The fitted values, by name.
         """
         return {}
 
     def describe(self) -> dict[str, Any]:
-        """Fields of the contract that the weights decide."""
+        """Returns fields of the contract that depend on the weights."""
         return {}
 
 
@@ -93,7 +93,7 @@ class LossModule(nn.Module):
 
 
 class Classifier(ServedModel):
-    """Logits `(batch, classes)` to probabilities; targets are class indices `(batch,)`."""
+    """Converts logits `(batch, classes)` to probabilities; targets are class indices `(batch,)`."""
 
     metric_name = "accuracy"
     loss_options = frozenset({"label_smoothing", "class_weights"})
@@ -108,14 +108,15 @@ class Classifier(ServedModel):
         return (raw / self.temperature).softmax(dim=1)
 
     def loss(self, raw: Tensor, target: Tensor) -> Tensor:
-        """In training a network may give several logits a row, `(batch, views, classes)`: each is judged alone."""
+        """Returns the cross entropy. In training, a network may return several logits per row, `(batch, views, classes)`:
+        each has its own loss."""
         if not self.training:
             return F.cross_entropy(raw, target)
         if raw.dim() == 3:
             raw, target = raw.flatten(0, 1), target.repeat_interleave(raw.shape[1])
         if self.class_weights is None:
             return F.cross_entropy(raw, target, label_smoothing=self.label_smoothing)
-        # the mean over rows, not over weights: a batch with few rare rows counts for less, and the sum over batches is exact
+        # the mean over rows, not over weights, so that gradients of several batches add up to those of one large batch
         return F.cross_entropy(raw, target, self.class_weights, reduction="none", label_smoothing=self.label_smoothing).mean()
 
     def metric(self, raw: Tensor, target: Tensor) -> Tensor:
@@ -138,7 +139,7 @@ class Classifier(ServedModel):
 
 
 class Regressor(ServedModel):
-    """The standardised value `(batch, 1)` to values `(batch,)` in the target's own unit."""
+    """Converts the standardised value `(batch, 1)` to values `(batch,)` in the target's own unit."""
 
     metric_name = "mae"
 
@@ -153,7 +154,7 @@ class Regressor(ServedModel):
         return raw[:, 0] * self.target_std + self.target_mean
 
     def loss(self, raw: Tensor, target: Tensor) -> Tensor:
-        """The Huber loss of the standardised target: robust to the long tail of real targets."""
+        """Returns the Huber loss of the standardised target, which is robust to outliers."""
         return F.smooth_l1_loss(raw[:, 0], (target - self.target_mean) / self.target_std)
 
     def metric(self, raw: Tensor, target: Tensor) -> Tensor:
@@ -174,14 +175,14 @@ class ScaleImage(nn.Module):
         return (image.unsqueeze(1).float() / 127.5 - 1.0,)
 
 
-FARTHEST = 1e6
-"""Standard deviations: a value beyond says no more than one so far out, and would overflow in the layers that follow."""
+MAX_DEVIATION = 1e6
+"""Standard deviations at which values are clipped: larger ones would overflow in the layers that follow."""
 
 
 class ScaleTable(nn.Module):
     """Fills missing numbers with the training mean and standardises; categorical indices pass through.
 
-    Takes `numeric`, `categorical` or both, whichever the table has, and always gives both.
+    Takes `numeric`, `categorical` or both, whichever the table has, and always returns both.
     """
 
     def __init__(self, schema: Schema) -> None:
@@ -189,7 +190,7 @@ class ScaleTable(nn.Module):
         self.has_numeric, self.has_categorical = bool(schema.numeric), bool(schema.categorical)
         self.mean: Tensor
         self.std: Tensor
-        # where float32 could not tell a column's values apart, differences are taken in float64
+        # if float32 cannot tell a column's values apart, differences are computed in float64
         dtype = torch.float64 if any(c.wide for c in schema.numeric) else torch.float32
         self.register_buffer("mean", torch.tensor([c.mean for c in schema.numeric], dtype=dtype))
         self.register_buffer("std", torch.tensor([c.std for c in schema.numeric], dtype=dtype))
@@ -200,5 +201,5 @@ class ScaleTable(nn.Module):
         if not self.has_numeric:
             return categorical.new_zeros((rows, 0), dtype=torch.float32), categorical
         numeric = inputs[0]
-        scaled = ((numeric - self.mean) / self.std).clamp(-FARTHEST, FARTHEST).float()
+        scaled = ((numeric - self.mean) / self.std).clamp(-MAX_DEVIATION, MAX_DEVIATION).float()
         return torch.where(torch.isnan(scaled), torch.zeros_like(scaled), scaled), categorical

@@ -32,19 +32,19 @@ class Exported:
 
     def __init__(self, frame: pd.DataFrame, recipe: Recipe, folder: Path) -> None:
         self.frame, self.recipe, self.folder = frame, recipe, folder
-        self.kind = task_type_of(recipe.task)
+        self.task_type = task_type_of(recipe.task)
         self.schema: Schema = fitted(frame, recipe)
         self.model: ServedModel = make_model(recipe, self.schema)
-        self.contract: Contract = self.kind.contract(self.schema, recipe, frame.iloc[:1])
+        self.contract: Contract = self.task_type.contract(self.schema, recipe, frame.iloc[:1])
         folder.mkdir(parents=True, exist_ok=True)
-        graph = export_graph(self.model, self.inputs(frame.iloc[:2]), self.kind.dynamic)
-        self.graph = self.kind.complete(graph, self.schema)
+        graph = export_graph(self.model, self.inputs(frame.iloc[:2]), self.task_type.dynamic)
+        self.graph = self.task_type.complete(graph, self.schema)
         self.path = folder / "model.onnx"
         save_graph(self.graph, self.path)
         self.contract.write(folder / "contract.json")
 
     def inputs(self, frame: pd.DataFrame) -> dict[str, torch.Tensor]:
-        arrays = self.kind.encode(frame, self.schema, self.recipe)
+        arrays = self.task_type.encode(frame, self.schema, self.recipe)
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def torch_answers(self, frame: pd.DataFrame) -> Any:
@@ -52,7 +52,7 @@ class Exported:
             return self.model(*self.inputs(frame).values()).numpy()
 
     def graph_answers(self, frame: pd.DataFrame) -> Any:
-        return run_graph(self.path, self.kind.feeds(frame, self.contract, self.recipe))
+        return run_graph(self.path, self.task_type.feeds(frame, self.contract, self.recipe))
 
     def assert_agrees(self, frame: pd.DataFrame) -> None:
         wanted, got = self.torch_answers(frame), self.graph_answers(frame)
@@ -156,23 +156,23 @@ def test_a_row_is_answered_alike_alone_and_among_others(table: Exported) -> None
 
 def test_rows_beyond_one_batch_keep_their_order(table: Exported) -> None:
     frame = mixed(9)
-    feeds = table.kind.feeds(frame, table.contract, table.recipe)
+    feeds = table.task_type.feeds(frame, table.contract, table.recipe)
     np.testing.assert_allclose(run_graph(table.path, feeds, batch=4), run_graph(table.path, feeds), rtol=1e-6)
 
 
 def test_fresh_rows_reach_the_edges_of_what_clients_may_send(table: Exported, pictures: Exported) -> None:
     """The rows that parity is measured on: gaps, levels known and unknown, numbers far out; images black and white."""
     rng = np.random.default_rng(0)
-    fresh = table.kind.synthetic_rows(table.schema, table.recipe, 400, rng)
+    fresh = table.task_type.synthetic_rows(table.schema, table.recipe, 400, rng)
     assert fresh is not None
     assert fresh["wind"].isna().any() and not fresh["size"].isna().any()
     assert set(fresh["colour"]) >= {"red", "green", "blue", ""} and len(set(fresh["colour"])) == 5
     assert fresh["size"].abs().max() == 1e30
     table.assert_agrees(fresh)
-    images_only = pictures.kind.synthetic_rows(pictures.schema, pictures.recipe, 33, rng)
+    images_only = pictures.task_type.synthetic_rows(pictures.schema, pictures.recipe, 33, rng)
     assert images_only is not None and {0, 255} <= {v for row in images_only.to_numpy() if len(set(row)) == 1 for v in row}
     pictures.assert_agrees(images_only)
-    alone = pictures.kind.synthetic_rows(pictures.schema, pictures.recipe, 1, rng)
+    alone = pictures.task_type.synthetic_rows(pictures.schema, pictures.recipe, 1, rng)
     assert alone is not None and len(alone) == 1
 
 
@@ -217,8 +217,8 @@ def test_a_temperature_is_part_of_the_graph(tmp_path: Path) -> None:
     plain = Exported(frame, recipe, tmp_path / "plain")
     plain.model.temperature.fill_(2.5)  # type: ignore[operator]
     path = tmp_path / "scaled.onnx"
-    save_graph(plain.kind.complete(export_graph(plain.model, plain.inputs(frame.iloc[:2]), {}), plain.schema), path)
-    scaled = run_graph(path, plain.kind.feeds(frame, plain.contract, recipe))
+    save_graph(plain.task_type.complete(export_graph(plain.model, plain.inputs(frame.iloc[:2]), {}), plain.schema), path)
+    scaled = run_graph(path, plain.task_type.feeds(frame, plain.contract, recipe))
     powers = plain.graph_answers(frame) ** (1 / 2.5)
     np.testing.assert_allclose(scaled, powers / powers.sum(axis=1, keepdims=True), rtol=1e-4)
 
@@ -314,7 +314,7 @@ def test_inputs_are_the_contracts(table: Exported, pictures: Exported) -> None:
 
 
 def parity(made: Exported, path: Path) -> dict[str, float]:
-    batches = made.kind.parity_batches(made.frame, made.schema, made.recipe, made.contract)
+    batches = made.task_type.parity_batches(made.frame, made.schema, made.recipe, made.contract)
     return check_parity(made.model, path, batches, made.recipe.name)
 
 
@@ -341,5 +341,7 @@ def test_a_graph_that_disagrees_is_refused(name: str, wrong: float, request: pyt
 
 def test_a_test_set_of_one_row_is_enough(table: Exported) -> None:
     one = table.frame.iloc[[7]].reset_index(drop=True)
-    graph = table.kind.complete(export_graph(table.model, table.inputs(one.iloc[[0, -1]]), table.kind.dynamic), table.schema)
+    graph = table.task_type.complete(
+        export_graph(table.model, table.inputs(one.iloc[[0, -1]]), table.task_type.dynamic), table.schema
+    )
     assert graph.SerializeToString(deterministic=True) == table.graph.SerializeToString(deterministic=True)

@@ -18,9 +18,9 @@ from bentos.models.graphs import GraphModel
 from bentos.models.onnx_model import NotServable, load
 from headrace.errors import DataError
 from headrace.files import read_json
-from headrace.pipeline.evaluate import decide
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe, load_recipe
+from headrace.release.decision import judge
 from headrace.runtime import graph_batch
 from headrace.runtime.contract import ContractViolation
 from headrace.runtime.graph import Subgraph
@@ -107,7 +107,10 @@ def test_a_graph_may_have_no_edges_however_that_is_written() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"edges": "[[0, 9]]"}, r"column edges, \[\[0, 9\]\]: expected two node indices from 0 to \d, got list \[0, 9\], at place 0"),
+        (
+            {"edges": "[[0, 9]]"},
+            r"column edges, \[\[0, 9\]\]: expected two node indices from 0 to \d, got list \[0, 9\], at place 0",
+        ),
         ({"edges": "[[0, 1"}, "no JSON"),
         ({"nodes": "[[1, 2], [NaN, 1]]"}, "NaN is no number"),
         ({"nodes": "[[1, 2], [1, null]]"}, "at place 1"),
@@ -133,22 +136,22 @@ def test_a_table_without_graphs_is_refused() -> None:
 
 
 def test_graphs_that_would_fill_the_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    kind, frame = task_type_of(TASK), landed(shapes())
-    schema = kind.fit(frame, recipe_of())
+    task_type, frame = task_type_of(TASK), landed(shapes())
+    schema = task_type.fit(frame, recipe_of())
     monkeypatch.setattr("headrace.task_types.graph_classification.MAX_PADDED_BYTES", 1000)
     with pytest.raises(DataError, match="120 graphs, filled up to 8 nodes and 8 edges"):
-        kind.encode(frame, schema, recipe_of())
+        task_type.encode(frame, schema, recipe_of())
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: f"{model['name']}, {model['pooling']}")
 def test_a_graph_is_answered_alike_alone_beside_others_exported_and_served(model: dict[str, Any], tmp_path: Path) -> None:
     recipe, frame = recipe_of(model), landed(shapes())
-    kind = task_type_of(TASK)
-    schema = kind.fit(frame, recipe)
+    task_type = task_type_of(TASK)
+    schema = task_type.fit(frame, recipe)
     network = make_model(recipe, schema)
-    contract = kind.contract(schema, recipe, frame.iloc[[1]])
+    contract = task_type.contract(schema, recipe, frame.iloc[[1]])
     contract.write(tmp_path / "contract.json")
-    assert kind.export(network, schema, recipe, contract, frame, tmp_path)["largest_relative_difference"] < 1e-5
+    assert task_type.export(network, schema, recipe, contract, frame, tmp_path)["largest_relative_difference"] < 1e-5
     parts = [part for parts in edge_case_graphs(2) for part in parts] + graphs_of(frame.iloc[:9], 2)
     with torch.inference_mode():
         alone = np.concatenate([network(*map(torch.from_numpy, pad_graphs([part]).values())).numpy() for part in parts])
@@ -159,7 +162,7 @@ def test_a_graph_is_answered_alike_alone_beside_others_exported_and_served(model
     asked = [{"nodes": part.features.tolist(), "edges": part.edges.tolist()} for part in parts]
     said = served.predict(json.loads(json.dumps(asked)))
     np.testing.assert_allclose([list(one["probabilities"].values()) for one in said], alone, atol=1e-5)
-    np.testing.assert_allclose(kind.answers(tmp_path, frame.iloc[:9], recipe), alone[-9:], atol=1e-5)
+    np.testing.assert_allclose(task_type.answers(tmp_path, frame.iloc[:9], recipe), alone[-9:], atol=1e-5)
 
 
 def test_the_order_of_nodes_and_edges_changes_nothing(tmp_path: Path) -> None:
@@ -239,7 +242,7 @@ def test_the_tiny_recipe_passes_its_gate(project: Project) -> None:
     recipe = load_recipe("shapes", project)
     artifacts = project.artifacts("shapes")
     assert read_json(artifacts / "evaluation" / "metrics.json")["accuracy"] >= 0.9
-    assert decide(recipe, project, champion=None).passed
+    assert judge(recipe, None, project).passed
     slices = read_json(artifacts / "evaluation" / "evaluation.json")["slices"]
     assert {one["column"] for one in slices} == {"nodes"} and 20 < sum(one["rows"] for one in slices) <= 36
 

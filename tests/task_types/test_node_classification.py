@@ -20,12 +20,12 @@ from headrace.data.splits import Splits
 from headrace.errors import DataError, ExportError, RecipeError
 from headrace.files import read_json
 from headrace.models.schema import Schema
-from headrace.pipeline.evaluate import decide
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe, load_recipe
+from headrace.release.decision import judge
 from headrace.runtime.contract import Contract
 from headrace.runtime.http import Refused
-from headrace.task_types import node_classification as kind_file
+from headrace.task_types import node_classification
 from headrace.task_types.lookup import task_type_of
 from headrace.task_types.node_classification import graph_of
 from tests.asgi import predict_body
@@ -169,15 +169,15 @@ def numbers(rows: int = 80) -> pd.DataFrame:
 def test_the_exported_graph_answers_as_torch(model: dict[str, Any], pack: bool, tmp_path: Path) -> None:
     recipe = recipe_of(model, graph={"node": "name", "edges": "friends.txt"})
     landed = nodes_of(*clubs()) if pack else numbers()
-    kind = task_type_of(recipe.task)
-    schema = kind.learn(divided(landed), recipe)
+    task_type = task_type_of(recipe.task)
+    schema = task_type.learn(divided(landed), recipe)
     network = make_model(recipe, schema)
-    contract = kind.contract(schema, recipe, landed.iloc[[30]])
+    contract = task_type.contract(schema, recipe, landed.iloc[[30]])
     contract.write(tmp_path / "contract.json")
-    assert kind.export(network, schema, recipe, contract, landed, tmp_path)["largest_relative_difference"] < 1e-5
+    assert task_type.export(network, schema, recipe, contract, landed, tmp_path)["largest_relative_difference"] < 1e-5
     with torch.inference_mode():
         wanted = network(torch.arange(80)).numpy()
-    np.testing.assert_allclose(kind.answers(tmp_path, landed, recipe), wanted, atol=1e-5)
+    np.testing.assert_allclose(task_type.answers(tmp_path, landed, recipe), wanted, atol=1e-5)
     assert np.ptp(wanted[:, 0]) > 1e-3  # it tells nodes apart
 
     served = load(tmp_path)
@@ -196,35 +196,35 @@ def test_the_exported_graph_answers_as_torch(model: dict[str, Any], pack: bool, 
 
 def test_an_export_that_differs_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, landed = recipe_of(), nodes_of(*clubs())
-    kind = task_type_of(recipe.task)
-    schema = kind.fit(landed, recipe)
-    contract = kind.contract(schema, recipe, landed.iloc[:1])
-    right = kind_file._opened
+    task_type = task_type_of(recipe.task)
+    schema = task_type.fit(landed, recipe)
+    contract = task_type.contract(schema, recipe, landed.iloc[:1])
+    right = node_classification._open_answers
 
     def short_sighted(folder: Path, contract: Contract) -> Any:
         opened = right(folder, contract)
         opened.hops = 1
         return opened
 
-    monkeypatch.setattr(kind_file, "_opened", short_sighted)
+    monkeypatch.setattr(node_classification, "_open_answers", short_sighted)
     with pytest.raises(ExportError, match="differs from torch"):
-        kind.export(make_model(recipe, schema), schema, recipe, contract, landed, tmp_path)
+        task_type.export(make_model(recipe, schema), schema, recipe, contract, landed, tmp_path)
 
 
 def test_a_champion_answers_for_nodes_that_it_never_saw(tmp_path: Path) -> None:
     """As new ones beside those that it knows; what it does not know of them, features and neighbours, is left out."""
     recipe, landed = recipe_of({"name": "appnp", "hidden": [4], "steps": 3}), nodes_of(*clubs())
-    kind = task_type_of(recipe.task)
+    task_type = task_type_of(recipe.task)
     old = landed[landed["name"] != "m79"].reset_index(drop=True)
     old["edges"] = [" ".join(end for end in ends.split() if end != "m79") for ends in old["edges"]]
-    schema = kind.fit(old, recipe)
-    contract = kind.contract(schema, recipe, old.iloc[:1])
+    schema = task_type.fit(old, recipe)
+    contract = task_type.contract(schema, recipe, old.iloc[:1])
     contract.write(tmp_path / "contract.json")
-    kind.export(make_model(recipe, schema), schema, recipe, contract, old, tmp_path)
+    task_type.export(make_model(recipe, schema), schema, recipe, contract, old, tmp_path)
     new = landed.iloc[[3, 79]].reset_index(drop=True)
     new.loc[1, "likes"] = "0 2 9999"
     new.loc[1, "edges"] = "m1 m4 m80"
-    got = kind.answers(tmp_path, new, recipe)
+    got = task_type.answers(tmp_path, new, recipe)
     served = load(tmp_path).predict([{"node": "m3"}, {"features": {"present": [0, 2]}, "neighbours": ["m1", "m4"]}])
     np.testing.assert_allclose(got, [list(one["probabilities"].values()) for one in served], atol=1e-6)
 
@@ -260,7 +260,7 @@ def test_the_tiny_recipe_passes_its_gate(project: Project) -> None:
     metrics = read_json(artifacts / "evaluation" / "metrics.json")
     assert metrics["accuracy"] >= 0.8
     assert read_json(artifacts / "train" / "summary.json")["train_rows"] == 8
-    assert decide(recipe, project, champion=None).passed
+    assert judge(recipe, None, project).passed
     slices = read_json(artifacts / "evaluation" / "evaluation.json")["slices"]
     assert {one["column"] for one in slices} == {"neighbours"} and sum(one["rows"] for one in slices) == 20
 

@@ -81,9 +81,11 @@ def test_targets_follow_the_tokens_of_the_summary() -> None:
 
 def test_white_space_of_a_text_changes_nothing() -> None:
     recipe, frame = recipe_of(vocabulary=300), lines(20)
-    schema, kind = fitted(frame, recipe), task_type_of(recipe.task)
+    schema, task_type = fitted(frame, recipe), task_type_of(recipe.task)
     spaced = frame.assign(body="\n\n" + frame["body"].str.replace(" ", "\t \n", regex=False) + "  ")
-    np.testing.assert_array_equal(kind.encode(frame, schema, recipe)["source"], kind.encode(spaced, schema, recipe)["source"])
+    np.testing.assert_array_equal(
+        task_type.encode(frame, schema, recipe)["source"], task_type.encode(spaced, schema, recipe)["source"]
+    )
 
 
 def test_missing_summaries_are_refused_and_missing_texts_read_as_empty() -> None:
@@ -122,10 +124,10 @@ def test_the_baseline_takes_as_many_words_as_serve_it_best() -> None:
 def test_a_large_test_set_is_measured_on_rows_evenly_spread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(summarisation, "MAX_TEST_ROWS", 5)
     recipe, frame = recipe_of(vocabulary=300), lines(21)
-    schema, kind = fitted(frame, recipe), task_type_of(recipe.task)
-    truth = kind.truth(frame, schema, recipe)
+    schema, task_type = fitted(frame, recipe), task_type_of(recipe.task)
+    truth = task_type.truth(frame, schema, recipe)
     assert truth[:, 0].tolist() == frame["summary"].iloc[[0, 5, 10, 15, 20]].tolist()
-    evaluation = kind.evaluate(frame, truth[:, 0], schema, recipe)
+    evaluation = task_type.evaluate(frame, truth[:, 0], schema, recipe)
     assert evaluation.rows == 5 and "measured on 5 of 21 test rows, evenly spread" in evaluation.notes
     assert evaluation.metrics["rouge_l"] == pytest.approx(1.0)
 

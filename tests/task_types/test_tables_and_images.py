@@ -117,12 +117,12 @@ def test_true_and_false_are_a_number_and_travel_as_themselves(gap: bool, tmp_pat
     schema = fitted(frame, recipe)
     (column,) = schema.numeric
     assert (column.boolean, column.nullable, schema.categorical) == (True, gap, [])
-    kind = task_type_of(recipe.task)
-    contract = kind.contract(schema, recipe, frame.iloc[[1]])
+    task_type = task_type_of(recipe.task)
+    contract = task_type.contract(schema, recipe, frame.iloc[[1]])
     assert contract.sample == {"flag": False}
     sent = [{"flag": True}, {"flag": False}, {"flag": None if gap else True}, {"flag": 1}]
-    assert_same_feeds(contract.to_feeds(json.loads(json.dumps(sent))), kind.feeds(frame, contract, recipe))
-    assert kind.contract(schema, recipe, frame.iloc[[2]]).sample == {"flag": None if gap else True}
+    assert_same_feeds(contract.to_feeds(json.loads(json.dumps(sent))), task_type.feeds(frame, contract, recipe))
+    assert task_type.contract(schema, recipe, frame.iloc[[2]]).sample == {"flag": None if gap else True}
 
 
 def test_classifications_are_scored_for_each_category_too() -> None:
@@ -137,14 +137,14 @@ def test_classifications_are_scored_for_each_category_too() -> None:
 def test_a_regression_with_an_interval_says_so_and_is_scored_by_it() -> None:
     recipe = make_recipe("regression", {"name": "mlp", "interval": 0.8})
     frame = pd.DataFrame({"a": [1.0, 2.0, 3.0, 4.0], "y": [10.0, 20.0, 30.0, 41.0]})
-    kind, schema = task_type_of(recipe.task), fitted(frame, recipe)
-    assert kind.contract(schema, recipe, frame.iloc[:1]).interval == 0.8
+    task_type, schema = task_type_of(recipe.task), fitted(frame, recipe)
+    assert task_type.contract(schema, recipe, frame.iloc[:1]).interval == 0.8
     outputs = np.array([[10.0, 9.0, 12.0], [20.0, 18.0, 20.0], [30.0, 30.0, 31.0], [40.0, 39.0, 40.0]])
-    metrics = kind.evaluate(frame, outputs, schema, recipe).metrics
+    metrics = task_type.evaluate(frame, outputs, schema, recipe).metrics
     assert (metrics["mae"], metrics["coverage"], metrics["interval_width"]) == (0.25, 0.75, 1.75)
-    y = kind.targets(frame, schema, recipe)
-    assert kind.row_scores("coverage", y, outputs).tolist() == [1, 1, 1, 0]
-    assert kind.row_scores("interval_width", y, outputs).tolist() == [3, 2, 1, 1]
+    y = task_type.targets(frame, schema, recipe)
+    assert task_type.row_scores("coverage", y, outputs).tolist() == [1, 1, 1, 0]
+    assert task_type.row_scores("interval_width", y, outputs).tolist() == [3, 2, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -323,10 +323,10 @@ def test_a_category_of_numbers_is_text_in_contract_and_sample(tmp_path: Path) ->
 @pytest.mark.parametrize("row", range(6))
 def test_every_row_makes_a_sample_that_the_contract_takes(row: int, tmp_path: Path) -> None:
     frame, recipe, schema, _ = mixed(tmp_path)
-    kind = task_type_of(recipe.task)
-    contract = kind.contract(schema, recipe, frame.iloc[[row]])
+    task_type = task_type_of(recipe.task)
+    contract = task_type.contract(schema, recipe, frame.iloc[[row]])
     sample = json.loads(json.dumps(contract.sample, allow_nan=False))
-    assert_same_feeds(contract.to_feeds([sample]), kind.feeds(frame.iloc[[row]], contract, recipe))
+    assert_same_feeds(contract.to_feeds([sample]), task_type.feeds(frame.iloc[[row]], contract, recipe))
 
 
 def test_a_sample_row_without_a_number_that_is_asked_for_takes_the_mean() -> None:
@@ -366,11 +366,11 @@ def test_pixels_keep_their_place() -> None:
 def test_an_image_sent_by_a_client_is_the_image_that_was_trained_on() -> None:
     recipe = make_recipe("image-classification", image=[2, 3])
     frame = small_images()
-    kind, schema = task_type_of(recipe.task), fitted(frame, recipe)
-    contract = kind.contract(schema, recipe, frame.iloc[:1])
+    task_type, schema = task_type_of(recipe.task), fitted(frame, recipe)
+    contract = task_type.contract(schema, recipe, frame.iloc[:1])
     sent = [{"image": frame.drop(columns="y").iloc[i].to_numpy().reshape(2, 3).tolist()} for i in range(4)]
     assert contract.sample == sent[0]
-    assert_same_feeds(contract.to_feeds(json.loads(json.dumps(sent))), kind.feeds(frame, contract, recipe))
+    assert_same_feeds(contract.to_feeds(json.loads(json.dumps(sent))), task_type.feeds(frame, contract, recipe))
 
 
 def test_a_size_that_does_not_fit_the_columns_is_the_recipes_mistake() -> None:

@@ -66,18 +66,18 @@ class Exported:
     def __init__(self, recipe: Recipe, folder: Path, frame: pd.DataFrame | None = None) -> None:
         self.recipe, self.folder = recipe, folder
         self.frame = reviews(60) if frame is None else frame
-        self.kind = task_type_of(recipe.task)
+        self.task_type = task_type_of(recipe.task)
         self.schema = fitted(self.frame, recipe)
         self.model = make_model(recipe, self.schema)
-        self.contract = self.kind.contract(self.schema, recipe, self.frame.iloc[:1])
+        self.contract = self.task_type.contract(self.schema, recipe, self.frame.iloc[:1])
         folder.mkdir(parents=True, exist_ok=True)
         assert self.schema.tokenizer is not None
-        self.parity = self.kind.export(self.model, self.schema, recipe, self.contract, self.frame, folder)
+        self.parity = self.task_type.export(self.model, self.schema, recipe, self.contract, self.frame, folder)
         (folder / "tokenizer.json").write_text(self.schema.tokenizer)
         self.contract.write(folder / "contract.json")
 
     def torch_answers(self, frame: pd.DataFrame) -> Any:
-        tokens = self.kind.encode(frame, self.schema, self.recipe)["tokens"]
+        tokens = self.task_type.encode(frame, self.schema, self.recipe)["tokens"]
         with torch.inference_mode():
             return self.model(torch.from_numpy(tokens)).numpy()
 
@@ -115,11 +115,11 @@ def test_rows_become_tokens_cut_and_filled_up() -> None:
 def test_nothing_is_the_empty_text_and_the_contract_takes_null_if_training_had_it() -> None:
     recipe, frame = recipe_of(), reviews(60)
     holed = frame.assign(body=frame["body"].where(frame.index != 3))
-    kind = task_type_of(recipe.task)
+    task_type = task_type_of(recipe.task)
     for rows, nullable in ((frame, False), (holed, True)):
         schema = fitted(rows, recipe)
-        assert kind.contract(schema, recipe, rows.iloc[:1]).inputs[0].nullable is nullable
-    assert not kind.encode(holed, schema, recipe)["tokens"][3].any()
+        assert task_type.contract(schema, recipe, rows.iloc[:1]).inputs[0].nullable is nullable
+    assert not task_type.encode(holed, schema, recipe)["tokens"][3].any()
 
 
 def test_what_is_no_text_is_read_as_text() -> None:
@@ -177,19 +177,19 @@ def test_answers_for_a_table_are_those_of_torch(made: Exported) -> None:
     frame = reviews(50, seed=4)
     frame.loc[7, "body"] = ""
     frame.loc[8, "body"] = "zebra"
-    got = made.kind.answers(made.folder, frame, made.recipe)
+    got = made.task_type.answers(made.folder, frame, made.recipe)
     np.testing.assert_allclose(got, made.torch_answers(frame), rtol=1e-4, atol=1e-6)
 
 
 def test_an_answer_does_not_depend_on_the_other_texts(made: Exported) -> None:
     frame = reviews(9, seed=5)
-    together = made.kind.answers(made.folder, frame, made.recipe)
-    alone = [made.kind.answers(made.folder, frame.iloc[[i]], made.recipe)[0] for i in range(9)]
+    together = made.task_type.answers(made.folder, frame, made.recipe)
+    alone = [made.task_type.answers(made.folder, frame.iloc[[i]], made.recipe)[0] for i in range(9)]
     np.testing.assert_allclose(together, np.stack(alone), rtol=1e-4, atol=1e-6)
 
 
 def test_the_registrys_example_is_the_sample_as_the_graph_takes_it(made: Exported) -> None:
-    example = made.kind.example(made.contract, made.folder)
+    example = made.task_type.example(made.contract, made.folder)
     np.testing.assert_allclose(
         run_graph(made.folder / "model.onnx", example), made.torch_answers(made.frame.iloc[:1]), rtol=1e-4, atol=1e-6
     )

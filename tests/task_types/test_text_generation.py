@@ -24,9 +24,9 @@ from headrace.errors import DataError, RecipeError
 from headrace.evaluation.metrics import Evaluation
 from headrace.files import read_json
 from headrace.models.language import LanguageNetwork, MaskedNetwork
-from headrace.pipeline.evaluate import decide
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe, load_recipe
+from headrace.release.decision import judge
 from headrace.runtime.contract import Contract, ContractViolation
 from headrace.runtime.tokenizer import END, PAD, START, UNKNOWN, Encoder
 from headrace.task_types import text_generation
@@ -75,13 +75,13 @@ def test_windows_hold_each_text_from_its_start_and_targets_what_follows() -> Non
     recipe, frame = recipe_of(), pd.DataFrame({"text": ["abcab", "cc"]})
     schema = fitted(frame, recipe)
     a, b, c = Encoder(schema.tokenizer or "").tokens("abc")
-    kind = task_type_of(recipe.task)
-    assert kind.encode(frame, schema, recipe)["tokens"].tolist() == [
+    task_type = task_type_of(recipe.task)
+    assert task_type.encode(frame, schema, recipe)["tokens"].tolist() == [
         [START, a, b, c],
         [a, b, PAD, PAD],
         [START, c, c, PAD],
     ]
-    assert kind.targets(frame, schema, recipe).tolist() == [[a, b, c, a], [b, END, PAD, PAD], [c, c, END, PAD]]
+    assert task_type.targets(frame, schema, recipe).tolist() == [[a, b, c, a], [b, END, PAD, PAD], [c, c, END, PAD]]
 
 
 def test_a_text_that_fills_its_windows_needs_no_further_one() -> None:
@@ -131,9 +131,9 @@ def exported(
     model = make_model(recipe, schema)
     for weight in model.parameters():
         nn.init.normal_(weight, std=0.4)
-    kind = task_type_of(recipe.task)
-    contract = kind.contract(schema, recipe, frame)
-    kind.export(model, schema, recipe, contract, frame, folder)
+    task_type = task_type_of(recipe.task)
+    contract = task_type.contract(schema, recipe, frame)
+    task_type.export(model, schema, recipe, contract, frame, folder)
     (folder / "tokenizer.json").write_text(schema.tokenizer or "")
     contract.write(folder / "contract.json")
     assert isinstance(model.network, LanguageNetwork)
@@ -144,9 +144,9 @@ def exported(
 def test_bits_of_passages_are_those_of_torch_token_by_token(exported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, frame, network, folder = exported
     monkeypatch.setattr(text_generation, "PASSAGE", 10)
-    kind = task_type_of(recipe.task)
-    found = kind.answers(folder, frame, recipe)
-    rows = kind.truth(frame, fitted(frame, recipe), recipe)
+    task_type = task_type_of(recipe.task)
+    found = task_type.answers(folder, frame, recipe)
+    rows = task_type.truth(frame, fitted(frame, recipe), recipe)
     encoder = Encoder((folder / "tokenizer.json").read_text())
     wanted: list[list[float]] = []
     for text in frame["text"]:
@@ -167,9 +167,9 @@ def test_bits_of_passages_are_those_of_torch_token_by_token(exported: Any, monke
 
 def test_metrics_count_characters_whatever_the_tokens_are(exported: Any) -> None:
     recipe, frame, _, folder = exported
-    kind, schema = task_type_of(recipe.task), fitted(frame, recipe)
-    outputs = kind.answers(folder, frame, recipe)
-    found = kind.evaluate(frame, outputs, schema, recipe)
+    task_type, schema = task_type_of(recipe.task), fitted(frame, recipe)
+    outputs = task_type.answers(folder, frame, recipe)
+    found = task_type.evaluate(frame, outputs, schema, recipe)
     assert found.metrics["bits_per_character"] == pytest.approx(outputs[:, 0].sum() / frame["text"].str.len().sum())
     assert {s.value for s in found.slices} == set(frame["title"]) and {s.column for s in found.slices} == {"title"}
 
@@ -227,15 +227,15 @@ def test_the_gate_compares_passage_by_passage(rhymes_project: tuple[Project, Rec
     """Against a champion whose weights are noise the candidate is better; against itself it is the same."""
     project, recipe = rhymes_project
     export = project.artifacts(recipe.name) / "export"
-    same = decide(recipe, project, Version("rhymes", "1", "run", export, {}))
+    same = judge(recipe, Version("rhymes", "1", "run", export, {}), project)
     assert same.same_model
-    kind, frame = task_type_of(recipe.task), rhymes(60)
+    task_type, frame = task_type_of(recipe.task), rhymes(60)
     schema = fitted(frame, recipe)
     contract = Contract.read(export / "contract.json")
-    kind.export(make_model(recipe, schema), schema, recipe, contract, frame, tmp_path)
+    task_type.export(make_model(recipe, schema), schema, recipe, contract, frame, tmp_path)
     (tmp_path / "tokenizer.json").write_text(schema.tokenizer or "")
     contract.write(tmp_path / "contract.json")
-    verdict = decide(recipe, project, Version("rhymes", "1", "run", tmp_path, {}))
+    verdict = judge(recipe, Version("rhymes", "1", "run", tmp_path, {}), project)
     assert verdict.passed and verdict.comparison is not None and verdict.comparison.metric == "bits_per_character"
     assert verdict.comparison.promoted
 

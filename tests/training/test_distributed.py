@@ -190,7 +190,7 @@ def test_a_killed_process_is_started_again_and_the_weights_are_those_of_a_run_ne
     reader.join()
     assert whole.wait(300) == 0
     (line,) = (line for line in said if "SIGKILL" in line)
-    assert "ended by SIGKILL: all go on from the last checkpoint" in line
+    assert "killed by SIGKILL: all processes resume from the last checkpoint" in line
     assert not any("Traceback" in line for line in said)
     files = [
         [(prepared.artifacts(r.name) / "train" / n).read_bytes() for n in ("model.pt", "curves.csv")] for r in (never, recipe)
@@ -211,7 +211,7 @@ def test_an_error_of_the_training_is_told_once_as_by_one_process(
     left = json.loads((tmp_path / f"{recipe.name}.json").read_text())
     assert left["error"] == "TrainingError" and "the loss became" in left["message"]
     assert "lower train.learning_rate" in left["hint"]
-    assert "Traceback" not in said and "go on from the last checkpoint" not in said
+    assert "Traceback" not in said and "resume from the last checkpoint" not in said
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])

@@ -1,1 +1,19 @@
-"""Training by one process or by several: DDP, FSDP, and how the processes are started."""
+"""Training in several processes: the worker processes, their launcher, and how workers report errors to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROLE = "training"
+FAILED, PEER_LOST = 1, 75
+"""Exit codes of a worker: the training failed and would fail again; another process was lost."""
+
+
+def error_file(folder: Path) -> Path:
+    """Returns the file in which a worker saves an error that the user can fix."""
+    return folder / "error.json"
+
+
+def log_file(folder: Path, rank: int) -> Path:
+    """Returns the file in which a worker saves the traceback of any other error."""
+    return folder / f"process-{rank + 1}.log"

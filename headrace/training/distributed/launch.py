@@ -34,7 +34,7 @@ from headrace.project import Project
 from headrace.recipe.recipe import Recipe
 from headrace.settings import Settings, load_settings
 from headrace.training.device import choose_device
-from headrace.training.distributed.worker import PEER_LOST, ROLE, error_file, log_file
+from headrace.training.distributed import PEER_LOST, ROLE, error_file, log_file
 
 MAX_RESTARTS = 3
 JOIN_SECONDS = 1800

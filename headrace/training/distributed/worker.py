@@ -17,13 +17,11 @@ from headrace.errors import HeadraceError
 from headrace.files import write_json
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe, load_recipe
+from headrace.training.distributed import FAILED, PEER_LOST, error_file, log_file
 
 if TYPE_CHECKING:
     from headrace.training.distributed.parallel import ProcessGroup
 
-ROLE = "training"
-FAILED, PEER_LOST = 1, 75
-"""Exit codes: the training failed and would fail again; another process was lost."""
 CLOSE_SECONDS = 10.0
 """Time that a process with an error gives the main one, which may have the same error, to close its MLflow run."""
 
@@ -122,14 +120,6 @@ def save_error(error: Exception, folder: Path) -> None:
     else:
         folder.mkdir(parents=True, exist_ok=True)
         log_file(folder, int(os.environ["RANK"])).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-
-
-def error_file(folder: Path) -> Path:
-    return folder / "error.json"
-
-
-def log_file(folder: Path, rank: int) -> Path:
-    return folder / f"process-{rank + 1}.log"
 
 
 if __name__ == "__main__":
