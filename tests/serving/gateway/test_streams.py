@@ -244,7 +244,7 @@ def test_predict_reports_a_text_that_broke_off(shell: Letters) -> None:
 def examples() -> list[tuple[str, str]]:
     """Language and code of the examples about streaming in the documentation."""
     page = (ROOT / "docs" / "calling.md").read_text(encoding="utf-8")
-    section = page.partition("## Text as it is written\n")[2].partition("\n## ")[0]
+    section = page.partition("## Streaming text\n")[2].partition("\n## ")[0]
     return re.findall(r"```(sh|python)\n(.*?)```", section, re.DOTALL)
 
 
