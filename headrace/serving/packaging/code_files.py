@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 import headrace
-from headrace.plugins import code_files, custom_sources, importable
+from headrace.plugins import add_to_import_path, code_files, custom_sources
 
 CODE = Path(headrace.__file__).resolve().parent.parent
 SERVING = CODE / "deploy" / "serving"
@@ -25,7 +25,7 @@ def served_files(served_by: str, root: Path) -> dict[str, Path]:
     ours = {file.relative_to(CODE).as_posix(): file for file in files} | {REQUIREMENTS.name: REQUIREMENTS}
     if served_by.partition(".")[0] == "bentos":
         return ours
-    importable(root)
+    add_to_import_path(root)
     own = [file for source in custom_sources([served_by], root) for file in code_files(source)]
     return ours | {file.relative_to(root.resolve()).as_posix(): file for file in own}
 
