@@ -89,7 +89,8 @@ def kept_columns(columns: list[str], recipe: Recipe) -> list[str]:
 
 
 def check_parts(rows: dict[str, int], recipe: Recipe, values: Iterable[Any] = ()) -> None:
-    """
+    """Checks that no split is empty.
+
     Args:
         rows: number of rows of `training`, `validation` and `test`.
         values: some values of the column of a predefined split.

@@ -335,7 +335,7 @@ def _comparison(
 
 
 def _threshold(metric: str, bound: str, value: float | None, better: Mapping[str, Better]) -> Check:
-    """One entry of `gate.require`.
+    """Checks one entry of `gate.require`.
 
     Raises:
         RecipeError: `bound` is not an operator with a number, or the task does not have the metric.

@@ -35,7 +35,7 @@ def draw_evaluation(
     """Draws the plots of an evaluation of `model` into `folder`, and returns the files written: pictures and tables.
 
     `y_true` holds class indices or values `(rows,)`, `outputs` probabilities `(rows, classes)` or values `(rows,)`; neither
-    is looked at for a kind with scores of its own.
+    is used for a task type with row-wise metrics.
     """
     drawn: dict[str, Callable[[], Figure]] = {}
     tables: dict[str, tuple[Sequence[str], Iterable[Sequence[Any]]]] = {}
@@ -70,7 +70,7 @@ def draw_evaluation(
 def draw_curves(history: Path, model: str, folder: Path) -> Path:
     """Draws the curves of a training run to `folder/curves.png`.
 
-    `history` is a CSV with the columns epoch, train_loss, val_loss and `val_` something for the metric; DVC plots it as it is.
+    `history` is a CSV with the columns epoch, train_loss, val_loss and `val_<metric>`; DVC plots it directly.
     """
     with history.open(encoding="utf-8", newline="") as handle:
         rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(handle)]
@@ -78,7 +78,7 @@ def draw_curves(history: Path, model: str, folder: Path) -> Path:
 
 
 def confusion(evaluation: Evaluation, model: str) -> Figure:
-    """True classes down, predicted ones across; the colour is the share of the true class, the number counts rows."""
+    """Plots the confusion matrix: true classes in rows, predicted ones in columns, coloured by the share of the true class."""
     from matplotlib.colors import PowerNorm
 
     counts = np.array(evaluation.confusion)

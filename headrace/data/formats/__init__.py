@@ -1,1 +1,1 @@
-"""How files become tables."""
+"""File formats: reads files as tables."""

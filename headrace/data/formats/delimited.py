@@ -19,7 +19,7 @@ BLOCK_LIMIT_BYTES = 1 << 30
 """Types of columns are inferred from one block; up to this size that is the whole file."""
 
 
-def read_csv(path: Path, kind: str, reading: ReadOptions) -> pa.Table:
+def read_csv(path: Path, kind: str, options: ReadOptions) -> pa.Table:
     """Reads the table in a CSV, TSV or TAB file, which may be compressed.
 
     Args:
@@ -31,10 +31,10 @@ def read_csv(path: Path, kind: str, reading: ReadOptions) -> pa.Table:
     import pyarrow as pa
     from pyarrow import csv
 
-    raw = as_utf8(unpacked(path, kind), reading.encoding, path)
+    raw = as_utf8(unpacked(path, kind), options.encoding, path)
     parse = csv.ParseOptions(delimiter="\t" if kind.startswith((".tsv", ".tab")) else ",", newlines_in_values=True)
     convert = csv.ConvertOptions(
-        column_types=dict.fromkeys(reading.text, pa.string()),
+        column_types=dict.fromkeys(options.text, pa.string()),
         strings_can_be_null=True,
         quoted_strings_can_be_null=False,  # a quoted "NA" is text, an unquoted NA is missing, as R and pandas write it
         true_values=[],
@@ -42,8 +42,8 @@ def read_csv(path: Path, kind: str, reading: ReadOptions) -> pa.Table:
     )
     try:
         read = csv.ReadOptions(
-            column_names=None if reading.header else reading.names,
-            skip_rows_after_names=reading.skip_rows,
+            column_names=None if options.header else options.names,
+            skip_rows_after_names=options.skip_rows,
             block_size=min(len(raw) + 1, BLOCK_LIMIT_BYTES),
         )
         table = csv.read_csv(pa.BufferReader(raw), read_options=read, parse_options=parse, convert_options=convert)
@@ -51,12 +51,12 @@ def read_csv(path: Path, kind: str, reading: ReadOptions) -> pa.Table:
     except UnicodeDecodeError as error:
         _not_utf8(path, "the first line", bytes(error.object[:40]))
     except pa.ArrowInvalid as error:
-        _explain_csv(path, raw, error, parse.delimiter, reading)
-    _refuse_undecodable(path, table, reading)
-    return _quoted_gaps(table, reading.text)
+        _explain_csv(path, raw, error, parse.delimiter, options)
+    _refuse_undecodable(path, table, options)
+    return _quoted_gaps(table, options.text)
 
 
-def _explain_csv(path: Path, raw: bytes, error: Exception, delimiter: str, reading: ReadOptions) -> NoReturn:
+def _explain_csv(path: Path, raw: bytes, error: Exception, delimiter: str, options: ReadOptions) -> NoReturn:
     """Reads the file again on one thread, as Arrow then reports the number of the wrong row."""
     import pyarrow as pa
     from pyarrow import csv
@@ -73,8 +73,8 @@ def _explain_csv(path: Path, raw: bytes, error: Exception, delimiter: str, readi
         csv.read_csv(
             io.BytesIO(raw),
             read_options=csv.ReadOptions(
-                column_names=None if reading.header else reading.names,
-                skip_rows_after_names=reading.skip_rows,
+                column_names=None if options.header else options.names,
+                skip_rows_after_names=options.skip_rows,
                 use_threads=False,
             ),
             parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=note),
@@ -87,7 +87,7 @@ def _explain_csv(path: Path, raw: bytes, error: Exception, delimiter: str, readi
     last = raw.count(b"\n") + (0 if raw.endswith(b"\n") else 1)
     cut = " (the last row: the file may be truncated)" if row >= last else ""
     what = f"row {row} has {actual} columns where {expected} were expected{cut}"
-    if not reading.header and row == 1:
+    if not options.header and row == 1:
         what = f"the file has {actual} columns, and the recipe names {expected}"
         raise DataError(what, where=str(path), hint="list every column in data.columns, or set data.header: true") from None
     raise DataError(what, where=f"{path}, row {row}", hint="correct that row, or fetch the file again") from None
@@ -114,7 +114,7 @@ def _quoted_gaps(table: pa.Table, text: Collection[str]) -> pa.Table:
     return table
 
 
-def _refuse_undecodable(path: Path, table: pa.Table, reading: ReadOptions) -> None:
+def _refuse_undecodable(path: Path, table: pa.Table, options: ReadOptions) -> None:
     """Refuses a column that is not UTF-8, which Arrow reads as raw bytes, with its first such row."""
     import pyarrow as pa
 
@@ -125,7 +125,7 @@ def _refuse_undecodable(path: Path, table: pa.Table, reading: ReadOptions) -> No
             try:
                 (value or b"").decode("utf-8")
             except UnicodeDecodeError:
-                _not_utf8(path, f"row {i + 1 + reading.header + reading.skip_rows}, column {name!r}", value)
+                _not_utf8(path, f"row {i + 1 + options.header + options.skip_rows}, column {name!r}", value)
 
 
 def _not_utf8(path: Path, place: str, value: bytes) -> NoReturn:

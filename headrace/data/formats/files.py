@@ -33,26 +33,26 @@ ENDINGS = {
 FORMATS = tuple(ending for endings in ENDINGS.values() for ending in endings)
 
 
-def read_file(path: Path, reading: ReadOptions | None = None) -> pa.Table:
+def read_file(path: Path, options: ReadOptions | None = None) -> pa.Table:
     """Reads the table in `path`. The format is chosen by the extension, unless the options set it.
 
     Raises:
         DataError: the file is missing, of an unknown format, truncated, empty, not in its encoding, or has two columns of one
             name.
     """
-    reading = reading or ReadOptions()
+    options = options or ReadOptions()
     if not path.is_file():
         _missing(path)
     if path.stat().st_size == 0:
         raise DataError("the file is empty (0 bytes)", where=str(path), hint="fetch or export it again")
-    table = graphs_as_text(_read(path, reading))
+    table = graphs_as_text(_read(path, options))
     twice = sorted(name for name, count in Counter(table.column_names).items() if count > 1)
     if twice:
         raise DataError(f"column {twice[0]!r} appears twice", where=str(path), hint="rename one of the two columns in the file")
     return _plain_types(table, path)
 
 
-def read_packed(path: Path, reading: ReadOptions) -> list[tuple[pa.Table, Path]]:
+def read_packed(path: Path, options: ReadOptions) -> list[tuple[pa.Table, Path]]:
     """Reads the tables in the zip `path`, which contains the files of a pattern, each with its name; text files are one table.
 
     Raises:
@@ -60,15 +60,15 @@ def read_packed(path: Path, reading: ReadOptions) -> list[tuple[pa.Table, Path]]
     """
     with ZipFile(path) as files, TemporaryDirectory() as folder:
         names = files.namelist()
-        kind = reading.format or _kind(_ending(Path(names[0]), None)).replace("lines", "texts")
+        kind = options.format or _kind(_ending(Path(names[0]), None)).replace("lines", "texts")
         if kind in ("texts", "docstrings"):
-            return [(read_file(path, replace(reading, format=kind)), path)]
+            return [(read_file(path, replace(options, format=kind)), path)]
         found = []
         for number, name in enumerate(names):
             place = Path(folder) / str(number) / Path(name).name
             place.parent.mkdir()
             place.write_bytes(files.read(name))
-            found.append((read_file(place, reading), Path(name)))
+            found.append((read_file(place, options), Path(name)))
         return found
 
 
@@ -76,23 +76,23 @@ def _kind(ending: str) -> str:
     return next(name for name, endings in ENDINGS.items() if ending in endings)
 
 
-def _read(path: Path, reading: ReadOptions) -> pa.Table:
-    ending = _ending(path, reading.format)
+def _read(path: Path, options: ReadOptions) -> pa.Table:
+    ending = _ending(path, options.format)
     match _kind(ending):
         case "csv" | "tsv":
-            return read_csv(path, ending, reading)
+            return read_csv(path, ending, options)
         case "parquet":
             return _read_parquet(path)
         case "jsonl":
-            return _read_jsonl(path, ending, reading)
+            return _read_jsonl(path, ending, options)
         case "lines":
-            return read_lines(unpacked(path, ending), path, reading)
+            return read_lines(unpacked(path, ending), path, options)
         case "texts":
-            return read_texts(path, reading)
+            return read_texts(path, options)
         case "sdf":
-            return read_molecules(unpacked(path, ending), path, reading)
+            return read_molecules(unpacked(path, ending), path, options)
         case _:
-            return read_docstrings(path, reading)
+            return read_docstrings(path, options)
 
 
 def _missing(path: Path) -> NoReturn:
@@ -145,11 +145,11 @@ def not_whole(path: Path, error: Exception) -> DataError:
     )
 
 
-def _read_jsonl(path: Path, ending: str, reading: ReadOptions) -> pa.Table:
+def _read_jsonl(path: Path, ending: str, options: ReadOptions) -> pa.Table:
     import pyarrow as pa
     from pyarrow import json
 
-    raw = as_utf8(unpacked(path, ending), reading.encoding, path)
+    raw = as_utf8(unpacked(path, ending), options.encoding, path)
     try:
         raw.decode()  # Arrow would take any bytes
         return json.read_json(pa.BufferReader(raw), read_options=json.ReadOptions(block_size=min(len(raw) + 1, (1 << 31) - 1)))

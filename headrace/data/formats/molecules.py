@@ -40,7 +40,7 @@ def graphs_as_text(table: pa.Table) -> pa.Table:
     return table
 
 
-def read_molecules(raw: bytes, path: Path, reading: ReadOptions) -> pa.Table:
+def read_molecules(raw: bytes, path: Path, options: ReadOptions) -> pa.Table:
     """Reads one row per molecule of an SDF file (V2000): `nodes`, `edges`, and the data fields.
 
     Raises:
@@ -48,7 +48,7 @@ def read_molecules(raw: bytes, path: Path, reading: ReadOptions) -> pa.Table:
     """
     import pyarrow as pa
 
-    lines = as_utf8(raw, reading.encoding, path).decode().splitlines()
+    lines = as_utf8(raw, options.encoding, path).decode().splitlines()
     rows, start = [], 0
     for at, line in enumerate(lines):
         if line.startswith("$$$$"):

@@ -24,7 +24,7 @@ TESTS = {"tests"}
 """Folders that are left out."""
 
 
-def read_texts(path: Path, reading: ReadOptions) -> pa.Table:
+def read_texts(path: Path, options: ReadOptions) -> pa.Table:
     """Reads one row per file of the zip `path`: `file`, `text`, with line ends as `\\n`.
 
     Raises:
@@ -32,11 +32,11 @@ def read_texts(path: Path, reading: ReadOptions) -> pa.Table:
     """
     import pyarrow as pa
 
-    rows = [(name, text) for name, text in _texts(path, reading.encoding)]
+    rows = [(name, text) for name, text in _texts(path, options.encoding)]
     return pa.table({"file": pa.array([n for n, _ in rows], pa.string()), "text": pa.array([t for _, t in rows], pa.string())})
 
 
-def read_lines(raw: bytes, path: Path, reading: ReadOptions) -> pa.Table:
+def read_lines(raw: bytes, path: Path, options: ReadOptions) -> pa.Table:
     """Reads one row per line that is not blank: `text`.
 
     Raises:
@@ -44,11 +44,11 @@ def read_lines(raw: bytes, path: Path, reading: ReadOptions) -> pa.Table:
     """
     import pyarrow as pa
 
-    lines = [line for line in decoded(raw, reading.encoding, path).split("\n") if line.strip()]
+    lines = [line for line in decoded(raw, options.encoding, path).split("\n") if line.strip()]
     return pa.table({"text": pa.array(lines, pa.string())})
 
 
-def read_docstrings(path: Path, reading: ReadOptions) -> pa.Table:
+def read_docstrings(path: Path, options: ReadOptions) -> pa.Table:
     """Reads one row per class or function whose docstring has a summary and a body: `file`, `name`, `body`, `summary`.
 
     The summary is the first paragraph on one line (PEP 257), the body is the rest. A row is kept if the summary has 3 to 20
@@ -61,9 +61,9 @@ def read_docstrings(path: Path, reading: ReadOptions) -> pa.Table:
     import pyarrow as pa
 
     if zipfile.is_zipfile(path):
-        texts = _texts(path, reading.encoding)
+        texts = _texts(path, options.encoding)
     else:
-        texts = iter([(path.name, decoded(path.read_bytes(), reading.encoding, path))])
+        texts = iter([(path.name, decoded(path.read_bytes(), options.encoding, path))])
     rows = [(name, *found) for name, source in texts if not TESTS & set(name.split("/")) for found in _pairs(source)]
     if not rows:
         raise DataError("no docstring has a summary and a body", where=str(path), hint="use packages with documented functions")

@@ -1,1 +1,1 @@
-"""The data gate: expectation suites, Great Expectations over whole tables or chunks, and the quarantine of refused batches."""
+"""Data validation: expectation suites, Great Expectations over tables or chunks, and quarantine for refused batches."""
