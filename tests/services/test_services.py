@@ -175,7 +175,7 @@ def test_status_and_down_work_when_nothing_runs(project: Project, settings: Sett
 
 @pytest.mark.parametrize("field", ["prefect_port", "mlflow_port", "gateway_port", "gateway_admin_port", "api_port"])
 def test_a_port_of_another_program_is_reported_before_anything_starts(field: str, project: Project, settings: Settings) -> None:
-    with taken(getattr(settings, field)), pytest.raises(PortTaken, match=f"held by .*pid {os.getpid()}") as caught:
+    with taken(getattr(settings, field)), pytest.raises(PortTaken, match=f"in use by .*pid {os.getpid()}") as caught:
         services.up(project, settings, ignore)
     assert caught.value.where == field
     assert supervisor.states(project) == {}

@@ -50,7 +50,7 @@ def done(client: Client, file: Path, to: Path, model: str = "trips") -> tuple[Ba
     return batch, [json.loads(line) for line in to.read_text().splitlines()]
 
 
-def test_every_row_is_answered_in_its_order_and_a_bad_one_gets_its_error_alone(
+def test_rows_are_answered_in_order_and_each_bad_row_gets_its_own_error(
     service: LocalService, acme: Client, tmp_path: Path
 ) -> None:
     rows = trips(2300)
@@ -64,12 +64,12 @@ def test_every_row_is_answered_in_its_order_and_a_bad_one_gets_its_error_alone(
     assert all(line["prediction"] == {"minutes": 2.0 * line["row"] + 10} for line in found if "prediction" in line)
 
 
-def test_a_file_full_of_bad_rows_is_worked_through(acme: Client, tmp_path: Path) -> None:
+def test_a_file_of_bad_rows_only_is_processed_to_its_end(acme: Client, tmp_path: Path) -> None:
     batch, found = done(acme, lines(tmp_path / "rows.jsonl", [{"carrier": "AA"}] * 60), tmp_path / "answers.jsonl")
     assert (batch.rows_failed, {line["error"]["path"] for line in found}) == (60, {"row.distance"})
 
 
-def test_parquet_comes_back_as_parquet(acme: Client, tmp_path: Path) -> None:
+def test_the_result_of_parquet_is_parquet(acme: Client, tmp_path: Path) -> None:
     table = pa.table({"carrier": ["AA", "BB", None, "AA"] * 300, "distance": pa.array(range(1200), pa.int16())})
     pq.write_table(table, tmp_path / "rows.parquet", row_group_size=170)
     batch = acme.wait("trips", acme.submit("trips", tmp_path / "rows.parquet").id, BATCH_SECONDS)
@@ -80,7 +80,7 @@ def test_parquet_comes_back_as_parquet(acme: Client, tmp_path: Path) -> None:
     assert batch.rows_failed == 300
 
 
-def test_images_come_as_nested_lists_or_base64(acme: Client, tmp_path: Path) -> None:
+def test_images_are_nested_lists_or_bytes(acme: Client, tmp_path: Path) -> None:
     upper = [[255] * 4, [255] * 4, [0] * 4, [0] * 4]
     lower = bytes([0] * 8 + [255] * 8)
     table = pa.table({"pixels": [upper, upper[::-1]]})
@@ -92,7 +92,7 @@ def test_images_come_as_nested_lists_or_base64(acme: Client, tmp_path: Path) -> 
         assert found["label"].to_pylist() == labels
 
 
-def test_texts_are_written_in_a_batch_too(acme: Client, tmp_path: Path) -> None:
+def test_text_generation_works_in_a_batch(acme: Client, tmp_path: Path) -> None:
     rows = [{"prompt": "a", "max_tokens": 2, "temperature": 0}] * 40
     batch, found = done(acme, lines(tmp_path / "rows.jsonl", rows), tmp_path / "answers.jsonl", "letters")
     assert batch.rows_failed == 0, found
@@ -151,7 +151,7 @@ def test_beyond_its_daily_quota_a_batch_keeps_its_answers_and_waits_for_the_next
         assert client.cancel("trips", batch.id).state == "cancelled"
 
 
-def test_a_batch_ends_when_the_token_that_it_was_sent_with_is_revoked(service: LocalService, tmp_path: Path) -> None:
+def test_a_batch_fails_when_its_token_is_revoked(service: LocalService, tmp_path: Path) -> None:
     token, facts = tokens.issue(service.project, "gone", ["trips"], 3600)
     with Client(service.gateway, token) as client, service.client("gone", "trips") as other:
         submitted = client.submit("trips", lines(tmp_path / "rows.jsonl", trips(8000)))
@@ -213,7 +213,7 @@ def test_a_cancelled_batch_leaves_no_rows_and_is_removed_when_it_is_cancelled_ag
         (b"", "no_rows"),
     ],
 )
-def test_what_is_no_parquet_fails_with_the_reason(acme: Client, tmp_path: Path, content: bytes, code: str) -> None:
+def test_a_file_that_is_not_parquet_fails_with_the_reason(acme: Client, tmp_path: Path, content: bytes, code: str) -> None:
     (tmp_path / "rows.parquet").write_bytes(content)
     if not content:
         with pytest.raises(InvalidInput, match="the body is empty"):
@@ -224,17 +224,17 @@ def test_what_is_no_parquet_fails_with_the_reason(acme: Client, tmp_path: Path, 
     assert batch.error["code"] == code
 
 
-def test_parquet_with_other_columns_fails_with_the_near_miss(acme: Client, tmp_path: Path) -> None:
+def test_parquet_with_unknown_columns_fails_with_the_closest_name(acme: Client, tmp_path: Path) -> None:
     pq.write_table(pa.table({"distanse": [1.0], "carrier": ["AA"]}), tmp_path / "rows.parquet")
     batch = acme.wait("trips", acme.submit("trips", tmp_path / "rows.parquet").id, BATCH_SECONDS)
     assert batch.state == "failed" and batch.error is not None
     assert batch.error == {
         "code": "wrong_columns",
-        "message": "the model takes no field 'distanse'; did you mean 'distance'?",
+        "message": "the model has no field 'distanse'; did you mean 'distance'?",
     }
 
 
-def test_a_damaged_page_amid_parquet_fails_the_batch_and_the_desk_lives(acme: Client, tmp_path: Path) -> None:
+def test_a_damaged_parquet_page_fails_the_batch_and_not_the_api_server(acme: Client, tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"distance": [float(i) for i in range(5000)], "carrier": ["AA"] * 5000}), path)
     content = bytearray(path.read_bytes())
@@ -245,7 +245,7 @@ def test_a_damaged_page_amid_parquet_fails_the_batch_and_the_desk_lives(acme: Cl
     assert acme.models()
 
 
-def test_another_kind_of_file_and_one_that_is_too_large_are_refused_and_nothing_is_left(
+def test_unsupported_and_too_large_files_are_refused_and_leave_nothing_behind(
     service: LocalService, acme: Client, tmp_path: Path
 ) -> None:
     with pytest.raises(InvalidInput) as caught:
@@ -262,7 +262,7 @@ def test_another_kind_of_file_and_one_that_is_too_large_are_refused_and_nothing_
 
 
 @pytest.mark.parametrize(("media_type", "status"), [(JSON_LINES, 413), ("text/csv", 415)])
-def test_a_refusal_reaches_a_client_that_still_sends_its_file(
+def test_a_client_that_is_still_uploading_gets_the_error(
     service: LocalService, tmp_path: Path, media_type: str, status: int
 ) -> None:
     (tmp_path / "large.jsonl").write_bytes(b"x" * 6_000_000)

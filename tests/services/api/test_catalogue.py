@@ -22,7 +22,7 @@ def refusal(response: httpx.Response) -> Any:
     return body
 
 
-def test_the_catalogue_names_the_models_of_the_token_with_contract_versions_health_and_ways_to_call(
+def test_the_catalogue_describes_the_models_of_the_token(
     service: LocalService,
 ) -> None:
     with service.client("acme", "trips", "letters") as client:
@@ -35,7 +35,7 @@ def test_the_catalogue_names_the_models_of_the_token_with_contract_versions_heal
         assert trips["protocols"]["headrace"]["batches"] == "/v1/models/trips/batches"
 
 
-def test_openai_s_client_lists_the_models_of_the_token_that_write(service: LocalService) -> None:
+def test_openai_s_client_lists_the_text_generation_models_of_the_token(service: LocalService) -> None:
     with openai.OpenAI(base_url=f"{service.gateway}/v1", api_key=service.token("acme", "trips", "letters")) as client:
         (listed,) = client.models.list()
         assert (listed.id, listed.object) == ("letters", "model")
@@ -44,7 +44,7 @@ def test_openai_s_client_lists_the_models_of_the_token_that_write(service: Local
         assert list(client.models.list()) == []
 
 
-def test_a_token_with_a_star_sees_every_model_and_one_for_nothing_that_is_served_sees_none(service: LocalService) -> None:
+def test_a_token_for_all_models_sees_all_and_one_for_an_unserved_model_sees_none(service: LocalService) -> None:
     with service.client("ops", "*") as client:
         assert [model["model"] for model in client.models()] == ["halves", "letters", "trips"]
     with service.client("acme", "elsewhere") as client:
@@ -95,7 +95,7 @@ def test_unknown_paths_and_methods_are_errors(service: LocalService) -> None:
     assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
 
 
-def test_explanations_are_offered_where_a_model_has_them_and_the_client_asks_for_them(service: LocalService) -> None:
+def test_models_with_explanations_offer_them_and_the_client_requests_them(service: LocalService) -> None:
     with service.client("acme", "trips", "letters") as client:
         letters, trips = client.models()
         assert "explain" in trips["protocols"]["headrace"] and "explain" not in letters["protocols"]["headrace"]

@@ -37,7 +37,7 @@ def test_batches_and_feedback_belong_to_the_token_of_the_environment(service: Lo
     assert "no such batch" in run(service, "batch", "status", "trips", batch["id"]).stdout  # the operator has other batches
 
 
-def test_without_a_token_in_the_environment_the_operator_calls(service: LocalService) -> None:
+def test_without_a_token_in_the_environment_the_operator_s_token_is_used(service: LocalService) -> None:
     for token in (None, "", " "):
         assert run(service, "predict", "halves", "--sample", token=token).returncode == 0
 
@@ -45,7 +45,7 @@ def test_without_a_token_in_the_environment_the_operator_calls(service: LocalSer
 @pytest.mark.parametrize(
     "command", [("predict", "halves", "--sample"), ("batch", "status", "halves"), ("feedback", "halves@1:x", "1")]
 )
-def test_a_token_of_the_environment_that_is_refused_is_named(service: LocalService, command: tuple[str, ...]) -> None:
+def test_the_error_names_the_environment_variable_of_a_refused_token(service: LocalService, command: tuple[str, ...]) -> None:
     done = run(service, *command, token=service.token("acme", "trips"))
     assert done.returncode == 5
     error = json.loads(done.stdout)

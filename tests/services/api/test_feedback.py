@@ -20,7 +20,7 @@ def joined_rows(service: LocalService, model: str, request_id: str) -> list[Join
     return [one for one in joined(service.project, model) if one.request_id == request_id]
 
 
-def test_a_true_answer_is_joined_with_the_models_own_by_the_id_of_the_answer(service: LocalService) -> None:
+def test_feedback_is_joined_with_the_answer_by_its_id(service: LocalService) -> None:
     with service.client("acme", "trips") as client:
         answer = client.predict("trips", ROWS)
         response = client.feedback(answer.id, [11.5, 25])
@@ -38,7 +38,7 @@ def test_the_bare_request_id_of_an_answer_is_enough(service: LocalService) -> No
     assert [(one.answer, one.truth) for one in joined_rows(service, "halves", answer.request_id)] == [("upper", "lower")]
 
 
-def test_the_same_truth_twice_is_the_same_as_once_and_the_last_one_counts(service: LocalService) -> None:
+def test_repeated_feedback_counts_once_and_the_latest_is_used(service: LocalService) -> None:
     with service.client("acme", "trips") as client:
         answer = client.predict("trips", ROWS)
         assert client.feedback(answer.id, 24, row=1)["new"] == 1
@@ -97,7 +97,7 @@ def test_feedback_on_a_forbidden_model_is_refused_like_feedback_on_an_unknown_on
         ("halves", 0, "upper"),
     ],
 )
-def test_a_truth_that_the_model_could_never_answer_is_refused_with_what_it_could(
+def test_feedback_that_the_model_could_not_answer_is_refused_with_the_valid_values(
     service: LocalService, model: str, truth: Any, expected: str
 ) -> None:
     with service.client("acme", "trips", "halves") as client, pytest.raises(InvalidInput) as caught:
@@ -106,7 +106,7 @@ def test_a_truth_that_the_model_could_never_answer_is_refused_with_what_it_could
     assert expected in str(caught.value.expected)
 
 
-def test_a_row_beyond_those_of_the_request_is_refused(service: LocalService) -> None:
+def test_feedback_on_a_row_that_the_request_did_not_have_is_refused(service: LocalService) -> None:
     with service.client("acme", "trips") as client:
         answer = client.predict("trips", ROWS)
         with pytest.raises(InvalidInput) as caught:
@@ -131,7 +131,7 @@ def test_a_row_beyond_those_of_the_request_is_refused(service: LocalService) -> 
         b"[" * 100_000,
     ],
 )
-def test_what_is_no_feedback_is_refused_with_the_reason(service: LocalService, body: bytes) -> None:
+def test_invalid_feedback_is_refused_with_the_reason(service: LocalService, body: bytes) -> None:
     headers = {"authorization": f"Bearer {service.token('acme', 'trips')}", "content-type": "application/json"}
     response = httpx.post(f"{service.gateway}/v1/feedback", content=body, headers=headers)
     assert response.status_code in (400, 422), response.text

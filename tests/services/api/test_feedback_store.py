@@ -25,7 +25,7 @@ def stored(project: Project) -> list[str]:
     return [one.request_id for one in joined(project, "trips")]
 
 
-def test_truths_are_removed_when_they_are_too_old_once_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_feedback_is_removed_once_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project = Project(tmp_path)
     start = 1_800_000_000.0
     store = FeedbackStore(project, keep_days=10)
@@ -57,7 +57,7 @@ def test_a_repeated_truth_is_kept_from_its_own_time_on(tmp_path: Path, monkeypat
     store.close()
 
 
-def test_removing_a_day_of_truths_takes_its_place_for_new_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_freed_pages_are_used_for_new_feedback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file does not grow any further."""
     project = Project(tmp_path)
     store = FeedbackStore(project, keep_days=2)
