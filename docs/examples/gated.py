@@ -1,4 +1,4 @@
-"""A model of one's own: a dense network with a gate. In a recipe: `model: {name: "gated:GatedMLP", width: 64}`."""
+"""A custom model: a dense network with a gate. In a recipe: `model: {name: "gated:GatedMLP", width: 64}`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from headrace.recipe.models import ModelConfig
 
 
 class GatedMLP(nn.Module):
-    """One hidden layer, each of its features gated (Dauphin et al. 2017, arXiv:1612.08083).
+    """One hidden layer, with a gate for each feature (Dauphin et al. 2017, arXiv:1612.08083).
 
-    Takes `numeric` `(batch, columns)` float32 and `categorical` `(batch, columns)` int64, gives `(batch, outputs)`.
+    Takes `numeric` `(batch, columns)` float32 and `categorical` `(batch, columns)` int64, returns `(batch, outputs)`.
     """
 
     class Config(ModelConfig):
-        """What the recipe may set."""
+        """Settings in the recipe."""
 
         width: int = Field(default=64, ge=1)
         """Hidden features."""

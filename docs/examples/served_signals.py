@@ -19,7 +19,7 @@ class SignalModel(OnnxModel):
         try:
             return {"signal": np.stack([decode(text) for text in texts])}
         except ValueError as error:
-            raise ContractViolation("instances", "two numbers such as 0.1,0.9", str(error)) from None
+            raise ContractViolation("instances", "two numbers like 0.1,0.9", str(error)) from None
 
     def to_answers(self, outputs: NDArray[Any]) -> list[dict[str, Any]]:
         return [{"direction": answer["label"]} for answer in super().to_answers(outputs)]

@@ -1,4 +1,4 @@
-"""A kind of task of one's own: text such as "0.1,0.9" is a signal of two samples, and the answer is its direction.
+"""A custom task type: a text like "0.1,0.9" is a signal of two samples, and the answer is its direction.
 
 In a recipe: `task: signals:SignalClassification`. `served_signals.py` is its served side.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class SignalClassification(TaskType):
-    """One label a signal."""
+    """Predicts one label per signal."""
 
     metrics: ClassVar[dict[str, Any]] = {"accuracy": "higher", "macro_f1": "higher", "log_loss": "lower"}
 

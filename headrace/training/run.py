@@ -106,7 +106,7 @@ def calibrate(model: ServedModel, validation: Rows, config: TrainConfig) -> dict
     """
     if config.calibrate is not None and config.calibrate not in model.calibrations:
         raise TrainingError(
-            f"train.calibrate: {config.calibrate} needs probabilities, which this model does not predict",
+            f"{config.calibrate} needs probabilities, which this model does not predict",
             where="train.calibrate",
             hint="remove train.calibrate; for a regression, set model.interval",
         )

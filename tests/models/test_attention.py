@@ -101,7 +101,7 @@ def test_a_padded_batch_is_answered_as_each_text_alone(positions: str, pooling: 
 @pytest.mark.parametrize("positions", ["learned", "rotary"])
 def test_the_order_of_the_tokens_matters(positions: str) -> None:
     model = network(positions=positions)
-    # Embeddings start small: at their first size all texts look alike to the norms.
+    # Embeddings start small: at their initial size all texts look the same to the norms.
     nn.init.normal_(model.embedding.weight)
     if model.positions is not None:
         nn.init.normal_(model.positions.weight)

@@ -1,4 +1,4 @@
-"""Temperatures and margins against numbers worked by hand, and against what they promise on rows that nobody has seen."""
+"""Temperatures and margins, compared with numbers computed by hand, and with what they promise on new rows."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_nothing_is_fitted_unless_the_recipe_asks() -> None:
 def test_a_temperature_of_a_regression_is_refused() -> None:
     schema = Schema(shape=Shape(numeric=1, outputs=1), numeric=[Numeric(name="a", mean=0, std=1, nullable=False)])
     model = task_type_of("regression").module(MLPConfig(hidden=[]), schema)
-    with pytest.raises(TrainingError, match="is for probabilities") as caught:
+    with pytest.raises(TrainingError, match="needs probabilities") as caught:
         calibrate(model, Split((torch.zeros(2, 1),), torch.zeros(2)), TrainConfig(calibrate="temperature"))
     assert caught.value.hint
 

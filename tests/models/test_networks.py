@@ -98,7 +98,7 @@ def test_mlp_is_embeddings_beside_numbers_then_relu_layers() -> None:
 
 
 def test_batch_norm_takes_a_last_batch_of_one_row_that_shrank_to_one_place() -> None:
-    """Torch's own refuses it in training. The running statistics stand in, and do not move."""
+    """Torch's own refuses it in training. The running statistics are used instead, and do not change."""
     torch.manual_seed(0)
     network = build(CNNConfig(channels=[3, 4], batch_norm=True, dropout=0.0), Shape(image=(1, 2, 2), outputs=2))
     for _ in range(3):

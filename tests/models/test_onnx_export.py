@@ -1,4 +1,4 @@
-"""The exported graph: the network's answers, for any number of rows, whatever the columns are called."""
+"""The exported graph: the network's answers, for any number of rows and any names of columns."""
 
 from __future__ import annotations
 

@@ -180,7 +180,7 @@ def test_the_graphs_decode_token_by_token_what_torch_reads_at_once(exported: tup
 
 
 def test_the_search_over_graphs_is_the_search_over_torch(exported: tuple[Summarising, Path]) -> None:
-    """Torch reads each beam's text anew at every step, so nothing that the graphs remember can be mixed up unseen."""
+    """Torch processes each beam's whole text at every step, so that a mistake in the graphs' state would show."""
     model, folder = exported
     source = tokens(5, 7, seed=3)
     source[2, 4:] = PAD

@@ -119,7 +119,7 @@ def test_a_graph_may_have_no_edges_however_that_is_written() -> None:
         ({"nodes": "[[1, 2], [3]]", "edges": "[]"}, r"in shape \[2\].*got a list of 1, at place 1"),
     ],
 )
-def test_what_is_no_graph_is_told_by_its_beginning(change: dict[str, Any], said: str) -> None:
+def test_an_invalid_graph_is_named_by_its_beginning(change: dict[str, Any], said: str) -> None:
     frame = landed(shapes())
     for column, value in change.items():
         frame.loc[3, column] = value
@@ -261,7 +261,7 @@ def test_an_explanation_says_how_much_a_graph_loses_with_each_node(folder: Path)
     whole, *others = (answer["probabilities"]["star"] for answer in answers)
     assert found["value"] == pytest.approx(whole, abs=1e-6)
     assert found["attributions"] == pytest.approx([whole - other for other in others], abs=1e-6)
-    assert np.ptp(found["attributions"]) > 0.05, "nodes that count alike would prove little"
+    assert np.ptp(found["attributions"]) > 0.05, "nodes that count the same would prove little"
 
 
 def test_the_service_answers_over_its_own_protocol(folder: Path) -> None:

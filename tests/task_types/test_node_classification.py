@@ -54,7 +54,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def clubs(members: int = 80, seed: int = 0) -> tuple[pd.DataFrame, list[tuple[str, str]]]:
-    """Two clubs: friends are mostly of one's own, and so are most likes. Member m0 has no friend."""
+    """Two clubs: most friends and most likes are within a club. Member m0 has no friend."""
     rng = np.random.default_rng(seed)
     club = np.arange(members) % 2
     likes = (rng.random((members, LIKES)) < 0.25 + 0.3 * (np.arange(LIKES) % 2 == club[:, None])).astype(int)
@@ -129,7 +129,7 @@ def test_an_edge_that_one_row_names_counts_in_both_directions() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"edges": "m1 nobody"}, "an edge leads from node 'm3' to 'nobody', which no row has"),
+        ({"edges": "m1 nobody"}, "an edge leads from node 'm3' to 'nobody', which is in no row"),
         ({"likes": "1 x"}, "'x' is no position of a feature"),
         ({"likes": "-1"}, "'-1' is no position"),
     ],
@@ -183,7 +183,7 @@ def test_the_exported_graph_answers_as_torch(model: dict[str, Any], pack: bool, 
     served = load(tmp_path)
     said = served.predict([{"node": name} for name in landed["name"]])
     np.testing.assert_allclose([list(one["probabilities"].values()) for one in said], wanted, atol=1e-5)
-    # A graph of one's own that is the stored one gives the stored one's answers.
+    # The stored graph, sent by a client, gives the same answers.
     part = graph_of(schema).subgraph(np.arange(80))
     own = {
         "nodes": np.nan_to_num(part.features, nan=float(np.nanmean(part.features[:, 0]))).tolist(),
@@ -314,7 +314,7 @@ def test_an_explanation_says_how_much_a_new_node_loses_with_each_neighbour(proje
     falls = [whole - by_hand(project, likes, [f for f in friends if f != friend])["tennis"] for friend in friends]
     assert found["value"] == pytest.approx(whole, abs=1e-5)
     assert found["attributions"] == pytest.approx(falls, abs=1e-5)
-    assert np.ptp(falls) > 0.05, "neighbours that count alike would prove little"
+    assert np.ptp(falls) > 0.05, "neighbours that count the same would prove little"
     other = ask(app, instance={"features": {"present": likes}, "neighbours": friends}, target="chess")
     assert other["attributions"] == pytest.approx([-fall for fall in falls], abs=1e-5)
 
@@ -354,5 +354,5 @@ def test_new_nodes_come_in_as_a_batch_and_edges_to_nobody_do_not(project: Projec
         {"name": ["n1", "n2"], "likes": ["1 3", "0"], "edges": ["m1 m3", "n1 nobody"], "club": ["tennis", "chess"]}
     )
     batch.to_csv(tmp_path / "more.csv", index=False)
-    with pytest.raises(DataError, match="node 'nobody', which no row has"):
+    with pytest.raises(DataError, match="node 'nobody', which is in no row"):
         add_batch(recipe, tmp_path / "more.csv", project, lambda line: None)

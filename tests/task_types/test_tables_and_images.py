@@ -158,7 +158,7 @@ def test_a_regression_with_an_interval_says_so_and_is_scored_by_it() -> None:
         ("regression", {"model": {"name": "mlp", "interval": 0.9}, "target": "interval"}, "predictions hold their interval"),
     ],
 )
-def test_intervals_and_temperatures_where_they_do_not_fit_are_told(task: str, changes: dict[str, Any], said: str) -> None:
+def test_intervals_and_temperatures_are_refused_where_they_do_not_fit(task: str, changes: dict[str, Any], said: str) -> None:
     fields = make_recipe(task).model_dump(mode="json")
     fields["data"]["target"] = changes.pop("target", "y")
     with pytest.raises(RecipeError, match=said):

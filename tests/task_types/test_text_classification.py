@@ -130,7 +130,7 @@ def test_what_is_no_text_is_read_as_text() -> None:
     assert (tokens != PAD).sum(axis=1).tolist() == [2, 3, 1, 2]
 
 
-def test_one_class_one_token_and_a_wrong_column_are_told() -> None:
+def test_one_class_one_token_and_a_wrong_column_are_errors() -> None:
     with pytest.raises(DataError, match="one class only"):
         fitted(reviews(20).assign(mood="good"), recipe_of())
     with pytest.raises(DataError, match="vocabulary of 1 token") as caught:
@@ -248,7 +248,7 @@ def test_the_contract_says_what_is_read_and_what_is_refused() -> None:
     contract.to_feeds([contract.sample])  # also where the test row itself is too long
 
 
-def test_scores_are_told_by_how_many_tokens_a_text_has() -> None:
+def test_scores_are_sliced_by_the_number_of_tokens() -> None:
     recipe, frame = recipe_of(), reviews(60)
     schema = fitted(frame, recipe)
     right = np.eye(2)[(frame["mood"] == "good").astype(int)]

@@ -174,16 +174,16 @@ def test_metrics_count_characters_whatever_the_tokens_are(exported: Any) -> None
     assert {s.value for s in found.slices} == set(frame["title"]) and {s.column for s in found.slices} == {"title"}
 
 
-def test_characters_that_training_never_saw_are_told() -> None:
+def test_characters_that_are_not_in_training_texts_are_noted() -> None:
     recipe, frame = recipe_of(), rhymes(5)
     schema = fitted(frame, recipe)
     strange = pd.DataFrame({"text": ["the mill ☃☃"]})
     assert (task_type_of(recipe.task).encode(strange, schema, recipe)["tokens"] == UNKNOWN).sum() == 2
     notes = task_type_of(recipe.task).evaluate(strange, np.array([[9.0, 11.0]]), schema, recipe).notes
-    assert notes == ["2 characters stand in no training text: which one it is costs nothing in bits_per_character"]
+    assert notes == ["2 characters are in no training text: bits_per_character does not count which one it is"]
 
 
-def test_pieces_know_every_text_and_lower_case_is_told() -> None:
+def test_pieces_encode_every_text_and_lower_case_is_noted() -> None:
     recipe, frame = recipe_of(tokens="pieces", vocabulary=300, lowercase=True), rhymes(5)
     schema = fitted(frame, recipe)
     strange = pd.DataFrame({"text": ["the mill ☃☃"]})

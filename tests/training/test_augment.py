@@ -14,7 +14,7 @@ from headrace.training.augment import DRAWS, Augment, affine, resample
 
 
 def drawn(**numbers: float) -> Tensor:
-    """Draws that stand for no change, but for those named; each from 0 to 1."""
+    """Draws that change nothing, except those named; each from 0 to 1."""
     named = ["shift_x", "shift_y", "scale", "angle", "crop_width", "crop_height", "crop_x", "crop_y"]
     still = dict.fromkeys(named, 0.5) | {"crop_width": 0.0, "crop_height": 0.0}
     return torch.tensor([list({**still, **numbers}.values())])
@@ -62,7 +62,7 @@ def test_a_right_angle_turns_the_image() -> None:
 @pytest.mark.parametrize("shape", [(21, 21), (15, 31)])
 @pytest.mark.parametrize("degrees", [-35.0, 10.0, 70.0])
 def test_an_angle_is_that_of_another_library(degrees: float, shape: tuple[int, int]) -> None:
-    """Pillow turns pixels, whatever height and width are. A smooth blob, as the two differ in how they round."""
+    """Pillow rotates pixels, for any height and width. A smooth blob, as the two differ in how they round."""
     y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) - (n - 1) / 2 for n in shape), indexing="ij")
     image = 200 * torch.exp(-((x - 2) ** 2) / 9 - (y + 1) ** 2 / 3)[None]
     found = changed(image, Augmentation(rotate=180), angle=0.5 + degrees / 360)
@@ -85,7 +85,7 @@ def test_a_crop_stretches_a_part_to_the_whole() -> None:
     image = picture(8, 8)
     top_left = changed(image, ALL, crop_width=1.0, crop_height=1.0, crop_x=0.0, crop_y=0.0)
     wanted = torch.nn.functional.interpolate(image[None, :, :4, :4].float(), size=(8, 8), mode="bilinear")[0]
-    # beyond the crop the old image goes on, where `interpolate` repeats the edge
+    # beyond the crop is the rest of the old image, where `interpolate` repeats the edge
     torch.testing.assert_close(top_left[:, :7, :7], wanted[:, :7, :7], atol=1e-3, rtol=0)
     right = changed(image, ALL, crop_width=1.0, crop_x=1.0)
     assert torch.equal(right[0, 0], torch.zeros(8)) and right[0, 2:-2, :4].min() > 0
@@ -107,7 +107,7 @@ def test_draws_stay_within_what_the_recipe_allows() -> None:
     assert 14 < angle.max() <= 15.001 and -15.001 <= angle.min() < -14
     only_crop = affine(Augmentation(crop=0.3), draws, 8, 8)
     reach = only_crop[:, :, :2].sum(2) + only_crop[:, :, 2].abs()
-    assert reach.max() <= 1.0001  # a crop lies within the image
+    assert reach.max() <= 1.0001  # a crop is within the image
     assert offset.abs().max() <= 0.3 + 2 * 0.1 * 1.5 / 0.8
 
 

@@ -104,7 +104,7 @@ def test_an_earlier_epoch_does_not_win_over_the_mean_of_the_last(tmp_path: Path)
     assert progress.best_epoch >= 3
 
 
-def test_statistics_of_batch_norm_are_taken_anew_for_the_mean() -> None:
+def test_statistics_of_batch_norm_are_computed_for_the_mean() -> None:
     model, rows = image_model(batch_norm=True), image_rows(40)
     average = EpochMean(model, start=0.0, epochs=3)
     for epoch in (1, 2):

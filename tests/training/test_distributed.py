@@ -1,4 +1,4 @@
-"""Several processes train what one would; what happens when one of them dies, fails or is stopped."""
+"""Several processes train the same weights as one; what happens if one of them dies, fails or is stopped."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from headrace.pipeline.prepare import prepare
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe, load_recipe
 from headrace.settings import Settings
-from headrace.training.distributed.single import rows_of
+from headrace.training.distributed.single import local_rows
 from tests.bento_projects import another, make_recipe
 from tests.paths import ROOT
 from tests.projects import make_project
@@ -65,19 +65,19 @@ def job(strategy: str, described: dict[str, Any], size: int = 2) -> dict[str, An
 
 
 DROPPED = {"model": "table", "dropout": 0.5, "train": {"averaging": {"decay": 0.9}}}
-"""Dropout draws in each process; it goes on where a stopped one was."""
+"""Dropout draws in each process; a resumed run draws what a stopped one would have drawn."""
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], dict[str, Any]]:
     """What two processes made: of everything in `SAME` by both strategies; of dropout as a whole, once more, stopped in its
-    second epoch and gone on with."""
+    second epoch and resumed."""
     named = {(strategy, name): job(strategy, described) for strategy in STRATEGIES for name, described in SAME.items()}
     for strategy in STRATEGIES:
         dropped = job(strategy, DROPPED)
         named[strategy, "whole"], named[strategy, "again"] = dropped, dropped
         named[strategy, "stopped"] = {**dropped, "place": f"stopped-{strategy}", "die_in": [2, 3]}
-        named[strategy, "gone on"] = {**dropped, "place": f"stopped-{strategy}"}
+        named[strategy, "resumed"] = {**dropped, "place": f"stopped-{strategy}"}
     results = iter(shared(tmp_path_factory.mktemp("shared"), *named.values()))
     return {key: next(results) for key, described in named.items() if "die_in" not in described}
 
@@ -96,15 +96,15 @@ def test_two_processes_make_the_weights_of_one(name: str, strategy: str, made: A
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_two_processes_do_the_same_again_and_go_on_where_they_stopped(strategy: str, made: Any) -> None:
-    whole, again, resumed = (made[strategy, name] for name in ("whole", "again", "gone on"))
+def test_two_processes_give_the_same_again_and_when_resumed(strategy: str, made: Any) -> None:
+    whole, again, resumed = (made[strategy, name] for name in ("whole", "again", "resumed"))
     assert largest_difference(whole["weights"], again["weights"]) == 0
     assert largest_difference(whole["weights"], resumed["weights"]) == 0
     assert whole["history"] == again["history"] == resumed["history"]
 
 
 def test_three_processes_have_rows_for_two_of_them_in_the_last_batch(tmp_path: Path) -> None:
-    """37 rows in batches of 7 leave 2 at the end; what three processes left, one goes on with, and the other way round."""
+    """37 rows in batches of 7 leave 2 at the end; one process resumes what three left."""
     described = {"model": "table", "train": {"batch_size": 7, "epochs": 2}}
     stopped = {"place": "left", "die_in": [2, 2]}
     wanted, _ = run(described, tmp_path / "one")
@@ -114,11 +114,11 @@ def test_three_processes_have_rows_for_two_of_them_in_the_last_batch(tmp_path: P
     assert largest_difference(resumed, wanted) < TOLERANCE
 
 
-def test_rows_are_dealt_once_each_in_order() -> None:
+def test_rows_are_distributed_once_each_in_order() -> None:
     for of, size in itertools.product((1, 2, 5, 8, 9), (1, 2, 3, 8)):
-        dealt = [rows_of(rank, size, of) for rank in range(size)]
-        assert [row for part in dealt for row in range(of)[part]] == list(range(of))
-        taken = [len(range(of)[part]) for part in dealt]
+        distributed = [local_rows(rank, size, of) for rank in range(size)]
+        assert [row for part in distributed for row in range(of)[part]] == list(range(of))
+        taken = [len(range(of)[part]) for part in distributed]
         assert max(taken) - min(taken) <= 1 and taken[0] == max(taken)
 
 
@@ -171,7 +171,7 @@ def wait_for(what: Callable[[], Any], seconds: float = 240.0) -> Any:
 
 
 def in_the_middle(recipe: Recipe, prepared: Project) -> bool:
-    """Whether an epoch is over, and another one under way."""
+    """Returns whether an epoch is over, and another one running."""
     return (prepared.state / "checkpoints" / f"{recipe.name}.pt").exists()
 
 
@@ -201,7 +201,7 @@ def test_a_killed_process_is_started_again_and_the_weights_are_those_of_a_run_ne
     assert not (prepared.state / "checkpoints" / f"{recipe.name}.pt").exists()
 
 
-def test_an_error_of_the_training_is_told_once_as_by_one_process(
+def test_an_error_is_reported_once_as_with_one_process(
     prepared: Project, stage: Callable[[Recipe], subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     recipe = untrained(prepared, learning_rate=1e30, epochs=3, strategy="fsdp")
@@ -251,7 +251,7 @@ def test_a_graph_is_not_shared_out() -> None:
         make_recipe("node-classification", {"name": "gcn"}, {"processes": 2}, graph=graph)
 
 
-def test_machines_divide_the_processes_and_know_where_they_meet() -> None:
+def test_machines_divide_the_processes_and_need_an_address() -> None:
     from headrace.training.distributed.launch import processes_here
 
     recipe = make_recipe(train={"processes": 4})

@@ -1,4 +1,4 @@
-"""What goes wrong in a training, and what the user is told."""
+"""Errors of a training, and their messages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def raised(config: TrainConfig, error: BaseException) -> TrainingError:
 
 
 def too_much() -> RuntimeError:
-    """What torch says when the CPU's memory does not suffice, asked for truly."""
+    """Returns the error that torch raises when the CPU's memory is exhausted."""
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60, dtype=torch.uint8)
     return caught.value
@@ -41,7 +41,7 @@ def test_a_full_memory_names_the_fields_that_keep_the_steps(size: int) -> None:
         assert f"train.batch_size: {size // 2}" in str(found.hint) and "train.gradient_accumulation_steps: 6" in str(found.hint)
 
 
-def test_a_full_gpu_is_told_as_that() -> None:
+def test_a_full_gpu_is_named() -> None:
     assert "the GPU is out of memory" in raised(TrainConfig(), torch.cuda.OutOfMemoryError("CUDA out of memory")).message
 
 
@@ -55,7 +55,7 @@ def test_other_errors_pass() -> None:
 
 
 def spoilt_from(batch: int, model: ServedModel) -> None:
-    """Makes the loss of that batch no number, counted from 1."""
+    """Makes the loss of that batch NaN, counted from 1."""
     plain, seen = model.loss, [0]
 
     def loss(raw: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -88,7 +88,7 @@ def test_where_gradients_are_clipped_the_clip_is_to_be_lowered(tmp_path: Path) -
     assert "lower train.max_grad_norm" in str(caught.value.hint)
 
 
-def test_rows_that_are_no_numbers_are_told_on_the_validation_rows_too(tmp_path: Path) -> None:
+def test_infinite_validation_rows_are_reported(tmp_path: Path) -> None:
     model, rows = table_model(), table_rows(20)
     bad = Split((torch.full((5, 2), math.inf),), torch.zeros(5, dtype=torch.int64))
     model.preprocess = torch.nn.Identity()

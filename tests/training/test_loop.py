@@ -1,4 +1,4 @@
-"""The training loop on toys: that it learns, stops, resumes bit for bit, and says why it cannot go on."""
+"""The training loop on toys: that it learns, stops, resumes bit for bit, and reports why it cannot continue."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NUMBERS = [Numeric(name=name, mean=0.0, std=1.0, nullable=False) for name in "ab
 
 
 class Killed(Exception):
-    """Stands for the end of the process."""
+    """Raised in place of the end of the process."""
 
 
 def kill_in(epoch: int) -> Callable[[Progress], None]:
@@ -48,7 +48,7 @@ def model(seed: int = 0, dropout: float = 0.3, hidden: int = 8) -> ServedModel:
 
 
 def rows(n: int, seed: int = 1, noise: float = 0.0) -> Split:
-    """Two classes on either side of a line, some told wrongly."""
+    """Two classes on either side of a line, some labelled wrongly."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n, 2, generator=generator)
     wrong = torch.rand(n, generator=generator) < noise
@@ -106,7 +106,7 @@ def test_a_regression_is_evaluated_by_its_absolute_error() -> None:
     assert loss == pytest.approx((0.5 * 0.5**2 + (3 - 0.5)) / 2)
 
 
-def test_every_row_is_taken_once_an_epoch_in_a_fresh_order() -> None:
+def test_every_row_is_taken_once_an_epoch_in_a_new_order() -> None:
     split = Split((torch.arange(10) * 10,), torch.arange(10))
     first, again, second = (list(split.batches(3, generator(7, "order", epoch))) for epoch in (0, 0, 1))
     assert [len(target) for _, target in first] == [3, 3, 3, 1]
@@ -164,7 +164,7 @@ def test_a_run_killed_in_any_epoch_ends_as_one_never_killed(epoch: int, optimize
     whole, wanted = train(config, tmp_path / "whole")
     with pytest.raises(Killed):
         train(config, tmp_path / "cut", on_epoch=kill_in(epoch))
-    fresh = model(seed=99 if epoch > 1 else config.seed)  # whatever it starts with, the checkpoint replaces
+    fresh = model(seed=99 if epoch > 1 else config.seed)  # the checkpoint replaces the initial weights
     torch.rand(17 if epoch > 1 else 0)
     resumed: list[int] = []
     cut, found = train(config, tmp_path / "cut", fresh, on_epoch=lambda p: resumed.append(p.epoch))
@@ -234,7 +234,7 @@ def test_a_loss_that_is_no_number_names_the_learning_rate(tmp_path: Path) -> Non
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_a_gpu_that_is_not_there_is_said() -> None:
+def test_a_missing_gpu_is_an_error() -> None:
     with pytest.raises(TrainingError, match="no CUDA GPU") as caught:
         choose_device("cuda")
     assert "`auto`" in str(caught.value.hint)

@@ -41,7 +41,7 @@ def test_labels_that_are_numbers_are_named_as_numbers() -> None:
     assert float(found[1] / found[0]) == pytest.approx(4.0)
 
 
-def test_a_label_that_no_row_has_is_told_with_the_near_miss() -> None:
+def test_an_unknown_label_is_an_error_with_the_near_miss() -> None:
     with pytest.raises(RecipeError, match=r"'dgo'; did you mean 'dog'\?"):
         class_weights({"dgo": 2.0}, TARGET, LABELS)
 

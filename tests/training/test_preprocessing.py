@@ -1,4 +1,4 @@
-"""Rows preprocessed ahead train the same weights, and only where nothing else would change."""
+"""Rows preprocessed once train the same weights, and only where nothing else would change."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_after_it_the_model_takes_what_clients_send() -> None:
 
 
 class Elsewhere:
-    """Rows that do not lie in memory."""
+    """Rows that are not in memory."""
 
     def __init__(self, rows: Split) -> None:
         self.device, self.target, self.batches = rows.device, rows.target, rows.batches

@@ -87,7 +87,7 @@ def test_a_batch_of_a_sorted_table_has_rows_from_all_over_it(monkeypatch: pytest
     rows = 64_000
     table = Split((), torch.arange(rows))
     means = torch.tensor([batch.double().mean() for batch in shuffled(table, 256)])
-    # of fully shuffled rows the means of batches would spread by rows/sqrt(12 * 256), about 1,155; as they lie by 18,475
+    # of fully shuffled rows the means of batches would spread by rows/sqrt(12 * 256), about 1,155; in stored order by 18,475
     assert means.std() < 3 * rows / (12 * 256) ** 0.5
 
 

@@ -112,7 +112,7 @@ def killed(recipe: Recipe, project: Project, file: str, time: int) -> None:
 
 
 @pytest.mark.parametrize(("file", "time"), [("{name}.pt", 3), ("curves.csv", 1)], ids=["between epochs", "between files"])
-def test_a_killed_training_goes_on_and_ends_as_one_never_killed(file: str, time: int, built: Project) -> None:
+def test_a_killed_training_resumes_and_ends_as_one_never_killed(file: str, time: int, built: Project) -> None:
     never, recipe = untrained(built, epochs=5), untrained(built, epochs=5)
     train_model(never, built)
     killed(recipe, built, file.format(name=recipe.name), time)
@@ -139,7 +139,7 @@ def test_a_training_that_fails_says_so_in_mlflow_and_leaves_no_weights(built: Pr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_a_gpu_that_is_not_there_is_told_before_a_run_opens(built: Project) -> None:
+def test_a_missing_gpu_is_an_error_before_a_run_opens(built: Project) -> None:
     recipe = untrained(built, device="cuda")
     with pytest.raises(TrainingError, match="no CUDA GPU"):
         train_model(recipe, built)
@@ -155,7 +155,7 @@ def test_a_fingerprint_names_data_and_settings_and_nothing_else(built: Project) 
 
     first = fingerprint_of(recipe, prepared, built.root)
     assert (
-        fingerprint_of(another(built, f"{recipe.name}-twin", "tiny", gate={"approval": "manual"}), prepared, built.root)
+        fingerprint_of(another(built, f"{recipe.name}-approved", "tiny", gate={"approval": "manual"}), prepared, built.root)
         == first
     )
     assert (
@@ -168,7 +168,7 @@ def test_a_fingerprint_names_data_and_settings_and_nothing_else(built: Project) 
     assert fingerprint_of(load_recipe(recipe.name, built), prepared, built.root) != first
 
 
-def test_a_checkpoint_of_other_data_is_not_gone_on_from(built: Project) -> None:
+def test_a_checkpoint_of_other_data_is_not_used(built: Project) -> None:
     recipe = untrained(built, epochs=3)
     killed(recipe, built, f"{recipe.name}.pt", 3)
     prepared = built.artifacts(recipe.name) / "prepared"

@@ -54,7 +54,7 @@ def test_the_first_step_is_the_one_worked_out_by_hand(optimizer: Any) -> None:
         torch.testing.assert_close(parameter.detach(), wanted, rtol=1e-4, atol=1e-6)
 
 
-def test_muon_steps_alike_in_every_direction_of_a_hidden_matrix() -> None:
+def test_muon_steps_equally_far_in_every_direction_of_a_hidden_matrix() -> None:
     """The gradient U S V' becomes nearly U V', with the length of AdamW's step (0.2 for each weight)."""
     config = TrainConfig(optimizer="muon", learning_rate=0.1, weight_decay=0.0, schedule="constant")
     model = table_model()
@@ -75,8 +75,8 @@ def test_muon_leaves_what_is_no_hidden_matrix_to_adamw() -> None:
     model, plain, rows = table_model(), table_model(), table_rows(50)
     first_step(config, model, rows)
     first_step(config.model_copy(update={"optimizer": "adamw"}), plain, rows)
-    alike = {name for name, _ in model.named_parameters() if torch.equal(model.state_dict()[name], plain.state_dict()[name])}
-    assert alike == {"network.layers.0.bias", "network.layers.3.bias", "network.layers.6.weight", "network.layers.6.bias"}
+    same = {name for name, _ in model.named_parameters() if torch.equal(model.state_dict()[name], plain.state_dict()[name])}
+    assert same == {"network.layers.0.bias", "network.layers.3.bias", "network.layers.6.weight", "network.layers.6.bias"}
 
 
 def test_weights_decay_and_biases_norms_and_embeddings_do_not() -> None:
