@@ -28,7 +28,9 @@ GROUPS = (
     ("tests/test_docs.py",),
     # the fixture `built`
     (
-        "tests/release/test_release_steps.py",
+        "tests/release/test_decision.py",
+        "tests/release/test_lineage.py",
+        "tests/release/test_record.py",
         "tests/tracking/test_registry.py",
         "tests/pipeline/test_dvc.py",
         "tests/training/test_run.py",

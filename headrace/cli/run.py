@@ -70,11 +70,13 @@ def _is_unchanged(recipe: Recipe, project: Project, settings: Settings, as_json:
 
     if not up_to_date.is_unchanged(recipe, project, settings):
         return False
+    facts = record.current_release(recipe.name, project)
+    if facts is not None:  # in production, also when a later candidate was refused: it has to serve
+        spec = ReplicaSpec(recipe.name, facts["version"], facts["bento"], facts["image"], facts["threads"])
+        if not is_serving(spec, facts["replicas"], project, settings):
+            return False
     facts = record.last_final_release(recipe.name, project)
     if facts is None:
-        return False
-    spec = ReplicaSpec(recipe.name, facts["version"], facts["bento"], facts["image"], facts["threads"])
-    if not is_serving(spec, facts["replicas"], project, settings):
         return False
     _show(facts, project, settings, as_json, unchanged=True)
     return True

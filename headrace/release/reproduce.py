@@ -127,7 +127,9 @@ def _extract_commit(commit: str, project: Project, folder: Path) -> None:
 def _run_stage(stage: str, model: str, folder: Path, from_folder: bool) -> None:
     """Runs one stage in a process of its own, with the command in `folder`'s dvc.yaml: its code may be older than this one."""
     error_file = folder / "error.json"
-    environment = {**os.environ, "HEADRACE_ROOT": str(folder), ERROR_FILE: str(error_file)}
+    # Settings of this project are left out: older code knows other names, and the run is not to be logged to its MLflow.
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
+    environment = {**kept, "HEADRACE_ROOT": str(folder), ERROR_FILE: str(error_file)}
     if from_folder:
         environment["PYTHONPATH"] = str(folder)
     done = subprocess.run(_command(stage, model, folder), cwd=folder, env=environment, check=False)

@@ -42,7 +42,8 @@ class Live:
         """As the commands see them."""
         fields = {name.removeprefix("HEADRACE_").lower(): value for name, value in self.ports.items()}
         first, last = json.loads(fields.pop("replica_ports"))
-        return Settings(**{name: int(value) for name, value in fields.items()}, replica_ports=(first, last))
+        ports: dict[str, Any] = {name: int(value) for name, value in fields.items()}
+        return Settings(**ports, replica_ports=(first, last))
 
     @property
     def door(self) -> str:

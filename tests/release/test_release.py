@@ -218,6 +218,9 @@ def test_a_model_that_is_not_better_is_refused_and_the_champion_keeps_serving(li
     assert f"tiny@{champion} keeps serving" in error["message"]
     assert live.json("predict", "tiny", "--sample")["version"] == champion
     assert live.json("run", "tiny", code=4)["message"] == error["message"]
+    live.run("down")
+    assert live.json("run", "tiny", code=4)["message"] == error["message"]
+    assert live.json("predict", "tiny", "--sample")["version"] == champion, "a refusal starts what is in production"
     assert journal.entries(live.project, "tiny")[-1].event == "refused"
 
 
