@@ -77,7 +77,7 @@ def test_what_was_released_serves_again_and_everything_says_so(live: Live, baked
     traced = live.json("trace", baked)
     assert (traced["version"], traced["aliases"]) == ("1", ["champion"])
     assert live.json("trace", f"{baked}@2")["released_at"] is None
-    assert f"its release ended before it was done; {baked}@1 serves" in live.run("history", baked).stdout
+    assert f"its release was interrupted; {baked}@1 serves" in live.run("history", baked).stdout
 
 
 def test_after_a_reboot_the_version_that_was_released_serves(live: Live, baked: str) -> None:
@@ -100,7 +100,7 @@ def test_the_same_command_again_goes_through_the_bake_again(live: Live, baked: s
         again = live.run("run", baked)
         load.wait_for("2")
     assert load.failures == []
-    assert "take back  what an earlier release of baked left" in again.stderr
+    assert "recover  an earlier release of baked was interrupted" in again.stderr
     assert "version 2 live, passed" in again.stderr
     assert shown(live, baked) == ("2", "champion", None)
     assert [(e.event, e.version) for e in journal.entries(live.project, baked)] == [
