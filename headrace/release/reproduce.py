@@ -182,7 +182,7 @@ def _largest_difference(version: Version, again: Project) -> float | None:
 
     artifacts = again.artifacts(version.model)
     try:
-        recipe: Recipe = load_recipe(version.model, again)
+        recipe: Recipe = load_recipe(version.model, again, translate_renamed=True)
     except HeadraceError:
         return None
     test = pd.read_parquet(artifacts / "prepared" / "test.parquet")
