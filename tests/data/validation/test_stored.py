@@ -13,7 +13,7 @@ from headrace.data.ingest import ingest
 from headrace.data.validation import stored
 from headrace.data.validation.context import ValidationContext
 from headrace.errors import DataRejected
-from headrace.pipeline import stages
+from headrace.pipeline.validate import validate_batches
 from headrace.project import Project
 
 BETWEEN = {"type": "expect_column_values_to_be_between", "column": "y", "min_value": 0, "max_value": 100}
@@ -50,12 +50,12 @@ def test_ingest_and_the_stage_of_a_first_release_run_great_expectations_once(
 ) -> None:
     recipe = make_recipe(expect=[BETWEEN])
     ingest(recipe, project, quiet)
-    stages.validate(recipe, project)
+    validate_batches(recipe, project)
     assert runs == [40] and len(pages(project)) == 1
     report = json.loads(project.validation_report("toy").read_text())
     assert report["success"] and Path(report["docs"]) == pages(project)[0]
     once = verdict(project)
-    stages.validate(recipe, project)  # a forced stage validates again, with the same result
+    validate_batches(recipe, project)  # a forced stage validates again, with the same result
     assert runs == [40, 40] and verdict(project) == once
 
 
@@ -67,11 +67,11 @@ def test_the_stage_validates_when_anything_has_changed_since_ingest(
     ingest(recipe, project, quiet)
     if change == "expectations":
         with pytest.raises(DataRejected):
-            stages.validate(make_recipe(expect=[{**BETWEEN, "max_value": 30}]), project)
+            validate_batches(make_recipe(expect=[{**BETWEEN, "max_value": 30}]), project)
     elif change == "data":
         (project.root / "new.csv").write_text("month,day,kind,y\n5,1,a,50\n")
         add_batch(recipe, project.root / "new.csv", project, quiet)
-        stages.validate(recipe, project)
+        validate_batches(recipe, project)
         assert runs == [40, 1, 41]
         return
     else:
@@ -79,7 +79,7 @@ def test_the_stage_validates_when_anything_has_changed_since_ingest(
             monkeypatch.setattr(stored, "_code_digest", lambda: "another")
         else:
             monkeypatch.setattr(stored, "installed_version", lambda name: "99")
-        stages.validate(recipe, project)
+        validate_batches(recipe, project)
     assert runs == [40, 40]
 
 
@@ -97,7 +97,7 @@ def test_a_damaged_kept_report_is_ignored(
     ingest(recipe, project, quiet)
     (kept,) = project.validation_report("toy").parent.glob("toy.first-batch.json")
     kept.write_text(content)
-    stages.validate(recipe, project)
+    validate_batches(recipe, project)
     assert runs == [40, 40]
 
 
@@ -110,5 +110,5 @@ def test_several_batches_are_validated_together(project: Project, make_recipe: A
     toy_csv.write_text(toy_csv.read_text().replace("1,0,a,10", "1,0,a,99"))
     ingest(recipe, project, quiet)  # writes both batches again
     runs.clear()
-    stages.validate(recipe, project)
+    validate_batches(recipe, project)
     assert runs == [30]
