@@ -59,8 +59,8 @@ def shown(live: Live, name: str) -> Any:
     return model["version"], model["alias"], model["predecessor"]
 
 
-def one_round_of_the_keeper(live: Live, name: str) -> None:
-    command = [sys.executable, "-m", "headrace.services.repairs", "end-abandoned", name]
+def run_one_repair(live: Live, name: str) -> None:
+    command = [sys.executable, "-m", "headrace.services.repairs", "roll-back-interrupted", name]
     subprocess.run(command, cwd=live.project.root, env=live.environment, check=True)
 
 
@@ -70,7 +70,7 @@ def test_what_was_released_serves_again_and_everything_says_so(live: Live, baked
         assert shown(live, baked) == ("2", None, "1")
         assert f"{baked}@2 is not released yet: {baked}@1 serves again" in live.run("status").stdout
         registry.move_champion(baked, "2", live.project)  # as a kill leaves it just before the journal's line
-        one_round_of_the_keeper(live, baked)
+        run_one_repair(live, baked)
         load.wait_for("1")
         assert shown(live, baked) == ("1", "champion", None)
     assert load.failures == []
@@ -119,7 +119,7 @@ def test_containers_that_stood_by_serve_again(live: Live, docker_engine: Setting
     change(live, name, bake="10m")
     with clients(live, name) as load:
         kill_while_it_bakes(live, name, load, "--runner", "docker")
-        one_round_of_the_keeper(live, name)
+        run_one_repair(live, name)
         load.wait_for("1")
     assert load.failures == []
     assert shown(live, name) == ("1", "champion", None)
