@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gate_report import hardware, section
+from benchmarks.report import hardware, section
 from bentos.models.onnx_model import open_session
 from bentos.scheduling.continuous import GenerationRequest
 from bentos.scheduling.streams import Streams
@@ -32,7 +32,7 @@ ROUNDS = 15
 
 
 @dataclass(frozen=True)
-class Measured:
+class Timing:
     """One way of writing some texts."""
 
     seconds: float
@@ -47,13 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> str:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a tiny model and few tokens: a check, no result")
     parser.add_argument("--out", type=Path, help="where the report goes (docs/benchmarks/text.md; nowhere with --quick)")
-    asked = parser.parse_args(arguments)
-    out = asked.out or (None if asked.quick else Path("docs/benchmarks/text.md"))
+    options = parser.parse_args(arguments)
+    out = options.out or (None if options.quick else Path("docs/benchmarks/text.md"))
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        language = make_language(Path(folder), quick=asked.quick)
-        tokens = 8 if asked.quick else 200
-        rows = [compare(language, streams, tokens, 1 if asked.quick else ROUNDS) for streams in STREAMS]
+        language = make_language(Path(folder), quick=options.quick)
+        tokens = 8 if options.quick else 200
+        rows = [compare(language, streams, tokens, 1 if options.quick else ROUNDS) for streams in STREAMS]
     text = report(rows, tokens, (time.perf_counter() - started) / 60)
     print(text)
     if out:
@@ -92,7 +92,7 @@ def make_language(folder: Path, quick: bool) -> TextGenerator:
     return TextGenerator(folder, open_session(folder / "model.onnx", 1))
 
 
-def compare(language: TextGenerator, streams: int, tokens: int, rounds: int) -> tuple[int, Measured, Measured]:
+def compare(language: TextGenerator, streams: int, tokens: int, rounds: int) -> tuple[int, Timing, Timing]:
     """So many streams: one after another, and together."""
     rng = np.random.default_rng(streams)
     vocabulary, most = language.encoder.vocabulary, min(PROMPT, language.layout.length)
@@ -104,8 +104,8 @@ def compare(language: TextGenerator, streams: int, tokens: int, rounds: int) -> 
         )
         for i in range(streams)
     ]
-    ways: tuple[Callable[[list[GenerationRequest]], Measured], ...] = (one_after_another, together)
-    found: list[list[Measured]] = [[], []]
+    ways: tuple[Callable[[list[GenerationRequest]], Timing], ...] = (one_after_another, together)
+    found: list[list[Timing]] = [[], []]
     for _ in range(rounds):
         for way, measured in zip(ways, found, strict=True):
             measured.append(way(texts))
@@ -113,7 +113,7 @@ def compare(language: TextGenerator, streams: int, tokens: int, rounds: int) -> 
     return streams, loop, joined
 
 
-def one_after_another(texts: list[GenerationRequest]) -> Measured:
+def one_after_another(texts: list[GenerationRequest]) -> Timing:
     """The plain loop."""
     start = time.perf_counter()
     seen = []
@@ -122,16 +122,16 @@ def one_after_another(texts: list[GenerationRequest]) -> Measured:
     return _measured(start, seen)
 
 
-def together(texts: list[GenerationRequest]) -> Measured:
+def together(texts: list[GenerationRequest]) -> Timing:
     """As a replica does it, but for HTTP."""
     seen: list[list[float]] = [[] for _ in texts]
 
-    async def read(streams: Streams, place: int) -> None:
-        async for _ in streams.events([texts[place]]):
-            seen[place].append(time.perf_counter())
+    async def read(streams: Streams, index: int) -> None:
+        async for _ in streams.events([texts[index]]):
+            seen[index].append(time.perf_counter())
 
     async def all_of_them() -> None:
-        await asyncio.gather(*(read(streams, place) for place in range(len(texts))))
+        await asyncio.gather(*(read(streams, index) for index in range(len(texts))))
 
     with ThreadPoolExecutor(1) as thread:
         streams = Streams(thread, lambda *_, **__: None)
@@ -140,12 +140,12 @@ def together(texts: list[GenerationRequest]) -> Measured:
     return _measured(start, seen)
 
 
-def _measured(start: float, seen: list[list[float]]) -> Measured:
+def _measured(start: float, seen: list[list[float]]) -> Timing:
     gaps = np.concatenate([np.diff(times) for times in seen])
-    return Measured(max(map(max, seen)) - start, max(times[0] for times in seen) - start, float(np.quantile(gaps, 0.99)))
+    return Timing(max(map(max, seen)) - start, max(times[0] for times in seen) - start, float(np.quantile(gaps, 0.99)))
 
 
-def report(rows: list[tuple[int, Measured, Measured]], tokens: int, minutes: float) -> str:
+def report(rows: list[tuple[int, Timing, Timing]], tokens: int, minutes: float) -> str:
     import onnxruntime
 
     table = [

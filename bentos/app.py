@@ -1,4 +1,4 @@
-"""The ASGI app that answers predictions: rooms of routes around one model, and one place that turns errors into answers."""
+"""The ASGI app of a replica: authorization, routing, and one place that turns errors into responses."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from numpy.typing import NDArray
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
-from bentos.models.served_model import BrokenAnswer, ServedModel
+from bentos.models.onnx_model import InvalidOutput, OnnxModel
 from bentos.protocols.explain import Explain
 from bentos.protocols.openai import OpenAI
 from bentos.protocols.v1 import V1
@@ -26,113 +26,115 @@ from bentos.protocols.v2 import V2
 from bentos.scheduling.batching import Batcher
 from bentos.scheduling.streams import Streaming, Streams
 from bentos.scheduling.watchdog import Watchdog
-from bentos.scheduling.worker_thread import Workroom, wait_for
-from bentos.telemetry.accounts import Accounts
+from bentos.scheduling.worker_thread import WorkerThread, wait_for
+from bentos.telemetry.metering import Metering
 from bentos.telemetry.metrics import Metrics
 from bentos.telemetry.request_log import RequestLog
 from bentos.telemetry.tracing import open_trace
 from headrace.runtime.contract import Feeds
-from headrace.runtime.http import BODY_LIMIT_BYTES, HELD_A_BYTE, Refused, overloaded, request_id_of
-from headrace.runtime.http_call import CURRENT, Answer, Call
+from headrace.runtime.http import BODY_LIMIT_BYTES, MEMORY_PER_BODY_BYTE, Refused, overloaded, request_id_of
+from headrace.runtime.http_messages import CURRENT_REQUEST, BytesResponse, TrackedRequest
 from headrace.runtime.token_verifier import InvalidToken, TokenVerifier, bearer
 
 logger = logging.getLogger("headrace.serve")
 Result = TypeVar("Result")
-Endpoint = Callable[[Request], Awaitable[Response]]
+Endpoint = Callable[[TrackedRequest], Awaitable[Response]]
 
 INLINE_BYTES = 16 * 1024
-"""A body no larger is read on the event loop: a thread would cost more than it frees."""
+"""A body up to this size is parsed on the event loop: handing it to a thread would cost more than it frees."""
 INLINE_SECONDS = 0.002
-"""And answered there by a model no slower."""
+"""A model whose sample takes at most this long predicts such a body on the event loop too."""
 MAX_IN_FLIGHT = 512
-SHARE_OF_ONE = 0.75
-"""Of those places, that one tenant may take: some are always left for others."""
-MAX_HELD_BYTES = max(256 * 1024 * 1024, HELD_A_BYTE * BODY_LIMIT_BYTES)
-"""Bodies and their values, held at once. A request beyond either gets 503, and the balancer sends it to another replica."""
+MAX_TENANT_SHARE = 0.75
+"""Largest share of `MAX_IN_FLIGHT` for one tenant, so that the others can always be served."""
+MAX_BODY_MEMORY_BYTES = max(256 * 1024 * 1024, MEMORY_PER_BODY_BYTE * BODY_LIMIT_BYTES)
+"""Memory for all bodies and their values. A request that exceeds a limit gets 503, and the balancer tries another replica."""
 OPEN_PATHS = frozenset({"/metrics", "/readyz", "/livez", "/healthz"})
-"""Asked for by the balancer and by Prometheus, on this machine alone, without a token."""
-NO_ANSWER = Refused(422, "no_answer", "the model has no finite answer to these values; are they far from any it has seen?")
+"""Paths without a token: the gateway and Prometheus ask for them on this machine, and they are not routed to clients."""
+NO_FINITE_OUTPUT = Refused(
+    422, "no_answer", "the model has no finite answer to these values; are they far from its training data?"
+)
 UNAUTHORIZED = Refused(
     401, "unauthorized", "a valid token is needed: authorization: Bearer ...", {"www-authenticate": "Bearer"}
 )
 
 
-class HeldBody:
-    """Memory that a request's body takes, and what is read from it, until the block ends."""
+class BodyMemory:
+    """Context that reserves memory for a request's body and values, and releases it at the end."""
 
-    __slots__ = ("_app", "_held")
+    __slots__ = ("_app", "_reserved")
 
     def __init__(self, app: PredictionApp) -> None:
         self._app = app
-        self._held = 0
+        self._reserved = 0
 
     def __enter__(self) -> Callable[[int], None]:
-        return self._hold
+        return self._reserve
 
     def __exit__(self, *_: object) -> None:
-        self._app.held_bytes -= self._held
+        self._app.body_memory_bytes -= self._reserved
 
-    def _hold(self, size: int) -> None:
-        if self._app.held_bytes + size > MAX_HELD_BYTES:
+    def _reserve(self, size: int) -> None:
+        if self._app.body_memory_bytes + size > MAX_BODY_MEMORY_BYTES:
             raise overloaded()
-        self._app.held_bytes += size
-        self._held += size
+        self._app.body_memory_bytes += size
+        self._reserved += size
 
 
 class PredictionApp:
-    """An ASGI app; `model` is given at start-up, before the first request."""
+    """An ASGI app that answers requests to one model; `model` is set at start-up, before the first request.
+
+    It implements `bentos.protocols.server.ModelServer`, which documents the methods that routes call.
+    """
 
     def __init__(self) -> None:
-        guard = os.environ.get("HEADRACE_GUARD")
-        self.guard = TokenVerifier(Path(guard) if guard else None)
+        keys = os.environ.get("HEADRACE_TOKEN_KEYS")
+        self.token_verifier = TokenVerifier(Path(keys) if keys else None)
         self.metrics = Metrics()
-        self.accounts = Accounts(self.metrics)
+        self.metering = Metering(self.metrics)
         self.log = RequestLog()
         self._trace = open_trace()
-        self._workroom = Workroom()
-        self._thread = self._workroom.thread
+        self._worker = WorkerThread()
+        self._thread = self._worker.thread
         self._watchdog = Watchdog(lambda: self._thread.silent_seconds)
-        self.streams = Streams(self._thread, self.account)
+        self.streams = Streams(self._thread, self.record_usage)
         self._batcher: Batcher | None = None
-        self._model: ServedModel | None = None
+        self._model: OnnxModel | None = None
         self._inline_bytes = -1
-        self.is_streaming = False
-        """Whether the model can answer piece by piece; kept, since a look at a protocol costs as much as a small prediction."""
+        self.is_streaming = False  # set once: isinstance of a protocol costs as much as a small prediction
         self.loaded_at = 0
-        """Seconds since 1970."""
         self._version_header: list[tuple[bytes, bytes]] = []
         self._in_flight = 0
-        self._of_tenant: defaultdict[str, int] = defaultdict(int)
-        self.held_bytes = 0
+        self._tenant_in_flight: defaultdict[str, int] = defaultdict(int)
+        self.body_memory_bytes = 0
         self.metrics.in_flight = lambda: self._in_flight
-        self.metrics.queue_rows = self._queued
+        self.metrics.queue_rows = self._queue_length
         # A further protocol is one file beside v1.py and one entry here.
         self.routes: list[Route] = [*V1(self).routes, *V2(self).routes, *OpenAI(self).routes, *Explain(self).routes]
-        self._known: dict[tuple[str, str], tuple[Endpoint, str, dict[str, str]]] = {}
+        self._model_routes: dict[tuple[str, str], tuple[Endpoint, str, dict[str, str]]] = {}
 
     @property
     def ready(self) -> bool:
-        """Whether requests are answered: a model is loaded and nothing hangs."""
         return self._model is not None and not self._watchdog.is_stuck
 
     @property
-    def model(self) -> ServedModel:
+    def model(self) -> OnnxModel:
         if self._model is None:
             raise Refused(503, "not_ready", "the model is not loaded yet", {"retry-after": "1"})
         return self._model
 
     @model.setter
-    def model(self, model: ServedModel) -> None:
+    def model(self, model: OnnxModel) -> None:
         self._model = model
         self.loaded_at = int(time.time())
         self._version_header = [(b"x-model-version", model.version.encode("latin-1", "replace"))]
         self.is_streaming = isinstance(model, Streaming)
         self._inline_bytes = INLINE_BYTES if model.sample_seconds <= INLINE_SECONDS else -1
-        self.accounts.name_model(model)
+        self.metering.set_model(model)
         self._batcher = None
         if model.batching is not None:
             self._batcher = Batcher(model, self._thread, **model.batching, count=self.metrics.count_batch)
-        self._known = {
+        self._model_routes = {
             (method, route.path.format(name=model.name)): (route.endpoint, route.name, {"name": model.name})
             for route in self.routes
             if set(route.param_convertors) <= {"name"}
@@ -140,12 +142,12 @@ class PredictionApp:
         }
 
     def start(self) -> None:
-        """Called from the event loop that will answer."""
+        """Starts the watchdog; called from the event loop that will answer requests."""
         self._watchdog.start()
 
     def close(self) -> None:
-        """Writes what waits to be written."""
-        self.accounts.close()
+        """Writes buffered usage, records and traces."""
+        self.metering.close()
         if self._trace is not None:
             self._trace.close()
 
@@ -153,194 +155,158 @@ class PredictionApp:
         if scope["type"] != "http":
             return
         if scope["path"] in OPEN_PATHS:
-            await self._show(scope["path"])(scope, receive, send)
+            await self._open_response(scope["path"])(scope, receive, send)
             return
-        call = Call(scope, receive)
-        call.request_id = request_id_of(call)
-        CURRENT.set(call)
+        request = TrackedRequest(scope, receive)
+        request.request_id = request_id_of(request)
+        CURRENT_REQUEST.set(request)
         self._in_flight += 1
-        status = 499  # the client has gone
+        status = 499  # the client disconnected
         try:
-            response = await self._answer(call)
-            if response.status_code >= 400 and call.spent:
-                await self.accounts.give_back(call)
-            response.raw_headers.append((b"x-request-id", call.request_id.encode()))
+            response = await self._respond(request)
+            if response.status_code >= 400 and request.spent:
+                await self.metering.return_quota(request)
+            response.raw_headers.append((b"x-request-id", request.request_id.encode()))
             status = response.status_code
-            if status not in (401, 403):  # which say nothing of what is here
+            if status not in (401, 403):  # these reveal nothing about the server
                 response.raw_headers += self._version_header
             await response(scope, receive, send)
         except ClientDisconnect:
-            if call.spent and not call.is_counted:
-                await self.accounts.give_back(call)
+            if request.spent and not request.is_counted:
+                await self.metering.return_quota(request)
         finally:
             self._in_flight -= 1
-            self._leave(call.tenant)
-            self._end(call, status)
+            self._release_tenant(request.tenant)
+            self._finish(request, status)
 
-    def model_for(self, request: Request, name: str) -> ServedModel:
-        """The model that a request names, if its caller may use it.
-
-        Raises:
-            Refused: 403, the token does not open this name, or only some names and this one is another server's; 404, it opens
-                all, and this server has another model; 503, no model is loaded yet.
-        """
-        model, caller = self.model, request.state.caller
-        if name == model.name and caller.may(name):
+    def model_for(self, request: TrackedRequest, name: str) -> OnnxModel:
+        model, caller = self.model, request.caller
+        if name == model.name and caller.may_call(name):
             return model
-        if caller.opens_all:
+        if caller.has_all_models:
             near = difflib.get_close_matches(name, [model.name], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; this server has {model.name!r}"
-            raise Refused(404, "unknown_model", f"no model {name[:100]!r} here{hint}")
-        raise Refused(403, "forbidden", "this token does not open this")
+            raise Refused(404, "unknown_model", f"unknown model {name[:100]!r}{hint}")
+        raise Refused(403, "forbidden", "this token does not allow this")
 
-    async def spend(self, request: Request, rows: int) -> None:
-        """Takes `rows` from the caller's daily quota, before the work.
+    async def take_quota(self, request: TrackedRequest, rows: int) -> None:
+        if request.caller.rows_per_day is not None:
+            await self.metering.take_quota(request, rows)
 
-        Raises:
-            Refused: 429, the quota does not hold so many; 503, nobody can say whether it does.
-        """
-        if request.state.caller.rows_per_day is not None:
-            call: Any = request.state
-            await self.accounts.spend(call, rows)
+    def record_usage(self, request: TrackedRequest, *, rows: int = 0, tokens: int = 0, answers: Sequence[Any] = ()) -> None:
+        self.metering.record(request, rows, tokens, answers)
 
-    def account(self, request: Request, *, rows: int = 0, tokens: int = 0, answers: Sequence[Any] = ()) -> None:
-        """Counts what a request was given, before its answer leaves.
-
-        Args:
-            rows: of the whole answer; for a stream, with its start, and 0 afterwards.
-            tokens: written, for text; for a stream, as they are written.
-            answers: each a label, a value, or an answer as the model gives it.
-        """
-        call: Any = request.state
-        self.accounts.add(call, rows, tokens, answers)
-
-    async def work(self, size: int, predict: Callable[[], Result]) -> Result:
-        """Runs `predict` here when it is small (`size` bytes of body), else in the one thread for large work.
-
-        Raises:
-            Refused: 503, too much waits already; 504, it takes too long.
-            ClientDisconnect: the client is gone, and the work is left.
-        """
-        if self.runs_here(size):
-            return predict()
-        return await self._workroom.run(size, predict)
+    async def run(self, size: int, work: Callable[[], Result]) -> Result:
+        if self.runs_inline(size):
+            return work()
+        return await self._worker.run(size, work)
 
     async def convert(self, size: int, convert: Callable[[], Result]) -> Result:
-        """Runs `convert`, which turns a body of `size` bytes into values, or a model's output into answers to one: here when
-        that is small, however slow the model. In the thread it would wait for other requests' answers, and its own rows would
-        miss the batch that forms meanwhile.
-
-        Raises:
-            Refused, ClientDisconnect: as `work`.
-        """
         if size <= INLINE_BYTES:
             return convert()
-        return await self._workroom.run(size, convert)
+        return await self._worker.run(size, convert)
 
-    def runs_here(self, size: int) -> bool:
-        """Whether `work` of this size is done at once, on the event loop."""
+    def runs_inline(self, size: int) -> bool:
         return size <= self._inline_bytes
 
     @property
-    def runs_together(self) -> bool:
-        """Whether requests to this model run together, by `run_together`."""
+    def is_batching(self) -> bool:
         return self._batcher is not None
 
-    async def run_together(self, feeds: Feeds, rows: int) -> NDArray[Any]:
-        """The model's output for `feeds`, run together with those of other requests that wait.
-
-        Raises:
-            Refused: 503, too much waits already; 504, it takes too long.
-        """
+    async def run_batched(self, feeds: Feeds, rows: int) -> NDArray[Any]:
         assert self._batcher is not None
-        with self._workroom.room(self._batcher.seconds_a_row * rows):
+        with self._worker.slot(self._batcher.seconds_per_row * rows):
             return await wait_for(asyncio.ensure_future(self._batcher.run(feeds, rows)))
 
-    def held_body(self) -> HeldBody:
-        """Gives what `read_body` tells of each piece; the memory counts as held until the block ends."""
-        return HeldBody(self)
+    def body_memory(self) -> BodyMemory:
+        return BodyMemory(self)
 
-    def _show(self, path: str) -> Response:
+    def _open_response(self, path: str) -> Response:
         if path == "/metrics":
             return self.metrics.render()
         if path == "/readyz" and not self.ready:
-            return Answer(b"not ready\n", 503, media_type="text/plain")
-        return Answer(b"\n", media_type="text/plain")
+            return BytesResponse(b"not ready\n", 503, media_type="text/plain")
+        return BytesResponse(b"\n", media_type="text/plain")
 
-    async def _answer(self, call: Call) -> Response:
-        """The response to any request: a route's, a refusal's, or a 500 that tells the client no more than its id."""
+    async def _respond(self, request: TrackedRequest) -> Response:
+        """Returns the response of a route, of a refusal, or a 500 that shows the client only the request id."""
         try:
-            call.caller = self.guard.check(bearer(call.given.get(b"authorization", b"")))
-            call.tenant = call.caller.tenant
-            self._of_tenant[call.tenant] += 1
-            if self._in_flight > MAX_IN_FLIGHT or self._of_tenant[call.tenant] > SHARE_OF_ONE * MAX_IN_FLIGHT:
+            request.caller = self.token_verifier.verify(bearer(request.header_bytes.get(b"authorization", b"")))
+            request.tenant = request.caller.tenant
+            self._tenant_in_flight[request.tenant] += 1
+            if self._in_flight > MAX_IN_FLIGHT or self._tenant_in_flight[request.tenant] > MAX_TENANT_SHARE * MAX_IN_FLIGHT:
                 raise overloaded()
-            scope = call.scope
-            known = self._known.get((scope["method"], scope["path"]))
+            scope = request.scope
+            known = self._model_routes.get((scope["method"], scope["path"]))
             if known is None:
-                return await self._find(call)(call)
-            endpoint, call.route, scope["path_params"] = known
-            return await endpoint(call)
+                return await self._match_route(request)(request)
+            endpoint, request.route, scope["path_params"] = known
+            return await endpoint(request)
         except Refused as refused:
-            call.code = refused.code
-            return refused.to_response(call.request_id)
+            request.code = refused.code
+            return refused.to_response(request.request_id)
         except InvalidToken:
-            call.code = "unauthorized"
-            return UNAUTHORIZED.to_response(call.request_id)
+            request.code = "unauthorized"
+            return UNAUTHORIZED.to_response(request.request_id)
         except ClientDisconnect:
             raise
         except Exception as error:
-            if isinstance(error, BrokenAnswer) and self._answers_its_sample():
-                call.code = NO_ANSWER.code
-                return NO_ANSWER.to_response(call.request_id)
-            logger.exception("request %s failed", call.request_id)
-            call.code = "internal"
-            hidden = Refused(500, "internal", "the server failed; its log names the request id")
-            return hidden.to_response(call.request_id)
+            if isinstance(error, InvalidOutput) and self._can_predict_sample():
+                request.code = NO_FINITE_OUTPUT.code
+                return NO_FINITE_OUTPUT.to_response(request.request_id)
+            logger.exception("request %s failed", request.request_id)
+            request.code = "internal"
+            hidden = Refused(500, "internal", "the server failed; see its log for this request id")
+            return hidden.to_response(request.request_id)
 
-    def _answers_its_sample(self) -> bool:
-        """Whether the model itself is sound: values far from any that it has seen are their client's, not a failure of ours."""
+    def _can_predict_sample(self) -> bool:
+        """Whether the model still predicts its sample: then extreme values of the client are to blame, and not the server."""
         try:
             return bool(self.model.predict([self.model.contract.sample]))
-        except BrokenAnswer:
+        except InvalidOutput:
             return False
 
-    def _find(self, call: Call) -> Endpoint:
-        """The endpoint itself, without the wrapper that Starlette's router would put around it."""
+    def _match_route(self, request: TrackedRequest) -> Endpoint:
+        """Returns the endpoint itself, without the wrapper that Starlette's router would put around it."""
         allowed: list[str] = []
         for route in self.routes:
-            match, found = route.matches(call.scope)
+            match, found = route.matches(request.scope)
             if match is Match.FULL:
-                call.scope.update(found)
-                call.route = route.name
+                request.scope.update(found)
+                request.route = route.name
                 endpoint: Endpoint = route.endpoint
                 return endpoint
             if match is Match.PARTIAL:
                 allowed += sorted(route.methods or ())
-        path = call.scope["path"]
+        path = request.scope["path"]
         if allowed:
             raise Refused(
-                405, "method_not_allowed", f"{call.method} is not allowed at {path[:200]}", {"allow": ", ".join(allowed)}
+                405, "method_not_allowed", f"{request.method} is not allowed at {path[:200]}", {"allow": ", ".join(allowed)}
             )
         raise Refused(404, "not_found", f"nothing at {path[:200]}")
 
-    def _leave(self, tenant: str) -> None:
-        left = self._of_tenant.get(tenant, 0) - 1
+    def _release_tenant(self, tenant: str) -> None:
+        left = self._tenant_in_flight.get(tenant, 0) - 1
         if left > 0:
-            self._of_tenant[tenant] = left
+            self._tenant_in_flight[tenant] = left
         else:
-            self._of_tenant.pop(tenant, None)
+            self._tenant_in_flight.pop(tenant, None)
 
-    def _end(self, call: Call, status: int) -> None:
-        """Counts, logs and traces a request that is answered."""
-        seconds = time.perf_counter() - call.started
-        self.metrics.count(call.tenant, call.route, status, seconds)
-        if self.log.wants(status, seconds):
-            self.log.write(call, *self.accounts.model, status, seconds)
+    def _finish(self, request: TrackedRequest, status: int) -> None:
+        """Counts, logs and traces an answered request."""
+        seconds = time.perf_counter() - request.started
+        self.metrics.count(request.tenant, request.route, status, seconds)
+        if self.log.is_logged(status, seconds):
+            self.log.write(request, *self.metering.model, status, seconds)
         if self._trace is not None:
-            model, version = self.accounts.model
-            facts = {"headrace.model": model, "headrace.version": version, "headrace.tenant": call.tenant}
-            self._trace.span(call.given, seconds, call.route, status, {**facts, "headrace.request_id": call.request_id})
+            model, version = self.metering.model
+            attributes = {
+                "headrace.model": model,
+                "headrace.version": version,
+                "headrace.tenant": request.tenant,
+                "headrace.request_id": request.request_id,
+            }
+            self._trace.span(request.header_bytes, seconds, request.route, status, attributes)
 
-    def _queued(self) -> int:
-        return self._batcher.queued_rows if self._batcher is not None else self._workroom.jobs
+    def _queue_length(self) -> int:
+        return self._batcher.queued_rows if self._batcher is not None else self._worker.jobs

@@ -1,8 +1,8 @@
-"""uvicorn's connection, but that what is written during one turn of the event loop leaves at its end.
+"""uvicorn's connection with buffered writes, which are sent at the end of an iteration of the event loop.
 
-An answer's head and body become one system call and one packet, and the answers of a turn leave together: a client that the
-first has woken takes the others too, which for small models saves a fifth of a request's cost. A whole answer to a request
-that is alone leaves at once.
+Headers and body of a response become one system call and one packet, and the responses of an iteration are sent together: a
+client that wakes up for the first one reads the others too, which saves a fifth of a small request's cost. The
+response to the server's only current request is sent at once.
 """
 
 from __future__ import annotations
@@ -17,78 +17,78 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from headrace.runtime.http_call import WHOLE
+from headrace.runtime.http_messages import TRANSPORT_EXTENSION
 
-HELD_BYTES = 64 * 1024
-"""That one connection holds at most: more leaves at once, and is never copied to be joined."""
-HELD_SECONDS = 0.001
-"""An answer that waits for longer leaves as soon as the next one of its turn is ready."""
+BUFFER_BYTES = 64 * 1024
+"""Most bytes that a connection buffers; larger data is sent at once, without copying it."""
+BUFFER_SECONDS = 0.001
+"""Data that was buffered for longer is sent as soon as the next response of the iteration is ready."""
 KEEP_ALIVE_SECONDS = 75
-"""Longer than a balancer keeps an idle connection, so that it never sends into one that is being closed."""
+"""Longer than a load balancer keeps an idle connection, so that it never sends into one that is being closed."""
 
 
-class Outbox:
-    """The connections that hold something to send. Called from the event loop."""
+class PendingWrites:
+    """Connections with buffered data. Called from the event loop."""
 
     def __init__(self) -> None:
-        self._holding: list[HeldWrites] = []
+        self._connections: list[BufferedTransport] = []
         self._since = 0.0
 
-    def add(self, transport: HeldWrites) -> None:
+    def add(self, transport: BufferedTransport) -> None:
         now = time.monotonic()
-        if self._holding and now - self._since > HELD_SECONDS:
+        if self._connections and now - self._since > BUFFER_SECONDS:
             self.send()
-        if not self._holding:
+        if not self._connections:
             self._since = now
             asyncio.get_running_loop().call_soon(self.send)
-        self._holding.append(transport)
+        self._connections.append(transport)
 
     def send(self) -> None:
-        holding, self._holding = self._holding, []
-        for transport in holding:
+        connections, self._connections = self._connections, []
+        for transport in connections:
             transport.send()
 
 
-class HeldWrites:
-    """A transport whose writes wait for the outbox, in their order."""
+class BufferedTransport:
+    """A transport that buffers writes until `PendingWrites` sends them, in their order."""
 
-    __slots__ = ("_held", "_is_whole", "_outbox", "_requests", "_transport")
+    __slots__ = ("_buffer", "_is_response", "_pending", "_requests", "_transport")
 
-    def __init__(self, transport: asyncio.Transport, outbox: Outbox, requests: Collection[Any]) -> None:
-        """`requests`: those that the server works on."""
+    def __init__(self, transport: asyncio.Transport, pending: PendingWrites, requests: Collection[Any]) -> None:
+        """Wraps `transport`; `requests` are those that the server is processing."""
         self._transport = transport
-        self._outbox = outbox
+        self._pending = pending
         self._requests = requests
-        self._held = b""
-        self._is_whole = False
+        self._buffer = b""
+        self._is_response = False
 
     def write(self, data: bytes) -> None:
-        if len(self._held) + len(data) > HELD_BYTES:
+        if len(self._buffer) + len(data) > BUFFER_BYTES:
             self.send()
             self._transport.write(data)
-        elif self._held:
-            self._held += data
+        elif self._buffer:
+            self._buffer += data
         elif data:
-            self._held = data
-            if not self._is_whole:
-                self._outbox.add(self)
+            self._buffer = data
+            if not self._is_response:
+                self._pending.add(self)
 
     def begin(self) -> None:
-        """What is written until `end` is one answer."""
+        """Marks the beginning of a response, which `end` completes."""
         self.send()
-        self._is_whole = True
+        self._is_response = True
 
     def end(self) -> None:
-        self._is_whole = False
+        self._is_response = False
         if len(self._requests) == 1:
             self.send()
-        elif self._held:
-            self._outbox.add(self)
+        elif self._buffer:
+            self._pending.add(self)
 
     def send(self) -> None:
-        held, self._held = self._held, b""
-        if held and not self._transport.is_closing():
-            self._transport.write(held)
+        data, self._buffer = self._buffer, b""
+        if data and not self._transport.is_closing():
+            self._transport.write(data)
 
     def close(self) -> None:
         self.send()
@@ -99,32 +99,32 @@ class HeldWrites:
 
 
 class Connection(HttpToolsProtocol):
-    """What uvicorn keeps for each connection."""
+    """One connection of uvicorn, with buffered writes."""
 
-    def __init__(self, outbox: Outbox, **given: Any) -> None:
-        super().__init__(**given)
-        self._outbox = outbox
+    def __init__(self, pending: PendingWrites, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._pending = pending
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # the same type as in uvicorn
         super().connection_made(transport)
-        self.transport = cast(asyncio.Transport, HeldWrites(transport, self._outbox, self.tasks))
+        self.transport = cast(asyncio.Transport, BufferedTransport(transport, self._pending, self.tasks))
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["extensions"] = {WHOLE: self.transport}  # type: ignore[dict-item]  # for code of this process alone
+        self.scope["extensions"] = {TRANSPORT_EXTENSION: self.transport}  # type: ignore[dict-item]  # only used within this process
 
 
 def server_config(app: ASGIApp) -> uvicorn.Config:
-    """How a replica listens, but for where."""
+    """Returns the server configuration of a replica, without host and port."""
     return uvicorn.Config(
         app,
         loop="uvloop",
-        http=cast(type[Connection], functools.partial(Connection, Outbox())),  # called for each connection
+        http=cast(type[Connection], functools.partial(Connection, PendingWrites())),  # called for each connection
         ws="none",
         lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=False,  # nothing here asks for the client's address, and each request would pay for it
+        proxy_headers=False,  # the client's address is not used, and this would cost time for each request
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )

@@ -1,7 +1,7 @@
 """Serves a built bento in this one process: `python -P -m bentos.serve BENTO --host 127.0.0.1 --port 3000`.
 
-`bentoml serve` keeps a supervisor beside its worker; here supervisord, Docker or Kubernetes is the supervisor. A bento says in
-its own files where its model lies, so that BentoML, which costs 25 MB and half a second, need not be imported to find it.
+`bentoml serve` runs a supervisor beside its worker; here supervisord, Docker or Kubernetes is the supervisor. The path of the
+model is read from the bento's own files, because importing BentoML would cost 25 MB and half a second.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from starlette.types import Receive, Scope, Send
 
 from bentos.app import PredictionApp
 from bentos.connection import server_config
-from bentos.models.served_model import load, threads_given
+from bentos.models.onnx_model import load, threads_from_environment
 
 SWITCH_SECONDS = 0.001
-"""For so long the thread that predicts keeps Python's lock from the event loop; five times as long by default."""
+"""Longest time for which the prediction thread keeps the GIL from the event loop; Python's default is five times as long."""
 
 
-class Replica:
-    """The app with its beginning and end: the model is loaded when the server starts, before it listens."""
+class ReplicaApp:
+    """The prediction app with ASGI lifespan: the model is loaded at start-up, before the server listens."""
 
     def __init__(self, bento: Path) -> None:
         self._bento = bento
@@ -37,16 +37,16 @@ class Replica:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await self._live(receive, send)
+            await self._lifespan(receive, send)
         else:
             await self._app(scope, receive, send)
 
-    async def _live(self, receive: Receive, send: Send) -> None:
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
         try:
-            self._app.model = load(model_folder(self._bento), threads_given())
+            self._app.model = load(model_folder(self._bento), threads_from_environment())
             self._app.start()
-            _quieten_collector()
+            _tune_garbage_collector()
         except Exception:
             await send({"type": "lifespan.startup.failed", "message": traceback.format_exc()})
             return
@@ -57,16 +57,16 @@ class Replica:
 
 
 def model_folder(bento: Path) -> Path:
-    """Where a bento's model lies: inside it, as in an image, or in BentoML's store."""
-    said = yaml.safe_load((bento / "bento.yaml").read_text(encoding="utf-8"))
-    name, _, version = str(said["args"]["model"]).partition(":")
+    """Returns the folder of a bento's model: inside the bento, as in a container image, or in BentoML's model store."""
+    described = yaml.safe_load((bento / "bento.yaml").read_text(encoding="utf-8"))
+    name, _, version = str(described["args"]["model"]).partition(":")
     inside = bento / "models" / name / version
     home = Path(os.environ.get("BENTOML_HOME", Path.home() / "bentoml"))
     return inside if inside.is_dir() else home / "models" / name / version
 
 
-def _quieten_collector() -> None:
-    """What is loaded by now stays; a request's lists make no cycles, and looking for some costs as much as a prediction."""
+def _tune_garbage_collector() -> None:
+    """Exempts loaded objects and collects rarely: a request creates no cycles, and a collection costs a prediction's time."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
@@ -76,12 +76,12 @@ def main(argv: list[str] | None = None) -> None:
     options = _parse(argv)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     sys.setswitchinterval(SWITCH_SECONDS)
-    # uvicorn sends itself the signal again after its orderly end; a stop that was asked for is no failure.
+    # uvicorn raises the signal again after its shutdown; a requested stop is not a failure.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    # Bound now, so that a taken port shows at once; uvicorn listens only when the model has predicted its sample.
+    # Bind now, so that a used port fails at once; uvicorn only listens when the model has predicted its sample.
     bound = _bind(options.host, options.port)
-    # Only SIGTERM's sender limits how long requests in flight may take: it has the drain time and SIGKILL.
-    uvicorn.Server(server_config(Replica(Path(options.bento)))).run(sockets=[bound])
+    # No limit for requests in flight here: the sender of SIGTERM has a drain time and SIGKILL.
+    uvicorn.Server(server_config(ReplicaApp(Path(options.bento)))).run(sockets=[bound])
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""The BentoML service. Which model it serves is an argument of the bento, so one service fits every contract."""
+"""The BentoML service. Its model is an argument of the bento, so that one service fits every contract."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import bentoml
 from pydantic import BaseModel
 
 from bentos.app import PredictionApp
-from bentos.models.served_model import load, threads_given
+from bentos.models.onnx_model import load, threads_from_environment
 
 
 class Arguments(BaseModel):
-    """What `headrace.serving.packaging` gives when it builds the bento."""
+    """Arguments that `headrace.serving.packaging` sets when it builds the bento."""
 
     model: str
     """Tag in BentoML's model store."""
@@ -22,8 +22,8 @@ arguments = bentoml.use_arguments(Arguments)
 app = PredictionApp()
 
 
-# BentoML's own metrics label every path that anybody asks for (memory without bound), and its tracing and access log
-# cost more than a small prediction: the app counts for itself (bentos/telemetry/metrics.py).
+# BentoML's own metrics have a label for every requested path (unbounded memory), and its tracing and access log cost more
+# than a small prediction: the app has its own (bentos/telemetry).
 @bentoml.service(
     name="headrace",
     workers=1,
@@ -33,13 +33,13 @@ app = PredictionApp()
 )
 @bentoml.asgi_app(app, path="/")
 class Headrace:
-    """Loads the model once and answers through `app`; BentoML keeps the health routes."""
+    """Loads the model once and answers through `app`; BentoML serves the health routes."""
 
     stored = bentoml.models.BentoModel(arguments.model)
 
     def __init__(self) -> None:
-        app.model = load(Path(self.stored.path), threads_given())
+        app.model = load(Path(self.stored.path), threads_from_environment())
 
     def __is_ready__(self) -> bool:
-        """Ready means: the model is loaded and has predicted its sample."""
+        """Whether the model is loaded and has predicted its sample."""
         return app.ready

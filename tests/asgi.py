@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from bentos.models.served_model import ServedModel
+from bentos.models.onnx_model import OnnxModel
 from bentos.protocols.v1 import predict_instances, to_instances
 from headrace.project import Project
 from headrace.runtime.http import parse_json
@@ -29,7 +29,7 @@ class Served(NamedTuple):
     log: Path
 
 
-def predict_body(model: ServedModel, body: bytes) -> list[dict[str, Any]]:
+def predict_body(model: OnnxModel, body: bytes) -> list[dict[str, Any]]:
     """What a replica does with the body of a prediction, without a server around it."""
     return predict_instances(model, to_instances(parse_json(body)))
 

@@ -1,4 +1,4 @@
-"""The served side of whole graphs: clients bring graphs of any size, and each gets one answer."""
+"""A served graph classifier: clients send graphs of any size, and each gets one answer."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bentos.models.served_model import BrokenAnswer, NotServable, ServedModel
+from bentos.models.onnx_model import InvalidOutput, NotServable, OnnxModel
 from headrace.runtime.contract import ContractViolation, Feeds, describe
-from headrace.runtime.graph import Part
-from headrace.runtime.graph_batch import GraphReader, answer_by_size
+from headrace.runtime.graph import Subgraph
+from headrace.runtime.graph_batch import GraphReader, run_by_size
 
 FIELDS = ["nodes", "edges"]
 
 
-class GraphModel(ServedModel):
-    """`{"nodes": [features, ...], "edges": [[from, to], ...]}` to a label with probabilities.
+class GraphModel(OnnxModel):
+    """Answers `{"nodes": [features, ...], "edges": [[from, to], ...]}` with a label and probabilities.
 
     Raises:
-        NotServable: the graph takes other inputs.
+        NotServable: the ONNX graph takes other inputs.
     """
 
     def predict(self, instances: list[Any]) -> list[dict[str, Any]]:
         parts = [self._read(instance, f"instances.{i}") for i, instance in enumerate(instances)]
-        return self.to_answers(answer_by_size(parts, self.run))
+        return self.to_answers(run_by_size(parts, self.run))
 
     def run(self, feeds: Feeds) -> NDArray[Any]:
-        """Probabilities `(graphs, classes)` of a batch, as `headrace.runtime.graph_batch.batch` makes it."""
+        """Returns probabilities `(graphs, classes)` of a batch, as `headrace.runtime.graph_batch.pad_graphs` makes it."""
         output: NDArray[Any] = self._session.run([self._output], feeds)[0]
         if output.shape != (len(feeds["sizes"]), *self.contract.answer_shape):
-            raise BrokenAnswer(f"the graph gave shape {output.shape} for {len(feeds['sizes'])} graphs")
+            raise InvalidOutput(f"the graph gave shape {output.shape} for {len(feeds['sizes'])} graphs")
         if not np.isfinite(output).all():
-            raise BrokenAnswer("the graph gave NaN or infinity")
+            raise InvalidOutput("the graph gave NaN or infinity")
         return output
 
-    def _read(self, instance: Any, path: str) -> Part:
+    def _read(self, instance: Any, path: str) -> Subgraph:
         if not isinstance(instance, dict):
             raise ContractViolation(path, "an object with nodes and edges", describe(instance))
         if unknown := sorted(instance.keys() - set(FIELDS)):
@@ -47,18 +47,18 @@ class GraphModel(ServedModel):
         return self._reader.read(instance, path)
 
     def _check_inputs(self) -> None:
-        """The graph's inputs; called before the first answer."""
+        """Checks the inputs of the ONNX graph, before the first prediction."""
         width = self._session.get_inputs()[0].shape[-1]
         if self._inputs != ["features", "edges", "sizes"] or (width,) != self.contract.inputs[0].shape:
             raise NotServable(f"the graph takes {self._inputs} with {width} features; the contract has {self.contract.inputs}")
         self._reader = GraphReader(width)
 
     def _warm(self) -> float:
-        """The smallest graph has to work too, not the sample alone."""
+        """Also predicts the examples, the smallest possible graph among them."""
         seconds = super()._warm()
         try:
             start = time.perf_counter()
             self.predict(self.contract.examples)
-        except (ContractViolation, BrokenAnswer) as error:
+        except (ContractViolation, InvalidOutput) as error:
             raise NotServable(f"an example of the contract cannot be predicted: {error}") from error
         return max(seconds, time.perf_counter() - start)

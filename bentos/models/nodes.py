@@ -1,4 +1,4 @@
-"""The served side of a graph: known nodes, new nodes beside them, and graphs that a client brings."""
+"""A served node classifier: nodes of the stored graph, new nodes beside them, and graphs that a client sends."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bentos.models.served_model import BrokenAnswer, NotServable, ServedModel
+from bentos.models.onnx_model import InvalidOutput, NotServable, OnnxModel
 from headrace.runtime.contract import ContractViolation
-from headrace.runtime.graph import Graph, Part
-from headrace.runtime.node_queries import HOPS, NodeAnswers
+from headrace.runtime.graph import Graph, Subgraph
+from headrace.runtime.node_queries import HOPS, NodePredictor
 
 
-class NodeModel(ServedModel):
-    """A network over a stored graph: `model.onnx` takes features and edges, `graph.npz` holds the nodes that are known.
+class NodeModel(OnnxModel):
+    """A network over a stored graph: `model.onnx` takes features and edges, `graph.npz` holds the known nodes.
 
     Raises:
-        NotServable: the graph is missing, or is another network's.
+        NotServable: the graph is missing, or does not fit the network.
     """
 
     def __init__(self, folder: Path, threads: int | None = None) -> None:
@@ -32,33 +32,33 @@ class NodeModel(ServedModel):
     def predict(self, instances: list[Any]) -> list[dict[str, Any]]:
         return self._answers.answer(instances)
 
-    def run_part(self, part: Part) -> NDArray[Any]:
-        """Probabilities `(nodes, classes)` of each node of `part`."""
-        output: NDArray[Any] = self._session.run([self._output], {"features": part.features, "edges": part.edges})[0]
-        if output.shape != (len(part.features), len(self.contract.labels or ())):
-            raise BrokenAnswer(f"the graph gave shape {output.shape} for {len(part.features)} nodes")
+    def run_subgraph(self, subgraph: Subgraph) -> NDArray[Any]:
+        """Returns the probabilities of each node, `(nodes, classes)`."""
+        output: NDArray[Any] = self._session.run([self._output], {"features": subgraph.features, "edges": subgraph.edges})[0]
+        if output.shape != (len(subgraph.features), len(self.contract.labels or ())):
+            raise InvalidOutput(f"the graph gave shape {output.shape} for {len(subgraph.features)} nodes")
         if not np.isfinite(output).all():
-            raise BrokenAnswer("the graph gave NaN or infinity")
+            raise InvalidOutput("the graph gave NaN or infinity")
         return output
 
     def _check_inputs(self) -> None:
-        """The network's inputs, and how far it looks; called before the first answer."""
+        """Checks the network's inputs and reads its number of hops, before the first prediction."""
         width = self._session.get_inputs()[0].shape[-1]
         hops = self._session.get_modelmeta().custom_metadata_map.get(HOPS, "")
         if self._inputs != ["features", "edges"] or width != self._graph.features or not hops.isdigit():
             raise NotServable(
                 f"the network takes {self._inputs} with {width} features; the stored graph has {self._graph.features}"
             )
-        self._answers = NodeAnswers(self._graph, int(hops), self.run_part, self.contract)
+        self._answers = NodePredictor(self._graph, int(hops), self.run_subgraph, self.contract)
 
     def _warm(self) -> float:
-        """Every way to ask has to work, not the sample alone; the slowest counts."""
+        """Also predicts the examples, one for each kind of query; returns the seconds of the slowest."""
         seconds = super()._warm()
         try:
             for example in self.contract.examples:
                 start = time.perf_counter()
                 self.predict([example])
                 seconds = max(seconds, time.perf_counter() - start)
-        except (ContractViolation, BrokenAnswer) as error:
+        except (ContractViolation, InvalidOutput) as error:
             raise NotServable(f"an example of the contract cannot be predicted: {error}") from error
         return seconds

@@ -1,4 +1,4 @@
-"""A served summariser: two graphs and a beam search behind one text field."""
+"""A served summariser: an encoder graph, a decoder graph and a beam search for one text field."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bentos.models.served_model import BrokenAnswer, NotServable, ServedModel, open_session
+from bentos.models.onnx_model import InvalidOutput, NotServable, OnnxModel, open_session
 from headrace.runtime.beam_search import DECODER, Summariser
 from headrace.runtime.contract import ContractViolation, Feeds
 
-MOST_TEXTS = 256
-"""More at once would keep others waiting for seconds."""
+MAX_TEXTS = 256
+"""Most texts of one request: more would keep others waiting for seconds."""
 
 
-class SummaryModel(ServedModel):
-    """One text field in, one line with its score out."""
+class SummaryModel(OnnxModel):
+    """Takes one text field; answers a summary with its score."""
 
     def __init__(self, folder: Path, threads: int | None = None) -> None:
         self._folder = folder
@@ -26,28 +26,28 @@ class SummaryModel(ServedModel):
         super().__init__(folder, threads)
 
     def predict(self, instances: list[Any]) -> list[dict[str, Any]]:
-        """`summary`, and `score`: the log-probability of its tokens over the length penalty; higher is surer.
+        """Answers `summary` and `score`, the log-probability of its tokens over the length penalty; higher is more certain.
 
         Raises:
-            ContractViolation: also for a text without a word, or more than `MOST_TEXTS` texts.
+            ContractViolation: also for an empty text, or more than `MAX_TEXTS` texts.
         """
         found = self._summarise(self.to_feeds(instances))
         return [{"summary": summary, "score": round(score, 6)} for summary, score in found]
 
     def run(self, feeds: Feeds) -> NDArray[Any]:
-        """The summaries alone, `(rows,)`."""
+        """Returns the summaries alone, `(rows,)`."""
         return np.array([summary for summary, _ in self._summarise(feeds)], dtype=object)
 
     def _summarise(self, feeds: Feeds) -> list[tuple[str, float]]:
         ((name, texts),) = feeds.items()
-        if len(texts) > MOST_TEXTS:
-            raise ContractViolation("instances", f"at most {MOST_TEXTS} texts", f"{len(texts)}")
+        if len(texts) > MAX_TEXTS:
+            raise ContractViolation("instances", f"at most {MAX_TEXTS} texts", f"{len(texts)}")
         for row, text in enumerate(texts):
             if not text.strip():
                 raise ContractViolation(f"instances.{row}.{name}", "a text to summarise", "an empty text")
         found = self._summariser.summarise(texts.tolist())
         if not all(math.isfinite(score) for _, score in found):
-            raise BrokenAnswer("the graph gave NaN or infinity")
+            raise InvalidOutput("the graph gave NaN or infinity")
         return found
 
     def _check_inputs(self) -> None:
@@ -61,4 +61,4 @@ class SummaryModel(ServedModel):
                 lambda graph: self._session if graph.name == DECODER else open_session(graph, threads),
             )
         except (OSError, ValueError) as error:
-            raise NotServable(f"the model's parts cannot be read: {error}") from error
+            raise NotServable(f"the model's files cannot be read: {error}") from error

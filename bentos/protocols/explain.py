@@ -1,7 +1,7 @@
-"""`POST /v1/models/NAME/explain`: which parts of an instance an answer rests on.
+"""`POST /v1/models/NAME/explain`: attributions of an answer to the parts of its instance.
 
-A table's fields share the credit by Shapley values; of an image patches are covered (Zeiler & Fergus 2014), of a text words
-are left out, of a graph nodes, of a new node its neighbours.
+Fields of a table get Shapley values. Patches of an image are covered (Zeiler & Fergus 2014); words of a text, nodes of a graph
+and neighbours of a new node are left out one at a time.
 """
 
 from __future__ import annotations
@@ -9,135 +9,134 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from bentos.models.graphs import GraphModel
 from bentos.models.nodes import NodeModel
-from bentos.models.served_model import ServedModel
+from bentos.models.onnx_model import OnnxModel
+from bentos.protocols.server import ModelServer
 from headrace.runtime.attributions import coalitions, patches, smallest_patch, word_spans
 from headrace.runtime.contract import ContractViolation, describe
-from headrace.runtime.http import Refused, parse_json, read_json_body, require_json, to_json
-
-if TYPE_CHECKING:
-    from bentos.app import PredictionApp
+from headrace.runtime.http import Refused, invalid_field, parse_json, read_json_body, require_json, to_json
+from headrace.runtime.http_messages import TrackedRequest
 
 EVALUATIONS = 1000
-"""Rows that the model answers for one explanation, unless the client asks for another number."""
-MOST_EVALUATIONS = 10_000
-ROWS_AT_ONCE = 64
-"""So many are answered in one job: others have their turn between two."""
+"""Default number of rows that the model predicts for one explanation."""
+MAX_EVALUATIONS = 10_000
+ROWS_PER_JOB = 64
+"""Rows predicted in one job, so that other requests run between two jobs."""
 JOB_BYTES = 2**40
-"""What a job counts as: none is small."""
+"""Size of a job for scheduling: large enough never to run on the event loop."""
 
 
-class Asked(msgspec.Struct, forbid_unknown_fields=True):
+class ExplainRequest(msgspec.Struct, forbid_unknown_fields=True):
     instance: dict[str, Any]
     target: str | int | None = None
-    """The class to explain; the likeliest when it is not given."""
+    """The class to explain; by default the predicted one."""
     baseline: dict[str, Any] | None = None
-    """Of a table: the instance that this one is compared with; the contract's sample when it is not given."""
-    evaluations: Annotated[int, Meta(ge=4, le=MOST_EVALUATIONS)] = EVALUATIONS
+    """For a table: the instance to compare with; by default the contract's sample."""
+    evaluations: Annotated[int, Meta(ge=4, le=MAX_EVALUATIONS)] = EVALUATIONS
     seed: Annotated[int, Meta(ge=0)] = 0
     patch: Annotated[int, Meta(ge=1)] | None = None
-    """Of an image: the side of a patch in pixels."""
+    """For an image: the side of a patch in pixels."""
 
 
 EXPECTED = (
-    '{"instance": {...}}, and beside it perhaps target, baseline, seed, patch, or evaluations '
-    f"from 4 to {MOST_EVALUATIONS:,}"
+    f'{{"instance": {{...}}}}, and optionally target, baseline, seed, patch, or evaluations from 4 to {MAX_EVALUATIONS:,}'
 )
 
 
-class Plan(ABC):
-    """What to ask a model, `rows` questions, the instance itself the last; and what its answers say."""
+class Explanation(ABC):
+    """`rows` variations of an instance, the instance itself last, and the attributions that follow from their predictions."""
 
     method: str
     rows: int
 
     @abstractmethod
     def outputs(self, start: int, stop: int) -> NDArray[Any]:
-        """The model's answers to some of the questions, `(rows, ...)`."""
+        """Returns the model's outputs for variations `start` to `stop`, `(stop - start, ...)`."""
 
     @abstractmethod
     def attribute(self, values: NDArray[np.float64]) -> dict[str, Any]:
-        """`attributions`, `base_value` and what else there is to say, from the explained number of each answer `(rows,)`."""
+        """Returns `attributions`, `base_value` and further fields, from the explained number of each variation `(rows,)`."""
 
 
 class Explain:
-    """The route of explanations, for the model that `app` holds."""
+    """The route of explanations for the model of `app`."""
 
-    def __init__(self, app: PredictionApp) -> None:
+    def __init__(self, app: ModelServer) -> None:
         self.app = app
         self.routes = [Route("/v1/models/{name}/explain", self.explain, methods=["POST"])]
 
-    async def explain(self, request: Request) -> Response:
-        """`{"instance", "target", "baseline", "evaluations", "seed", "patch"}`, all but the first may be left out.
+    async def explain(self, request: TrackedRequest) -> Response:
+        """Takes `{"instance", "target", "baseline", "evaluations", "seed", "patch"}`; only the first is required.
 
         Answers `{"id", "model", "version", "request_id", "method", "target", "value", "base_value", "attributions",
-        "evaluations"}`. `value` is the probability of `target`, or the predicted value. The rows that the model answers for it,
-        `evaluations`, count as the caller's.
+        "evaluations"}`. `value` is the probability of `target`, or the predicted value. `evaluations`, the rows
+        that the model predicted for it, count as usage of the caller.
         """
         model = self.app.model_for(request, request.path_params["name"])
         require_json(request)
-        with self.app.held_body() as hold:
-            body = await read_json_body(request, hold)
+        with self.app.body_memory() as reserve:
+            body = await read_json_body(request, reserve)
             try:
                 asked = _read(await self.app.convert(len(body), lambda: parse_json(body)))
-                plan = await self.app.work(JOB_BYTES, lambda: plan_of(model, asked))
-                await self.app.spend(request, plan.rows)
-                outputs = [await self._ask(plan, start) for start in range(0, plan.rows, ROWS_AT_ONCE)]
+                explanation = await self.app.run(JOB_BYTES, lambda: explanation_for(model, asked))
+                await self.app.take_quota(request, explanation.rows)
+                outputs = [await self._outputs(explanation, start) for start in range(0, explanation.rows, ROWS_PER_JOB)]
                 target, values = _explained(model, asked, np.concatenate(outputs))
             except ContractViolation as violation:
-                raise _refusal(violation) from None
-        found = {"target": target, "value": float(values[-1]), **plan.attribute(values), "evaluations": plan.rows}
-        self.app.account(request, rows=plan.rows)
-        request_id = request.state.request_id
+                raise invalid_field(violation.path, violation.expected, violation.got) from None
+        found = {"target": target, "value": float(values[-1]), **explanation.attribute(values), "evaluations": explanation.rows}
+        self.app.record_usage(request, rows=explanation.rows)
+        request_id = request.request_id
         identity = {"id": f"{model.name}@{model.version}:{request_id}", "model": model.name, "version": model.version}
-        return to_json({**identity, "request_id": request_id, "method": plan.method, **found})
+        return to_json({**identity, "request_id": request_id, "method": explanation.method, **found})
 
-    async def _ask(self, plan: Plan, start: int) -> NDArray[Any]:
-        return await self.app.work(JOB_BYTES, lambda: plan.outputs(start, min(start + ROWS_AT_ONCE, plan.rows)))
+    async def _outputs(self, explanation: Explanation, start: int) -> NDArray[Any]:
+        return await self.app.run(JOB_BYTES, lambda: explanation.outputs(start, min(start + ROWS_PER_JOB, explanation.rows)))
 
 
-def plan_of(model: ServedModel, asked: Asked) -> Plan:
-    """How this model's answer to this instance is explained.
+def explanation_for(model: OnnxModel, asked: ExplainRequest) -> Explanation:
+    """Chooses how the answer of this model is explained.
 
     Raises:
-        ContractViolation: the instance, or what is asked beside it.
+        ContractViolation: the instance or another field is invalid.
         Refused: 422, answers of this model cannot be explained.
     """
     if isinstance(model, GraphModel):
-        plan: Plan = _nodes_of(model, asked)
+        explanation: Explanation = _nodes_of(model, asked)
     elif isinstance(model, NodeModel):
-        plan = _neighbours_of(model, asked)
-    elif type(model).predict is not ServedModel.predict or model.contract.output == "text":
-        raise Refused(422, "no_explanation", f"answers of {model.name!r} cannot be explained: they are no class and no number")
+        explanation = _neighbours_of(model, asked)
+    elif type(model).predict is not OnnxModel.predict or model.contract.output == "text":
+        raise Refused(
+            422, "no_explanation", f"answers of {model.name!r} cannot be explained: they are neither a class nor a number"
+        )
     else:
         fields = model.contract.inputs
-        kind: type[_Fields | _Patches | _Words] = _Fields
+        explanation_class: type[_Fields | _Patches | _Words] = _Fields
         if len(fields) == 1 and len(fields[0].shape) == 2:
-            kind = _Patches
+            explanation_class = _Patches
         elif len(fields) == 1 and fields[0].tokens is not None:
-            kind = _Words
-        plan = kind(model, asked)
+            explanation_class = _Words
+        explanation = explanation_class(model, asked)
     for name, of in (("baseline", _Fields), ("patch", _Patches)):
-        if getattr(asked, name) is not None and not isinstance(plan, of):
-            raise ContractViolation(name, "nothing, for this model", "a value")
-    return plan
+        if getattr(asked, name) is not None and not isinstance(explanation, of):
+            raise ContractViolation(name, "no value, for this model", "a value")
+    return explanation
 
 
-class _Fields(Plan):
-    """A table's fields, by Shapley values."""
+class _Fields(Explanation):
+    """Shapley values of a table's fields."""
 
-    def __init__(self, model: ServedModel, asked: Asked) -> None:
+    def __init__(self, model: OnnxModel, asked: ExplainRequest) -> None:
         self._run = model.run
         baseline = model.contract.sample if asked.baseline is None else asked.baseline
         self._instance = _feeds(model, asked.instance, "instance")
@@ -160,12 +159,12 @@ class _Fields(Plan):
         return {"base_value": float(values[0]), "attributions": named, "standard_errors": errors}
 
 
-class _Patches(Plan):
-    """An image's patches: how much the value falls when one is covered by the image's median."""
+class _Patches(Explanation):
+    """Occlusion of an image's patches: how much the value falls when one is covered by the image's median."""
 
     method = "occlusion"
 
-    def __init__(self, model: ServedModel, asked: Asked) -> None:
+    def __init__(self, model: OnnxModel, asked: ExplainRequest) -> None:
         self._run = model.run
         ((self._name, images),) = _feeds(model, asked.instance, "instance").items()
         self._image = images[0]
@@ -193,12 +192,12 @@ class _Patches(Plan):
         return {"base_value": float(values[0]), "attributions": fall.tolist(), "patch": self._side}
 
 
-class _Words(Plan):
-    """A text's words: how much the value falls when one is left out."""
+class _Words(Explanation):
+    """Words of a text: how much the value falls when one is left out."""
 
     method = "leave one word out"
 
-    def __init__(self, model: ServedModel, asked: Asked) -> None:
+    def __init__(self, model: OnnxModel, asked: ExplainRequest) -> None:
         self._run = model.run
         ((self._name, texts),) = _feeds(model, asked.instance, "instance").items()
         self._text: str = texts[0]
@@ -217,10 +216,10 @@ class _Words(Plan):
         return {"base_value": float(values[0]), "attributions": spans}
 
 
-class _Parts(Plan):
-    """Instances that each lack one of `parts`: how much the value falls."""
+class _LeaveOneOut(Explanation):
+    """Parts of an instance: how much the value falls when one is left out."""
 
-    def __init__(self, model: ServedModel, asked: Asked, method: str, parts: int, without: Callable[[int], Any]) -> None:
+    def __init__(self, model: OnnxModel, asked: ExplainRequest, method: str, parts: int, without: Callable[[int], Any]) -> None:
         self.method = method
         self._model = model
         self._parts = parts
@@ -239,8 +238,8 @@ class _Parts(Plan):
         return {"base_value": None, "attributions": (values[-1] - values[:-1]).tolist()}
 
 
-def _nodes_of(model: ServedModel, asked: Asked) -> Plan:
-    """A graph without each of its nodes in turn, and without that node's edges."""
+def _nodes_of(model: OnnxModel, asked: ExplainRequest) -> Explanation:
+    """Leaves out each node of a graph in turn, with its edges."""
     graph = asked.instance
 
     def without(node: int) -> dict[str, Any]:
@@ -251,17 +250,17 @@ def _nodes_of(model: ServedModel, asked: Asked) -> Plan:
     _check(model, graph)
     if len(graph["nodes"]) < 2:
         raise ContractViolation("instance.nodes", "two nodes or more, to leave one out", "1 node")
-    return _Parts(model, asked, "leave one node out", len(graph["nodes"]), without)
+    return _LeaveOneOut(model, asked, "leave one node out", len(graph["nodes"]), without)
 
 
-def _neighbours_of(model: ServedModel, asked: Asked) -> Plan:
-    """A new node without each of its neighbours in turn."""
+def _neighbours_of(model: OnnxModel, asked: ExplainRequest) -> Explanation:
+    """Leaves out each neighbour of a new node in turn."""
     _check(model, asked.instance)
     given = asked.instance.get("neighbours")
     names = given.split() if isinstance(given, str) else given
     if asked.instance.get("features") is None or not names:
-        raise ContractViolation("instance", "features with neighbours: of these each is left out in turn", "none")
-    return _Parts(
+        raise ContractViolation("instance", "features and neighbours, each of which is left out in turn", "none")
+    return _LeaveOneOut(
         model,
         asked,
         "leave one neighbour out",
@@ -270,8 +269,8 @@ def _neighbours_of(model: ServedModel, asked: Asked) -> Plan:
     )
 
 
-def _check(model: ServedModel, instance: dict[str, Any]) -> None:
-    """Whatever an instance breaks is found before it is taken apart."""
+def _check(model: OnnxModel, instance: dict[str, Any]) -> None:
+    """Predicts the instance first, so that any contract violation is found before its parts are left out."""
     try:
         model.predict([instance])
     except ContractViolation as violation:
@@ -279,17 +278,17 @@ def _check(model: ServedModel, instance: dict[str, Any]) -> None:
         raise ContractViolation(path, violation.expected, violation.got) from None
 
 
-def _read(payload: Any) -> Asked:
+def _read(payload: Any) -> ExplainRequest:
     if not isinstance(payload, dict):
         raise ContractViolation("body", 'an object such as {"instance": {...}}', describe(payload))
     try:
-        return msgspec.convert(payload, Asked)
+        return msgspec.convert(payload, ExplainRequest)
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$.")
         raise ContractViolation(path.rstrip("`") or "body", EXPECTED, message) from None
 
 
-def _feeds(model: ServedModel, instance: dict[str, Any], start: str) -> dict[str, NDArray[Any]]:
+def _feeds(model: OnnxModel, instance: dict[str, Any], start: str) -> dict[str, NDArray[Any]]:
     try:
         return model.to_feeds([instance])
     except ContractViolation as violation:
@@ -297,12 +296,12 @@ def _feeds(model: ServedModel, instance: dict[str, Any], start: str) -> dict[str
         raise ContractViolation(path, violation.expected, violation.got) from None
 
 
-def _explained(model: ServedModel, asked: Asked, outputs: NDArray[Any]) -> tuple[Any, NDArray[np.float64]]:
-    """What is explained, and its number in each answer `(rows,)`."""
+def _explained(model: OnnxModel, asked: ExplainRequest, outputs: NDArray[Any]) -> tuple[Any, NDArray[np.float64]]:
+    """Returns the explained class or target, and its number in each output `(rows,)`."""
     labels = model.contract.labels
     if model.contract.output != "probabilities" or labels is None:
         if asked.target is not None:
-            raise ContractViolation("target", "nothing, for a model of one value", describe(asked.target))
+            raise ContractViolation("target", "no value, for a regression", describe(asked.target))
         return model.contract.target, outputs.reshape(len(outputs), -1)[:, 0].astype(np.float64)
     target = labels[int(outputs[-1].argmax())] if asked.target is None else asked.target
     names = [str(label) for label in labels]
@@ -310,9 +309,3 @@ def _explained(model: ServedModel, asked: Asked, outputs: NDArray[Any]) -> tuple
         raise ContractViolation("target", f"one of {', '.join(names[:20])}", describe(target))
     place = names.index(str(target))
     return labels[place], outputs[:, place].astype(np.float64)
-
-
-def _refusal(violation: ContractViolation) -> Refused:
-    return Refused(
-        422, "contract_violation", str(violation), path=violation.path, expected=violation.expected, got=violation.got
-    )

@@ -1,6 +1,6 @@
-"""OpenAI's completions, for models that write texts: `/v1/completions` and `/v1/chat/completions`.
+"""OpenAI's API for text-generating models: `/v1/completions` and `/v1/chat/completions`.
 
-These models continue a text. A chat is put before them as its messages' contents, a line each, and its answer is what follows.
+These models continue a text. The prompt of a chat is the contents of its messages, one per line; the answer is what follows.
 """
 
 from __future__ import annotations
@@ -11,27 +11,25 @@ import re
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from bentos.models.generation import GenerationModel
-from bentos.scheduling.continuous import Event, Text
+from bentos.protocols.server import ModelServer
+from bentos.scheduling.continuous import Event, GenerationRequest
 from bentos.scheduling.streams import line
 from headrace.runtime.contract import ContractViolation
 from headrace.runtime.http import Refused, parse_json, read_json_body, require_json, to_json
+from headrace.runtime.http_messages import TrackedRequest
 
-if TYPE_CHECKING:
-    from bentos.app import PredictionApp
-
-MOST_CHOICES = 8
-"""`n` of one request."""
-MOST_SEED = 2**53 - 1
-NEUTRAL: dict[str, tuple[Any, ...]] = {
+MAX_CHOICES = 8
+"""Largest `n` of a request."""
+MAX_SEED = 2**53 - 1
+NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
     "logit_bias": ({},),
@@ -48,12 +46,12 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "web_search_options": (),
 }
-"""Fields that would change the answer, and are not to be had: with which values, beside null, they change nothing."""
-HARMLESS = {
+"""Unsupported fields, with the values (beside null) that are accepted because they leave the answer unchanged."""
+IGNORED_FIELDS = {
     *("user", "metadata", "store", "service_tier", "parallel_tool_calls", "prediction", "safety_identifier"),
     *("prompt_cache_key", "prompt_cache_retention", "reasoning_effort", "verbosity"),
 }
-"""Fields that change nothing here."""
+"""Fields that are accepted and have no effect."""
 
 
 class StreamOptions(msgspec.Struct):
@@ -61,14 +59,14 @@ class StreamOptions(msgspec.Struct):
 
 
 class Common(msgspec.Struct, kw_only=True):
-    """What both ways of asking have. `top_k` is an extension."""
+    """Fields of both requests. `top_k` is an extension."""
 
     model: str
     max_tokens: Annotated[int, Meta(ge=1)] | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
-    n: Annotated[int, Meta(ge=1, le=MOST_CHOICES)] | None = None
+    n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     stop: str | Annotated[list[str], Meta(max_length=4)] | None = None
     seed: int | None = None
     stream: bool | None = None
@@ -80,14 +78,14 @@ class Completion(Common, kw_only=True):
     echo: bool | None = None
 
 
-class Part(msgspec.Struct):
+class ContentPart(msgspec.Struct):
     type: Literal["text"]
     text: str
 
 
 class Message(msgspec.Struct):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: str | list[ContentPart]
 
 
 class Chat(Common, kw_only=True):
@@ -95,26 +93,26 @@ class Chat(Common, kw_only=True):
     max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
 
 
-Endpoint = Callable[[Any, Request], Awaitable[Response]]
+Endpoint = Callable[[Any, TrackedRequest], Awaitable[Response]]
 
 
-def _in_its_shape(endpoint: Endpoint) -> Endpoint:
-    """Refusals as OpenAI has them: `{"error": {"message", "type", "param", "code"}}`."""
+def _openai_errors(endpoint: Endpoint) -> Endpoint:
+    """Responds to refusals in OpenAI's form: `{"error": {"message", "type", "param", "code"}}`."""
 
     @functools.wraps(endpoint)
-    async def answer(self: Any, request: Request) -> Response:
+    async def answer(self: Any, request: TrackedRequest) -> Response:
         try:
             return await endpoint(self, request)
         except ContractViolation as violation:
-            request.state.code = "contract_violation"
+            request.code = "contract_violation"
             field = violation.path.rpartition(".")[2]
             too_long = field == "prompt" and violation.expected.endswith(("tokens", "characters"))
             message = f"{field}: expected {violation.expected}, got {violation.got}"
             return _error(400, message, field, "context_length_exceeded" if too_long else "invalid_value")
         except Refused as refused:
             if refused.status in (401, 403):
-                raise  # one shape, at the door and here, whatever was asked for
-            request.state.code = refused.code
+                raise  # the gateway sends these too, in one form for all protocols
+            request.code = refused.code
             param: str | None = refused.details.get("param", "model" if refused.status == 404 else None)
             return _error(refused.status, refused.message, param, refused.code, refused.headers)
 
@@ -122,68 +120,74 @@ def _in_its_shape(endpoint: Endpoint) -> Endpoint:
 
 
 def _error(status: int, message: str, param: str | None, code: str, headers: dict[str, str] | None = None) -> Response:
-    kind = "rate_limit_error" if status == 429 else "invalid_request_error" if status < 500 else "server_error"
-    return to_json({"error": {"message": message, "type": kind, "param": param, "code": code}}, status, headers)
+    error_type = "rate_limit_error" if status == 429 else "invalid_request_error" if status < 500 else "server_error"
+    return to_json({"error": {"message": message, "type": error_type, "param": param, "code": code}}, status, headers)
 
 
 class OpenAI:
-    """The routes of this protocol, for the model that `app` holds."""
+    """Routes of this protocol for the model of `app`."""
 
-    def __init__(self, app: PredictionApp) -> None:
+    def __init__(self, app: ModelServer) -> None:
         self.app = app
         self.routes = [
             Route("/v1/completions", self.complete, methods=["POST"]),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
         ]
 
-    @_in_its_shape
-    async def complete(self, request: Request) -> Response:
-        """`{"model", "prompt", ...}` to `{"choices": [{"text", "index", "finish_reason"}], "usage"}`."""
+    @_openai_errors
+    async def complete(self, request: TrackedRequest) -> Response:
+        """Answers `{"model", "prompt", ...}` with `{"choices": [{"text", "index", "finish_reason"}], "usage"}`."""
         asked = await self._read(request, Completion)
         prompts = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
-        return await self._answer(request, asked, prompts, _Completions(asked, prompts))
+        return await self._respond(request, asked, prompts, _Completions(asked, prompts))
 
-    @_in_its_shape
-    async def chat(self, request: Request) -> Response:
-        """`{"model", "messages", ...}` to `{"choices": [{"message": {"role", "content"}, "finish_reason"}], "usage"}`."""
+    @_openai_errors
+    async def chat(self, request: TrackedRequest) -> Response:
+        """Answers `{"model", "messages", ...}` with `{"choices": [{"message": ..., "finish_reason"}], "usage"}`."""
         asked = await self._read(request, Chat)
         asked.max_tokens = asked.max_completion_tokens or asked.max_tokens
-        return await self._answer(request, asked, ["\n".join(map(_content, asked.messages))], _Chats(asked))
+        return await self._respond(request, asked, ["\n".join(map(_content, asked.messages))], _Chats(asked))
 
-    async def _read(self, request: Request, kind: type[Any]) -> Any:
+    async def _read(self, request: TrackedRequest, struct: type[Any]) -> Any:
         require_json(request)
-        with self.app.held_body() as hold:
-            body = await read_json_body(request, hold)
-            return _parse(await self.app.convert(len(body), lambda: parse_json(body)), kind)
+        with self.app.body_memory() as reserve:
+            body = await read_json_body(request, reserve)
+            return _parse(await self.app.convert(len(body), lambda: parse_json(body)), struct)
 
-    async def _answer(self, request: Request, asked: Common, prompts: list[str], shape: _Shape) -> Response:
+    async def _respond(self, request: TrackedRequest, asked: Common, prompts: list[str], form: _Form) -> Response:
         model = self.app.model_for(request, asked.model)
         if not isinstance(model, GenerationModel):
-            raise _refused("model", f"{model.name!r} writes no texts: ask POST /v1/models/{model.name}/predict")
+            raise _refused("model", f"{model.name!r} does not generate text; use POST /v1/models/{model.name}/predict")
         texts = _texts(model, asked, prompts)
-        await self.app.spend(request, len(texts))
+        await self.app.take_quota(request, len(texts))
         head = {
-            "id": f"{shape.prefix}-{request.state.request_id}",
+            "id": f"{form.prefix}-{request.request_id}",
             "created": int(time.time()),
             "model": model.name,
             "system_fingerprint": f"{model.name}@{model.version}",
         }
         usage = _Usage(texts, asked.n or 1)
         if asked.stream:
-            response = self._stream(request, asked, texts, shape, head, usage)
-            self.app.account(request, rows=len(texts))
+            response = self._stream(request, asked, texts, form, head, usage)
+            self.app.record_usage(request, rows=len(texts))
             return response
         found = await self.app.streams.join(request, model, texts)
         usage.completion = sum(answer["tokens"] for answer in found)
-        self.app.account(request, rows=len(texts), tokens=usage.completion, answers=found)
-        choices = [{"index": i, **shape.whole(i, answer["text"]), "finish_reason": answer["finish_reason"], "logprobs": None}
+        self.app.record_usage(request, rows=len(texts), tokens=usage.completion, answers=found)
+        choices = [{"index": i, **form.whole(i, answer["text"]), "finish_reason": answer["finish_reason"], "logprobs": None}
                    for i, answer in enumerate(found)]  # fmt: skip
-        return to_json({**head, "object": shape.whole_object, "choices": choices, "usage": usage.show()})
+        return to_json({**head, "object": form.whole_object, "choices": choices, "usage": usage.show()})
 
     def _stream(
-        self, request: Request, asked: Common, texts: list[Text], shape: _Shape, head: dict[str, Any], usage: _Usage
+        self,
+        request: TrackedRequest,
+        asked: Common,
+        texts: list[GenerationRequest],
+        form: _Form,
+        head: dict[str, Any],
+        usage: _Usage,
     ) -> Response:
-        head = {**head, "object": shape.piece_object}
+        head = {**head, "object": form.chunk_object}
         with_usage = asked.stream_options is not None and asked.stream_options.include_usage
         extra = {"usage": None} if with_usage else {}
         begun: set[int] = set()
@@ -192,15 +196,15 @@ class OpenAI:
             return line({**head, "choices": [{"index": place, **delta, "finish_reason": finish, "logprobs": None}], **extra})
 
         def to_line(place: int, event: Event) -> bytes:
-            first = [] if place in begun else shape.first(place)
+            first = [] if place in begun else form.first(place)
             begun.add(place)
             usage.completion += 1
             finish = event.get("finish_reason")
             lines = [chunk(place, delta) for delta in first]
             if event["text"]:
-                lines.append(chunk(place, shape.piece(event["text"])))
+                lines.append(chunk(place, form.chunk(event["text"])))
             if finish:
-                lines.append(chunk(place, shape.last(), finish))
+                lines.append(chunk(place, form.last(), finish))
             return b"".join(lines)
 
         def end() -> bytes:
@@ -210,7 +214,7 @@ class OpenAI:
 
 
 class _Usage:
-    def __init__(self, texts: list[Text], n: int) -> None:
+    def __init__(self, texts: list[GenerationRequest], n: int) -> None:
         self.prompt = sum(len(text.prompt) for text in texts[::n])
         self.completion = 0
 
@@ -220,9 +224,9 @@ class _Usage:
 
 
 class _Completions:
-    """How a completion is put, whole and piece by piece."""
+    """Builds the choices of a completion, whole or in chunks."""
 
-    prefix, whole_object, piece_object = "cmpl", "text_completion", "text_completion"
+    prefix, whole_object, chunk_object = "cmpl", "text_completion", "text_completion"
 
     def __init__(self, asked: Completion, prompts: list[str]) -> None:
         self._echo = [prompt for prompt in prompts for _ in range(asked.n or 1)] if asked.echo else []
@@ -233,7 +237,7 @@ class _Completions:
     def first(self, place: int) -> list[dict[str, Any]]:
         return [{"text": self._echo[place]}] if self._echo else []
 
-    def piece(self, text: str) -> dict[str, Any]:
+    def chunk(self, text: str) -> dict[str, Any]:
         return {"text": text}
 
     def last(self) -> dict[str, Any]:
@@ -241,9 +245,9 @@ class _Completions:
 
 
 class _Chats:
-    """How a chat's answer is put."""
+    """Builds the choices of a chat's answer, whole or in chunks."""
 
-    prefix, whole_object, piece_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
+    prefix, whole_object, chunk_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
     def __init__(self, asked: Chat) -> None:
         del asked
@@ -254,36 +258,37 @@ class _Chats:
     def first(self, place: int) -> list[dict[str, Any]]:
         return [{"delta": {"role": "assistant", "content": ""}}]
 
-    def piece(self, text: str) -> dict[str, Any]:
+    def chunk(self, text: str) -> dict[str, Any]:
         return {"delta": {"content": text}}
 
     def last(self) -> dict[str, Any]:
         return {"delta": {}}
 
 
-_Shape = _Completions | _Chats
+_Form = _Completions | _Chats
 
 
-def _parse(payload: Any, kind: type[Any]) -> Any:
-    """The request, as far as it can be had here.
+def _parse(payload: Any, struct: type[Any]) -> Any:
+    """Parses a request into `struct`.
 
     Raises:
-        Refused: 400, with the field at fault.
+        Refused: 400, with the unknown, unsupported or invalid field.
     """
     if not isinstance(payload, dict):
         raise _refused(None, "expected a JSON object")
-    known = set(kind.__struct_fields__)
+    known = set(struct.__struct_fields__)
     for name, value in payload.items():
-        if name in known or name in HARMLESS or value is None:
+        if name in known or name in IGNORED_FIELDS or value is None:
             continue
-        if name not in NEUTRAL:
+        if name not in NEUTRAL_VALUES:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise _refused(name[:100], f"unknown field {name[:100]!r}{hint}", "unknown_parameter")
-        if not any(value == neutral and isinstance(value, bool) == isinstance(neutral, bool) for neutral in NEUTRAL[name]):
+        neutral_values = NEUTRAL_VALUES[name]
+        if not any(value == neutral and isinstance(value, bool) == isinstance(neutral, bool) for neutral in neutral_values):
             raise _refused(name, f"{name} is not supported by this server", "unsupported_parameter")
     try:
-        return msgspec.convert({name: value for name, value in payload.items() if name in known}, kind)
+        return msgspec.convert({name: value for name, value in payload.items() if name in known}, struct)
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$.")
         named = re.search(r"missing required field `(\w+)`", message)
@@ -291,24 +296,24 @@ def _parse(payload: Any, kind: type[Any]) -> Any:
         raise _refused(param, f"{path.rstrip('`') or param}: {message}") from None
 
 
-def _texts(model: GenerationModel, asked: Common, prompts: list[str]) -> list[Text]:
-    """`n` texts for each prompt, in their order. The first is what the seed alone writes, the next what the next seed does.
+def _texts(model: GenerationModel, asked: Common, prompts: list[str]) -> list[GenerationRequest]:
+    """Returns `n` texts for each prompt, in their order. The first uses the seed, the next one the seed plus 1, and so on.
 
     Raises:
-        ContractViolation: the model's contract does not hold it.
+        ContractViolation: a field breaks the model's contract.
     """
     n = asked.n or 1
     given = {name: getattr(asked, name) for name in ("max_tokens", "temperature", "top_p", "top_k")}
     given = {name: value for name, value in given.items() if value is not None}
-    seeds = [{} if asked.seed is None else {"seed": (asked.seed + i) & MOST_SEED} for i in range(n)]
-    texts = model.streams([{"prompt": prompt, **given, **seed} for prompt in prompts for seed in seeds])
+    seeds = [{} if asked.seed is None else {"seed": (asked.seed + i) & MAX_SEED} for i in range(n)]
+    texts = model.generation_requests([{"prompt": prompt, **given, **seed} for prompt in prompts for seed in seeds])
     stops = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
     longest = next((field.longest for field in model.contract.inputs if field.name == "stop"), None)
     if longest is not None and any(len(stop) > longest for stop in stops):
         raise ContractViolation("stop", f"at most {longest} characters", f"{max(map(len, stops))}")
     if not stops:
         return texts
-    return [replace(text, writing=replace(text.writing, stop=tuple(stops))) for text in texts]
+    return [replace(text, sampling=replace(text.sampling, stop=tuple(stops))) for text in texts]
 
 
 def _content(message: Message) -> str:

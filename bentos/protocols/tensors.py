@@ -1,7 +1,7 @@
-"""Tensors of the Open Inference Protocol v2, as JSON and as bytes behind it: to a graph's feeds, and from its answers.
+"""Converts tensors of the Open Inference Protocol v2, in JSON or in bytes behind it, to feeds of a graph and from its outputs.
 
-https://github.com/kserve/open-inference-protocol and Triton's binary tensor data extension. Numbers are little-endian and lie
-row by row; a BYTES tensor is, for each element, its length in 4 bytes and then the element.
+https://github.com/kserve/open-inference-protocol and Triton's binary tensor data extension. Numbers are little-endian in
+row-major order; a BYTES tensor has, for each element, its length in 4 bytes and then the element.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from bentos.protocols.v1 import MAX_INSTANCES
+from bentos.protocols.server import MAX_INSTANCES
 from headrace.runtime import json_pieces
 from headrace.runtime.contract import Contract, ContractViolation, Feeds, InputField, array_of, describe
 from headrace.runtime.http import Refused
@@ -29,13 +29,13 @@ WIRE: dict[str, np.dtype[Any]] = {
     "UINT8": np.dtype("u1"),
 }
 _OF_DTYPE = {np.dtype(name): datatype for name, datatype in DATATYPES.items() if name != "string"}
-"""A look at a dtype's name costs ten times as much as at itself."""
+"""Datatype by dtype: looking up a dtype's name costs ten times as much."""
 Values = NDArray[Any] | list[str]
-"""Of one output: numbers with the rows first, or a text for each row."""
+"""One output: numbers with the rows first, or a text for each row."""
 
 
 class Tensor(msgspec.Struct):
-    """An input."""
+    """An input tensor."""
 
     name: str
     shape: list[int]
@@ -44,19 +44,19 @@ class Tensor(msgspec.Struct):
     data: Any = None
 
 
-class Wanted(msgspec.Struct):
-    """An output that the client asks for."""
+class RequestedOutput(msgspec.Struct):
+    """An output that the client requests."""
 
     name: str
     parameters: dict[str, Any] = {}
 
 
-class Inference(msgspec.Struct):
-    """A request's JSON."""
+class InferenceRequest(msgspec.Struct):
+    """JSON of an inference request."""
 
     inputs: list[Tensor]
     id: str | None = None
-    outputs: list[Wanted] | None = None
+    outputs: list[RequestedOutput] | None = None
     parameters: dict[str, Any] = {}
 
 
@@ -64,40 +64,40 @@ class _RawTensor(Tensor):
     data: msgspec.Raw = msgspec.Raw(b"null")
 
 
-class _RawInference(Inference):
-    """The same with each tensor's data left as it came."""
+class _RawInferenceRequest(InferenceRequest):
+    """The same request, with the data of each tensor not decoded yet."""
 
     inputs: list[_RawTensor]  # type: ignore[assignment]  # read only
 
 
-_decode = msgspec.json.Decoder(Inference).decode
-_decode_raw = msgspec.json.Decoder(_RawInference).decode
+_decode = msgspec.json.Decoder(InferenceRequest).decode
+_decode_raw = msgspec.json.Decoder(_RawInferenceRequest).decode
 
 
-def parse(body: bytes, json_bytes: str) -> tuple[Inference, int]:
-    """The JSON of a request, and where the bytes behind it begin. `json_bytes` is Inference-Header-Content-Length, or empty.
+def parse(body: bytes, json_bytes: str) -> tuple[InferenceRequest, int]:
+    """Returns the JSON of a request, and the offset of the bytes behind it. `json_bytes` is Inference-Header-Content-Length.
 
     Raises:
-        Refused: 400, that length or the JSON is wrong.
+        Refused: 400, that length or the JSON is invalid.
     """
     end = len(body)
     if json_bytes:
         if not json_bytes.isdecimal() or len(json_bytes) > 10 or int(json_bytes) > end:
-            raise bad(f"Inference-Header-Content-Length: expected 0 to {end}, the body's bytes, got {json_bytes[:40]!r}")
+            raise bad_request(f"Inference-Header-Content-Length: expected 0 to {end} bytes, got {json_bytes[:40]!r}")
         end = int(json_bytes)
     try:
         return _read(body if end == len(body) else memoryview(body)[:end]), end
     except RecursionError:
-        raise bad("the JSON is nested too deeply") from None
+        raise bad_request("the JSON is nested too deeply") from None
     except msgspec.ValidationError as error:
-        raise bad(f"no inference request: {error}") from None
+        raise bad_request(f"the request does not fit the protocol: {error}") from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise bad(f"the request is no valid JSON: {error}") from None
+        raise bad_request(f"the request is not valid JSON: {error}") from None
 
 
-def _read(text: bytes | memoryview) -> Inference:
+def _read(text: bytes | memoryview) -> InferenceRequest:
     if len(text) > json_pieces.PIECE_BYTES:
-        with suppress(msgspec.ValidationError, UnicodeDecodeError):  # it is told by its place in the whole
+        with suppress(msgspec.ValidationError, UnicodeDecodeError):  # raised below, with its position in the whole body
             asked = _decode_raw(text)
             for tensor in asked.inputs:
                 tensor.data = json_pieces.decode_value(tensor.data)
@@ -106,24 +106,24 @@ def _read(text: bytes | memoryview) -> Inference:
 
 
 class TensorReader:
-    """From a request's tensors to the feeds of one contract."""
+    """Converts the tensors of a request to the feeds of one contract."""
 
     def __init__(self, contract: Contract) -> None:
         self._slots = {field.name: _Slot(field) for field in contract.inputs}
-        self.takes_pictures = any(slot.takes_files for slot in self._slots.values())
+        self.takes_images = any(slot.takes_files for slot in self._slots.values())
 
     def describe(self) -> list[dict[str, Any]]:
-        """Of each input its name, datatype and shape; -1 are the rows."""
+        """Returns name, datatype and shape of each input; -1 is the number of rows."""
         return [
             {"name": name, "datatype": slot.datatype, "shape": [-1, *slot.field.shape]} for name, slot in self._slots.items()
         ]
 
-    def read(self, asked: Inference, body: bytes, start: int) -> Feeds:
-        """One array for each field, `(rows, *shape)`; numbers that came as bytes stay where they are.
+    def read(self, asked: InferenceRequest, body: bytes, start: int) -> Feeds:
+        """Returns one array for each field, `(rows, *shape)`; numbers sent as bytes are not copied.
 
         Raises:
-            Refused: 400, tensors and bytes disagree; 413, too many rows.
-            ContractViolation: a tensor that is not the contract's, or a value that breaks it.
+            Refused: 400, tensors and bytes do not fit together; 413, too many rows.
+            ContractViolation: a tensor is not in the contract, or a value breaks it.
         """
         feeds: Feeds = {}
         rows = 0
@@ -132,30 +132,30 @@ class TensorReader:
             if slot is None:
                 self._refuse_name(tensor.name)
             if tensor.name in feeds:
-                raise bad(f"inputs: {tensor.name!r} stands there twice")
+                raise bad_request(f"inputs: {tensor.name!r} occurs twice")
             count = slot.rows_of(tensor)
             if rows not in (0, count):
-                raise bad(f"inputs.{tensor.name}.shape: expected {rows} rows, as the input before it, got {count}")
+                raise bad_request(f"inputs.{tensor.name}.shape: expected {rows} rows, as in the previous input, got {count}")
             rows = count
             size = tensor.parameters.get("binary_data_size")
             if size is None:
                 feeds[tensor.name] = slot.from_json(tensor, rows)
                 continue
             if type(size) is not int or not 0 <= size <= len(body) - start:
-                raise bad(
+                raise bad_request(
                     f"inputs.{tensor.name}.parameters.binary_data_size: expected at most the {len(body) - start} bytes that "
                     f"are left of the body, got {describe(size)}"
                 )
             feeds[tensor.name] = slot.from_bytes(tensor, rows, body, start, size)
             start += size
         if start != len(body):
-            raise bad(f"{len(body) - start} bytes of the body belong to no input (binary_data_size)")
+            raise bad_request(f"{len(body) - start} bytes of the body belong to no input (binary_data_size)")
         if len(feeds) < len(self._slots):
             self._fill(feeds, rows)
         return feeds
 
     def _fill(self, feeds: Feeds, rows: int) -> None:
-        """Fields that may be left out."""
+        """Fills in the defaults of optional fields."""
         for name, slot in self._slots.items():
             if name in feeds:
                 continue
@@ -182,7 +182,7 @@ class _Slot:
         self._shape = list(field.shape)
 
     def rows_of(self, tensor: Tensor) -> int:
-        """The rows of `tensor`, whose datatype and shape are held against the field's. A scalar may have an axis of one."""
+        """Returns the rows of `tensor`, after checking its datatype and shape. A scalar may have an axis of length 1."""
         files = self.takes_files and tensor.datatype == "BYTES"
         if tensor.datatype != self.datatype and not files:
             also = " (or BYTES of PNG or JPEG files)" if self.takes_files else ""
@@ -205,18 +205,18 @@ class _Slot:
         count = rows * self._values
         if size != count * self._wire.itemsize:
             expected = f"{count * self._wire.itemsize} for {tensor.datatype} {tensor.shape}"
-            raise bad(f"inputs.{tensor.name}.parameters.binary_data_size: expected {expected}, got {size}")
+            raise bad_request(f"inputs.{tensor.name}.parameters.binary_data_size: expected {expected}, got {size}")
         numbers: NDArray[Any] = np.frombuffer(body, self._wire, count, start).reshape(rows, *self._shape)
-        if not numbers.flags.aligned:  # the JSON before it may have any length
+        if not numbers.flags.aligned:  # the JSON in front of it may have any length
             numbers = numbers.copy()
         self.field.check(numbers, "rows")
         return numbers
 
     def from_json(self, tensor: Tensor, rows: int) -> NDArray[Any]:
-        """`data` may be nested as the shape says, or flat."""
+        """Converts `data`, which may be nested or flat."""
         data, path = tensor.data, f"inputs.{tensor.name}.data"
         if not isinstance(data, list):
-            raise ContractViolation(path, "a list, or binary_data_size among the parameters", describe(data))
+            raise ContractViolation(path, "a list, or the parameter binary_data_size", describe(data))
         try:
             if not self._shape or tensor.datatype == "BYTES":
                 return self.field.to_array(_flat(data, rows, path), "rows")
@@ -224,7 +224,7 @@ class _Slot:
         except (ValueError, OverflowError, RecursionError) as error:
             if isinstance(error, ContractViolation):
                 raise
-            raise ContractViolation(path, f"numbers in shape {tensor.shape}", "something else") from None
+            raise ContractViolation(path, f"numbers in shape {tensor.shape}", "other values") from None
         if numbers.dtype.kind not in "iuf" or numbers.size != rows * self._values:
             expected, got = f"{rows * self._values} numbers", f"{numbers.size} values of type {numbers.dtype}"
             raise ContractViolation(path, expected, got)
@@ -234,23 +234,23 @@ class _Slot:
 
 
 def _flat(data: list[Any], rows: int, path: str) -> list[Any]:
-    """One value a row, from `[1, 2]` or `[[1], [2]]`."""
+    """Returns one value for each row, from `[1, 2]` or `[[1], [2]]`."""
     if len(data) != rows:
         raise ContractViolation(path, f"{rows} values", f"{len(data)}")
     return [value[0] if isinstance(value, list) and len(value) == 1 else value for value in data]
 
 
 def _elements(name: str, body: bytes, start: int, size: int, count: int) -> list[bytes]:
-    """The elements of a BYTES tensor, which have to fill `size` bytes."""
+    """Returns the elements of a BYTES tensor, which have to fill `size` bytes."""
     end, found = start + size, []
     for i in range(count):
         length = int.from_bytes(body[start : start + 4], "little")
         if start + 4 + length > end:
-            raise bad(f"inputs.{name}: element {i} of {count} runs past the {size} bytes of its tensor")
+            raise bad_request(f"inputs.{name}: element {i} of {count} runs past the {size} bytes of its tensor")
         found.append(body[start + 4 : start + 4 + length])
         start += 4 + length
     if start != end:
-        raise bad(f"inputs.{name}: {end - start} of its {size} bytes lie behind its {count} elements")
+        raise bad_request(f"inputs.{name}: {end - start} of its {size} bytes follow its {count} elements")
     return found
 
 
@@ -260,15 +260,15 @@ def _texts(name: str, elements: list[bytes]) -> list[str]:
         try:
             found.append(element.decode())
         except UnicodeDecodeError:
-            raise ContractViolation(f"rows.{i}.{name}", "text in UTF-8", "bytes that are none") from None
+            raise ContractViolation(f"rows.{i}.{name}", "text in UTF-8", "other bytes") from None
     return found
 
 
-def chosen(asked: Inference, found: dict[str, Values]) -> list[tuple[str, Values, bool]]:
-    """The outputs that a request asks for, each with whether it goes as bytes. All of them where it names none.
+def select_outputs(asked: InferenceRequest, found: dict[str, Values]) -> list[tuple[str, Values, bool]]:
+    """Returns the requested outputs (all by default), each with whether it is sent as bytes.
 
     Raises:
-        Refused: 400, it asks for an output that there is not, or in a way that there is not.
+        Refused: 400, an unknown output or an unsupported parameter.
     """
     as_bytes = asked.parameters.get("binary_data_output") is True
     if not asked.outputs:
@@ -276,16 +276,16 @@ def chosen(asked: Inference, found: dict[str, Values]) -> list[tuple[str, Values
     picked = []
     for output in asked.outputs:
         if output.name not in found:
-            raise bad(f"outputs: expected one of {', '.join(found)}, got {output.name[:100]!r}")
+            raise bad_request(f"outputs: expected one of {', '.join(found)}, got {output.name[:100]!r}")
         for unknown in ("classification", "shared_memory_region"):
             if output.parameters.get(unknown):
-                raise bad(f"outputs.{output.name}.parameters.{unknown}: expected nothing, this server has no such extension")
+                raise bad_request(f"outputs.{output.name}.parameters.{unknown}: this server does not support it")
         picked.append((output.name, found[output.name], output.parameters.get("binary_data", as_bytes) is True))
     return picked
 
 
 def encode(head: dict[str, Any], picked: Sequence[tuple[str, Values, bool]]) -> tuple[bytes, int | None]:
-    """A response's body: `head` with the outputs, the bytes of some behind it; and how much of it is JSON, None when all is."""
+    """Returns a response's body, JSON and then bytes, and the size of the JSON, or None if there are no bytes."""
     outputs, behind = [], []
     for name, values, as_bytes in picked:
         shape = [len(values)] if isinstance(values, list) else list(values.shape)
@@ -314,5 +314,5 @@ def _raw(values: Values) -> bytes:
     return raw
 
 
-def bad(message: str) -> Refused:
+def bad_request(message: str) -> Refused:
     return Refused(400, "bad_request", message)

@@ -1,7 +1,6 @@
-"""Requests that come while the model runs are run together next: for models whose bento says that this pays.
+"""Dynamic batching: requests that arrive while the model runs form the next batch. `batching_choice` decides for which models.
 
-A batch is what has gathered while the one before it ran, so that a lone request runs at once. (Clipper, Crankshaw et al. 2017,
-holds requests back until a time-out; `wait_seconds` does.)
+A single request never waits for others. (Clipper, Crankshaw et al. 2017, waits until a timeout, as `wait_seconds` does.)
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bentos.models.served_model import ServedModel
+from bentos.models.onnx_model import OnnxModel
 from headrace.runtime.contract import Feeds
 
 
@@ -29,10 +28,10 @@ class _Waiting:
 
 
 class Batcher:
-    """Runs feeds of several requests through the model at once. Called from the event loop."""
+    """Runs the feeds of several requests in one call of the model. Called from the event loop."""
 
     def __init__(
-        self, model: ServedModel, thread: Executor, max_rows: int, wait_seconds: float, count: Callable[[int], None]
+        self, model: OnnxModel, thread: Executor, max_rows: int, wait_seconds: float, count: Callable[[int], None]
     ) -> None:
         self.max_rows = max_rows
         self._model = model
@@ -41,35 +40,35 @@ class Batcher:
         self._count = count
         self._queue: deque[_Waiting] = deque()
         self._worker: asyncio.Task[None] | None = None
-        self.seconds_a_row = 0.0
-        """That a row took in the last batch."""
+        self.seconds_per_row = 0.0
+        """Duration of the last batch, divided by its rows."""
 
     @property
     def queued_rows(self) -> int:
         return sum(waiting.rows for waiting in self._queue)
 
     async def run(self, feeds: Feeds, rows: int) -> NDArray[Any]:
-        """The model's output for these rows, `(rows, ...)`. A caller that is cancelled takes its rows out of the queue."""
+        """Returns the model's output for these rows, `(rows, ...)`. Cancelling the call removes its rows from the queue."""
         waiting = _Waiting(feeds, rows, asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
         if self._worker is None:
-            self._worker = asyncio.create_task(self._work())
+            self._worker = asyncio.create_task(self._run_queue())
         try:
             return await waiting.answer
         finally:
-            del waiting  # an error that it holds holds this frame: see `wait_for`
+            del waiting  # it may hold an error that refers to this frame: see `wait_for`
 
-    async def _work(self) -> None:
+    async def _run_queue(self) -> None:
         try:
             if self._wait_seconds:
                 await asyncio.sleep(self._wait_seconds)
-            while batch := self._take():
+            while batch := self._next_batch():
                 await self._run(batch)
         finally:
             self._worker = None
 
-    def _take(self) -> list[_Waiting]:
-        """The next requests, of `max_rows` together or one that is larger."""
+    def _next_batch(self) -> list[_Waiting]:
+        """Removes the next requests from the queue: at most `max_rows` rows, or one larger request."""
         batch: list[_Waiting] = []
         rows = 0
         while self._queue and (not batch or rows + self._queue[0].rows <= self.max_rows):
@@ -89,7 +88,7 @@ class Batcher:
         except Exception as error:
             await self._fail(batch, error)
             return
-        self.seconds_a_row = (time.perf_counter() - start) / rows
+        self.seconds_per_row = (time.perf_counter() - start) / rows
         at = 0
         for waiting in batch:
             if not waiting.answer.done():
@@ -97,7 +96,7 @@ class Batcher:
             at += waiting.rows
 
     async def _fail(self, batch: list[_Waiting], error: Exception) -> None:
-        """Alone, each request meets its own fate: what breaks one is not to break its neighbours."""
+        """Runs each request of a failed batch alone, so that only those that fail themselves get the error."""
         if len(batch) > 1:
             for waiting in batch:
                 await self._run([waiting])

@@ -1,7 +1,7 @@
-"""Texts written together, a step of the graph for all of them: they join between two steps, and leave when they end.
+"""Continuous batching: each step of the graph generates one token of every active text; texts join and leave between steps.
 
-As iteration-level scheduling (Orca, Yu et al. 2022) has it. A prompt is read in a step of its own, and between two steps of
-the others only so much is read that they hardly notice.
+This is iteration-level scheduling (Orca, Yu et al. 2022). A prompt is read in a step of its own, and the prompt tokens read
+between two steps are limited, so that other texts are hardly delayed.
 """
 
 from __future__ import annotations
@@ -12,138 +12,131 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
-from headrace.runtime.generation import Language, Writer, Writing
-from headrace.runtime.text_batch import Batch
+from headrace.runtime.generation import GenerationRequest, TextGenerator, TextWriter
+from headrace.runtime.text_batch import TextBatch
 
 logger = logging.getLogger("headrace.serve")
 Event = dict[str, Any]
 Put = Callable[[Event | Exception], None]
-MOST_TOGETHER = 16
-"""Texts that a step is for; others wait for one of them to end."""
+MAX_BATCH_TEXTS = 16
+"""Texts in one step; further ones wait until one of them ends."""
 PROMPT_TOKENS = 512
-"""Prompts of so many tokens are read between two steps, or one that is longer."""
+"""Prompt tokens that are read between two steps; a longer prompt is read alone."""
 TURN_SECONDS = 0.0005
-"""Steps follow each other for so long before they are told: to begin a job and wake an event loop costs half a short one."""
+"""Steps run for so long before their events are sent: starting a job and waking an event loop costs half a short step."""
 
 
-@dataclass(frozen=True, eq=False)
-class Text:
-    """What is to be written: checked, and not begun."""
+class ActiveText:
+    """A queued or active text. `put` is called in the event loop of its request, with each event or an error."""
 
-    language: Language
-    prompt: list[int]
-    writing: Writing
-
-
-class Row:
-    """A text under way. `put` is called in the event loop of whoever asked, with each event or with what went wrong."""
-
-    def __init__(self, text: Text, put: Put) -> None:
-        self.text = text
+    def __init__(self, request: GenerationRequest, put: Put) -> None:
+        self.request = request
         self.put = put
         self.loop = asyncio.get_running_loop()
-        self.writer = Writer(text.language.encoder, text.writing)
+        self.writer = TextWriter(request.generator.encoder, request.sampling)
         self.steps = 0
-        self.is_gone = False
-        """Nobody waits for it any more; it is left out of the next step."""
+        self.is_cancelled = False
+        """Whether its client disconnected; the next step leaves it out."""
 
 
-class Continuous:
-    """All texts of one model. A turn is a job in the thread for large work: others get theirs between two turns."""
+Outbox = list[tuple[ActiveText, Event | Exception]]
 
-    def __init__(self, language: Language, thread: Executor) -> None:
-        self.language = language
+
+class ContinuousBatching:
+    """All texts of one model. A turn is one job in the prediction thread, so that other jobs run between two turns."""
+
+    def __init__(self, generator: TextGenerator, thread: Executor) -> None:
+        self.generator = generator
         self._thread = thread
-        self._batch = Batch(language.session, language.layout)
-        self._waiting: deque[Row] = deque()
-        self._rows: dict[int, Row] = {}
+        self._batch = TextBatch(generator.session, generator.layout)
+        self._waiting: deque[ActiveText] = deque()
+        self._active: dict[int, ActiveText] = {}
         self._lock = Lock()
-        self._is_turning = False
+        self._is_running = False
 
-    def add(self, row: Row) -> None:
-        """Called in an event loop; returns at once."""
+    def add(self, text: ActiveText) -> None:
+        """Queues a text and returns at once; called in an event loop."""
         with self._lock:
-            self._waiting.append(row)
-            if self._is_turning:
+            self._waiting.append(text)
+            if self._is_running:
                 return
-            self._is_turning = True
+            self._is_running = True
         self._thread.submit(self._turn)
 
     def _turn(self) -> None:
-        """Reads prompts, takes steps for a while, tells what came of it, and asks for the next turn."""
-        told: list[tuple[Row, Event | Exception]] = []
+        """Reads prompts, runs steps for a while, sends their events, and submits the next turn."""
+        outbox: Outbox = []
         try:
-            self._rows = {name: row for name, row in self._rows.items() if not row.is_gone}
-            self._read_prompts(told)
-            until = 0.0 if told else time.monotonic() + TURN_SECONDS  # the first token of a text waits for one step at most
-            self._step(told)
-            while self._rows and not self._waiting and time.monotonic() < until:
-                self._step(told)
-        except Exception as error:  # the graph failed: for all that it was run for
-            logger.exception("a step of %d texts failed", len(self._rows))
-            told += [(row, error) for row in self._rows.values()]
-            self._rows = {}
-            self._batch = Batch(self.language.session, self.language.layout)
-        _tell(told)
+            self._active = {number: text for number, text in self._active.items() if not text.is_cancelled}
+            self._read_prompts(outbox)
+            until = 0.0 if outbox else time.monotonic() + TURN_SECONDS  # a text's first token waits for one step at most
+            self._step(outbox)
+            while self._active and not self._waiting and time.monotonic() < until:
+                self._step(outbox)
+        except Exception as error:  # the graph failed, and with it all texts of the step
+            logger.exception("a step of %d texts failed", len(self._active))
+            outbox += [(text, error) for text in self._active.values()]
+            self._active = {}
+            self._batch = TextBatch(self.generator.session, self.generator.layout)
+        _send(outbox)
         with self._lock:
-            self._is_turning = bool(self._rows or self._waiting)
-        if self._is_turning:
+            self._is_running = bool(self._active or self._waiting)
+        if self._is_running:
             self._thread.submit(self._turn)
 
-    def _read_prompts(self, told: list[tuple[Row, Event | Exception]]) -> None:
+    def _read_prompts(self, outbox: Outbox) -> None:
         left = PROMPT_TOKENS
-        while self._waiting and len(self._rows) < MOST_TOGETHER and left > 0:
-            row = self._waiting.popleft()
-            if row.is_gone:
+        while self._waiting and len(self._active) < MAX_BATCH_TEXTS and left > 0:
+            text = self._waiting.popleft()
+            if text.is_cancelled:
                 continue
-            left -= len(row.text.prompt)
+            left -= len(text.request.prompt)
             try:
-                name, logits = self._batch.read(row.text.prompt)
-            except Exception as error:  # this prompt's alone
-                told.append((row, error))
+                number, logits = self._batch.read(text.request.prompt)
+            except Exception as error:  # of this prompt alone
+                outbox.append((text, error))
                 continue
-            self._rows[name] = row
-            self._take(name, row, logits, told)
+            self._active[number] = text
+            self._take(number, text, logits, outbox)
 
-    def _step(self, told: list[tuple[Row, Event | Exception]]) -> None:
-        tokens = {name: row.writer.tokens[-1] for name, row in self._rows.items()}
-        for name, logits in self._batch.step(tokens).items():
-            self._take(name, self._rows[name], logits, told)
+    def _step(self, outbox: Outbox) -> None:
+        tokens = {number: text.writer.tokens[-1] for number, text in self._active.items()}
+        for number, logits in self._batch.step(tokens).items():
+            self._take(number, self._active[number], logits, outbox)
 
-    def _take(self, name: int, row: Row, logits: Any, told: list[tuple[Row, Event | Exception]]) -> None:
-        """One more token of a text."""
+    def _take(self, number: int, text: ActiveText, logits: Any, outbox: Outbox) -> None:
+        """Samples the next token of a text."""
         try:
-            piece = row.writer.take(logits)
+            chunk = text.writer.take(logits)
         except ArithmeticError as error:
-            del self._rows[name]
-            told.append((row, error))  # no prompt is to blame: the model is
+            del self._active[number]
+            outbox.append((text, error))  # a failure of the model, whatever the prompt
             return
-        row.steps += 1
-        event: Event = {"text": piece.text}
-        if piece.finish is not None:
-            del self._rows[name]
-            event |= {"finish_reason": piece.finish, "tokens": row.steps}
-        told.append((row, event))
+        text.steps += 1
+        event: Event = {"text": chunk.text}
+        if chunk.finish is not None:
+            del self._active[number]
+            event |= {"finish_reason": chunk.finish, "tokens": text.steps}
+        outbox.append((text, event))
 
 
-def _tell(told: list[tuple[Row, Event | Exception]]) -> None:
-    """Wakes each event loop once."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Row, Event | Exception]]] = defaultdict(list)
-    for row, event in told:
-        by_loop[row.loop].append((row, event))
+def _send(outbox: Outbox) -> None:
+    """Passes events to their event loops, waking each loop once."""
+    by_loop: dict[asyncio.AbstractEventLoop, Outbox] = defaultdict(list)
+    for text, event in outbox:
+        by_loop[text.loop].append((text, event))
     for loop, events in by_loop.items():
         try:
             loop.call_soon_threadsafe(_put, events)
-        except RuntimeError:  # the loop is closed: nobody is there any more
-            for row, _ in events:
-                row.is_gone = True
+        except RuntimeError:  # the loop is closed: the server has stopped
+            for text, _ in events:
+                text.is_cancelled = True
 
 
-def _put(events: list[tuple[Row, Event | Exception]]) -> None:
-    for row, event in events:
-        if not row.is_gone:
-            row.put(event)
+def _put(events: Outbox) -> None:
+    for text, event in events:
+        if not text.is_cancelled:
+            text.put(event)

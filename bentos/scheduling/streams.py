@@ -1,4 +1,4 @@
-"""Answers that come piece by piece: texts written together, events to their clients, both ended by a client's leaving."""
+"""Generates texts of concurrent requests, as whole answers or server-sent events, until a client disconnects."""
 
 from __future__ import annotations
 
@@ -11,64 +11,65 @@ from contextlib import ExitStack, aclosing, contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import msgspec
-from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from bentos.scheduling.continuous import Continuous, Event, Row, Text
+from bentos.scheduling.continuous import ActiveText, ContinuousBatching, Event
 from bentos.scheduling.worker_thread import wait_for
+from headrace.runtime.generation import GenerationRequest
 from headrace.runtime.http import Refused
+from headrace.runtime.http_messages import TrackedRequest
 
 logger = logging.getLogger("headrace.serve")
-MAX_TEXTS = 16
-"""Requests for texts at once; one beyond them gets 503, and the balancer sends it to another replica."""
-TEXTS_OF_A_REQUEST = 8
-"""Written at once for one request, so that it leaves room for others."""
+MAX_REQUESTS = 16
+"""Requests that generate texts at once; a further one gets 503, and the load balancer tries another replica."""
+TEXTS_PER_REQUEST = 8
+"""Texts of one request that are generated at once, so that it leaves room for others."""
 COMMENT = b": writing\n\n"
 SILENT_SECONDS = 0.5
-"""A text that grows by nothing to show for so long sends a comment, which keeps the balancer from taking it for stuck."""
+"""A stream without visible characters for so long sends a comment, so that the load balancer does not take it for stuck."""
 Lines = AsyncGenerator[bytes, None]
 
 
 @runtime_checkable
 class Streaming(Protocol):
-    """A served model that can answer piece by piece."""
+    """A served model whose answers can be streamed."""
 
-    def streams(self, instances: list[Any]) -> list[Text]:
-        """What is to be written for each instance."""
+    def generation_requests(self, instances: list[Any]) -> list[GenerationRequest]:
+        """Returns what to generate for each instance."""
         ...
 
     def join(self, events: Sequence[Event]) -> Event:
-        """The events of one answer as one."""
+        """Merges the events of one answer into a single one."""
         ...
 
 
 class Streams:
-    """The answers under way, stepped in `thread`; `account` is told of tokens as they are written to a stream."""
+    """Generates texts in `thread`; `record_usage` is called for each token of a stream."""
 
-    def __init__(self, thread: Executor, account: Callable[..., None]) -> None:
+    def __init__(self, thread: Executor, record_usage: Callable[..., None]) -> None:
         self._thread = thread
-        self._account = account
-        self._continuous: Continuous | None = None
-        self._under_way = 0
+        self._record_usage = record_usage
+        self._batching: ContinuousBatching | None = None
+        self._active = 0
 
-    async def join(self, request: Request, model: Streaming, texts: list[Text]) -> list[Event]:
-        """Whole answers, in the order of `texts`.
+    async def join(self, request: TrackedRequest, model: Streaming, texts: list[GenerationRequest]) -> list[Event]:
+        """Returns whole answers, in the order of `texts`.
 
         Raises:
-            Refused: 503, too many at once; 504, they take too long.
-            ClientDisconnect: the client is gone, and the rest of the work is left.
+            Refused: 503, too many requests generate texts; 504, they take too long.
+            ClientDisconnect: the client disconnected, and the rest of the work is abandoned.
         """
-        with self._room():
+        with self._slot():
             return await wait_for(asyncio.ensure_future(self._gather(model, texts)))
 
-    def respond(self, request: Request, text: Text, last: Event) -> StreamingResponse:
-        """Server-sent events as they come, those without text left out; `last` is added to the last one.
+    def respond(self, request: TrackedRequest, text: GenerationRequest, last: Event) -> StreamingResponse:
+        """Returns the events of one text as server-sent events, without empty ones; `last` is merged into the last event.
 
-        A failure amid them becomes an event named `error`.
+        A failure in the middle of the stream becomes an event named `error`.
 
         Raises:
-            Refused: too many at once.
+            Refused: 503, too many requests generate texts.
         """
 
         def to_line(place: int, event: Event) -> bytes:
@@ -79,32 +80,32 @@ class Streams:
 
     def send(
         self,
-        request: Request,
-        texts: list[Text],
+        request: TrackedRequest,
+        texts: list[GenerationRequest],
         to_line: Callable[[int, Event], bytes],
         end: Callable[[], bytes] | None = None,
     ) -> StreamingResponse:
-        """What `to_line` makes of each event and its text's place, and `end` in the end; lines may be empty.
+        """Returns a stream of `to_line(index of the text, event)` for each event, followed by `end()`; lines may be empty.
 
         Raises:
-            Refused: too many at once.
+            Refused: 503, too many requests generate texts.
         """
-        held = ExitStack()
-        held.enter_context(self._room())
-        return _Events(self._lines(request, texts, to_line, end), held)
+        slot = ExitStack()
+        slot.enter_context(self._slot())
+        return _EventStream(self._lines(request, texts, to_line, end), slot)
 
-    async def events(self, texts: Sequence[Text]) -> AsyncGenerator[tuple[int, Event], None]:
-        """Events of all texts as they come, each with its text's place; the last of a text has `finish_reason`."""
+    async def events(self, texts: Sequence[GenerationRequest]) -> AsyncGenerator[tuple[int, Event], None]:
+        """Yields events of all texts as they come, each with its text's index; a text's last event has `finish_reason`."""
         found: asyncio.Queue[tuple[int, Event | Exception]] = asyncio.Queue()
-        rows: list[Row] = []
+        begun: list[ActiveText] = []
 
         def begin() -> None:
-            place = len(rows)
-            rows.append(Row(texts[place], lambda event: found.put_nowait((place, event))))
-            self._continuous_of(texts[place]).add(rows[place])
+            place = len(begun)
+            begun.append(ActiveText(texts[place], lambda event: found.put_nowait((place, event))))
+            self._batching_for(texts[place]).add(begun[place])
 
         try:
-            for _ in range(min(TEXTS_OF_A_REQUEST, len(texts))):
+            for _ in range(min(TEXTS_PER_REQUEST, len(texts))):
                 begin()
             left = len(texts)
             while left:
@@ -114,18 +115,18 @@ class Streams:
                 yield place, event
                 if "finish_reason" in event:
                     left -= 1
-                    if len(rows) < len(texts):
+                    if len(begun) < len(texts):
                         begin()
         finally:
-            for row in rows:
-                row.is_gone = True
+            for text in begun:
+                text.is_cancelled = True
 
-    def _continuous_of(self, text: Text) -> Continuous:
-        if self._continuous is None or self._continuous.language is not text.language:
-            self._continuous = Continuous(text.language, self._thread)
-        return self._continuous
+    def _batching_for(self, text: GenerationRequest) -> ContinuousBatching:
+        if self._batching is None or self._batching.generator is not text.generator:
+            self._batching = ContinuousBatching(text.generator, self._thread)
+        return self._batching
 
-    async def _gather(self, model: Streaming, texts: list[Text]) -> list[Event]:
+    async def _gather(self, model: Streaming, texts: list[GenerationRequest]) -> list[Event]:
         found: list[list[Event]] = [[] for _ in texts]
         async with aclosing(self.events(texts)) as events:
             async for place, event in events:
@@ -134,8 +135,8 @@ class Streams:
 
     async def _lines(
         self,
-        request: Request,
-        texts: list[Text],
+        request: TrackedRequest,
+        texts: list[GenerationRequest],
         to_line: Callable[[int, Event], bytes],
         end: Callable[[], bytes] | None,
     ) -> Lines:
@@ -143,7 +144,7 @@ class Streams:
         try:
             async with aclosing(self.events(texts)) as events:
                 async for place, event in events:
-                    self._account(request, tokens=1)
+                    self._record_usage(request, tokens=1)
                     found = to_line(place, event)
                     if not found:
                         if time.monotonic() - sent <= SILENT_SECONDS:
@@ -153,33 +154,33 @@ class Streams:
                     sent = time.monotonic()
             if end is not None:
                 yield end()
-        except Exception:  # the status is long sent: the client learns of it as an event
-            logger.exception("request %s failed", request.state.request_id)
-            hidden = {"code": "internal", "message": "the server failed; its log names the request id"}
-            yield b"event: error\n" + line({"error": hidden, "request_id": request.state.request_id})
+        except Exception:  # the status is sent already: the client gets the error as an event
+            logger.exception("request %s failed", request.request_id)
+            hidden = {"code": "internal", "message": "the server failed; see its log for this request id"}
+            yield b"event: error\n" + line({"error": hidden, "request_id": request.request_id})
 
     @contextmanager
-    def _room(self) -> Iterator[None]:
-        if self._under_way >= MAX_TEXTS:
-            raise Refused(503, "overloaded", "too many texts are being written; try again", {"retry-after": "1"})
-        self._under_way += 1
+    def _slot(self) -> Iterator[None]:
+        if self._active >= MAX_REQUESTS:
+            raise Refused(503, "overloaded", "too many texts are being generated; try again", {"retry-after": "1"})
+        self._active += 1
         try:
             yield
         finally:
-            self._under_way -= 1
+            self._active -= 1
 
 
-class _Events(StreamingResponse):
-    """Server-sent events; lets go of `held` when the last one is sent, or the client is gone."""
+class _EventStream(StreamingResponse):
+    """Server-sent events; closes `slot` when the last one is sent or the client disconnects."""
 
-    def __init__(self, lines: Lines, held: ExitStack) -> None:
-        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}  # no proxy is to keep or to gather them
+    def __init__(self, lines: Lines, slot: ExitStack) -> None:
+        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}  # proxies must neither cache nor buffer events
         super().__init__(lines, headers=headers, media_type="text/event-stream")
         self._lines = lines
-        self._held = held
+        self._slot = slot
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._held:
+        with self._slot:
             try:
                 await super().__call__(scope, receive, send)
             finally:
@@ -187,5 +188,5 @@ class _Events(StreamingResponse):
 
 
 def line(event: Any) -> bytes:
-    """A server-sent event."""
+    """Encodes a server-sent event."""
     return b"data: " + msgspec.json.encode(event) + b"\n\n"

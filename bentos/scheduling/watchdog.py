@@ -1,4 +1,4 @@
-"""Ends a replica that hangs, so that its supervisor starts it anew: nobody else can tell a hung model from a slow one."""
+"""Ends a replica that hangs, so that its supervisor restarts it. From outside, a hung model looks like a slow one."""
 
 from __future__ import annotations
 
@@ -13,46 +13,46 @@ from collections.abc import Callable
 
 logger = logging.getLogger("headrace.watchdog")
 STUCK_SECONDS = float(os.environ.get("HEADRACE_STUCK_SECONDS", 30.0))
-LAST_SECONDS = 2.0
-"""Between not being ready any more and the end: the balancer takes the replica out, other requests are answered."""
+DRAIN_SECONDS = 2.0
+"""Time from the failing readiness check to the exit, in which the load balancer removes the replica and requests finish."""
 EXIT_CODE = 70
-"""EX_SOFTWARE of sysexits.h."""
+"""EX_SOFTWARE in sysexits.h."""
 
 
 class Watchdog:
-    """Watches the event loop it is started from, and work whose `silent_seconds` say for how long it made no progress."""
+    """Watches an event loop, and work that has made no progress for `silent_seconds()`."""
 
     def __init__(self, silent_seconds: Callable[[], float], stuck_seconds: float | None = None) -> None:
         self.is_stuck = False
         self._silent_seconds = silent_seconds
-        self._bound = STUCK_SECONDS if stuck_seconds is None else stuck_seconds
-        self._beat = time.monotonic()
-        self._interval = min(1.0, self._bound / 4)
+        self._limit = STUCK_SECONDS if stuck_seconds is None else stuck_seconds
+        self._last_pulse = time.monotonic()
+        self._interval = min(1.0, self._limit / 4)
 
     def start(self) -> None:
-        """Called from the event loop, once."""
+        """Starts watching the running event loop; called once."""
         self._pulse(asyncio.get_running_loop())
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def _pulse(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._beat = time.monotonic()
+        self._last_pulse = time.monotonic()
         loop.call_later(self._interval, self._pulse, loop)
 
     def _watch(self) -> None:
         while True:
             time.sleep(self._interval)
-            what = self._stuck()
-            if what:
+            reason = self._stuck_reason()
+            if reason:
                 self.is_stuck = True
-                logger.critical("%s; this process ends in %g s", what, LAST_SECONDS)
+                logger.critical("%s; this process exits in %g s", reason, DRAIN_SECONDS)
                 faulthandler.dump_traceback(sys.__stderr__ or sys.stderr)
-                time.sleep(LAST_SECONDS)
+                time.sleep(DRAIN_SECONDS)
                 os._exit(EXIT_CODE)
 
-    def _stuck(self) -> str:
-        loop = time.monotonic() - self._beat
-        if loop > self._bound + self._interval:
-            return f"the event loop has not turned for {loop:.1f} s"
-        if (silent := self._silent_seconds()) > self._bound:
+    def _stuck_reason(self) -> str:
+        loop = time.monotonic() - self._last_pulse
+        if loop > self._limit + self._interval:
+            return f"the event loop has not run for {loop:.1f} s"
+        if (silent := self._silent_seconds()) > self._limit:
             return f"the model has made no progress for {silent:.1f} s"
         return ""

@@ -1,4 +1,4 @@
-"""The one thread for work that would hold up others: what waits for it is bounded, and what nobody waits for is left."""
+"""The one thread for large work: its queue is bounded, tenants take turns, and abandoned work is skipped."""
 
 from __future__ import annotations
 
@@ -14,111 +14,111 @@ from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect
 
-from bentos.scheduling import progress
+from bentos.models import progress
 from headrace.runtime.http import Refused, overloaded
-from headrace.runtime.http_call import CURRENT, Call
+from headrace.runtime.http_messages import CURRENT_REQUEST, TrackedRequest
 
 Result = TypeVar("Result")
 QUEUE_SECONDS = float(os.environ.get("HEADRACE_QUEUE_SECONDS", 2.0))
-"""A request that would wait for longer is refused at once, and the balancer tries another replica."""
+"""A request that would wait for longer is refused at once, and the load balancer tries another replica."""
 REQUEST_SECONDS = float(os.environ.get("HEADRACE_REQUEST_SECONDS", 30.0))
-AT_ONCE = 2
-"""Jobs that the thread has: one under way, and the next, so that it never waits for the event loop."""
-MEMORY = 0.8
-"""How much of the expected time comes from before the last job of that size."""
+JOBS_IN_THREAD = 2
+"""Jobs submitted to the thread: one that runs and the next one, so that the thread never waits for the event loop."""
+SMOOTHING = 0.8
+"""Weight of the earlier estimate when a job updates the expected duration of its size."""
 
 
-class PredictThread(ThreadPoolExecutor):
-    """One thread that tells for how long it has made no progress."""
+class PredictionThread(ThreadPoolExecutor):
+    """One thread that knows for how long its job has made no progress."""
 
     def __init__(self) -> None:
         super().__init__(max_workers=1, thread_name_prefix="predict")
-        self._beat: progress.Beat | None = None
+        self._progress: progress.JobProgress | None = None
 
     @property
     def silent_seconds(self) -> float:
-        """Since the job under way began, or last said that it goes on; 0 when there is none."""
-        beat = self._beat
-        return 0.0 if beat is None else time.monotonic() - beat.at
+        """Seconds since the running job began or last reported progress; 0 when none runs."""
+        running = self._progress
+        return 0.0 if running is None else time.monotonic() - running.reported_at
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        return super().submit(self._run, progress.Beat(), fn, args, kwargs)
+        return super().submit(self._run, progress.JobProgress(), fn, args, kwargs)
 
-    def submit_with(self, beat: progress.Beat, fn: Callable[[], Result]) -> Future[Result]:
-        """Runs `fn`, which `beat` can end."""
-        return super().submit(self._run, beat, fn, (), {})
+    def submit_tracked(self, job: progress.JobProgress, fn: Callable[[], Result]) -> Future[Result]:
+        """Runs `fn`, which can be cancelled by `job`."""
+        return super().submit(self._run, job, fn, (), {})
 
-    def _run(self, beat: progress.Beat, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        beat.at = time.monotonic()
-        self._beat = beat
-        progress.watch(beat)
+    def _run(self, job: progress.JobProgress, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        job.reported_at = time.monotonic()
+        self._progress = job
+        progress.track(job)
         try:
             return fn(*args, **kwargs)
         finally:
-            self._beat = None
-            progress.watch(None)
+            self._progress = None
+            progress.track(None)
 
 
 class _Queue:
-    """What waits for one tenant."""
+    """Waiting jobs of one tenant."""
 
     def __init__(self) -> None:
         self.jobs: deque[_Job] = deque()
         self.count = 0
-        """Under way too."""
+        """Jobs that wait or run."""
         self.seconds = 0.0
-        """That they are expected to take together."""
+        """Expected duration of them together."""
 
 
 class _Job:
     def __init__(self, work: Callable[[], Any]) -> None:
         self.work = work
-        self.beat = progress.Beat()
+        self.progress = progress.JobProgress()
         self.result: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
 
-class Workroom:
-    """Runs jobs in the thread for requests that wait for them, tenants in turn. Called from the event loop."""
+class WorkerThread:
+    """Runs jobs in the prediction thread for requests that wait for them, tenants in turn. Called from the event loop."""
 
     def __init__(self) -> None:
-        self.thread = PredictThread()
-        self._expected: dict[int, float] = {}
+        self.thread = PredictionThread()
+        self._durations: dict[int, float] = {}
         self._queues: dict[str, _Queue] = {}
         self._in_thread = 0
 
     @property
     def jobs(self) -> int:
-        """Under way and waiting."""
+        """Number of jobs that run or wait."""
         return sum(queue.count for queue in self._queues.values())
 
     async def run(self, size: int, work: Callable[[], Result]) -> Result:
-        """The result of `work`, which is as much as a body of `size` bytes makes.
+        """Returns the result of `work`, whose duration is estimated from `size`, in bytes of a request's body.
 
         Raises:
-            Refused: 503, too much waits already; 504, it took longer than `REQUEST_SECONDS`. The work is left then.
-            ClientDisconnect: the client is gone. The work is left.
+            Refused: 503, the queue is full; 504, it took longer than `REQUEST_SECONDS`, and the work is abandoned.
+            ClientDisconnect: the client disconnected, and the work is abandoned.
         """
-        with self.room(self._expect(size)) as queue:
+        with self.slot(self._expected_seconds(size)) as queue:
             job = _Job(lambda: self._timed(size, work))
             queue.jobs.append(job)
-            self._fill()
+            self._submit_next()
             try:
                 found: Result = await wait_for(job.result)
                 return found
             finally:
-                # A job that still waits never starts; one under way ends where it tells of its progress.
-                job.beat.is_over = True
+                # A job that still waits never starts; a running one ends where it reports its progress.
+                job.progress.is_cancelled = True
                 del job  # see `wait_for`
 
     @contextmanager
-    def room(self, seconds: float) -> Iterator[_Queue]:
-        """Room for one more job of the current request's tenant, expected to take `seconds`.
+    def slot(self, seconds: float) -> Iterator[_Queue]:
+        """Reserves a place in the queue for a job of the current request's tenant, expected to take `seconds`.
 
         Raises:
-            Refused: 503, it would wait too long, as tenants take turns.
+            Refused: 503, the job would wait too long, as tenants take turns.
         """
-        call = CURRENT.get(None)
-        tenant = "" if call is None else call.tenant
+        request = CURRENT_REQUEST.get(None)
+        tenant = "" if request is None else request.tenant
         queue = self._queues.setdefault(tenant, _Queue())
         wait = queue.seconds * len(self._queues)
         if queue.count > 1 and wait > QUEUE_SECONDS:
@@ -133,32 +133,32 @@ class Workroom:
             if not queue.count:
                 del self._queues[tenant]
 
-    def _fill(self) -> None:
-        """Gives the thread what it does next: one tenant's job after another's."""
+    def _submit_next(self) -> None:
+        """Submits the next jobs to the thread, one tenant's after another's."""
         loop = asyncio.get_running_loop()
-        while self._in_thread < AT_ONCE and (job := self._next()) is not None:
+        while self._in_thread < JOBS_IN_THREAD and (job := self._next()) is not None:
             self._in_thread += 1
-            done = self.thread.submit_with(job.beat, job.work)
-            done.add_done_callback(functools.partial(self._tell, loop, job))
+            done = self.thread.submit_tracked(job.progress, job.work)
+            done.add_done_callback(functools.partial(self._notify, loop, job))
 
-    def _tell(self, loop: asyncio.AbstractEventLoop, job: _Job, done: Future[Any]) -> None:
-        """Called in the thread."""
+    def _notify(self, loop: asyncio.AbstractEventLoop, job: _Job, done: Future[Any]) -> None:
+        """Passes the result to the event loop; called in the thread."""
         try:
-            loop.call_soon_threadsafe(self._hand_over, job, done)
-        except RuntimeError:  # the loop is closed: nobody is there any more
+            loop.call_soon_threadsafe(self._set_result, job, done)
+        except RuntimeError:  # the loop is closed: the server has stopped
             self._in_thread -= 1
 
     def _next(self) -> _Job | None:
         for tenant, queue in list(self._queues.items()):
             while queue.jobs:
                 job = queue.jobs.popleft()
-                if job.result.done():  # given up
+                if job.result.done():  # abandoned
                     continue
                 self._queues[tenant] = self._queues.pop(tenant)  # to the end of the line
                 return job
         return None
 
-    def _hand_over(self, job: _Job, done: Future[Any]) -> None:
+    def _set_result(self, job: _Job, done: Future[Any]) -> None:
         self._in_thread -= 1
         if not job.result.done():
             error = done.exception()
@@ -166,38 +166,38 @@ class Workroom:
                 job.result.set_result(done.result())
             else:
                 job.result.set_exception(error)
-        self._fill()
+        self._submit_next()
 
     def _timed(self, size: int, work: Callable[[], Result]) -> Result:
-        progress.made()  # or it is given up before it began
+        progress.report()  # raises if the job was cancelled before it began
         start = time.perf_counter()
         try:
             result = work()
-        except Refused as refused:  # its frames hold what was read of a body, hundreds of megabytes, and nobody reads them
+        except Refused as refused:  # its frames hold the values of a body, up to hundreds of megabytes, which are not needed
             refused.__context__ = None
             raise refused.with_traceback(None) from None
         seconds = time.perf_counter() - start
-        kind = size.bit_length()
-        self._expected[kind] = MEMORY * self._expected.get(kind, seconds) + (1 - MEMORY) * seconds
+        bucket = size.bit_length()
+        self._durations[bucket] = SMOOTHING * self._durations.get(bucket, seconds) + (1 - SMOOTHING) * seconds
         return result
 
-    def _expect(self, size: int) -> float:
-        """Seconds that work of this size took lately, or the next smaller known."""
-        kind = size.bit_length()
-        known = [k for k in self._expected if k <= kind]
-        return self._expected[max(known)] if known else 0.0
+    def _expected_seconds(self, size: int) -> float:
+        """Returns the recent duration of work of this size, or of the next smaller known one."""
+        bucket = size.bit_length()
+        known = [k for k in self._durations if k <= bucket]
+        return self._durations[max(known)] if known else 0.0
 
 
 async def wait_for(work: asyncio.Future[Result]) -> Result:
-    """The result of `work`, which is cancelled when nobody waits for it any more.
+    """Returns the result of `work`, which is cancelled when the current request is over before.
 
     Raises:
         Refused: 504, the current request has taken longer than `REQUEST_SECONDS`.
-        ClientDisconnect: its client is gone.
+        ClientDisconnect: its client disconnected.
     """
-    call = CURRENT.get(None)
-    gone = asyncio.ensure_future(_client_gone(call))
-    left = REQUEST_SECONDS if call is None else REQUEST_SECONDS - (time.perf_counter() - call.started)
+    request = CURRENT_REQUEST.get(None)
+    gone = asyncio.ensure_future(_wait_for_disconnect(request))
+    left = REQUEST_SECONDS if request is None else REQUEST_SECONDS - (time.perf_counter() - request.started)
     try:
         await asyncio.wait((work, gone), timeout=max(0.0, left), return_when=asyncio.FIRST_COMPLETED)
         if work.done():
@@ -213,7 +213,7 @@ async def wait_for(work: asyncio.Future[Result]) -> Result:
         del work
 
 
-async def _client_gone(call: Call | None) -> None:
-    """Returns when the client has gone; never where that cannot be seen."""
-    if call is None or (await call.receive())["type"] != "http.disconnect":
+async def _wait_for_disconnect(request: TrackedRequest | None) -> None:
+    """Returns when the client disconnects; never where that cannot be seen."""
+    if request is None or (await request.receive())["type"] != "http.disconnect":
         await asyncio.get_running_loop().create_future()

@@ -1,7 +1,7 @@
-"""Prometheus metrics of one replica. Labels come from fixed sets or are bounded in number: memory stays bounded too.
+"""Prometheus metrics of one replica. The number of label values is limited, so that memory is too.
 
-Requests are counted in plain numbers, which Prometheus' own objects cost ten times as much for, and become families when
-they are asked for. Everything here is called from the event loop.
+Requests are counted in plain numbers, ten times cheaper than prometheus_client's own objects, and converted to metric
+families on a scrape. Everything here is called from the event loop.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from starlette.responses import Response
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-MOST_TENANTS = 1000
-"""Named in labels; those that come later are `other` together."""
+MAX_TENANTS = 1000
+"""Tenants with a label of their own; later ones share the label `other`."""
 Answer = str | int | float
 
 
 class Histogram:
-    """Counts by upper bound."""
+    """Counts observations by upper bound."""
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self.bounds = bounds
@@ -36,7 +36,7 @@ class Histogram:
         self.sum += value
 
     def buckets(self) -> list[tuple[str, float]]:
-        """Cumulative, as Prometheus has them."""
+        """Returns cumulative counts by bound, in the form of Prometheus."""
         total, found = 0, []
         for bound, count in zip([*map(str, map(float, self.bounds)), "+Inf"], self.counts, strict=True):
             total += count
@@ -45,7 +45,7 @@ class Histogram:
 
 
 class Metrics(Collector):
-    """What one replica counts, in a registry of its own."""
+    """Metrics of one replica, in their own registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -63,12 +63,12 @@ class Metrics(Collector):
         self._quota_unchecked = 0
         self.registry.register(self)
 
-    def name_model(self, model: str, version: str) -> None:
-        """Labels everything."""
+    def set_model(self, model: str, version: str) -> None:
+        """Sets the labels of all metrics."""
         self._model = (model, version)
 
     def count(self, tenant: str, route: str, status: int, seconds: float) -> None:
-        """One answered request."""
+        """Counts an answered request."""
         self._requests[self._label(tenant), route, status] += 1
         found = self._seconds.get(route)
         if found is None:
@@ -83,18 +83,18 @@ class Metrics(Collector):
             self._tokens[label] += tokens
 
     def count_answers(self, answers: Iterable[Answer]) -> None:
-        """Labels by name, values by their bucket."""
+        """Counts labels by name, and values by bucket."""
         for answer in answers:
             self._answers[bucket_of(answer) if type(answer) is float else str(answer)] += 1
 
     def count_batch(self, rows: int) -> None:
         self._batches.observe(rows)
 
-    def refuse_quota(self, tenant: str) -> None:
+    def count_refused_quota(self, tenant: str) -> None:
         self._quota_refused[self._label(tenant)] += 1
 
-    def leave_unchecked(self) -> None:
-        """A request was served while nobody could say whether its quota held it."""
+    def count_unchecked_quota(self) -> None:
+        """Counts a request that was served while the quota store did not answer."""
         self._quota_unchecked += 1
 
     def render(self) -> Response:
@@ -110,12 +110,12 @@ class Metrics(Collector):
         for route, found in self._seconds.items():
             seconds.add_metric([*self._model, route], found.buckets(), found.sum)
         yield seconds
-        for name, about, counts in (
+        for name, documentation, counts in (
             ("rows", "Rows predicted", self._rows),
-            ("tokens", "Tokens written", self._tokens),
-            ("quota_refused", "Requests beyond a daily quota", self._quota_refused),
+            ("tokens", "Tokens generated", self._tokens),
+            ("quota_refused", "Requests refused by a daily quota", self._quota_refused),
         ):
-            family = CounterMetricFamily(f"headrace_{name}", about, labels=[*names, "tenant"])
+            family = CounterMetricFamily(f"headrace_{name}", documentation, labels=[*names, "tenant"])
             for tenant, count in counts.items():
                 family.add_metric([*self._model, tenant], count)
             yield family
@@ -123,31 +123,33 @@ class Metrics(Collector):
         for answer, count in self._answers.items():
             answers.add_metric([*self._model, answer], count)
         yield answers
-        batches = HistogramMetricFamily("headrace_batch_rows", "Rows that ran through the model together", labels=names)
+        batches = HistogramMetricFamily("headrace_batch_rows", "Rows of one batch", labels=names)
         batches.add_metric(self._model, self._batches.buckets(), self._batches.sum)
         yield batches
-        unchecked = CounterMetricFamily("headrace_quota_unchecked", "Requests served while quotas were unknown", labels=names)
+        unchecked = CounterMetricFamily(
+            "headrace_quota_unchecked", "Requests served while the quota store did not answer", labels=names
+        )
         unchecked.add_metric(self._model, self._quota_unchecked)
         yield unchecked
-        for name, about, value in (
-            ("requests_in_flight", "Requests under way", self.in_flight),
-            ("queue_rows", "Rows that wait for the model", self.queue_rows),
+        for name, documentation, value in (
+            ("requests_in_flight", "Requests in flight", self.in_flight),
+            ("queue_rows", "Rows waiting for the model", self.queue_rows),
         ):
-            gauge = GaugeMetricFamily(f"headrace_{name}", about, labels=names)
+            gauge = GaugeMetricFamily(f"headrace_{name}", documentation, labels=names)
             gauge.add_metric(self._model, value())
             yield gauge
 
     def _label(self, tenant: str) -> str:
         found = self._tenants.get(tenant)
         if found is None:
-            if len(self._tenants) >= MOST_TENANTS:
+            if len(self._tenants) >= MAX_TENANTS:
                 return "other"
             found = self._tenants[tenant] = tenant
         return found
 
 
 def bucket_of(value: float) -> str:
-    """The lower bound of the value's bucket, of 1, 2, 5, 10, 20, ... and the same below zero; at most 110 of them.
+    """Returns the lower bound of the value's bucket: 1, 2, 5, 10, 20, ... and their negatives; at most 110 buckets.
 
     >>> bucket_of(37.5), bucket_of(-0.7), bucket_of(0.0)
     ('20', '-0.5', '0')

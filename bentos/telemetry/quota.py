@@ -1,6 +1,6 @@
-"""Daily quotas in rows, exact across all replicas: counted in Redis, or in a folder that the replicas of one machine share.
+"""Daily quotas in rows, counted exactly across all replicas: in Redis, or in a folder that the replicas of a machine share.
 
-Exact means: what is granted on one UTC day never exceeds the quota, and a request that is refused takes nothing from it.
+The rows granted on one UTC day never exceed the quota, and a refused request takes nothing from it.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ logger = logging.getLogger("headrace.quota")
 DAY_SECONDS = 86_400
 KEPT_DAYS = 2
 STORE_SECONDS = 0.5
-"""How long a store may take to answer."""
-REST_SECONDS = 1.0
-"""A store that did not answer is left alone for so long: nobody waits for it meanwhile."""
+"""Timeout of a store."""
+RETRY_SECONDS = 1.0
+"""After a timeout the store is not asked again for so long, so that requests do not wait for it."""
 
 
 class StoreDown(Exception):
@@ -37,16 +37,16 @@ class Store(Protocol):
     """Counts rows by tenant and day."""
 
     async def take(self, tenant: str, day: str, rows: int, limit: int) -> bool:
-        """Adds `rows` if the sum stays within `limit`, and says whether it did; negative `rows` are given back.
+        """Adds `rows` if the sum stays within `limit`, and returns whether it did; negative `rows` are returned to the quota.
 
         Raises:
-            StoreDown: it does not answer.
+            StoreDown: the store does not answer.
         """
         ...
 
 
 class Quotas:
-    """What callers have left of their day."""
+    """Enforces daily quotas, also while the store is down."""
 
     def __init__(self, store: Store | None, serves_when_down: bool, count_unchecked: Callable[[], None]) -> None:
         self._store = store
@@ -56,51 +56,51 @@ class Quotas:
         self._is_down = False
 
     async def take(self, caller: Caller, rows: int) -> bool:
-        """Whether the caller's day holds `rows`, which are then taken from it.
+        """Takes `rows` from the caller's quota for today, and returns whether enough were left.
 
         Raises:
-            Refused: 503, the store does not answer, and requests are not to be served then.
+            Refused: 503, the store does not answer, and requests are refused in this case (HEADRACE_QUOTA_WHEN_DOWN).
         """
         assert caller.rows_per_day is not None
         try:
             return await self._ask(caller, rows)
         except StoreDown as reason:
-            self._note(reason)
+            self._mark_down(reason)
         if not self._serves_when_down:
-            message = "quotas cannot be looked up at present; try again"
+            message = "the quota store does not answer; try again"
             raise Refused(503, "quota_unavailable", message, {"retry-after": "1"})
         self._count_unchecked()
         return True
 
     async def give_back(self, caller: Caller, rows: int) -> None:
-        """What was taken for a request that was then refused for another reason."""
+        """Returns the rows of a request that was then refused for another reason."""
         with contextlib.suppress(StoreDown):
             await self._ask(caller, -rows)
 
     async def _ask(self, caller: Caller, rows: int) -> bool:
         if self._store is None:
-            raise StoreDown("no HEADRACE_QUOTAS was given")
+            raise StoreDown("HEADRACE_QUOTAS is not set")
         if time.monotonic() < self._down_until:
             raise StoreDown("it did not answer a moment ago")
         day = datetime.now(UTC).date().isoformat()
         found = await self._store.take(caller.tenant, day, rows, caller.rows_per_day or 0)
         if self._is_down:
             self._is_down = False
-            logger.warning("quotas can be looked up again")
+            logger.warning("the quota store answers again")
         return found
 
-    def _note(self, reason: StoreDown) -> None:
-        """Says it once, not with every request."""
+    def _mark_down(self, reason: StoreDown) -> None:
+        """Logs the failure once, not with every request."""
         if not self._is_down:
             self._is_down = True
             served = "served unchecked" if self._serves_when_down else "refused"
-            logger.error("quotas cannot be looked up: %s; requests that have one are %s until they can", reason, served)
+            logger.error("the quota store does not answer: %s; requests with a quota are %s until it does", reason, served)
         if time.monotonic() >= self._down_until:
-            self._down_until = time.monotonic() + REST_SECONDS
+            self._down_until = time.monotonic() + RETRY_SECONDS
 
 
 class RedisStore:
-    """Counts in Redis, through the storage of `limits`; check and sum are one script there, so that no two callers cross."""
+    """Counts in Redis, through the storage of `limits`; one script checks and adds, so that callers cannot interfere."""
 
     TAKE = """
     local used = tonumber(redis.call('get', KEYS[1]) or '0')
@@ -130,10 +130,10 @@ class RedisStore:
 
 
 class LocalStore:
-    """Counts in one file a day, whose records processes lock one by one: 5 microseconds a request, where Redis takes 100.
+    """Counts in one file per day, in which processes lock single records: 5 microseconds per request; Redis takes 100.
 
-    A record is a count of 8 bytes and the tenant's name. It is locked while it is looked at and changed, and the kernel takes
-    the lock from a process that dies.
+    A record is a count of 8 bytes and the tenant's name. It is locked while it is read and changed; the kernel releases the
+    lock of a process that dies.
     """
 
     RECORD = 256
@@ -148,7 +148,7 @@ class LocalStore:
     async def take(self, tenant: str, day: str, rows: int, limit: int) -> bool:
         try:
             if day != self._day:
-                self._turn(day)
+                self._open(day)
             place = self._places.get(tenant)
             if place is None:
                 place = self._places[tenant] = await self._find(tenant.encode()[: self.RECORD - self.COUNT.size])
@@ -165,13 +165,13 @@ class LocalStore:
             raise StoreDown(f"{self._folder}: {error.strerror or error}") from error
 
     async def _find(self, name: bytes) -> int:
-        """Where the tenant's record lies; a new one goes to the end. The byte before all records is the lock on the list."""
+        """Returns the offset of the tenant's record, appended if new. Byte 0, before all records, is the lock for appending."""
         size = self.RECORD
         await self._lock(0, 1)
         try:
             end = os.fstat(self._file).st_size
             content = os.pread(self._file, end, 0)
-            last = max(size, -(-end // size) * size)  # a record that a kill cut short is left behind
+            last = max(size, -(-end // size) * size)  # skips a record that a kill cut short
             for place in range(size, len(content) - size + 1, size):
                 if content[place + self.COUNT.size : place + size].rstrip(b"\0") == name:
                     return place
@@ -181,7 +181,7 @@ class LocalStore:
             fcntl.lockf(self._file, fcntl.LOCK_UN, 1, 0)
 
     async def _lock(self, start: int, length: int) -> None:
-        """Others hold it for microseconds, unless one of them was stopped amid that."""
+        """Waits for a lock that others hold for microseconds, unless one of them was stopped meanwhile."""
         until = time.monotonic() + STORE_SECONDS
         while True:
             try:
@@ -192,11 +192,11 @@ class LocalStore:
                     raise
                 await asyncio.sleep(0.0005)
 
-    def _turn(self, day: str) -> None:
+    def _open(self, day: str) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         file = os.open(self._folder / f"rows-{day}.bin", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         with contextlib.suppress(OSError):
-            os.fchmod(file, 0o666)  # replicas in containers are another user; the folder above is this one's alone
+            os.fchmod(file, 0o666)  # replicas in containers run as another user; the parent folder is private
         if self._file >= 0:
             os.close(self._file)
         self._day, self._file, self._places = day, file, {}
@@ -206,7 +206,7 @@ class LocalStore:
 
 
 def open_store(place: str) -> Store | None:
-    """The store at an address such as `redis://127.0.0.1:6379`, or in a folder; none when `place` is empty."""
+    """Opens the store at an address, for example `redis://127.0.0.1:6379`, or in a folder; None if `place` is empty."""
     if not place:
         return None
     return RedisStore(place) if "://" in place else LocalStore(Path(place))

@@ -1,7 +1,7 @@
-"""What was answered to which request, in files beside the usage: one JSON line a request, never with what was asked.
+"""Records the answers of each request in files beside the usage: one JSON line for each request, without its inputs.
 
-Lines wait in memory and are written every second by a thread: a killed process loses a second of them. Feedback, monitoring
-and the comparison with a shadow read them.
+Lines are buffered and written every second by a thread, so that a killed process loses one second of them. Feedback,
+monitoring and the comparison with a shadow version read them.
 """
 
 from __future__ import annotations
@@ -23,42 +23,42 @@ from headrace.runtime.contract import Contract
 
 logger = logging.getLogger("headrace.records")
 WRITE_SECONDS = 1.0
-MOST_ANSWERS = 100
-"""Of one request; the rest is left out."""
-MOST_WAITING_BYTES = 8 * 1024 * 1024
-"""Of lines that wait to be written: what comes while the disk takes no more is left out."""
+MAX_ANSWERS = 100
+"""Answers of one request that are recorded; further ones are left out."""
+MAX_BUFFER_BYTES = 8 * 1024 * 1024
+"""Size of the buffer: lines that do not fit while the disk is full are dropped."""
 FILE_BYTES = 32 * 1024 * 1024
-"""A file that holds so many is followed by a new one."""
+"""Size at which a new file is started."""
 FILES = 4
-"""At most; the oldest go."""
+"""Files that are kept; older ones are removed."""
 
 
 class Records:
-    """The answers of this process, in `folder`.
+    """Writes the answers of this process to `folder`.
 
-    A line is encoded where the answer is made, which costs less than handing it to a thread that competes with the next.
+    Lines are encoded on the event loop: passing them to a thread, which competes for the GIL, would cost more.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._waiting = bytearray()
+        self._buffer = bytearray()
         self._lock = threading.Lock()
         self._model = ("none", "0")
         self._file: FileIO | None = None
         self._failed = False
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._keep_writing, name="records", daemon=True)
+        self._thread = threading.Thread(target=self._write_regularly, name="records", daemon=True)
         self._thread.start()
 
-    def name_model(self, model: str, version: str) -> None:
+    def set_model(self, model: str, version: str) -> None:
         self._model = (model, version)
 
     def add(self, request_id: str, tenant: str, answers: Sequence[Answer]) -> None:
-        line = _Line(round(time.time(), 3), request_id, tenant, *self._model, answers[:MOST_ANSWERS])
+        line = _Record(round(time.time(), 3), request_id, tenant, *self._model, answers[:MAX_ANSWERS])
         with self._lock:
-            if len(self._waiting) < MOST_WAITING_BYTES:
-                _encode_into(line, self._waiting, -1)
-                self._waiting += b"\n"
+            if len(self._buffer) < MAX_BUFFER_BYTES:
+                _encode_into(line, self._buffer, -1)
+                self._buffer += b"\n"
 
     def close(self) -> None:
         self._stop.set()
@@ -67,28 +67,28 @@ class Records:
         if self._file is not None:
             self._file.close()
 
-    def _keep_writing(self) -> None:
+    def _write_regularly(self) -> None:
         while not self._stop.wait(WRITE_SECONDS):
             self.write()
 
     def write(self) -> None:
-        """Brings what waits to the disk; where that fails, it waits on."""
+        """Writes the buffer to the disk; on failure the lines stay in the buffer."""
         with self._lock:
-            lines, self._waiting = self._waiting, bytearray()
+            lines, self._buffer = self._buffer, bytearray()
         written = 0
         try:
             while written < len(lines):
                 written += self._open().write(memoryview(lines)[written:])
             self._failed = False
         except OSError as error:
-            if not self._failed:  # told once until it is mended
+            if not self._failed:  # logged once until writing succeeds again
                 logger.error("answers cannot be recorded in %s: %s", self._folder, error)
             self._failed = True
             with self._lock:
-                self._waiting[:0] = lines[written:]
+                self._buffer[:0] = lines[written:]
 
     def _open(self) -> FileIO:
-        """The file to add to."""
+        """Returns the current file, or starts a new one when it is full."""
         if self._file is not None and self._file.tell() < FILE_BYTES:
             return self._file
         if self._file is not None:
@@ -101,7 +101,7 @@ class Records:
         return self._file
 
 
-class _Line(msgspec.Struct):
+class _Record(msgspec.Struct):
     at: float
     id: str
     tenant: str
@@ -113,16 +113,16 @@ class _Line(msgspec.Struct):
 _encode_into = msgspec.json.Encoder().encode_into
 
 
-def plain(contract: Contract, answers: Sequence[Any]) -> list[Answer]:
-    """Each answer as its label or value; a text, which may say what was asked, as 16 hex digits of its sha256."""
+def recorded_answers(contract: Contract, answers: Sequence[Any]) -> list[Answer]:
+    """Returns the label or value of each answer; a text, which may repeat inputs, as 16 hex digits of its sha256."""
     if contract.output == "text":
-        return [hashlib.sha256(_text(answer).encode(errors="replace")).hexdigest()[:16] for answer in answers[:MOST_ANSWERS]]
+        return [hashlib.sha256(_text(answer).encode(errors="replace")).hexdigest()[:16] for answer in answers[:MAX_ANSWERS]]
     name = "label" if contract.output == "probabilities" else contract.target
     return [answer.get(name, "") if isinstance(answer, dict) else answer for answer in answers]
 
 
 def _text(answer: Any) -> str:
-    """Of an answer with a text among other things, that text."""
+    """Returns the first text field of an answer."""
     if isinstance(answer, dict):
         return next((value for value in answer.values() if isinstance(value, str)), "")
     return str(answer)

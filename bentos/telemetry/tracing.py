@@ -1,7 +1,7 @@
-"""Traces through OpenTelemetry: one span a request, continuing the caller's. Only where an endpoint is set, and then sampled.
+"""OpenTelemetry traces: one span for each sampled request, as a child of the client's span, if an endpoint is set.
 
 `OTEL_EXPORTER_OTLP_ENDPOINT` turns it on; `OTEL_TRACES_SAMPLER`, `OTEL_TRACES_SAMPLER_ARG`, `OTEL_SERVICE_NAME` and
-`OTEL_RESOURCE_ATTRIBUTES` are read by OpenTelemetry itself. Without it, nothing of it is imported.
+`OTEL_RESOURCE_ATTRIBUTES` are read by OpenTelemetry itself. Without an endpoint, OpenTelemetry is not imported.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from typing import Any, Protocol
 
 
 class Trace(Protocol):
-    """Takes finished requests."""
+    """Exports finished requests."""
 
-    def span(self, headers: Mapping[bytes, bytes], seconds: float, route: str, status: int, facts: dict[str, Any]) -> None:
-        """One request that ended now and took `seconds`."""
+    def span(self, headers: Mapping[bytes, bytes], seconds: float, route: str, status: int, attributes: dict[str, Any]) -> None:
+        """Exports the span of a request that ended now and took `seconds`."""
         ...
 
     def close(self) -> None:
-        """Sends what waits."""
+        """Sends spans that are still buffered."""
         ...
 
 
 def open_trace() -> Trace | None:
-    """None when no endpoint is set."""
+    """Returns the exporter, or None if no endpoint is set."""
     if not (os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")):
         return None
     return _OpenTelemetry()
@@ -40,18 +40,18 @@ class _OpenTelemetry:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        told = {
+        resource = {
             "service.name": os.environ.get("OTEL_SERVICE_NAME", "headrace"),
             "service.instance.id": os.environ.get("HEADRACE_REPLICA", ""),
         }
-        self._provider = TracerProvider(resource=Resource.create(told))
+        self._provider = TracerProvider(resource=Resource.create(resource))
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer("headrace")
         self._propagator = TraceContextTextMapPropagator()
         self._kind = trace.SpanKind.SERVER
         self._failed = trace.Status(trace.StatusCode.ERROR)
 
-    def span(self, headers: Mapping[bytes, bytes], seconds: float, route: str, status: int, facts: dict[str, Any]) -> None:
+    def span(self, headers: Mapping[bytes, bytes], seconds: float, route: str, status: int, attributes: dict[str, Any]) -> None:
         carrier = {
             name: headers[name.encode()].decode("latin-1") for name in ("traceparent", "tracestate") if name.encode() in headers
         }
@@ -60,7 +60,7 @@ class _OpenTelemetry:
             route, self._propagator.extract(carrier), self._kind, start_time=end - int(seconds * 1e9)
         )
         if span.is_recording():
-            span.set_attributes({"http.route": route, "http.response.status_code": status, **facts})
+            span.set_attributes({"http.route": route, "http.response.status_code": status, **attributes})
             if status >= 500:
                 span.set_status(self._failed)
         span.end(end)

@@ -1,6 +1,6 @@
-"""Which parts of an instance an answer rests on: what to ask the model, and what its answers say. Numpy alone.
+"""Attributions of an answer to parts of an instance: which variations to predict, and how to evaluate them. Needs only numpy.
 
-F: fields that share the credit. M: questions to the model. All is decided before the first question is asked.
+F: fields. M: variations, all chosen before the first prediction.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Coalitions:
-    """Sets of fields that take the instance's values while the others keep the baseline's; none first, all last."""
+    """Sets of fields with the instance's values, while the others have the baseline's: the empty set first, all fields last."""
 
     present: NDArray[np.bool_]
-    """`(M, F)`."""
+    """`(M, F)`: members of each set."""
     orders: NDArray[np.int64] | None
-    """`(orders, F)`: the order in which fields join, each followed by its reverse; None where every set is asked for."""
+    """`(orders, F)`: orders in which fields join, each followed by its reverse; None if all sets are evaluated."""
 
     def attribute(self, values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Shapley values `(F,)` from the model's answers `(M,)`, and their standard errors `(F,)`.
+        """Returns Shapley values `(F,)` from the model's answers `(M,)`, and their standard errors `(F,)`.
 
-        They sum to the answer for all less that for none. The errors are 0 where every set was asked for, and NaN where a
-        single pair of orders leaves nothing to tell them by.
+        The values sum to the answer for all fields minus the one for none. The errors are 0 if all sets were evaluated, and
+        NaN if a single pair of orders was.
         """
         if self.orders is None:
             found = _exact(values)
@@ -42,16 +42,16 @@ class Coalitions:
         return pairs.mean(axis=0), error
 
 
-def coalitions(fields: int, most: int, seed: int) -> Coalitions:
-    """What to ask for the Shapley values of `fields` fields, at most `most` questions (or one pair of orders).
+def coalitions(fields: int, max_evaluations: int, seed: int) -> Coalitions:
+    """Chooses the sets for the Shapley values of `fields` fields: at most `max_evaluations` (or one pair of orders).
 
-    All sets where they are few enough; else the sets along random orders (Castro et al. 2009; Štrumbelj & Kononenko 2014),
-    each with its reverse, which makes for smaller errors (antithetic; Mitchell et al. 2022).
+    All sets if they are few enough; else the sets along random orders (Castro et al. 2009; Štrumbelj & Kononenko 2014), each
+    with its reverse for smaller errors (antithetic sampling; Mitchell et al. 2022).
     """
-    if fields < 63 and 2**fields <= most:
+    if fields < 63 and 2**fields <= max_evaluations:
         sets = np.arange(2**fields)[:, None] >> np.arange(fields) & 1
         return Coalitions(sets.astype(bool), None)
-    pairs = max(1, (most - 2) // (2 * (fields - 1)))
+    pairs = max(1, (max_evaluations - 2) // (2 * (fields - 1)))
     forth = np.random.default_rng(seed).permuted(np.tile(np.arange(fields), (pairs, 1)), axis=1)
     orders = np.stack([forth, forth[:, ::-1]], axis=1).reshape(2 * pairs, fields)
     rank = np.argsort(orders, axis=1)
@@ -61,7 +61,7 @@ def coalitions(fields: int, most: int, seed: int) -> Coalitions:
 
 
 def _exact(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Shapley values `(F,)` of a game given by its value for every set `(2 ** F,)`, the set's fields being its place's bits."""
+    """Returns Shapley values `(F,)` from the value of each set `(2 ** F,)`; the bits of an index are the set's fields."""
     fields = len(values).bit_length() - 1
     sets = np.arange(len(values))
     size = np.array([int(members).bit_count() for members in sets])
@@ -74,7 +74,7 @@ def _exact(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def patches(height: int, width: int, patch: int) -> list[tuple[slice, slice]]:
-    """Squares of `patch` pixels that cover an image, row by row; those at the right and at the bottom may be smaller."""
+    """Returns squares of side `patch` that cover an image, row by row; those at the right and bottom edge may be smaller."""
     return [
         (slice(top, top + patch), slice(left, left + patch))
         for top in range(0, height, patch)
@@ -82,16 +82,16 @@ def patches(height: int, width: int, patch: int) -> list[tuple[slice, slice]]:
     ]
 
 
-def smallest_patch(height: int, width: int, most: int) -> int:
-    """The side of the smallest squares of which at most `most` cover an image."""
+def smallest_patch(height: int, width: int, max_patches: int) -> int:
+    """Returns the side of the smallest patches of which at most `max_patches` cover an image."""
     side = 1
-    while math.ceil(height / side) * math.ceil(width / side) > most:
+    while math.ceil(height / side) * math.ceil(width / side) > max_patches:
         side += 1
     return side
 
 
-def word_spans(text: str, most: int) -> list[tuple[int, int]]:
-    """Begin and end of each word of a text; of runs of words where there would be more than `most`."""
+def word_spans(text: str, max_spans: int) -> list[tuple[int, int]]:
+    """Returns begin and end of each word of a text, or of runs of words if there are more than `max_spans`."""
     words = [match.span() for match in re.finditer(r"\S+", text)]
-    run = max(1, math.ceil(len(words) / most))
+    run = max(1, math.ceil(len(words) / max_spans))
     return [(words[i][0], words[min(i + run, len(words)) - 1][1]) for i in range(0, len(words), run)]

@@ -1,4 +1,4 @@
-"""Texts to summaries by beam search over the graphs of an encoder-decoder. Shared by training and serving.
+"""Summarises texts by beam search with the graphs of an encoder-decoder model. Shared by training and serving.
 
 R: rows. K: beams of a row. V: vocabulary. S: tokens of a source.
 """
@@ -18,27 +18,27 @@ from headrace.runtime.contract import Feeds
 from headrace.runtime.tokenizer import END, START, Encoder
 
 ENCODER, DECODER, SEARCH, TOKENIZER = "encoder.onnx", "model.onnx", "served_search.json", "tokenizer.json"
-ROWS_AT_ONCE = 32
-MOST_CHARACTERS_A_TOKEN = 100
-"""More of a text than its length allows in tokens of this many characters is not even cut into tokens."""
+ROWS_PER_BATCH = 32
+MAX_TOKEN_CHARACTERS = 100
+"""A text is truncated to its most tokens times this many characters before it is tokenized."""
 
-Step = Callable[[NDArray[np.int64], NDArray[np.int64] | None], NDArray[np.float32]]
-"""From the last tokens `(R, K)`, and the beam that each of them continues `(R, K)` (None at first), to log-probabilities
-`(R, K, V)` of what follows."""
+StepFunction = Callable[[NDArray[np.int64], NDArray[np.int64] | None], NDArray[np.float32]]
+"""Maps the last tokens `(R, K)` and the beams that they continue `(R, K)` (None in the first step) to log-probabilities
+`(R, K, V)` of the next tokens."""
 
 
-class Session(Protocol):
-    """What is needed of onnxruntime's InferenceSession."""
+class GraphSession(Protocol):
+    """The method of onnxruntime's InferenceSession that is used here."""
 
     def run(self, names: list[str] | None, feeds: dict[str, Any]) -> list[Any]: ...
 
 
-class Search(BaseModel):
-    """How a model's summaries are looked for; lies beside its graphs."""
+class SearchConfig(BaseModel):
+    """Parameters of a model's beam search, stored beside its graphs."""
 
     model_config = ConfigDict(frozen=True)
     length: int
-    """Most tokens of a source that are read."""
+    """Most tokens of a source text that are read."""
     longest: int
     """Most tokens of a summary."""
     beams: int
@@ -46,27 +46,27 @@ class Search(BaseModel):
 
 
 @dataclass(frozen=True)
-class Found:
-    """The best of the texts that a search finished."""
+class Hypothesis:
+    """A finished text of a search."""
 
     tokens: list[int]
-    """Without start and end."""
+    """Tokens without start and end."""
     score: float
-    """Its log-probability over its length penalty."""
+    """Log-probability divided by the length penalty."""
 
 
-def beam_search(step: Step, rows: int, beams: int, longest: int, length_penalty: float) -> list[Found]:
-    """The likeliest text of at most `longest` tokens for each row, as far as `beams` at a time can see.
+def beam_search(step: StepFunction, rows: int, beams: int, longest: int, length_penalty: float) -> list[Hypothesis]:
+    """Returns the best hypothesis of at most `longest` tokens for each row, found with `beams` beams.
 
-    A text of n tokens, its end counted, scores `log p / ((5 + n) / 6) ** length_penalty` (Wu et al. 2016, arXiv:1609.08144,
-    eq. 14): a higher penalty favours longer texts, 0 leaves the bare probability. A row is done once `beams` texts ended
-    among its best. One beam is greedy search.
+    A text of n tokens, including its end, scores `log p / ((5 + n) / 6) ** length_penalty` (Wu et al. 2016, arXiv:1609.08144,
+    eq. 14): a higher penalty favours longer texts, 0 uses the probability alone. A row is finished when `beams` of its
+    best texts have ended. One beam is greedy search.
     """
     tokens = np.full((rows, 1), START, dtype=np.int64)
     written = np.zeros((rows, 1, 0), dtype=np.int64)
     total = np.zeros((rows, 1))
     parents: NDArray[np.int64] | None = None
-    best = [Found([], -np.inf)] * rows
+    best = [Hypothesis([], -np.inf)] * rows
     ended = np.zeros(rows, dtype=np.int64)
 
     for length in range(1, longest + 2):
@@ -77,10 +77,10 @@ def beam_search(step: Step, rows: int, beams: int, longest: int, length_penalty:
         for row, place in np.argwhere(is_end[:, :beams] & np.isfinite(candidates[:, :beams]) & (ended < beams)[:, None]):
             ended[row] += 1
             if (score := float(candidates[row, place]) / penalty) > best[row].score:
-                best[row] = Found(written[row, parents_of[row, place]].tolist(), score)
+                best[row] = Hypothesis(written[row, parents_of[row, place]].tolist(), score)
         if (ended >= beams).all() or length > longest:
             break
-        live = np.argsort(is_end, axis=1, kind="stable")[:, :beams]  # those that go on, best first
+        live = np.argsort(is_end, axis=1, kind="stable")[:, :beams]  # unfinished ones, best first
         parents, tokens = np.take_along_axis(parents_of, live, 1), np.take_along_axis(tokens_of, live, 1)
         total = np.take_along_axis(np.where(is_end, -np.inf, candidates), live, 1)
         written = np.concatenate([np.take_along_axis(written, parents[:, :, None], 1), tokens[:, :, None]], axis=2)
@@ -88,7 +88,7 @@ def beam_search(step: Step, rows: int, beams: int, longest: int, length_penalty:
 
 
 def _allowed(log_probabilities: NDArray[np.float32], only_end: bool) -> NDArray[np.float64]:
-    """Forbids the special tokens but the end, and everything else where the text has to end; `(R, K, V)`."""
+    """Masks special tokens except the end, and all other tokens where the text has to end; `(R, K, V)`."""
     allowed = np.full(log_probabilities.shape, -np.inf)
     first = slice(END, END + 1) if only_end else slice(END, None)
     allowed[:, :, first] = log_probabilities[:, :, first]
@@ -96,20 +96,20 @@ def _allowed(log_probabilities: NDArray[np.float32], only_end: bool) -> NDArray[
 
 
 def _highest(scores: NDArray[np.float64], count: int) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
-    """The `count` highest of `(R, K, V)`, best first: scores, beams and tokens, each `(R, count)`."""
+    """Returns the `count` highest of `(R, K, V)`, best first: scores, beams and tokens, each `(R, count)`."""
     rows, _, vocabulary = scores.shape
     flat = scores.reshape(rows, -1)
     count = min(count, flat.shape[1])
     kept = np.argpartition(flat, -count, axis=1)[:, -count:]
-    kept.sort(axis=1)  # equal scores are ordered by place, whatever the partition did
+    kept.sort(axis=1)  # equal scores are ordered by index, independent of the partition
     kept = np.take_along_axis(kept, np.argsort(-np.take_along_axis(flat, kept, 1), axis=1, kind="stable"), 1)
     return np.take_along_axis(flat, kept, 1), kept // vocabulary, kept % vocabulary
 
 
 class GraphSteps:
-    """The decoder's graph at work on `source` `(R, S)`: keeps what it remembers of the tokens before."""
+    """Runs the decoder on `source` `(R, S)` step by step, and keeps its states."""
 
-    def __init__(self, encoder: Session, decoder: Session, source: NDArray[np.int64]) -> None:
+    def __init__(self, encoder: GraphSession, decoder: GraphSession, source: NDArray[np.int64]) -> None:
         self._decoder = decoder
         memory, pointed = encoder.run(None, {"source": source})
         self._read = {"source": source, "memory": memory, "pointed": pointed}
@@ -124,32 +124,32 @@ class GraphSteps:
         return log_probabilities
 
     def feeds(self, tokens: NDArray[np.int64]) -> Feeds:
-        """What the decoder's graph takes next."""
+        """Returns the decoder's inputs for the next step."""
         return {"tokens": tokens, **self._read, "past": self._past}
 
 
 class Summariser:
-    """The graphs, the tokenizer and the search of one model: what both the evaluation and the service answer with."""
+    """Graphs, tokenizer and search parameters of one model, as both the evaluation and the service use them."""
 
-    def __init__(self, folder: Path, open_graph: Callable[[Path], Session]) -> None:
-        """`folder` holds the four files named above; `open_graph` opens a graph for ONNX Runtime.
+    def __init__(self, folder: Path, open_graph: Callable[[Path], GraphSession]) -> None:
+        """Loads the four files named above from `folder`; `open_graph` opens a graph in ONNX Runtime.
 
         Raises:
-            OSError, ValueError: a file is missing or is not what it should be.
+            OSError, ValueError: a file is missing or invalid.
         """
         if missing := [name for name in (ENCODER, DECODER, SEARCH, TOKENIZER) if not (folder / name).is_file()]:
-            raise FileNotFoundError(f"there is no {missing[0]} in {folder}")
+            raise FileNotFoundError(f"{missing[0]} is missing in {folder}")
         self._sessions = (open_graph(folder / ENCODER), open_graph(folder / DECODER))
         self._encoder = Encoder((folder / TOKENIZER).read_text(encoding="utf-8"))
-        self._search = Search.model_validate_json((folder / SEARCH).read_text(encoding="utf-8"))
+        self._search = SearchConfig.model_validate_json((folder / SEARCH).read_text(encoding="utf-8"))
 
     def summarise(self, texts: Sequence[str]) -> list[tuple[str, float]]:
-        """A summary of each text, and the score of its tokens as `beam_search` gives it; in order."""
-        starts = range(0, len(texts), ROWS_AT_ONCE)
-        return [answer for start in starts for answer in self._summarise(texts[start : start + ROWS_AT_ONCE])]
+        """Returns a summary of each text with its score from `beam_search`, in the order of `texts`."""
+        starts = range(0, len(texts), ROWS_PER_BATCH)
+        return [answer for start in starts for answer in self._summarise(texts[start : start + ROWS_PER_BATCH])]
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.int64]:
-        """`(rows, S)`: a source that is all padding is a text without a single token."""
+        """Returns token ids `(rows, S)`; a row of padding is a text without tokens."""
         return encode_source(self._encoder, texts, self._search.length)
 
     def _summarise(self, texts: Sequence[str]) -> list[tuple[str, float]]:
@@ -160,10 +160,10 @@ class Summariser:
 
 
 def one_line(text: str) -> str:
-    """The text with one space for each stretch of white space."""
+    """Replaces each run of white space by one space."""
     return " ".join(text.split())
 
 
 def encode_source(encoder: Encoder, texts: Sequence[str], length: int) -> NDArray[np.int64]:
-    """Ids of the first `length` tokens of each text, `(rows, longest)`, filled up with padding; white space is folded."""
-    return encoder.encode([one_line(text)[: length * MOST_CHARACTERS_A_TOKEN] for text in texts], length)
+    """Returns ids of the first `length` tokens of each text, `(rows, longest)`, padded; white space is collapsed."""
+    return encoder.encode([one_line(text)[: length * MAX_TOKEN_CHARACTERS] for text in texts], length)

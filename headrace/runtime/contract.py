@@ -1,7 +1,7 @@
-"""What goes into a model and what comes out: shared by training and serving. Light: numpy and pydantic (Pillow for a picture).
+"""Inputs and outputs of a model, shared by training and serving. Light: numpy and pydantic (Pillow for images).
 
-A contract lies beside every served graph as `contract.json`. Clients speak in *instances*, one mapping of field names to
-values a row; the graph takes *feeds*, one array a field with the rows first.
+A contract is stored beside every served graph as `contract.json`. Clients send *instances*, one mapping of field names to
+values for each row; the graph takes *feeds*, one array for each field with the rows first.
 """
 
 from __future__ import annotations
@@ -16,33 +16,44 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from headrace.runtime.images import MAX_PIXELS, BadPicture, decode, is_picture
+from headrace.runtime.images import MAX_PIXELS, InvalidImage, decode, is_image_file
 
 Feeds = dict[str, NDArray[Any]]
+RENAMED_CLASSES = {
+    "bentos.model:ServedModel": "bentos.models.onnx_model:OnnxModel",
+    "bentos.graph:NodeModel": "bentos.models.nodes:NodeModel",
+    "bentos.graphs:GraphModel": "bentos.models.graphs:GraphModel",
+    "bentos.text:TextModel": "bentos.models.text:TextModel",
+    "bentos.generation:GenerationModel": "bentos.models.generation:GenerationModel",
+    "bentos.summaries:SummaryModel": "bentos.models.summaries:SummaryModel",
+}
+"""Old to new names of served classes: the contract of a registered version has the name that was current at its training."""
 DType = Literal["float32", "float64", "int64", "uint8", "string"]
-WHOLE = 2.0**53
-"""Whole numbers beyond it do not survive JSON."""
+MAX_EXACT_INTEGER = 2.0**53
+"""Larger integers lose precision in JSON."""
 LARGEST: dict[str, float] = {
     "float32": float(np.finfo(np.float32).max),
     "float64": float(np.finfo(np.float64).max),
-    "int64": WHOLE,
+    "int64": MAX_EXACT_INTEGER,
     "uint8": 255.0,
 }
-"""Of each type's magnitude."""
-FEW = 64
-"""Rows that are looked at one by one: as many cost as much as numpy's looks at all of them together."""
-PART_NUMBERS = 32_768
-"""That numpy reads from lists at once, in about a millisecond."""
+"""Largest magnitude of each type."""
+MAX_LOOP_ROWS = 64
+"""Up to this many rows are checked in a Python loop, which is then no slower than numpy."""
+NUMBERS_PER_CHUNK = 32_768
+"""Numbers that numpy reads from lists in one call, in about a millisecond."""
 
-SHORT = reprlib.Repr()
-"""Shows how a value begins."""
-SHORT.maxlevel, SHORT.maxlist, SHORT.maxdict, SHORT.maxstring, SHORT.maxother, SHORT.maxlong = 4, 20, 20, 100, 100, 100
+SHORT_REPR = reprlib.Repr()
+SHORT_REPR.maxlevel = 4
+SHORT_REPR.maxlist = SHORT_REPR.maxdict = 20
+SHORT_REPR.maxstring = SHORT_REPR.maxother = SHORT_REPR.maxlong = 100
+"""Shows the beginning of a value."""
 
 
 class ContractViolation(ValueError):
-    """An instance that breaks the contract: `path` names the field, such as `instances.3.distance`."""
+    """An instance that breaks the contract; `path` names the field, for example `instances.3.distance`."""
 
     def __init__(self, path: str, expected: str, got: str) -> None:
         super().__init__(f"{path}: expected {expected}, got {got}")
@@ -52,7 +63,7 @@ class ContractViolation(ValueError):
 
 
 class InputField(BaseModel):
-    """One named input. `shape` is that of one row: empty for a scalar, `(28, 28)` for an image."""
+    """One named input. `shape` is the shape of one row: empty for a scalar, `(28, 28)` for an image."""
 
     model_config = ConfigDict(frozen=True)
     name: str
@@ -60,28 +71,28 @@ class InputField(BaseModel):
     shape: tuple[int, ...] = ()
     minimum: float | None = None
     maximum: float | None = None
-    """Values beyond these bounds are refused (they are physical limits, such as those of a pixel)."""
+    """Values beyond these bounds are refused; they are physical limits, for example those of a pixel."""
     levels: list[str] | None = None
-    """Categories seen in training; others are answered as unknown, not refused."""
+    """Categories seen in training; other values count as unknown and are not refused."""
     nullable: bool = False
-    """Whether null stands for a missing value."""
+    """Whether null is accepted as a missing value."""
     boolean: bool = False
-    """Whether it is true or false, which reach the graph as 1 and 0."""
+    """Whether the field takes true and false, which the graph gets as 1 and 0."""
     accepts: list[str] = []
-    """Of an image, the ways to send it: `array`; `base64` of the raw bytes; `image/png` and `image/jpeg`, in base64 or as the
-    body of a request. Files become grey and are stretched to `shape`; light stays light."""
+    """Formats of an image: `array`; `base64` of the raw bytes; `image/png` and `image/jpeg`, in base64 or as the body of a
+    request. Files are converted to grey and stretched to `shape`, without inverting them."""
     default: float | None = None
-    """What a number is that is not given; the field may then be left out, or null."""
+    """Default of a number, for which the field may be left out or null."""
     longest: int | None = None
-    """Most characters of a text; a longer one is refused."""
+    """Most characters of a text; a longer text is refused."""
     tokens: int | None = None
-    """Tokens of a text that the model reads; what comes after them is cut, and changes no answer."""
+    """Most tokens of a text that the model reads; further ones are truncated."""
 
     def to_array(self, values: list[Any], start: str) -> NDArray[Any]:
-        """Rows of this field as one array `(rows, *shape)`.
+        """Converts the rows of this field to one array `(rows, *shape)`; `start` is the beginning of paths in errors.
 
         Raises:
-            ContractViolation: a value of another type or shape, or out of range.
+            ContractViolation: a value has another type or shape, or is out of range.
         """
         if self.default is not None:
             values = [self.default if value is None else value for value in values]
@@ -90,26 +101,26 @@ class InputField(BaseModel):
         if self.shape:
             self._check_lengths(values, start)
         if self.dtype == "uint8" and self.shape:
-            pixels = self._bytes_at_once(values)
+            pixels = self._convert_bytes(values)
             if pixels is not None:
                 return pixels
-            values = self._unpacked(values, start)
-        found = self._few(values) if len(values) <= FEW else None
-        found = self._all_at_once(values) if found is None else found
+            values = self._decode_images(values, start)
+        found = self._convert_scalars(values) if len(values) <= MAX_LOOP_ROWS else None
+        found = self._convert_together(values) if found is None else found
         if found is not None:
             return found
-        # One by one, to name the row at fault.
+        # One by one, to name the invalid row.
         rows = [self._numbers(value, f"{start}.{i}.{self.name}") for i, value in enumerate(values)]
         return np.stack(rows) if rows else np.zeros((0, *self.shape), self.dtype)
 
     def check(self, numbers: NDArray[Any], start: str) -> None:
-        """Holds `numbers` `(rows, *shape)` against the field's bounds; all at once where all is well.
+        """Checks `numbers` `(rows, *shape)` against the field's bounds.
 
         Raises:
-            ContractViolation: a value out of range, with the path of its row.
+            ContractViolation: a value is out of range; the path names its row.
         """
         if numbers.dtype == np.uint8 and self._bounds == (0.0, 255.0):
-            return  # a byte is never anything else
+            return  # bytes are always within these bounds
         try:
             self._check_range(numbers, start)
         except ContractViolation:
@@ -118,19 +129,19 @@ class InputField(BaseModel):
             raise
 
     def _check_lengths(self, values: list[Any], start: str) -> None:
-        """A list of another length is told before millions of its values are converted.
+        """Checks the lengths of lists, before millions of their values are converted.
 
         Raises:
-            ContractViolation: with the path of its row.
+            ContractViolation: a list has another length; the path names its row.
         """
         for i, value in enumerate(values):
             if isinstance(value, list) and len(value) != self.shape[0]:
                 raise ContractViolation(f"{start}.{i}.{self.name}", self._expected(), f"a list of {len(value):,}")
 
-    def _bytes_at_once(self, values: list[Any]) -> NDArray[np.uint8] | None:
-        """`(rows, height, width)` of images as lists of lists, ten times faster than by numpy; None for a closer look.
+    def _convert_bytes(self, values: list[Any]) -> NDArray[np.uint8] | None:
+        """Converts images given as lists of lists to `(rows, height, width)`, ten times faster than numpy; None if that fails.
 
-        `bytes` takes a list of whole numbers from 0 to 255 and refuses any other value.
+        `bytes` takes a list of integers from 0 to 255 and raises for any other value.
         """
         if len(self.shape) != 2 or self._bounds != (0.0, 255.0):
             return None
@@ -148,21 +159,21 @@ class InputField(BaseModel):
                 return None
         return np.frombuffer(b"".join(lines), np.uint8).reshape(len(values), height, width)
 
-    def _few(self, values: list[Any]) -> NDArray[Any] | None:
-        """`(rows,)` of plain numbers, several times faster for a few of them than by numpy; None for a closer look."""
+    def _convert_scalars(self, values: list[Any]) -> NDArray[Any] | None:
+        """Converts plain numbers to `(rows,)`, several times faster than numpy for few rows; None if one may be invalid."""
         if self.shape or self.boolean:
             return None
-        low, high = self._plain
+        low, high = self._scalar_bounds
         for value in values:
             if type(value) is float:
-                if not low <= value <= high or (self._is_whole and not value.is_integer()):  # NaN is within no bounds
+                if not low <= value <= high or (self._is_whole and not value.is_integer()):  # NaN fails every comparison
                     return None
-            elif type(value) is not int or not low <= value <= high or not -WHOLE <= value <= WHOLE:
+            elif type(value) is not int or not low <= value <= high or not -MAX_EXACT_INTEGER <= value <= MAX_EXACT_INTEGER:
                 return None
         return np.array(values, self.dtype)
 
-    def _all_at_once(self, values: list[Any]) -> NDArray[Any] | None:
-        """`(rows, *shape)`, fifty times faster than row by row; None when some value needs a closer look."""
+    def _convert_together(self, values: list[Any]) -> NDArray[Any] | None:
+        """Converts all rows together to `(rows, *shape)`, fifty times faster than row by row; None if one may be invalid."""
         if not self.shape:
             if self.nullable:
                 values = [float("nan") if value is None else value for value in values]
@@ -202,7 +213,7 @@ class InputField(BaseModel):
             raise ContractViolation(path, self._expected(), describe(value))
         try:
             numbers = np.asarray(value)
-            if numbers.dtype.kind not in "iuf":  # text, true and false, null or an object among the numbers
+            if numbers.dtype.kind not in "iuf":  # the list contains text, booleans, null or objects
                 raise TypeError
         except (ValueError, TypeError, OverflowError):
             raise ContractViolation(path, self._expected(), describe(value)) from None
@@ -211,8 +222,8 @@ class InputField(BaseModel):
         self._check_range(numbers, path)
         return numbers.astype(self.dtype)
 
-    def _unpacked(self, values: list[Any], start: str) -> list[Any]:
-        """The values with base64 and files as arrays."""
+    def _decode_images(self, values: list[Any], start: str) -> list[Any]:
+        """Replaces base64 and files by arrays."""
         if not any(isinstance(value, str | bytes) for value in values):
             return values
         left = MAX_PIXELS
@@ -224,19 +235,19 @@ class InputField(BaseModel):
             found.append(value)
         return found
 
-    def _image(self, value: str | bytes, path: str, most_pixels: int) -> tuple[NDArray[np.uint8], int]:
-        """An image from base64 of its raw bytes, row by row, or from a file; and how many pixels a file cost to decode."""
+    def _image(self, value: str | bytes, path: str, max_pixels: int) -> tuple[NDArray[np.uint8], int]:
+        """Decodes base64 of raw bytes in row-major order, or a file; also returns the number of pixels of a file."""
         try:
             raw = value if isinstance(value, bytes) else base64.b64decode(value, validate=True)
-        except (binascii.Error, ValueError):  # ValueError: letters beyond ASCII
+        except (binascii.Error, ValueError):  # ValueError: non-ASCII characters
             raise ContractViolation(path, self._expected(), "text that is not base64") from None
-        if "image/png" in self.accepts and is_picture(raw):
+        if "image/png" in self.accepts and is_image_file(raw):
             try:
-                return decode(raw, (self.shape[0], self.shape[1]), most_pixels)
-            except BadPicture as error:
+                return decode(raw, (self.shape[0], self.shape[1]), max_pixels)
+            except InvalidImage as error:
                 raise ContractViolation(path, f"a PNG or JPEG file of at most {MAX_PIXELS:,} pixels", str(error)) from None
         if isinstance(value, bytes) or len(raw) != int(np.prod(self.shape)):
-            raise ContractViolation(path, self._expected(), f"{len(raw):,} bytes that are neither")
+            raise ContractViolation(path, self._expected(), f"{len(raw):,} bytes of another format")
         return np.frombuffer(raw, np.uint8).reshape(self.shape), 0
 
     def _check_range(self, numbers: NDArray[Any], path: str) -> None:
@@ -246,7 +257,7 @@ class InputField(BaseModel):
         if (self._is_whole or self.boolean) and (numbers[~missing] % 1).any():
             raise ContractViolation(path, "true or false" if self.boolean else "whole numbers", "a fraction")
         most = LARGEST[self.dtype]
-        if (numbers[~missing] > most).any() or (numbers[~missing] < -most).any():  # the magnitude of -2^63 is no int64
+        if (numbers[~missing] > most).any() or (numbers[~missing] < -most).any():  # the magnitude of -2^63 is not an int64
             largest = np.nanmax(np.abs(numbers, dtype=np.float64))
             raise ContractViolation(path, f"a number that fits {self.dtype}", _shown(largest))
         low, high = self._bounds
@@ -264,8 +275,8 @@ class InputField(BaseModel):
         return math.prod(self.shape)
 
     @cached_property
-    def _plain(self) -> tuple[float, float]:
-        """The least and the most that a plain number may be: within the field's bounds, and of its type."""
+    def _scalar_bounds(self) -> tuple[float, float]:
+        """Bounds of a number, from the field and its type."""
         low, high = self._bounds
         most = LARGEST[self.dtype]
         return max(-most, -most if low is None else low), min(most, most if high is None else high)
@@ -276,7 +287,7 @@ class InputField(BaseModel):
 
     @cached_property
     def _bounds(self) -> tuple[float | None, float | None]:
-        """The field's own limits; a byte's are never wider than 0 to 255."""
+        """The field's limits; those of a byte are within 0 to 255."""
         if self.dtype != "uint8":
             return self.minimum, self.maximum
         return max(0.0, self.minimum or 0.0), min(255.0, 255.0 if self.maximum is None else self.maximum)
@@ -284,8 +295,8 @@ class InputField(BaseModel):
     def _expected(self) -> str:
         if self.boolean:
             return "true, false or null" if self.nullable else "true or false"
-        kind = {"int64": "a whole number", "uint8": "a whole number from 0 to 255"}.get(self.dtype, "a number")
-        shaped = f"{kind} in shape {list(self.shape)}" if self.shape else kind
+        number = {"int64": "a whole number", "uint8": "a whole number from 0 to 255"}.get(self.dtype, "a number")
+        shaped = f"{number} in shape {list(self.shape)}" if self.shape else number
         if self.dtype == "uint8" and self.shape:
             files = ", or a PNG or JPEG file" if self.accepts else ""
             shaped = f"{shaped}, base64 of {int(np.prod(self.shape)):,} bytes{files}"
@@ -293,7 +304,7 @@ class InputField(BaseModel):
 
 
 class Contract(BaseModel):
-    """The whole agreement of one model version with its clients."""
+    """The interface of one model version: its inputs, its output, and the class that serves it."""
 
     model_config = ConfigDict(frozen=True)
     model: str
@@ -301,30 +312,34 @@ class Contract(BaseModel):
     task: str
     inputs: list[InputField]
     output: Literal["probabilities", "value", "text"]
-    """`probabilities`: the graph gives `(rows, classes)`; `value`: `(rows,)`, or `(rows, 3)` with an `interval`; `text`: the
-    class that answers makes one."""
+    """`probabilities`: the graph returns `(rows, classes)`; `value`: `(rows,)`, or `(rows, 3)` with an `interval`; `text`: the
+    served class generates it."""
     interval: float | None = None
-    """Of a value: the share of true values that the interval beside it is to hold; the graph gives `(rows, 3)` then: value,
-    lower and upper bound."""
+    """Coverage of a prediction interval, from 0 to 1; then the graph returns `(rows, 3)`: value, lower and upper bound."""
     temperature: float | None = None
-    """What logits were divided by, for probabilities that can be believed; fitted on validation rows."""
+    """Divisor of the logits, fitted on validation rows to calibrate probabilities."""
     labels: list[str | int] | None = None
     """Class names in the order of the graph's output, for classification."""
     target: str
-    """What is predicted; the name of a regression's answer."""
-    sample: dict[str, Any] = Field(description="An instance that works, taken from the test rows.")
+    """The predicted column; the name of a regression's answer."""
+    sample: dict[str, Any] = Field(description="A valid instance, taken from the test rows.")
     examples: list[dict[str, Any]] = []
-    """Further instances that work, where there are several ways to ask."""
-    served_by: str = "bentos.models.served_model:ServedModel"
-    """The class that answers in the service, `module:class`; a kind that is more than one graph has its own."""
+    """Further valid instances, if there are several kinds of queries."""
+    served_by: str = "bentos.models.onnx_model:OnnxModel"
+    """The class that serves the model, `module:class`."""
     threads: int = 1
     """Threads of ONNX Runtime."""
 
+    @field_validator("served_by")
+    @classmethod
+    def _current_name(cls, served_by: str) -> str:
+        return RENAMED_CLASSES.get(served_by, served_by)
+
     def to_feeds(self, instances: list[Any], start: str = "instances") -> Feeds:
-        """Instances as arrays for the graph.
+        """Converts instances to arrays for the graph; `start` is the beginning of paths in errors.
 
         Raises:
-            ContractViolation: a field missing, unknown, or with a value that does not fit.
+            ContractViolation: a field is missing, unknown, or has an invalid value.
         """
         names = {field.name for field in self.inputs}
         for i, instance in enumerate(instances):
@@ -343,13 +358,13 @@ class Contract(BaseModel):
 
     @property
     def answer_shape(self) -> tuple[int, ...]:
-        """Of one row of the graph's output."""
+        """Shape of one row of the graph's output."""
         if self.output == "probabilities":
             return (len(self.labels or ()),)
         return () if self.interval is None else (3,)
 
     def to_answers(self, outputs: NDArray[Any]) -> list[dict[str, Any]]:
-        """The graph's output in the user's terms: a label with probabilities, or a value."""
+        """Converts the graph's output to answers: a label with probabilities, or a value."""
         if self.output == "value" and self.interval is not None:
             return [{self.target: value, "interval": [low, high]} for value, low, high in outputs.astype(float).tolist()]
         if self.output == "value":
@@ -374,27 +389,27 @@ def _as_text(labels: tuple[str | int, ...]) -> list[str]:
     return [str(label) for label in labels]
 
 
-def array_of(values: list[Any], each: int) -> NDArray[Any]:
-    """As `np.asarray`, of elements of `each` numbers, but that other threads get their turn after some: numpy gives them none.
+def array_of(values: list[Any], numbers_each: int) -> NDArray[Any]:
+    """Converts elements of `numbers_each` numbers like `np.asarray`, but in chunks, between which other threads can run.
 
     Raises:
         ValueError, OverflowError: as numpy.
     """
-    step = max(1, PART_NUMBERS // max(1, each))
+    step = max(1, NUMBERS_PER_CHUNK // max(1, numbers_each))
     if len(values) <= step:
         return np.asarray(values)
     return np.concatenate([np.asarray(values[start : start + step]) for start in range(0, len(values), step)])
 
 
 def describe(value: Any) -> str:
-    """A value a client sent, in a few characters: its type and how it begins."""
+    """Returns the type of a client's value and its beginning, in at most 40 characters."""
     if value is None:
         return "null"
-    shown = SHORT.repr(value)  # which looks no further than it shows
+    shown = SHORT_REPR.repr(value)  # reads no more of the value than it shows
     return f"{type(value).__name__} {shown if len(shown) < 40 else shown[:37] + '...'}"
 
 
 def _shown(number: Any) -> str:
-    """A number as one writes it: 1000000, where `g` alone has 1e+06."""
+    """Formats a number as 1000000, which `g` would format as 1e+06."""
     plain = float(number)
     return f"{plain:.0f}" if plain.is_integer() and abs(plain) < 1e15 else f"{plain:g}"

@@ -1,4 +1,4 @@
-"""Texts, token by token, over the step graph of a language model. Shared by training and serving.
+"""Generates text token by token with the step graph of a language model. Shared by training and serving.
 
 R: rows. L: tokens of a step. V: vocabulary.
 """
@@ -20,16 +20,16 @@ from headrace.runtime.tokenizer import END, PAD, START, UNKNOWN, Encoder
 
 STEPS, TOKENIZER = "served_steps.json", "tokenizer.json"
 TOKENS = "tokens"
-"""The graph's input beside the states; its first output are the logits, the others the states in their order."""
+"""The graph's input beside the states. Its first output is the logits; the others are the states, in their order."""
 REMEMBERED, READ = "remembered", "read"
-"""Further inputs of a graph that reads texts of different lengths together, `(R,)` each: how many entries of the states are the
-row's own, and how many tokens it has read in all."""
-NEVER_WRITTEN = [PAD, UNKNOWN, START]
+"""Further inputs, `(R,)` each, of a graph that reads texts of different lengths together: how many entries of the states
+belong to the row, and how many tokens it has read in total."""
+NEVER_SAMPLED = [PAD, UNKNOWN, START]
 Finish = Literal["length", "stop"]
 
 
 class Session(Protocol):
-    """What is needed of onnxruntime's InferenceSession."""
+    """The methods of onnxruntime's InferenceSession that are used here."""
 
     def run(self, names: list[str] | None, feeds: dict[str, Any]) -> list[Any]: ...
 
@@ -40,56 +40,56 @@ class Session(Protocol):
     def run_with_iobinding(self, binding: Any) -> None: ...
 
 
-class State(BaseModel):
-    """Something that the graph takes from the step before."""
+class StateSpec(BaseModel):
+    """One state that the graph passes from step to step, such as a key-value cache."""
 
     model_config = ConfigDict(frozen=True)
     name: str
     shape: tuple[int, ...]
-    """Of one row, before the first token."""
+    """Shape for one row, before the first token."""
     grows: int | None = None
-    """The axis, counted with the rows as axis 0, that grows by the tokens of each step."""
+    """The axis that grows by the tokens of each step, where axis 0 is the rows; None for a state of constant size."""
 
 
 class StepLayout(BaseModel):
-    """How a model's graph is stepped; lies beside it as `served_steps.json`."""
+    """Inputs and outputs of a step graph, stored beside it as `served_steps.json`."""
 
     model_config = ConfigDict(frozen=True)
     length: int
-    """Most tokens of a prompt, and of what a state that grows remembers together with the step's own."""
-    states: tuple[State, ...]
+    """Context length: most tokens of a prompt, and of a growing state together with those of the step."""
+    states: tuple[StateSpec, ...]
     masked: bool = False
-    """Whether the graph takes `REMEMBERED` and `READ`. Its states all grow then, it gives of each what is new alone, and where
-    in a state a token lies makes no difference."""
+    """Whether the graph takes `REMEMBERED` and `READ`. Then all its states grow, it returns only the new entries of each, and
+    the order of entries within a state makes no difference."""
 
 
-class Steps:
-    """A graph reading texts: keeps what it remembers of the tokens before.
+class StepRunner:
+    """Runs a step graph and keeps its states between steps.
 
-    A state that grows forgets its oldest token when it is full, so that a text may become longer than the model's context.
+    A growing state drops its oldest token when it is full, so that a text may become longer than the model's context.
     """
 
     def __init__(self, session: Session, layout: StepLayout, rows: int = 1) -> None:
         self._session = session
         self._layout = layout
-        self.remembered = [np.zeros((rows, *state.shape), dtype=np.float32) for state in layout.states]
+        self.states = [np.zeros((rows, *state.shape), dtype=np.float32) for state in layout.states]
         self.read = 0
 
     def __call__(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Logits `(R, L, V)` of what follows each of `tokens` `(R, L)`, of which there are at most `layout.length`."""
+        """Returns logits `(R, L, V)` of the token after each of `tokens` `(R, L)`; L is at most `layout.length`."""
         feeds = self.feeds(tokens)
         logits: NDArray[np.float32]
         logits, *after = self._session.run(None, feeds)
         if self._layout.masked:
             kept = [feeds[state.name] for state in self._layout.states]
             after = [np.concatenate([a, b], axis=s.grows) for a, b, s in zip(kept, after, self._layout.states, strict=True)]
-        self.remembered = after
+        self.states = after
         self.read += tokens.shape[1]
         return logits
 
     def feeds(self, tokens: NDArray[np.int64]) -> Feeds:
-        """What the graph takes next."""
-        states = states_to_feed(self._layout, self.remembered, tokens.shape[1])
+        """Returns the inputs of the next step."""
+        states = states_to_feed(self._layout, self.states, tokens.shape[1])
         if not self._layout.masked:
             return {TOKENS: tokens, **states}
         first = self._layout.states[0]
@@ -98,34 +98,34 @@ class Steps:
         return {TOKENS: tokens, **counts, **states}
 
 
-def states_to_feed(layout: StepLayout, remembered: Sequence[NDArray[np.float32]], length: int) -> Feeds:
-    """What is remembered, by name, with the oldest tokens forgotten where `length` new ones need the room."""
-    room = layout.length - length
-    return {state.name: _newest(value, state.grows, room) for state, value in zip(layout.states, remembered, strict=True)}
+def states_to_feed(layout: StepLayout, values: Sequence[NDArray[np.float32]], length: int) -> Feeds:
+    """Returns the states by name, without their oldest tokens where `length` new ones need the space."""
+    size = layout.length - length
+    return {state.name: _newest(value, state.grows, size) for state, value in zip(layout.states, values, strict=True)}
 
 
-def _newest(value: NDArray[Any], axis: int | None, room: int) -> NDArray[Any]:
-    if axis is None or value.shape[axis] <= room:
+def _newest(value: NDArray[Any], axis: int | None, size: int) -> NDArray[Any]:
+    if axis is None or value.shape[axis] <= size:
         return value
-    kept: NDArray[Any] = value[(slice(None),) * axis + (slice(value.shape[axis] - room, None),)]
+    kept: NDArray[Any] = value[(slice(None),) * axis + (slice(value.shape[axis] - size, None),)]
     return kept
 
 
 @dataclass(frozen=True)
-class Writing:
-    """How a text is written."""
+class SamplingParams:
+    """How tokens are sampled, and when a text ends."""
 
     max_tokens: int = 200
     temperature: float = 0.8
-    """0 always takes the likeliest token; above 1 the unlikely become likelier."""
+    """0 always takes the likeliest token; above 1, unlikely tokens become likelier."""
     top_k: int = 0
-    """Draws among so many of the likeliest tokens; 0 draws among all."""
+    """Samples from this many of the likeliest tokens; 0 samples from all."""
     top_p: float = 1.0
-    """Draws among the likeliest tokens that together have this probability (Holtzman et al. 2020, arXiv:1904.09751)."""
+    """Samples from the likeliest tokens that together have this probability (Holtzman et al. 2020, arXiv:1904.09751)."""
     seed: int | None = None
-    """The same seed writes the same text; None draws afresh."""
+    """Makes the text reproducible; None samples differently each time."""
     stop: str | tuple[str, ...] = ""
-    """The text ends before these characters, or the first of several."""
+    """The text ends before these characters, or before the first of several that occurs."""
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -134,131 +134,128 @@ class Writing:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """What one step adds to a text."""
+class TextChunk:
+    """Characters that one step adds to a text."""
 
     text: str
-    """May be empty: a token may be part of a character, or of what could become `stop`."""
+    """May be empty: a token may be part of a character, or the beginning of `stop`."""
     finish: Finish | None = None
-    """Why the text ends here: at its most tokens, or where the model or `stop` ends it."""
+    """Why the text ends here: `length` at `max_tokens`, `stop` where the model or the parameter `stop` ends it."""
 
 
-class Writer:
-    """One text being written: from the logits of each step to the next token and its characters.
+class TextWriter:
+    """Samples the tokens of one text from the logits of each step, and decodes them; the caller runs the graph."""
 
-    Which graph runs, and with how many rows, is the caller's business.
-    """
-
-    def __init__(self, encoder: Encoder, writing: Writing) -> None:
-        self._decode = encoder.decoding()
-        self._writing = writing
-        self._rng = np.random.default_rng(writing.seed)
+    def __init__(self, encoder: Encoder, sampling: SamplingParams) -> None:
+        self._decode = encoder.stream_decoder()
+        self._sampling = sampling
+        self._rng = np.random.default_rng(sampling.seed)
         self._held = ""
         self.tokens: list[int] = []
 
-    def take(self, logits: NDArray[np.float32]) -> Piece:
-        """The piece that follows from `logits` `(V,)`; its token is the last of `tokens` then, unless it is the end.
+    def take(self, logits: NDArray[np.float32]) -> TextChunk:
+        """Samples from `logits` `(V,)` and returns the new characters; the token is appended to `tokens` unless it is the end.
 
         Raises:
-            ArithmeticError: they hold NaN or infinity.
+            ArithmeticError: the logits contain NaN or infinity.
         """
-        token = choose(logits, self._writing, self._rng)
+        token = sample_token(logits, self._sampling, self._rng)
         if token == END:
-            return Piece(self._held, "stop")
+            return TextChunk(self._held, "stop")
         self.tokens.append(token)
         text = self._held + self._decode(token)
-        stops = self._writing.stops
+        stops = self._sampling.stops
         ends = [at for stop in stops if (at := text.find(stop)) >= 0]
         if ends:
-            return Piece(text[: min(ends)], "stop")
-        if len(self.tokens) >= self._writing.max_tokens:
-            return Piece(text, "length")
+            return TextChunk(text[: min(ends)], "stop")
+        if len(self.tokens) >= self._sampling.max_tokens:
+            return TextChunk(text, "length")
         kept = max((_overlap(text, stop) for stop in stops), default=0)
         self._held = text[len(text) - kept :]
-        return Piece(text[: len(text) - kept])
+        return TextChunk(text[: len(text) - kept])
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Characters at the end of `text` with which `stop` may begin."""
+    """Returns how many characters at the end of `text` may be the beginning of `stop`."""
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if stop.startswith(text[-n:])), 0)
 
 
-def choose(logits: NDArray[np.float32], writing: Writing, rng: np.random.Generator) -> int:
-    """A token drawn from `logits` `(V,)`: the end, or one that stands for text.
+def sample_token(logits: NDArray[np.float32], sampling: SamplingParams, rng: np.random.Generator) -> int:
+    """Samples a token from `logits` `(V,)`: the end token or one of text.
 
     Raises:
-        ArithmeticError: they hold NaN or infinity.
+        ArithmeticError: the logits contain NaN or infinity.
     """
     if not np.isfinite(logits).all():
         raise ArithmeticError("the graph gave NaN or infinity")
     logits = logits.copy()
-    logits[NEVER_WRITTEN] = -np.inf
-    if writing.temperature == 0:
+    logits[NEVER_SAMPLED] = -np.inf
+    if sampling.temperature == 0:
         return int(logits.argmax())
-    order = likeliest_first(logits)[: writing.top_k or None]
+    order = likeliest_first(logits)[: sampling.top_k or None]
     scores = logits[order].astype(np.float64)
     with np.errstate(over="ignore"):  # a tiny temperature makes all but the likeliest impossible
-        weights = np.exp((scores - scores[0]) / writing.temperature)
+        weights = np.exp((scores - scores[0]) / sampling.temperature)
     total = weights.cumsum()
-    kept = int(total.searchsorted(writing.top_p * total[-1])) + 1
+    kept = int(total.searchsorted(sampling.top_p * total[-1])) + 1
     drawn = int(total.searchsorted(rng.random() * total[kept - 1], side="right"))
     return int(order[min(drawn, kept - 1)])
 
 
 def likeliest_first(logits: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Tokens `(V,)` by falling logit, equals by number.
+    """Returns tokens `(V,)` by falling logit, equal ones by number.
 
-    What `np.argsort(-logits, kind="stable")` gives, in a quarter of its time: logit and token are sorted as one integer, for
-    which numpy has vector code.
+    Same as `np.argsort(-logits, kind="stable")` in a quarter of the time: logit and token are sorted as one integer, for which
+    numpy has vector code.
     """
-    bits = (np.float32(0) - logits).view(np.int32)  # a sign alone would make -0 of 0, which come as equals
-    bits ^= (bits >> 31) & 0x7FFF_FFFF  # those of negative numbers count downwards
+    bits = (np.float32(0) - logits).view(np.int32)  # a plain sign change would turn 0 into -0, which are equal here
+    bits ^= (bits >> 31) & 0x7FFF_FFFF  # bit patterns of negative numbers are in falling order
     keys = (bits.astype(np.int64) << 32) | np.arange(len(logits))
     keys.sort()
     return keys & 0xFFFF_FFFF
 
 
-class Language:
-    """Graph, tokenizer and layout of one model: what both the evaluation and the service write with."""
+class TextGenerator:
+    """Graph, tokenizer and layout of one language model, as both the evaluation and the service use them."""
 
     def __init__(self, folder: Path, session: Session) -> None:
-        """`folder` holds the files named above; `session` runs the graph that lies beside them."""
+        """Reads `STEPS` and `TOKENIZER` from `folder`; `session` runs the graph stored beside them."""
         self.encoder = Encoder((folder / TOKENIZER).read_text(encoding="utf-8"))
         self.layout = StepLayout.model_validate_json((folder / STEPS).read_text(encoding="utf-8"))
         self.session = session
 
-    def steps(self, rows: int = 1) -> Steps:
-        return Steps(self.session, self.layout, rows)
+    def steps(self, rows: int = 1) -> StepRunner:
+        return StepRunner(self.session, self.layout, rows)
 
     def prompt(self, text: str) -> list[int]:
-        """Tokens of a prompt; an empty one stands for the beginning of a text.
+        """Returns the tokens of a prompt; an empty prompt becomes the start token.
 
         Raises:
-            ValueError: it has more tokens than the model reads at once.
+            ValueError: it has more tokens than the model's context.
         """
         tokens = self.encoder.tokens(text) or [START]
         if len(tokens) > self.layout.length:
             raise ValueError(f"{len(tokens)} tokens")
         return tokens
 
-    def write(self, prompt: Sequence[int], writing: Writing) -> Iterator[Piece]:
-        """Piece by piece, each a step of the graph, until one says why it is the last.
+    def generate(self, prompt: Sequence[int], sampling: SamplingParams) -> Iterator[TextChunk]:
+        """Yields the text in chunks, one for each step of the graph; the last one has `finish`.
 
-        The first step reads the prompt, and already gives the first piece.
+        The first step reads the prompt and yields the first chunk.
         """
-        steps, writer = self.steps(), Writer(self.encoder, writing)
+        steps, writer = self.steps(), TextWriter(self.encoder, sampling)
         read = list(prompt)
         while True:
-            piece = writer.take(steps(np.array([read], dtype=np.int64))[0, -1])
-            yield piece
-            if piece.finish is not None:
+            chunk = writer.take(steps(np.array([read], dtype=np.int64))[0, -1])
+            yield chunk
+            if chunk.finish is not None:
                 return
             read = writer.tokens[-1:]
 
     def bits(self, tokens: Sequence[int]) -> NDArray[np.float64]:
-        """Bits of each of `tokens` `(n,)` given a text's start and those before it, as far back as the model remembers.
+        """Returns the bits `(n,)` of `tokens` `(n,)`, each given the start of a text and the tokens before it in the context.
 
-        Read in strides of half the context, so that each token sees at least that much of what stands before it.
+        Tokens are read in strides of half the context, so that each one sees at least that many tokens before it.
         """
         steps = self.steps()
         read, wanted = np.array([START, *tokens[:-1]], dtype=np.int64), np.array(tokens, dtype=np.int64)
@@ -270,8 +267,17 @@ class Language:
         return np.concatenate(found)
 
 
+@dataclass(frozen=True)
+class GenerationRequest:
+    """A text to generate, whose prompt and parameters are checked."""
+
+    generator: TextGenerator
+    prompt: list[int]
+    sampling: SamplingParams
+
+
 def _bits_of(logits: NDArray[np.float32], tokens: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Bits `(L,)` of `tokens` `(L,)` under `logits` `(L, V)`."""
+    """Returns bits `(L,)` of `tokens` `(L,)` under `logits` `(L, V)`."""
     scores = logits.astype(np.float64)
     scores -= scores.max(axis=1, keepdims=True)
     surprise: NDArray[np.float64] = np.log(np.exp(scores).sum(axis=1)) - scores[np.arange(len(tokens)), tokens]

@@ -1,7 +1,7 @@
-"""A graph in sparse form: its nodes, their features, who is whose neighbour. Shared by training and serving; numpy alone.
+"""A graph with sparse features and edges. Shared by training and serving; needs only numpy.
 
-N: nodes. F: features of a node. M: features that are not zero, of all nodes together. E: directed edges; each edge between two
-nodes counts once in each direction.
+N: nodes. F: features of a node. M: non-zero features of all nodes together. E: directed edges; each edge between two nodes
+counts once in each direction.
 """
 
 from __future__ import annotations
@@ -18,58 +18,58 @@ Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Part:
-    """Some nodes of a graph as the network takes them."""
+class Subgraph:
+    """Some nodes of a graph, in the form that a network takes."""
 
     features: NDArray[np.float32]
     """`(nodes, F)`."""
     edges: Indices
-    """`(E, 2)`: from which node to which, by their place in `features`."""
+    """`(E, 2)`: source and target of each edge, as rows of `features`."""
 
-    def with_node(self, features: NDArray[np.float32], neighbours: Indices) -> Part:
-        """One node more, at the end: its features `(F,)`, and the places of its neighbours."""
+    def with_node(self, features: NDArray[np.float32], neighbours: Indices) -> Subgraph:
+        """Returns a copy with one more node at the end, with features `(F,)` and the indices of its neighbours."""
         new = np.full(len(neighbours), len(self.features), dtype=np.int64)
-        return Part(np.vstack([self.features, features]), np.concatenate([self.edges, both_ways(new, neighbours)]))
+        return Subgraph(np.vstack([self.features, features]), np.concatenate([self.edges, both_ways(new, neighbours)]))
 
 
 @dataclass(frozen=True)
 class Graph:
-    """Nodes in ascending places 0 to N - 1. Row i of a ragged array lies from `starts[i]` to `starts[i + 1]`."""
+    """Nodes with indices 0 to N - 1. Row i of a ragged array is the slice from `starts[i]` to `starts[i + 1]`."""
 
     ids: NDArray[np.str_]
-    """`(N,)`: what people call the nodes."""
+    """`(N,)`: the ids of the nodes in the data."""
     size: NDArray[np.int64]
-    """F, as an array of no dimension."""
+    """F, as a zero-dimensional array."""
     feature_starts: Indices
     feature_index: NDArray[np.int32]
-    """`(M,)`: which features of a node are not zero, ascending."""
+    """`(M,)`: indices of non-zero features, ascending within a node."""
     feature_values: NDArray[np.float32]
     """`(M,)`."""
     neighbour_starts: Indices
     neighbours: NDArray[np.int32]
-    """`(E,)`: places of each node's neighbours, ascending."""
+    """`(E,)`: indices of neighbours, ascending within a node."""
 
     @property
     def features(self) -> int:
         return int(self.size)
 
     @cached_property
-    def place(self) -> dict[str, int]:
-        """The place of each node."""
+    def index(self) -> dict[str, int]:
+        """The index of each node, by its id."""
         return {name: i for i, name in enumerate(self.ids.tolist())}
 
     @property
     def degrees(self) -> Indices:
-        """`(N,)`: how many neighbours each node has."""
+        """`(N,)`: number of neighbours of each node."""
         return np.diff(self.neighbour_starts)
 
     @property
     def edges(self) -> Indices:
-        """`(E, 2)`: from which node to which."""
+        """`(E, 2)`: source and target of each edge."""
         return np.stack([np.repeat(np.arange(len(self.ids)), self.degrees), self.neighbours.astype(np.int64)], axis=1)
 
     def around(self, nodes: Indices, hops: int) -> Indices:
-        """`nodes`, and all that are reached from them by at most `hops` edges; ascending."""
+        """Returns `nodes` and all nodes reached from them by at most `hops` edges, ascending."""
         found = frontier = np.unique(nodes)
         for _ in range(hops):
             near = np.unique(self.neighbours[ragged(self.neighbour_starts, frontier)])
@@ -79,8 +79,8 @@ class Graph:
             found = np.union1d(found, frontier)
         return found.astype(np.int64)
 
-    def part(self, nodes: Indices) -> Part:
-        """`nodes`, ascending, and the edges among them."""
+    def subgraph(self, nodes: Indices) -> Subgraph:
+        """Returns `nodes`, which are ascending, with the edges between them."""
         features = np.zeros((len(nodes), self.features), dtype=np.float32)
         at = ragged(self.feature_starts, nodes)
         row = np.repeat(np.arange(len(nodes)), np.diff(self.feature_starts)[nodes])
@@ -89,10 +89,10 @@ class Graph:
         begins = np.repeat(np.arange(len(nodes)), self.degrees[nodes])
         place = np.searchsorted(nodes, ends)
         inside = nodes[np.minimum(place, len(nodes) - 1)] == ends
-        return Part(features, np.stack([begins[inside], place[inside]], axis=1))
+        return Subgraph(features, np.stack([begins[inside], place[inside]], axis=1))
 
     def to_bytes(self) -> bytes:
-        """As npz; equal graphs give equal bytes."""
+        """Returns the graph as npz; equal graphs give equal bytes."""
         buffer = io.BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, **{field.name: getattr(self, field.name) for field in fields(self)})
         return buffer.getvalue()
@@ -109,13 +109,12 @@ def make_graph(
     values: Sequence[tuple[NDArray[np.int32], NDArray[np.float32]]],
     edges: Indices,
 ) -> Graph:
-    """A graph from its parts.
+    """Builds a graph from its parts.
 
     Args:
         features: F.
-        values: of each node, which of its features are not zero, ascending, and their values.
-        edges: `(edges, 2)` places of nodes; they count in both directions, however often they stand there, and no node is
-            its own neighbour.
+        values: for each node, the ascending indices of its non-zero features, and their values.
+        edges: `(edges, 2)` indices of nodes; they count in both directions, and duplicates and self-loops are removed.
     """
     lengths = [len(index) for index, _ in values]
     kept = undirected(edges)
@@ -131,18 +130,18 @@ def make_graph(
 
 
 def both_ways(one: Indices, other: Indices) -> Indices:
-    """`(2 * edges, 2)`: each edge in both directions."""
+    """Returns each edge in both directions, `(2 * edges, 2)`."""
     return np.concatenate([np.stack([one, other], axis=1), np.stack([other, one], axis=1)]).astype(np.int64)
 
 
 def undirected(edges: Indices) -> Indices:
-    """`(edges, 2)` places, each edge once in each direction, no node its own neighbour."""
+    """Returns each edge once in each direction, `(edges, 2)`, without self-loops."""
     ways = both_ways(edges[:, 0], edges[:, 1])
     return np.unique(ways[ways[:, 0] != ways[:, 1]], axis=0).reshape(-1, 2)
 
 
 def ragged(starts: Indices, rows: Indices) -> Indices:
-    """Where the items of `rows` lie in a ragged array, row after row."""
+    """Returns the positions of the items of `rows` in a ragged array, row after row."""
     lengths = starts[rows + 1] - starts[rows]
     begins = np.cumsum(lengths) - lengths
     places: Indices = np.arange(lengths.sum(), dtype=np.int64) + np.repeat(starts[rows] - begins, lengths)

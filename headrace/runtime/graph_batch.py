@@ -1,4 +1,4 @@
-"""Graphs as clients bring them, and many of them as one batch. Shared by training and serving; light: numpy alone.
+"""Reads graphs that clients send, and pads several of them into one batch. Shared by training and serving; light.
 
 B: graphs of a batch. n, e: nodes and directed edges of its largest graph. F: features of a node.
 """
@@ -12,46 +12,46 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.runtime.contract import ContractViolation, InputField, describe
-from headrace.runtime.graph import Part, undirected
+from headrace.runtime.graph import Subgraph, undirected
 
-MOST_CELLS = 2**22
-"""Nodes times features of one graph: 16 MiB of numbers."""
-MOST_EDGES = 2**18
-"""Pairs that one graph may name; each counts in both directions."""
+MAX_CELLS = 2**22
+"""Most nodes times features of one graph: 16 MiB of numbers."""
+MAX_EDGES = 2**18
+"""Most edges in a client's graph; each counts in both directions."""
 CELLS_PER_RUN = 2**18
-"""Numbers of all nodes, or ends of all edges, that go through the network at once; a larger graph goes alone."""
+"""Numbers of all nodes, or ends of all edges, in one run of the network; a larger graph runs alone."""
 
 
 class GraphReader:
-    """Reads `{"nodes": [features, ...], "edges": [[from, to], ...]}`; edges may be left out."""
+    """Reads `{"nodes": [features, ...], "edges": [[from, to], ...]}`; `edges` is optional."""
 
-    def __init__(self, features: int, most_cells: int = MOST_CELLS) -> None:
+    def __init__(self, features: int, most_cells: int = MAX_CELLS) -> None:
         """`features` is F; a graph has at most `most_cells` nodes times features."""
         self.features = features
         self.most_nodes = max(1, most_cells // features)
         self._row = InputField(name="features", dtype="float32", shape=(features,))
 
-    def read(self, graph: dict[str, Any], path: str) -> Part:
-        """The graph's features and edges, each edge in both directions, no node its own neighbour.
+    def read(self, graph: dict[str, Any], path: str) -> Subgraph:
+        """Returns the graph's features and edges, each edge in both directions, without self-loops.
 
         Raises:
-            ContractViolation: no node or too many, features that are no F finite numbers, an edge to a node that is not there.
+            ContractViolation: no nodes or too many, features that are not F finite numbers, or an edge to an unknown node.
         """
         nodes = graph.get("nodes")
         if not isinstance(nodes, list) or not nodes:
             raise ContractViolation(f"{path}.nodes", "a list with the features of each node", describe(nodes))
         if len(nodes) > self.most_nodes:
             raise ContractViolation(f"{path}.nodes", f"at most {self.most_nodes} nodes", f"{len(nodes)} nodes")
-        found = self._all_at_once(nodes)
-        if found is None:  # one by one, to name the node at fault
+        found = self._convert_together(nodes)
+        if found is None:  # one by one, to name the invalid node
             found = np.stack([self.row(row, f"{path}.nodes.{i}") for i, row in enumerate(nodes)])
-        return Part(found, undirected(self._edges(graph.get("edges"), len(nodes), f"{path}.edges")))
+        return Subgraph(found, undirected(self._edges(graph.get("edges"), len(nodes), f"{path}.edges")))
 
     def row(self, value: Any, path: str) -> NDArray[np.float32]:
-        """`(F,)`, from all numbers or from the positions of the ones.
+        """Returns features `(F,)`, from a list of all numbers or from `{"present": [positions of ones]}`.
 
         Raises:
-            ContractViolation: it is neither.
+            ContractViolation: the value is neither.
         """
         if not isinstance(value, dict):
             try:
@@ -64,14 +64,14 @@ class GraphReader:
             raise ContractViolation(path, '{"present": [positions]}', describe(value))
         row = np.zeros(self.features, np.float32)
         for i, position in enumerate(value["present"]):
-            if not _is_place(position, self.features):
+            if not _is_index(position, self.features):
                 expected = f"a position from 0 to {self.features - 1}"
                 raise ContractViolation(f"{path}.present.{i}", expected, describe(position))
             row[position] = 1
         return row
 
-    def _all_at_once(self, nodes: list[Any]) -> NDArray[np.float32] | None:
-        """`(nodes, F)`; None when some node needs a closer look."""
+    def _convert_together(self, nodes: list[Any]) -> NDArray[np.float32] | None:
+        """Converts all nodes together to `(nodes, F)`; None if a node may be invalid."""
         try:
             numbers = np.asarray(nodes)
             if numbers.dtype.kind not in "iuf" or numbers.shape != (len(nodes), self.features):
@@ -83,48 +83,48 @@ class GraphReader:
         return found if np.isfinite(found).all() else None
 
     def _edges(self, edges: Any, nodes: int, path: str) -> NDArray[np.int64]:
-        """`(edges, 2)`, as they are named."""
+        """Returns the edges as given, `(edges, 2)`."""
         if edges is None:
             edges = []
         if not isinstance(edges, list):
             raise ContractViolation(path, "a list of pairs", describe(edges))
-        if len(edges) > MOST_EDGES:
-            raise ContractViolation(path, f"at most {MOST_EDGES} edges", f"{len(edges)} edges")
+        if len(edges) > MAX_EDGES:
+            raise ContractViolation(path, f"at most {MAX_EDGES} edges", f"{len(edges)} edges")
         for i, edge in enumerate(edges):
-            if not (isinstance(edge, list) and len(edge) == 2 and all(_is_place(end, nodes) for end in edge)):
-                raise ContractViolation(f"{path}.{i}", f"two places from 0 to {nodes - 1}", describe(edge))
+            if not (isinstance(edge, list) and len(edge) == 2 and all(_is_index(end, nodes) for end in edge)):
+                raise ContractViolation(f"{path}.{i}", f"two node indices from 0 to {nodes - 1}", describe(edge))
         return np.array(edges, np.int64).reshape(-1, 2)
 
 
-def batch(parts: Sequence[Part]) -> dict[str, NDArray[Any]]:
-    """Graphs filled up to the largest: `features` `(B, n, F)`, `edges` `(B, e, 2)` by places within their graph, and `sizes`
-    `(B, 2)`, how many nodes and edges of these are the graph's own. There is room for one edge at least."""
-    sizes = np.array([[len(part.features), len(part.edges)] for part in parts], np.int64).reshape(-1, 2)
+def pad_graphs(graphs: Sequence[Subgraph]) -> dict[str, NDArray[Any]]:
+    """Pads graphs to the largest one: `features` `(B, n, F)`, `edges` `(B, e, 2)` by index within the graph, and `sizes`
+    `(B, 2)`, the true numbers of nodes and edges. e is at least 1."""
+    sizes = np.array([[len(graph.features), len(graph.edges)] for graph in graphs], np.int64).reshape(-1, 2)
     most_nodes, most_edges = np.maximum(sizes.max(axis=0, initial=0), 1)
-    width = parts[0].features.shape[1] if parts else 0
-    features = np.zeros((len(parts), most_nodes, width), np.float32)
-    edges = np.zeros((len(parts), most_edges, 2), np.int64)
-    for i, part in enumerate(parts):
-        features[i, : len(part.features)] = part.features
-        edges[i, : len(part.edges)] = part.edges
+    width = graphs[0].features.shape[1] if graphs else 0
+    features = np.zeros((len(graphs), most_nodes, width), np.float32)
+    edges = np.zeros((len(graphs), most_edges, 2), np.int64)
+    for i, graph in enumerate(graphs):
+        features[i, : len(graph.features)] = graph.features
+        edges[i, : len(graph.edges)] = graph.edges
     return {"features": features, "edges": edges, "sizes": sizes}
 
 
-def answer_by_size(parts: Sequence[Part], run: Callable[[dict[str, NDArray[Any]]], NDArray[Any]]) -> NDArray[Any]:
-    """What `run` answers for each graph, `(graphs, ...)`, in the order of `parts`.
+def run_by_size(graphs: Sequence[Subgraph], run: Callable[[dict[str, NDArray[Any]]], NDArray[Any]]) -> NDArray[Any]:
+    """Returns the output of `run` for each graph, `(graphs, ...)`, in the order of `graphs`.
 
-    Graphs of like size go together, so that little is filled up.
+    Graphs of similar size run together, so that little padding is needed.
     """
-    cost = [max(part.features.size, part.edges.size) for part in parts]
-    order = sorted(range(len(parts)), key=cost.__getitem__)
+    cost = [max(graph.features.size, graph.edges.size) for graph in graphs]
+    order = sorted(range(len(graphs)), key=cost.__getitem__)
     together: list[list[int]] = [[]]
-    for i in order:  # the largest so far is the latest
+    for i in order:  # in rising order, so graph i is the largest so far
         if together[-1] and (len(together[-1]) + 1) * cost[i] > CELLS_PER_RUN:
             together.append([])
         together[-1].append(i)
-    answers = np.concatenate([run(batch([parts[i] for i in places])) for places in together])
+    answers = np.concatenate([run(pad_graphs([graphs[i] for i in indices])) for indices in together])
     return answers[np.argsort(order)]
 
 
-def _is_place(value: Any, count: int) -> bool:
+def _is_index(value: Any, count: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < count

@@ -1,4 +1,4 @@
-"""PNG and JPEG files to grey pixels, defensively: what a client sends is looked at before it is decoded."""
+"""Decodes PNG and JPEG files of clients into grey pixels, after checking their size and format."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ if TYPE_CHECKING:
 MEDIA_TYPES = ("image/png", "image/jpeg")
 MAX_FILE_BYTES = 8 * 1024 * 1024
 MAX_PIXELS = 4096 * 4096
-"""Of all pictures of one request together: a file of few bytes may unpack to gigabytes."""
+"""Most pixels of all images of one request together: a small file may decompress to gigabytes."""
 
 
-class BadPicture(ValueError):
-    """A file that is no picture, or none that may be decoded; the message says which."""
+class InvalidImage(ValueError):
+    """A file that is not an image, or one that is too large; the message has the reason."""
 
 
-def is_picture(raw: bytes) -> bool:
-    """Whether `raw` begins as a PNG or JPEG file does."""
+def is_image_file(raw: bytes) -> bool:
+    """Whether `raw` begins like a PNG or JPEG file."""
     return raw.startswith(b"\x89PNG\r\n\x1a\n") or (raw.startswith(b"\xff\xd8\xff") and raw[3:4] >= b"\xc0")
 
 
-def decode(raw: bytes, shape: tuple[int, int], most_pixels: int = MAX_PIXELS) -> tuple[NDArray[np.uint8], int]:
-    """Grey pixels of `shape` `(height, width)` of a PNG or JPEG file, and how many pixels the file holds.
+def decode(raw: bytes, shape: tuple[int, int], max_pixels: int = MAX_PIXELS) -> tuple[NDArray[np.uint8], int]:
+    """Decodes a PNG or JPEG file into grey pixels of `shape` `(height, width)`; also returns the number of pixels in the file.
 
-    A picture of another size is stretched to this one; what is transparent counts as black; a photograph is turned as its
-    EXIF data says. Light stays light: nothing is inverted.
+    An image of another size is stretched to this one. Transparent pixels become black, photographs are rotated by their EXIF
+    data, and nothing is inverted.
 
     Raises:
-        BadPicture: too large in bytes or pixels, of another format, or damaged.
+        InvalidImage: too large in bytes or pixels, of another format, or damaged.
     """
     from PIL import Image, ImageOps
 
     height, width = shape
     if len(raw) > MAX_FILE_BYTES:
-        raise BadPicture(f"a file of {len(raw):,} bytes; at most {MAX_FILE_BYTES:,} are taken")
+        raise InvalidImage(f"a file of {len(raw):,} bytes; at most {MAX_FILE_BYTES:,} are allowed")
     try:
-        # Opening reads the header alone. Whatever a damaged file makes Pillow raise, it is the file's fault.
+        # Opening only reads the header. A damaged file can make Pillow raise almost any exception.
         picture: pillow.Image = Image.open(io.BytesIO(raw), formats=("PNG", "JPEG"))
         pixels = picture.width * picture.height
     except Image.DecompressionBombError:
-        raise BadPicture(f"a picture of far more pixels; at most {most_pixels:,} are taken") from None
+        raise InvalidImage(f"an image of far more pixels; at most {max_pixels:,} are allowed") from None
     except Exception as error:
-        raise BadPicture(f"a file that cannot be read ({_short(error)})") from None
-    if pixels > most_pixels:
-        raise BadPicture(f"{picture.width} × {picture.height} pixels; at most {most_pixels:,} are taken")
+        raise InvalidImage(f"a file that cannot be read ({_short(error)})") from None
+    if pixels > max_pixels:
+        raise InvalidImage(f"{picture.width} × {picture.height} pixels; at most {max_pixels:,} are allowed")
     try:
         picture.draft("L", (4 * width, 4 * height))  # a large JPEG is decoded at a fraction of its size
         picture = _as_grey(ImageOps.exif_transpose(picture))
@@ -57,13 +57,13 @@ def decode(raw: bytes, shape: tuple[int, int], most_pixels: int = MAX_PIXELS) ->
             picture = picture.resize((width, height), Image.Resampling.BOX)
         return np.asarray(picture, np.uint8), pixels
     except Exception as error:
-        raise BadPicture(f"a damaged file ({_short(error)})") from None
+        raise InvalidImage(f"a damaged file ({_short(error)})") from None
 
 
 def _as_grey(picture: pillow.Image) -> pillow.Image:
     from PIL import Image
 
-    if picture.mode.startswith("I"):  # 16 bits a pixel: Pillow would cut at 255 where it should scale
+    if picture.mode.startswith("I"):  # 16 bits per pixel: Pillow would clip at 255 instead of scaling
         return Image.fromarray((np.asarray(picture, np.int64) // 257).clip(0, 255).astype(np.uint8))
     if picture.has_transparency_data:
         layer = picture.convert("RGBA")

@@ -1,6 +1,6 @@
-"""Large JSON, decoded piece by piece: a decoder keeps Python's lock, and with it every other request, until it is done.
+"""Decodes large JSON in pieces, because a decoder holds the GIL, and so delays every other request, until it is done.
 
-A body of 15 MB took 175 ms at once. Here other threads get their turn after each piece.
+A body of 15 MB took 175 ms as a whole. Here other threads can run after each piece.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from typing import Any
 import msgspec
 
 PIECE_BYTES = 64 * 1024
-"""Take less than a millisecond. What is no larger is decoded as a whole."""
-MOST_ELEMENTS = 65_536
-"""A list of more objects or lists is decoded as a whole: they are too small to be rows."""
+"""Size of a piece, which takes less than a millisecond. A smaller body is decoded as a whole."""
+MAX_ELEMENTS = 65_536
+"""A list of more objects or lists is decoded as a whole: its elements are too small to be rows."""
 
 
 class _Object(msgspec.Struct, gc=False):
-    """Any object, of which nothing is kept."""
+    """Any JSON object; its fields are skipped."""
 
 
 class _List(msgspec.Struct, array_like=True, gc=False):
-    """Any list, of which nothing is kept."""
+    """Any JSON list; its elements are skipped."""
 
 
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -31,28 +31,28 @@ _counters: dict[bytes, Callable[[bytes], Sized]] = {
     b"{": msgspec.json.Decoder(list[_Object]).decode,
     b"[": msgspec.json.Decoder(list[_List]).decode,
 }
-"""By an element's first byte; it refuses a list of other elements at the first that it meets."""
+"""Decoders that count elements, by an element's first byte; each fails at the first element of another type."""
 
 
 def decode(body: bytes) -> Any:
-    """Plain values, as `msgspec.json.decode` gives them.
+    """Decodes a body into plain values, with the result of `msgspec.json.decode`.
 
     Raises:
-        msgspec.MsgspecError, UnicodeDecodeError: it is no JSON.
+        msgspec.MsgspecError, UnicodeDecodeError: the JSON is invalid.
         RecursionError: it is nested too deeply.
     """
     if len(body) > PIECE_BYTES:
-        with suppress(msgspec.ValidationError, UnicodeDecodeError):  # no object, or a fault told by its place in the whole
+        with suppress(msgspec.ValidationError, UnicodeDecodeError):  # not an object, or an error, which is raised below
             return {name: decode_value(raw) for name, raw in _fields(body).items()}
     return msgspec.json.decode(body)
 
 
 def decode_value(raw: msgspec.Raw) -> Any:
-    """The same of what a decoder has looked at and left as it is: a long list comes in pieces of its elements.
+    """Decodes a raw value that a decoder has checked already; a long list is decoded in pieces.
 
     Raises:
-        msgspec.ValidationError: a number that no float64 holds.
-        UnicodeDecodeError: a text that is not UTF-8.
+        msgspec.ValidationError: a number exceeds float64.
+        UnicodeDecodeError: a text is not UTF-8.
     """
     text = memoryview(raw)
     if len(text) <= PIECE_BYTES or text[0] != ord("["):
@@ -64,18 +64,18 @@ def decode_value(raw: msgspec.Raw) -> Any:
 
 
 def _pieces(text: bytes) -> Iterator[bytes]:
-    """A list as shorter lists, one after another."""
+    """Splits a list into shorter lists."""
     if all(text.find(mark, 1) < 0 for mark in (b"[", b"{", b'"')):
-        return _of_numbers(text)
+        return _split_numbers(text)
     count = _counters.get(text[1:PIECE_BYTES].lstrip()[:1])
-    # Counted first: an object for each element of a hostile list would take thirty times its bytes.
-    if count is None or len(count(text)) > MOST_ELEMENTS:
+    # Count first: an object for each element of a hostile list would take thirty times its bytes.
+    if count is None or len(count(text)) > MAX_ELEMENTS:
         return iter((text,))
-    return _of_elements(text)
+    return _split_elements(text)
 
 
-def _of_numbers(text: bytes) -> Iterator[bytes]:
-    """A list of numbers, true, false and null alone is cut at its commas."""
+def _split_numbers(text: bytes) -> Iterator[bytes]:
+    """Splits a list of numbers, booleans and nulls at its commas."""
     start, last = 1, len(text) - 1
     while start < last:
         end = text.find(b",", start + PIECE_BYTES, last)
@@ -84,7 +84,7 @@ def _of_numbers(text: bytes) -> Iterator[bytes]:
         start = end + 1
 
 
-def _of_elements(text: bytes) -> Iterator[bytes]:
+def _split_elements(text: bytes) -> Iterator[bytes]:
     elements = _elements(text)
     step = max(1, PIECE_BYTES * len(elements) // len(text))
     for start in range(0, len(elements), step):

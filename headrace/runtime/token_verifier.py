@@ -1,4 +1,4 @@
-"""Who may call what: tokens are checked against public keys in a folder. Shared by replicas and the desk; light."""
+"""Verifies tokens (JWT) with the public keys in a folder. Shared by replicas and the API server; light."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ from jwt.algorithms import OKPAlgorithm
 ISSUER = "headrace"
 ALGORITHM = "EdDSA"
 LEEWAY_SECONDS = 60
-"""How far the clocks of two machines may differ."""
+"""Allowed difference between the clocks of two machines."""
 LONGEST_TOKEN = 8192
 MAX_VERIFIED = 10_000
-"""Verified tokens that are kept, so that a signature is looked at once and not with every request."""
-LOOK_SECONDS = 1.0
-"""How often the folder's files are looked at: a revoked token is refused after so long."""
+"""Size of the cache of verified tokens, so that a signature is verified once and not with every request."""
+RELOAD_SECONDS = 1.0
+"""How often the folder's files are checked for changes: a revoked token is refused after at most this long."""
 REQUIRED = ["iss", "sub", "jti", "iat", "exp"]
 
-# Of RFC 8032, 7.1, test 1: verified in place of what cannot be, so that every refusal takes as long. It opens nothing.
-_NOBODYS_KEY: Any = OKPAlgorithm.from_jwk({"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"})
-_NOBODYS_SIGNATURE = bytes.fromhex(
+# From RFC 8032, 7.1, test 1. It is verified instead of a token that cannot be, so that every refusal takes equally long.
+_DUMMY_KEY: Any = OKPAlgorithm.from_jwk({"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"})
+_DUMMY_SIGNATURE = bytes.fromhex(
     "e5564300c360ac729086e2cc806e828a84877f1eb8e5d974d873e065224901555fb8821590a33bacc61e39701cf9b46bd25bf5f0595bbe24655141438e7a100b"
 )
 
 
 class InvalidToken(Exception):
-    """The token opens nothing. Whoever is refused learns no more than that."""
+    """The token is not valid. The client does not learn why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whom a token stands for."""
+    """The authenticated caller."""
 
     tenant: str
     models: frozenset[str]
-    """Names, or `*` alone for all."""
+    """Names of the models that the token gives access to; `*` for all."""
     jti: str
     expires_at: float
     """Seconds since 1970."""
     rows_per_day: int | None = None
     has_all_models: bool = field(init=False, default=False)
-    """Whether it may call every model, those to come too."""
+    """Whether the token gives access to all models, future ones included."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "has_all_models", "*" in self.models)
@@ -56,21 +56,21 @@ class Caller:
 
 
 OPEN_ACCESS = Caller("open", frozenset({"*"}), "", float("inf"))
-"""The caller where no token is asked for."""
+"""The caller when access is open, without tokens."""
 
 
 def bearer(value: bytes) -> str:
-    """The token in an `authorization` header's value, empty when there is none."""
+    """Returns the token in the value of an `authorization` header, or an empty text."""
     if value[:7].lower() == b"bearer ":
         return str(value[7:], "latin-1").strip()
     return ""
 
 
 class TokenVerifier:
-    """Checks tokens by the public keys in `folder/jwks.json`, but for those named in `folder/revoked.json`.
+    """Verifies tokens with the public keys in `folder/jwks.json`; tokens listed in `folder/revoked.json` are refused.
 
-    Both files are read again when they change; one that cannot be read leaves in force what was read last, and as long as
-    nothing was, nobody is let in. A `folder` of None lets everybody in.
+    Both files are reloaded when they change. If one cannot be read, its last content stays valid; if it was never read, every
+    token is refused. A `folder` of None means open access.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -78,43 +78,43 @@ class TokenVerifier:
         self._keys: dict[str, Any] = {}
         self._revoked: frozenset[str] | None = None
         self._verified: dict[str, Caller] = {}
-        self._seen: dict[str, tuple[int, int, int] | None] = {}
-        self._look_at = 0.0
+        self._file_stats: dict[str, tuple[int, int, int] | None] = {}
+        self._reload_at = 0.0
 
     @property
     def is_open(self) -> bool:
         return self._folder is None
 
     def verify(self, token: str) -> Caller:
-        """The caller that `token` stands for. Every refusal takes the time of one signature, whatever its reason.
+        """Returns the caller that `token` identifies. Every refusal takes the time of one signature check.
 
         Raises:
-            InvalidToken: no token, not signed by a known key, expired, not valid yet, or revoked.
+            InvalidToken: the token is missing, not signed by a known key, expired, not valid yet, or revoked.
         """
         if self._folder is None:
             return OPEN_ACCESS
-        self._look()
+        self._reload()
         caller = self._verified.get(token)
-        if caller is not None and self._holds(caller):
+        if caller is not None and self._is_active(caller):
             return caller
         self._verified.pop(token, None)
-        caller = self._verify(token)
-        if not self._holds(caller):
+        caller = self._verify_signature(token)
+        if not self._is_active(caller):
             raise InvalidToken
         if len(self._verified) >= MAX_VERIFIED:
             self._verified.pop(next(iter(self._verified)))
         self._verified[token] = caller
         return caller
 
-    def _holds(self, caller: Caller) -> bool:
-        """Whether a token whose signature was good is in force now."""
+    def _is_active(self, caller: Caller) -> bool:
+        """Whether a token with a valid signature is neither revoked nor expired."""
         is_revoked = self._revoked is None or caller.jti in self._revoked
         return not is_revoked and time.time() < caller.expires_at + LEEWAY_SECONDS
 
-    def _verify(self, token: str) -> Caller:
+    def _verify_signature(self, token: str) -> Caller:
         key = self._key(token)
         if key is None:
-            return _refuse_as_slowly()
+            return _refuse_in_constant_time()
         try:
             claims = jwt.decode(token, key, [ALGORITHM], options={"require": REQUIRED}, issuer=ISSUER, leeway=LEEWAY_SECONDS)
             return _caller(claims)
@@ -122,7 +122,7 @@ class TokenVerifier:
             raise InvalidToken from None
 
     def _key(self, token: str) -> Any:
-        """The key that a token says it was signed with; None for a token whose signature is not worth a look."""
+        """Returns the key that a token names in its header, or None if its signature need not be checked."""
         if len(token) > LONGEST_TOKEN:
             return None
         try:
@@ -131,12 +131,12 @@ class TokenVerifier:
             return None
         return self._keys.get(header.get("kid", "")) if header.get("alg") == ALGORITHM else None
 
-    def _look(self) -> None:
-        """Reads again what has changed, at most once in `LOOK_SECONDS`."""
+    def _reload(self) -> None:
+        """Reloads changed files, at most once in `RELOAD_SECONDS`."""
         now = time.monotonic()
-        if now < self._look_at:
+        if now < self._reload_at:
             return
-        self._look_at = now + LOOK_SECONDS
+        self._reload_at = now + RELOAD_SECONDS
         assert self._folder is not None
         if (content := self._changed("jwks.json")) is not None and (keys := _keys(content)) is not None:
             self._keys = keys
@@ -146,30 +146,31 @@ class TokenVerifier:
             self._revoked = revoked
 
     def _changed(self, name: str) -> bytes | None:
-        """The file's content when it is another than the last time; empty for a file that is not there."""
+        """Returns the content of a file that has changed since the last call, else None; empty if it does not exist."""
         assert self._folder is not None
         try:
             found = (self._folder / name).stat()
-            mark = (found.st_mtime_ns, found.st_size, found.st_ino)
-            if self._seen.get(name, ()) == mark:
+            stat = (found.st_mtime_ns, found.st_size, found.st_ino)
+            if self._file_stats.get(name, ()) == stat:
                 return None
             content = (self._folder / name).read_bytes()
         except FileNotFoundError:
-            mark, content = None, b""
-            if name in self._seen and self._seen[name] is None:
+            stat, content = None, b""
+            if name in self._file_stats and self._file_stats[name] is None:
                 return None
         except OSError:
             return None
-        self._seen[name] = mark
+        self._file_stats[name] = stat
         return content
 
 
-def _refuse_as_slowly() -> Caller:
-    """
+def _refuse_in_constant_time() -> Caller:
+    """Takes the time of a signature check.
+
     Raises:
-        InvalidToken: always, after the time that a signature takes.
+        InvalidToken: always.
     """
-    _NOBODYS_KEY.verify(_NOBODYS_SIGNATURE, b"")
+    _DUMMY_KEY.verify(_DUMMY_SIGNATURE, b"")
     raise InvalidToken
 
 
@@ -198,7 +199,7 @@ def _caller(claims: dict[str, Any]) -> Caller:
 
 
 def _keys(content: bytes) -> dict[str, Any] | None:
-    """Public keys by their `kid`; None when the file cannot be read."""
+    """Returns public keys by `kid`, or None if the file is not valid."""
     try:
         found = json.loads(content)["keys"] if content else []
         return {key["kid"]: OKPAlgorithm.from_jwk(key) for key in found if key.get("crv") == "Ed25519" and "d" not in key}
@@ -207,7 +208,7 @@ def _keys(content: bytes) -> dict[str, Any] | None:
 
 
 def _revoked(content: bytes) -> frozenset[str] | None:
-    """The `jti` of each revoked token; None when the file cannot be read."""
+    """Returns the `jti` of each revoked token, or None if the file is not valid."""
     try:
         return frozenset(json.loads(content)["revoked"] if content else ())
     except (ValueError, KeyError, TypeError):

@@ -1,8 +1,8 @@
-"""What each tenant was given: counters in a file that outlives its process, one file a process. Shared; light.
+"""Usage of each tenant: requests, rows and tokens by day and model. Light.
 
-A process adds to a memory-mapped file before an answer leaves, so that `kill -9` loses nothing; a thread brings it to the disk
-every second, so that a power cut loses a second. The file is locked for as long as its process lives. `fold` moves the
-counters of processes that are gone into `usage.db`, each file exactly once.
+A process counts in a memory-mapped file before an answer is sent, so that `kill -9` loses nothing; a thread syncs it to the
+disk every second, so that a power cut loses one second. The file is locked while its process lives. `fold` moves the counters
+of ended processes into `usage.db`, each file exactly once.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from headrace.errors import ServiceError
-from headrace.runtime.usage_file import PATTERN, CounterFile, UsageRow, read_counters
+from headrace.runtime.usage_file import PATTERN, UsageFile, UsageRow, read_usage_file
 
 logger = logging.getLogger("headrace.runtime.usage")
 SYNC_SECONDS = 1.0
 DAY_SECONDS = 86_400
 ABANDONED_SECONDS = 60.0
+"""Age at which a temporary file of a killed process is removed."""
 REMEMBERED_SECONDS = 86_400.0
-"""How long it is known that a file was folded, for readers who have read it just before."""
+"""How long the names of folded files are kept, for readers that read the file just before."""
 DATABASE = "usage.db"
 
 SCHEMA = """
@@ -42,98 +43,99 @@ requests = requests + excluded.requests, rows = rows + excluded.rows, tokens = t
 """
 
 
-class Ledger:
-    """The counters of this process, in a file of its own in `folder`. Called from one thread."""
+class UsageWriter:
+    """Counts the usage of this process, in its own file in `folder`. Called from one thread."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._file: CounterFile | None = None
-        self._left: list[CounterFile] = []
+        self._file: UsageFile | None = None
+        self._old_files: list[UsageFile] = []
         self._day = ""
         self._day_ends = 0.0
-        self._waiting: dict[tuple[str, str], tuple[int, int, int]] = {}
-        self._try_again_at = 0.0
+        self._unwritten: dict[tuple[str, str], tuple[int, int, int]] = {}
+        self._retry_at = 0.0
         self._stop = threading.Event()
-        self._turn(time.time())
-        self._thread = threading.Thread(target=self._keep_synced, name="ledger", daemon=True)
+        self._start_day(time.time())
+        self._thread = threading.Thread(target=self._sync_regularly, name="usage", daemon=True)
         self._thread.start()
 
     def add(self, tenant: str, model: str, rows: int, tokens: int = 0, requests: int = 1) -> None:
-        """Counts; when it returns, no end of this process takes it back. On a full disk it waits in memory for space."""
+        """Adds to the counters; afterwards no kill of the process loses them. On a full disk they wait in memory."""
         if (now := time.time()) >= self._day_ends:
-            self._turn(now)
-        if self._waiting and now >= self._try_again_at:
-            self._settle(now)
+            self._start_day(now)
+        if self._unwritten and now >= self._retry_at:
+            self._write_pending(now)
         if self._file is not None:
             try:
                 self._file.add(tenant, model, requests, rows, tokens)
                 return
             except OSError as error:
-                self._complain(error)
-        before = self._waiting.get((tenant, model), (0, 0, 0))
-        self._waiting[tenant, model] = (before[0] + requests, before[1] + rows, before[2] + tokens)
+                self._log_failure(error)
+        before = self._unwritten.get((tenant, model), (0, 0, 0))
+        self._unwritten[tenant, model] = (before[0] + requests, before[1] + rows, before[2] + tokens)
 
     def close(self) -> None:
+        """Writes and closes all files."""
         self._stop.set()
         self._thread.join()
-        if self._waiting:
-            self._settle(time.time())
-        for file in [*self._left, *([self._file] if self._file else [])]:
+        if self._unwritten:
+            self._write_pending(time.time())
+        for file in [*self._old_files, *([self._file] if self._file else [])]:
             file.close()
-        self._file, self._left = None, []
+        self._file, self._old_files = None, []
 
-    def _turn(self, now: float) -> None:
-        """A file for the day that begins: yesterday's is done with and can be folded."""
+    def _start_day(self, now: float) -> None:
+        """Opens a file for a new day; yesterday's file will be closed, and can be folded then."""
         if self._file is not None:
-            self._left.append(self._file)
+            self._old_files.append(self._file)
         self._day = datetime.fromtimestamp(now, UTC).date().isoformat()
         self._day_ends = (now // DAY_SECONDS + 1) * DAY_SECONDS
         self._file = self._open()
 
-    def _open(self) -> CounterFile | None:
+    def _open(self) -> UsageFile | None:
         try:
-            return CounterFile(self._folder, self._day)
+            return UsageFile(self._folder, self._day)
         except OSError as error:
-            self._complain(error)
+            self._log_failure(error)
             return None
 
-    def _settle(self, now: float) -> None:
-        """Writes what waits in memory, if there is space now."""
-        self._try_again_at = now + SYNC_SECONDS
+    def _write_pending(self, now: float) -> None:
+        """Writes the counts that wait in memory, if there is space now."""
+        self._retry_at = now + SYNC_SECONDS
         self._file = self._file or self._open()
-        for (tenant, model), counts in list(self._waiting.items()):
+        for (tenant, model), counts in list(self._unwritten.items()):
             if self._file is None:
                 return
             try:
                 self._file.add(tenant, model, *counts)
             except OSError:
                 return
-            del self._waiting[tenant, model]
+            del self._unwritten[tenant, model]
 
-    def _complain(self, error: OSError) -> None:
-        """Once until it is mended, not with every request."""
-        if not self._waiting:
+    def _log_failure(self, error: OSError) -> None:
+        """Logs once until writing succeeds again, not with every request."""
+        if not self._unwritten:
             logger.error("usage cannot be written to %s: %s; it waits in memory", self._folder, error)
 
-    def _keep_synced(self) -> None:
+    def _sync_regularly(self) -> None:
         while not self._stop.wait(SYNC_SECONDS):
             try:
-                while self._left:
-                    self._left.pop().close()
+                while self._old_files:
+                    self._old_files.pop().close()
                 if self._file is not None:
                     self._file.sync()
             except OSError as error:
-                logger.error("usage cannot be brought to the disk: %s", error)
+                logger.error("usage cannot be synced to the disk: %s", error)
 
 
 def read_usage(folder: Path) -> list[UsageRow]:
-    """All that was counted below `folder`, by processes that live and that are gone, ordered by day, tenant and model.
+    """Returns all usage below `folder`, of running and ended processes, ordered by day, tenant and model.
 
     Raises:
-        HeadraceError: the database of those that are gone cannot be read.
+        ServiceError: the database of ended processes cannot be read.
     """
-    # Files before the database: one that is folded in between is named there, and counted once.
-    files = {path: read_counters(path) for path in sorted(folder.glob(f"*/{PATTERN}"))}
+    # Read files before the database: a file that is folded in between is listed there, and so counted once.
+    files = {path: read_usage_file(path) for path in sorted(folder.glob(f"*/{PATTERN}"))}
     total: dict[tuple[str, str, str], Counter[str]] = {}
     folded: set[str] = set()
     if (folder / DATABASE).exists():
@@ -150,44 +152,44 @@ def read_usage(folder: Path) -> list[UsageRow]:
 
 
 def fold(folder: Path) -> int:
-    """Moves the counters of processes that are gone into `folder/usage.db`, and gives the number of their files.
+    """Moves the counters of ended processes into `folder/usage.db`, and returns the number of their files.
 
-    Safe to run at any time, by several at once, and again after it was killed: each file is counted exactly once.
+    It is safe to run at any time, several times at once, and again after it was killed: each file is counted exactly once.
 
     Raises:
-        HeadraceError: the database cannot be written.
+        ServiceError: the database cannot be written.
     """
     _remove_abandoned(folder)
-    gone = list(_gone(folder))
-    if not gone:
+    ended = list(_lock_ended(folder))
+    if not ended:
         return 0
     try:
         with _database(folder) as database:
             with database:
                 database.execute("BEGIN IMMEDIATE")
                 database.execute("DELETE FROM folded WHERE at < ?", (time.time() - REMEMBERED_SECONDS,))
-                for path, _ in gone:
-                    _take_in(database, path)
-            for path, _ in gone:
+                for path, _ in ended:
+                    _import_file(database, path)
+            for path, _ in ended:
                 path.unlink(missing_ok=True)
     finally:
-        for _, descriptor in gone:
+        for _, descriptor in ended:
             os.close(descriptor)
-    return len(gone)
+    return len(ended)
 
 
-def _take_in(database: sqlite3.Connection, path: Path) -> None:
-    """Adds one file's counters, unless an earlier fold was killed between adding and deleting it."""
+def _import_file(database: sqlite3.Connection, path: Path) -> None:
+    """Adds the counters of a file, unless an earlier fold added it and was killed before deleting it."""
     added = database.execute("INSERT OR IGNORE INTO folded VALUES (?, ?)", (_name(path), time.time()))
     if added.rowcount:
-        database.executemany(ADD, read_counters(path))
+        database.executemany(ADD, read_usage_file(path))
 
 
-def _gone(folder: Path) -> Iterator[tuple[Path, int]]:
-    """Files that no living process holds, each locked until its descriptor is closed."""
+def _lock_ended(folder: Path) -> Iterator[tuple[Path, int]]:
+    """Yields files of ended processes, each locked until its descriptor is closed."""
     for path in sorted(folder.glob(f"*/{PATTERN}")):
         if (descriptor := _lock(path)) is not None:
-            if path.exists():  # else another fold has just done with it
+            if path.exists():  # else another fold has just removed it
                 yield path, descriptor
             else:
                 os.close(descriptor)
@@ -207,7 +209,7 @@ def _lock(path: Path) -> int | None:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Files of processes that were killed before anything could be counted."""
+    """Removes temporary files of processes that were killed before they could count anything."""
     for path in folder.glob(f"*/.{PATTERN}.part"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
@@ -223,9 +225,9 @@ def _database(folder: Path) -> Iterator[sqlite3.Connection]:
         yield database
     except sqlite3.Error as error:
         raise ServiceError(
-            f"the usage of replicas that are gone cannot be read or written: {error}",
+            f"the usage of ended replicas cannot be read or written: {error}",
             where=str(folder / DATABASE),
-            hint=f"restore {DATABASE} from a backup, or move it away to count anew",
+            hint=f"restore {DATABASE} from a backup, or move it away to start a new one",
         ) from error
     finally:
         if database is not None:

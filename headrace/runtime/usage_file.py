@@ -1,7 +1,7 @@
-"""Counters in a file that outlives its process, one file a process. Shared; light.
+"""Usage counters in a memory-mapped file that outlives its process, one file per process. Light.
 
-A file is a row of records of `RECORD` bytes: three counters, the CRC-32 and length of the key, and the key: day, tenant and
-model. A record whose CRC does not fit counts for nothing, and the others for all they hold.
+A file is a sequence of records of `RECORD` bytes: three counters, CRC-32 and length of the key, and the key (day, tenant and
+model). A record with a wrong CRC is ignored; the others stay valid.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ CHECK = struct.Struct("<IH")
 KEY_AT = COUNTERS.size + CHECK.size
 GROWTH = 128
 """Records by which a file grows."""
-LONGEST_NAME = 200
-"""Bytes of a tenant's or model's name; a longer one is cut."""
+MAX_NAME_BYTES = 200
+"""Bytes of a tenant's or model's name; a longer one is truncated."""
 PATTERN = "counters-*.bin"
 
 
 class UsageRow(NamedTuple):
-    """What one tenant was given by one model on one day, UTC, as `2026-11-24`."""
+    """Usage of one model by one tenant on one UTC day, written as `2026-11-24`."""
 
     day: str
     tenant: str
@@ -38,42 +38,43 @@ class UsageRow(NamedTuple):
     tokens: int
 
 
-class CounterFile:
-    """One file, locked from before anybody can see it until it is closed or its process ends."""
+class UsageFile:
+    """A new usage file in `folder`, locked before it is visible and until it is closed or its process ends."""
 
     def __init__(self, folder: Path, day: str) -> None:
         self._day = day
-        self._places: dict[tuple[str, str], int] = {}
+        self._offsets: dict[tuple[str, str], int] = {}
         self._size = 0
         self._map: mmap.mmap | None = None
         folder.mkdir(parents=True, exist_ok=True)
         name = f"counters-{uuid.uuid4().hex}.bin"
-        beside = folder / f".{name}.part"
-        self._descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        temporary = folder / f".{name}.part"
+        self._descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._grow()
-            beside.rename(folder / name)
+            temporary.rename(folder / name)
         except OSError:
             os.close(self._descriptor)
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
 
     def add(self, tenant: str, model: str, requests: int, rows: int, tokens: int) -> None:
-        """
+        """Adds to the counters of a tenant and model.
+
         Raises:
-            OSError: there is no space for a further record.
+            OSError: the disk has no space for a new record.
         """
-        at = self._places.get((tenant, model))
+        at = self._offsets.get((tenant, model))
         if at is None:
-            at = self._place(tenant, model)
+            at = self._new_record(tenant, model)
         counters = self._counters
         counters[at] += requests
         counters[at + 1] += rows
         counters[at + 2] += tokens
 
     def sync(self) -> None:
-        # Not msync: mmap.flush() would hold Python's lock while the disk works.
+        # Not mmap.flush(), which holds the GIL while the disk writes.
         os.fdatasync(self._descriptor)
 
     def close(self) -> None:
@@ -82,22 +83,24 @@ class CounterFile:
         self._unmap()
         os.close(self._descriptor)
 
-    def _place(self, tenant: str, model: str) -> int:
-        """Where the record's counters lie, in words of 8 bytes."""
-        start = len(self._places) * RECORD
+    def _new_record(self, tenant: str, model: str) -> int:
+        """Appends a record and returns the offset of its counters, in words of 8 bytes."""
+        start = len(self._offsets) * RECORD
         if start + RECORD > self._size:
             self._grow()
         assert self._map is not None
-        key = "\0".join([self._day, _cut(tenant), _cut(model)]).encode()
+        key = "\0".join([self._day, _truncated(tenant), _truncated(model)]).encode()
         self._map[start + KEY_AT : start + KEY_AT + len(key)] = key
-        # Last, so that a record is whole or none.
+        # Written last: a record without it is ignored.
         CHECK.pack_into(self._map, start + COUNTERS.size, zlib.crc32(key), len(key))
-        place = self._places[tenant, model] = start // 8
-        return place
+        offset = self._offsets[tenant, model] = start // 8
+        return offset
 
     def _grow(self) -> None:
         size = self._size + GROWTH * RECORD
-        os.posix_fallocate(self._descriptor, 0, size)  # space that is promised: a full disk shows here, not as SIGBUS
+        os.posix_fallocate(
+            self._descriptor, 0, size
+        )  # reserves the space: a full disk is an error here instead of a SIGBUS later
         self._unmap()
         self._map = mmap.mmap(self._descriptor, size)
         self._counters = memoryview(self._map).cast("Q")
@@ -110,8 +113,8 @@ class CounterFile:
             self._map = None
 
 
-def read_counters(path: Path) -> list[UsageRow]:
-    """The whole records of a file; none of one that is gone."""
+def read_usage_file(path: Path) -> list[UsageRow]:
+    """Returns the valid records of a file; none if it was removed."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -127,5 +130,5 @@ def read_counters(path: Path) -> list[UsageRow]:
     return found
 
 
-def _cut(name: str) -> str:
-    return name.replace("\0", "").encode()[:LONGEST_NAME].decode(errors="ignore")
+def _truncated(name: str) -> str:
+    return name.replace("\0", "").encode()[:MAX_NAME_BYTES].decode(errors="ignore")

@@ -10,7 +10,7 @@ from pathlib import Path
 import uvicorn
 
 from bentos.app import PredictionApp
-from bentos.models.served_model import load
+from bentos.models.onnx_model import load
 
 
 @contextmanager

@@ -13,8 +13,8 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from bentos import connection as connection_module
-from bentos.connection import HELD_BYTES, HeldWrites, Outbox, server_config
-from headrace.runtime.http_call import Answer
+from bentos.connection import BUFFER_BYTES, BufferedTransport, PendingWrites, server_config
+from headrace.runtime.http_messages import BytesResponse
 from tests.bentos.live_app import listening
 
 pytestmark = pytest.mark.anyio
@@ -52,9 +52,9 @@ async def turn() -> None:
 
 
 async def test_a_turns_answers_leave_in_one_write_each_when_it_ends() -> None:
-    outbox, wires = Outbox(), [Wire(), Wire()]
+    pending, wires = PendingWrites(), [Wire(), Wire()]
     for number, wire in enumerate(wires):
-        held = HeldWrites(wire, outbox, ())
+        held = BufferedTransport(wire, pending, ())
         held.write(b"head ")
         held.write(b"body %d" % number)
     assert [wire.written for wire in wires] == [[], []]
@@ -63,18 +63,18 @@ async def test_a_turns_answers_leave_in_one_write_each_when_it_ends() -> None:
 
 
 async def test_an_answer_that_waited_too_long_leaves_before_the_turn_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection_module, "HELD_SECONDS", -1.0)
-    outbox, first, second = Outbox(), Wire(), Wire()
-    HeldWrites(first, outbox, ()).write(b"first")
-    HeldWrites(second, outbox, ()).write(b"second")
+    monkeypatch.setattr(connection_module, "BUFFER_SECONDS", -1.0)
+    pending, first, second = PendingWrites(), Wire(), Wire()
+    BufferedTransport(first, pending, ()).write(b"first")
+    BufferedTransport(second, pending, ()).write(b"second")
     assert (first.written, second.written) == ([b"first"], [])
     await turn()
     assert second.written == [b"second"]
 
 
 async def test_what_is_large_leaves_at_once_behind_what_was_held() -> None:
-    wire, large = Wire(), b"x" * (HELD_BYTES + 1)
-    held = HeldWrites(wire, Outbox(), ())
+    wire, large = Wire(), b"x" * (BUFFER_BYTES + 1)
+    held = BufferedTransport(wire, PendingWrites(), ())
     held.write(b"head")
     held.write(large)
     assert wire.written == [b"head", large]
@@ -82,24 +82,24 @@ async def test_what_is_large_leaves_at_once_behind_what_was_held() -> None:
 
 async def test_what_one_turn_writes_piece_by_piece_is_not_held_without_bound() -> None:
     wire = Wire()
-    held = HeldWrites(wire, Outbox(), ())
+    held = BufferedTransport(wire, PendingWrites(), ())
     for _ in range(3):
-        held.write(b"x" * (HELD_BYTES // 2))
-    assert sum(map(len, wire.written)) > HELD_BYTES
+        held.write(b"x" * (BUFFER_BYTES // 2))
+    assert sum(map(len, wire.written)) > BUFFER_BYTES
 
 
 async def test_a_close_sends_what_is_held() -> None:
     wire = Wire()
-    held = HeldWrites(wire, Outbox(), ())
+    held = BufferedTransport(wire, PendingWrites(), ())
     held.write(b"last words")
     held.close()
     assert (wire.written, wire.is_gone) == ([b"last words"], True)
 
 
 async def test_a_client_that_is_gone_keeps_nobodys_answer_back() -> None:
-    outbox, gone, here = Outbox(), Wire(), Wire()
+    pending, gone, here = PendingWrites(), Wire(), Wire()
     for wire in (gone, here):
-        HeldWrites(wire, outbox, ()).write(b"answer")
+        BufferedTransport(wire, pending, ()).write(b"answer")
     gone.is_gone = True
     await turn()
     assert (gone.written, here.written) == ([], [b"answer"])
@@ -154,7 +154,7 @@ async def test_an_answer_that_ends_its_connection_arrives_whole() -> None:
 
 def test_a_whole_answer_to_a_request_that_is_alone_leaves_at_once() -> None:
     wire = Wire()
-    held = HeldWrites(wire, Outbox(), requests=["this one"])
+    held = BufferedTransport(wire, PendingWrites(), requests=["this one"])
     held.begin()
     held.write(b"head ")
     held.write(b"body")
@@ -165,7 +165,7 @@ def test_a_whole_answer_to_a_request_that_is_alone_leaves_at_once() -> None:
 
 async def test_a_whole_answer_among_others_waits_for_the_end_of_the_turn() -> None:
     wire = Wire()
-    held = HeldWrites(wire, Outbox(), requests=["this one", "another"])
+    held = BufferedTransport(wire, PendingWrites(), requests=["this one", "another"])
     held.begin()
     held.write(b"head ")
     held.write(b"body")
@@ -178,7 +178,7 @@ async def test_a_whole_answer_among_others_waits_for_the_end_of_the_turn() -> No
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 async def test_a_whole_answer_arrives_whatever_the_method(method: str) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await Answer(b"whole", media_type="text/plain")(scope, receive, send)
+        await BytesResponse(b"whole", media_type="text/plain")(scope, receive, send)
 
     with served(app) as address, httpx.Client(base_url=f"http://{address}", timeout=10) as client:
         for _ in range(3):

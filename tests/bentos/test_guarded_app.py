@@ -41,7 +41,7 @@ def halves(tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
 
 @pytest.fixture
 def passes(tmp_path: Path) -> Passes:
-    return Passes(tmp_path / "guard")
+    return Passes(tmp_path / "token-keys")
 
 
 class Replica:
@@ -218,7 +218,7 @@ def test_a_value_has_one_of_few_buckets(value: float, bucket: str) -> None:
 
 
 def test_tenants_beyond_a_bound_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics_module, "MOST_TENANTS", 2)
+    monkeypatch.setattr(metrics_module, "MAX_TENANTS", 2)
     metrics = Metrics()
     for i in range(5):
         metrics.count(f"tenant{i}", "predict", 200, 0.001)
@@ -269,7 +269,7 @@ def test_slow_requests_are_told_and_all_of_them_where_wanted(
 def test_a_flood_of_refusals_is_no_flood_of_lines(
     replica: Replica, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log_module, "LINES_A_SECOND", 2)
+    monkeypatch.setattr(log_module, "LINES_PER_SECOND", 2)
     monkeypatch.setattr(time, "time", lambda: 1e9)
     for _ in range(5):
         replica.ask({})

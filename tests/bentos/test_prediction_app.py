@@ -15,9 +15,9 @@ import pytest
 
 from bentos import app as app_module
 from bentos.app import PredictionApp
-from bentos.models.served_model import BrokenAnswer, ServedModel
-from bentos.protocols import v1
-from headrace.runtime import http, http_call
+from bentos.models.onnx_model import InvalidOutput, OnnxModel
+from bentos.protocols import server
+from headrace.runtime import http, http_messages
 from tests.tiny_models import image_model, table_model
 
 IMAGE = {"pixels": [[255] * 4, [255] * 4, [0] * 4, [0] * 4]}
@@ -25,14 +25,14 @@ PREDICT = "/v1/models/halves/predict"
 
 
 @pytest.fixture(scope="module")
-def halves(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
+def halves(tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
     folder = image_model(tmp_path_factory.mktemp("halves"))
     (folder / "identity.json").write_text(json.dumps({"version": "3", "data_md5": "d41d"}))
-    return ServedModel(folder)
+    return OnnxModel(folder)
 
 
 @pytest.fixture
-def app(halves: ServedModel) -> PredictionApp:
+def app(halves: OnnxModel) -> PredictionApp:
     app = PredictionApp()
     app.model = halves
     return app
@@ -155,7 +155,7 @@ def test_another_content_type_or_encoding_is_refused(app: PredictionApp, headers
 
 def test_a_declared_length_over_the_limit_is_refused_unread(app: PredictionApp, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "BODY_LIMIT_BYTES", 100)
-    monkeypatch.setattr(http_call, "LINGER_BYTES", 0)
+    monkeypatch.setattr(http_messages, "LINGER_BYTES", 0)
     read: list[bytes] = []
     response = post_stream(app, _chunks(read, 50), **{"content-length": "5000"})
     assert_refused(response, 413, "too_large")
@@ -165,7 +165,7 @@ def test_a_declared_length_over_the_limit_is_refused_unread(app: PredictionApp, 
 
 def test_a_body_of_unknown_length_is_read_to_the_limit_alone(app: PredictionApp, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "BODY_LIMIT_BYTES", 100)
-    monkeypatch.setattr(http_call, "LINGER_BYTES", 0)
+    monkeypatch.setattr(http_messages, "LINGER_BYTES", 0)
     read: list[bytes] = []
     assert_refused(post_stream(app, _chunks(read, 1000)), 413, "too_large")
     assert sum(map(len, read)) <= 120
@@ -190,7 +190,7 @@ def test_what_was_sent_is_told_in_the_terms_of_json(app: PredictionApp, payload:
 
 
 def test_too_many_instances_are_refused(app: PredictionApp, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(v1, "MAX_INSTANCES", 2)
+    monkeypatch.setattr(server, "MAX_INSTANCES", 2)
     error = assert_refused(ask(app, "POST", PREDICT, json={"instances": [IMAGE] * 3}), 413, "too_many_instances")
     assert error["limit"] == 2
 
@@ -264,7 +264,7 @@ def test_a_bug_is_told_by_its_request_id_alone(
 
 def test_values_that_the_model_has_no_number_for_are_their_clients_fault(tmp_path: Path) -> None:
     app = PredictionApp()
-    app.model = ServedModel(table_model(tmp_path))
+    app.model = OnnxModel(table_model(tmp_path))
     far = {"distance": 3e38, "carrier": "AA"}  # doubled it is infinite, though it fits the contract
     assert_refused(ask(app, "POST", "/v1/models/trips/predict", json=far), 422, "no_answer")
     infer = {"inputs": [
@@ -276,7 +276,7 @@ def test_values_that_the_model_has_no_number_for_are_their_clients_fault(tmp_pat
 
 def test_a_model_that_fails_at_its_own_sample_is_ours(app: PredictionApp, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
-        raise BrokenAnswer("the graph gave NaN or infinity")
+        raise InvalidOutput("the graph gave NaN or infinity")
 
     monkeypatch.setattr(app.model, "run", broken)
     assert_refused(ask(app, "POST", PREDICT, json=IMAGE), 500, "internal")
@@ -297,14 +297,14 @@ def test_bodies_beyond_the_memory_for_them_are_sent_elsewhere_and_leave_nothing_
     app: PredictionApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = json.dumps(IMAGE).encode()
-    most = http.HELD_A_BYTE * len(small)
-    monkeypatch.setattr(app_module, "MAX_HELD_BYTES", most)
+    most = http.MEMORY_PER_BODY_BYTE * len(small)
+    monkeypatch.setattr(app_module, "MAX_BODY_MEMORY_BYTES", most)
     read: list[bytes] = []
     assert_refused(post_stream(app, _chunks(read, 1000)), 503, "overloaded")
     assert sum(map(len, read)) <= most + 20
     assert post(app, small).status_code == 200
     assert_refused(post(app, small + b" "), 503, "overloaded")  # its values would not fit beside it
-    assert app.held_bytes == 0
+    assert app.body_memory_bytes == 0
 
 
 def test_a_large_body_leaves_the_event_loop_free(app: PredictionApp) -> None:
@@ -343,7 +343,7 @@ def test_metrics_count_answers_and_know_no_paths(app: PredictionApp) -> None:
 
 def test_text_columns_travel_as_text(tmp_path: Path) -> None:
     app = PredictionApp()
-    app.model = ServedModel(table_model(tmp_path))
+    app.model = OnnxModel(table_model(tmp_path))
     rows = [{"distance": 1, "carrier": "AA"}, {"distance": 2, "carrier": "Zürich \u0000"}]
     response = ask(app, "POST", "/v1/models/trips/predict", json={"instances": rows})
     assert response.json()["predictions"] == [{"minutes": 12.0}, {"minutes": 4.0}]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from headrace.runtime.beam_search import Step, beam_search, one_line
+from headrace.runtime.beam_search import StepFunction, beam_search, one_line
 from headrace.runtime.tokenizer import END, PAD, START, UNKNOWN
 
 VOCABULARY = 7
@@ -22,7 +22,7 @@ class Toy:
         logits = np.random.default_rng(seed).normal(0, 2, (rows, 9, VOCABULARY, VOCABULARY, VOCABULARY))
         self.table = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
-    def step(self) -> Step:
+    def step(self) -> StepFunction:
         before: NDArray[np.int64] | None = None
         last: NDArray[np.int64] | None = None
         length = -1

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from headrace.runtime import contract as contract_module
-from headrace.runtime.contract import FEW, Contract, ContractViolation, InputField, describe
+from headrace.runtime.contract import MAX_LOOP_ROWS, Contract, ContractViolation, InputField, describe
 
 IMAGE = Contract(
     model="pictures",
@@ -76,8 +76,8 @@ def test_a_contract_that_takes_no_files_refuses_them() -> None:
     ("value", "said"),
     [
         (file_of([[1, 2], [3, 4]])[:40], "damaged|cannot be read"),
-        (b"GIF89a", "6 bytes that are neither"),
-        (b"\x00\x01\x02\x03", "4 bytes that are neither"),
+        (b"GIF89a", "6 bytes of another format"),
+        (b"\x00\x01\x02\x03", "4 bytes of another format"),
         (base64.b64encode(b"12345").decode(), "PNG or JPEG file, got 5 bytes"),
         ("ä", "not base64"),
         ("", "0 bytes"),
@@ -220,7 +220,7 @@ def test_a_value_is_taken_or_refused_alike_among_few_rows_and_among_many(field: 
             return str(refused)
         return found.dtype, found[0].tobytes()
 
-    assert taken(1) == taken(FEW) == taken(FEW + 1)
+    assert taken(1) == taken(MAX_LOOP_ROWS) == taken(MAX_LOOP_ROWS + 1)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def test_the_graph_holds_its_edges_and_degrees() -> None:
     graph, _, edges = random_graph(12, 20)
     assert set(map(tuple, graph.edges.tolist())) == edges
     assert graph.degrees.tolist() == [sum(i == node for i, _ in edges) for node in range(12)]
-    assert graph.place["n7"] == 7
+    assert graph.index["n7"] == 7
 
 
 @pytest.mark.parametrize("hops", [0, 1, 2, 5])
@@ -45,29 +45,29 @@ def test_around_a_node_are_those_that_so_many_edges_reach(hops: int) -> None:
 def test_a_part_has_the_features_of_its_nodes_and_the_edges_among_them() -> None:
     graph, full, edges = random_graph(20, 30)
     nodes = np.array([0, 4, 5, 11, 19])
-    part = graph.part(nodes)
+    part = graph.subgraph(nodes)
     np.testing.assert_array_equal(part.features, full[nodes])
     back = {(int(nodes[i]), int(nodes[j])) for i, j in part.edges}
     assert back == {(i, j) for i, j in edges if {i, j} <= set(nodes.tolist())}
     assert len(back) == len(part.edges)
-    everything = graph.part(np.arange(20))
+    everything = graph.subgraph(np.arange(20))
     assert set(map(tuple, everything.edges.tolist())) == edges
 
 
 def test_a_part_of_no_node_or_of_one_alone() -> None:
     graph, full, _ = random_graph(3, 0)
-    assert graph.part(np.zeros(0, np.int64)).features.shape == (0, 5)
-    alone = graph.part(np.array([1]))
+    assert graph.subgraph(np.zeros(0, np.int64)).features.shape == (0, 5)
+    alone = graph.subgraph(np.array([1]))
     assert alone.edges.shape == (0, 2)
     np.testing.assert_array_equal(alone.features, full[[1]])
 
 
 def test_a_node_joins_a_part_at_its_end() -> None:
     graph, _, _ = random_graph(4, 0)
-    part = graph.part(np.array([0, 2])).with_node(np.arange(5, dtype=np.float32), np.array([1]))
+    part = graph.subgraph(np.array([0, 2])).with_node(np.arange(5, dtype=np.float32), np.array([1]))
     assert part.features[2].tolist() == [0, 1, 2, 3, 4]
     assert sorted(map(tuple, part.edges.tolist())) == [(1, 2), (2, 1)]
-    lonely = graph.part(np.zeros(0, np.int64)).with_node(np.ones(5, np.float32), np.zeros(0, np.int64))
+    lonely = graph.subgraph(np.zeros(0, np.int64)).with_node(np.ones(5, np.float32), np.zeros(0, np.int64))
     assert (lonely.features.shape, lonely.edges.shape) == ((1, 5), (0, 2))
 
 
@@ -76,8 +76,8 @@ def test_a_graph_comes_back_from_its_bytes_which_are_the_same_each_time() -> Non
     content = graph.to_bytes()
     assert content == random_graph(9, 12)[0].to_bytes()
     back = Graph.from_bytes(content)
-    assert back.place == graph.place and set(map(tuple, back.edges.tolist())) == edges
-    np.testing.assert_array_equal(back.part(np.arange(9)).features, full)
+    assert back.index == graph.index and set(map(tuple, back.edges.tolist())) == edges
+    np.testing.assert_array_equal(back.subgraph(np.arange(9)).features, full)
 
 
 def test_a_pickle_is_no_graph(tmp_path: object) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from headrace.runtime import images
-from headrace.runtime.images import BadPicture, decode, is_picture
+from headrace.runtime.images import InvalidImage, decode, is_image_file
 
 GRADIENT = (np.arange(28 * 28).reshape(28, 28) % 256).astype(np.uint8)
 
@@ -96,14 +96,14 @@ def test_large_photographs_keep_what_is_in_them() -> None:
 
 
 def test_magic_bytes_tell_files_from_raw_pixels() -> None:
-    assert is_picture(file_of(GRADIENT)) and is_picture(file_of(GRADIENT, "JPEG"))
+    assert is_image_file(file_of(GRADIENT)) and is_image_file(file_of(GRADIENT, "JPEG"))
     for raw in (GRADIENT.tobytes(), b"", b"\xff\xd8\xff", b"\xff\xd8\xff\x00abc", b"GIF89a", b"BM", b"RIFF"):
-        assert not is_picture(raw)
+        assert not is_image_file(raw)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "BMP", "WEBP", "TIFF", "PPM", "ICO"])
 def test_other_formats_are_refused_though_pillow_knows_them(kind: str) -> None:
-    with pytest.raises(BadPicture, match="cannot be read"):
+    with pytest.raises(InvalidImage, match="cannot be read"):
         pixels(file_of(GRADIENT, kind))
 
 
@@ -112,7 +112,7 @@ def test_every_truncation_is_refused(kind: str) -> None:
     whole = file_of(np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8), kind)
     cuts = [*range(0, 64), *range(64, len(whole) - 40, 37)]
     for end in cuts:
-        with pytest.raises(BadPicture):
+        with pytest.raises(InvalidImage):
             pixels(whole[:end])
 
 
@@ -124,32 +124,32 @@ def test_damaged_bytes_never_raise_anything_else() -> None:
             damaged = bytearray(whole)
             for place in rng.integers(8, len(whole), 4):
                 damaged[place] = rng.integers(0, 256)
-            with contextlib.suppress(BadPicture):
+            with contextlib.suppress(InvalidImage):
                 assert pixels(bytes(damaged)).shape == (28, 28)
 
 
 def test_a_bomb_is_refused_by_its_header_before_it_is_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
     for width, height in ((50_000, 50_000), (2**31 - 1, 2**31 - 1), (1, images.MAX_PIXELS + 1)):
-        with pytest.raises(BadPicture, match="at most 16,777,216 are taken"):
+        with pytest.raises(InvalidImage, match="at most 16,777,216 are allowed"):
             pixels(png_that_says(width, height))
 
 
 def test_a_header_that_promises_more_than_there_is_ends_as_damaged() -> None:
-    with pytest.raises(BadPicture, match="damaged"):
+    with pytest.raises(InvalidImage, match="damaged"):
         pixels(png_that_says(4000, 4000, b"\0" * 100))
 
 
 def test_text_that_unpacks_to_much_is_refused() -> None:
     bomb = chunk(b"zTXt", b"k\0\0" + zlib.compress(b"x" * (64 << 20)))
     whole = file_of(GRADIENT)
-    with pytest.raises(BadPicture):
+    with pytest.raises(InvalidImage):
         pixels(whole[:33] + bomb + whole[33:])
 
 
 def test_files_and_requests_have_their_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(BadPicture, match="at most 700 are taken"):
-        decode(file_of(GRADIENT), (28, 28), most_pixels=700)
+    with pytest.raises(InvalidImage, match="at most 700 are allowed"):
+        decode(file_of(GRADIENT), (28, 28), max_pixels=700)
     monkeypatch.setattr(images, "MAX_FILE_BYTES", 50)
-    with pytest.raises(BadPicture, match="at most 50 are taken"):
+    with pytest.raises(InvalidImage, match="at most 50 are allowed"):
         pixels(file_of(GRADIENT))

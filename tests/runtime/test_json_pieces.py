@@ -25,7 +25,7 @@ LARGE = json_pieces.PIECE_BYTES + 1
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a few hundred bytes come in several."""
     monkeypatch.setattr(json_pieces, "PIECE_BYTES", 40)
-    monkeypatch.setattr(contract, "PART_NUMBERS", 7)
+    monkeypatch.setattr(contract, "NUMBERS_PER_CHUNK", 7)
 
 
 def value(draw: random.Random, depth: int = 0) -> Any:

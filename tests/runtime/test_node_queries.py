@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from headrace.runtime import node_queries
 from headrace.runtime.contract import Contract, ContractViolation
-from headrace.runtime.graph import Graph, Part, make_graph
-from headrace.runtime.node_queries import NodeAnswers
+from headrace.runtime.graph import Graph, Subgraph, make_graph
+from headrace.runtime.node_queries import NodePredictor
 
 FEATURES = 4
 CONTRACT = Contract(
@@ -19,7 +19,7 @@ CONTRACT = Contract(
 )
 
 
-def two_rounds(part: Part) -> NDArray[Any]:
+def two_rounds(part: Subgraph) -> NDArray[Any]:
     """A stand-in for the network that looks two edges far and at the degree beyond: twice the mean over neighbours, each
     weighed by its degree. Its answer for a node changes with every node that it should see."""
     a = np.eye(len(part.features))
@@ -39,18 +39,18 @@ def random_graph(count: int = 60, edges: int = 70) -> Graph:
 
 
 @pytest.fixture
-def asked() -> NodeAnswers:
-    return NodeAnswers(random_graph(), 3, two_rounds, CONTRACT)
+def asked() -> NodePredictor:
+    return NodePredictor(random_graph(), 3, two_rounds, CONTRACT)
 
 
 def first(answers: list[dict[str, Any]]) -> list[float]:
     return [answer["probabilities"]["a"] for answer in answers]
 
 
-def test_known_nodes_are_answered_as_in_the_whole_graph(asked: NodeAnswers, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = two_rounds(asked.graph.part(np.arange(60)))
+def test_known_nodes_are_answered_as_in_the_whole_graph(asked: NodePredictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = two_rounds(asked.graph.subgraph(np.arange(60)))
     at_once = asked.answer([{"node": f"p{i}"} for i in range(60)])
-    monkeypatch.setattr(node_queries, "MOST_CELLS", 0)
+    monkeypatch.setattr(node_queries, "MAX_CELLS", 0)
     together = asked.answer([{"node": f"p{i}"} for i in range(60)])
     alone = [asked.answer([{"node": f"p{i}"}])[0] for i in range(60)]
     monkeypatch.setattr(node_queries, "NODES_PER_RUN", 7)
@@ -59,64 +59,64 @@ def test_known_nodes_are_answered_as_in_the_whole_graph(asked: NodeAnswers, monk
         np.testing.assert_allclose(first(answers), whole[:, 0], atol=1e-6)
 
 
-def test_an_answer_looks_at_no_more_than_it_depends_on(asked: NodeAnswers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(node_queries, "MOST_CELLS", 0)
-    seen: list[Part] = []
+def test_an_answer_looks_at_no_more_than_it_depends_on(asked: NodePredictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_queries, "MAX_CELLS", 0)
+    seen: list[Subgraph] = []
 
-    def watched(part: Part) -> NDArray[Any]:
+    def watched(part: Subgraph) -> NDArray[Any]:
         seen.append(part)
         return two_rounds(part)
 
-    NodeAnswers(asked.graph, 3, watched, CONTRACT).answer([{"node": "p5"}])
+    NodePredictor(asked.graph, 3, watched, CONTRACT).answer([{"node": "p5"}])
     assert [len(part.features) for part in seen] == [len(asked.graph.around(np.array([5]), 3))]
     assert len(seen[0].features) < 60
 
 
-def test_the_nodes_of_a_small_graph_are_answered_once(asked: NodeAnswers) -> None:
+def test_the_nodes_of_a_small_graph_are_answered_once(asked: NodePredictor) -> None:
     runs: list[int] = []
 
-    def watched(part: Part) -> NDArray[Any]:
+    def watched(part: Subgraph) -> NDArray[Any]:
         runs.append(len(part.features))
         return two_rounds(part)
 
-    seen = NodeAnswers(asked.graph, 3, watched, CONTRACT)
+    seen = NodePredictor(asked.graph, 3, watched, CONTRACT)
     assert runs == []
     seen.answer([{"node": "p5"}])
     seen.answer([{"node": "p6"}, {"node": "p5"}])
     assert runs == [60]
 
 
-def test_a_new_node_is_answered_as_if_it_had_been_in_the_graph(asked: NodeAnswers) -> None:
+def test_a_new_node_is_answered_as_if_it_had_been_in_the_graph(asked: NodePredictor) -> None:
     features, neighbours = [0.5, -1.0, 2.0, 0.0], [4, 17, 30]
-    whole = asked.graph.part(np.arange(60)).with_node(np.array(features, np.float32), np.array(neighbours))
+    whole = asked.graph.subgraph(np.arange(60)).with_node(np.array(features, np.float32), np.array(neighbours))
     wanted = two_rounds(whole)[-1, 0]
     for named in (["p4", "p17", "p30"], ["p30", "p4", "p4", "p17"], "p4 p17 p30"):
         assert first(asked.answer([{"features": features, "neighbours": named}])) == pytest.approx([wanted], abs=1e-6)
 
 
-def test_a_new_node_may_stand_alone(asked: NodeAnswers) -> None:
+def test_a_new_node_may_stand_alone(asked: NodePredictor) -> None:
     wanted = 1 / (1 + np.exp(1 + 4 * 1))
     for instance in ({"features": {"present": [0, 3]}, "neighbours": []}, {"features": [1, 0, 0, 1]}):
         assert first(asked.answer([instance])) == pytest.approx([wanted], abs=1e-6)
 
 
-def test_a_graph_of_ones_own_is_answered_node_by_node(asked: NodeAnswers) -> None:
+def test_a_graph_of_ones_own_is_answered_node_by_node(asked: NodePredictor) -> None:
     rows, edges = [[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]], [[0, 1], [1, 0], [1, 2], [2, 2]]
-    part = Part(np.array(rows, np.float32), np.array([[0, 1], [1, 0], [1, 2], [2, 1]]))
+    part = Subgraph(np.array(rows, np.float32), np.array([[0, 1], [1, 0], [1, 2], [2, 1]]))
     (answer,) = asked.answer([{"nodes": [rows[0], {"present": [1]}, rows[2]], "edges": edges}])
     np.testing.assert_allclose(first(answer["nodes"]), two_rounds(part)[:, 0], atol=1e-6)
     (lonely,) = asked.answer([{"nodes": [rows[0]]}])
     assert len(lonely["nodes"]) == 1
 
 
-def test_ways_to_ask_may_be_mixed_and_one_does_not_touch_another(asked: NodeAnswers) -> None:
+def test_ways_to_ask_may_be_mixed_and_one_does_not_touch_another(asked: NodePredictor) -> None:
     asking = [{"node": "p3"}, {"features": [1, 2, 3, 4], "neighbours": ["p3"]}, {"nodes": [[1, 1, 1, 1]]}, {"node": "p1"}]
     assert asked.answer(asking) == [asked.answer([one])[0] for one in asking]
 
 
 def test_numbers_are_ids_too() -> None:
     graph = make_graph(["31336", "7"], FEATURES, [(np.zeros(0, np.int32), np.zeros(0, np.float32))] * 2, np.array([[0, 1]]))
-    asked = NodeAnswers(graph, 3, two_rounds, CONTRACT)
+    asked = NodePredictor(graph, 3, two_rounds, CONTRACT)
     assert asked.answer([{"node": 31336}]) == asked.answer([{"node": "31336"}])
 
 
@@ -128,7 +128,7 @@ def test_numbers_are_ids_too() -> None:
         ({"neighbours": ["p1"]}, "", "got none of these"),
         ({"node": "p1", "features": [1, 2, 3, 4]}, "", "got an object with node and features"),
         ({"nod": "p1"}, ".nod", r"one of the fields edges, features, neighbours, node, nodes \(did you mean 'node'\?\)"),
-        ({"node": "p1", "edges": []}, ".edges", "nothing beside node"),
+        ({"node": "p1", "edges": []}, ".edges", "no field beside node"),
         ({"node": "p11x"}, ".node", r"a node of the graph \(did you mean 'p11'\?\), got str 'p11x'"),
         ({"node": 1.5}, ".node", "the id of a node, got float 1.5"),
         ({"node": True}, ".node", "the id of a node, got bool True"),
@@ -145,21 +145,21 @@ def test_numbers_are_ids_too() -> None:
         ({"nodes": []}, ".nodes", "a list with the features of each node"),
         ({"nodes": "x"}, ".nodes", "a list with the features of each node"),
         ({"nodes": [[1, 2, 3, 4], [1]]}, ".nodes.1", "a number in shape"),
-        ({"nodes": [[1, 2, 3, 4]], "edges": [[0, 1]]}, ".edges.0", r"two places from 0 to 0, got list \[0, 1\]"),
-        ({"nodes": [[1, 2, 3, 4]], "edges": [[0, 0], [0]]}, ".edges.1", "two places"),
-        ({"nodes": [[1, 2, 3, 4]], "edges": [[0, -1]]}, ".edges.0", "two places"),
+        ({"nodes": [[1, 2, 3, 4]], "edges": [[0, 1]]}, ".edges.0", r"two node indices from 0 to 0, got list \[0, 1\]"),
+        ({"nodes": [[1, 2, 3, 4]], "edges": [[0, 0], [0]]}, ".edges.1", "two node indices"),
+        ({"nodes": [[1, 2, 3, 4]], "edges": [[0, -1]]}, ".edges.0", "two node indices"),
         ({"nodes": [[1, 2, 3, 4]], "edges": {"0": 1}}, ".edges", "a list of pairs"),
     ],
 )
-def test_what_breaks_the_contract_is_named(asked: NodeAnswers, instance: Any, path: str, said: str) -> None:
+def test_what_breaks_the_contract_is_named(asked: NodePredictor, instance: Any, path: str, said: str) -> None:
     with pytest.raises(ContractViolation, match=said) as caught:
         asked.answer([{"node": "p0"}, instance])
     assert caught.value.path == f"instances.1{path}"
 
 
 def test_a_graph_too_large_to_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(node_queries, "MOST_CELLS", 8)
-    asked = NodeAnswers(random_graph(), 3, two_rounds, CONTRACT)
+    monkeypatch.setattr(node_queries, "MAX_CELLS", 8)
+    asked = NodePredictor(random_graph(), 3, two_rounds, CONTRACT)
     asked.answer([{"nodes": [{"present": []}] * 2}])
     with pytest.raises(ContractViolation, match="at most 2 nodes, got 3 nodes"):
         asked.answer([{"nodes": [{"present": []}] * 3}])

@@ -29,24 +29,24 @@ def guard(passes: Passes) -> TokenVerifier:
 
 @pytest.fixture
 def looks_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard_module, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(guard_module, "RELOAD_SECONDS", 0.0)
 
 
 def test_a_token_says_who_calls_and_what_it_opens(passes: Passes, guard: TokenVerifier) -> None:
-    caller = guard.check(passes.token("acme", ("digits", "flights"), rows_per_day=1000, jti="t1"))
+    caller = guard.verify(passes.token("acme", ("digits", "flights"), rows_per_day=1000, jti="t1"))
     assert (caller.tenant, caller.jti, caller.rows_per_day) == ("acme", "t1", 1000)
-    assert [caller.may(name) for name in ("digits", "flights", "trips")] == [True, True, False]
-    assert not caller.opens_all
+    assert [caller.may_call(name) for name in ("digits", "flights", "trips")] == [True, True, False]
+    assert not caller.has_all_models
 
 
 def test_a_star_opens_every_model_and_no_models_open_none(passes: Passes, guard: TokenVerifier) -> None:
-    assert guard.check(passes.token(models=("*",))).may("anything")
-    assert not guard.check(passes.token(models=())).may("digits")
+    assert guard.verify(passes.token(models=("*",))).may_call("anything")
+    assert not guard.verify(passes.token(models=())).may_call("digits")
 
 
 def test_without_a_folder_everybody_is_let_in() -> None:
-    caller = TokenVerifier(None).check("")
-    assert (caller.tenant, caller.may("digits"), caller.rows_per_day) == ("open", True, None)
+    caller = TokenVerifier(None).verify("")
+    assert (caller.tenant, caller.may_call("digits"), caller.rows_per_day) == ("open", True, None)
 
 
 def _signed_by_another(passes: Passes) -> str:
@@ -104,7 +104,7 @@ REFUSED: dict[str, Any] = {
 @pytest.mark.parametrize("reason", REFUSED)
 def test_no_other_token_is_let_in(passes: Passes, guard: TokenVerifier, reason: str) -> None:
     with pytest.raises(InvalidToken) as refusal:
-        guard.check(REFUSED[reason](passes))
+        guard.verify(REFUSED[reason](passes))
     assert str(refusal.value) == ""  # nobody learns why
 
 
@@ -114,12 +114,12 @@ def test_every_refusal_costs_one_signature(
 ) -> None:
     token = REFUSED[reason](passes)
     looked_at: list[str] = []
-    monkeypatch.setattr(guard_module, "_NOBODYS_KEY", _Counting(guard_module._NOBODYS_KEY, looked_at))
-    guard._look()
+    monkeypatch.setattr(guard_module, "_DUMMY_KEY", _Counting(guard_module._DUMMY_KEY, looked_at))
+    guard._reload()
     guard._keys = {kid: _Counting(key, looked_at) for kid, key in guard._keys.items()}
     monkeypatch.setattr(jwt, "decode", _decoding(looked_at))
     with pytest.raises(InvalidToken):
-        guard.check(token)
+        guard.verify(token)
     assert len(looked_at) == 1
 
 
@@ -147,39 +147,39 @@ def _decoding(looked_at: list[str]) -> Any:
 
 def test_clocks_may_differ_by_a_minute(passes: Passes, guard: TokenVerifier) -> None:
     now = int(time.time())
-    assert guard.check(passes.token(exp=now - 50))
-    assert guard.check(passes.token(iat=now + 50))
+    assert guard.verify(passes.token(exp=now - 50))
+    assert guard.verify(passes.token(iat=now + 50))
 
 
 def test_a_token_ends_though_it_was_verified_before(
     passes: Passes, guard: TokenVerifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token = passes.token()
-    guard.check(token)
+    guard.verify(token)
     later = time.time() + 700
     monkeypatch.setattr(time, "time", lambda: later)
     with pytest.raises(InvalidToken):
-        guard.check(token)
+        guard.verify(token)
 
 
 @pytest.mark.usefixtures("looks_each_time")
 def test_a_revoked_token_is_refused_though_it_was_verified_before(passes: Passes, guard: TokenVerifier) -> None:
     token, other = passes.token(), passes.token()
-    guard.check(token)
+    guard.verify(token)
     passes.revoke(token)
     with pytest.raises(InvalidToken):
-        guard.check(token)
-    assert guard.check(other)
+        guard.verify(token)
+    assert guard.verify(other)
 
 
 @pytest.mark.usefixtures("looks_each_time")
 def test_a_key_that_is_taken_away_opens_nothing_any_more(passes: Passes, guard: TokenVerifier) -> None:
     token = passes.token()
-    guard.check(token)
+    guard.verify(token)
     newer = Passes(passes.folder, "k2")
     with pytest.raises(InvalidToken):
-        guard.check(token)
-    assert guard.check(newer.token())
+        guard.verify(token)
+    assert guard.verify(newer.token())
 
 
 @pytest.mark.usefixtures("looks_each_time")
@@ -187,24 +187,24 @@ def test_a_key_that_is_taken_away_opens_nothing_any_more(passes: Passes, guard: 
 def test_a_file_that_cannot_be_read_leaves_in_force_what_was_read_last(passes: Passes, guard: TokenVerifier, name: str) -> None:
     revoked, token = passes.token(), passes.token()
     passes.revoke(revoked)
-    guard.check(token)
+    guard.verify(token)
     (passes.folder / name).write_text('{"keys": [')
-    assert guard.check(token)
+    assert guard.verify(token)
     with pytest.raises(InvalidToken):
-        guard.check(revoked)
+        guard.verify(revoked)
 
 
 @pytest.mark.parametrize(("name", "content"), [("jwks.json", "{}"), ("revoked.json", "nonsense")])
 def test_nobody_is_let_in_before_the_files_can_be_read(passes: Passes, name: str, content: str) -> None:
     (passes.folder / name).write_text(content)
     with pytest.raises(InvalidToken):
-        TokenVerifier(passes.folder).check(passes.token())
+        TokenVerifier(passes.folder).verify(passes.token())
 
 
 def test_verified_tokens_are_bounded(passes: Passes, guard: TokenVerifier, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard_module, "MAX_VERIFIED", 3)
     for _ in range(5):
-        guard.check(passes.token())
+        guard.verify(passes.token())
     assert len(guard._verified) == 3
 
 

@@ -63,7 +63,7 @@ def test_what_is_replaced_is_no_token_any_more() -> None:
 
 
 def test_a_pattern_that_is_none_is_refused() -> None:
-    with pytest.raises(RecipeError, match=r"'\(' is no regular expression.*\n?.*"):
+    with pytest.raises(RecipeError, match=r"'\(' is not a valid regular expression.*\n?.*"):
         learn_vocabulary(TEXTS, TextConfig(column="text", tokens="words", replace={"(": ""}))
 
 
@@ -74,14 +74,14 @@ def test_the_vocabulary_is_the_same_again_and_no_larger_than_asked() -> None:
 
 
 def test_texts_of_one_token_are_refused() -> None:
-    with pytest.raises(DataError, match="vocabulary of 1 token"):
+    with pytest.raises(DataError, match="contain 1 distinct token"):
         encoder("characters", texts=["aaaa", "aa"])
-    with pytest.raises(DataError, match="vocabulary of 0 tokens"):
+    with pytest.raises(DataError, match="contain 0 distinct tokens"):
         encoder("words", texts=["", ""])
 
 
 def test_no_tokenizer_is_named() -> None:
-    with pytest.raises(ValueError, match=r"no tokenizer\.json"):
+    with pytest.raises(ValueError, match=r"not a valid tokenizer\.json"):
         Encoder("{}").tokens("to be")
 
 

@@ -18,24 +18,24 @@ from pathlib import Path
 import pytest
 
 from headrace.errors import ServiceError
-from headrace.runtime import usage as ledger_module
-from headrace.runtime import usage_file as counters_module
-from headrace.runtime.usage import DATABASE, Ledger, fold, read_usage
-from headrace.runtime.usage_file import RECORD, UsageRow, read_counters
+from headrace.runtime import usage as usage_module
+from headrace.runtime import usage_file
+from headrace.runtime.usage import DATABASE, UsageWriter, fold, read_usage
+from headrace.runtime.usage_file import RECORD, UsageRow, read_usage_file
 
 ADDS = """
 from pathlib import Path
-from headrace.runtime.usage import Ledger
-ledger = Ledger(Path(sys.argv[1]))
+from headrace.runtime.usage import UsageWriter
+writer = UsageWriter(Path(sys.argv[1]))
 for i in range(10**9):
-    ledger.add(f"tenant{i % 3}", "digits", rows=2, tokens=5)
+    writer.add(f"tenant{i % 3}", "digits", rows=2, tokens=5)
     os.write(1, b".")  # the answer leaves
 """
 FOLDS = """
 from pathlib import Path
-from headrace import ledger
+from headrace.runtime import usage
 {damage}
-ledger.fold(Path(sys.argv[1]))
+usage.fold(Path(sys.argv[1]))
 """
 
 
@@ -45,20 +45,20 @@ def start(program: str, *arguments: str) -> subprocess.Popen[bytes]:
 
 
 @contextmanager
-def opened(folder: Path) -> Iterator[Ledger]:
-    ledger = Ledger(folder)
+def opened(folder: Path) -> Iterator[UsageWriter]:
+    writer = UsageWriter(folder)
     try:
-        yield ledger
+        yield writer
     finally:
-        ledger.close()
+        writer.close()
 
 
 def gone(folder: Path, *adds: tuple[str, str, int]) -> Path:
     """A replica's folder whose process has ended after these."""
-    with opened(folder) as ledger:
+    with opened(folder) as writer:
         for tenant, model, rows in adds:
-            ledger.add(tenant, model, rows)
-    (path,) = folder.glob(counters_module.PATTERN)
+            writer.add(tenant, model, rows)
+    (path,) = folder.glob(usage_file.PATTERN)
     return path
 
 
@@ -67,11 +67,11 @@ def rows_of(folder: Path) -> dict[tuple[str, str], tuple[int, int]]:
 
 
 def test_what_was_given_is_summed_by_day_tenant_and_model(tmp_path: Path) -> None:
-    with opened(tmp_path / "r1") as ledger:
-        ledger.add("acme", "digits", 3)
-        ledger.add("acme", "digits", 4)
-        ledger.add("acme", "stories", 1, tokens=20)
-        ledger.add("acme", "stories", 0, tokens=5, requests=0)
+    with opened(tmp_path / "r1") as writer:
+        writer.add("acme", "digits", 3)
+        writer.add("acme", "digits", 4)
+        writer.add("acme", "stories", 1, tokens=20)
+        writer.add("acme", "stories", 0, tokens=5, requests=0)
         today = time.strftime("%Y-%m-%d", time.gmtime())
         assert read_usage(tmp_path) == [
             UsageRow(today, "acme", "digits", 2, 7, 0),
@@ -105,10 +105,10 @@ def test_replicas_count_side_by_side_each_in_its_own_file(tmp_path: Path) -> Non
 
 
 def test_a_living_process_keeps_its_file(tmp_path: Path) -> None:
-    with opened(tmp_path / "r1") as ledger:
-        ledger.add("acme", "digits", 3)
+    with opened(tmp_path / "r1") as writer:
+        writer.add("acme", "digits", 3)
         assert fold(tmp_path) == 0
-        ledger.add("acme", "digits", 4)
+        writer.add("acme", "digits", 4)
     assert fold(tmp_path) == 1
     assert rows_of(tmp_path) == {("acme", "digits"): (2, 7)}
     assert list((tmp_path / "r1").iterdir()) == []
@@ -117,8 +117,8 @@ def test_a_living_process_keeps_its_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        "ledger.read_counters = lambda path: os._exit(9)",
-        "take = ledger._take_in\nledger._take_in = lambda *found: (take(*found), os._exit(9))",
+        "usage.read_usage_file = lambda path: os._exit(9)",
+        "take = usage._import_file\nusage._import_file = lambda *found: (take(*found), os._exit(9))",
         "Path.unlink = lambda path, **_: os._exit(9)",
         "unlink = Path.unlink\nPath.unlink = lambda path, **_: (unlink(path), os._exit(9))",
     ],
@@ -153,19 +153,19 @@ def test_a_reader_beside_a_fold_counts_each_file_once(tmp_path: Path, monkeypatc
     gone(tmp_path / "r3", ("acme", "digits", 5))
 
     def read_then_fold(path: Path) -> list[UsageRow]:
-        found = read_counters(path)
+        found = read_usage_file(path)
         monkeypatch.undo()
         fold(tmp_path)
         return found
 
-    monkeypatch.setattr(ledger_module, "read_counters", read_then_fold)
+    monkeypatch.setattr(usage_module, "read_usage_file", read_then_fold)
     assert rows_of(tmp_path) == {("acme", "digits"): (3, 15)}
 
 
 def test_a_damaged_record_loses_nothing_else(tmp_path: Path) -> None:
     path = gone(tmp_path / "r1", *[(f"tenant{i}", "digits", i) for i in range(1, 6)])
     content = bytearray(path.read_bytes())
-    content[2 * RECORD + counters_module.KEY_AT] ^= 0xFF
+    content[2 * RECORD + usage_file.KEY_AT] ^= 0xFF
     path.write_bytes(content)
     assert {tenant for tenant, _ in rows_of(tmp_path)} == {"tenant1", "tenant2", "tenant4", "tenant5"}
 
@@ -181,21 +181,21 @@ def test_a_truncated_file_loses_only_what_is_cut(tmp_path: Path, size: int) -> N
 
 
 def test_a_file_grows_with_its_tenants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(counters_module, "GROWTH", 8)
-    with opened(tmp_path / "r1") as ledger:
+    monkeypatch.setattr(usage_file, "GROWTH", 8)
+    with opened(tmp_path / "r1") as writer:
         for _ in range(2):
             for i in range(100):
-                ledger.add(f"tenant{i}", "digits", i)
+                writer.add(f"tenant{i}", "digits", i)
     assert rows_of(tmp_path) == {(f"tenant{i}", "digits"): (2, 2 * i) for i in range(100)}
 
 
 def test_a_new_day_begins_a_new_file_and_the_old_one_can_be_folded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger_module, "SYNC_SECONDS", 0.01)
-    with opened(tmp_path / "r1") as ledger:
-        ledger.add("acme", "digits", 1)
+    monkeypatch.setattr(usage_module, "SYNC_SECONDS", 0.01)
+    with opened(tmp_path / "r1") as writer:
+        writer.add("acme", "digits", 1)
         tomorrow = time.time() + 86_400
-        monkeypatch.setattr(ledger_module.time, "time", lambda: tomorrow)  # type: ignore[attr-defined]
-        ledger.add("acme", "digits", 2)
+        monkeypatch.setattr(usage_module.time, "time", lambda: tomorrow)  # type: ignore[attr-defined]
+        writer.add("acme", "digits", 2)
         end = time.monotonic() + 10
         while not fold(tmp_path) and time.monotonic() < end:
             time.sleep(0.01)
@@ -208,26 +208,26 @@ def test_on_a_full_disk_usage_waits_in_memory(tmp_path: Path, caplog: pytest.Log
     """A limit on the size of files stands for the disk's end; the kernel refuses in the same place."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    with opened(tmp_path / "r1") as ledger:
+    with opened(tmp_path / "r1") as writer:
         try:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (counters_module.GROWTH * RECORD, limits[1]))
-            for i in range(counters_module.GROWTH + 20):
-                ledger.add(f"tenant{i:03}", "digits", 1)
-                ledger.add(f"tenant{i:03}", "digits", 2)
-            assert len(rows_of(tmp_path)) == counters_module.GROWTH
+            resource.setrlimit(resource.RLIMIT_FSIZE, (usage_file.GROWTH * RECORD, limits[1]))
+            for i in range(usage_file.GROWTH + 20):
+                writer.add(f"tenant{i:03}", "digits", 1)
+                writer.add(f"tenant{i:03}", "digits", 2)
+            assert len(rows_of(tmp_path)) == usage_file.GROWTH
             assert caplog.text.count("it waits in memory") == 1
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
             signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     found = rows_of(tmp_path)
-    assert len(found) == counters_module.GROWTH + 20
+    assert len(found) == usage_file.GROWTH + 20
     assert set(found.values()) == {(2, 3)}
 
 
 def test_a_name_longer_than_a_record_is_cut(tmp_path: Path) -> None:
-    with opened(tmp_path / "r1") as ledger:
-        ledger.add("ü" * 500, "digits", 1)
-        ledger.add("ü" * 500, "digits", 1)
+    with opened(tmp_path / "r1") as writer:
+        writer.add("ü" * 500, "digits", 1)
+        writer.add("ü" * 500, "digits", 1)
     assert rows_of(tmp_path) == {("ü" * 100, "digits"): (2, 2)}
 
 
@@ -246,7 +246,7 @@ def test_nothing_was_used_where_nothing_ran(tmp_path: Path) -> None:
 
 
 def test_what_is_known_of_folded_files_is_forgotten_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger_module, "REMEMBERED_SECONDS", -1.0)
+    monkeypatch.setattr(usage_module, "REMEMBERED_SECONDS", -1.0)
     for replica in range(3):
         gone(tmp_path / f"r{replica}", ("acme", "digits", 1))
         fold(tmp_path)

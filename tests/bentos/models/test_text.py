@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from bentos.app import PredictionApp
-from bentos.models.served_model import NotServable, load
+from bentos.models.onnx_model import NotServable, load
 from bentos.models.text import TextModel
 from headrace.runtime import tokenizer as text_module
 from headrace.runtime.contract import Contract, ContractViolation, InputField
-from headrace.runtime.tokenizer import PAD, answer_by_length
+from headrace.runtime.tokenizer import PAD, run_by_length
 from headrace.task_types.vocabulary import learn_vocabulary
 
 LONGEST = 1000
@@ -125,7 +125,7 @@ def test_no_run_holds_more_tokens_than_allowed(monkeypatch: pytest.MonkeyPatch) 
         return totals
 
     rows = [[5] * n for n in (3, 0, 12, 1, 4, 3, 0, 2)]
-    assert answer_by_length(rows, sums).tolist() == [5 * len(row) for row in rows]
+    assert run_by_length(rows, sums).tolist() == [5 * len(row) for row in rows]
     assert shapes[-1] == (1, 12) and all(rows * columns <= 10 for rows, columns in shapes[:-1])
     assert PAD == 0  # so that filling up adds nothing to the sums
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from bentos.app import PredictionApp
-from bentos.models.served_model import load
-from bentos.protocols.explain import MOST_EVALUATIONS
+from bentos.models.onnx_model import load
+from bentos.protocols.explain import MAX_EVALUATIONS
 from tests.bentos.models.test_text import up, word_counter
 from tests.tiny_models import image_model, language_model, table_model
 
@@ -111,7 +111,7 @@ def test_the_same_seed_explains_the_same(models: dict[str, PredictionApp]) -> No
 
 def test_nodes_of_a_graph_are_left_out_one_by_one() -> None:
     from bentos.models.graphs import GraphModel
-    from bentos.protocols.explain import Asked, plan_of
+    from bentos.protocols.explain import ExplainRequest, explanation_for
 
     class Counting(GraphModel):
         """The probability of the first class is the share of ones among the nodes' features."""
@@ -126,7 +126,7 @@ def test_nodes_of_a_graph_are_left_out_one_by_one() -> None:
             return [{"probabilities": {"a": share, "b": 1 - share}} for share in shares]
 
     graph = {"nodes": [[1.0], [0.0], [1.0], [1.0]], "edges": [[0, 1], [1, 3], [3, 2]]}
-    plan = plan_of(Counting(), Asked(instance=graph))
+    plan = explanation_for(Counting(), ExplainRequest(instance=graph))
     values = np.concatenate([plan.outputs(0, 3), plan.outputs(3, plan.rows)])[:, 0]
     found = plan.attribute(values)["attributions"]
     assert found == pytest.approx([0.75 - 2 / 3, 0.75 - 1, 0.75 - 2 / 3, 0.75 - 2 / 3])
@@ -147,7 +147,7 @@ def test_nodes_of_a_graph_are_left_out_one_by_one() -> None:
         ("halves", {"instance": {"pixels": UPPER}, "baseline": {"pixels": UPPER}}, "baseline"),
         ("halves", {"instance": {"pixels": UPPER}, "patch": 0}, "patch"),
         ("halves", {"instance": {"pixels": UPPER}, "patch": 1, "evaluations": 5}, "patch"),
-        ("halves", {"instance": {"pixels": UPPER}, "evaluations": MOST_EVALUATIONS + 1}, "evaluations"),
+        ("halves", {"instance": {"pixels": UPPER}, "evaluations": MAX_EVALUATIONS + 1}, "evaluations"),
         ("halves", {"instance": {"pixels": UPPER}, "evaluations": 3}, "evaluations"),
         ("halves", {"instance": {"pixels": UPPER}, "seed": -1}, "seed"),
         ("moods", {"instance": {"text": "x" * 1001}}, "instance.text"),

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from bentos.app import INLINE_BYTES, PredictionApp
-from bentos.models.served_model import ServedModel
-from bentos.protocols.images import work_of
+from bentos.models.onnx_model import OnnxModel
+from bentos.protocols.images import weight_of
 from headrace.runtime import http
 from headrace.runtime.contract import Contract
 from tests.bentos.test_prediction_app import PREDICT, ask, assert_refused
@@ -24,16 +24,16 @@ UPPER = np.repeat(np.array([255, 255, 0, 0], np.uint8), 4).reshape(4, 4)
 
 
 @pytest.fixture(scope="module")
-def looking(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
+def looking(tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
     folder = image_model(tmp_path_factory.mktemp("looking"))
     contract = Contract.read(folder / "contract.json")
     taken = contract.inputs[0].model_copy(update={"accepts": ["array", "base64", "image/png", "image/jpeg"]})
     contract.model_copy(update={"inputs": [taken]}).write(folder / "contract.json")
-    return ServedModel(folder)
+    return OnnxModel(folder)
 
 
 @pytest.fixture
-def app(looking: ServedModel) -> PredictionApp:
+def app(looking: OnnxModel) -> PredictionApp:
     app = PredictionApp()
     app.model = looking
     return app
@@ -72,8 +72,8 @@ def test_files_and_arrays_stand_side_by_side_in_json(app: PredictionApp) -> None
     ("body", "path", "said"),
     [
         (b"", "body", "0 bytes"),
-        (b"GIF89a", "body", "something else"),
-        (UPPER.tobytes(), "body", "16 bytes of something else"),
+        (b"GIF89a", "body", "another format"),
+        (UPPER.tobytes(), "body", "16 bytes of another format"),
         (file_of(UPPER)[:50], "instances.0.pixels", "damaged"),
     ],
 )
@@ -84,7 +84,7 @@ def test_what_is_no_picture_is_refused_with_what_was_expected(app: PredictionApp
 
 def test_a_picture_for_a_model_of_fields_is_refused(tmp_path: Path) -> None:
     app = PredictionApp()
-    app.model = ServedModel(table_model(tmp_path))
+    app.model = OnnxModel(table_model(tmp_path))
     response = ask(app, "POST", "/v1/models/trips/predict", content=file_of(UPPER), headers={"content-type": "image/png"})
     assert "application/json" in assert_refused(response, 415, "unsupported_media_type")["message"]
 
@@ -102,5 +102,5 @@ def test_a_large_picture_is_refused_unread(app: PredictionApp, monkeypatch: pyte
 def test_small_files_that_may_unpack_to_much_leave_the_event_loop() -> None:
     for kind in ("PNG", "JPEG"):
         body = b'{"pixels": "' + base64.b64encode(file_of(UPPER, kind)) + b'"}'
-        assert len(body) < INLINE_BYTES < work_of(body)
-    assert work_of(b'{"pixels": [[1, 2]]}') == 20
+        assert len(body) < INLINE_BYTES < weight_of(body)
+    assert weight_of(b'{"pixels": [[1, 2]]}') == 20

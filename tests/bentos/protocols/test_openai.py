@@ -14,8 +14,8 @@ import openai
 import pytest
 
 from bentos.app import PredictionApp
-from bentos.protocols.openai import MOST_CHOICES
-from bentos.scheduling.continuous import MOST_TOGETHER
+from bentos.protocols.openai import MAX_CHOICES
+from bentos.scheduling.continuous import MAX_BATCH_TEXTS
 from tests.bentos.live_app import live_app
 from tests.tiny_models import image_model, language_model
 
@@ -124,7 +124,7 @@ def test_a_text_ends_before_any_of_its_stops(client: openai.OpenAI, stop: Any, t
         ({"temperature": "hot"}, "temperature", "invalid_value"),
         ({"top_p": 2}, "top_p", "invalid_value"),
         ({"n": 0}, "n", "invalid_value"),
-        ({"n": MOST_CHOICES + 1}, "n", "invalid_value"),
+        ({"n": MAX_CHOICES + 1}, "n", "invalid_value"),
         ({"n": 8, "prompt": ["a"] * 5}, "instances", "invalid_value"),
         ({"stop": ["a"] * 5}, "stop", "invalid_value"),
         ({"stop": "a" * 101}, "stop", "invalid_value"),
@@ -206,14 +206,14 @@ def test_a_client_that_leaves_ends_its_text(client: openai.OpenAI, letters: tupl
     with client.completions.create(**LONG, stop="zz", stream=True) as stream:
         for _, _ in zip(range(3), stream, strict=False):
             pass
-    wait_until(lambda: app.streams._under_way == 0)
-    continuous = app.streams._continuous
+    wait_until(lambda: app.streams._active == 0)
+    continuous = app.streams._batching
     assert continuous is not None
-    wait_until(lambda: not continuous._is_turning and not continuous._rows)
+    wait_until(lambda: not continuous._is_running and not continuous._active)
 
 
 def test_many_streams_at_once_are_each_the_same_as_alone(letters: tuple[PredictionApp, str], client: openai.OpenAI) -> None:
-    asked = [{**LONG, "max_tokens": 60, "seed": seed} for seed in range(MOST_TOGETHER)]
+    asked = [{**LONG, "max_tokens": 60, "seed": seed} for seed in range(MAX_BATCH_TEXTS)]
     alone = [client.completions.create(**one).choices[0].text for one in asked]
 
     async def one(many: openai.AsyncOpenAI, fields: dict[str, Any]) -> str:

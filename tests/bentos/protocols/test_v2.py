@@ -14,7 +14,7 @@ import pytest
 import tritonclient.http as triton
 
 from bentos.app import PredictionApp
-from bentos.protocols.v1 import MAX_INSTANCES
+from bentos.protocols.server import MAX_INSTANCES
 from headrace.runtime.contract import Contract, InputField
 from tests.bentos.live_app import live_app
 from tests.bentos.models.test_text import word_counter
@@ -176,7 +176,7 @@ def test_a_graph_is_sent_to_the_route_that_takes_it(folder: Path) -> None:
     from bentos.protocols.v2 import ModelTensors
     from headrace.runtime.http import Refused
 
-    with pytest.raises(Refused, match="ask POST /v1/models/molecules/predict") as caught:
+    with pytest.raises(Refused, match="use POST /v1/models/molecules/predict") as caught:
         ModelTensors(_unloaded(GraphModel, "molecules"))
     assert caught.value.status == 422
 

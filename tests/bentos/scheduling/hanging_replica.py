@@ -13,8 +13,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from bentos.app import PredictionApp
-from bentos.models.served_model import load
-from bentos.scheduling import progress
+from bentos.models import progress
+from bentos.models.onnx_model import load
 from headrace.runtime.http import to_json
 
 
@@ -23,7 +23,7 @@ def _sleep(seconds: float, tells: bool) -> None:
     while time.monotonic() < end:
         time.sleep(0.05)
         if tells:
-            progress.made()
+            progress.report()
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from bentos.app import PredictionApp
-from bentos.models.served_model import BrokenAnswer, ServedModel
+from bentos.models.onnx_model import InvalidOutput, OnnxModel
 from bentos.scheduling.batching import Batcher
 from headrace.runtime.contract import Feeds
 from tests.tiny_models import image_model, table_model
@@ -31,7 +31,7 @@ class Doubles:
     def run(self, feeds: Feeds) -> NDArray[Any]:
         self.batches.append(len(feeds["x"]))
         if (feeds["x"] < 0).any():
-            raise BrokenAnswer("negative")
+            raise InvalidOutput("negative")
         return feeds["x"] * 2
 
 
@@ -66,7 +66,7 @@ def test_a_batch_holds_no_more_rows_than_it_may_and_a_larger_request_runs_alone(
 
 def test_what_breaks_one_request_does_not_break_its_neighbours() -> None:
     found = together(Doubles(), 8, [1], [-1], [3])
-    assert isinstance(found[1], BrokenAnswer)
+    assert isinstance(found[1], InvalidOutput)
     assert [found[0].tolist(), found[2].tolist()] == [[2], [6]]
 
 
@@ -92,7 +92,7 @@ def test_a_bento_that_says_so_runs_requests_together_and_says_it(tmp_path: Path)
     folder = image_model(tmp_path)
     (folder / "serving.json").write_text(json.dumps({"batching": {"max_rows": 4, "wait_seconds": 0.0}}))
     app = PredictionApp()
-    app.model = ServedModel(folder)
+    app.model = OnnxModel(folder)
 
     async def scenario() -> list[httpx.Response]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
@@ -108,7 +108,7 @@ def test_a_bento_that_says_so_runs_requests_together_and_says_it(tmp_path: Path)
     assert description.json()["batching"] == {"max_rows": 4, "wait_seconds": 0.0}
 
 
-class Slow(ServedModel):
+class Slow(OnnxModel):
     """A real model that takes too long for the event loop, and as long as `goes_on` says."""
 
     def __init__(self, folder: Path) -> None:
@@ -156,5 +156,5 @@ def test_by_default_requests_run_alone(tmp_path: Path, said: dict[str, Any] | No
     if said is not None:
         (folder / "serving.json").write_text(json.dumps(said))
     app = PredictionApp()
-    app.model = ServedModel(folder)
-    assert not app.runs_together
+    app.model = OnnxModel(folder)
+    assert not app.is_batching

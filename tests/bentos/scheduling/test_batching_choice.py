@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bentos.models.served_model import ServedModel
+from bentos.models.onnx_model import OnnxModel
 from bentos.scheduling import batching_choice
 from bentos.scheduling.batching_choice import choose_batching
 from headrace.serving.packaging.build_bento import write_choices
@@ -17,7 +17,7 @@ from headrace.serving.packaging.code_files import CODE
 from tests.tiny_models import image_model, language_model
 
 
-class Costly(ServedModel):
+class Costly(OnnxModel):
     """A real model whose answers take longer: `fixed` seconds a run and `each` seconds a row."""
 
     fixed, each = 0.0, 0.0
@@ -27,14 +27,14 @@ class Costly(ServedModel):
         return super().predict(instances)
 
 
-def costly(folder: Path, fixed: float, each: float) -> ServedModel:
+def costly(folder: Path, fixed: float, each: float) -> OnnxModel:
     model = Costly(image_model(folder))
     model.fixed, model.each = fixed, each
     return model
 
 
 def test_a_tiny_model_answers_each_request_by_itself(tmp_path: Path) -> None:
-    assert choose_batching(ServedModel(image_model(tmp_path))) is None
+    assert choose_batching(OnnxModel(image_model(tmp_path))) is None
 
 
 def test_a_model_whose_rows_cost_little_together_takes_as_many_as_gather(tmp_path: Path) -> None:
@@ -45,9 +45,9 @@ def test_a_model_that_saves_less_than_a_thread_costs_takes_them_one_by_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = costly(tmp_path, 0.01, 0.0)
-    monkeypatch.setattr(batching_choice, "HANDED_SECONDS", 0.008)
+    monkeypatch.setattr(batching_choice, "THREAD_SECONDS", 0.008)
     assert choose_batching(model) is not None
-    monkeypatch.setattr(batching_choice, "HANDED_SECONDS", 10.0)
+    monkeypatch.setattr(batching_choice, "THREAD_SECONDS", 10.0)
     assert choose_batching(model) is None
 
 

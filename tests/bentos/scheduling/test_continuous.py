@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from bentos.models.generation import GenerationModel
 from bentos.models.onnx_model import load
 from bentos.scheduling import continuous, streams
-from bentos.scheduling.continuous import Continuous, Row, GenerationRequest
+from bentos.scheduling.continuous import ActiveText, ContinuousBatching, GenerationRequest
 from headrace.models.causal import GPT
 from headrace.models.language import LanguageNetwork
 from headrace.runtime import generation
 from headrace.runtime import text_batch as batch_module
-from headrace.runtime.generation import StepLayout, StepRunner, SamplingParams
+from headrace.runtime.generation import SamplingParams, StepLayout, StepRunner
 from headrace.runtime.text_batch import TextBatch
 from headrace.runtime.tokenizer import END
 from headrace.task_types.lookup import task_type_of
@@ -80,7 +80,7 @@ def test_logits_of_texts_of_different_lengths_are_those_of_each_alone(
 ) -> None:
     """Texts come and go for longer than the model's context, so that the oldest tokens are forgotten on the way."""
     monkeypatch.setattr(batch_module, "ROOM", room)
-    language, rng = model.language, np.random.default_rng(0)
+    language, rng = model.generator, np.random.default_rng(0)
     batch = TextBatch(language.session, language.layout)
     vocabulary = language.encoder.vocabulary
     alone: dict[int, StepRunner] = {}
@@ -101,7 +101,7 @@ def test_logits_of_texts_of_different_lengths_are_those_of_each_alone(
 
 
 def test_logits_stay_what_they_are_when_the_next_step_is_taken(model: GenerationModel) -> None:
-    batch = TextBatch(model.language.session, model.language.layout)
+    batch = TextBatch(model.generator.session, model.generator.layout)
     name, _ = batch.read([5])
     found = batch.step({name: 6})[name]
     before = found.tolist()
@@ -110,7 +110,7 @@ def test_logits_stay_what_they_are_when_the_next_step_is_taken(model: Generation
 
 
 def test_rows_run_together_where_the_graph_lets_them(model: GenerationModel) -> None:
-    language = model.language
+    language = model.generator
     runs: list[int] = []
     batch = TextBatch(Watched(language.session, lambda rows, _: runs.append(rows)), language.layout)
     names = [batch.read([5] * length)[0] for length in (1, 2, 3)]
@@ -169,11 +169,11 @@ def test_a_text_is_the_same_alone_and_among_others(model: GenerationModel, tempe
     """More texts than there is room for, of all lengths; the seed decides, not the company."""
     asked = [
         ("the mill"[: 1 + i % 8], SamplingParams(max_tokens=5 + 3 * i % 40, temperature=temperature, seed=i))
-        for i in range(continuous.MOST_TOGETHER + 6)
+        for i in range(continuous.MAX_BATCH_TEXTS + 6)
     ]
-    alone = written(model.language, asked)
-    assert write_together(model.language, asked) == alone
-    assert write_together(model.language, asked, apart=0.002) == alone
+    alone = written(model.generator, asked)
+    assert write_together(model.generator, asked) == alone
+    assert write_together(model.generator, asked, apart=0.002) == alone
     assert temperature == 0 or len(set(alone)) > len(alone) // 2
 
 
@@ -187,10 +187,10 @@ def test_a_step_is_for_all_texts_and_prompts_are_read_between_steps(
         runs.append((rows, length))
         time.sleep(0.001)  # or the first text ends before the others are asked for
 
-    monkeypatch.setattr(model.language, "session", Watched(model.language.session, note))
+    monkeypatch.setattr(model.generator, "session", Watched(model.generator.session, note))
     asked = [("the mill"[:4], SamplingParams(max_tokens=30, temperature=0, stop="\0")) for _ in range(6)]
-    write_together(model.language, asked)
-    if model.language.layout.masked:
+    write_together(model.generator, asked)
+    if model.generator.layout.masked:
         read = [i for i, shape in enumerate(runs) if shape == (1, 4)]
         assert len(read) == 6 and all(shape[1] in (1, 4) for shape in runs)
         three = [read[i + 2] - read[i] for i in range(4)]
@@ -217,7 +217,7 @@ def test_steps_share_a_job_until_they_took_their_time(
     """A turn that read a prompt takes one step: it has a first token to tell."""
     monkeypatch.setattr(continuous, "TURN_SECONDS", turn_seconds)
     monkeypatch.setattr(generation, "NEVER_WRITTEN", [*generation.NEVER_WRITTEN, END])
-    text = GenerationRequest(model.language, [5], SamplingParams(max_tokens=21))
+    text = GenerationRequest(model.generator, [5], SamplingParams(max_tokens=21))
 
     async def write() -> int:
         with Jobs() as thread:
@@ -238,12 +238,14 @@ def test_who_comes_amid_a_long_turn_waits_for_one_step(model: GenerationModel, m
         steps[0] += 1
         time.sleep(0.005)
 
-    monkeypatch.setattr(model.language, "session", Watched(model.language.session, pace))
+    monkeypatch.setattr(model.generator, "session", Watched(model.generator.session, pace))
 
     async def come() -> tuple[int, int]:
         with ThreadPoolExecutor(1) as thread:
             room = streams.Streams(thread, lambda *_, **__: None)
-            first, second = (room.events([GenerationRequest(model.language, [5], SamplingParams(max_tokens=80))]) for _ in range(2))
+            first, second = (
+                room.events([GenerationRequest(model.generator, [5], SamplingParams(max_tokens=80))]) for _ in range(2)
+            )
             await anext(first)
             told = steps[0]
             await asyncio.sleep(0.05)  # amid the next turn, which nothing else would end
@@ -262,43 +264,46 @@ def test_a_text_that_nobody_waits_for_leaves_and_the_others_go_on(model: Generat
     async def leave() -> tuple[int, str]:
         with ThreadPoolExecutor(1) as thread:
             room = streams.Streams(thread, lambda *_, **__: None)
-            endless = GenerationRequest(model.language, [5], SamplingParams(max_tokens=10_000, temperature=5, seed=3))
+            endless = GenerationRequest(model.generator, [5], SamplingParams(max_tokens=10_000, temperature=5, seed=3))
             events = room.events([endless])
             for _ in range(3):
                 await anext(events)
-            other = GenerationRequest(model.language, [5], SamplingParams(max_tokens=20, temperature=0))
+            other = GenerationRequest(model.generator, [5], SamplingParams(max_tokens=20, temperature=0))
             await events.aclose()
             text = "".join([event["text"] async for _, event in room.events([other])])
-            assert room._continuous is not None
-            while room._continuous._is_turning:
+            assert room._batching is not None
+            while room._batching._is_running:
                 await asyncio.sleep(0)
-            return len(room._continuous._rows), text
+            return len(room._batching._active), text
 
     left, text = asyncio.run(leave())
     assert left == 0
-    assert text == written(model.language, [(model.language.encoder.decode([5]), SamplingParams(max_tokens=20, temperature=0))])[0]
+    assert (
+        text
+        == written(model.generator, [(model.generator.encoder.decode([5]), SamplingParams(max_tokens=20, temperature=0))])[0]
+    )
 
 
 def test_a_step_that_fails_fails_its_texts_and_no_later_ones(model: GenerationModel, monkeypatch: pytest.MonkeyPatch) -> None:
     is_broken = [True]
     hot = [SamplingParams(max_tokens=3, temperature=5, seed=seed) for seed in range(20)]
-    writing = next(one for one in hot if len(list(model.language.write([5, 6], one))) == 3)
+    writing = next(one for one in hot if len(list(model.generator.generate([5, 6], one))) == 3)
 
     def break_down(rows: int, length: int) -> None:
         if is_broken[0] and length == 1:
             raise RuntimeError("no memory")
 
-    monkeypatch.setattr(model.language, "session", Watched(model.language.session, break_down))
+    monkeypatch.setattr(model.generator, "session", Watched(model.generator.session, break_down))
 
     async def ask() -> list[Any]:
         with ThreadPoolExecutor(1) as thread:
-            batch, found = Continuous(model.language, thread), asyncio.Queue[Any]()
+            batch, found = ContinuousBatching(model.generator, thread), asyncio.Queue[Any]()
             put: Callable[[Any], None] = found.put_nowait
             for _ in range(2):
-                batch.add(Row(GenerationRequest(model.language, [5, 6], writing), put))
+                batch.add(ActiveText(GenerationRequest(model.generator, [5, 6], writing), put))
             told = [await found.get() for _ in range(4)]
             is_broken[0] = False
-            batch.add(Row(GenerationRequest(model.language, [5, 6], writing), put))
+            batch.add(ActiveText(GenerationRequest(model.generator, [5, 6], writing), put))
             return [*told, *[await found.get() for _ in range(3)]]
 
     told = asyncio.run(asyncio.wait_for(ask(), 30))

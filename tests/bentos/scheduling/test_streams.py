@@ -18,8 +18,8 @@ from onnx import numpy_helper
 from starlette.types import Message
 
 from bentos.app import PredictionApp
-from bentos.models.generation import MOST_TEXTS, GenerationModel
-from bentos.models.served_model import NotServable, load
+from bentos.models.generation import MAX_TEXTS, GenerationModel
+from bentos.models.onnx_model import NotServable, load
 from bentos.scheduling import streams as streams_module
 from headrace.runtime.generation import STEPS
 from tests.tiny_models import image_model, language_model
@@ -110,7 +110,7 @@ def test_what_is_left_out_has_the_contracts_defaults(app: PredictionApp) -> None
         ({"prompt": "a", "temperatur": 1}, "instances.0.temperatur"),
         ({"prompt": "a", "stream": 1}, "stream"),
         ({"instances": [GREEDY, {"prompt": "abcab"}]}, "instances.1.prompt"),
-        ({"instances": [GREEDY] * (MOST_TEXTS + 1)}, "instances"),
+        ({"instances": [GREEDY] * (MAX_TEXTS + 1)}, "instances"),
         ({"instances": [{"prompt": "a", "max_tokens": 8001}] * 4}, "instances"),
         ({"instances": [GREEDY, GREEDY], "stream": True}, "instances"),
         ([GREEDY], "body"),
@@ -167,7 +167,7 @@ def test_a_client_that_leaves_ends_its_text(app: PredictionApp) -> None:
 
     asyncio.run(leave())
     assert 3 <= len(taken) < 50
-    assert app.streams._under_way == 0
+    assert app.streams._active == 0
 
 
 def test_a_client_that_waits_for_the_whole_and_leaves_ends_it_too(app: PredictionApp) -> None:
@@ -188,7 +188,7 @@ def test_a_client_that_waits_for_the_whole_and_leaves_ends_it_too(app: Predictio
 def test_more_texts_than_there_is_room_for_are_sent_to_another_replica(
     app: PredictionApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams_module, "MAX_TEXTS", 2)
+    monkeypatch.setattr(streams_module, "MAX_REQUESTS", 2)
     payload = {"prompt": "b", "temperature": 5, "max_tokens": 400, "seed": 1, "stream": True}
     found = ask(app, *[payload] * 4)
     refused = [response for response in found if response.status_code == 503]
@@ -221,7 +221,7 @@ def test_parts_that_do_not_fit_are_not_servable(tmp_path: Path) -> None:
     folder = language_model(tmp_path / "whole")
     layout = (folder / STEPS).read_text()
     (folder / STEPS).write_text(layout.replace('"past"', '"cell"'))
-    with pytest.raises(NotServable, match="are to be fed"):
+    with pytest.raises(NotServable, match="the graph takes"):
         GenerationModel(folder)
     (folder / STEPS).unlink()
     with pytest.raises(NotServable, match="cannot be read"):
@@ -267,7 +267,7 @@ def count_steps(app: PredictionApp) -> list[float]:
     """When each step of the graph was taken from now on; each takes a millisecond, so that no text ends before it is left."""
     model = app.model
     assert isinstance(model, GenerationModel)
-    session, taken = model.language.session, []
+    session, taken = model.generator.session, []
 
     class Counting:
         def run(self, names: list[str] | None, feeds: dict[str, Any]) -> list[Any]:
@@ -275,5 +275,5 @@ def count_steps(app: PredictionApp) -> list[float]:
             time.sleep(0.001)
             return session.run(names, feeds)
 
-    model.language.session = Counting()
+    model.generator.session = Counting()
     return taken

@@ -14,21 +14,21 @@ from typing import Any
 import pytest
 from starlette.requests import ClientDisconnect
 
-from bentos.scheduling import progress
-from bentos.scheduling import worker_thread as workroom_module
-from bentos.scheduling.worker_thread import Workroom
+from bentos.models import progress
+from bentos.scheduling import worker_thread as worker_thread
+from bentos.scheduling.worker_thread import WorkerThread
 from headrace.runtime.contract import ContractViolation
 from headrace.runtime.http import Refused
-from headrace.runtime.http_call import CURRENT, Call
+from headrace.runtime.http_messages import CURRENT_REQUEST, TrackedRequest
 
 
 @pytest.fixture
-def room() -> Workroom:
-    return Workroom()
+def room() -> WorkerThread:
+    return WorkerThread()
 
 
 @contextmanager
-def held(room: Workroom) -> Iterator[threading.Event]:
+def held(room: WorkerThread) -> Iterator[threading.Event]:
     """The thread, busy until the event is set."""
     release = threading.Event()
     room.thread.submit(release.wait, 20)
@@ -38,8 +38,8 @@ def held(room: Workroom) -> Iterator[threading.Event]:
         release.set()
 
 
-def call_of(receive: Callable[[], Any]) -> Call:
-    return Call({"type": "http", "headers": []}, receive)
+def call_of(receive: Callable[[], Any]) -> TrackedRequest:
+    return TrackedRequest({"type": "http", "headers": []}, receive)
 
 
 async def never() -> dict[str, Any]:
@@ -51,7 +51,7 @@ async def gone() -> dict[str, Any]:
     return {"type": "http.disconnect"}
 
 
-def test_work_gives_its_result_or_its_error(room: Workroom) -> None:
+def test_work_gives_its_result_or_its_error(room: WorkerThread) -> None:
     def fails() -> None:
         raise ZeroDivisionError
 
@@ -61,7 +61,7 @@ def test_work_gives_its_result_or_its_error(room: Workroom) -> None:
     assert room.jobs == 0
 
 
-def test_a_refusal_leaves_what_was_refused_behind_in_the_thread(room: Workroom) -> None:
+def test_a_refusal_leaves_what_was_refused_behind_in_the_thread(room: WorkerThread) -> None:
     """While it waits for the event loop the thread reads the next body: two of them would not fit."""
 
     class Rows:
@@ -87,9 +87,9 @@ def test_a_refusal_leaves_what_was_refused_behind_in_the_thread(room: Workroom) 
 
 
 def test_a_request_that_takes_too_long_is_refused_and_its_waiting_work_never_starts(
-    room: Workroom, monkeypatch: pytest.MonkeyPatch
+    room: WorkerThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workroom_module, "REQUEST_SECONDS", 0.05)
+    monkeypatch.setattr(worker_thread, "REQUEST_SECONDS", 0.05)
     started: list[int] = []
     with held(room) as release:
         with pytest.raises(Refused) as refused:
@@ -101,11 +101,11 @@ def test_a_request_that_takes_too_long_is_refused_and_its_waiting_work_never_sta
     assert room.jobs == 0
 
 
-def test_a_client_that_goes_away_takes_its_work_with_it(room: Workroom) -> None:
+def test_a_client_that_goes_away_takes_its_work_with_it(room: WorkerThread) -> None:
     started: list[int] = []
 
     async def scenario() -> None:
-        CURRENT.set(call_of(gone))
+        CURRENT_REQUEST.set(call_of(gone))
         await room.run(10, lambda: started.append(1))
 
     with held(room) as release:
@@ -116,13 +116,13 @@ def test_a_client_that_goes_away_takes_its_work_with_it(room: Workroom) -> None:
     assert started == []
 
 
-def test_work_under_way_ends_where_it_tells_of_its_progress(room: Workroom, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workroom_module, "REQUEST_SECONDS", 0.05)
+def test_work_under_way_ends_where_it_tells_of_its_progress(room: WorkerThread, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_thread, "REQUEST_SECONDS", 0.05)
     parts: list[int] = []
 
     def in_parts() -> None:
         for i in range(1000):
-            progress.made()
+            progress.report()
             parts.append(i)
             time.sleep(0.01)
 
@@ -132,18 +132,18 @@ def test_work_under_way_ends_where_it_tells_of_its_progress(room: Workroom, monk
     assert 1 <= len(parts) < 1000
 
 
-def test_a_client_that_stays_gets_its_answer(room: Workroom) -> None:
+def test_a_client_that_stays_gets_its_answer(room: WorkerThread) -> None:
     async def scenario() -> int:
-        CURRENT.set(call_of(never))
+        CURRENT_REQUEST.set(call_of(never))
         return await room.run(10, lambda: 7)
 
     assert asyncio.run(scenario()) == 7
 
 
 def test_a_queue_that_would_take_too_long_is_closed_and_what_is_in_it_is_answered(
-    room: Workroom, monkeypatch: pytest.MonkeyPatch
+    room: WorkerThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workroom_module, "QUEUE_SECONDS", 0.1)
+    monkeypatch.setattr(worker_thread, "QUEUE_SECONDS", 0.1)
     asyncio.run(room.run(1000, lambda: time.sleep(0.06)))  # what work of this size takes
 
     async def scenario() -> list[int | str]:
@@ -164,15 +164,17 @@ def test_a_queue_that_would_take_too_long_is_closed_and_what_is_in_it_is_answere
     assert asyncio.run(room.run(1000, lambda: "room again")) == "room again"
 
 
-def test_tenants_take_turns_so_that_a_flood_of_one_delays_nobody_else(room: Workroom, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workroom_module, "QUEUE_SECONDS", 0.1)
+def test_tenants_take_turns_so_that_a_flood_of_one_delays_nobody_else(
+    room: WorkerThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_thread, "QUEUE_SECONDS", 0.1)
     asyncio.run(room.run(1000, lambda: time.sleep(0.03)))
     order: list[str] = []
 
     async def ask(tenant: str) -> bool:
         call = call_of(never)
         call.tenant = tenant
-        CURRENT.set(call)
+        CURRENT_REQUEST.set(call)
         try:
             await room.run(1000, lambda: order.append(tenant))
         except Refused:
@@ -191,11 +193,11 @@ def test_tenants_take_turns_so_that_a_flood_of_one_delays_nobody_else(room: Work
         served = asyncio.run(scenario())
     assert served[0]
     assert not all(served)
-    assert order.index("globex") <= workroom_module.AT_ONCE + 1  # those that the thread has, and one whose turn it was
+    assert order.index("globex") <= worker_thread.JOBS_IN_THREAD + 1  # those that the thread has, and one whose turn it was
     assert room.jobs == 0
 
 
-def test_work_that_makes_no_progress_shows(room: Workroom) -> None:
+def test_work_that_makes_no_progress_shows(room: WorkerThread) -> None:
     assert room.thread.silent_seconds == 0
     with held(room):
         end = time.monotonic() + 20
@@ -206,7 +208,7 @@ def test_work_that_makes_no_progress_shows(room: Workroom) -> None:
 
     def tells() -> None:
         for _ in range(10):
-            progress.made()
+            progress.report()
             time.sleep(0.02)
         told.set()
 

@@ -137,7 +137,7 @@ def test_days_long_gone_are_removed(tmp_path: Path) -> None:
 def test_a_redis_that_is_gone_refuses_or_serves_as_set_and_is_told_once(
     serves: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(quota_module, "REST_SECONDS", 0.01)
+    monkeypatch.setattr(quota_module, "RETRY_SECONDS", 0.01)
     server = RedisServer(tmp_path).start()
     unchecked: list[int] = []
     quotas = Quotas(RedisStore(server.address), serves, lambda: unchecked.append(1))

@@ -19,7 +19,7 @@ def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Records
     """That write when they are told to."""
     monkeypatch.setattr(records_module, "WRITE_SECONDS", 3600.0)
     found = Records(tmp_path / "usage")
-    found.name_model("halves", "3")
+    found.set_model("halves", "3")
     yield found
     found.close()
 
@@ -70,7 +70,7 @@ def test_lines_wait_for_a_disk_that_takes_none_and_it_is_told_once(
 
 
 def test_what_comes_while_too_much_waits_is_left_out(records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records_module, "MOST_WAITING_BYTES", 1000)
+    monkeypatch.setattr(records_module, "MAX_BUFFER_BYTES", 1000)
     for i in range(100):
         records.add(f"r{i}", "acme", ["upper"])
     records.write()

@@ -9,14 +9,14 @@ import numpy as np
 import onnx
 import pytest
 
-from bentos.models import served_model as served
-from bentos.models.served_model import BrokenAnswer, NotServable, ServedModel
+from bentos.models import onnx_model
+from bentos.models.onnx_model import InvalidOutput, NotServable, OnnxModel
 from headrace.runtime.contract import Contract, ContractViolation
 from tests.tiny_models import image_model, table_model
 
 
 def test_probabilities_are_the_softmax_of_hand_computed_logits(tmp_path: Path) -> None:
-    model = ServedModel(image_model(tmp_path))
+    model = OnnxModel(image_model(tmp_path))
     (answer,) = model.predict([{"pixels": [[255] * 4, [0] * 4, [51] * 4, [0] * 4]}])
     upper = np.exp(4.0) / (np.exp(4.0) + np.exp(0.8))
     assert answer["label"] == "upper"
@@ -24,27 +24,27 @@ def test_probabilities_are_the_softmax_of_hand_computed_logits(tmp_path: Path) -
 
 
 def test_a_category_that_training_never_saw_is_answered(tmp_path: Path) -> None:
-    model = ServedModel(table_model(tmp_path))
+    model = OnnxModel(table_model(tmp_path))
     rows = [{"distance": 100, "carrier": "BB"}, {"distance": 1.5, "carrier": "ZZ"}]
     assert model.predict(rows) == [{"minutes": 220.0}, {"minutes": 3.0}]
 
 
 def test_rows_beyond_one_run_of_the_graph_keep_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(served, "ROWS_PER_RUN", 3)
-    model = ServedModel(table_model(tmp_path))
+    monkeypatch.setattr(onnx_model, "ROWS_PER_RUN", 3)
+    model = OnnxModel(table_model(tmp_path))
     rows = [{"distance": float(i), "carrier": "AA"} for i in range(8)]
     assert [answer["minutes"] for answer in model.predict(rows)] == [2.0 * i + 10 for i in range(8)]
 
 
 def test_an_integer_of_hundreds_of_digits_breaks_the_contract(tmp_path: Path) -> None:
     with pytest.raises(ContractViolation):
-        ServedModel(table_model(tmp_path)).predict([{"distance": 10**400, "carrier": "AA"}])
+        OnnxModel(table_model(tmp_path)).predict([{"distance": 10**400, "carrier": "AA"}])
 
 
 def test_identity_beside_the_model_gives_the_version(tmp_path: Path) -> None:
     folder = image_model(tmp_path)
     (folder / "identity.json").write_text(json.dumps({"version": "12", "data_md5": "d41d"}))
-    model = ServedModel(folder)
+    model = OnnxModel(folder)
     assert (model.version, model.identity["data_md5"]) == ("12", "d41d")
 
 
@@ -53,7 +53,7 @@ def test_a_graph_that_asks_for_another_input_is_not_served(tmp_path: Path) -> No
     contract = Contract.read(folder / "contract.json")
     contract.model_copy(update={"inputs": contract.inputs[:1], "sample": {"distance": 1.0}}).write(folder / "contract.json")
     with pytest.raises(NotServable, match="carrier"):
-        ServedModel(folder)
+        OnnxModel(folder)
 
 
 def test_a_sample_that_breaks_its_own_contract_is_not_served(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_sample_that_breaks_its_own_contract_is_not_served(tmp_path: Path) -> 
     contract = Contract.read(folder / "contract.json")
     contract.model_copy(update={"sample": {"distance": "far", "carrier": "AA"}}).write(folder / "contract.json")
     with pytest.raises(NotServable, match=r"instances\.0\.distance"):
-        ServedModel(folder)
+        OnnxModel(folder)
 
 
 def test_a_graph_with_fewer_classes_than_labels_is_not_served(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_a_graph_with_fewer_classes_than_labels_is_not_served(tmp_path: Path) ->
     contract = Contract.read(folder / "contract.json")
     contract.model_copy(update={"labels": ["upper", "lower", "left"]}).write(folder / "contract.json")
     with pytest.raises(NotServable, match="shape"):
-        ServedModel(folder)
+        OnnxModel(folder)
 
 
 def test_an_answer_that_is_no_number_is_never_given(tmp_path: Path) -> None:
@@ -80,5 +80,5 @@ def test_an_answer_that_is_no_number_is_never_given(tmp_path: Path) -> None:
     onnx.save(graph, folder / "model.onnx")
     contract = Contract.read(folder / "contract.json")
     contract.model_copy(update={"sample": {"distance": 1.0, "carrier": "AA"}}).write(folder / "contract.json")
-    with pytest.raises(BrokenAnswer):
-        ServedModel(folder).predict([{"distance": 100.0, "carrier": "AA"}])
+    with pytest.raises(InvalidOutput):
+        OnnxModel(folder).predict([{"distance": 100.0, "carrier": "AA"}])

@@ -1,4 +1,4 @@
-"""One request on its way through a replica, and its answer: Starlette's, without what a small prediction cannot afford."""
+"""Requests and responses of Headrace's servers: Starlette's, without what a small prediction cannot afford."""
 
 from __future__ import annotations
 
@@ -6,50 +6,46 @@ import asyncio
 import time
 from contextlib import suppress
 from contextvars import ContextVar
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from headrace.runtime.token_verifier import EVERYBODY, Caller
+from headrace.runtime.token_verifier import OPEN_ACCESS, Caller
 
-CURRENT: ContextVar[Call] = ContextVar("call")
+CURRENT_REQUEST: ContextVar[TrackedRequest] = ContextVar("request")
 """The request that the running task answers."""
-WHOLE = "headrace.whole"
-"""Of a request's `extensions`, given by a replica's own server: the transport, to be told where an answer begins and ends."""
+TRANSPORT_EXTENSION = "headrace.transport"
+"""Key in a request's `extensions` for the transport of a replica's server, which is told where a response begins and ends."""
 LINGER_SECONDS = 2.0
+"""Longest time that a connection stays open after its last response to read the rest of the request's body."""
 LINGER_BYTES = 32 * 1024 * 1024
-"""How long, and for how much of a body that nobody reads, a connection outlives its last answer."""
+"""Largest rest of a body that is read and dropped in that time."""
 
 
-class Call(Request):
-    """A request with what the app knows of it. Routes find it all in `request.state` too."""
+class TrackedRequest(Request):
+    """A request with its id, its caller, and what is counted and logged about it."""
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
         super().__init__(scope, receive)
         self.started = time.perf_counter()
-        self.given: dict[bytes, bytes] = dict(scope["headers"])
-        """Headers, as bare as they came."""
+        self.header_bytes: dict[bytes, bytes] = dict(scope["headers"])
+        """Header values by lower-case name, undecoded."""
         self.request_id = ""
-        self.caller: Caller = EVERYBODY
+        self.caller: Caller = OPEN_ACCESS
         self.tenant = "none"
-        """Of the caller, once the token was checked."""
+        """The caller's tenant, set once the token is verified."""
         self.route = "none"
         self.code = ""
-        """Of a refusal."""
+        """Error code of a refused request."""
         self.spent = 0
         """Rows taken from the caller's quota."""
         self.is_counted = False
-        """Whether the request has been metered; it is once, though a stream's tokens come one by one."""
-
-    @property
-    def state(self) -> Any:
-        return self
+        """Whether the request is counted as usage already; a stream counts once, though its tokens come one by one."""
 
 
-class Answer(Response):
-    """A whole body with its status and headers; `connection: close` among them makes it the last one of its connection."""
+class BytesResponse(Response):
+    """A response whose body is complete; a header `connection: close` makes it the last one of its connection."""
 
     is_last = False
 
@@ -64,9 +60,9 @@ class Answer(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.is_last:
-            await self._take_leave(receive, send)
+            await self._send_and_drain(receive, send)
             return
-        transport = scope.get("extensions", {}).get(WHOLE)
+        transport = scope.get("extensions", {}).get(TRANSPORT_EXTENSION)
         if transport is None:
             await self._send(send)
             return
@@ -80,19 +76,19 @@ class Answer(Response):
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": self.body, "more_body": not is_end})
 
-    async def _take_leave(self, receive: Receive, send: Send) -> None:
-        """The whole answer at once; the connection ends when its client has stopped sending, or sends for too long.
+    async def _send_and_drain(self, receive: Receive, send: Send) -> None:
+        """Sends the response, then reads what the client still sends before the connection closes.
 
-        One that is closed under a body is reset, and then a balancer loses the answer that is on its way.
+        A connection that is closed while a body arrives is reset, and then a load balancer loses the response.
         """
         await self._send(send, is_end=False)
         with suppress(TimeoutError):
             async with asyncio.timeout(LINGER_SECONDS):
-                await _throw_away(receive)
+                await _drain(receive)
         await send({"type": "http.response.body", "body": b""})
 
 
-async def _throw_away(receive: Receive) -> None:
+async def _drain(receive: Receive) -> None:
     size, more = 0, True
     while more and size < LINGER_BYTES:
         message = await receive()

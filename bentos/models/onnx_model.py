@@ -1,4 +1,4 @@
-"""A served model: an ONNX graph with its contract and identity, loaded once, from instances to answers."""
+"""A served model: an ONNX graph with its contract and identity, which turns instances into answers."""
 
 from __future__ import annotations
 
@@ -13,30 +13,35 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from bentos.scheduling import progress
+from bentos.models import progress
 from headrace.runtime.contract import Contract, ContractViolation, Feeds
 
 ROWS_PER_RUN = 1024
-"""A larger batch runs in parts, so that the runtime's memory does not grow with what a client sends."""
+"""Rows of one run of the graph: a larger request runs in chunks, so that it does not take more memory."""
+MOVED_MODULES = {
+    "bentos.model": "bentos.models.onnx_model (its class is OnnxModel)",
+    "headrace.contract": "headrace.runtime.contract",
+}
+"""Modules that custom served classes were documented to import, and where they are now."""
 
 
 class NotServable(Exception):
-    """The folder holds no model that can answer by its contract."""
+    """The model in a folder cannot be served as its contract says."""
 
 
-class BrokenAnswer(Exception):
-    """The graph gave something that is no answer by its contract: another shape, NaN or infinity."""
+class InvalidOutput(Exception):
+    """The graph's output does not fit the contract: another shape, NaN or infinity."""
 
 
-class ServedModel:
-    """One model version, ready to answer once it is built: building it predicts the contract's sample.
+class OnnxModel:
+    """One model version. The constructor loads it and predicts the contract's sample.
 
     Raises:
         NotServable: the graph and the contract disagree.
     """
 
     def __init__(self, folder: Path, threads: int | None = None) -> None:
-        """`folder` holds `model.onnx`, `contract.json` and perhaps `identity.json`; `threads` overrides the contract's."""
+        """Loads `model.onnx`, `contract.json` and, if present, `identity.json`; `threads` overrides the contract's."""
         self.contract = Contract.read(folder / "contract.json")
         self.identity = _read_identity(folder / "identity.json")
         self.name = self.contract.model
@@ -51,11 +56,11 @@ class ServedModel:
         self.batching = self._read_batching(folder / "serving.json")
 
     def predict(self, instances: list[Any]) -> list[dict[str, Any]]:
-        """Answers in the order of `instances`.
+        """Returns an answer for each of `instances`, in their order.
 
         Raises:
-            ContractViolation: an instance breaks the contract; its path starts with `instances.<row>`.
-            BrokenAnswer: the graph's output is none.
+            ContractViolation: an instance breaks the contract; the path starts with `instances.<row>`.
+            InvalidOutput: the graph's output does not fit the contract.
         """
         return self.to_answers(self.run(self.to_feeds(instances)))
 
@@ -69,80 +74,82 @@ class ServedModel:
         return self.contract.to_answers(outputs)
 
     def run(self, feeds: Feeds) -> NDArray[Any]:
-        """The graph's first output for all rows of `feeds`: `(rows, *contract.answer_shape)`."""
+        """Returns the graph's first output for all rows of `feeds`, `(rows, *contract.answer_shape)`."""
         rows = len(next(iter(feeds.values())))
         if rows <= ROWS_PER_RUN:
-            return self._run_part({name: feeds[name] for name in self._inputs}, rows)
-        parts = [
-            self._run_part(self._part(feeds, start), min(ROWS_PER_RUN, rows - start)) for start in range(0, rows, ROWS_PER_RUN)
+            return self._run_chunk({name: feeds[name] for name in self._inputs}, rows)
+        outputs = [
+            self._run_chunk(self._chunk(feeds, start), min(ROWS_PER_RUN, rows - start))
+            for start in range(0, rows, ROWS_PER_RUN)
         ]
-        return np.concatenate(parts)
+        return np.concatenate(outputs)
 
     def _read_batching(self, path: Path) -> dict[str, Any] | None:
-        """`{"max_rows", "wait_seconds"}` where requests run together; a class with an answer of its own runs them alone."""
-        is_plain = type(self).predict is ServedModel.predict
-        if not is_plain or not path.is_file():
+        """Returns `{"max_rows", "wait_seconds"}` if requests run together; a subclass with its own `predict` never does."""
+        if type(self).predict is not OnnxModel.predict or not path.is_file():
             return None
         found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")).get("batching")
         return found
 
-    def _part(self, feeds: Feeds, start: int) -> Feeds:
-        progress.made()
+    def _chunk(self, feeds: Feeds, start: int) -> Feeds:
+        progress.report()
         return {name: feeds[name][start : start + ROWS_PER_RUN] for name in self._inputs}
 
-    def _run_part(self, part: Feeds, rows: int) -> NDArray[Any]:
-        output: NDArray[Any] = self._session.run(self._outputs, part)[0]
+    def _run_chunk(self, chunk: Feeds, rows: int) -> NDArray[Any]:
+        output: NDArray[Any] = self._session.run(self._outputs, chunk)[0]
         expected = (rows, *self._answer_shape)
         if output.shape != expected:
-            raise BrokenAnswer(f"the graph gave shape {output.shape}, the contract says {expected}")
+            raise InvalidOutput(f"the graph gave shape {output.shape}, the contract has {expected}")
         if not np.isfinite(output).all():
-            raise BrokenAnswer("the graph gave NaN or infinity")
+            raise InvalidOutput("the graph gave NaN or infinity")
         return output
 
     def _check_inputs(self) -> None:
         known = {field.name for field in self.contract.inputs}
         if unknown := [name for name in self._inputs if name not in known]:
-            raise NotServable(f"the graph asks for {unknown}, the contract has {sorted(known)}")
+            raise NotServable(f"the graph takes {unknown}, the contract has {sorted(known)}")
 
     def _warm(self) -> float:
-        """Seconds that one prediction of the sample takes, after a first one that sets the runtime up."""
+        """Predicts the sample twice, because the first run initialises the runtime, and returns the seconds of the second."""
         try:
             self.predict([self.contract.sample])
             start = time.perf_counter()
             self.predict([self.contract.sample])
-        except (ContractViolation, BrokenAnswer) as error:
+        except (ContractViolation, InvalidOutput) as error:
             raise NotServable(f"the contract's own sample cannot be predicted: {error}") from error
         return time.perf_counter() - start
 
 
-def load(folder: Path, threads: int | None = None) -> ServedModel:
-    """The model in `folder`, as the class that its contract names.
+def load(folder: Path, threads: int | None = None) -> OnnxModel:
+    """Loads the model in `folder` as the class that its contract names.
 
     Raises:
-        NotServable: the class is not there, or the model's parts disagree.
+        NotServable: the class cannot be imported, or the model's files do not fit together.
     """
     served_by = Contract.read(folder / "contract.json").served_by
     module, _, name = served_by.partition(":")
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise NotServable(f"the contract names {served_by!r}, which cannot be loaded: {error}") from error
-    model: ServedModel = found(folder, threads)
+        moved = MOVED_MODULES.get(getattr(error, "name", None) or "")
+        hint = f"; in {module}, import {moved} instead" if moved else ""
+        raise NotServable(f"the class {served_by!r} of the contract cannot be imported: {error}{hint}") from error
+    model: OnnxModel = found(folder, threads)
     return model
 
 
-def threads_given() -> int | None:
-    """Of the model's runtime, where this replica was told how many."""
+def threads_from_environment() -> int | None:
+    """Returns the ONNX Runtime threads that HEADRACE_THREADS sets for this replica, else None."""
     given = os.environ.get("HEADRACE_THREADS")
     return int(given) if given else None
 
 
 def open_session(graph: Path, threads: int) -> ort.InferenceSession:
-    """A graph as a replica runs it."""
+    """Opens a graph with the options of a replica."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Replicas share their machine: a thread that waits for work by spinning takes it from its neighbours.
+    # Replicas share their machine: a thread that spins while it waits takes CPU time from the others.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
