@@ -97,8 +97,8 @@ def _is_installed(top: str, root: Path) -> bool:
     spec = find_spec(top)
     if spec is None:
         return False
-    places = [spec.origin] if spec.origin and spec.has_location else list(spec.submodule_search_locations or ["built-in"])
-    return not any(Path(place).resolve().is_relative_to(root) for place in places)
+    places = [spec.origin] if spec.origin and spec.has_location else list(spec.submodule_search_locations or ())
+    return not any(Path(place).resolve().is_relative_to(root) for place in places)  # a built-in module has no place
 
 
 def _imported_by(file: Path, root: Path) -> list[str]:
