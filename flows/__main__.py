@@ -34,15 +34,19 @@ def _run(name: str, recipe: str, parameters: dict[str, Any]) -> dict[str, Any]:
 
     from flows.refresh import refresh
     from flows.release import release
-    from headrace.services import prefect, up
+    from headrace.services import prefect, status, up
 
     project = find_project()
-    prefect.wait_for_server(project, load_settings(project), console.report)  # it starts while the imports above run
+    settings = load_settings(project)
+    prefect.wait_for_server(project, settings, console.report)  # it starts while the imports above run
     flow: Any = {"release": release, "refresh": refresh}[name]
     # Prefect's heartbeat delays the end of each run by a second; the release lock finds killed runs instead.
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         facts: dict[str, Any] = flow(recipe, **parameters)
     up.wait_for_background(project)
+    for service in status.services(project, settings):
+        if service.state in ("stopped", "failed"):
+            console.report(f"{service.name} is {service.state}; see headrace logs {service.name}")
     return facts
 
 
