@@ -102,16 +102,16 @@ def test_text_generation_works_in_a_batch(acme: Client, tmp_path: Path) -> None:
 def test_a_restarted_api_server_continues_a_batch_without_losing_or_repeating_rows(
     service: LocalService, acme: Client, tmp_path: Path
 ) -> None:
-    submitted = acme.submit("trips", lines(tmp_path / "rows.jsonl", trips(8000)))
+    submitted = acme.submit("trips", lines(tmp_path / "rows.jsonl", trips(20_000)))
     until(lambda: acme.batch("trips", submitted.id).rows_done)
     service.stop("api-server")
     service.start_api_server()
     before = acme.batch("trips", submitted.id)
     assert before.state != "done" and before.rows_done > 0
     batch = acme.wait("trips", submitted.id, BATCH_SECONDS)
-    assert (batch.state, batch.rows_done, batch.rows_failed) == ("done", 8000, 0)
+    assert (batch.state, batch.rows_done, batch.rows_failed) == ("done", 20_000, 0)
     found = [json.loads(line) for line in acme.result("trips", batch.id, tmp_path / "a.jsonl").read_text().splitlines()]
-    assert [(line["row"], line["prediction"]["minutes"]) for line in found] == [(i, 2.0 * i + 10) for i in range(8000)]
+    assert [(line["row"], line["prediction"]["minutes"]) for line in found] == [(i, 2.0 * i + 10) for i in range(20_000)]
 
 
 def test_a_batch_waits_for_a_stopped_replica_and_continues_when_it_is_back(
@@ -154,7 +154,7 @@ def test_beyond_its_daily_quota_a_batch_keeps_its_answers_and_waits_for_the_next
 def test_a_batch_fails_when_its_token_is_revoked(service: LocalService, tmp_path: Path) -> None:
     token, facts = tokens.issue(service.project, "gone", ["trips"], 3600)
     with Client(service.gateway, token) as client, service.client("gone", "trips") as other:
-        submitted = client.submit("trips", lines(tmp_path / "rows.jsonl", trips(8000)))
+        submitted = client.submit("trips", lines(tmp_path / "rows.jsonl", trips(20_000)))
         until(lambda: client.batch("trips", submitted.id).rows_done)
         tokens.revoke(service.project, facts.jti)
         batch = other.wait("trips", submitted.id, BATCH_SECONDS)
@@ -194,7 +194,7 @@ def test_the_same_idempotency_key_gives_the_same_batch_and_another_file_is_refus
 def test_a_cancelled_batch_leaves_no_rows_and_is_removed_when_it_is_cancelled_again(
     service: LocalService, acme: Client, tmp_path: Path
 ) -> None:
-    submitted = acme.submit("trips", lines(tmp_path / "rows.jsonl", trips(8000)))
+    submitted = acme.submit("trips", lines(tmp_path / "rows.jsonl", trips(20_000)))
     until(lambda: acme.batch("trips", submitted.id).rows_done)
     assert acme.cancel("trips", submitted.id).state == "cancelled"
     folder = service.project.state / "batches" / submitted.id
