@@ -72,6 +72,7 @@ class RecurrentConfig(EnsembleConfig):
     builds = "headrace.models.recurrent:Recurrent"
     name: Literal["recurrent"] = "recurrent"
     cell: Literal["lstm", "gru"] = "gru"
+    """Type of the recurrent layers."""
     bidirectional: bool = True
     """Whether a second direction reads each text backwards."""
     embedding: int = Field(default=128, ge=1)
@@ -79,7 +80,7 @@ class RecurrentConfig(EnsembleConfig):
     hidden: int = Field(default=128, ge=1)
     """Features per state, in each direction."""
     layers: int = Field(default=1, ge=1)
-    """Recurrent layers."""
+    """Number of recurrent layers."""
     skip: bool = True
     """Whether the token embeddings are pooled too and passed to the linear layer with the states: a skip connection from
     single words to the label."""
@@ -101,10 +102,11 @@ class AttentionConfig(EnsembleConfig):
     heads: int = Field(default=4, ge=1)
     """Attention heads per block."""
     layers: int = Field(default=2, ge=1)
-    """Blocks."""
+    """Number of transformer blocks."""
     expansion: int = Field(default=4, ge=1)
     """Width of the dense layer of a block, as a multiple of `width`."""
     positions: Literal["learned", "rotary"] = "rotary"
+    """Position encoding: learned embeddings, or rotary (Su et al. 2021, arXiv:2104.09864)."""
     skip: bool = False
     """Whether the token embeddings are pooled too and passed to the linear layer with the states."""
     pooling: list[Pooling] = Field(default=["mean"], min_length=1)
@@ -157,12 +159,13 @@ class RecurrentLanguageConfig(ModelConfig):
     builds = "headrace.models.language:RecurrentLanguage"
     name: Literal["recurrent-language"] = "recurrent-language"
     cell: Literal["lstm", "gru"] = "lstm"
+    """Type of the recurrent layers."""
     embedding: int = Field(default=128, ge=1)
     """Features per token."""
     hidden: int = Field(default=384, ge=1)
     """Features per state."""
     layers: int = Field(default=1, ge=1)
-    """Recurrent layers."""
+    """Number of recurrent layers."""
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Probability of dropping a feature before each layer and before the output."""
 
@@ -177,7 +180,7 @@ class GPTConfig(ModelConfig):
     heads: int = Field(default=4, ge=1)
     """Attention heads per block."""
     layers: int = Field(default=4, ge=1)
-    """Blocks."""
+    """Number of transformer blocks."""
     expansion: int = Field(default=4, ge=1)
     """Width of the dense part of a block, as a multiple of `width`."""
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)

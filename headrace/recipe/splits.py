@@ -15,6 +15,7 @@ class TimeSplit(Section):
     column: str
     """A column with an order, for example a month or a date. It is not a feature."""
     test: Literal["last"] = "last"
+    """The test set: the rows with the last value of `column`."""
 
 
 class PredefinedSplit(Section):
