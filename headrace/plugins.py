@@ -98,7 +98,8 @@ def _is_installed(top: str, root: Path) -> bool:
     if spec is None:
         return False
     places = [spec.origin] if spec.origin and spec.has_location else list(spec.submodule_search_locations or ())
-    return not any(Path(place).resolve().is_relative_to(root) for place in places)  # a built-in module has no place
+    ours = {root / f"{top}.py", root / top, root / top / "__init__.py"}
+    return not any(Path(place).resolve() in ours for place in places)
 
 
 def _imported_by(file: Path, root: Path) -> list[str]:
