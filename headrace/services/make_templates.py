@@ -52,7 +52,7 @@ def _create_prefect_database(path: Path) -> None:
 
 
 def main() -> None:
-    """Without templates everything works, only slower: a failure is printed, and is no failure of `make setup`."""
+    """Without templates everything works, only slower: a failure is printed and does not stop `make setup`."""
     try:
         reason = None if make_templates() else f"{sys.prefix} is not writable"
     except HeadraceError as error:
