@@ -20,9 +20,10 @@ from starlette.routing import Route
 
 from bentos.models.generation import GenerationModel
 from bentos.protocols.server import ModelServer
-from bentos.scheduling.continuous import Event, GenerationRequest
+from bentos.scheduling.continuous import Event
 from bentos.scheduling.streams import line
 from headrace.runtime.contract import ContractViolation
+from headrace.runtime.generation import GenerationRequest
 from headrace.runtime.http import Refused, parse_json, read_json_body, require_json, to_json
 from headrace.runtime.http_messages import TrackedRequest
 

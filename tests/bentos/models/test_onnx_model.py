@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import onnx
 import pytest
 
 from bentos.models import onnx_model
-from bentos.models.onnx_model import InvalidOutput, NotServable, OnnxModel
-from headrace.runtime.contract import Contract, ContractViolation
+from bentos.models.onnx_model import InvalidOutput, NotServable, OnnxModel, load
+from headrace.runtime.contract import RENAMED_CLASSES, Contract, ContractViolation
 from tests.tiny_models import image_model, table_model
 
 
@@ -82,3 +83,29 @@ def test_an_answer_that_is_no_number_is_never_given(tmp_path: Path) -> None:
     contract.model_copy(update={"sample": {"distance": 1.0, "carrier": "AA"}}).write(folder / "contract.json")
     with pytest.raises(InvalidOutput):
         OnnxModel(folder).predict([{"distance": 100.0, "carrier": "AA"}])
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED_CLASSES.items())
+def test_a_contract_with_an_earlier_class_name_loads_the_class_of_today(old: str, new: str, tmp_path: Path) -> None:
+    contract = Contract.read(image_model(tmp_path) / "contract.json")
+    module, _, name = new.partition(":")
+    (tmp_path / "contract.json").write_text(contract.model_dump_json().replace(contract.served_by, old))
+    assert Contract.read(tmp_path / "contract.json").served_by == new
+    assert issubclass(getattr(importlib.import_module(module), name), OnnxModel)
+
+
+def test_a_version_registered_under_an_earlier_class_name_still_predicts(tmp_path: Path) -> None:
+    contract = Contract.read(image_model(tmp_path) / "contract.json")
+    (tmp_path / "contract.json").write_text(contract.model_dump_json().replace(contract.served_by, "bentos.model:ServedModel"))
+    assert load(tmp_path).predict([contract.sample])[0]["label"] == "upper"
+
+
+def test_a_custom_class_that_imports_a_moved_module_is_told_its_new_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contract = Contract.read(image_model(tmp_path) / "contract.json")
+    (tmp_path / "served_halves.py").write_text("from bentos.model import ServedModel\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    contract.model_copy(update={"served_by": "served_halves:Halves"}).write(tmp_path / "contract.json")
+    with pytest.raises(NotServable, match=r"in served_halves, import bentos\.models\.onnx_model"):
+        load(tmp_path)

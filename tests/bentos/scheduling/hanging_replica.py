@@ -18,11 +18,11 @@ from bentos.models.onnx_model import load
 from headrace.runtime.http import to_json
 
 
-def _sleep(seconds: float, tells: bool) -> None:
+def _sleep(seconds: float, reports: bool) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         time.sleep(0.05)
-        if tells:
+        if reports:
             progress.report()
 
 
@@ -34,7 +34,7 @@ def main() -> None:
         where = request.path_params["where"]
         if where == "loop":
             time.sleep(60)
-        await app.work(1 << 30, lambda: _sleep(60 if where == "model" else 1.5, tells=where == "slow"))
+        await app.run(1 << 30, lambda: _sleep(60 if where == "model" else 1.5, reports=where == "slow"))
         return to_json({})
 
     app.routes.append(Route("/hang/{where}", hang))

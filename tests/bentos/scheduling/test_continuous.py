@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from bentos.models.generation import GenerationModel
 from bentos.models.onnx_model import load
 from bentos.scheduling import continuous, streams
-from bentos.scheduling.continuous import ActiveText, ContinuousBatching, GenerationRequest
+from bentos.scheduling.continuous import ActiveText, ContinuousBatching
 from headrace.models.causal import GPT
 from headrace.models.language import LanguageNetwork
 from headrace.runtime import generation
 from headrace.runtime import text_batch as batch_module
-from headrace.runtime.generation import SamplingParams, StepLayout, StepRunner
+from headrace.runtime.generation import GenerationRequest, SamplingParams, StepLayout, StepRunner
 from headrace.runtime.text_batch import TextBatch
 from headrace.runtime.tokenizer import END
 from headrace.task_types.lookup import task_type_of
