@@ -1,4 +1,4 @@
-"""Processes watched from outside: their memory, when they began and ended, and what they were at the time."""
+"""Samples processes from outside: their memory, start and end times, and commands."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.release_clone import carries
+from benchmarks.release_clone import has_token
 
 INTERVAL_SECONDS = 0.05
 SETTLED_SECONDS = 1.0
-"""Until it is the program it was started for, a new process has no environment, or that of its parent."""
+"""Until its exec, a new process has no environment or that of its parent."""
 EVERY_NTH_WITH_PSS = 10
-"""PSS makes the kernel walk a process's pages: half a second apart it costs hardly anything."""
+"""Reading PSS makes the kernel walk a process's pages; every half second it costs hardly anything."""
 MB = 1e6
 
 Command = tuple[str, ...]
@@ -34,13 +34,14 @@ NAMES = {
     "/envoy": "envoy",
     "headrace.services.api": "api-server",
     "headrace.services.watchdog": "watchdog",
+    "headrace.services.up": "start in the background",
 }
-"""A part of a command, and what the process is called."""
+"""Part of a command, and the name of its process."""
 
 
 @dataclass
 class Memory:
-    """Bytes. `rss` counts a page once in each process that shares it, `pss` divides it among them; 0 where not to be had."""
+    """Memory in bytes. `rss` counts a shared page in each process, `pss` divides it among them; 0 if not available."""
 
     rss: int = 0
     pss: int = 0
@@ -53,8 +54,8 @@ class Memory:
 
 
 @dataclass
-class Seen:
-    """One process: when it was first and last seen (seconds since the epoch), and each command it was, by time."""
+class ObservedProcess:
+    """One process: when it was first and last seen (seconds since the epoch), and its commands with their times."""
 
     pid: int
     began_at: float
@@ -63,7 +64,7 @@ class Seen:
 
     @property
     def seconds(self) -> float:
-        """How long it lived; at either end half an interval is missed on average."""
+        """Lifetime in seconds; on average half an interval is missed at either end."""
         return self.last_at - self.began_at + INTERVAL_SECONDS
 
     @property
@@ -71,26 +72,26 @@ class Seen:
         return name_of(self.commands[-1][1])
 
 
-class Watch(threading.Thread):
-    """Samples every process that carries a token, 20 times a second, until the block ends."""
+class ProcessMonitor(threading.Thread):
+    """Samples every process that has a token, 20 times a second, until the block ends."""
 
     def __init__(self, token: str) -> None:
         super().__init__(daemon=True)
-        self.seen: dict[int, Seen] = {}
+        self.seen: dict[int, ObservedProcess] = {}
         self.peak = Memory()
-        """The highest sum over all processes at one moment; `rss` and `pss` may come from different moments."""
+        """The highest sum over all processes at one moment; the peaks of `rss` and `pss` may be at different moments."""
         self.at_peak: dict[str, float] = {}
-        """MB of PSS (RSS where there is none) of each process at the peak."""
+        """MB of PSS (or RSS, if PSS is not available) of each process at the peak."""
         self._token = token
         self._members: dict[int, psutil.Process] = {}
-        self._strangers: set[int] = set()
+        self._other_pids: set[int] = set()
         self._stopped = threading.Event()
         self._cpu: dict[int, tuple[float, float]] = {}
         """CPU seconds of each process when it was first and last seen."""
         self.others = 0.0
-        """Share of this machine's CPUs that everything else took meanwhile, 0 to 1."""
+        """Share of this machine's CPU time that all other processes took, 0 to 1."""
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> ProcessMonitor:
         self._begun = time.monotonic(), _busy_seconds()
         self.start()
         return self
@@ -110,16 +111,16 @@ class Watch(threading.Thread):
             turn += 1
 
     def _find_new(self) -> None:
-        """A process's environment is read once: its children inherit the token, and exec keeps it."""
+        """Finds new processes. An environment is read once: children inherit the token, and exec keeps it."""
         alive = set(psutil.pids())
-        self._strangers &= alive
-        for pid in alive - self._members.keys() - self._strangers:
+        self._other_pids &= alive
+        for pid in alive - self._members.keys() - self._other_pids:
             with contextlib.suppress(psutil.Error):
                 process = psutil.Process(pid)
-                if carries(process, self._token):
+                if has_token(process, self._token):
                     self._members[pid] = process
                 elif time.time() - process.create_time() > SETTLED_SECONDS:
-                    self._strangers.add(pid)
+                    self._other_pids.add(pid)
 
     def _sample(self, with_pss: bool) -> None:
         now, found = time.time(), {}
@@ -134,10 +135,10 @@ class Watch(threading.Thread):
             except psutil.Error:
                 del self._members[pid]
                 continue
-            # One that was there before the watch began has used some already; one that is new has used all of it since.
+            # A process older than the monitor has used CPU time before; a new one has used all of its time since.
             began = cpu if pid not in self._cpu and process.create_time() < now - 1.0 else 0.0
             self._cpu[pid] = (self._cpu.get(pid, (began, began))[0], cpu)
-            seen = self.seen.setdefault(pid, Seen(pid, now, now))
+            seen = self.seen.setdefault(pid, ObservedProcess(pid, now, now))
             seen.last_at = now
             if not seen.commands or seen.commands[-1][1] != command:
                 seen.commands.append((now, command))
@@ -151,13 +152,13 @@ class Watch(threading.Thread):
 
 
 def _busy_seconds() -> float:
-    """CPU seconds that were not idle, over all CPUs, since the machine started; a guest's are in `user` already."""
+    """Returns the busy seconds of all CPUs since the machine started; the time of guests is part of `user`."""
     times = psutil.cpu_times()._asdict()
     return float(sum(seconds for name, seconds in times.items() if name not in ("idle", "iowait", "guest", "guest_nice")))
 
 
 def memory_of(processes: Sequence[psutil.Process], with_pss: bool = True) -> Memory:
-    """The sum over `processes`; one that is gone counts nothing."""
+    """Returns the sum over `processes`; a process that has ended counts as 0."""
     total = Memory()
     for process in processes:
         with contextlib.suppress(psutil.Error):
@@ -166,8 +167,8 @@ def memory_of(processes: Sequence[psutil.Process], with_pss: bool = True) -> Mem
     return total
 
 
-def tree(pid: int) -> list[psutil.Process]:
-    """A process and all it started."""
+def process_tree(pid: int) -> list[psutil.Process]:
+    """Returns a process and its descendants."""
     try:
         process = psutil.Process(pid)
         return [process, *process.children(recursive=True)]
@@ -176,7 +177,7 @@ def tree(pid: int) -> list[psutil.Process]:
 
 
 def name_of(command: Command) -> str:
-    """A process in the project's words."""
+    """Returns a readable name for a process."""
     text = " ".join(command)
     if "headrace.pipeline.stages" in command[:-1]:
         return f"stage {command[command.index('headrace.pipeline.stages') + 1]}"
