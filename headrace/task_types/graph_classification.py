@@ -164,7 +164,7 @@ def graphs_of(frame: pd.DataFrame, features: int) -> list[Subgraph]:
         except ContractViolation as violation:
             column, _, place = violation.path.removeprefix("graph.").partition(".")
             raise DataError(
-                f"expected {violation.expected}, got {violation.got}" + (f", at {place}" if place else ""),
+                f"expected {violation.expected}, got {violation.got}" + (f", at position {place}" if place else ""),
                 where=f"column {column}, {_shown({NODES: nodes, EDGES: edges}[column])}",
                 hint="correct the graph, or remove its row",
             ) from None

@@ -191,7 +191,7 @@ def test_a_readout_counts_the_nodes_that_are_there(pooling: str) -> None:
 @pytest.mark.parametrize("pooling", ["mean", "max", "sum", "attention"])
 @pytest.mark.parametrize("config_class", [GCNConfig, GATConfig, APPNPConfig])
 def test_a_whole_graph_is_answered_alike_alone_and_in_a_batch(config_class: Any, pooling: str) -> None:
-    """Three nodes and two edges, alone, and filled up to five nodes beside another graph."""
+    """Three nodes and two edges, alone, and padded to five nodes beside another graph."""
     net = network(config_class(hidden=[4], pooling=pooling), whole=True)
     x, edges = torch.randn(3, 4), torch.tensor([[0, 1], [1, 0], [1, 2], [2, 1]])
     alone = net(x, edges, there=torch.ones(1, 3, dtype=torch.bool))

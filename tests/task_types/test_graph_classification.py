@@ -109,14 +109,14 @@ def test_a_graph_may_have_no_edges_however_that_is_written() -> None:
     [
         (
             {"edges": "[[0, 9]]"},
-            r"column edges, \[\[0, 9\]\]: expected two node indices from 0 to \d, got list \[0, 9\], at place 0",
+            r"column edges, \[\[0, 9\]\]: expected two node indices from 0 to \d, got list \[0, 9\], at position 0",
         ),
-        ({"edges": "[[0, 1"}, "no JSON"),
-        ({"nodes": "[[1, 2], [NaN, 1]]"}, "NaN is no number"),
-        ({"nodes": "[[1, 2], [1, null]]"}, "at place 1"),
+        ({"edges": "[[0, 1"}, "not valid JSON"),
+        ({"nodes": "[[1, 2], [NaN, 1]]"}, "NaN is not a number"),
+        ({"nodes": "[[1, 2], [1, null]]"}, "at position 1"),
         ({"nodes": "[]"}, "a list with the features of each node"),
         ({"nodes": None}, "a list with the features of each node"),
-        ({"nodes": "[[1, 2], [3]]", "edges": "[]"}, r"in shape \[2\].*got a list of 1, at place 1"),
+        ({"nodes": "[[1, 2], [3]]", "edges": "[]"}, r"in shape \[2\].*got a list of 1, at position 1"),
     ],
 )
 def test_an_invalid_graph_is_named_by_its_beginning(change: dict[str, Any], said: str) -> None:
@@ -139,7 +139,7 @@ def test_graphs_that_would_fill_the_memory_are_refused(monkeypatch: pytest.Monke
     task_type, frame = task_type_of(TASK), landed(shapes())
     schema = task_type.fit(frame, recipe_of())
     monkeypatch.setattr("headrace.task_types.graph_classification.MAX_PADDED_BYTES", 1000)
-    with pytest.raises(DataError, match="120 graphs, filled up to 8 nodes and 8 edges"):
+    with pytest.raises(DataError, match="120 graphs, padded to 8 nodes and 8 edges"):
         task_type.encode(frame, schema, recipe_of())
 
 

@@ -130,8 +130,8 @@ def test_an_edge_that_one_row_names_counts_in_both_directions() -> None:
     ("change", "said"),
     [
         ({"edges": "m1 nobody"}, "an edge leads from node 'm3' to 'nobody', which is in no row"),
-        ({"likes": "1 x"}, "'x' is no position of a feature"),
-        ({"likes": "-1"}, "'-1' is no position"),
+        ({"likes": "1 x"}, "'x' is not the position of a feature"),
+        ({"likes": "-1"}, "'-1' is not the position"),
     ],
 )
 def test_what_is_no_graph_is_refused(change: dict[str, str], said: str) -> None:
@@ -148,7 +148,7 @@ def test_nodes_of_no_feature_at_all_are_refused() -> None:
         task_type_of("node-classification").fit(nodes_of(*clubs()).assign(likes=""), recipe_of())
     with pytest.raises(DataError, match="no features"):
         task_type_of("node-classification").fit(nodes_of(*clubs()).drop(columns="likes"), recipe_of())
-    with pytest.raises(DataError, match="column 'likes' holds text"):
+    with pytest.raises(DataError, match="column 'likes' contains text"):
         task_type_of("node-classification").fit(nodes_of(*clubs()).assign(age=3), recipe_of())
 
 

@@ -197,7 +197,7 @@ def test_a_table_of_the_target_alone_is_refused() -> None:
 
 
 def test_one_class_only_is_refused() -> None:
-    with pytest.raises(DataError, match="one class only") as caught:
+    with pytest.raises(DataError, match="only one class") as caught:
         fitted(pd.DataFrame({"a": [1.0, 2.0], "y": ["no", "no"]}), make_recipe())
     assert caught.value.where == "column y"
 
@@ -247,7 +247,7 @@ def test_a_regression_learns_the_targets_mean_and_deviation() -> None:
         ([0.1] * 7, "same value"),
         ([1e9 / 3] * 7, "same value"),
         ([1.0, 2.0, None], "1 of 3 training rows have no value"),
-        (["far", "near", "far"], "'far', which is no number"),
+        (["far", "near", "far"], "'far', which is not a number"),
         ([1.0, 2.0, float("inf")], "infinite"),
     ],
 )
@@ -374,7 +374,7 @@ def test_an_image_sent_by_a_client_is_the_image_that_was_trained_on() -> None:
 
 
 def test_a_size_that_does_not_fit_the_columns_is_the_recipes_mistake() -> None:
-    with pytest.raises(RecipeError, match=r"data\.image says 3 × 3 = 9 pixels, and the data has 6"):
+    with pytest.raises(RecipeError, match=r"data\.image is 3 × 3 = 9 pixels, but the data has 6"):
         fitted(small_images(), make_recipe("image-classification", image=[3, 3]))
 
 

@@ -131,7 +131,7 @@ def test_what_is_no_text_is_read_as_text() -> None:
 
 
 def test_one_class_one_token_and_a_wrong_column_are_errors() -> None:
-    with pytest.raises(DataError, match="one class only"):
+    with pytest.raises(DataError, match="only one class"):
         fitted(reviews(20).assign(mood="good"), recipe_of())
     with pytest.raises(DataError, match="vocabulary of 1 token") as caught:
         fitted(reviews(20).assign(body="same same"), recipe_of())

@@ -102,7 +102,7 @@ def test_texts_that_are_none_are_refused(bad: Any) -> None:
 
 def test_what_cannot_generate_is_refused_with_what_mends_it() -> None:
     frame = pd.DataFrame({"text": ["abc abc"], "other": ["x"]})
-    with pytest.raises(RecipeError, match="words alone make no text"):
+    with pytest.raises(RecipeError, match="text cannot be generated from words"):
         fitted(frame, recipe_of(tokens="words"))
     with pytest.raises(RecipeError, match="write `target: text`"):
         fitted(frame, recipe_of(target="other"))
