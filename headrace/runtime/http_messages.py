@@ -16,7 +16,7 @@ from headrace.runtime.token_verifier import OPEN_ACCESS, Caller
 CURRENT_REQUEST: ContextVar[TrackedRequest] = ContextVar("request")
 """The request that the running task answers."""
 TRANSPORT_EXTENSION = "headrace.transport"
-"""Key in a request's `extensions` for the transport of a replica's server, which is told where a response begins and ends."""
+"""Key in a request's `extensions` for the transport of a replica's server, on which `begin` and `end` mark a response."""
 LINGER_SECONDS = 2.0
 """Longest time that a connection stays open after its last response to read the rest of the request's body."""
 LINGER_BYTES = 32 * 1024 * 1024

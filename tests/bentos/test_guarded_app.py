@@ -1,4 +1,4 @@
-"""A replica that is told whose tokens to believe, where to count, and how much a tenant may have."""
+"""A replica with tokens, usage and quotas, as its environment variables configure them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from bentos.telemetry import metrics as metrics_module
 from bentos.telemetry import request_log as log_module
 from bentos.telemetry.metrics import Metrics, bucket_of
 from headrace.runtime.usage import read_usage
-from tests.passes import Passes
 from tests.tiny_models import image_model, table_model
+from tests.token_issuer import TokenIssuer
 
 IMAGE = {"pixels": [[255] * 4, [255] * 4, [0] * 4, [0] * 4]}
 PREDICT = "/v1/models/halves/predict"
@@ -40,8 +40,8 @@ def halves(tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
 
 
 @pytest.fixture
-def passes(tmp_path: Path) -> Passes:
-    return Passes(tmp_path / "token-keys")
+def issuer(tmp_path: Path) -> TokenIssuer:
+    return TokenIssuer(tmp_path / "token-keys")
 
 
 class Replica:
@@ -49,14 +49,14 @@ class Replica:
 
     def __init__(self, folder: Path, model: OnnxModel, **variables: str) -> None:
         self.usage = folder / "usage"
-        told = {
+        defaults = {
             "HEADRACE_TOKEN_KEYS": str(folder / "token-keys"),
             "HEADRACE_USAGE": str(self.usage / "r1"),
             "HEADRACE_QUOTAS": str(folder / "quotas"),
             "HEADRACE_REPLICA": "r1",
         }
         with pytest.MonkeyPatch.context() as environment:
-            for name, value in {**told, **variables}.items():
+            for name, value in {**defaults, **variables}.items():
                 environment.setenv(name, value)
             self.app = PredictionApp()
         self.app.model = model
@@ -75,7 +75,7 @@ class Replica:
 
 
 @pytest.fixture
-def replica(tmp_path: Path, passes: Passes, halves: OnnxModel) -> Replica:
+def replica(tmp_path: Path, issuer: TokenIssuer, halves: OnnxModel) -> Replica:
     return Replica(tmp_path, halves)
 
 
@@ -96,8 +96,10 @@ def test_without_a_valid_token_every_path_answers_alike(replica: Replica, header
     assert "x-model-version" not in response.headers
 
 
-def test_a_model_that_is_not_the_tokens_and_one_that_does_not_exist_are_refused_alike(replica: Replica, passes: Passes) -> None:
-    others = passes.header("acme", ("digits",))
+def test_a_model_that_is_not_the_tokens_and_one_that_does_not_exist_are_refused_alike(
+    replica: Replica, issuer: TokenIssuer
+) -> None:
+    others = issuer.header("acme", ("digits",))
     refused = [replica.ask(others, f"/v1/models/{name}/predict") for name in ("halves", "digits", "nothing")]
     for response in refused:
         assert_error(response, 403, "forbidden")
@@ -105,8 +107,8 @@ def test_a_model_that_is_not_the_tokens_and_one_that_does_not_exist_are_refused_
     assert replica.ask(others, "/v1/models", method="GET").json() == {"models": [], "object": "list", "data": []}
 
 
-def test_a_token_for_all_models_is_told_what_is_here(replica: Replica, passes: Passes) -> None:
-    response = replica.ask(passes.header(), "/v1/models/halfs/predict")
+def test_a_token_for_all_models_is_told_what_is_here(replica: Replica, issuer: TokenIssuer) -> None:
+    response = replica.ask(issuer.header(), "/v1/models/halfs/predict")
     assert_error(response, 404, "unknown_model")
     assert "did you mean 'halves'" in response.json()["error"]["message"]
 
@@ -116,15 +118,15 @@ def test_health_and_metrics_need_no_token(replica: Replica, path: str) -> None:
     assert replica.ask({}, path, method="GET").status_code == 200
 
 
-def test_rows_are_metered_by_tenant_before_the_answer_is_seen(replica: Replica, passes: Passes) -> None:
+def test_rows_are_metered_by_tenant_before_the_answer_is_seen(replica: Replica, issuer: TokenIssuer) -> None:
     for tenant, rows in (("acme", 3), ("acme", 1), ("globex", 2)):
-        assert replica.ask(passes.header(tenant), body={"instances": [IMAGE] * rows}).status_code == 200
-    replica.ask(passes.header("acme"), body={"pixels": "broken"})
+        assert replica.ask(issuer.header(tenant), body={"instances": [IMAGE] * rows}).status_code == 200
+    replica.ask(issuer.header("acme"), body={"pixels": "broken"})
     assert {row[1:] for row in read_usage(replica.usage)} == {("acme", "halves", 2, 4, 0), ("globex", "halves", 1, 2, 0)}
 
 
-def test_a_quota_is_held_to_the_row_and_what_was_refused_takes_nothing(replica: Replica, passes: Passes) -> None:
-    acme = passes.header("acme", rows_per_day=5)
+def test_a_quota_is_held_to_the_row_and_what_was_refused_takes_nothing(replica: Replica, issuer: TokenIssuer) -> None:
+    acme = issuer.header("acme", rows_per_day=5)
     assert replica.ask(acme, body={"instances": [IMAGE] * 3}).status_code == 200
     over = replica.ask(acme, body={"instances": [IMAGE] * 3})
     assert_error(over, 429, "quota_exceeded")
@@ -132,20 +134,20 @@ def test_a_quota_is_held_to_the_row_and_what_was_refused_takes_nothing(replica: 
     assert_error(replica.ask(acme, body={"instances": [{"pixels": "broken"}] * 2}), 422, "contract_violation")
     assert replica.ask(acme, body={"instances": [IMAGE] * 2}).status_code == 200
     assert_error(replica.ask(acme), 429, "quota_exceeded")
-    assert replica.ask(passes.header("globex", rows_per_day=5)).status_code == 200
+    assert replica.ask(issuer.header("globex", rows_per_day=5)).status_code == 200
     text = replica.ask({}, "/metrics", method="GET").text
     assert 'headrace_quota_refused_total{model="halves",tenant="acme",version="3"} 2.0' in text
 
 
 @pytest.mark.parametrize(("when_down", "status"), [("closed", 503), ("open", 200)])
 def test_quotas_that_cannot_be_looked_up_refuse_or_serve_as_set(
-    tmp_path: Path, passes: Passes, halves: OnnxModel, when_down: str, status: int
+    tmp_path: Path, issuer: TokenIssuer, halves: OnnxModel, when_down: str, status: int
 ) -> None:
     (tmp_path / "a file").touch()
     replica = Replica(tmp_path, halves, HEADRACE_QUOTAS=str(tmp_path / "a file" / "quotas"), HEADRACE_QUOTA_WHEN_DOWN=when_down)
-    response = replica.ask(passes.header(rows_per_day=5))
+    response = replica.ask(issuer.header(rows_per_day=5))
     assert response.status_code == status
-    assert replica.ask(passes.header()).status_code == 200  # without a quota nothing is looked up
+    assert replica.ask(issuer.header()).status_code == 200  # without a quota nothing is looked up
     text = replica.ask({}, "/metrics", method="GET").text
     assert f'headrace_quota_unchecked_total{{model="halves",version="3"}} {1.0 if status == 200 else 0.0}' in text
     if status == 503:
@@ -153,9 +155,9 @@ def test_quotas_that_cannot_be_looked_up_refuse_or_serve_as_set(
         assert response.headers["retry-after"] == "1"
 
 
-def test_one_tenant_cannot_take_all_places(replica: Replica, passes: Passes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_tenant_cannot_take_all_places(replica: Replica, issuer: TokenIssuer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app_module, "MAX_IN_FLIGHT", 4)
-    acme, globex = passes.header("acme"), passes.header("globex")
+    acme, globex = issuer.header("acme"), issuer.header("globex")
 
     async def scenario() -> list[int]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(replica.app), base_url="http://test") as client:
@@ -179,18 +181,18 @@ async def _slowly(arrived: asyncio.Event) -> AsyncIterator[bytes]:
 
 
 def test_a_shadow_answers_and_records_but_meters_nothing_and_spends_no_quota(
-    tmp_path: Path, passes: Passes, halves: OnnxModel
+    tmp_path: Path, issuer: TokenIssuer, halves: OnnxModel
 ) -> None:
     shadow = Replica(tmp_path, halves, HEADRACE_SHADOW="1")
-    limited = passes.header(rows_per_day=1)
+    limited = issuer.header(rows_per_day=1)
     assert [shadow.ask(limited).status_code for _ in range(3)] == [200] * 3
     assert shadow.ask({}).status_code == 401
     assert read_usage(shadow.usage) == []
     assert len(shadow.answers()) == 3
 
 
-def test_answers_are_recorded_by_request_id_without_what_was_asked(replica: Replica, passes: Passes) -> None:
-    header = {**passes.header("acme"), "x-request-id": "order-7"}
+def test_answers_are_recorded_by_request_id_without_what_was_asked(replica: Replica, issuer: TokenIssuer) -> None:
+    header = {**issuer.header("acme"), "x-request-id": "order-7"}
     replica.ask(header, body={"instances": [IMAGE, {"pixels": [[0] * 4, [0] * 4, [9] * 4, [9] * 4]}]})
     replica.ask(header, body={"instances": [IMAGE] * 300})
     first, second = replica.answers()
@@ -199,10 +201,10 @@ def test_answers_are_recorded_by_request_id_without_what_was_asked(replica: Repl
     assert second["answers"] == ["upper"] * 100
 
 
-def test_values_are_recorded_as_values_and_counted_by_bucket(tmp_path: Path, passes: Passes) -> None:
+def test_values_are_recorded_as_values_and_counted_by_bucket(tmp_path: Path, issuer: TokenIssuer) -> None:
     replica = Replica(tmp_path, OnnxModel(table_model(tmp_path / "table")))
     rows = [{"distance": 1, "carrier": "AA"}, {"distance": 2, "carrier": "ZZ"}]
-    assert replica.ask(passes.header(), "/v1/models/trips/predict", {"instances": rows}).status_code == 200
+    assert replica.ask(issuer.header(), "/v1/models/trips/predict", {"instances": rows}).status_code == 200
     text = replica.ask({}, "/metrics", method="GET").text
     for bucket in ("10", "2"):
         assert f'headrace_answers_total{{answer="{bucket}",model="trips",version="0"}} 1.0' in text
@@ -229,16 +231,16 @@ def test_tenants_beyond_a_bound_are_counted_together(monkeypatch: pytest.MonkeyP
 
 
 def test_a_refused_request_is_one_line_of_json_without_token_or_payload(
-    replica: Replica, passes: Passes, capfd: pytest.CaptureFixture[str]
+    replica: Replica, issuer: TokenIssuer, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    header = passes.header("acme")
+    header = issuer.header("acme")
     replica.ask(header)
-    assert capfd.readouterr().err == ""  # what went well is not told
+    assert capfd.readouterr().err == ""  # successful requests are not logged
     replica.ask({**header, "x-request-id": "order-7"}, body={"pixels": "c2VjcmV0"})
     (line,) = capfd.readouterr().err.splitlines()
-    told = json.loads(line)
-    assert told.pop("at") and told.pop("seconds") > 0
-    assert told == {
+    logged = json.loads(line)
+    assert logged.pop("at") and logged.pop("seconds") > 0
+    assert logged == {
         "log": "request",
         "request_id": "order-7",
         "tenant": "acme",
@@ -255,14 +257,14 @@ def test_a_refused_request_is_one_line_of_json_without_token_or_payload(
 
 
 def test_slow_requests_are_told_and_all_of_them_where_wanted(
-    tmp_path: Path, passes: Passes, halves: OnnxModel, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, issuer: TokenIssuer, halves: OnnxModel, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for variables, lines in (
         ({"HEADRACE_SLOW_SECONDS": "0"}, 1),
         ({"HEADRACE_LOG": "requests"}, 1),
         ({"HEADRACE_SLOW_SECONDS": "60"}, 0),
     ):
-        Replica(tmp_path, halves, **variables).ask(passes.header())
+        Replica(tmp_path, halves, **variables).ask(issuer.header())
         assert len(capfd.readouterr().err.splitlines()) == lines
 
 
@@ -279,7 +281,9 @@ def test_a_flood_of_refusals_is_no_flood_of_lines(
     assert [line.get("left_out") for line in lines] == [None, None, 3]
 
 
-def test_spans_continue_the_callers_trace_and_reach_the_collector(tmp_path: Path, passes: Passes, halves: OnnxModel) -> None:
+def test_spans_continue_the_callers_trace_and_reach_the_collector(
+    tmp_path: Path, issuer: TokenIssuer, halves: OnnxModel
+) -> None:
     received: list[bytes] = []
 
     class Collector(BaseHTTPRequestHandler):
@@ -297,7 +301,7 @@ def test_spans_continue_the_callers_trace_and_reach_the_collector(tmp_path: Path
         replica = Replica(tmp_path, halves, OTEL_EXPORTER_OTLP_ENDPOINT=address)
         trace = "4bf92f3577b34da6a3ce929d0e0e4736"
         for sampled in ("01", "00"):
-            replica.ask({**passes.header("acme"), "traceparent": f"00-{trace}-00f067aa0ba902b7-{sampled}"})
+            replica.ask({**issuer.header("acme"), "traceparent": f"00-{trace}-00f067aa0ba902b7-{sampled}"})
         replica.ask({})
         replica.app.close()
         server.shutdown()
@@ -308,8 +312,8 @@ def test_spans_continue_the_callers_trace_and_reach_the_collector(tmp_path: Path
     assert (facts["headrace.tenant"], facts["headrace.model"], facts["http.response.status_code"]) == ("acme", "halves", 200)
     assert spans[0].trace_id.hex() == trace
     assert spans[0].end_time_unix_nano > spans[0].start_time_unix_nano
-    told = {fact.key: fact.value.string_value for fact in sent[0].resource_spans[0].resource.attributes}
-    assert (told["service.name"], told["service.instance.id"]) == ("headrace", "r1")
+    attributes = {fact.key: fact.value.string_value for fact in sent[0].resource_spans[0].resource.attributes}
+    assert (attributes["service.name"], attributes["service.instance.id"]) == ("headrace", "r1")
 
 
 def test_nothing_of_opentelemetry_is_imported_without_an_endpoint() -> None:

@@ -224,11 +224,12 @@ def test_a_value_is_taken_or_refused_alike_among_few_rows_and_among_many(field: 
 
 
 @pytest.mark.parametrize(
-    ("value", "told"), [(2_000_000, "from 1 to 1000000, got 2000000"), (0, "from 1 to 1000000, got 0"), (-1e30, "fits int64")]
+    ("value", "message"),
+    [(2_000_000, "from 1 to 1000000, got 2000000"), (0, "from 1 to 1000000, got 0"), (-1e30, "fits int64")],
 )
-def test_large_whole_numbers_are_told_as_one_writes_them(value: float, told: str) -> None:
+def test_large_integers_are_shown_without_an_exponent(value: float, message: str) -> None:
     field = InputField(name="tokens", dtype="int64", minimum=1, maximum=1_000_000)
-    with pytest.raises(ContractViolation, match=told):
+    with pytest.raises(ContractViolation, match=message):
         field.to_array([value], "rows")
 
 

@@ -232,13 +232,13 @@ def test_an_answer_can_be_had_without_a_client(halves: tuple[PredictionApp, str]
     head = request(parameters={"binary_data_output": True})
     response = send(halves[1], head + UPPER.tobytes(), str(len(head)))
     assert response.status_code == 200
-    told = int(response.headers["inference-header-content-length"])
-    outputs = json.loads(response.content[:told])["outputs"]
+    json_bytes = int(response.headers["inference-header-content-length"])
+    outputs = json.loads(response.content[:json_bytes])["outputs"]
     assert [one["parameters"]["binary_data_size"] for one in outputs] == [9, 8]
-    assert response.content[told : told + 9] == struct.pack("<I", 5) + b"upper"
-    probabilities = np.frombuffer(response.content[told + 9 :], "<f4")
+    assert response.content[json_bytes : json_bytes + 9] == struct.pack("<I", 5) + b"upper"
+    probabilities = np.frombuffer(response.content[json_bytes + 9 :], "<f4")
     assert probabilities.sum() == pytest.approx(1) and probabilities[0] > 0.99
-    assert json.loads(response.content[:told])["id"] == response.headers["x-request-id"]
+    assert json.loads(response.content[:json_bytes])["id"] == response.headers["x-request-id"]
 
 
 DATA = {"name": "pixels", "shape": [1, 4, 4], "datatype": "UINT8", "data": UPPER.tolist()}

@@ -247,17 +247,17 @@ def test_who_comes_amid_a_long_turn_waits_for_one_step(model: GenerationModel, m
                 room.events([GenerationRequest(model.generator, [5], SamplingParams(max_tokens=80))]) for _ in range(2)
             )
             await anext(first)
-            told = steps[0]
+            before = steps[0]
             await asyncio.sleep(0.05)  # amid the next turn, which nothing else would end
             came = steps[0]
             await anext(second)
             joined = steps[0] - came
             await first.aclose()
             await second.aclose()
-            return told, joined
+            return before, joined
 
-    told, joined = asyncio.run(come())
-    assert told < 10 and joined < 10
+    before, joined = asyncio.run(come())
+    assert before < 10 and joined < 10
 
 
 def test_a_text_that_nobody_waits_for_leaves_and_the_others_go_on(model: GenerationModel) -> None:
@@ -301,14 +301,14 @@ def test_a_step_that_fails_fails_its_texts_and_no_later_ones(model: GenerationMo
             put: Callable[[Any], None] = found.put_nowait
             for _ in range(2):
                 batch.add(ActiveText(GenerationRequest(model.generator, [5, 6], writing), put))
-            told = [await found.get() for _ in range(4)]
+            events = [await found.get() for _ in range(4)]
             is_broken[0] = False
             batch.add(ActiveText(GenerationRequest(model.generator, [5, 6], writing), put))
-            return [*told, *[await found.get() for _ in range(3)]]
+            return [*events, *[await found.get() for _ in range(3)]]
 
-    told = asyncio.run(asyncio.wait_for(ask(), 30))
-    assert [isinstance(event, RuntimeError) for event in told[:4]].count(True) == 2
-    assert [event.get("finish_reason") for event in told[4:]][:2] == [None, None] and told[-1]["finish_reason"]
+    events = asyncio.run(asyncio.wait_for(ask(), 30))
+    assert [isinstance(event, RuntimeError) for event in events[:4]].count(True) == 2
+    assert [event.get("finish_reason") for event in events[4:]][:2] == [None, None] and events[-1]["finish_reason"]
 
 
 def test_an_older_layout_reads_as_one_without_a_mask() -> None:

@@ -15,7 +15,7 @@ import pytest
 from starlette.requests import ClientDisconnect
 
 from bentos.models import progress
-from bentos.scheduling import worker_thread as worker_thread
+from bentos.scheduling import worker_thread
 from bentos.scheduling.worker_thread import WorkerThread
 from headrace.runtime.contract import ContractViolation
 from headrace.runtime.http import Refused
@@ -23,15 +23,15 @@ from headrace.runtime.http_messages import CURRENT_REQUEST, TrackedRequest
 
 
 @pytest.fixture
-def room() -> WorkerThread:
+def worker() -> WorkerThread:
     return WorkerThread()
 
 
 @contextmanager
-def held(room: WorkerThread) -> Iterator[threading.Event]:
+def held(worker: WorkerThread) -> Iterator[threading.Event]:
     """The thread, busy until the event is set."""
     release = threading.Event()
-    room.thread.submit(release.wait, 20)
+    worker.thread.submit(release.wait, 20)
     try:
         yield release
     finally:
@@ -51,17 +51,17 @@ async def gone() -> dict[str, Any]:
     return {"type": "http.disconnect"}
 
 
-def test_work_gives_its_result_or_its_error(room: WorkerThread) -> None:
+def test_work_gives_its_result_or_its_error(worker: WorkerThread) -> None:
     def fails() -> None:
         raise ZeroDivisionError
 
-    assert asyncio.run(room.run(10, lambda: 7)) == 7
+    assert asyncio.run(worker.run(10, lambda: 7)) == 7
     with pytest.raises(ZeroDivisionError):
-        asyncio.run(room.run(10, fails))
-    assert room.jobs == 0
+        asyncio.run(worker.run(10, fails))
+    assert worker.jobs == 0
 
 
-def test_a_refusal_leaves_what_was_refused_behind_in_the_thread(room: WorkerThread) -> None:
+def test_a_refusal_leaves_what_was_refused_behind_in_the_thread(worker: WorkerThread) -> None:
     """While it waits for the event loop the thread reads the next body: two of them would not fit."""
 
     class Rows:
@@ -80,43 +80,43 @@ def test_a_refusal_leaves_what_was_refused_behind_in_the_thread(room: WorkerThre
     gc.disable()
     try:
         with pytest.raises(Refused, match="fewer"):
-            asyncio.run(room.run(10, refuses))
+            asyncio.run(worker.run(10, refuses))
         assert kept[0]() is None
     finally:
         gc.enable()
 
 
 def test_a_request_that_takes_too_long_is_refused_and_its_waiting_work_never_starts(
-    room: WorkerThread, monkeypatch: pytest.MonkeyPatch
+    worker: WorkerThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_thread, "REQUEST_SECONDS", 0.05)
     started: list[int] = []
-    with held(room) as release:
+    with held(worker) as release:
         with pytest.raises(Refused) as refused:
-            asyncio.run(room.run(10, lambda: started.append(1)))
+            asyncio.run(worker.run(10, lambda: started.append(1)))
         release.set()
     assert (refused.value.status, refused.value.code) == (504, "too_slow")
-    room.thread.submit(int).result(20)
+    worker.thread.submit(int).result(20)
     assert started == []
-    assert room.jobs == 0
+    assert worker.jobs == 0
 
 
-def test_a_client_that_goes_away_takes_its_work_with_it(room: WorkerThread) -> None:
+def test_a_client_that_goes_away_takes_its_work_with_it(worker: WorkerThread) -> None:
     started: list[int] = []
 
     async def scenario() -> None:
         CURRENT_REQUEST.set(call_of(gone))
-        await room.run(10, lambda: started.append(1))
+        await worker.run(10, lambda: started.append(1))
 
-    with held(room) as release:
+    with held(worker) as release:
         with pytest.raises(ClientDisconnect):
             asyncio.run(scenario())
         release.set()
-    room.thread.submit(int).result(20)
+    worker.thread.submit(int).result(20)
     assert started == []
 
 
-def test_work_under_way_ends_where_it_tells_of_its_progress(room: WorkerThread, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_under_way_ends_where_it_tells_of_its_progress(worker: WorkerThread, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_thread, "REQUEST_SECONDS", 0.05)
     parts: list[int] = []
 
@@ -127,29 +127,29 @@ def test_work_under_way_ends_where_it_tells_of_its_progress(room: WorkerThread, 
             time.sleep(0.01)
 
     with pytest.raises(Refused):
-        asyncio.run(room.run(10, in_parts))
-    room.thread.submit(int).result(20)
+        asyncio.run(worker.run(10, in_parts))
+    worker.thread.submit(int).result(20)
     assert 1 <= len(parts) < 1000
 
 
-def test_a_client_that_stays_gets_its_answer(room: WorkerThread) -> None:
+def test_a_client_that_stays_gets_its_answer(worker: WorkerThread) -> None:
     async def scenario() -> int:
         CURRENT_REQUEST.set(call_of(never))
-        return await room.run(10, lambda: 7)
+        return await worker.run(10, lambda: 7)
 
     assert asyncio.run(scenario()) == 7
 
 
 def test_a_queue_that_would_take_too_long_is_closed_and_what_is_in_it_is_answered(
-    room: WorkerThread, monkeypatch: pytest.MonkeyPatch
+    worker: WorkerThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_thread, "QUEUE_SECONDS", 0.1)
-    asyncio.run(room.run(1000, lambda: time.sleep(0.06)))  # what work of this size takes
+    asyncio.run(worker.run(1000, lambda: time.sleep(0.06)))  # what work of this size takes
 
     async def scenario() -> list[int | str]:
         async def one(i: int) -> int | str:
             try:
-                return await room.run(1000, lambda: i)
+                return await worker.run(1000, lambda: i)
             except Refused as refused:
                 assert (refused.status, refused.headers) == (503, {"retry-after": "1"})
                 return refused.code
@@ -159,16 +159,16 @@ def test_a_queue_that_would_take_too_long_is_closed_and_what_is_in_it_is_answere
         release.set()
         return await found
 
-    with held(room) as release:
+    with held(worker) as release:
         assert asyncio.run(scenario()) == [0, 1, "overloaded", "overloaded", "overloaded", "overloaded"]
-    assert asyncio.run(room.run(1000, lambda: "room again")) == "room again"
+    assert asyncio.run(worker.run(1000, lambda: "worker again")) == "worker again"
 
 
 def test_tenants_take_turns_so_that_a_flood_of_one_delays_nobody_else(
-    room: WorkerThread, monkeypatch: pytest.MonkeyPatch
+    worker: WorkerThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_thread, "QUEUE_SECONDS", 0.1)
-    asyncio.run(room.run(1000, lambda: time.sleep(0.03)))
+    asyncio.run(worker.run(1000, lambda: time.sleep(0.03)))
     order: list[str] = []
 
     async def ask(tenant: str) -> bool:
@@ -176,7 +176,7 @@ def test_tenants_take_turns_so_that_a_flood_of_one_delays_nobody_else(
         call.tenant = tenant
         CURRENT_REQUEST.set(call)
         try:
-            await room.run(1000, lambda: order.append(tenant))
+            await worker.run(1000, lambda: order.append(tenant))
         except Refused:
             return False
         return True
@@ -189,30 +189,30 @@ def test_tenants_take_turns_so_that_a_flood_of_one_delays_nobody_else(
         release.set()
         return [await other, *await asyncio.gather(*flood)]
 
-    with held(room) as release:
+    with held(worker) as release:
         served = asyncio.run(scenario())
     assert served[0]
     assert not all(served)
     assert order.index("globex") <= worker_thread.JOBS_IN_THREAD + 1  # those that the thread has, and one whose turn it was
-    assert room.jobs == 0
+    assert worker.jobs == 0
 
 
-def test_work_that_makes_no_progress_shows(room: WorkerThread) -> None:
-    assert room.thread.silent_seconds == 0
-    with held(room):
+def test_work_that_makes_no_progress_shows(worker: WorkerThread) -> None:
+    assert worker.thread.silent_seconds == 0
+    with held(worker):
         end = time.monotonic() + 20
-        while room.thread.silent_seconds < 0.05:
+        while worker.thread.silent_seconds < 0.05:
             assert time.monotonic() < end
             time.sleep(0.005)
-    told = threading.Event()
+    reported = threading.Event()
 
     def tells() -> None:
         for _ in range(10):
             progress.report()
             time.sleep(0.02)
-        told.set()
+        reported.set()
 
-    room.thread.submit(tells)
-    assert told.wait(20)
-    room.thread.submit(int).result(20)
-    assert room.thread.silent_seconds == 0
+    worker.thread.submit(tells)
+    assert reported.wait(20)
+    worker.thread.submit(int).result(20)
+    assert worker.thread.silent_seconds == 0

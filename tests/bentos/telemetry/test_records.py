@@ -16,7 +16,7 @@ from bentos.telemetry.records import Records
 
 @pytest.fixture
 def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Records]:
-    """That write when they are told to."""
+    """Records without a thread, which write when `write` is called."""
     monkeypatch.setattr(records_module, "WRITE_SECONDS", 3600.0)
     found = Records(tmp_path / "usage")
     found.set_model("halves", "3")

@@ -1,4 +1,4 @@
-"""Tokens and a guard folder as `headrace tokens` makes them, with a key of the test's own."""
+"""Issues tokens and writes a folder of token keys as `headrace tokens` does, with a key of the test."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from jwt.algorithms import OKPAlgorithm
 
 
-class Passes:
-    """A guard folder, and tokens that open it."""
+class TokenIssuer:
+    """A folder of token keys, and tokens signed with them."""
 
     def __init__(self, folder: Path, kid: str = "k1") -> None:
         self.folder = folder
@@ -28,7 +28,7 @@ class Passes:
         return {**OKPAlgorithm.to_jwk(self.key.public_key(), as_dict=True), "kid": self.kid, "alg": "EdDSA", "use": "sig"}
 
     def token(self, tenant: str = "acme", models: tuple[str, ...] = ("*",), **claims: Any) -> str:
-        """A claim of None is left out."""
+        """Issues a token; a claim of None is left out."""
         now = int(time.time())
         payload = {"iss": "headrace", "sub": tenant, "jti": uuid.uuid4().hex, "iat": now, "exp": now + 600}
         payload |= {"models": list(models), **claims}
