@@ -122,7 +122,7 @@ def _register(recipe: Recipe, project: Project) -> None:
         return
     from filelock import FileLock
     from ruamel.yaml import YAML
-    from ruamel.yaml.comments import CommentedMap
+    from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
     yaml = YAML()
     yaml.width = 200
@@ -132,14 +132,13 @@ def _register(recipe: Recipe, project: Project) -> None:
     with FileLock(project.locks / "dvc-yaml.lock"):  # two new recipes at once: both are added
         content = yaml.load(path)
         recipes = next(item["recipes"] for item in content["vars"] if "recipes" in item)
-        custom = next(item["custom"] for item in content["vars"] if "custom" in item)
         if recipes.get(recipe.name) != code:
             recipes[recipe.name] = CommentedMap(code)
             recipes[recipe.name].fa.set_flow_style()
-        if is_custom and recipe.name not in custom:
-            custom.append(recipe.name)
-        if not is_custom and recipe.name in custom:
-            custom.remove(recipe.name)
+        listing = next(item for item in content["vars"] if "custom" in item)
+        others = [name for name in listing["custom"] if name != recipe.name]
+        listing["custom"] = CommentedSeq([*others, recipe.name] if is_custom else others)
+        listing["custom"].fa.set_flow_style()
         write_with(path, lambda beside: yaml.dump(content, beside))
 
 
