@@ -1,7 +1,7 @@
-"""Requests run together or one by one: `python -m benchmarks.batching --out docs/benchmarks/batching.md` (5 minutes).
+"""Measures requests run together and one by one: `python -m benchmarks.batching --out docs/benchmarks/batching.md`.
 
-A wide network gains by company and a small one does not; a bento measures which is its model's case when it is built. The peer
-is BentoML's adaptive batching. `--rounds 1 --seconds 1` is quick.
+A wide network is faster with batching and a small one is not; Headrace measures this for each model when it builds the bento.
+The peer is BentoML's adaptive batching. It takes 5 minutes; `--rounds 1 --seconds 1` is quick.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import contextlib
 import json
 import sys
 import tempfile
-import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,18 +23,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.gate_report import hardware, section
-from benchmarks.serving_load import Found, load, median_round, require_wrk
+from benchmarks.report import hardware, section, wrap
+from benchmarks.serving_load import LoadResult, load, median_round, require_wrk
 from benchmarks.serving_model import LABELS, contract_of, export, sample, write_model
 from benchmarks.serving_systems import (
     JSON,
-    V1_ASK,
-    Ask,
-    Place,
-    Running,
+    V1_REQUEST,
+    RunningServer,
+    SampleRequest,
+    Workspace,
     bentoml_service,
     free_port,
-    make_place,
+    make_workspace,
     prepare_bento,
     replica,
 )
@@ -44,28 +43,28 @@ from headrace.runtime.contract import InputField
 
 FEATURES, WIDTH = 256, 4096
 TOGETHER = {"max_rows": 32, "wait_seconds": 0.0}
-WAYS = ("together", "one by one", "BentoML")
+MODES = ("together", "one by one", "BentoML")
 COLUMNS = (
     "connections",
-    *(f"{way}, requests/s" for way in WAYS),
+    *(f"{mode}, requests/s" for mode in MODES),
     "together / one by one",
-    *(f"{way}, p50 and p99 in ms" for way in WAYS),
+    *(f"{mode}, p50 and p99 in ms" for mode in MODES),
 )
 HEAD = """# Batching: requests run together, or one by one
 
 Written by `python -m benchmarks.batching` in {minutes:.1f} minutes on {hardware}, bentoml {bentoml}, onnxruntime
-{onnxruntime}. Load by wrk on the same machine, {seconds:g} s a measurement; all servers were measured one after another,
-{rounds} times over, and the median rate counts.
+{onnxruntime}. Load by wrk on the same machine, {seconds:g} s per measurement. All servers were measured one after another, in
+{rounds} rounds; the table shows the round with the median rate.
 
-Each server is one process with one thread for its model, and each request has one row. *Together*: what has gathered in the
-queue while the model ran is run next, at once. *One by one*: each request runs alone. A bento chooses for itself when it is
-built, by measuring its model; here both ways were forced, to see whether it chooses well. *BentoML* is its adaptive batching
-with its defaults and at most 32 rows."""
+Each server is one process with one thread for its model, and each request has one row. *Together*: the requests that arrived
+while the model was running are run next, as one batch. *One by one*: each request runs alone. When a bento is built, Headrace
+measures its model and chooses one of the two; here both were forced, to check the choice. *BentoML* is its adaptive batching
+with default settings and at most 32 rows."""
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A model, and how it is asked."""
+class Case:
+    """A model, and the instance that clients send."""
 
     name: str
     about: str
@@ -74,18 +73,18 @@ class Subject:
 
 
 @dataclass
-class Measured:
-    """One subject."""
+class CaseResult:
+    """Measurements of one model, by mode and connections."""
 
     chosen: str
-    found: dict[tuple[str, int], list[Found]] = field(default_factory=dict)
+    found: dict[tuple[str, int], list[LoadResult]] = field(default_factory=dict)
 
-    def at(self, way: str, connections: int) -> Found:
-        return median_round(self.found[way, connections])
+    def at(self, mode: str, connections: int) -> LoadResult:
+        return median_round(self.found[mode, connections])
 
 
 def write_wide(folder: Path, width: int = WIDTH) -> None:
-    """A dense network whose weights do not fit the processor's cache: for one row they are read as often as for 32."""
+    """Writes a dense network whose weights do not fit the CPU's cache: one row reads as many weights as 32 rows."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     layers = [nn.Linear(FEATURES, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, len(LABELS))]
@@ -98,9 +97,9 @@ def _features() -> list[float]:
     return [round(value, 3) for value in np.random.default_rng(0).normal(size=FEATURES).tolist()]
 
 
-SUBJECTS = (
-    Subject("A wide network", f"Three dense layers, {WIDTH:,} units wide.", write_wide, {"features": _features()}),
-    Subject("A small network", "The CNN of the [serving benchmark](serving.md).", write_model, {"pixels": sample().tolist()}),
+CASES = (
+    Case("A wide network", f"Three dense layers, {WIDTH:,} units wide.", write_wide, {"features": _features()}),
+    Case("A small network", "The CNN of the [serving benchmark](serving.md).", write_model, {"pixels": sample().tolist()}),
 )
 
 
@@ -110,7 +109,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         require_wrk()
         with tempfile.TemporaryDirectory(prefix="headrace-batching-") as folder:
-            found = {subject.name: _measure(subject, Path(folder) / str(i), options) for i, subject in enumerate(SUBJECTS)}
+            found = {case.name: _measure(case, Path(folder) / str(i), options) for i, case in enumerate(CASES)}
     except HeadraceError as error:
         sys.exit(str(error))
     text = _page(found, options, (time.monotonic() - start) / 60)
@@ -122,63 +121,64 @@ def main(argv: list[str] | None = None) -> None:
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.batching", description=__doc__)
     parser.add_argument("--connections", type=lambda text: [int(part) for part in text.split(",")], default=[1, 16, 64])
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
-    parser.add_argument("--rounds", type=int, default=3, help="by turns; the median one counts")
-    parser.add_argument("--out", type=Path, help="write the page here")
+    parser.add_argument("--seconds", type=float, default=4.0, help="duration of each measurement")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds over all servers; the median one counts")
+    parser.add_argument("--out", type=Path, help="file for the page (default: none)")
     return parser.parse_args(argv)
 
 
-def _measure(subject: Subject, root: Path, options: argparse.Namespace) -> Measured:
-    place = make_place(root, subject.write)
-    measured = Measured("together" if _choices(place)["batching"] else "one by one")
+def _measure(case: Case, root: Path, options: argparse.Namespace) -> CaseResult:
+    workspace = make_workspace(root, case.write)
+    result = CaseResult("together" if _choices(workspace)["batching"] else "one by one")
     for _ in range(options.rounds):
-        for way in WAYS:
-            with _open(way, place, subject) as running:
+        for mode in MODES:
+            with _open(mode, workspace, case) as running:
                 load(running, 16, 1.0, root)
                 for connections in options.connections:
                     found = load(running, connections, options.seconds, root)
-                    measured.found.setdefault((way, connections), []).append(found)
-                    rate = f"{found.requests_a_second:,.0f} requests/s, p99 {found.p99_ms:.1f} ms"
-                    print(f"{subject.name}, {way}, {connections} connections: {rate}", flush=True)
-    return measured
+                    result.found.setdefault((mode, connections), []).append(found)
+                    rate = f"{found.requests_per_second:,.0f} requests/s, p99 {found.p99_ms:.1f} ms"
+                    print(f"{case.name}, {mode}, {connections} connections: {rate}", flush=True)
+    return result
 
 
-def _choices(place: Place) -> dict[str, Any]:
-    choices: dict[str, Any] = json.loads((prepare_bento(place).model_path / "serving.json").read_text(encoding="utf-8"))
+def _choices(workspace: Workspace) -> dict[str, Any]:
+    choices: dict[str, Any] = json.loads((prepare_bento(workspace).model_path / "serving.json").read_text(encoding="utf-8"))
     return choices
 
 
-def _open(way: str, place: Place, subject: Subject) -> contextlib.AbstractContextManager[Running]:
-    if way == "BentoML":
-        body = json.dumps({"rows": list(subject.instance.values())}).encode()
-        return bentoml_service("bentoml_adaptive:Batched", Ask("/predict", body, JSON, _has_ten))(place, free_port())
-    batching = TOGETHER if way == "together" else None
-    (prepare_bento(place).model_path / "serving.json").write_text(json.dumps({"batching": batching}), encoding="utf-8")
-    ask = Ask(V1_ASK.path, json.dumps(subject.instance).encode(), JSON, V1_ASK.is_right)
-    return replica(place, free_port(), ask)
+def _open(mode: str, workspace: Workspace, case: Case) -> contextlib.AbstractContextManager[RunningServer]:
+    if mode == "BentoML":
+        body = json.dumps({"rows": list(case.instance.values())}).encode()
+        return bentoml_service("bentoml_adaptive:Batched", SampleRequest("/predict", body, JSON, _has_ten_classes))(
+            workspace, free_port()
+        )
+    batching = TOGETHER if mode == "together" else None
+    (prepare_bento(workspace).model_path / "serving.json").write_text(json.dumps({"batching": batching}), encoding="utf-8")
+    request = SampleRequest(V1_REQUEST.path, json.dumps(case.instance).encode(), JSON, V1_REQUEST.is_correct)
+    return replica(workspace, free_port(), request)
 
 
-def _has_ten(answer: httpx.Response) -> bool:
+def _has_ten_classes(answer: httpx.Response) -> bool:
     return len(answer.json()[0]) == len(LABELS)
 
 
-def _page(found: dict[str, Measured], options: argparse.Namespace, minutes: float) -> str:
+def _page(found: dict[str, CaseResult], options: argparse.Namespace, minutes: float) -> str:
     versions = {name: version(name) for name in ("bentoml", "onnxruntime")}
     head = HEAD.format(minutes=minutes, hardware=hardware(), seconds=options.seconds, rounds=options.rounds, **versions)
-    title, *paragraphs = head.split("\n\n")
-    parts = [title, *(textwrap.fill(" ".join(paragraph.split()), 124) for paragraph in paragraphs)]
-    for subject in SUBJECTS:
-        measured = found[subject.name]
-        about = f"{subject.about} Its bento chose: **{measured.chosen}**."
-        parts.append(section(subject.name, about, COLUMNS, [_row(measured, count) for count in options.connections]))
+    parts = [wrap(head)]
+    for case in CASES:
+        result = found[case.name]
+        about = f"{case.about} Its bento runs requests **{result.chosen}**."
+        parts.append(section(case.name, about, COLUMNS, [_row(result, count) for count in options.connections]))
     return "\n\n".join(parts) + "\n"
 
 
-def _row(measured: Measured, connections: int) -> tuple[str, ...]:
-    ways = [measured.at(way, connections) for way in WAYS]
-    ratio = ways[0].requests_a_second / ways[1].requests_a_second
-    rates = (f"{way.requests_a_second:,.0f}" for way in ways)
-    waits = (f"{way.p50_ms:.1f}, {way.p99_ms:.1f}" for way in ways)
+def _row(result: CaseResult, connections: int) -> tuple[str, ...]:
+    modes = [result.at(mode, connections) for mode in MODES]
+    ratio = modes[0].requests_per_second / modes[1].requests_per_second
+    rates = (f"{mode.requests_per_second:,.0f}" for mode in modes)
+    waits = (f"{mode.p50_ms:.1f}, {mode.p99_ms:.1f}" for mode in modes)
     return (str(connections), *rates, f"{ratio:.2f}", *waits)
 
 

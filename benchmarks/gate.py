@@ -1,6 +1,6 @@
-"""How often the model gate promotes what is not better, and how often it sees what is: `python -m benchmarks.gate`.
+"""Measures the model gate's false promotions and its power: `python -m benchmarks.gate`.
 
-The peer is the gate that most pipelines have: promote when the metric is higher.
+The peer is the rule of most pipelines: promote when the metric is higher.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from unittest import mock
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.gate_report import Row, hardware, plain, rate, section
 from benchmarks.gate_retraining import FULL, QUICK, Retrained, mnist, retrain, small_digits
+from benchmarks.report import Row, hardware, percent, rate, section, wrap
 from headrace.evaluation import paired_tests
 from headrace.evaluation.gate import compare
 from headrace.recipe.gate import BeatChampion
@@ -27,30 +27,32 @@ CONFIDENCE = 0.95
 RETRAINS = 12
 METRIC_ROWS = 300
 Drawn = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
-"""Truth, and the outputs of two models."""
+"""The true targets, and the outputs of two models."""
 
 
 def main(arguments: Sequence[str] | None = None) -> str:
-    """Runs every measurement, prints the report and writes it to `--out`; gives the report's text."""
+    """Runs every measurement, prints the report, writes it to `--out`, and returns its text."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--quick", action="store_true", help="few trials, scikit-learn's digits, no network: a check, no result"
+        "--quick",
+        action="store_true",
+        help="few trials on scikit-learn's digits, without a network: a check of the code, not a result",
     )
-    parser.add_argument("--out", type=Path, help="where the report goes (docs/benchmarks/gate.md; nowhere with --quick)")
-    parser.add_argument("--cache", type=Path, default=Path(".headrace/benchmarks"), help="where the digits are kept")
-    asked = parser.parse_args(arguments)
-    out = asked.out or (None if asked.quick else Path("docs/benchmarks/gate.md"))
-    digits = small_digits() if asked.quick else mnist(asked.cache.resolve())
+    parser.add_argument("--out", type=Path, help="file for the report (default: docs/benchmarks/gate.md, or none with --quick)")
+    parser.add_argument("--cache", type=Path, default=Path(".headrace/benchmarks"), help="folder for the downloaded digits")
+    options = parser.parse_args(arguments)
+    out = options.out or (None if options.quick else Path("docs/benchmarks/gate.md"))
+    digits = small_digits() if options.quick else mnist(options.cache.resolve())
     started = time.perf_counter()
-    trials = 400 if asked.quick else 20_000
+    trials = 400 if options.quick else 20_000
     sections = [
         equal_models(trials),
         power(trials),
         repeated(trials // 10),
-        every_metric(40 if asked.quick else 600),
-        *retrained(retrain(digits, QUICK if asked.quick else FULL)),
+        every_metric(40 if options.quick else 600),
+        *retrained_models(retrain(digits, QUICK if options.quick else FULL)),
     ]
-    text = "\n\n".join([HEAD.format(hardware=hardware(), minutes=(time.perf_counter() - started) / 60), *sections]) + "\n"
+    text = "\n\n".join([wrap(HEAD.format(hardware=hardware(), minutes=(time.perf_counter() - started) / 60)), *sections]) + "\n"
     print(text)
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -62,13 +64,13 @@ HEAD = """# The model gate: false promotions and power
 
 Written by `python -m benchmarks.gate` in {minutes:.1f} minutes on {hardware}.
 
-The gate compares a candidate with the champion on the same test rows and promotes when it is better with 95 % confidence
-(one-sided, margin 0). *Naive* is the peer: promote when the metric is higher. A promotion is *false* when the candidate's true
-accuracy is not higher than the champion's. Intervals in brackets are Clopper-Pearson's, 95 %."""
+The gate compares a candidate with the champion on the same test rows, and promotes the candidate when it is better with
+95 % confidence (one-sided, margin 0). *Naive* is the peer: promote when the metric is higher. A promotion is *false* when
+the candidate's true accuracy is not higher than the champion's. Brackets show 95 % Clopper-Pearson intervals."""
 
 
 def equal_models(trials: int) -> str:
-    """Two models of exactly the same true accuracy: every promotion is false."""
+    """Simulates two models with the same true accuracy: every promotion is false."""
     rng = np.random.default_rng(1)
     rows = []
     for n in (200, 1_000, 5_000, 20_000):
@@ -76,14 +78,14 @@ def equal_models(trials: int) -> str:
             won, lost = discordant(rng, n, 0.8 * (1 - accuracy), 0.0, trials)
             rows.append((f"{n:,}", f"{accuracy:.2f}", rate(mcnemar(won, lost, n)), rate(won > lost)))
     prose = f"""
-{trials:,} releases each; two models with the same true accuracy, of which exactly one is right on 0.8 × (1 −
-accuracy) of all rows. A false promotion costs no accuracy here, for the candidate is as good: it costs a rollout, and
-trust in the word better."""
+{trials:,} releases per row of the table. The two models have the same true accuracy, and exactly one of them is right on
+0.8 × (1 − accuracy) of all test rows. A false promotion costs no accuracy here, because the candidate is as good. It costs
+a rollout, and users' trust in the gate."""
     return section("Equal models, simulated", prose, ("test rows", "true accuracy", "gate: false promotions", "naive"), rows)
 
 
 def power(trials: int) -> str:
-    """A candidate that is better by a known amount: every promotion is right."""
+    """Simulates a candidate that is better by a known amount: every promotion is right."""
     rng = np.random.default_rng(2)
     rows = []
     for n in (1_000, 5_000, 20_000):
@@ -91,56 +93,63 @@ def power(trials: int) -> str:
             won, lost = discordant(rng, n, 0.04, gain, trials)
             rows.append((f"{n:,}", f"{100 * gain:g} points", rate(mcnemar(won, lost, n)), rate(won > lost)))
     prose = f"""
-{trials:,} releases each; exactly one of the two models is right on 4 % of the rows. This is what the gate's caution
-costs: where it promotes rarely, the test set is too small to tell the gain from chance."""
-    header = ("test rows", "true gain in accuracy", "gate: rightly promoted", "naive")
+{trials:,} releases per row of the table. Exactly one of the two models is right on 4 % of the test rows. This is the cost
+of the gate's caution: where it promotes rarely, the test set is too small to distinguish the gain from chance."""
+    header = ("test rows", "true gain in accuracy", "gate: correct promotions", "naive")
     return section("A truly better candidate, simulated", prose, header, rows)
 
 
 def repeated(trials: int) -> str:
-    """Twelve retrains in a row, each against the champion of its day; all models are equally good."""
+    """Simulates twelve retrains in a row, each compared with the current champion; all models are equally good."""
     rng = np.random.default_rng(3)
     rows = []
     for n in (1_000, 10_000):
         won, lost = (counts.reshape(trials, RETRAINS) for counts in discordant(rng, n, 0.04, 0.0, trials * RETRAINS))
         gate, naive = mcnemar(won, lost, n).reshape(won.shape).sum(axis=1), (won > lost).sum(axis=1)
-        rows.append((f"{n:,}", "new ones each time", *_series(gate), *_series(naive)))
+        rows.append((f"{n:,}", "new for each retrain", *_series(gate), *_series(naive)))
         gate, naive = np.array([_promotions(_equally_good(rng, n)) for _ in range(trials)]).T
-        rows.append((f"{n:,}", "the same each time", *_series(gate), *_series(naive)))
+        rows.append((f"{n:,}", "always the same", *_series(gate), *_series(naive)))
     prose = f"""
-{trials:,} series each. Every model has true accuracy 0.95 and two models differ on 4 % of the rows, so every
-promotion is false. (Where the test rows stay the same, a model gets row i right with a probability drawn from
-Beta(0.691, 0.0364).) An exact test at 95 % on new rows each time would give 1 − 0.95^{RETRAINS} = {
+{trials:,} series per row of the table. Every model has true accuracy 0.95 and two models differ on 4 % of the rows, so
+every promotion is false. (Where the test rows stay the same, a model gets row i right with a probability drawn from
+Beta(0.691, 0.0364).) An exact test at 95 % on new rows for each retrain would give 1 − 0.95^{RETRAINS} = {
         100
         * (
             1 - 0.95**RETRAINS
-        ):.0f} %. Where that is too many unneeded rollouts, raise `gate.beat_champion.confidence` (0.99 gives
-{100 * (1 - 0.99**RETRAINS):.0f} %) or ask for a `margin`."""
-    header = ("test rows", "they are", "gate: series with a false promotion", "of them a series", "naive", "of them a series")
+        ):.0f} %. If these are too many unnecessary rollouts, raise `gate.beat_champion.confidence` (0.99 gives
+{100 * (1 - 0.99**RETRAINS):.0f} %) or set a `margin`."""
+    header = (
+        "test rows",
+        "the rows are",
+        "gate: series with a false promotion",
+        "false promotions per series",
+        "naive: series",
+        "per series",
+    )
     return section(f"{RETRAINS} retrains in a row, simulated", prose, header, rows)
 
 
 def every_metric(trials: int) -> str:
-    """Equal models under every metric: a pair is drawn so that exchanging the two changes nothing."""
+    """Compares equal models by every metric: each pair is drawn so that swapping the two models changes nothing."""
     rng = np.random.default_rng(4)
     pairs: dict[str, Callable[[], Drawn]] = {
         "10 classes": lambda: _classifiers(rng, 10, 3),
-        "2 classes, sure of themselves": lambda: _classifiers(rng, 2, 4),
+        "2 classes, high confidence": lambda: _classifiers(rng, 2, 4),
         "normal errors": lambda: _regressors(rng, lambda shape: rng.normal(size=shape)),
         "errors with a long tail": lambda: _regressors(rng, lambda shape: np.exp(1.5 * rng.normal(size=shape))),
     }
-    # a tenth of the gate's own resamples, for time: the level does not hang on their number
+    # A tenth of the gate's resamples, to save time: the error rate does not depend on their number.
     with mock.patch.object(paired_tests, "RESAMPLES", 999):
         rows = [row for name, draw in pairs.items() for row in _metric_rows(name, draw, trials)]
     prose = f"""
-{trials:,} releases each on {METRIC_ROWS} test rows. *Bootstrap alone* is the
-textbook bound without the swap test that the gate adds to it: where a few rows carry the metric, its 95 % is not 95 %."""
+{trials:,} releases per row of the table, on {METRIC_ROWS} test rows. *Bootstrap alone* is the textbook bound, without the
+swap test that the gate adds. Where a few rows determine the metric, the textbook bound does not reach its 95 %."""
     header = ("models", "metric", "gate: false promotions", "bootstrap alone", "naive", "method")
     return section("Every metric, equal models, simulated", prose, header, rows)
 
 
-def retrained(found: Retrained) -> list[str]:
-    """Real models on real rows."""
+def retrained_models(found: Retrained) -> list[str]:
+    """Compares trained models on real rows."""
     plan, seeds = found.plan, range(found.plan.seeds)
     promoted = {
         (i, j, t): _accuracy_gate(found, i, j, t)
@@ -149,28 +158,28 @@ def retrained(found: Retrained) -> list[str]:
         for i in range(len(found.truth))
         if i != j
     }
-    candidates = {"retrained with another seed": seeds, f"learned from {plan.more:,} rows": range(plan.seeds, len(found.truth))}
+    candidates = {"retrained with another seed": seeds, f"trained on {plan.more:,} rows": range(plan.seeds, len(found.truth))}
     rows = []
     for name, chosen in candidates.items():
         trials = [key for key in promoted if key[0] in chosen]
         no_better = np.array([found.truth[i] <= found.truth[j] for i, j, _ in trials])
         gate, naive = np.array([promoted[key] for key in trials]).T
-        rows.append((name, f"{len(trials):,}", *(plain(p) for p in (gate, naive, gate & no_better, naive & no_better))))
+        rows.append((name, f"{len(trials):,}", *(percent(p) for p in (gate, naive, gate & no_better, naive & no_better))))
     spread = found.truth[: plan.seeds]
     prose = f"""
-{found.source}. One CNN recipe, trained by Headrace's own loop with {plan.seeds} seeds on the same {plan.train:,}
-rows. Their true accuracies, measured on {found.truth_rows:,} rows kept for that alone: {spread.min():.4f} to
-{spread.max():.4f}, standard deviation {spread.std(ddof=1):.4f}; on {100 * found.disagreement:.1f} % of those rows
-exactly one of two models is right. {plan.better_seeds} more models learned from {plan.more:,} rows: mean
-{found.truth[plan.seeds :].mean():.4f}. Every candidate against every champion on {plan.test_sets} disjoint test sets
-of {plan.test:,} rows. Seeds give models that differ a little in truth, so some promotions of a retrain are right. The
-pairs share models and rows: they are no independent trials, and no interval is given."""
-    header = ("candidate", "releases", "gate: promoted", "naive: promoted", "gate: falsely", "naive: falsely")
+{found.source}. One CNN recipe, trained by Headrace's training loop with {plan.seeds} seeds on the same {plan.train:,}
+rows. Their true accuracies, measured on {found.truth_rows:,} rows used for nothing else: {spread.min():.4f} to
+{spread.max():.4f}, standard deviation {spread.std(ddof=1):.4f}. On {100 * found.disagreement:.1f} % of those rows
+exactly one of two models is right. {plan.better_seeds} more models were trained on {plan.more:,} rows: mean
+{found.truth[plan.seeds :].mean():.4f}. Every candidate is compared with every champion on {plan.test_sets} disjoint test
+sets of {plan.test:,} rows. Models of different seeds differ slightly in true accuracy, so some promotions of a retrain are
+right. The pairs share models and rows, so they are not independent trials, and no interval is given."""
+    header = ("candidate", "releases", "gate: promoted", "naive: promoted", "gate: false", "naive: false")
     return [section("Real retrains", prose, header, rows), _real_series(found, promoted)]
 
 
 def _real_series(found: Retrained, promoted: dict[tuple[int, int, int], tuple[bool, bool]]) -> str:
-    """Random orders of the retrained models, each against the champion of its day on one test set."""
+    """Takes random orders of the retrained models, and compares each model with the current champion on one test set."""
     rng, plan = np.random.default_rng(5), found.plan
     length = min(RETRAINS, plan.seeds - 1)
     series = 200 * plan.test_sets
@@ -186,26 +195,26 @@ def _real_series(found: Retrained, promoted: dict[tuple[int, int, int], tuple[bo
                     champion = candidate
             counts[which, 2, trial] = found.truth[champion] - found.truth[order[0]]
     rows = [
-        (name, plain(c[1] > 0), f"{c[0].mean():.2f}", f"{c[1].mean():.2f}", f"{100 * c[2].mean():+.2f} points")
+        (name, percent(c[1] > 0), f"{c[0].mean():.2f}", f"{c[1].mean():.2f}", f"{100 * c[2].mean():+.2f} points")
         for name, c in zip(("gate", "naive"), counts, strict=True)
     ]
     prose = f"""
 {series:,} random orders of the same {plan.seeds} models, each series on one test set. The gain is the mean true
-accuracy of the last champion less that of the first."""
-    header = ("rule", "series with a false promotion", "promotions a series", "of them false", "true gain")
+accuracy of the last champion minus that of the first."""
+    header = ("rule", "series with a false promotion", "promotions per series", "false ones", "true gain")
     return section(f"{length} real retrains in a row", prose, header, rows)
 
 
 def discordant(
     rng: np.random.Generator, n: int, share: float, gain: float, trials: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Counts `(trials,)` of rows that only the candidate, and only the champion, gets right."""
+    """Draws the counts `(trials,)` of rows that only the candidate gets right, and that only the champion gets right."""
     won, lost, _ = rng.multinomial(n, [(share + gain) / 2, (share - gain) / 2, 1 - share], size=trials).T
     return won, lost
 
 
 def mcnemar(won: Any, lost: Any, n: int) -> NDArray[np.bool_]:
-    """The gate's answer for each pair of counts; `headrace.evaluation.gate.compare` gives the same (a test holds that)."""
+    """Returns the gate's decision for each pair of counts; a test checks that `gate.compare` decides the same."""
     pairs = np.broadcast(np.asarray(won), np.asarray(lost))
     return np.array([_mcnemar(int(w), int(m), n) for w, m in pairs])
 
@@ -217,12 +226,12 @@ def _mcnemar(won: int, lost: int, n: int) -> bool:
 
 
 def _equally_good(rng: np.random.Generator, n: int) -> NDArray[np.bool_]:
-    """Which rows each of thirteen models gets right, `(models, n)`."""
+    """Draws which rows each of thirteen models gets right, `(models, n)`."""
     return rng.random((RETRAINS + 1, n)) < rng.beta(0.691, 0.0364, n)
 
 
 def _promotions(right: NDArray[np.bool_]) -> tuple[int, int]:
-    """How often the gate, and the naive rule, promotes along the models, each against the champion of its day."""
+    """Counts the promotions of the gate and of the naive rule when each model is compared with the current champion."""
     n = right.shape[1]
     rules: tuple[Callable[[int, int], bool], ...] = (lambda won, lost: _mcnemar(won, lost, n), lambda won, lost: won > lost)
     promotions = [0, 0]
@@ -260,11 +269,11 @@ def _metric_rows(name: str, draw: Callable[[], Drawn], trials: int) -> Iterator[
         rows = draw()
         for metric, better in metrics.items():
             beat = BeatChampion(metric=metric, confidence=CONFIDENCE)
-            held = compare(*rows, beat=beat, better=better, seed=trial)
+            gated = compare(*rows, beat=beat, better=better, seed=trial)
             with mock.patch.object(paired_tests, "hold_back", lambda bound, *_: bound):
-                unheld = compare(*rows, beat=beat, better=better, seed=trial)
-            answers[metric].append((held.promoted, unheld.promoted, (held.improvement or 0) > 0))
-            methods[metric] = held.method.replace(f", {paired_tests.RESAMPLES} resamples", "").split(", which sees")[0]
+                bootstrap_only = compare(*rows, beat=beat, better=better, seed=trial)
+            answers[metric].append((gated.promoted, bootstrap_only.promoted, (gated.improvement or 0) > 0))
+            methods[metric] = gated.method.replace(f", {paired_tests.RESAMPLES} resamples", "").split(", which sees")[0]
     for metric, found in answers.items():
         gate, alone, naive = (np.array(column) for column in zip(*found, strict=True))
         yield (
@@ -278,7 +287,7 @@ def _metric_rows(name: str, draw: Callable[[], Drawn], trials: int) -> Iterator[
 
 
 def _accuracy_gate(found: Retrained, candidate: int, champion: int, test_set: int) -> tuple[bool, bool]:
-    """Whether the gate, and whether the naive rule, promotes."""
+    """Returns whether the gate promotes, and whether the naive rule does."""
     outputs = found.outputs[test_set]
     beat = BeatChampion(metric="accuracy", confidence=CONFIDENCE)
     answer = compare(found.y[test_set], outputs[candidate], outputs[champion], beat=beat, better="higher", seed=0)

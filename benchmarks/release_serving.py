@@ -1,4 +1,4 @@
-"""What is measured of the served side: a replica as a process and as a container, a roll-out under load, an image."""
+"""Measures serving: a replica as a process and as a container, roll-outs under load, and images."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from typing import Any
 import yaml
 
 from benchmarks.release_clone import CHECKOUT, Clone
-from benchmarks.release_measures import Tell, Values, spread
-from benchmarks.release_processes import Memory, memory_of, tree
+from benchmarks.release_measures import Report, Values, spread
+from benchmarks.release_processes import Memory, memory_of, process_tree
 from headrace.errors import EngineMissing, HeadraceError
 from headrace.release import journal
 from headrace.serving.access.tokens import operator_token
@@ -35,18 +35,18 @@ from headrace.serving.rollout.rolling import roll_out
 
 POLL_SECONDS = 0.01
 REQUESTS = 300
-"""A replica's memory is read after so many."""
+"""A replica's memory is read after this many requests."""
 READY_SECONDS = 120.0
 
 
 class Load:
     """Sends requests from three clients until the block ends: two keep their connection, one opens a new one each time."""
 
-    def __init__(self, made: Clone, model: str) -> None:
+    def __init__(self, clone: Clone, model: str) -> None:
         self.milliseconds: list[float] = []
         self.failures: list[str] = []
-        self._target = (made.settings.gateway_port, f"/v1/models/{model}/predict", sample_body(model, made))
-        self._token = operator_token(made.project)
+        self._target = (clone.settings.gateway_port, f"/v1/models/{model}/predict", sample_body(model, clone))
+        self._token = operator_token(clone.project)
         self._stopped = threading.Event()
         self._threads = [threading.Thread(target=self._client, args=(keep,), daemon=True) for keep in (True, True, False)]
 
@@ -93,48 +93,48 @@ class Load:
         connection.close()
 
 
-def replica(recipe: str, made: Clone, runs: int, tell: Tell) -> Values:
-    """A replica of the released bento as a process: until it is ready, and its memory."""
-    facts = _released(recipe, made)
+def replica(recipe: str, clone: Clone, runs: int, report: Report) -> Values:
+    """Measures a replica of the released bento as a process: seconds until it is ready, and memory."""
+    facts = _released(recipe, clone)
     seconds, memories = [], []
     for _ in range(runs):
-        port = next_free(made.settings.replica_ports[1] + 1)
-        command, variables = serve_command(made.project, facts["bento"], "127.0.0.1", port, facts["threads"])
+        port = next_free(clone.settings.replica_ports[1] + 1)
+        command, variables = serve_command(clone.project, facts["bento"], "127.0.0.1", port, facts["threads"])
         start = time.perf_counter()
-        process = made.start(*command, environment=variables, stdout=DEVNULL, stderr=DEVNULL)
+        process = clone.start(*command, environment=variables, stdout=DEVNULL, stderr=DEVNULL)
         try:
             _wait_ready(port, lambda process=process: process.poll() is None)  # type: ignore[misc]
             seconds.append(time.perf_counter() - start)
-            _ask(port, recipe, sample_body(recipe, made), REQUESTS)
-            memories.append(memory_of(tree(process.pid)))
+            _send_requests(port, recipe, sample_body(recipe, clone), REQUESTS)
+            memories.append(memory_of(process_tree(process.pid)))
         finally:
-            made.end(process)
-    tell(f"replica ready in {statistics.median(seconds):.2f} s")
-    return {"ready": spread(seconds), "memory": _middle(memories)}
+            clone.end(process)
+    report(f"replica ready in {statistics.median(seconds):.2f} s")
+    return {"ready": spread(seconds), "memory": _median_memory(memories)}
 
 
-def changed_release(recipe: str, made: Clone, tell: Tell) -> Values:
-    """A retrain with another seed, released while clients call: what a user's next version costs, and costs them."""
-    path = made.project.recipes / f"{recipe}.yaml"
+def changed_release(recipe: str, clone: Clone, report: Report) -> Values:
+    """Releases a retrain with another seed while clients send requests; measures its time and their latency."""
+    path = clone.project.recipes / f"{recipe}.yaml"
     fields = yaml.safe_load(path.read_text(encoding="utf-8"))
     fields["train"]["seed"] = 8
-    # Seeds differ by chance: the margin lets the new model through, for it is the roll-out that is looked at here.
+    # The results of seeds differ by chance. The margin lets the new model pass, because this measures the roll-out.
     fields["gate"] = {**fields["gate"], "beat_champion": {"metric": "accuracy", "margin": -0.2}}
     path.write_text(yaml.safe_dump(fields, sort_keys=False), encoding="utf-8")
-    with Load(made, recipe) as load:
-        ran = made.headrace("run", recipe, "--json")
+    with Load(clone, recipe) as load:
+        ran = clone.headrace("run", recipe, "--json")
     if json.loads(ran.stdout)["version"] == "1":
         raise HeadraceError("the new version was not released", where=recipe, hint=f"headrace history {recipe}")
-    tell(f"a changed recipe: {ran.seconds:.1f} s, {len(load.failures)} of {len(load.milliseconds)} requests failed")
+    report(f"a changed recipe: {ran.seconds:.1f} s, {len(load.failures)} of {len(load.milliseconds)} requests failed")
     return {"seconds": round(ran.seconds, 2), **load.to_dict()}
 
 
-def swaps(recipe: str, made: Clone, runs: int, tell: Tell) -> Values:
-    """Two replicas of one version in place of two of the other, there and back, while clients call."""
-    versions = [entry.facts for entry in journal.entries(made.project, recipe) if entry.event == "released"]
-    settings, project = made.settings, made.project
+def swaps(recipe: str, clone: Clone, runs: int, report: Report) -> Values:
+    """Replaces two replicas of one version by two of another, back and forth, while clients send requests."""
+    versions = [entry.facts for entry in journal.entries(clone.project, recipe) if entry.event == "released"]
+    settings, project = clone.settings, clone.project
     seconds: list[float] = []
-    with Load(made, recipe) as load:
+    with Load(clone, recipe) as load:
         for turn in range(runs):
             facts = versions[-2 if turn % 2 == 0 else -1]
             version = facts["bento"].partition(":")[2].rpartition("-")[0]
@@ -148,29 +148,29 @@ def swaps(recipe: str, made: Clone, runs: int, tell: Tell) -> Values:
                 lambda line: None,
             )
             seconds.append(time.perf_counter() - start)
-    tell(f"roll-out {statistics.median(seconds):.1f} s, {len(load.failures)} of {len(load.milliseconds)} requests failed")
+    report(f"roll-out {statistics.median(seconds):.1f} s, {len(load.failures)} of {len(load.milliseconds)} requests failed")
     return {"seconds": spread(seconds), **load.to_dict()}
 
 
-def containers(recipe: str, made: Clone, runs: int, tell: Tell) -> Values:
-    """Images and containers, where an engine answers; else `skipped` says why. What it built and started is removed."""
+def containers(recipe: str, clone: Clone, runs: int, report: Report) -> Values:
+    """Measures images and containers, and removes them; without a container engine returns the reason as `skipped`."""
     try:
-        docker = Docker.connect(made.settings)
+        docker = Docker.connect(clone.settings)
     except EngineMissing as error:
         return {"skipped": error.message}
-    if find_image(docker, made.settings.base_image) is None:
-        return {"skipped": f"no base image {made.settings.base_image} on this engine (HEADRACE_BASE_IMAGE names another)"}
+    if find_image(docker, clone.settings.base_image) is None:
+        return {"skipped": f"no base image {clone.settings.base_image} on this engine (HEADRACE_BASE_IMAGE names another)"}
     wheelhouse = CHECKOUT / "wheelhouse"
-    if is_current(wheelhouse) and not made.project.wheelhouse.exists():
-        shutil.copytree(wheelhouse, made.project.wheelhouse)
-    base = f"headrace-benchmark/base:{made.token}"
+    if is_current(wheelhouse) and not clone.project.wheelhouse.exists():
+        shutil.copytree(wheelhouse, clone.project.wheelhouse)
+    base = f"headrace-benchmark/base:{clone.token}"
     built = [base]
     try:
-        # The same base under another digest: nothing of an earlier build fits, so the first build is a first one.
-        docker.build(_dockerfile(f"FROM {made.settings.base_image}\nLABEL headrace.benchmark={made.token}\n"), base)
-        return _images_and_containers(recipe, made, docker, base, built, runs, tell)
+        # A label gives the base image a new digest, so that no layer of an earlier build is reused.
+        docker.build(_dockerfile(f"FROM {clone.settings.base_image}\nLABEL headrace.benchmark={clone.token}\n"), base)
+        return _images_and_containers(recipe, clone, docker, base, built, runs, report)
     finally:
-        for container in DockerRunner(made.project, made.settings).list():
+        for container in DockerRunner(clone.project, clone.settings).list():
             docker.run("rm", "--force", container.id)
         for tag in reversed(built):
             with contextlib.suppress(HeadraceError):
@@ -178,64 +178,64 @@ def containers(recipe: str, made: Clone, runs: int, tell: Tell) -> Values:
 
 
 def _images_and_containers(
-    recipe: str, made: Clone, docker: Docker, base: str, built: list[str], runs: int, tell: Tell
+    recipe: str, clone: Clone, docker: Docker, base: str, built: list[str], runs: int, report: Report
 ) -> Values:
-    settings = made.settings.model_copy(update={"base_image": base})
-    bentos = sorted({e.facts["bento"] for e in journal.entries(made.project, recipe) if e.event == "released"})
+    settings = clone.settings.model_copy(update={"base_image": base})
+    bentos = sorted({e.facts["bento"] for e in journal.entries(clone.project, recipe) if e.event == "released"})
     start = time.perf_counter()
-    built.append(serving_base(made.project, settings, docker).tag)
+    built.append(serving_base(clone.project, settings, docker).tag)
     times = {"serving_base": round(time.perf_counter() - start, 2)}
-    tell(f"serving base: {times['serving_base']:.1f} s")
+    report(f"serving base: {times['serving_base']:.1f} s")
     image = None
     for name, tag in (("first", bentos[0]), ("next_version", bentos[-1]), ("again", bentos[-1])):
         start = time.perf_counter()
-        image = build_image(made.project, settings, find_bento(made.project, tag))
+        image = build_image(clone.project, settings, find_bento(clone.project, tag))
         times[name] = round(time.perf_counter() - start, 2)
         built.append(image.tag)
-        tell(f"image, {name.replace('_', ' ')}: {times[name]:.1f} s, {image.size_bytes / 1e6:.0f} MB")
+        report(f"image, {name.replace('_', ' ')}: {times[name]:.1f} s, {image.size_bytes / 1e6:.0f} MB")
     assert image is not None
-    seconds, memories = _run_containers(recipe, made, docker, image, runs)
-    tell(f"container ready in {statistics.median(seconds):.2f} s")
+    seconds, memories = _run_containers(recipe, clone, docker, image, runs)
+    report(f"container ready in {statistics.median(seconds):.2f} s")
     return {
         "engine": docker.run("version", "--format", "{{.Server.Version}}"),
         "image_mb": round(image.size_bytes / 1e6, 1),
         "build_seconds": times,
         "ready": spread(seconds),
-        "memory": _middle(memories),
+        "memory": _median_memory(memories),
     }
 
 
-def _run_containers(recipe: str, made: Clone, docker: Docker, image: Image, runs: int) -> tuple[list[float], list[Memory]]:
-    facts = _released(recipe, made)
+def _run_containers(recipe: str, clone: Clone, docker: Docker, image: Image, runs: int) -> tuple[list[float], list[Memory]]:
+    facts = _released(recipe, clone)
     version = facts["bento"].partition(":")[2].rpartition("-")[0]
-    runner = DockerRunner(made.project, made.settings)
+    runner = DockerRunner(clone.project, clone.settings)
     seconds, memories = [], []
     for _ in range(runs):
-        port = next_free(made.settings.replica_ports[1] + 1)
+        port = next_free(clone.settings.replica_ports[1] + 1)
         start = time.perf_counter()
         container = runner.start(ReplicaSpec(recipe, version, facts["bento"], image.tag, facts["threads"]), port)
         _wait_ready(port, lambda: True)
         seconds.append(time.perf_counter() - start)
-        _ask(port, recipe, sample_body(recipe, made), REQUESTS)
+        _send_requests(port, recipe, sample_body(recipe, clone), REQUESTS)
         memories.append(_memory_of_container(docker, container.id))
         runner.stop(container, 5.0)
     return seconds, memories
 
 
 def _memory_of_container(docker: Docker, name: str) -> Memory:
-    """By its processes, where the engine's are this machine's; 0 where they are out of sight (a virtual machine)."""
+    """Returns the memory of a container's processes; 0 if they are not visible here (engine in a virtual machine)."""
     pid = int(docker.run("inspect", "--format", "{{.State.Pid}}", name))
-    return memory_of(tree(pid))
+    return memory_of(process_tree(pid))
 
 
-def sample_body(recipe: str, made: Clone) -> bytes:
-    """A request with the contract's own sample."""
-    contract = json.loads((made.project.artifacts(recipe) / "export" / "contract.json").read_text(encoding="utf-8"))
+def sample_body(recipe: str, clone: Clone) -> bytes:
+    """Returns a request body with the sample of the contract."""
+    contract = json.loads((clone.project.artifacts(recipe) / "export" / "contract.json").read_text(encoding="utf-8"))
     return json.dumps({"instances": [contract["sample"]]}).encode()
 
 
-def _released(recipe: str, made: Clone) -> dict[str, Any]:
-    entry = journal.last(made.project, recipe, "released")
+def _released(recipe: str, clone: Clone) -> dict[str, Any]:
+    entry = journal.last(clone.project, recipe, "released")
     assert entry is not None  # the first release came before
     return entry.facts
 
@@ -244,7 +244,7 @@ def _wait_ready(port: int, alive: Callable[[], bool]) -> None:
     deadline = time.monotonic() + READY_SECONDS
     while _status(port, "/readyz") != 200:
         if not alive() or time.monotonic() > deadline:
-            raise HeadraceError("the replica does not become ready", where=f"127.0.0.1:{port}", hint="headrace logs MODEL")
+            raise HeadraceError("the replica did not become ready", where=f"127.0.0.1:{port}", hint="headrace logs MODEL")
         time.sleep(POLL_SECONDS)
 
 
@@ -259,14 +259,14 @@ def _status(port: int, path: str) -> int:
         connection.close()
 
 
-def _ask(port: int, model: str, body: bytes, times: int) -> None:
+def _send_requests(port: int, model: str, body: bytes, times: int) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     for _ in range(times):
         connection.request("POST", f"/v1/models/{model}/predict", body, {"content-type": "application/json"})
         response = connection.getresponse()
         if response.status != 200:
             raise HeadraceError(
-                f"the replica answers {response.status}: {response.read()[:300]!r}",
+                f"the replica answered {response.status}: {response.read()[:300]!r}",
                 where=f"127.0.0.1:{port}",
                 hint="headrace logs MODEL",
             )
@@ -274,7 +274,7 @@ def _ask(port: int, model: str, body: bytes, times: int) -> None:
     connection.close()
 
 
-def _middle(memories: list[Memory]) -> Values:
+def _median_memory(memories: list[Memory]) -> Values:
     return sorted(memories, key=lambda memory: memory.rss)[len(memories) // 2].to_dict()
 
 

@@ -1,4 +1,4 @@
-"""Load from wrk, and what a server did under it: requests a second, latencies, CPU a request."""
+"""Generates load with wrk and measures a server: requests per second, latencies, CPU time per request."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.serving_systems import Running
+from benchmarks.serving_systems import RunningServer
 from headrace.errors import HeadraceError
 
 SCRIPT = """
@@ -27,58 +27,60 @@ end
 
 
 @dataclass(frozen=True)
-class Found:
-    """What one server did with so many connections."""
+class LoadResult:
+    """Measurements of one server with one number of connections."""
 
     connections: int
     requests: int
-    requests_a_second: float
+    requests_per_second: float
     p50_ms: float
     p99_ms: float
     failed: int
     cpu_ms: float
-    """Of the server's processes, a request."""
+    """CPU time of the server's processes per request."""
     rss_mb: float
-    """After it."""
+    """Resident memory after the load."""
 
 
-def median_round(rounds: Iterable[Found]) -> Found:
-    """The one that did the median of requests a second."""
-    ordered = sorted(rounds, key=lambda one: one.requests_a_second)
+def median_round(rounds: Iterable[LoadResult]) -> LoadResult:
+    """Returns the round with the median requests per second."""
+    ordered = sorted(rounds, key=lambda one: one.requests_per_second)
     return ordered[(len(ordered) - 1) // 2]
 
 
 def require_wrk() -> str:
-    """The program.
+    """Returns the path of wrk.
 
     Raises:
-        HeadraceError: it is not there.
+        HeadraceError: wrk is not installed.
     """
     program = shutil.which("wrk")
     if program is None:
-        raise HeadraceError("wrk, which makes the load, is not installed", hint="apt install wrk")
+        raise HeadraceError("wrk, which generates the load, is not installed", hint="apt install wrk")
     return program
 
 
-def load(running: Running, connections: int, seconds: float, scratch: Path) -> Found:
-    """Sends the same request over so many connections, each as soon as it has its answer."""
+def load(running: RunningServer, connections: int, seconds: float, scratch: Path) -> LoadResult:
+    """Sends the same request over all connections, again as soon as it is answered."""
     body, script = scratch / "body.bin", scratch / "load.lua"
-    body.write_bytes(running.ask.body)
-    headers = "\n".join(f"wrk.headers[{json.dumps(name)}] = {json.dumps(value)}" for name, value in running.ask.headers.items())
+    body.write_bytes(running.request.body)
+    headers = "\n".join(
+        f"wrk.headers[{json.dumps(name)}] = {json.dumps(value)}" for name, value in running.request.headers.items()
+    )
     script.write_text(SCRIPT.format(body=body, headers=headers), encoding="utf-8")
     cpu = running.cpu_seconds()
     command = [require_wrk(), "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "30s"]
     done = subprocess.run(
-        [*command, "-s", str(script), running.url + running.ask.path], capture_output=True, text=True, check=False
+        [*command, "-s", str(script), running.url + running.request.path], capture_output=True, text=True, check=False
     )
     line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT ")), None)
     if line is None:
         raise HeadraceError(f"wrk failed: {done.stderr.strip()[-300:]}", where=running.url, hint="read the server's log")
     requests, micros, p50, p99, _, refused, broken = (float(word) for word in line.split()[1:])
-    return Found(
+    return LoadResult(
         connections=connections,
         requests=int(requests),
-        requests_a_second=requests / (micros / 1e6),
+        requests_per_second=requests / (micros / 1e6),
         p50_ms=p50 / 1e3,
         p99_ms=p99 / 1e3,
         failed=int(refused + broken),

@@ -1,4 +1,4 @@
-"""The model that every server of the serving benchmark answers with: a small CNN for 28 x 28 pixels, with random weights."""
+"""Writes the model that all servers of the serving benchmark serve: a small CNN for 28 x 28 pixels, with random weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LABELS = [str(digit) for digit in range(10)]
 
 
 class SmallCNN(nn.Module):
-    """Bytes `(rows, 28, 28)` to probabilities `(rows, 10)`."""
+    """Maps pixels `(rows, 28, 28)` uint8 to probabilities `(rows, 10)`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class SmallCNN(nn.Module):
 
 
 def write_model(folder: Path) -> None:
-    """`model.onnx` and `contract.json` for Headrace, `model.pt` for torch."""
+    """Writes `model.onnx` and `contract.json` for Headrace, and `model.pt` for torch."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     model = SmallCNN().eval()
@@ -49,7 +49,7 @@ def write_model(folder: Path) -> None:
 
 
 def contract_of(field: InputField, value: list[Any]) -> Contract:
-    """Of a model of one field to ten classes; `value` is the sample's."""
+    """Returns the contract of a model with one input field and ten classes; `value` is the sample of the field."""
     return Contract(
         model="digits",
         task="classification",
@@ -62,7 +62,7 @@ def contract_of(field: InputField, value: list[Any]) -> Contract:
 
 
 def export(model: nn.Module, example: Tensor, name: str, folder: Path) -> None:
-    """`model.onnx`: any number of rows of one input `name` to `probabilities`."""
+    """Exports `model.onnx`, with any number of rows of one input `name` and the output `probabilities`."""
     torch.onnx.export(
         model,
         (example,),
@@ -77,7 +77,7 @@ def export(model: nn.Module, example: Tensor, name: str, folder: Path) -> None:
 
 
 def sample() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """An image `(28, 28)`, a fifth of it ink, as digits are."""
+    """Returns an image `(28, 28)`; as with digits, a fifth of its pixels are not zero."""
     generator = np.random.default_rng(0)
     pixels = generator.integers(0, 256, (28, 28), dtype=np.uint8)
     return np.where(generator.random((28, 28)) < 0.2, pixels, 0).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The servers that the serving benchmark compares: how each starts, what it is asked, and what a right answer looks like."""
+"""Defines the servers of the serving benchmark: how each starts, its request, and what a correct answer is."""
 
 from __future__ import annotations
 
@@ -39,24 +39,24 @@ JSON = {"content-type": "application/json"}
 
 
 @dataclass(frozen=True)
-class Ask:
-    """One request, sent again and again."""
+class SampleRequest:
+    """The request that is sent repeatedly."""
 
     path: str
     body: bytes
     headers: dict[str, str]
-    is_right: Callable[[httpx.Response], bool]
+    is_correct: Callable[[httpx.Response], bool]
 
 
 @dataclass
-class Running:
-    """A server that answers."""
+class RunningServer:
+    """A server that is ready."""
 
     url: str
-    ask: Ask
+    request: SampleRequest
     start_seconds: float
     roots: list[int]
-    """Its processes, but for their children."""
+    """Ids of its processes, without their children."""
 
     def processes(self) -> list[psutil.Process]:
         found: dict[int, psutil.Process] = {}
@@ -75,7 +75,7 @@ class Running:
         return total
 
     def rss(self) -> int:
-        """Bytes."""
+        """Returns the resident memory in bytes."""
         total = 0
         for process in self.processes():
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -84,24 +84,24 @@ class Running:
 
 
 @dataclass(frozen=True)
-class Place:
-    """What all servers share: the model's files and a project of the benchmark's own."""
+class Workspace:
+    """What all servers share: the files of the model, and a project for the benchmark."""
 
     root: Path
     model: Path
     project: Project
     name: str = "digits"
-    """Of the model."""
+    """Name of the model."""
     environment: dict[str, str] = field(default_factory=dict)
 
 
-Open = Callable[[Place, int], contextlib.AbstractContextManager[Running]]
-"""Starts a server on a port and ends it with the block."""
+Open = Callable[[Workspace, int], contextlib.AbstractContextManager[RunningServer]]
+"""Starts a server on a port, and stops it at the end of the block."""
 
 
 @dataclass(frozen=True)
 class System:
-    """One server."""
+    """A server to compare."""
 
     name: str
     about: str
@@ -113,20 +113,20 @@ def _labelled(answer: httpx.Response) -> bool:
     return "label" in found.get("predictions", [found])[0]
 
 
-V1_ASK = Ask("/v1/models/digits/predict", JSON_BODY, JSON, _labelled)
-PEER_ASK = Ask("/predict", JSON_BODY, JSON, _labelled)
-FLOOR_ASK = Ask(
+V1_REQUEST = SampleRequest("/v1/models/digits/predict", JSON_BODY, JSON, _labelled)
+PEER_REQUEST = SampleRequest("/predict", JSON_BODY, JSON, _labelled)
+FLOOR_REQUEST = SampleRequest(
     "/predict", IMAGE.tobytes(), {"content-type": "application/octet-stream"}, lambda answer: len(answer.content) == 40
 )
 
 
-def _binary_ask() -> Ask:
-    """The Open Inference Protocol with binary tensors both ways."""
+def _binary_request() -> SampleRequest:
+    """Returns a request of the Open Inference Protocol with binary tensors in request and answer."""
     tensor = {"name": "pixels", "shape": [1, 28, 28], "datatype": "UINT8", "parameters": {"binary_data_size": 784}}
     outputs = [{"name": "probabilities", "parameters": {"binary_data": True}}]
     head = json.dumps({"inputs": [tensor], "outputs": outputs}).encode()
     headers = {"content-type": "application/octet-stream", "inference-header-content-length": str(len(head))}
-    return Ask(
+    return SampleRequest(
         "/v2/models/digits/infer",
         head + IMAGE.tobytes(),
         headers,
@@ -139,14 +139,14 @@ def free_port() -> int:
 
 
 def make_project(root: Path) -> Project:
-    """A project of the benchmark's own."""
+    """Creates an empty project."""
     (root / "recipes").mkdir(parents=True)
     (root / "dvc.yaml").write_text("stages: {}\n", encoding="utf-8")
     return Project(root)
 
 
-def make_place(root: Path, write: Callable[[Path], None]) -> Place:
-    """`write` puts the model's files into a folder."""
+def make_workspace(root: Path, write: Callable[[Path], None]) -> Workspace:
+    """Creates a workspace; `write` writes the files of the model into a folder."""
     write(root / "model")
     variables = {
         "GRAPH": str(root / "model" / "model.onnx"),
@@ -155,110 +155,116 @@ def make_place(root: Path, write: Callable[[Path], None]) -> Place:
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),  # MLflow calls uvicorn
         "DO_NOT_TRACK": "1",
     }
-    return Place(root, root / "model", make_project(root / "project"), environment=variables)
+    return Workspace(root, root / "model", make_project(root / "project"), environment=variables)
 
 
-def prepare_bento(place: Place) -> Bento:
-    return package(place.model, place.name, "1", {}, place.project)
+def prepare_bento(workspace: Workspace) -> Bento:
+    return package(workspace.model, workspace.name, "1", {}, workspace.project)
 
 
-def _headrace(ask: Ask) -> Open:
+def _headrace(request: SampleRequest) -> Open:
     @contextmanager
-    def open_replica(place: Place, port: int) -> Iterator[Running]:
-        with replica(place, port, ask) as running:
+    def open_replica(workspace: Workspace, port: int) -> Iterator[RunningServer]:
+        with replica(workspace, port, request) as running:
             yield running
 
     return open_replica
 
 
 @contextmanager
-def replica(place: Place, port: int, ask: Ask) -> Iterator[Running]:
-    bento = prepare_bento(place)
+def replica(workspace: Workspace, port: int, request: SampleRequest) -> Iterator[RunningServer]:
+    bento = prepare_bento(workspace)
     settings = Settings()
-    spec = ReplicaSpec(place.name, "1", bento.tag)
-    variables_of_replica = environment.process_variables(spec, f"{place.name}-{port}", place.project, settings)
-    argv, variables = serve_command(place.project, bento.tag, "127.0.0.1", port, 1)
-    headers = {**ask.headers, "authorization": f"Bearer {_token(place)}"}
-    full = Ask(ask.path, ask.body, headers, ask.is_right)
-    with server(argv, {**variables, **variables_of_replica}, port, "/readyz", full, place.root) as running:
+    spec = ReplicaSpec(workspace.name, "1", bento.tag)
+    variables_of_replica = environment.process_variables(spec, f"{workspace.name}-{port}", workspace.project, settings)
+    argv, variables = serve_command(workspace.project, bento.tag, "127.0.0.1", port, 1)
+    headers = {**request.headers, "authorization": f"Bearer {_token(workspace)}"}
+    full = SampleRequest(request.path, request.body, headers, request.is_correct)
+    with server(argv, {**variables, **variables_of_replica}, port, "/readyz", full, workspace.root) as running:
         yield running
 
 
-def _token(place: Place) -> str:
-    tokens.prepare_tokens(place.project)
-    token, _ = tokens.issue(place.project, "acme", [place.name], 3600)
+def _token(workspace: Workspace) -> str:
+    tokens.prepare_tokens(workspace.project)
+    token, _ = tokens.issue(workspace.project, "acme", [workspace.name], 3600)
     return token
 
 
-def _behind_the_gateway(ask: Ask) -> Open:
+def _behind_gateway(request: SampleRequest) -> Open:
     @contextmanager
-    def open_both(place: Place, port: int) -> Iterator[Running]:
+    def open_both(workspace: Workspace, port: int) -> Iterator[RunningServer]:
         settings = Settings(gateway_port=port + 1, gateway_admin_port=port + 2)
         start = time.perf_counter()
-        with replica(place, port, ask) as behind:
+        with replica(workspace, port, request) as behind:
             try:
-                endpoint = Replica(f"digits-{port}", ReplicaSpec("digits", "1", prepare_bento(place).tag), "127.0.0.1", port)
-                gateway.update_model(place.project, settings, "digits", [endpoint])
-                envoy_process.start(place.project, settings)
+                endpoint = Replica(
+                    f"digits-{port}", ReplicaSpec("digits", "1", prepare_bento(workspace).tag), "127.0.0.1", port
+                )
+                gateway.update_model(workspace.project, settings, "digits", [endpoint])
+                envoy_process.start(workspace.project, settings)
                 url = gateway.address(settings)
-                _wait(url + behind.ask.path, behind.ask)
-                envoy = supervisor.states(place.project)[gateway.PROGRAM].pid
-                yield Running(url, behind.ask, time.perf_counter() - start, [*behind.roots, *([envoy] if envoy else [])])
+                _wait(url + behind.request.path, behind.request)
+                envoy = supervisor.states(workspace.project)[gateway.PROGRAM].pid
+                yield RunningServer(
+                    url, behind.request, time.perf_counter() - start, [*behind.roots, *([envoy] if envoy else [])]
+                )
             finally:
-                supervisor.shutdown(place.project, stop_seconds=5.0)
+                supervisor.shutdown(workspace.project, stop_seconds=5.0)
 
     return open_both
 
 
-def script(name: str, ask: Ask = PEER_ASK, ready: str = "/readyz") -> Open:
-    """A file of `serving_peers` that serves when it is run."""
+def script(name: str, request: SampleRequest = PEER_REQUEST, ready: str = "/readyz") -> Open:
+    """Returns a server that is a script of `serving_peers`."""
 
     @contextmanager
-    def open_script(place: Place, port: int) -> Iterator[Running]:
+    def open_script(workspace: Workspace, port: int) -> Iterator[RunningServer]:
         argv = [sys.executable, str(PEERS / name)]
-        with server(argv, {**place.environment, "PORT": str(port)}, port, ready, ask, place.root) as running:
+        with server(argv, {**workspace.environment, "PORT": str(port)}, port, ready, request, workspace.root) as running:
             yield running
 
     return open_script
 
 
-def bentoml_service(name: str, ask: Ask = PEER_ASK) -> Open:
-    """A service of `serving_peers`, `file:Class`."""
+def bentoml_service(name: str, request: SampleRequest = PEER_REQUEST) -> Open:
+    """Returns a server that runs a BentoML service of `serving_peers`, as `file:Class`."""
 
     @contextmanager
-    def open_service(place: Place, port: int) -> Iterator[Running]:
+    def open_service(workspace: Workspace, port: int) -> Iterator[RunningServer]:
         argv = [sys.executable, "-m", "bentoml", "serve", name, "--host", "127.0.0.1", "--port", str(port)]
-        variables = {**place.environment, "BENTOML_HOME": str(place.root / "peer"), "BENTOML_DO_NOT_TRACK": "true"}
-        with server([*argv, "--working-dir", str(PEERS)], variables, port, "/readyz", ask, place.root) as running:
+        variables = {**workspace.environment, "BENTOML_HOME": str(workspace.root / "peer"), "BENTOML_DO_NOT_TRACK": "true"}
+        with server([*argv, "--working-dir", str(PEERS)], variables, port, "/readyz", request, workspace.root) as running:
             yield running
 
     return open_service
 
 
 @contextmanager
-def _mlflow(place: Place, port: int) -> Iterator[Running]:
+def _mlflow(workspace: Workspace, port: int) -> Iterator[RunningServer]:
     import mlflow
     import onnx
     from mlflow.models import infer_signature
 
-    folder = place.root / "mlflow"
+    folder = workspace.root / "mlflow"
     if not folder.exists():
         example = IMAGE[None].astype("uint8")
-        graph = onnx.load(str(place.model / "model.onnx"))
+        graph = onnx.load(str(workspace.model / "model.onnx"))
         mlflow.onnx.save_model(graph, str(folder), pip_requirements=["onnxruntime"], signature=infer_signature(example))
     argv = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(folder), "--env-manager", "local"]
     argv += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     body = json.dumps({"inputs": [IMAGE.tolist()]}).encode()
-    ask = Ask("/invocations", body, JSON, lambda answer: "predictions" in answer.json())
-    with server(argv, place.environment, port, "/ping", ask, place.root) as running:
+    request = SampleRequest("/invocations", body, JSON, lambda answer: "predictions" in answer.json())
+    with server(argv, workspace.environment, port, "/ping", request, workspace.root) as running:
         yield running
 
 
 @contextmanager
-def server(argv: list[str], variables: dict[str, str], port: int, ready: str, ask: Ask, root: Path) -> Iterator[Running]:
+def server(
+    argv: list[str], variables: dict[str, str], port: int, ready: str, request: SampleRequest, root: Path
+) -> Iterator[RunningServer]:
     log = root / f"server-{port}.log"
     start = time.perf_counter()
-    # In a group of its own: BentoML, MLflow and Ray keep children.
+    # In a new process group, because BentoML, MLflow and Ray start children.
     with log.open("wb") as out:
         process = subprocess.Popen(
             argv, env={**os.environ, **variables}, stdout=out, stderr=out, cwd=root, start_new_session=True
@@ -267,8 +273,8 @@ def server(argv: list[str], variables: dict[str, str], port: int, ready: str, as
     try:
         _wait(url + ready, None, process, log)
         seconds = time.perf_counter() - start
-        _wait(url + ask.path, ask, process, log)
-        yield Running(url, ask, seconds, [process.pid])
+        _wait(url + request.path, request, process, log)
+        yield RunningServer(url, request, seconds, [process.pid])
     finally:
         _end(process)
 
@@ -288,36 +294,44 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             child.kill()
 
 
-def _wait(url: str, ask: Ask | None, process: subprocess.Popen[bytes] | None = None, log: Path | None = None) -> None:
-    """Until the server is ready, or gives a right answer to `ask`."""
+def _wait(
+    url: str, request: SampleRequest | None, process: subprocess.Popen[bytes] | None = None, log: Path | None = None
+) -> None:
+    """Waits until the server is ready, or answers `request` correctly.
+
+    Raises:
+        HeadraceError: it did not within 90 seconds, or its process ended.
+    """
     end = time.monotonic() + READY_SECONDS
-    said = "nothing"
+    last = "no answer"
     while time.monotonic() < end and (process is None or process.poll() is None):
         try:
-            answer = httpx.get(url, timeout=5) if ask is None else httpx.post(url, content=ask.body, headers=ask.headers)
-            if answer.status_code == 200 and (ask is None or ask.is_right(answer)):
+            answer = (
+                httpx.get(url, timeout=5) if request is None else httpx.post(url, content=request.body, headers=request.headers)
+            )
+            if answer.status_code == 200 and (request is None or request.is_correct(answer)):
                 return
-            said = f"{answer.status_code} {answer.text[:300]}"
+            last = f"{answer.status_code} {answer.text[:300]}"
         except httpx.TransportError:
             pass
         time.sleep(0.02)
     tail = log.read_text(errors="replace")[-500:] if log else ""
-    raise HeadraceError(f"the server never answered rightly; last: {said}\n{tail}", where=url, hint="read its log")
+    raise HeadraceError(f"the server did not answer correctly; last answer: {last}\n{tail}", where=url, hint="read its log")
 
 
 def install_peer(name: str) -> str:
-    """The packages of one peer in a folder of its own, as its PYTHONPATH; kept for the next run.
+    """Installs the packages of one peer into a separate folder, kept for the next run; returns its PYTHONPATH.
 
     Raises:
-        HeadraceError: they cannot be had.
+        HeadraceError: the installation failed.
     """
     folder = PEERS_HOME / name
     if not (folder / "done").exists():
         wanted = next(line for line in PINNED.read_text(encoding="utf-8").splitlines() if line.startswith(name))
-        beside = Path(sys.executable).with_name("uv")
-        uv = str(beside) if beside.exists() else "uv"
+        neighbour = Path(sys.executable).with_name("uv")
+        uv = str(neighbour) if neighbour.exists() else "uv"
         links = ["--find-links", os.environ["PIP_FIND_LINKS"]] if "PIP_FIND_LINKS" in os.environ else []
-        # What Headrace needs too comes in the same version, so that only the server differs.
+        # Packages that Headrace also needs have the same version, so that only the server differs.
         versions = ["--constraint", str(Path(__file__).parents[1] / "requirements.lock")]
         command = [
             uv,
@@ -334,36 +348,36 @@ def install_peer(name: str) -> str:
         ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            said = done.stderr.strip().splitlines()[-1:] or ["no word"]
-            raise HeadraceError(f"{wanted} cannot be installed: {said[0][:200]}", where=name, hint="read " + PINNED.name)
+            lines = done.stderr.strip().splitlines() or ["no error message"]
+            raise HeadraceError(f"{wanted} cannot be installed: {lines[-1][:200]}", where=name, hint="read " + PINNED.name)
         (folder / "done").touch()
     return str(folder)
 
 
-def _installed(name: str, script: str, ask: Ask = PEER_ASK, ready: str = "/readyz") -> Open:
+def _installed(name: str, script: str, request: SampleRequest = PEER_REQUEST, ready: str = "/readyz") -> Open:
     @contextmanager
-    def open_peer(place: Place, port: int) -> Iterator[Running]:
-        variables = {**place.environment, "PORT": str(port), "PYTHONPATH": install_peer(name)}
-        with server([sys.executable, str(PEERS / script)], variables, port, ready, ask, place.root) as running:
+    def open_peer(workspace: Workspace, port: int) -> Iterator[RunningServer]:
+        variables = {**workspace.environment, "PORT": str(port), "PYTHONPATH": install_peer(name)}
+        with server([sys.executable, str(PEERS / script)], variables, port, ready, request, workspace.root) as running:
             yield running
 
     return open_peer
 
 
 SYSTEMS = {
-    "floor": System("floor: Starlette, raw bytes", "ONNX Runtime, nothing checked", script("floor.py", FLOOR_ASK)),
-    "binary": System("Headrace, binary", "all on", _headrace(_binary_ask())),
-    "json": System("Headrace, JSON", "all on", _headrace(V1_ASK)),
-    "gateway-binary": System("Headrace, binary, gateway", "through Envoy", _behind_the_gateway(_binary_ask())),
-    "gateway-json": System("Headrace, JSON, gateway", "through Envoy", _behind_the_gateway(V1_ASK)),
+    "floor": System("floor: Starlette, raw bytes", "ONNX Runtime, no checks", script("floor.py", FLOOR_REQUEST)),
+    "binary": System("Headrace, binary", "all features on", _headrace(_binary_request())),
+    "json": System("Headrace, JSON", "all features on", _headrace(V1_REQUEST)),
+    "gateway-binary": System("Headrace, binary, gateway", "through Envoy", _behind_gateway(_binary_request())),
+    "gateway-json": System("Headrace, JSON, gateway", "through Envoy", _behind_gateway(V1_REQUEST)),
     "fastapi-tuned": System("FastAPI, tuned", "orjson, ONNX Runtime", script("fastapi_tuned.py")),
-    "fastapi-torch": System("FastAPI with torch", "as in its tutorials", script("fastapi_torch.py")),
+    "fastapi-torch": System("FastAPI with torch", "as in its tutorial", script("fastapi_torch.py")),
     "bentoml": System("BentoML", "as in its quickstart, ONNX Runtime", bentoml_service("bentoml_stock:Digits")),
     "litserve": System("LitServe", "as in its quickstart, ONNX Runtime", _installed("litserve", "litserve_api.py")),
     "mlflow": System("mlflow models serve", "ONNX flavour", _mlflow),
     "ray": System(
         "Ray Serve",
         "as in its quickstart, ONNX Runtime",
-        _installed("ray", "ray_serve.py", Ask("/", JSON_BODY, JSON, _labelled), "/"),
+        _installed("ray", "ray_serve.py", SampleRequest("/", JSON_BODY, JSON, _labelled), "/"),
     ),
 }

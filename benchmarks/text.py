@@ -1,6 +1,6 @@
-"""Tokens a second of texts that are written together, against one after another: `python -m benchmarks.text`.
+"""Compares generating several texts together with one after another: `python -m benchmarks.text`.
 
-The peer is the plain loop: the same graph, session and sampling, one text at a time.
+The peer is a plain loop: the same graph, session and sampling, one text at a time.
 """
 
 from __future__ import annotations
@@ -18,40 +18,39 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.report import hardware, section
+from benchmarks.report import hardware, section, wrap
 from bentos.models.onnx_model import open_session
-from bentos.scheduling.continuous import GenerationRequest
 from bentos.scheduling.streams import Streams
-from headrace.runtime.generation import SamplingParams, TextGenerator
+from headrace.runtime.generation import GenerationRequest, SamplingParams, TextGenerator
 
 STREAMS = (1, 4, 16)
 PROMPT = 32
 """Tokens of each prompt."""
 ROUNDS = 15
-"""Of which the median counts; the two ways take turns."""
+"""The median round counts; the two modes take turns."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One way of writing some texts."""
+    """Timing of one mode."""
 
     seconds: float
     first: float
-    """Seconds to the first token, of the text that waited longest."""
+    """Longest wait of a text for its first token, in seconds."""
     gap: float
     """99th percentile of the seconds between two tokens of a text."""
 
 
 def main(arguments: Sequence[str] | None = None) -> str:
-    """Measures, prints the report and writes it to `--out`; gives the report's text."""
+    """Measures, prints the report, writes it to `--out`, and returns its text."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a tiny model and few tokens: a check, no result")
-    parser.add_argument("--out", type=Path, help="where the report goes (docs/benchmarks/text.md; nowhere with --quick)")
+    parser.add_argument("--quick", action="store_true", help="a tiny model and few tokens: a check of the code, not a result")
+    parser.add_argument("--out", type=Path, help="file for the report (default: docs/benchmarks/text.md, or none with --quick)")
     options = parser.parse_args(arguments)
     out = options.out or (None if options.quick else Path("docs/benchmarks/text.md"))
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        language = make_language(Path(folder), quick=options.quick)
+        language = export_language_model(Path(folder), quick=options.quick)
         tokens = 8 if options.quick else 200
         rows = [compare(language, streams, tokens, 1 if options.quick else ROUNDS) for streams in STREAMS]
     text = report(rows, tokens, (time.perf_counter() - started) / 60)
@@ -61,10 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> str:
     return text
 
 
-def make_language(folder: Path, quick: bool) -> TextGenerator:
-    """A model as large as that of recipes/shakespeare-gpt.yaml, exported as every model is; a text never ends by itself.
+def export_language_model(folder: Path, quick: bool) -> TextGenerator:
+    """Exports a model as large as that of recipes/shakespeare-gpt.yaml that never ends a text.
 
-    Its weights are random: what a step costs does not depend on them.
+    Its weights are random, because the time of a step does not depend on them.
     """
     import torch
 
@@ -93,7 +92,7 @@ def make_language(folder: Path, quick: bool) -> TextGenerator:
 
 
 def compare(language: TextGenerator, streams: int, tokens: int, rounds: int) -> tuple[int, Timing, Timing]:
-    """So many streams: one after another, and together."""
+    """Times `streams` texts, one after another and together."""
     rng = np.random.default_rng(streams)
     vocabulary, most = language.encoder.vocabulary, min(PROMPT, language.layout.length)
     texts = [
@@ -104,17 +103,17 @@ def compare(language: TextGenerator, streams: int, tokens: int, rounds: int) -> 
         )
         for i in range(streams)
     ]
-    ways: tuple[Callable[[list[GenerationRequest]], Timing], ...] = (one_after_another, together)
+    modes: tuple[Callable[[list[GenerationRequest]], Timing], ...] = (one_after_another, together)
     found: list[list[Timing]] = [[], []]
     for _ in range(rounds):
-        for way, measured in zip(ways, found, strict=True):
-            measured.append(way(texts))
+        for mode, measured in zip(modes, found, strict=True):
+            measured.append(mode(texts))
     loop, joined = (sorted(measured, key=lambda one: one.seconds)[rounds // 2] for measured in found)
     return streams, loop, joined
 
 
 def one_after_another(texts: list[GenerationRequest]) -> Timing:
-    """The plain loop."""
+    """Generates the texts in a plain loop."""
     start = time.perf_counter()
     seen = []
     for text in texts:
@@ -123,7 +122,7 @@ def one_after_another(texts: list[GenerationRequest]) -> Timing:
 
 
 def together(texts: list[GenerationRequest]) -> Timing:
-    """As a replica does it, but for HTTP."""
+    """Generates the texts as a replica does, without HTTP."""
     seen: list[list[float]] = [[] for _ in texts]
 
     async def read(streams: Streams, index: int) -> None:
@@ -161,15 +160,15 @@ def report(rows: list[tuple[int, Timing, Timing]], tokens: int, minutes: float) 
         for streams, loop, joined in rows
     ]
     prose = f"""
-    Each stream is a prompt of {PROMPT} tokens and {tokens} tokens written at temperature 0.8. *Loop* writes one text after
-    another; *together* is what a replica does, without HTTP. Both run the same graph on one thread of ONNX Runtime in one
-    process, by turns; the median of {ROUNDS} rounds counts. *First* is when the stream that waited longest got its first token,
-    *gap* the 99th percentile of the time between two tokens of a stream."""
+    Each stream has a prompt of {PROMPT} tokens and generates {tokens} tokens at temperature 0.8. *Loop* generates one text
+    after another; *together* is what a replica does, without HTTP. Both run the same graph on one thread of ONNX Runtime in one
+    process, in turns; the table shows the median of {ROUNDS} rounds. *First* is the longest wait of a stream for its first
+    token, *gap* the 99th percentile of the time between two tokens of a stream."""
     header = ("streams", "loop, tokens/s", "together, tokens/s", "ratio", "loop: first, ms", "together: first, ms", "gap, ms")
     machine = f"{hardware()}, onnxruntime {onnxruntime.__version__}"
     head = f"# Text generation\n\nWritten by `python -m benchmarks.text` in {minutes:.1f} minutes on {machine}."
-    size = "Model: gpt, width 152, 4 heads, 4 layers, 1,024 tokens, a context of 256 (as recipes/shakespeare-gpt.yaml)."
-    return f"{head}\n\n{size}\n\n{section('Tokens a second', prose, header, table)}\n"
+    size = "Model: gpt, width 152, 4 heads, 4 layers, vocabulary 1,024, context length 256 (as recipes/shakespeare-gpt.yaml)."
+    return f"{wrap(head)}\n\n{wrap(size)}\n\n{section('Tokens per second', prose, header, table)}\n"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Four ways to train the same model on the same rows: each gives a function that trains a round and tells its seconds."""
+"""Four loops that train the same model on the same rows; each returns a function that trains a round and returns seconds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from headrace.training.rows import Split
 RATE = 1e-3
 Round = Callable[[], float]
 Loop = Callable[[Workload, ServedModel, torch.device], Round]
-"""The model is on the device; a round trains it further."""
+"""Takes a model on the device; each round trains it further."""
 
 
 def timed(device: torch.device, work: Callable[[], object]) -> float:
@@ -37,10 +37,10 @@ def timed(device: torch.device, work: Callable[[], object]) -> float:
 
 
 def engine(workload: Workload, model: ServedModel, device: torch.device) -> Round:
-    """Headrace: the loop that `headrace run` trains with, in its deterministic mode, with its record of losses."""
+    """Trains with the loop of `headrace run`, in its deterministic mode, with its record of losses."""
     config = TrainConfig(batch_size=workload.batch_size, epochs=10**6, learning_rate=RATE)
-    held = Split(tuple(part.to(device) for part in workload.inputs), workload.target.to(device))
-    trainer = Trainer(model, held, held, config, TrainingRun(Path("unused.pt"), "benchmark"))
+    rows = Split(tuple(part.to(device) for part in workload.inputs), workload.target.to(device))
+    trainer = Trainer(model, rows, rows, config, TrainingRun(Path("unused.pt"), "benchmark"))
     if can_record(trainer.optimizer, device, 1):
         trainer.step = CudaGraphStep(trainer.training_step, trainer.loss_module, workload.batch_size, print)
 
@@ -52,9 +52,9 @@ def engine(workload: Workload, model: ServedModel, device: torch.device) -> Roun
             progress.epoch += 1
 
     def round_() -> float:
-        seed_everything(0)  # the mode that every training runs in; the others run in torch's own
+        seed_everything(0)  # sets the deterministic mode; the other loops use the default of torch
         try:
-            with preprocessed(model, config, held) as (trainer.train,):  # once a run, so it is no part of an epoch
+            with preprocessed(model, config, rows) as (trainer.train,):  # once per run, so it is not part of an epoch
                 return timed(device, work)
         finally:
             torch.set_deterministic_debug_mode("default")
@@ -67,7 +67,7 @@ def loader_of(workload: Workload) -> DataLoader[Any]:
 
 
 def data_loader(workload: Workload, model: ServedModel, device: torch.device) -> Round:
-    """The loop of the tutorials: a DataLoader, AdamW as it comes, the loss read in each step."""
+    """Trains with the loop of PyTorch's tutorials: a DataLoader, default AdamW, the loss read in each step."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
     loader, precision = loader_of(workload), choose_precision("auto", device)
 
@@ -88,7 +88,7 @@ def data_loader(workload: Workload, model: ServedModel, device: torch.device) ->
 
 
 def lightning(workload: Workload, model: ServedModel, device: torch.device) -> Round:
-    """Lightning's Trainer with everything beside the training turned off; from its second epoch on, without its start."""
+    """Trains with Lightning's Trainer, all extras turned off; timed from the second epoch on, without its start."""
     import pytorch_lightning as pl  # type: ignore[import-not-found]
 
     for name in ("pytorch_lightning", "lightning_fabric"):
@@ -129,15 +129,15 @@ def lightning(workload: Workload, model: ServedModel, device: torch.device) -> R
             pl.Trainer(callbacks=[clock], **options).fit(module, loader)
         synchronise(device)
         ended = time.perf_counter()
-        module.to(device)  # Lightning takes the model back to the CPU
+        module.to(device)  # Lightning moves the model back to the CPU
         return ended - clock.started
 
     return round_
 
 
 def tuned(workload: Workload, model: ServedModel, device: torch.device) -> Round:
-    """What a specialist writes for this one model: rows on the device as the network takes them, one gather a batch, fused
-    AdamW, no waiting."""
+    """Trains with a loop written for speed: preprocessed rows on the device, one gather per batch, fused AdamW, no
+    synchronisation."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, fused=True)
     inputs, target = tuple(part.to(device) for part in workload.inputs), workload.target.to(device)
     network: Callable[..., Tensor] = model.raw

@@ -1,4 +1,4 @@
-"""What the training benchmark trains: six small models on made-up rows, and the least time that their work can take."""
+"""Six small models with random rows for the training benchmark, and the minimum time of their training."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NODES, FEATURES, WORDS, CITED, LABELLED = 2708, 1433, 18, 4, 140
 
 @dataclass(frozen=True)
 class Workload:
-    """A model and rows for it; each call of `model` gives a new one with the same first weights."""
+    """A model and its rows; each call of `model` returns a new one with the same initial weights."""
 
     name: str
     about: str
@@ -36,22 +36,22 @@ class Workload:
     target: Tensor
     batch_size: int
     epochs: int = 1
-    """In a round: where one epoch is over in a moment, several are timed together."""
+    """Epochs per round: several short epochs are timed together."""
 
     def __len__(self) -> int:
-        """Rows trained on in a round."""
+        """Returns the rows that a round trains on."""
         return len(self.target) * self.epochs
 
     def part(self, rows: int) -> Workload:
-        """The same with the first rows alone, once."""
+        """Returns the same workload with the first rows only, for one epoch."""
         return replace(self, inputs=tuple(part[:rows] for part in self.inputs), target=self.target[:rows], epochs=1)
 
 
 def workloads(times: int = 1) -> list[Workload]:
-    """Rows are random: what they hold changes no time, but for texts, whose lengths are drawn from 8 to 64.
+    """Returns all workloads. Rows are random, because values do not affect the time; texts have 8 to 64 tokens.
 
     Args:
-        times: so many times the rows that suit two CPU cores.
+        times: factor of the number of rows, which suits two CPU cores.
     """
     random = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (20_000 * times, 28, 28), dtype=torch.uint8, generator=random)
@@ -80,7 +80,14 @@ def workloads(times: int = 1) -> list[Workload]:
         Workload(
             "LSTM", f"texts of up to {LENGTH} tokens, hidden 64 in each direction", recurrent, (texts,), target(texts), 64
         ),
-        Workload("transformer encoder", "such texts, 2 blocks of width 64, 4 heads", encoder, (half,), target(half), 64),
+        Workload(
+            "transformer encoder",
+            f"texts of up to {LENGTH} tokens, 2 blocks of width 64, 4 heads",
+            encoder,
+            (half,),
+            target(half),
+            64,
+        ),
         Workload(
             "GCN",
             f"{NODES:,} nodes with {FEATURES:,} features, {LABELLED} of them with labels, hidden 64",
@@ -93,14 +100,14 @@ def workloads(times: int = 1) -> list[Workload]:
     ]
 
 
-def made(task: str, config: ModelConfig, schema: Schema) -> ServedModel:
+def build_model(task: str, config: ModelConfig, schema: Schema) -> ServedModel:
     torch.manual_seed(0)
     return task_type_of(task).module(config, schema.model_copy(update={"labels": list(range(CLASSES))}))
 
 
 def mlp() -> ServedModel:
     schema = Schema(shape=Shape(image=(1, 28, 28), outputs=CLASSES))
-    return made("image-classification", MLPConfig(hidden=[128, 128]), schema)
+    return build_model("image-classification", MLPConfig(hidden=[128, 128]), schema)
 
 
 def embeddings() -> ServedModel:
@@ -109,55 +116,55 @@ def embeddings() -> ServedModel:
     categories = [Categorical(name=name, levels=levels, nullable=False) for name, levels in named]
     shape = Shape(numeric=COLUMNS, cardinalities=tuple(count + 1 for count in CARDINALITIES), outputs=CLASSES)
     schema = Schema(shape=shape, numeric=columns, categorical=categories)
-    return made("classification", MLPConfig(hidden=[128, 64]), schema)
+    return build_model("classification", MLPConfig(hidden=[128, 64]), schema)
 
 
 def cnn() -> ServedModel:
     schema = Schema(shape=Shape(image=(1, 28, 28), outputs=CLASSES))
-    model = made("image-classification", CNNConfig(channels=[16, 32]), schema)
+    model = build_model("image-classification", CNNConfig(channels=[16, 32]), schema)
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def of_texts() -> Schema:
+def text_schema() -> Schema:
     return Schema(shape=Shape(vocabulary=VOCABULARY, length=LENGTH, outputs=CLASSES))
 
 
 def recurrent() -> ServedModel:
-    return made("text-classification", RecurrentConfig(cell="lstm", embedding=64, hidden=64), of_texts())
+    return build_model("text-classification", RecurrentConfig(cell="lstm", embedding=64, hidden=64), text_schema())
 
 
 def encoder() -> ServedModel:
-    return made("text-classification", AttentionConfig(width=64), of_texts())
+    return build_model("text-classification", AttentionConfig(width=64), text_schema())
 
 
 def gcn() -> ServedModel:
-    """A graph of Cora's size: as many papers, words a paper, and citations."""
+    """Returns a GCN and a graph of Cora's size: as many papers, words per paper, and citations."""
     random = np.random.default_rng(0)
     words = [np.sort(random.choice(FEATURES, WORDS, replace=False)).astype(np.int32) for _ in range(NODES)]
     values = [(index, np.ones(WORDS, dtype=np.float32)) for index in words]
     edges = random.integers(0, NODES, (NODES * CITED // 2, 2))
     graph = make_graph([str(i) for i in range(NODES)], FEATURES, values, edges)
     extra = {"graph": base64.b64encode(graph.to_bytes()).decode()}
-    return made("node-classification", GCNConfig(), Schema(shape=Shape(features=FEATURES, outputs=CLASSES), extra=extra))
+    return build_model("node-classification", GCNConfig(), Schema(shape=Shape(features=FEATURES, outputs=CLASSES), extra=extra))
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What the device reaches in the two things that bound a training."""
+    """Measured rates of the device, which bound the speed of training."""
 
     operations: float
-    """A second, in matrix products of the precision that trains."""
+    """Floating-point operations per second, in matrix products of the precision of training."""
     bandwidth: float
-    """Bytes a second, read and written."""
+    """Bytes per second, read and written."""
 
 
 def measure(device: torch.device, precision: torch.dtype, quick: bool = False) -> Machine:
-    """The best of five products of 2048 × 2048, and of five copies of 256 MB; `quick` takes an eighth of both sizes."""
+    """Times five products of 2048 × 2048 and five copies of 256 MB, and takes the best; `quick` uses an eighth of the sizes."""
     width, floats = (256, 8 << 20) if quick else (2048, 64 << 20)
     a, b = (torch.randn(width, width, device=device, dtype=precision) for _ in range(2))
     source = torch.zeros(floats, device=device)
-    place = torch.empty_like(source)
-    product, copy = (best(f, device) for f in (lambda: torch.mm(a, b), lambda: place.copy_(source)))
+    copied = torch.empty_like(source)
+    product, copy = (best(f, device) for f in (lambda: torch.mm(a, b), lambda: copied.copy_(source)))
     return Machine(2 * width**3 / product, 2 * source.nbytes / copy)
 
 
@@ -178,11 +185,11 @@ def synchronise(device: torch.device) -> None:
 
 
 def floor(workload: Workload, machine: Machine) -> float:
-    """Seconds of a round at the least: the operations at the full rate, or the bytes at the full bandwidth, whichever is more.
+    """Returns the minimum seconds of a round: operations at the full rate or bytes at full bandwidth, whichever takes longer.
 
-    Operations are those of matrix products and convolutions, forward and backward, as torch counts them; sparse products and
-    the cells of an LSTM are none for it. Bytes are AdamW's seven passes over the parameters (reads w, g, m, v; writes w, m,
-    v), the gradients written once, and the rows read once.
+    Operations are those of matrix products and convolutions, forward and backward, as torch counts them; it does not count
+    sparse products and LSTM cells. Bytes are AdamW's seven passes over the parameters (reads w, g, m, v; writes w, m, v), the
+    gradients written once, and the rows read once.
     """
     model, size = workload.model().train(), min(workload.batch_size, len(workload.target))
     with FlopCounterMode(display=False) as counter:

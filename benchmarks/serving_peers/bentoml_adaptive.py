@@ -1,4 +1,4 @@
-"""BentoML's adaptive batching, as its documentation has it, with ONNX Runtime."""
+"""BentoML's adaptive batching, as in its documentation, with ONNX Runtime."""
 
 import os
 
@@ -17,5 +17,5 @@ class Batched:
     @bentoml.api(batchable=True, max_batch_size=32)
     def predict(self, rows: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
         name = self.session.get_inputs()[0].name
-        kind = np.uint8 if "uint8" in self.session.get_inputs()[0].type else np.float32
-        return self.session.run(None, {name: rows.astype(kind)})[0]
+        dtype = np.uint8 if "uint8" in self.session.get_inputs()[0].type else np.float32
+        return self.session.run(None, {name: rows.astype(dtype)})[0]

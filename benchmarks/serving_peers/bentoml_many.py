@@ -1,4 +1,4 @@
-"""BentoML as its quickstart has it, for bodies of many rows."""
+"""BentoML as in its quickstart, for bodies of many rows."""
 
 import os
 from typing import Any

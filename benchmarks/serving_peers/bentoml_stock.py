@@ -1,4 +1,4 @@
-"""BentoML as its quickstart has it, with ONNX Runtime."""
+"""BentoML as in its quickstart, with ONNX Runtime."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""FastAPI as somebody tunes it for bodies of many rows: orjson, ONNX Runtime, and what takes long in a thread."""
+"""FastAPI tuned for bodies of many rows: orjson, ONNX Runtime, and large requests in a thread."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""FastAPI with torch as its tutorials have it: a pydantic model, a sync endpoint, eager torch."""
+"""FastAPI with torch, as in its tutorial: a pydantic model, a sync endpoint, eager torch."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""FastAPI as somebody tunes it who knows how: orjson, ONNX Runtime, uvloop and httptools, no pydantic on the hot path."""
+"""FastAPI tuned by hand: orjson, ONNX Runtime, uvloop and httptools, no pydantic on the hot path."""
 
 import os
 

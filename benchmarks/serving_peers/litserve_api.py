@@ -1,4 +1,4 @@
-"""LitServe as its quickstart has it, with ONNX Runtime."""
+"""LitServe as in its quickstart, with ONNX Runtime."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Ray Serve as its quickstart has it, with ONNX Runtime and one replica."""
+"""Ray Serve as in its quickstart, with ONNX Runtime and one replica."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The gate's benchmark runs from start to end, and its shortcuts give what the gate gives."""
+"""Tests of the gate benchmark: it runs from start to end, and its shortcuts agree with the gate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from headrace.evaluation.gate import compare
 from headrace.recipe.gate import BeatChampion
 
 
-def test_the_quick_benchmark_finds_the_gate_careful_and_the_naive_rule_not(tmp_path):
+def test_quick_benchmark_shows_few_false_promotions_by_the_gate_and_many_by_the_naive_rule(tmp_path):
     report = tmp_path / "gate.md"
     text = benchmark.main(["--quick", "--out", str(report)])
     assert report.read_text(encoding="utf-8") == text
@@ -34,7 +34,7 @@ def test_the_simulation_on_counts_agrees_with_the_gate_on_rows():
         assert answer.promoted == bool(benchmark.mcnemar([won], [lost], len(y))[0])
 
 
-def test_simulated_counts_have_the_gain_and_disagreement_that_were_asked_for():
+def test_simulated_counts_have_the_requested_gain_and_disagreement():
     won, lost = benchmark.discordant(np.random.default_rng(0), 1_000, share=0.04, gain=0.01, trials=4_000)
     # four standard errors of a mean over 4,000,000 rows
     assert abs((won - lost).mean() / 1_000 - 0.01) < 4 * 0.2 / 2_000

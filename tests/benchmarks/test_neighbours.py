@@ -1,4 +1,4 @@
-"""The benchmark of neighbours runs real servers, and stops where a small request is not answered."""
+"""Tests of the neighbours benchmark, with real servers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import uvicorn
 from starlette.responses import Response
 
 from benchmarks import neighbours as benchmark
-from benchmarks.neighbours import Found
+from benchmarks.neighbours import RoundResult
 from benchmarks.serving_systems import JSON
 from headrace.errors import HeadraceError
 from tests.benchmarks.test_serving import write_tiny_model
@@ -27,19 +27,19 @@ def test_a_quick_run_measures_small_requests_alone_and_beside_large_bodies(
     out = tmp_path / "neighbours.md"
     benchmark.main(["--rounds", "1", "--seconds", "1", "--rows", "200", "--out", str(out)])
     rows = [line.strip("| ").split(" | ") for line in out.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
-    assert [row[0] for row in rows[2:]] == list(benchmark.WAYS)
+    assert [row[0] for row in rows[2:]] == list(benchmark.SERVERS)
     assert rows[2][3] == "1.0"
     assert all(float(row[4]) > 0 for row in rows[2:])
 
 
 def test_the_round_with_the_median_p99_counts() -> None:
-    rounds = [Found((0.5, 1.0), (1.0, p99), 2.0) for p99 in (90.0, 10.0, 50.0)]
+    rounds = [RoundResult((0.5, 1.0), (1.0, p99), 2.0) for p99 in (90.0, 10.0, 50.0)]
     assert benchmark.median_round(rounds).beside[1] == 50.0
 
 
-def test_a_small_request_that_is_refused_is_no_measurement() -> None:
+def test_a_refused_small_request_is_an_error() -> None:
     with (
         listening(uvicorn.Config(Response("busy", 503), log_level="warning")) as address,
         pytest.raises(HeadraceError, match="503"),
     ):
-        benchmark.ask_often(f"http://{address}/predict", JSON, 1.0)
+        benchmark.send_small(f"http://{address}/predict", JSON, 1.0)

@@ -1,4 +1,4 @@
-"""The README's table of results is that of the recipes as they stand, and every recipe reached what its gate asks."""
+"""The README's table shows the results of the current recipes, and every recipe meets its gate."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from tests.paths import ROOT
 
 RESULTS = read_json(ROOT / "docs" / "benchmarks" / "recipes.json") or {}
 NAMES = sorted(RESULTS)
-"""Recipes that were trained in full; the README says that the others were not."""
+"""Recipes that were trained in full; the README states that the others were not."""
 
 
-def test_the_readme_shows_the_results_that_are_kept() -> None:
+def test_the_readme_shows_the_stored_results() -> None:
     assert readme_table(ROOT / "README.md") == table(RESULTS)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_result_is_that_of_the_recipe_as_it_stands(name: str) -> None:
+def test_a_result_belongs_to_the_current_recipe(name: str) -> None:
     assert RESULTS[name]["recipe_sha256"] == digest(load_recipe(name, Project(ROOT))), f"stale: make recipes NAMES={name}"
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_recipe_reaches_what_its_gate_asks(name: str) -> None:
-    asked = load_recipe(name, Project(ROOT)).gate.require
-    assert asked, "a recipe of this repository says what it has to reach"
-    for metric, bound in asked.items():
+def test_a_recipe_meets_its_gate(name: str) -> None:
+    required = load_recipe(name, Project(ROOT)).gate.require
+    assert required, "a recipe of this repository has `gate.require`"
+    for metric, bound in required.items():
         sign, limit = re.fullmatch(r"\s*(>=|<=|>|<)\s*(\S+)\s*", bound).groups()  # type: ignore[union-attr]
         assert OPERATORS[sign](RESULTS[name]["metrics"][metric], float(limit)), (metric, RESULTS[name]["metrics"])
 

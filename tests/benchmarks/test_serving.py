@@ -1,4 +1,4 @@
-"""The serving benchmark runs real servers under real load, and its numbers add up."""
+"""Tests of the serving benchmark, with real servers under load."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks import serving as benchmark
-from benchmarks.serving_load import Found
+from benchmarks.serving_load import LoadResult
 from benchmarks.serving_model import contract_of, sample
-from benchmarks.serving_report import Measured, aims
+from benchmarks.serving_report import ServerResult, targets
 from benchmarks.serving_systems import PINNED, SYSTEMS
 from headrace.runtime.contract import InputField
 
@@ -21,7 +21,7 @@ needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="needs wrk (a
 
 
 def write_tiny_model(folder: Path) -> None:
-    """In place of the CNN, whose export takes ten seconds: as many inputs and outputs, one layer."""
+    """Writes a model of one layer with the inputs and outputs of the CNN, whose export takes ten seconds."""
     folder.mkdir()
     nodes = [
         helper.make_node("Cast", ["pixels"], ["numbers"], to=TensorProto.FLOAT),
@@ -44,7 +44,7 @@ def write_tiny_model(folder: Path) -> None:
 
 
 @needs_wrk
-def test_a_quick_run_tells_every_server_and_the_aims(
+def test_a_quick_run_shows_every_server_and_the_targets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(benchmark, "write_model", write_tiny_model)
@@ -67,27 +67,27 @@ def test_a_quick_run_tells_every_server_and_the_aims(
     assert "| Headrace, binary ≥ 0.7 × floor: Starlette, raw bytes |" in text
 
 
-def test_ratios_are_of_median_requests_a_second_at_16_connections() -> None:
-    def at(median: float) -> list[Found]:
-        return [Found(16, 100, rate, 1.0, 9.0, 0, 0.1, 100.0) for rate in (median, 1.0, 1e6)]
+def test_ratios_use_the_median_round_at_16_connections() -> None:
+    def at(median: float) -> list[LoadResult]:
+        return [LoadResult(16, 100, rate, 1.0, 9.0, 0, 0.1, 100.0) for rate in (median, 1.0, 1e6)]
 
     names = {"json": 900.0, "fastapi-tuned": 1000.0, "bentoml": 300.0}
-    text = aims({name: Measured(SYSTEMS[name], [1.0], at(rate)) for name, rate in names.items()})
+    text = targets({name: ServerResult(SYSTEMS[name], [1.0], at(rate)) for name, rate in names.items()})
     assert "| 0.90× | met |" in text
     assert "| 3.00× | not met |" in text
     assert "| 9.00 ms | not met |" in text
 
 
-def test_an_unknown_server_and_a_missing_wrk_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_server_and_a_missing_wrk_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(SystemExit, match="hint: apt install wrk"):
         benchmark.main([])
     monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/wrk")
-    with pytest.raises(SystemExit, match="no server 'fast' here"):
+    with pytest.raises(SystemExit, match="unknown server 'fast'"):
         benchmark.main(["--systems", "fast"])
 
 
-def test_peers_of_its_own_are_pinned() -> None:
+def test_peers_that_headrace_does_not_need_are_pinned() -> None:
     lines = [line for line in PINNED.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
     assert {line.partition("=")[0].partition("[")[0] for line in lines} == {"litserve", "ray"}
     assert all("==" in line for line in lines)

@@ -1,4 +1,4 @@
-"""The benchmark of texts runs, and measures what it says."""
+"""Tests of the text benchmark."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks import text
 from tests.paths import ROOT
 
 
-def test_a_quick_run_gives_a_row_for_each_number_of_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_quick_run_has_a_row_for_each_number_of_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     report = text.main(["--quick", "--out", str(tmp_path / "text.md")])
     assert (tmp_path / "text.md").read_text() == report and "onnxruntime" in report

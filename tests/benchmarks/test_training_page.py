@@ -1,4 +1,4 @@
-"""docs/training.md: each example is one that a recipe can hold, and no field of the train section is left without one."""
+"""docs/training.md: every example is valid in a recipe, and every field of the train section has one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXAMPLES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=[",".join(example["train"]) for example in EXAMPLES])
-def test_an_example_is_a_sound_train_section(example: dict[str, Any]) -> None:
+def test_an_example_is_a_valid_train_section(example: dict[str, Any]) -> None:
     assert set(example) == {"train"}
     assert TrainConfig.model_validate(example["train"]).model_fields_set == set(example["train"])
 
@@ -28,7 +28,7 @@ def test_every_field_has_an_example() -> None:
     assert shown == set(TrainConfig.model_fields)
 
 
-def test_every_optimizer_and_way_to_augment_is_told_of() -> None:
+def test_every_optimizer_and_augmentation_is_described() -> None:
     page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     augment = next(example["train"]["augment"] for example in EXAMPLES if "augment" in example["train"])
     assert set(augment) == set(Augmentation.model_fields)
