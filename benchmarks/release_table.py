@@ -44,7 +44,7 @@ def render(found: Values) -> str:
     head = (
         f"{found['date']}, commit {found['commit']}. {here['cpus']} CPUs ({here['cpu']}), {here['memory_gb']} GB, "
         f"{here['system']}, Python {here['python']}; {versions}. Load average {load} (a release alone causes 1 to 2). "
-        f"Recipe `{found['recipe']}`, {found['runs']} runs; medians, ranges in brackets."
+        f"Recipe `{found['recipe']}`, {found['runs']} run{'s' if found['runs'] > 1 else ''}; medians, ranges in brackets."
     )
     lines = ["| measure | value | target |", "| --- | --- | --- |", *("| " + " | ".join(row) + " |" for row in _rows(found))]
     return wrap(head) + "\n\n" + "\n".join(lines) + "\n"

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from headrace.recipe.data import TextConfig
 from headrace.runtime.contract import Contract, InputField
-from headrace.runtime.generation import STEPS, State, StepLayout
+from headrace.runtime.generation import STEPS, StateSpec, StepLayout
 from headrace.runtime.tokenizer import END, START
 from headrace.task_types.text_generation import generation_inputs
 from headrace.task_types.vocabulary import learn_vocabulary
@@ -131,7 +131,7 @@ def language_model(folder: Path, length: int = 4) -> Path:
         served_by="bentos.models.generation:GenerationModel",
     )
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / STEPS).write_text(StepLayout(length=length, states=(State(name="past", shape=(0,), grows=1),)).model_dump_json())
+    (folder / STEPS).write_text(StepLayout(length=length, states=(StateSpec(name="past", shape=(0,), grows=1),)).model_dump_json())
     (folder / "tokenizer.json").write_text(letters_tokenizer())
     return _write(folder, graph, contract)
 
