@@ -77,7 +77,7 @@ def _readiness(clone: Clone) -> dict[str, float]:
 
     def poll() -> None:
         while not stopped.wait(0.1):
-            for service in status.status(clone.project, clone.settings)["services"]:
+            for service in status.status(clone.project.using(clone.settings))["services"]:
                 if service["state"] == "ready":
                     first.setdefault(service["name"], time.perf_counter() - start)
 

@@ -18,8 +18,9 @@ from typing import Any
 import yaml
 
 from benchmarks.release_clone import CHECKOUT, Clone
-from benchmarks.release_measures import Report, Values, spread
+from benchmarks.release_measures import Values, spread
 from benchmarks.release_processes import Memory, memory_of, process_tree
+from headrace.console import Report
 from headrace.errors import EngineMissing, HeadraceError
 from headrace.release import journal
 from headrace.serving.access.tokens import operator_token
@@ -142,9 +143,8 @@ def swaps(recipe: str, clone: Clone, runs: int, report: Report) -> Values:
             roll_out(
                 ReplicaSpec(recipe, version, facts["bento"], None, facts["threads"]),
                 2,
-                project,
-                settings,
-                runner_for(project, settings, "process"),
+                project.using(settings),
+                runner_for(project.using(settings), "process"),
                 lambda line: None,
             )
             seconds.append(time.perf_counter() - start)
@@ -170,7 +170,7 @@ def containers(recipe: str, clone: Clone, runs: int, report: Report) -> Values:
         docker.build(_dockerfile(f"FROM {clone.settings.base_image}\nLABEL headrace.benchmark={clone.token}\n"), base)
         return _images_and_containers(recipe, clone, docker, base, built, runs, report)
     finally:
-        for container in DockerRunner(clone.project, clone.settings).list():
+        for container in DockerRunner(clone.project.using(clone.settings)).list():
             docker.run("rm", "--force", container.id)
         for tag in reversed(built):
             with contextlib.suppress(HeadraceError):
@@ -183,13 +183,13 @@ def _images_and_containers(
     settings = clone.settings.model_copy(update={"base_image": base})
     bentos = sorted({e.facts["bento"] for e in journal.entries(clone.project, recipe) if e.event == "released"})
     start = time.perf_counter()
-    built.append(serving_base(clone.project, settings, docker).tag)
+    built.append(serving_base(clone.project.using(settings), docker).tag)
     times = {"serving_base": round(time.perf_counter() - start, 2)}
     report(f"serving base: {times['serving_base']:.1f} s")
     image = None
     for name, tag in (("first", bentos[0]), ("next_version", bentos[-1]), ("again", bentos[-1])):
         start = time.perf_counter()
-        image = build_image(clone.project, settings, find_bento(clone.project, tag))
+        image = build_image(clone.project.using(settings), find_bento(clone.project, tag))
         times[name] = round(time.perf_counter() - start, 2)
         built.append(image.tag)
         report(f"image, {name.replace('_', ' ')}: {times[name]:.1f} s, {image.size_bytes / 1e6:.0f} MB")
@@ -208,7 +208,7 @@ def _images_and_containers(
 def _run_containers(recipe: str, clone: Clone, docker: Docker, image: Image, runs: int) -> tuple[list[float], list[Memory]]:
     facts = _released(recipe, clone)
     version = facts["bento"].partition(":")[2].rpartition("-")[0]
-    runner = DockerRunner(clone.project, clone.settings)
+    runner = DockerRunner(clone.project.using(clone.settings))
     seconds, memories = [], []
     for _ in range(runs):
         port = next_free(clone.settings.replica_ports[1] + 1)

@@ -176,7 +176,7 @@ def replica(workspace: Workspace, port: int, request: SampleRequest) -> Iterator
     bento = prepare_bento(workspace)
     settings = Settings()
     spec = ReplicaSpec(workspace.name, "1", bento.tag)
-    variables_of_replica = environment.process_variables(spec, f"{workspace.name}-{port}", workspace.project, settings)
+    variables_of_replica = environment.process_variables(spec, f"{workspace.name}-{port}", workspace.project.using(settings))
     argv, variables = serve_command(workspace.project, bento.tag, "127.0.0.1", port, 1)
     headers = {**request.headers, "authorization": f"Bearer {_token(workspace)}"}
     full = SampleRequest(request.path, request.body, headers, request.is_correct)
@@ -200,8 +200,8 @@ def _behind_gateway(request: SampleRequest) -> Open:
                 endpoint = Replica(
                     f"digits-{port}", ReplicaSpec("digits", "1", prepare_bento(workspace).tag), "127.0.0.1", port
                 )
-                gateway.update_model(workspace.project, settings, "digits", [endpoint])
-                envoy_process.start(workspace.project, settings)
+                gateway.update_model(workspace.project.using(settings), "digits", [endpoint])
+                envoy_process.start(workspace.project.using(settings))
                 url = gateway.address(settings)
                 _wait(url + behind.request.path, behind.request)
                 envoy = supervisor.states(workspace.project)[gateway.PROGRAM].pid

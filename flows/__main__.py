@@ -9,7 +9,6 @@ from headrace import console, processes
 from headrace.cli.shared import print_json, report_error
 from headrace.cli.summary import print_summary
 from headrace.project import find_project
-from headrace.settings import load_settings
 
 
 def main(arguments: list[str]) -> int:
@@ -24,7 +23,7 @@ def main(arguments: list[str]) -> int:
         print_json({**facts, "unchanged": False})
     else:
         project = find_project()
-        print_summary(facts, project, load_settings(project))
+        print_summary(facts, project)
     return 0
 
 
@@ -37,14 +36,13 @@ def _run(name: str, recipe: str, parameters: dict[str, Any]) -> dict[str, Any]:
     from headrace.services import prefect, status, up
 
     project = find_project()
-    settings = load_settings(project)
-    prefect.wait_for_server(project, settings, console.report)  # it starts while the imports above run
+    prefect.wait_for_server(project, console.report)  # it starts while the imports above run
     flow: Any = {"release": release, "refresh": refresh}[name]
     # Prefect's heartbeat delays the end of each run by a second; the release lock finds killed runs instead.
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         facts: dict[str, Any] = flow(recipe, **parameters)
     up.wait_for_background(project)
-    for service in status.services(project, settings):
+    for service in status.services(project):
         if service.state in ("stopped", "failed"):
             console.report(f"{service.name} is {service.state}; see headrace logs {service.name}")
     return facts

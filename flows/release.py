@@ -9,7 +9,6 @@ from prefect import flow
 from headrace.project import find_project
 from headrace.recipe.recipe import load_recipe
 from headrace.release.lock import release_lock
-from headrace.settings import load_settings
 from tasks.data import ingest, validate
 from tasks.model import evaluate, export, judge, prepare, register, train
 from tasks.serving import keep_production_serving, package, promote, record, recover, roll_out, stop
@@ -19,10 +18,9 @@ from tasks.serving import keep_production_serving, package, promote, record, rec
 def release(recipe_name: str, force: bool = False) -> dict[str, Any]:
     """Releases one recipe and returns the facts of what serves now; with `force` also a version that was rolled back."""
     project = find_project()
-    settings = load_settings(project)
     recipe = load_recipe(recipe_name, project)
     with release_lock(recipe.name, project):
-        recover(recipe, project, settings)
+        recover(recipe, project)
 
         data = ingest(recipe, project)
         validate(recipe, project)
@@ -34,10 +32,10 @@ def release(recipe_name: str, force: bool = False) -> dict[str, Any]:
         candidate = register(recipe, data, project)
         decision = judge(recipe, candidate, project, force)
         if decision.stops:
-            keep_production_serving(recipe, project, settings)
-            stop(recipe, decision, project, settings)
+            keep_production_serving(recipe, project)
+            stop(recipe, decision, project)
 
-        packaged = package(decision, project, settings)
-        roll_out(recipe, decision, packaged, project, settings)
+        packaged = package(decision, project)
+        roll_out(recipe, decision, packaged, project)
         promote(decision, project)
-        return record(recipe, decision, packaged, project, settings)
+        return record(recipe, decision, packaged, project)

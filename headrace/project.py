@@ -5,10 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from headrace.errors import UsageError
+
+if TYPE_CHECKING:
+    from headrace.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -16,6 +21,23 @@ class Project:
     """The folder with `recipes/` and `dvc.yaml`, and paths in it."""
 
     root: Path
+    given: Settings | None = field(default=None, repr=False, compare=False)
+    """Settings that replace those of `headrace.toml` and the environment."""
+
+    @cached_property
+    def settings(self) -> Settings:
+        """Where and how things run: `headrace.toml` and `HEADRACE_...` variables, read once.
+
+        Raises:
+            SettingsError: an unknown or renamed setting, or an invalid value.
+        """
+        from headrace.settings import load_settings
+
+        return self.given or load_settings(self.root)
+
+    def using(self, settings: Settings) -> Project:
+        """Returns the same project with other settings."""
+        return Project(self.root, settings)
 
     @property
     def recipes(self) -> Path:
@@ -62,6 +84,16 @@ class Project:
     def mlruns(self) -> Path:
         """MLflow's database and artifacts, and the release journal."""
         return self.root / "mlruns"
+
+    @property
+    def mlflow_database(self) -> Path:
+        """MLflow's SQLite file."""
+        return self.mlruns / "mlflow.db"
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow's tracking URI: the setting, or the project's SQLite database."""
+        return self.settings.tracking_uri or f"sqlite:///{self.mlflow_database}"
 
     @property
     def journal(self) -> Path:

@@ -11,7 +11,6 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from headrace import renamed
 from headrace.errors import SettingsError, near_miss
-from headrace.project import Project
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 LOOPBACK = "127.0.0.1"
@@ -129,8 +128,8 @@ INTERNAL = frozenset(
 the Python client."""
 
 
-def load_settings(project: Project) -> Settings:
-    """Reads `headrace.toml` in the root of the project, if it exists; environment variables take precedence.
+def load_settings(root: Path) -> Settings:
+    """Reads `headrace.toml` in `root`, if it exists; environment variables take precedence.
 
     Raises:
         SettingsError: an unknown or renamed setting, or an invalid value, with its field.
@@ -138,7 +137,7 @@ def load_settings(project: Project) -> Settings:
     _refuse_unknown_variables()
 
     class ProjectSettings(Settings):
-        model_config = SettingsConfigDict(toml_file=project.root / "headrace.toml")
+        model_config = SettingsConfigDict(toml_file=root / "headrace.toml")
 
     try:
         return ProjectSettings()
@@ -172,16 +171,6 @@ def _refuse_unknown_variables() -> None:
                 f"unset {variable}, or correct its name",
             )
         raise SettingsError(message, where="environment", hint=hint)
-
-
-def tracking_uri(project: Project, settings: Settings) -> str:
-    """MLflow's tracking URI: the setting, or the project's SQLite database."""
-    return settings.tracking_uri or f"sqlite:///{database(project)}"
-
-
-def database(project: Project) -> Path:
-    """MLflow's SQLite file."""
-    return project.mlruns / "mlflow.db"
 
 
 def _explain(mistake: Any) -> str:

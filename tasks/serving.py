@@ -16,18 +16,17 @@ from headrace.release import deploy, recovery
 from headrace.release import record as recording
 from headrace.release.decision import Decision
 from headrace.release.deploy import PackagedVersion
-from headrace.settings import Settings
 from tasks.reporting import report, step
 from tasks.settings import HOUR, PLAIN
 
 
 @task(name="recover", **PLAIN)
-def recover(recipe: Recipe, project: Project, settings: Settings) -> None:
+def recover(recipe: Recipe, project: Project) -> None:
     """Cleans up after a release of the recipe that was killed: its run in Prefect, and its roll-out."""
     _close_dead_runs(recipe)
     if recovery.is_interrupted(recipe.name, project):
         step("recover", f"an earlier release of {recipe.name} was interrupted")
-        recovery.roll_back_interrupted_release(recipe.name, project, settings, report, recovery.REPAIR_SECONDS)
+        recovery.roll_back_interrupted_release(recipe.name, project, report, recovery.REPAIR_SECONDS)
 
 
 def _close_dead_runs(recipe: Recipe) -> None:
@@ -44,29 +43,29 @@ def _close_dead_runs(recipe: Recipe) -> None:
 
 
 @task(name="keep production serving", **PLAIN)
-def keep_production_serving(recipe: Recipe, project: Project, settings: Settings) -> None:
+def keep_production_serving(recipe: Recipe, project: Project) -> None:
     """Starts the version in production if it does not serve, where the release stops before its roll-out."""
-    deploy.keep_production_serving(recipe.name, project, settings, report)
+    deploy.keep_production_serving(recipe.name, project, report)
 
 
 @task(name="stop", **PLAIN)
-def stop(recipe: Recipe, decision: Decision, project: Project, settings: Settings) -> None:
+def stop(recipe: Recipe, decision: Decision, project: Project) -> None:
     """Ends the release with the error that says why the candidate does not go into production."""
-    recording.stop_release(recipe, decision, project, settings)
+    recording.stop_release(recipe, decision, project)
 
 
 @task(name="package", timeout_seconds=HOUR, **PLAIN)
-def package(decision: Decision, project: Project, settings: Settings) -> PackagedVersion:
+def package(decision: Decision, project: Project) -> PackagedVersion:
     """Builds a bento, and an image where replicas are containers."""
     step("package", decision.chosen.name)
-    return deploy.package_version(decision.chosen, project, settings, report)
+    return deploy.package_version(decision.chosen, project, report)
 
 
 @task(name="roll out", **PLAIN)  # without a time limit: a trial takes as long as the recipe says, and each wait has its own
-def roll_out(recipe: Recipe, decision: Decision, packaged: PackagedVersion, project: Project, settings: Settings) -> None:
+def roll_out(recipe: Recipe, decision: Decision, packaged: PackagedVersion, project: Project) -> None:
     """Starts new replicas, sends requests to them as the recipe says, then drains and stops the old ones."""
-    step("roll out", deploy.headline(recipe, decision.chosen, project, settings))
-    deploy.roll_out_version(recipe, decision.chosen, packaged, project, settings, report)
+    step("roll out", deploy.headline(recipe, decision.chosen, project))
+    deploy.roll_out_version(recipe, decision.chosen, packaged, project, report)
 
 
 @task(name="promote", **PLAIN)
@@ -76,9 +75,7 @@ def promote(decision: Decision, project: Project) -> None:
 
 
 @task(name="record", **PLAIN)
-def record(
-    recipe: Recipe, decision: Decision, packaged: PackagedVersion, project: Project, settings: Settings
-) -> dict[str, Any]:
+def record(recipe: Recipe, decision: Decision, packaged: PackagedVersion, project: Project) -> dict[str, Any]:
     """Writes the journal's entry, last of all."""
-    serving = deploy.serving_facts(recipe, packaged, settings)
-    return recording.record_release(recipe, decision, serving, project, settings)
+    serving = deploy.serving_facts(recipe, packaged, project.settings)
+    return recording.record_release(recipe, decision, serving, project)

@@ -114,7 +114,7 @@ def live(tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[], dict
         found.run("run", "digits")
         yield found
     finally:
-        up.down(found.project, found.settings)
+        up.down(found.project.using(found.settings))
 
 
 def customers(rows: int, seed: int) -> pd.DataFrame:

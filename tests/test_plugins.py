@@ -115,11 +115,11 @@ def test_a_change_of_custom_code_is_detected(custom_project: Project) -> None:
         assert reproduce(stage, recipe, custom_project).ran
     listed = "mine: {task_type: headrace/task_types, model: artifacts/mine/custom_code/model.json}"
     assert listed in (custom_project.root / "dvc.yaml").read_text()
-    before = snapshot(recipe, custom_project, Settings())
+    before = snapshot(recipe, custom_project.using(Settings()))
     assert not reproduce("train", recipe, custom_project).ran
     with (custom_project.root / "gated.py").open("a") as file:
         file.write("# changed\n")
-    assert snapshot(recipe, custom_project, Settings()) != before
+    assert snapshot(recipe, custom_project.using(Settings())) != before
     assert not reproduce("prepare", recipe, custom_project).ran
     assert reproduce("train", recipe, custom_project).ran
 

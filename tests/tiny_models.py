@@ -131,7 +131,9 @@ def language_model(folder: Path, length: int = 4) -> Path:
         served_by="bentos.models.generation:GenerationModel",
     )
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / STEPS).write_text(StepLayout(length=length, states=(StateSpec(name="past", shape=(0,), grows=1),)).model_dump_json())
+    (folder / STEPS).write_text(
+        StepLayout(length=length, states=(StateSpec(name="past", shape=(0,), grows=1),)).model_dump_json()
+    )
     (folder / "tokenizer.json").write_text(letters_tokenizer())
     return _write(folder, graph, contract)
 

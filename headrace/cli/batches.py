@@ -93,8 +93,8 @@ def feedback(answer_id: str, truth: str, row: int, as_json: bool) -> None:
 def _client() -> Iterator[Client]:
     from headrace.cli.gateway_client import gateway_client
 
-    project, settings = load_project()
-    with gateway_client(project, settings) as client:
+    project = load_project()
+    with gateway_client(project) as client:
         yield client
 
 

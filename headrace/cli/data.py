@@ -22,7 +22,7 @@ def data() -> None:
 @json_option
 def ingest(recipe: str, as_json: bool) -> None:
     """Ingest the source of RECIPE into data/, unless it is there already. A release does this automatically."""
-    project, _ = load_project()
+    project = load_project()
     loaded = load_recipe(recipe, project)
     from headrace import console
     from headrace.data import ingest as ingestion
@@ -41,7 +41,7 @@ def add(recipe: str, file: Path, as_json: bool) -> None:
 
     A batch that fails validation is moved to quarantine with a report; the data version is unchanged (exit code 3).
     """
-    project, _ = load_project()
+    project = load_project()
     loaded = load_recipe(recipe, project)
     from headrace import console
     from headrace.data.batches import add_batch
@@ -57,7 +57,7 @@ def add(recipe: str, file: Path, as_json: bool) -> None:
 def add_next(recipe: str, as_json: bool) -> None:
     """Add the next batch of an incremental source (`data.incremental` in the recipe). When everything has arrived, the data
     version is unchanged."""
-    project, _ = load_project()
+    project = load_project()
     loaded = load_recipe(recipe, project)
     from headrace import console
     from headrace.data.batches import next_batch
@@ -72,7 +72,7 @@ def add_next(recipe: str, as_json: bool) -> None:
 @json_option
 def show(recipe: str, as_json: bool) -> None:
     """Show the data version of RECIPE: md5, rows, batches."""
-    project, _ = load_project()
+    project = load_project()
     load_recipe(recipe, project)
     from headrace.data.versions import data_version
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from headrace.project import Project
-from headrace.settings import Settings
 
 if TYPE_CHECKING:
     from headrace.client import CallFailed, Client
@@ -18,7 +17,7 @@ EXTRA_SECONDS = 5.0
 
 
 @contextlib.contextmanager
-def gateway_client(project: Project, settings: Settings, model: str | None = None, retries: int = 3) -> Iterator[Client]:
+def gateway_client(project: Project, model: str | None = None, retries: int = 3) -> Iterator[Client]:
     """A client with the token in `HEADRACE_TOKEN`, or the operator's. Adds hints to its errors; `model` is the model called.
 
     Raises:
@@ -29,13 +28,13 @@ def gateway_client(project: Project, settings: Settings, model: str | None = Non
     from headrace.serving.access.tokens import operator_token
     from headrace.serving.gateway.gateway import address
 
-    token = _given_token() or (operator_token(project) if settings.access == "tokens" else None)
-    timeout = settings.request_seconds + EXTRA_SECONDS
-    with Client(address(settings), token, timeout=timeout, retries=retries, verify=trust(project, settings)) as client:
+    token = _given_token() or (operator_token(project) if project.settings.access == "tokens" else None)
+    timeout = project.settings.request_seconds + EXTRA_SECONDS
+    with Client(address(project.settings), token, timeout=timeout, retries=retries, verify=trust(project)) as client:
         try:
             yield client
         except CallFailed as error:
-            error.hint = _hint(error, model, address(settings), token is not None) or error.hint
+            error.hint = _hint(error, model, address(project.settings), token is not None) or error.hint
             raise
 
 

@@ -7,22 +7,21 @@ import click
 from headrace.cli.shared import json_option, load_project, print_json
 from headrace.errors import ServiceError, UsageError, near_miss
 from headrace.project import Project
-from headrace.settings import Settings
 
 
 @click.command(short_help="Show services and models.")
 @json_option
 def status(as_json: bool) -> None:
     """Show services and models, with their state, version, replicas and address."""
-    project, settings = load_project()
-    show_status(project, settings, as_json)
+    project = load_project()
+    show_status(project, as_json)
 
 
-def show_status(project: Project, settings: Settings, as_json: bool) -> None:
+def show_status(project: Project, as_json: bool) -> None:
     from headrace.release import history, journal
     from headrace.services.status import status as service_status
 
-    found = service_status(project, settings)
+    found = service_status(project)
     champions = {model: entry.version for model, entry in history.production(journal.entries(project)).items()}
     for model in found["models"]:
         model["alias"] = "champion" if champions.get(model["name"]) == model["version"] else None
@@ -41,10 +40,10 @@ def show_status(project: Project, settings: Settings, as_json: bool) -> None:
 def logs(name: str, lines: int, as_json: bool) -> None:
     """Show the last log lines of NAME: a model, or a service (prefect-server, prefect-worker, mlflow, envoy, api-server,
     watchdog)."""
-    project, settings = load_project()
+    project = load_project()
     from headrace.services.status import read_log
 
-    found = read_log(name, lines, project, settings)
+    found = read_log(name, lines, project)
     if as_json:
         print_json(found)
         return
@@ -58,7 +57,7 @@ def logs(name: str, lines: int, as_json: bool) -> None:
 @json_option
 def history(model: str | None, as_json: bool) -> None:
     """Show the release journal: what was released when, with the verdict of the gate and its evidence."""
-    project, _ = load_project()
+    project = load_project()
     from headrace.release import journal
 
     found = journal.entries(project, model)
@@ -81,10 +80,10 @@ def trace(reference: str, as_json: bool) -> None:
 
     Prints the image, bento, model version, run, git commit and data, and how to restore each.
     """
-    project, settings = load_project()
+    project = load_project()
     from headrace.release.lineage import trace_version
 
-    chain = trace_version(reference, project, settings)
+    chain = trace_version(reference, project)
     if as_json:
         print_json(chain)
         return
@@ -101,7 +100,7 @@ def reproduce(reference: str, as_json: bool) -> None:
 
     Works in a separate folder and does not change the project.
     """
-    project, _ = load_project()
+    project = load_project()
     from headrace import console
     from headrace.release.reproduce import reproduce as train_again
 
@@ -120,10 +119,10 @@ def reproduce(reference: str, as_json: bool) -> None:
 @json_option
 def open_page(page: str, as_json: bool) -> None:
     """Open a page in the browser: MLflow, Prefect, or the Data Docs of the last validation."""
-    project, settings = load_project()
+    project = load_project()
     addresses = {
-        "mlflow": settings.mlflow_address,
-        "prefect": settings.prefect_address,
+        "mlflow": project.settings.mlflow_address,
+        "prefect": project.settings.prefect_address,
         "docs": (project.data_docs / "index.html").as_uri(),
     }
     if page == "docs" and not (project.data_docs / "index.html").exists():

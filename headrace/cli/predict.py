@@ -51,7 +51,7 @@ def predict(
     The input is given as fields (headrace predict flights distance=1400 carrier=UA …), or with --text, --file, --instance or
     --sample. The token is HEADRACE_TOKEN if it is set, otherwise the operator's.
     """
-    project, settings = load_project()
+    project = load_project()
     if [bool(fields), text is not None, file is not None, instance is not None, sample].count(True) != 1:
         raise UsageError(
             "exactly one input is required",
@@ -60,7 +60,7 @@ def predict(
     from headrace.cli.gateway_client import gateway_client
     from headrace.runtime.contract import Contract
 
-    with gateway_client(project, settings, model, retries=0) as client:
+    with gateway_client(project, model, retries=0) as client:
         described = client.describe(model)
         can_stream = bool(described.get("streams"))
         instances = _instances(Contract.model_validate(described["contract"]), fields, text, file, instance)

@@ -15,7 +15,7 @@ from headrace.recipe.recipe import load_recipe, recipe_names
 @json_option
 def list_recipes(as_json: bool) -> None:
     """List all recipes, and whether each is valid."""
-    project, _ = load_project()
+    project = load_project()
     found = []
     for name in recipe_names(project):
         try:
@@ -36,7 +36,7 @@ def list_recipes(as_json: bool) -> None:
 @json_option
 def check(recipe: str, as_json: bool) -> None:
     """Check RECIPE, and explain every mistake in it."""
-    project, _ = load_project()
+    project = load_project()
     found = load_recipe(recipe, project)
     if as_json:
         print_json({"recipe": recipe, "valid": True, "task": found.task, "model": found.model.name})
@@ -51,7 +51,7 @@ def check(recipe: str, as_json: bool) -> None:
 @json_option
 def new(name: str, data_file: Path, target: str, as_json: bool) -> None:
     """Write a recipe NAME for your own data, which `headrace run NAME` can release."""
-    project, _ = load_project()
+    project = load_project()
     from headrace.cli.recipe_scaffold import write_recipe
 
     path = write_recipe(name, data_file, target, project)
@@ -70,7 +70,7 @@ def new(name: str, data_file: Path, target: str, as_json: bool) -> None:
 @json_option
 def expectations(recipe: str, as_json: bool) -> None:
     """Propose expectations from the data of RECIPE, to paste under `expect:`."""
-    project, _ = load_project()
+    project = load_project()
     found = load_recipe(recipe, project)
     from headrace.data.tables import read_batches
     from headrace.data.validation.suite import propose_suite

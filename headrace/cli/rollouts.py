@@ -21,12 +21,12 @@ def rollback(model: str, to: str | None, why: str, by: str, rebuild: bool, as_js
 
     Nothing is trained or evaluated. The current version is not released again until the recipe or its data change.
     """
-    project, settings = load_project()
+    project = load_project()
     from headrace import console
     from headrace.release.rollback import roll_back
 
     console.step("roll back", model)
-    facts = roll_back(model, to, why, by, project, settings, console.report, rebuild)
+    facts = roll_back(model, to, why, by, project, console.report, rebuild)
     if as_json:
         print_json(facts)
         return
@@ -39,12 +39,12 @@ def rollback(model: str, to: str | None, why: str, by: str, rebuild: bool, as_js
 @json_option
 def scale(model: str, replicas: int, as_json: bool) -> None:
     """Scale MODEL to REPLICAS replicas. The next release resets this to `serve.replicas` of the recipe."""
-    project, settings = load_project()
+    project = load_project()
     from headrace import console
     from headrace.release.deploy import scale as scale_model
 
     console.step("scale", f"{model} to {replicas}")
-    now = scale_model(model, replicas, project, settings, console.report)
+    now = scale_model(model, replicas, project, console.report)
     if as_json:
         print_json({"model": model, "version": now.spec.version, "replicas": len(now.replicas), "address": now.address})
         return

@@ -12,7 +12,6 @@ import click
 from headrace.cli.shared import json_option, load_project, print_json
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe, load_recipe
-from headrace.settings import Settings
 
 
 @click.command(short_help="Release a model, from its data to replicas.")
@@ -31,76 +30,76 @@ def run(recipe: str, runner: str | None, force: bool, as_json: bool) -> None:
     """
     if runner:
         os.environ["HEADRACE_RUNNER"] = runner
-    project, settings = load_project()
+    project = load_project()
     loaded = load_recipe(recipe, project)
-    if not force and _is_unchanged(loaded, project, settings, as_json):
+    if not force and _is_unchanged(loaded, project, as_json):
         return
-    if settings.runner == "docker":  # reported now rather than after training
+    if project.settings.runner == "docker":  # reported now rather than after training
         from headrace.serving.packaging.docker import Docker
         from headrace.serving.replicas.docker_runner import require_quota_store
 
-        require_quota_store(Docker.connect(settings), settings)
+        require_quota_store(Docker.connect(project.settings), project.settings)
     from headrace.serving.gateway.gateway import require_same_access
 
-    require_same_access(project, settings)
-    _start_needed_services(project, settings)
+    require_same_access(project)
+    _start_needed_services(project)
     from headrace.services.prefect import prefect_environment
 
     environment = {
         **os.environ,
-        **prefect_environment(project, settings),
+        **prefect_environment(project),
         "HEADRACE_ROOT": str(project.root),
         # Headrace prints errors; the traceback is in Prefect's UI.
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     }
     from headrace.serving.access import audit
 
-    audit.record(project, "run", {"recipe": recipe, "force": force, "runner": settings.runner})
+    audit.record(project, "run", {"recipe": recipe, "force": force, "runner": project.settings.runner})
     os.chdir(project.root)
     # The flow replaces this process, so that signals and the exit code are the flow's.
     flow = [sys.executable, "-m", "flows", "release", recipe, *(["--json"] if as_json else []), *(["--force"] if force else [])]
     os.execve(sys.executable, flow, environment)  # noqa: S606 (an argument list without a shell)
 
 
-def _is_unchanged(recipe: Recipe, project: Project, settings: Settings, as_json: bool) -> bool:
+def _is_unchanged(recipe: Recipe, project: Project, as_json: bool) -> bool:
     """Whether nothing has changed since the last release and its replicas serve; if so, prints the release."""
     from headrace.release import record, up_to_date
     from headrace.serving.replicas.replica import ReplicaSpec
     from headrace.serving.rollout.rolling import is_serving
 
-    if not up_to_date.is_unchanged(recipe, project, settings):
+    if not up_to_date.is_unchanged(recipe, project):
         return False
     facts = record.current_release(recipe.name, project)
     if facts is not None:  # in production, also when a later candidate was refused: it has to serve
         spec = ReplicaSpec(recipe.name, facts["version"], facts["bento"], facts["image"], facts["threads"])
-        if not is_serving(spec, facts["replicas"], project, settings):
+        if not is_serving(spec, facts["replicas"], project):
             return False
     facts = record.last_final_release(recipe.name, project)
     if facts is None:
         return False
-    _show(facts, project, settings, as_json, unchanged=True)
+    _show(facts, project, as_json, unchanged=True)
     return True
 
 
-def _show(facts: dict[str, Any], project: Project, settings: Settings, as_json: bool, unchanged: bool = False) -> None:
+def _show(facts: dict[str, Any], project: Project, as_json: bool, unchanged: bool = False) -> None:
     if as_json:
         print_json({**facts, "unchanged": unchanged})
         return
     from headrace.cli.summary import print_summary
 
-    print_summary(facts, project, settings, unchanged)
+    print_summary(facts, project, unchanged)
 
 
-def _start_needed_services(project: Project, settings: Settings) -> None:
+def _start_needed_services(project: Project) -> None:
     """Starts stopped services and restarts outdated ones; returns once the gateway responds, while the others still start."""
     from headrace import console
     from headrace.services.status import services
     from headrace.services.up import outdated, start_for_release
 
-    states = {service.name: service.state for service in services(project, settings)}
-    if states["envoy"] != "ready" or not {"stopped", "failed"}.isdisjoint(states.values()) or outdated(project, settings):
+    states = {service.name: service.state for service in services(project)}
+    if states["envoy"] != "ready" or not {"stopped", "failed"}.isdisjoint(states.values()) or outdated(project):
         console.step("up", "Prefect, MLflow, Envoy")
-        start_for_release(project, settings, console.report)
+        start_for_release(project, console.report)
 
 
 @click.command(short_help="Start the services and the released models.")
@@ -110,7 +109,7 @@ def up(as_json: bool) -> None:
 
     A service whose code or settings have changed, for example after an upgrade, is restarted. Released models are started too.
     """
-    project, settings = load_project()
+    project = load_project()
     from headrace import console
     from headrace.cli.inspect import show_status
     from headrace.release.deploy import serve_production
@@ -119,24 +118,31 @@ def up(as_json: bool) -> None:
     from headrace.serving.access import audit
 
     console.step("up", "Prefect, MLflow, Envoy")
-    start_all(project, settings, console.report, lambda: register_deployments(project, settings))
+    start_all(project, console.report, lambda: register_deployments(project))
     audit.record(
-        project, "up", {"host": settings.host, "access": settings.access, "tls": settings.tls, "runner": settings.runner}
+        project,
+        "up",
+        {
+            "host": project.settings.host,
+            "access": project.settings.access,
+            "tls": project.settings.tls,
+            "runner": project.settings.runner,
+        },
     )
-    serve_production(project, settings, console.report)
-    show_status(project, settings, as_json)
+    serve_production(project, console.report)
+    show_status(project, as_json)
 
 
 @click.command(short_help="Stop all services and models.")
 @json_option
 def down(as_json: bool) -> None:
     """Stop all services and models: replicas finish their requests, ports are freed. Data, models and the journal are kept."""
-    project, settings = load_project()
+    project = load_project()
     from headrace import console
     from headrace.services.up import down as stop_all
     from headrace.serving.access import audit
 
-    stop_all(project, settings, console.report)
+    stop_all(project, console.report)
     audit.record(project, "down", {})
     if as_json:
         print_json({"stopped": True})
@@ -153,7 +159,7 @@ def approve(version: str, by: str, as_json: bool) -> None:
 
     This is the same as setting the tag `approval` of the version to `approved` in the MLflow UI.
     """
-    project, _ = load_project()
+    project = load_project()
     from headrace.release.decision import approve as approve_version
 
     approved = approve_version(version, project, by)

@@ -12,7 +12,6 @@ import click
 
 from headrace.errors import DiskFull, HeadraceError, Interrupted
 from headrace.project import Project, find_project
-from headrace.settings import Settings, load_settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 json_option: Callable[[F], F] = click.option(
@@ -20,10 +19,11 @@ json_option: Callable[[F], F] = click.option(
 )
 
 
-def load_project() -> tuple[Project, Settings]:
-    """Returns the project of the working folder, and its settings."""
+def load_project() -> Project:
+    """Returns the project of the working folder, with valid settings."""
     project = find_project()
-    return project, load_settings(project)
+    _ = project.settings  # an invalid setting is reported before anything starts
+    return project
 
 
 def print_json(value: Any) -> None:

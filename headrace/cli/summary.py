@@ -15,13 +15,13 @@ from headrace.project import Project
 from headrace.release.journal import Entry
 from headrace.serving.access.tls import authority
 from headrace.serving.gateway.gateway import address
-from headrace.settings import Settings, runs_as
+from headrace.settings import runs_as
 
 if TYPE_CHECKING:
     from headrace.release.reproduce import Reproduction
 
 
-def print_summary(facts: dict[str, Any], project: Project, settings: Settings, unchanged: bool = False) -> None:
+def print_summary(facts: dict[str, Any], project: Project, unchanged: bool = False) -> None:
     """Prints a release with its evidence and addresses, and a `curl` command that calls the model."""
     out, model, version = console.out(), facts["model"], facts["version"]
     out.print()
@@ -29,25 +29,25 @@ def print_summary(facts: dict[str, Any], project: Project, settings: Settings, u
         out.print(f"[bold green]unchanged[/bold green] since the release of {facts['at']}; {model}@{version} serves")
     else:
         out.print(f"[bold green]released[/bold green] [bold]{model}@{version}[/bold] serves behind the gateway")
-    for name, value in _rows(facts, project, settings):
+    for name, value in _rows(facts, project):
         out.print(f"  [cyan]{name:<12}[/cyan] {escape(value)}")
     out.print()
-    out.print(escape(curl(model, project, settings)), soft_wrap=True)
+    out.print(escape(curl(model, project)), soft_wrap=True)
 
 
-def curl(model: str, project: Project, settings: Settings) -> str:
+def curl(model: str, project: Project) -> str:
     """Returns a shell command that gets the sample of the contract and sends it to the model."""
-    base = f"{address(settings)}/v1/models/{model}"
+    base = f"{address(project.settings)}/v1/models/{model}"
     sample = "import json,sys; print(json.dumps(json.load(sys.stdin)['contract']['sample']))"
     call = "curl -s"
-    if settings.tls == "self_signed":
+    if project.settings.tls == "self_signed":
         call += f" --cacert {shlex.quote(str(authority(project)))}"
-    if settings.access == "tokens":
+    if project.settings.access == "tokens":
         call += f' -H "authorization: Bearer $({console.command_name()} tokens show)"'
     return f"{call} {base} | python3 -c \"{sample}\" | {call} {base}/predict -H 'content-type: application/json' -d @-"
 
 
-def _rows(facts: dict[str, Any], project: Project, settings: Settings) -> list[tuple[str, str]]:
+def _rows(facts: dict[str, Any], project: Project) -> list[tuple[str, str]]:
     training, verdict = facts["training"], facts["verdict"]
     metrics = "  ".join(f"{name} {value:.4g}" for name, value in facts["metrics"].items() if value is not None)
     rows = [
@@ -64,9 +64,9 @@ def _rows(facts: dict[str, Any], project: Project, settings: Settings) -> list[t
         ("bento", facts["bento"]),
         ("image", f"{facts['image']}  {facts['image_bytes'] / 1e6:.0f} MB" if facts.get("image") else ""),
         ("replicas", f"{facts['replicas']} as {runs_as(facts['runner'])}"),
-        ("service", f"{address(settings, facts['model'])}/predict"),
-        ("MLflow", settings.mlflow_address),
-        ("Prefect", settings.prefect_address),
+        ("service", f"{address(project.settings, facts['model'])}/predict"),
+        ("MLflow", project.settings.mlflow_address),
+        ("Prefect", project.settings.prefect_address),
         ("Data Docs", data_docs(facts["model"], project)),
     ]
     return [row for row in rows if row[1]]

@@ -10,7 +10,6 @@ import click
 from headrace.cli.shared import json_option, load_project, print_json
 from headrace.errors import UsageError, near_miss
 from headrace.project import Project
-from headrace.settings import Settings
 
 if TYPE_CHECKING:
     from headrace.serving.access.tokens import IssuedToken
@@ -35,7 +34,7 @@ def issue(tenant: str, models: str, rate: str | None, rows_per_day: str | None, 
 
     headrace tokens issue --tenant acme --models 'digits,flights' --rate 100/s --rows-per-day 1e6 --expires 30d
     """
-    project, settings = load_project()
+    project = load_project()
     from headrace.serving.access import tokens as work
 
     names = _known_models(models, project)
@@ -47,7 +46,7 @@ def issue(tenant: str, models: str, rate: str | None, rows_per_day: str | None, 
         work.parse_rate(rate) if rate else None,
         work.parse_rows(rows_per_day) if rows_per_day else None,
     )
-    _update_gateway(project, settings)
+    _update_gateway(project)
     if as_json:
         print_json({**_shown(facts), "token": token})
         return
@@ -59,7 +58,7 @@ def issue(tenant: str, models: str, rate: str | None, rows_per_day: str | None, 
 @json_option
 def list_tokens(as_json: bool) -> None:
     """List all tokens: id, tenant, models, limits and state, but not the token itself."""
-    project, _ = load_project()
+    project = load_project()
     from headrace.serving.access import tokens as work
 
     found = [_shown(facts) for facts in work.list_tokens(project)]
@@ -78,11 +77,11 @@ def list_tokens(as_json: bool) -> None:
 @json_option
 def revoke(name: str, as_json: bool) -> None:
     """Revoke the token with the id NAME, or all tokens of the tenant NAME, within two seconds on all replicas."""
-    project, settings = load_project()
+    project = load_project()
     from headrace.serving.access import tokens as work
 
     found = work.revoke(project, name)
-    _update_gateway(project, settings)
+    _update_gateway(project)
     if as_json:
         print_json([_shown(facts) for facts in found])
         return
@@ -96,7 +95,7 @@ def revoke(name: str, as_json: bool) -> None:
 @json_option
 def show(as_json: bool) -> None:
     """Print the operator token (all models, no limits)."""
-    project, _ = load_project()
+    project = load_project()
     from headrace.serving.access import tokens as work
 
     token = work.operator_token(project)
@@ -110,11 +109,11 @@ def show(as_json: bool) -> None:
 @json_option
 def rotate(as_json: bool) -> None:
     """Rotate the signing key. Tokens signed with the old one stay valid until they expire or are revoked."""
-    project, settings = load_project()
+    project = load_project()
     from headrace.serving.access import tokens as work
 
     kid = work.rotate(project)
-    _update_gateway(project, settings)
+    _update_gateway(project)
     if as_json:
         print_json({"kid": kid})
     else:
@@ -139,10 +138,10 @@ def _known_models(text: str, project: Project) -> list[str]:
     return names
 
 
-def _update_gateway(project: Project, settings: Settings) -> None:
+def _update_gateway(project: Project) -> None:
     from headrace.serving.gateway import gateway
 
-    gateway.reload_tokens(project, settings)
+    gateway.reload_tokens(project)
 
 
 def _shown(facts: IssuedToken) -> dict[str, object]:

@@ -21,7 +21,7 @@ MOMENTS = ("issued", "expires")
 @json_option
 def usage(tenant: str | None, model: str | None, days: int, as_json: bool) -> None:
     """Show the usage of each tenant by model and UTC day: requests, rows, and generated tokens."""
-    project, _ = load_project()
+    project = load_project()
     from headrace.runtime.usage import fold, read_usage
 
     project.usage.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def audit(lines: int, as_json: bool) -> None:
 
     Each entry holds the sha256 of the one before. If an entry was changed or removed, the command fails with exit code 1.
     """
-    project, _ = load_project()
+    project = load_project()
     from headrace.serving.access.audit import entries
 
     found = entries(project)[-lines:]

@@ -32,7 +32,7 @@ class PackagedVersion(BaseModel):
     image_bytes: int | None = None
 
 
-def package_version(version: Version, project: Project, settings: Settings, report: Report) -> PackagedVersion:
+def package_version(version: Version, project: Project, report: Report) -> PackagedVersion:
     """Builds the bento of `version`, and its image when `runner` is `docker`; what was built before is reused.
 
     Raises:
@@ -42,16 +42,14 @@ def package_version(version: Version, project: Project, settings: Settings, repo
 
     bento = package(version.folder, version.model, version.version, version.identity, project)
     report(f"bento {bento.tag}")
-    if settings.runner != "docker":
+    if project.settings.runner != "docker":
         return PackagedVersion(bento=bento.tag)
-    image = build_image(project, settings, bento)
+    image = build_image(project, bento)
     report(f"image {image.tag}, {image.size_bytes / 1e6:.0f} MB")
     return PackagedVersion(bento=bento.tag, image=image.tag, image_digest=image.digest, image_bytes=image.size_bytes)
 
 
-def roll_out_version(
-    recipe: Recipe, version: Version, packaged: PackagedVersion, project: Project, settings: Settings, report: Report
-) -> None:
+def roll_out_version(recipe: Recipe, version: Version, packaged: PackagedVersion, project: Project, report: Report) -> None:
     """Puts `serve.replicas` replicas of `version` behind the gateway as `serve.rollout` says, without losing a request.
 
     The replicas that served before are kept until the journal has the release (`record.record_release`).
@@ -68,25 +66,25 @@ def roll_out_version(
         journal.record(project, "rollout-step", recipe.name, version.version, facts)
 
     spec = ReplicaSpec(recipe.name, version.version, packaged.bento, packaged.image, recipe.serve.threads)
-    runner = runner_for(project, settings)
+    runner = runner_for(project)
     try:
-        roll_out(spec, recipe.serve.replicas, project, settings, runner, report, recipe.serve.rollout, note, is_final=False)
+        roll_out(spec, recipe.serve.replicas, project, runner, report, recipe.serve.rollout, note, is_final=False)
     except RolloutAborted as error:
         journal.record(project, "rollout-failed", recipe.name, version.version, {**packaged.model_dump(), **error.facts})
         raise
 
 
-def headline(recipe: Recipe, version: Version, project: Project, settings: Settings) -> str:
+def headline(recipe: Recipe, version: Version, project: Project) -> str:
     """One line about the roll-out that begins; a trial is named only where another version serves to compare with."""
     from headrace.serving.gateway import gateway
 
     strategy, replicas = recipe.serve.rollout.strategy, recipe.serve.replicas
     others = any(endpoint.version != version.version for endpoint in gateway.endpoints_by_model(project).get(recipe.name, []))
     trial = f", as a {strategy} first" if others and strategy != "rolling" else ""
-    return f"{version.name}, {replicas} replica{'s' * (replicas > 1)} as {runs_as(settings.runner)}{trial}"
+    return f"{version.name}, {replicas} replica{'s' * (replicas > 1)} as {runs_as(project.settings.runner)}{trial}"
 
 
-def scale(model: str, replicas: int, project: Project, settings: Settings, report: Report) -> Rollout:
+def scale(model: str, replicas: int, project: Project, report: Report) -> Rollout:
     """Changes the number of replicas of the version that serves `model`; they stay processes or containers.
 
     Raises:
@@ -97,10 +95,10 @@ def scale(model: str, replicas: int, project: Project, settings: Settings, repor
     from headrace.serving.replicas.runners import runner_for
     from headrace.serving.rollout import rolling
 
-    recovery.roll_back_interrupted_release(model, project, settings, report)
+    recovery.roll_back_interrupted_release(model, project, report)
     serving = gateway.endpoints_by_model(project).get(model, [])
-    runner = runner_for(project, settings, serving[-1].runner if serving else None)
-    now = rolling.scale(model, replicas, project, settings, runner, report)
+    runner = runner_for(project, serving[-1].runner if serving else None)
+    now = rolling.scale(model, replicas, project, runner, report)
     audit.record(project, "scale", {"model": model, "replicas": replicas})
     return now
 
@@ -115,7 +113,7 @@ def serving_facts(recipe: Recipe, packaged: PackagedVersion, settings: Settings)
     }
 
 
-def serve_production(project: Project, settings: Settings, report: Report) -> list[str]:
+def serve_production(project: Project, report: Report) -> list[str]:
     """Serves again all that is in production by the journal, for example after `headrace down`. Returns the models.
 
     Raises:
@@ -123,11 +121,11 @@ def serve_production(project: Project, settings: Settings, report: Report) -> li
     """
     production = history.production(journal.entries(project))
     for entry in production.values():
-        serve_released(entry, project, settings, report)
+        serve_released(entry, project, report)
     return sorted(production)
 
 
-def serve_released(released: Entry, project: Project, settings: Settings, report: Report) -> None:
+def serve_released(released: Entry, project: Project, report: Report) -> None:
     """Serves the version that `released` put into production, as it was released; does nothing where it serves.
 
     Raises:
@@ -137,12 +135,12 @@ def serve_released(released: Entry, project: Project, settings: Settings, report
     from headrace.serving.rollout.rolling import roll_out
 
     facts, model = released.facts, released.model
-    recovery.roll_back_interrupted_release(model, project, settings, report, recovery.REPAIR_SECONDS)
-    runner = runner_for(project, settings, facts["runner"])
-    roll_out(history.released_spec(released), facts["replicas"], project, settings, runner, report)
+    recovery.roll_back_interrupted_release(model, project, report, recovery.REPAIR_SECONDS)
+    runner = runner_for(project, facts["runner"])
+    roll_out(history.released_spec(released), facts["replicas"], project, runner, report)
 
 
-def keep_production_serving(model: str, project: Project, settings: Settings, report: Report) -> None:
+def keep_production_serving(model: str, project: Project, report: Report) -> None:
     """Serves the version in production, where a release stops before its roll-out; does nothing where it serves already.
 
     Where its bento or image is gone from this machine, it is packaged again, and the journal gets a new entry.
@@ -154,21 +152,21 @@ def keep_production_serving(model: str, project: Project, settings: Settings, re
     from headrace.serving.rollout.rolling import is_serving
 
     released = history.in_force(journal.entries(project, model))
-    if released is None or is_serving(history.released_spec(released), released.facts["replicas"], project, settings):
+    if released is None or is_serving(history.released_spec(released), released.facts["replicas"], project):
         return
     report(f"{model}@{released.version} is in production and does not serve: it is started")
-    if is_packaged(released, project, settings):
-        serve_released(released, project, settings, report)
+    if is_packaged(released, project):
+        serve_released(released, project, report)
         return
     version = registry.get(f"{model}@{released.version}", project)
-    placed = settings.model_copy(update={"runner": released.facts["runner"]})
-    facts = {**released.facts, **package_version(version, project, placed, report).model_dump()}
+    placed = project.settings.model_copy(update={"runner": released.facts["runner"]})
+    facts = {**released.facts, **package_version(version, project.using(placed), report).model_dump()}
     facts.pop("rolled_back", None)
-    serve_released(released.model_copy(update={"facts": facts}), project, settings, report)
+    serve_released(released.model_copy(update={"facts": facts}), project, report)
     journal.record(project, "released", model, released.version, facts)
 
 
-def is_packaged(released: Entry, project: Project, settings: Settings) -> bool:
+def is_packaged(released: Entry, project: Project) -> bool:
     """Whether this machine still has the bento, and the image where replicas are containers, of a version in the journal."""
     from headrace.serving.packaging import find_bento
 
@@ -176,7 +174,7 @@ def is_packaged(released: Entry, project: Project, settings: Settings) -> bool:
     if facts["runner"] == "docker":
         from headrace.serving.packaging.docker import Docker
 
-        return bool(Docker.connect(settings).inspect("image", facts["image"]))
+        return bool(Docker.connect(project.settings).inspect("image", facts["image"]))
     try:
         find_bento(project, facts["bento"])
     except HeadraceError:

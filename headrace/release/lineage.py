@@ -8,11 +8,10 @@ from headrace.data.versions import data_version
 from headrace.errors import HeadraceError
 from headrace.project import Project
 from headrace.release import journal
-from headrace.settings import Settings, tracking_uri
 from headrace.tracking import registry
 
 
-def trace_version(reference: str, project: Project, settings: Settings) -> dict[str, Any]:
+def trace_version(reference: str, project: Project) -> dict[str, Any]:
     """The lineage of one version: a chain of links, each with its `id` and the command that gets it back.
 
     Args:
@@ -39,14 +38,14 @@ def trace_version(reference: str, project: Project, settings: Settings) -> dict[
         _link(
             "model version",
             f"models:/{version.model}/{version.version}",
-            f"MLFLOW_TRACKING_URI={tracking_uri(project, settings)} mlflow artifacts download "
+            f"MLFLOW_TRACKING_URI={project.tracking_uri} mlflow artifacts download "
             f"--artifact-uri models:/{version.model}/{version.version} --dst-path .",
         ),
         _link("served files", f"sha256 {identity.get('content_sha256')}", f"ls {version.folder}"),
         _link(
             "run",
             version.run_id,
-            f"{settings.mlflow_address}/#/experiments/{_experiment(version, project)}/runs/{version.run_id}",
+            f"{project.settings.mlflow_address}/#/experiments/{_experiment(version, project)}/runs/{version.run_id}",
         ),
         _link("git commit", commit, None if commit == "none" else f"git checkout {commit.removesuffix('-dirty')}"),
         _link("environment", f"requirements.lock sha256 {identity.get('lock_sha256')}", "make setup"),

@@ -14,7 +14,6 @@ from headrace.release.history import in_force, why_rolled_back
 from headrace.release.journal import Entry
 from headrace.serving.access import audit
 from headrace.serving.gateway import gateway
-from headrace.settings import Settings
 from headrace.tracking import registry
 from headrace.tracking.registry import Version
 
@@ -26,9 +25,7 @@ def promote(version: Version, project: Project) -> None:
         registry.drop_alias(version.model, registry.CHALLENGER, project)
 
 
-def record_release(
-    recipe: Recipe, decision: Decision, serving: dict[str, Any], project: Project, settings: Settings
-) -> dict[str, Any]:
+def record_release(recipe: Recipe, decision: Decision, serving: dict[str, Any], project: Project) -> dict[str, Any]:
     """Writes the release to the journal, unless it is there already, and returns its facts.
 
     From the journal's entry on the version is final: the replicas that served before are no longer kept for a way back.
@@ -42,12 +39,12 @@ def record_release(
     if released is None or released.version != chosen.version or _serving(released.facts) != _serving(facts):
         journal.record(project, "released", recipe.name, chosen.version, facts)
         audit.record(project, "release", {"model": recipe.name, "version": chosen.version})
-    gateway.finalize(project, settings, recipe.name)
-    up_to_date.remember(recipe, project, settings, lock.began_ns(recipe.name, project))
+    gateway.finalize(project, recipe.name)
+    up_to_date.remember(recipe, project, lock.began_ns(recipe.name, project))
     return current_release(recipe.name, project) or {}
 
 
-def stop_release(recipe: Recipe, decision: Decision, project: Project, settings: Settings) -> NoReturn:
+def stop_release(recipe: Recipe, decision: Decision, project: Project) -> NoReturn:
     """Ends a release whose candidate does not go into production. The next run of the same recipe on the same data is short.
 
     Raises:
@@ -55,7 +52,7 @@ def stop_release(recipe: Recipe, decision: Decision, project: Project, settings:
         AwaitsApproval: a person has to approve the candidate.
         RolledBack: the candidate was rolled back earlier, and nothing has changed since.
     """
-    up_to_date.remember(recipe, project, settings, lock.began_ns(recipe.name, project))
+    up_to_date.remember(recipe, project, lock.began_ns(recipe.name, project))
     raise why_stopped(decision)
 
 

@@ -12,7 +12,6 @@ from headrace.serving.gateway.model_route import ModelRoute, versions
 from headrace.serving.replicas import runners
 from headrace.serving.rollout import rolling
 from headrace.serving.rollout.context import RolloutContext, rollout_lock
-from headrace.settings import Settings
 from headrace.tracking import registry
 
 REPAIR_SECONDS = 130.0
@@ -25,9 +24,7 @@ def is_interrupted(model: str, project: Project) -> bool:
     return found is not None and bool(found.previous or any(endpoint.pool != "main" for endpoint in found.endpoints))
 
 
-def roll_back_interrupted_release(
-    model: str, project: Project, settings: Settings, report: Report, wait_seconds: float = 0.0
-) -> None:
+def roll_back_interrupted_release(model: str, project: Project, report: Report, wait_seconds: float = 0.0) -> None:
     """Serves the version that was released last again, and records that in the journal. Does nothing without an interruption.
 
     Safe to run again after a kill at any instant: the previous replicas are forgotten last.
@@ -48,7 +45,7 @@ def roll_back_interrupted_release(
         if found is None:
             return
         place = (found.previous or found.endpoints)[0].runner
-        site = RolloutContext(model, project, settings, runners.runner_for(project, settings, place), report)
+        site = RolloutContext(model, project, project.settings, runners.runner_for(project, place), report)
         _undo(site, found)
 
 

@@ -12,7 +12,6 @@ from headrace.release.deploy import is_packaged, package_version
 from headrace.release.journal import Entry
 from headrace.release.lock import release_lock
 from headrace.serving.access import audit
-from headrace.settings import Settings
 from headrace.tracking import registry
 
 
@@ -22,7 +21,6 @@ def roll_back(
     why: str,
     by: str,
     project: Project,
-    settings: Settings,
     report: Report,
     rebuild: bool = False,
 ) -> dict[str, Any]:
@@ -47,18 +45,18 @@ def roll_back(
     from headrace.serving.rollout.rolling import roll_out
 
     with release_lock(model, project):
-        recovery.roll_back_interrupted_release(model, project, settings, report, recovery.REPAIR_SECONDS)
+        recovery.roll_back_interrupted_release(model, project, report, recovery.REPAIR_SECONDS)
         entries = journal.entries(project, model)
         now, target = _from_and_to(model, to, entries, project)
         facts = {name: value for name, value in target.facts.items() if name != "rolled_back"}
-        placed = settings.model_copy(update={"runner": facts["runner"]})
+        placed = project.settings.model_copy(update={"runner": facts["runner"]})
         if rebuild:
             version = registry.get(f"{model}@{target.version}", project)
-            facts |= package_version(version, project, placed, report).model_dump()
+            facts |= package_version(version, project.using(placed), report).model_dump()
         else:
-            _require_packaged(target, project, placed)
+            _require_packaged(target, project.using(placed))
         spec = ReplicaSpec(model, target.version, facts["bento"], facts["image"], facts["threads"])
-        roll_out(spec, facts["replicas"], project, settings, runner_for(project, settings, facts["runner"]), report)
+        roll_out(spec, facts["replicas"], project, runner_for(project, facts["runner"]), report)
         registry.move_champion(model, target.version, project)
         rollback = {"from": now.version, "why": why, "by": by}
         audit.record(project, "rollback", {"model": model, "to": target.version, **rollback})
@@ -89,15 +87,15 @@ def _from_and_to(model: str, to: str | None, entries: list[Entry], project: Proj
     return now, served[wanted]
 
 
-def _require_packaged(target: Entry, project: Project, settings: Settings) -> None:
+def _require_packaged(target: Entry, project: Project) -> None:
     """Checks that the version can be served without building anything.
 
     Raises:
         ServiceError: its bento or image is gone from this machine; the hint says how to build it again.
     """
-    if is_packaged(target, project, settings):
+    if is_packaged(target, project):
         return
-    image = target.facts["image"] if settings.runner == "docker" else None
+    image = target.facts["image"] if project.settings.runner == "docker" else None
     raise ServiceError(
         f"the image {image} is gone" if image else f"the bento {target.facts['bento']} is gone",
         where=f"{target.model}@{target.version}",

@@ -16,14 +16,13 @@ from headrace.files import read_cached_json, write_json
 from headrace.plugins import code_files, custom_sources
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
-from headrace.settings import Settings
 
 CODE = ("headrace", "flows", "tasks", "bentos", "deploy/serving")
 
 
-def snapshot(recipe: Recipe, project: Project, settings: Settings) -> str:
+def snapshot(recipe: Recipe, project: Project) -> str:
     """One hash over the files that a release of `recipe` depends on, and over its outputs."""
-    digest = hashlib.sha256(settings.model_dump_json().encode())
+    digest = hashlib.sha256(project.settings.model_dump_json().encode())
     for path in sorted({*_inputs(recipe, project), *_outputs(recipe, project)}):
         with contextlib.suppress(FileNotFoundError):  # gone since it was listed: another command is running
             stat = path.stat()
@@ -31,7 +30,7 @@ def snapshot(recipe: Recipe, project: Project, settings: Settings) -> str:
     return digest.hexdigest()
 
 
-def remember(recipe: Recipe, project: Project, settings: Settings, began_ns: int) -> None:
+def remember(recipe: Recipe, project: Project, began_ns: int) -> None:
     """Stores the snapshot of a complete release, unless a person changed a file during it: the change was not released.
 
     Args:
@@ -40,13 +39,13 @@ def remember(recipe: Recipe, project: Project, settings: Settings, began_ns: int
     if any(path.stat().st_mtime_ns > began_ns for path in _inputs(recipe, project)):
         _snapshot_file(recipe, project).unlink(missing_ok=True)
     else:
-        write_json(_snapshot_file(recipe, project), {"snapshot": snapshot(recipe, project, settings)})
+        write_json(_snapshot_file(recipe, project), {"snapshot": snapshot(recipe, project)})
 
 
-def is_unchanged(recipe: Recipe, project: Project, settings: Settings) -> bool:
+def is_unchanged(recipe: Recipe, project: Project) -> bool:
     """Whether all files are as they were at the end of the last complete release."""
     kept = read_cached_json(_snapshot_file(recipe, project))
-    return bool(kept) and kept["snapshot"] == snapshot(recipe, project, settings)
+    return bool(kept) and kept["snapshot"] == snapshot(recipe, project)
 
 
 def _snapshot_file(recipe: Recipe, project: Project) -> Path:

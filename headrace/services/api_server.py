@@ -15,28 +15,28 @@ from headrace.tracking.provenance import code_digest
 SERVER = "api-server"
 
 
-def server(project: Project, settings: Settings) -> Server:
+def server(project: Project) -> Server:
     """The API server, always on loopback: clients reach it through the gateway."""
     program = supervisor.Program(
         SERVER,
         [sys.executable, "-m", "headrace.services.api"],
-        settings_environment(project, settings),
+        settings_environment(project),
         stop_seconds=25.0,
         start_retries=10,
         priority=550,
         code=code_digest(),
     )
-    return Server(program, f"http://{LOOPBACK}:{settings.api_port}", lambda: _is_ready(settings))
+    return Server(program, f"http://{LOOPBACK}:{project.settings.api_port}", lambda: _is_ready(project.settings))
 
 
-def start(project: Project, settings: Settings, report: Report) -> list[Service]:
+def start(project: Project, report: Report) -> list[Service]:
     """Starts the API server and waits for it.
 
     Raises:
         ServiceError: the server does not start.
     """
-    launch(project, server(project, settings), report)
-    return [wait_until_ready(project, server(project, settings), report)]
+    launch(project, server(project), report)
+    return [wait_until_ready(project, server(project), report)]
 
 
 def _is_ready(settings: Settings) -> bool:

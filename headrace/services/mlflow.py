@@ -10,24 +10,24 @@ from headrace.project import Project
 from headrace.services.service import Server, Service, launch, wait_until_ready
 from headrace.serving.local_http import try_request
 from headrace.serving.replicas import supervisor
-from headrace.settings import LOOPBACK, Settings, tracking_uri
+from headrace.settings import LOOPBACK, Settings
 from headrace.tracking.database import artifact_root, initialise_tracking
 
 SERVER = "mlflow"
 
 
-def server(project: Project, settings: Settings) -> Server:
+def server(project: Project) -> Server:
     """MLflow's tracking server, always on loopback: it has no access control."""
     program = supervisor.Program(
         SERVER,
         # What `mlflow server` starts after setting these variables: without the parent process, which only waits, the
         # server is up in half the time and takes half the memory.
         [
-            *(sys.executable, "-m", "uvicorn", "--host", LOOPBACK, "--port", str(settings.mlflow_port)),
+            *(sys.executable, "-m", "uvicorn", "--host", LOOPBACK, "--port", str(project.settings.mlflow_port)),
             *("--workers", "1", "--log-level", "warning", "mlflow.server.fastapi_app:app"),
         ],
         {
-            "_MLFLOW_SERVER_FILE_STORE": tracking_uri(project, settings),
+            "_MLFLOW_SERVER_FILE_STORE": project.tracking_uri,
             "_MLFLOW_SERVER_ARTIFACT_ROOT": artifact_root(project),
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -38,7 +38,7 @@ def server(project: Project, settings: Settings) -> Server:
         priority=300,
         code=version("mlflow"),
     )
-    return Server(program, settings.mlflow_address, lambda: _is_ready(settings))
+    return Server(program, project.settings.mlflow_address, lambda: _is_ready(project.settings))
 
 
 def external(settings: Settings) -> Service | None:
@@ -46,17 +46,17 @@ def external(settings: Settings) -> Service | None:
     return None if settings.tracking_uri is None else Service(SERVER, "external", settings.tracking_uri)
 
 
-def start(project: Project, settings: Settings, report: Report) -> list[Service]:
+def start(project: Project, report: Report) -> list[Service]:
     """Starts MLflow's server, unless the setting `tracking_uri` names another, and waits for it.
 
     Raises:
         ServiceError: the server does not start.
     """
-    if found := external(settings):
+    if found := external(project.settings):
         return [found]
     initialise_tracking(project)
-    launch(project, server(project, settings), report)
-    return [wait_until_ready(project, server(project, settings), report)]
+    launch(project, server(project), report)
+    return [wait_until_ready(project, server(project), report)]
 
 
 def _is_ready(settings: Settings) -> bool:

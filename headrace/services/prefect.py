@@ -21,10 +21,10 @@ WORKER = "prefect-worker"
 WORK_POOL = "headrace"
 
 
-def prefect_environment(project: Project, settings: Settings) -> dict[str, str]:
+def prefect_environment(project: Project) -> dict[str, str]:
     """Environment variables of every process that uses Prefect: flows, worker and server."""
     return {
-        "PREFECT_API_URL": f"{settings.prefect_address}/api",
+        "PREFECT_API_URL": f"{project.settings.prefect_address}/api",
         "PREFECT_HOME": str(project.state / "prefect"),
         "PREFECT_PROFILES_PATH": str(project.state / "prefect" / "profiles.toml"),
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",  # without a server a flow fails at once, not after 20 s
@@ -40,67 +40,67 @@ def prefect_environment(project: Project, settings: Settings) -> dict[str, str]:
     }
 
 
-def server(project: Project, settings: Settings) -> Server:
+def server(project: Project) -> Server:
     """Prefect's API server, always on loopback: it has no access control."""
     program = supervisor.Program(
         SERVER,
-        [sys.executable, "-m", "prefect", "server", "start", "--host", LOOPBACK, "--port", str(settings.prefect_port)],
+        [sys.executable, "-m", "prefect", "server", "start", "--host", LOOPBACK, "--port", str(project.settings.prefect_port)],
         {
-            **prefect_environment(project, settings),
+            **prefect_environment(project),
             "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
             "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",
-            "PREFECT_UI_API_URL": f"{settings.prefect_address}/api",
+            "PREFECT_UI_API_URL": f"{project.settings.prefect_address}/api",
         },
         stop_seconds=10.0,
         start_retries=10,
         priority=100,
         code=version("prefect"),
     )
-    return Server(program, settings.prefect_address, lambda: _is_server_ready(settings))
+    return Server(program, project.settings.prefect_address, lambda: _is_server_ready(project.settings))
 
 
-def worker(project: Project, settings: Settings) -> Server:
+def worker(project: Project) -> Server:
     """Prefect's worker, which runs flows that were started in the UI or by a schedule."""
     program = supervisor.Program(
         WORKER,
         [sys.executable, "-m", "prefect", "worker", "start", "--pool", WORK_POOL, "--type", "process", "--name", "local"],
-        {**prefect_environment(project, settings), "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO"},
+        {**prefect_environment(project), "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO"},
         stop_seconds=10.0,
         start_retries=10,
         priority=200,
         code=version("prefect"),
     )
-    return Server(program, f"pool {WORK_POOL}", lambda: _is_worker_online(project, settings))
+    return Server(program, f"pool {WORK_POOL}", lambda: _is_worker_online(project))
 
 
-def launch_server(project: Project, settings: Settings, report: Report) -> None:
+def launch_server(project: Project, report: Report) -> None:
     """Starts Prefect's server without waiting for it; a new project begins with a copy of a migrated database."""
     copy_template("prefect", project.state / "prefect" / "prefect.db")
-    launch(project, server(project, settings), report)
+    launch(project, server(project), report)
 
 
-def wait_for_server(project: Project, settings: Settings, report: Report) -> Service:
+def wait_for_server(project: Project, report: Report) -> Service:
     """Waits until Prefect's server answers.
 
     Raises:
         ServiceError: the server does not start.
     """
-    return wait_until_ready(project, server(project, settings), report)
+    return wait_until_ready(project, server(project), report)
 
 
-def start(project: Project, settings: Settings, report: Report, on_ready: Callable[[], object] | None = None) -> list[Service]:
+def start(project: Project, report: Report, on_ready: Callable[[], object] | None = None) -> list[Service]:
     """Starts server and worker and waits for both. `on_ready` is called once the server and the work pool are ready.
 
     Raises:
         ServiceError: one of them does not start.
     """
-    launch_server(project, settings, report)
-    started = wait_for_server(project, settings, report)
-    _create_work_pool(settings)
-    launch(project, worker(project, settings), report)
+    launch_server(project, report)
+    started = wait_for_server(project, report)
+    _create_work_pool(project.settings)
+    launch(project, worker(project), report)
     if on_ready:
         on_ready()
-    return [started, wait_until_ready(project, worker(project, settings), report)]
+    return [started, wait_until_ready(project, worker(project), report)]
 
 
 def _is_server_ready(settings: Settings) -> bool:
@@ -120,11 +120,11 @@ def _create_work_pool(settings: Settings) -> None:
         )
 
 
-def _is_worker_online(project: Project, settings: Settings) -> bool:
+def _is_worker_online(project: Project) -> bool:
     """Whether this very worker process has sent a heartbeat: a killed predecessor stays ONLINE for a while."""
     program = supervisor.states(project).get(WORKER)
     path = f"/api/work_pools/{WORK_POOL}/workers/filter"
-    answer = try_request((LOOPBACK, settings.prefect_port), path, method="POST", body={})
+    answer = try_request((LOOPBACK, project.settings.prefect_port), path, method="POST", body={})
     if not program or not program.pid or not answer or answer.status != 200:
         return False
     return any(

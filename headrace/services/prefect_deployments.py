@@ -10,13 +10,12 @@ from headrace.errors import ServiceError
 from headrace.files import write_text
 from headrace.project import Project
 from headrace.services.prefect import prefect_environment
-from headrace.settings import Settings
 from headrace.tracking.provenance import sha256
 
 SECONDS = 120
 
 
-def register_deployments(project: Project, settings: Settings) -> bool:
+def register_deployments(project: Project) -> bool:
     """Registers the deployments, if `prefect.yaml` or the server's database is new. False when both are unchanged.
 
     Raises:
@@ -29,7 +28,7 @@ def register_deployments(project: Project, settings: Settings) -> bool:
     done = subprocess.run(
         [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", "prefect.yaml"],
         cwd=project.root,
-        env={**os.environ, **prefect_environment(project, settings)},
+        env={**os.environ, **prefect_environment(project)},
         capture_output=True,
         text=True,
         timeout=SECONDS,

@@ -13,7 +13,6 @@ from headrace.services import probes
 from headrace.services.watchdog import log
 from headrace.serving.gateway import gateway
 from headrace.serving.replicas import environment, runners, supervisor
-from headrace.settings import load_settings
 
 STOP_SECONDS = 3.0
 """From SIGTERM to SIGKILL for a stuck process."""
@@ -27,7 +26,7 @@ def restart(project: Project, name: str, model: str = "") -> None:
         return
     replica = next((e for e in gateway.endpoints_by_model(project).get(model, []) if e.id == name), None)
     if replica is not None:
-        runners.runner_for(project, load_settings(project), replica.runner).restart(replica, STOP_SECONDS)
+        runners.runner_for(project, replica.runner).restart(replica, STOP_SECONDS)
 
 
 def roll_back_interrupted(project: Project, model: str) -> None:
@@ -35,13 +34,13 @@ def roll_back_interrupted(project: Project, model: str) -> None:
     from headrace.release import recovery
 
     with contextlib.suppress(Busy):
-        recovery.roll_back_interrupted_release(model, project, load_settings(project), log)
+        recovery.roll_back_interrupted_release(model, project, log)
 
 
 def renew(project: Project) -> None:
     """Renews credentials before they expire, and removes folders that no replica uses."""
     try:
-        gateway.renew_credentials(project, load_settings(project))
+        gateway.renew_credentials(project)
     except HeadraceError as error:  # for example a given certificate that has expired: the running gateway is left as it is
         log(f"not renewed: {error}")
     environment.remove_old_folders(project)

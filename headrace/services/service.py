@@ -11,7 +11,6 @@ from headrace.console import Report
 from headrace.errors import ServiceError
 from headrace.project import Project
 from headrace.serving.replicas import supervisor
-from headrace.settings import Settings
 
 READY_SECONDS = 120.0
 """A server may take this long to answer on a busy machine."""
@@ -97,11 +96,11 @@ def _wait(project: Project, server: Server) -> str | None:
     return None
 
 
-def settings_environment(project: Project, settings: Settings) -> dict[str, str]:
+def settings_environment(project: Project) -> dict[str, str]:
     """Environment variables that pass these settings to a child process, independent of supervisord's environment.
 
     `runner` is left out, since it belongs to one release: `headrace run --runner docker` restarts no server.
     """
-    values = settings.model_dump(mode="json", exclude={"runner"}, exclude_none=True)
+    values = project.settings.model_dump(mode="json", exclude={"runner"}, exclude_none=True)
     variables = {f"HEADRACE_{name.upper()}": v if isinstance(v, str) else json.dumps(v) for name, v in values.items()}
     return {**variables, "HEADRACE_ROOT": str(project.root)}

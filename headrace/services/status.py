@@ -17,25 +17,25 @@ from headrace.serving.replicas.replica import Replica
 from headrace.settings import Settings
 
 
-def status(project: Project, settings: Settings) -> dict[str, Any]:
+def status(project: Project) -> dict[str, Any]:
     """Returns `models` and `services` as plain values, quickly, also when nothing runs."""
     return {
-        "models": [_model(model, found, settings) for model, found in sorted(gateway.read_routes(project).items())],
-        "services": [service.to_dict() for service in services(project, settings)],
+        "models": [_model(model, found, project.settings) for model, found in sorted(gateway.read_routes(project).items())],
+        "services": [service.to_dict() for service in services(project)],
     }
 
 
-def services(project: Project, settings: Settings) -> list[Service]:
+def services(project: Project) -> list[Service]:
     """The state of every server, in the order of `up.NAMES`."""
-    programs, wanted = supervisor.states(project), servers(project, settings)
+    programs, wanted = supervisor.states(project), servers(project)
     with ThreadPoolExecutor(len(wanted)) as pool:
         found = {service.name: service for service in pool.map(lambda server: server.state(programs), wanted)}
-    if external := mlflow.external(settings):
+    if external := mlflow.external(project.settings):
         found[external.name] = external
     return [found[name] for name in NAMES]
 
 
-def read_log(name: str, lines: int, project: Project, settings: Settings) -> dict[str, str]:
+def read_log(name: str, lines: int, project: Project) -> dict[str, str]:
     """The last lines of the log of a service, or of the log of each replica of a model, by service or replica.
 
     Raises:
@@ -43,7 +43,7 @@ def read_log(name: str, lines: int, project: Project, settings: Settings) -> dic
     """
     models = gateway.endpoints_by_model(project)
     if name in models:
-        runner = runners.runner_for(project, settings, models[name][0].runner)
+        runner = runners.runner_for(project, models[name][0].runner)
         return {replica.id: runner.logs(replica, lines) for replica in runner.list(name)}
     if name in NAMES:
         return {name: supervisor.tail(supervisor.log_path(project, name), lines)}

@@ -27,7 +27,7 @@ from headrace.services.service import Server, Service, launch, settings_environm
 from headrace.serving.gateway import envoy_process, gateway
 from headrace.serving.replicas import ports, runners, supervisor
 from headrace.serving.replicas.programs import SUPERVISED, programs_folder
-from headrace.settings import LOOPBACK, Settings, load_settings
+from headrace.settings import LOOPBACK
 from headrace.tracking.provenance import code_digest
 
 NAMES = (prefect.SERVER, prefect.WORKER, mlflow.SERVER, gateway.PROGRAM, api_server.SERVER, watchdog.SERVER)
@@ -36,17 +36,15 @@ BACKGROUND_NICENESS = 5
 BACKGROUND_SECONDS = 180.0
 
 
-def servers(project: Project, settings: Settings) -> list[Server]:
+def servers(project: Project) -> list[Server]:
     """All servers that supervisord runs with these settings, in the order of `NAMES`."""
-    found = [prefect.server(project, settings), prefect.worker(project, settings)]
-    if mlflow.external(settings) is None:
-        found.append(mlflow.server(project, settings))
-    return [*found, _gateway(project, settings), api_server.server(project, settings), _watchdog(project, settings)]
+    found = [prefect.server(project), prefect.worker(project)]
+    if mlflow.external(project.settings) is None:
+        found.append(mlflow.server(project))
+    return [*found, _gateway(project), api_server.server(project), _watchdog(project)]
 
 
-def up(
-    project: Project, settings: Settings, report: Report, on_prefect_ready: Callable[[], object] | None = None
-) -> list[Service]:
+def up(project: Project, report: Report, on_prefect_ready: Callable[[], object] | None = None) -> list[Service]:
     """Starts the servers that do not run, restarts `outdated` ones, all in parallel, and waits until each answers.
 
     Args:
@@ -56,20 +54,20 @@ def up(
         PortTaken: another program holds a port; with its process id and the setting that changes the port.
         ServiceError: a server does not start; with the last lines of its log.
     """
-    _prepare(project, settings)
+    _prepare(project)
     with _lock(project), ThreadPoolExecutor(3) as pool:
-        prefect_starts = pool.submit(prefect.start, project, settings, report, on_prefect_ready)
-        mlflow_starts = pool.submit(mlflow.start, project, settings, report)
+        prefect_starts = pool.submit(prefect.start, project, report, on_prefect_ready)
+        mlflow_starts = pool.submit(mlflow.start, project, report)
         # In this order: the API server must not accept requests without a token before the gateway does.
-        envoy_process.start(project, settings)
-        gateway_service = Service(gateway.PROGRAM, "ready", gateway.address(settings))
-        api_services = api_server.start(project, settings, report)
-        launch(project, _watchdog(project, settings), report)
+        envoy_process.start(project)
+        gateway_service = Service(gateway.PROGRAM, "ready", gateway.address(project.settings))
+        api_services = api_server.start(project, report)
+        launch(project, _watchdog(project), report)
         watchdog_service = Service(watchdog.SERVER, "ready", "")
         return [*prefect_starts.result(), *mlflow_starts.result(), gateway_service, *api_services, watchdog_service]
 
 
-def start_for_release(project: Project, settings: Settings, report: Report) -> None:
+def start_for_release(project: Project, report: Report) -> None:
     """Starts Prefect's server and the gateway, and leaves all other servers to a background process.
 
     Returns when the gateway answers. The flow waits for Prefect's server after its imports (`prefect.wait_for_server`), and
@@ -79,16 +77,16 @@ def start_for_release(project: Project, settings: Settings, report: Report) -> N
         PortTaken: another program holds a port.
         ServiceError: the gateway does not start.
     """
-    _prepare(project, settings)
+    _prepare(project)
     with _lock_path(project).open("a") as lock, (project.logs / "up.log").open("ab") as log:
         fcntl.flock(lock, fcntl.LOCK_EX)  # inherited: held until the background process releases it or ends
-        prefect.launch_server(project, settings, report)
-        envoy_process.start(project, settings)
+        prefect.launch_server(project, report)
+        envoy_process.start(project)
         subprocess.Popen(
             [sys.executable, "-m", "headrace.services.up", str(lock.fileno())],
             cwd=project.root,
             # With supervisord's mark, so that `down` ends it as well.
-            env={**os.environ, **settings_environment(project, settings), SUPERVISED: str(project.runtime_dir)},
+            env={**os.environ, **settings_environment(project), SUPERVISED: str(project.runtime_dir)},
             pass_fds=[lock.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -103,44 +101,44 @@ def wait_for_background(project: Project) -> None:
         pass
 
 
-def outdated(project: Project, settings: Settings) -> list[str]:
+def outdated(project: Project) -> list[str]:
     """Names of the servers that `up` would restart or reconfigure because their code or settings have changed."""
-    found = {server.name for server in servers(project, settings) if supervisor.has_changed(project, server.program)}
-    if not gateway.runs_with_settings(project, settings):
+    found = {server.name for server in servers(project) if supervisor.has_changed(project, server.program)}
+    if not gateway.runs_with_settings(project):
         found.add(gateway.PROGRAM)
     return sorted(found)
 
 
-def down(project: Project, settings: Settings, report: Report | None = None) -> None:
+def down(project: Project, report: Report | None = None) -> None:
     """Waits for requests in progress, stops every server and replica, and frees their ports. Safe when nothing runs."""
     # First, so that nothing is stopped when the record of what serves is damaged.
     endpoints = [e for found in gateway.read_routes(project).values() for e in (*found.endpoints, *found.previous)]
     with contextlib.suppress(HeadraceError):
-        envoy_process.stop(project, settings, settings.drain_seconds)
-    if "docker" in {endpoint.runner for endpoint in endpoints} | {settings.runner}:
+        envoy_process.stop(project, project.settings.drain_seconds)
+    if "docker" in {endpoint.runner for endpoint in endpoints} | {project.settings.runner}:
         with contextlib.suppress(HeadraceError):  # without an engine there are no containers
-            engine = runners.runner_for(project, settings, "docker")
+            engine = runners.runner_for(project, "docker")
             for replica in engine.list():
                 if report:
                     report(f"stopping {replica.id}")
-                engine.stop(replica, settings.drain_seconds)
-    gateway.remove_all_models(project, settings)
-    supervisor.shutdown(project, stop_seconds=settings.drain_seconds)
+                engine.stop(replica, project.settings.drain_seconds)
+    gateway.remove_all_models(project)
+    supervisor.shutdown(project, stop_seconds=project.settings.drain_seconds)
     for path in (project.state / "replicas").glob("*.json"):
         path.unlink(missing_ok=True)
 
 
-def _gateway(project: Project, settings: Settings) -> Server:
-    program = envoy_process.program(project, settings)
-    return Server(program, gateway.address(settings), lambda: envoy_process.is_ready(project, settings))
+def _gateway(project: Project) -> Server:
+    program = envoy_process.program(project)
+    return Server(program, gateway.address(project.settings), lambda: envoy_process.is_ready(project))
 
 
-def _watchdog(project: Project, settings: Settings) -> Server:
-    program = watchdog.program(settings_environment(project, settings), settings.ready_seconds)
+def _watchdog(project: Project) -> Server:
+    program = watchdog.program(settings_environment(project), project.settings.ready_seconds)
     return Server(replace(program, code=code_digest()), "", lambda: True)
 
 
-def _prepare(project: Project, settings: Settings) -> None:
+def _prepare(project: Project) -> None:
     """Removes servers that an older version ran under other names, starts supervisord, and checks the ports.
 
     Raises:
@@ -151,18 +149,18 @@ def _prepare(project: Project, settings: Settings) -> None:
         if path.stem not in NAMES and HEADRACE_COMMAND.search(path.read_text(encoding="utf-8")):
             supervisor.remove(project, path.stem, stop_seconds=25.0)
     supervisor.ensure_running(project)
-    _require_ports(project, settings)
+    _require_ports(project)
 
 
-def _require_ports(project: Project, settings: Settings) -> None:
+def _require_ports(project: Project) -> None:
     wanted = [
-        (settings.prefect_port, "prefect_port", LOOPBACK),
-        (settings.gateway_port, "gateway_port", settings.host),
-        (settings.gateway_admin_port, "gateway_admin_port", LOOPBACK),
-        (settings.api_port, "api_port", LOOPBACK),
+        (project.settings.prefect_port, "prefect_port", LOOPBACK),
+        (project.settings.gateway_port, "gateway_port", project.settings.host),
+        (project.settings.gateway_admin_port, "gateway_admin_port", LOOPBACK),
+        (project.settings.api_port, "api_port", LOOPBACK),
     ]
-    if mlflow.external(settings) is None:
-        wanted.append((settings.mlflow_port, "mlflow_port", LOOPBACK))
+    if mlflow.external(project.settings) is None:
+        wanted.append((project.settings.mlflow_port, "mlflow_port", LOOPBACK))
     ports.require_ports(wanted, lambda: {process.pid for process in supervisor.supervised_processes(project)})
 
 
@@ -186,15 +184,14 @@ def main(lock: int) -> int:
 
     os.nice(BACKGROUND_NICENESS)
     project = find_project()
-    settings = load_settings(project)
     try:
-        prefect.wait_for_server(project, settings, watchdog.log)
-        api_server.start(project, settings, watchdog.log)
-        launch(project, _watchdog(project, settings), watchdog.log)
-        prefect.start(project, settings, watchdog.log)
-        mlflow.start(project, settings, watchdog.log)
+        prefect.wait_for_server(project, watchdog.log)
+        api_server.start(project, watchdog.log)
+        launch(project, _watchdog(project), watchdog.log)
+        prefect.start(project, watchdog.log)
+        mlflow.start(project, watchdog.log)
         os.close(lock)  # the release does not wait for the deployments
-        register_deployments(project, settings)
+        register_deployments(project)
     except HeadraceError as error:
         watchdog.log(f"error {error}")
         return error.exit_code

@@ -151,7 +151,9 @@ class NodeClassification(TaskType):
             ]
             expected = model(torch.from_numpy(places)).numpy()
         # A few nodes reach only part of the stored graph; many reach nearly all of it.
-        pairs += [(expected[:rows], nodes.in_batches(places[:rows])) for rows in PARITY_ROWS] + [(expected, nodes.known(places))]
+        pairs += [(expected[:rows], nodes.in_batches(places[:rows])) for rows in PARITY_ROWS] + [
+            (expected, nodes.known(places))
+        ]
         return check_answers(pairs, recipe.name)
 
     def answers(self, folder: Path, frame: pd.DataFrame, recipe: Recipe) -> NDArray[Any]:

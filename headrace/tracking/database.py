@@ -10,7 +10,6 @@ from pathlib import Path
 
 from headrace.files import atomic_write, write_text
 from headrace.project import Project
-from headrace.settings import database, load_settings
 from headrace.tracking.database_templates import copy_template
 
 
@@ -24,7 +23,7 @@ def initialise_tracking(project: Project) -> None:
 
     The first time copies a template, or takes MLflow's import and its migrations, about 4 s. A kill leaves no partial file.
     """
-    path, done = database(project), project.state / "tracking.done"
+    path, done = project.mlflow_database, project.state / "tracking.done"
     if path.exists() and _read(done) == _mark(path):
         return
     from filelock import FileLock
@@ -32,7 +31,7 @@ def initialise_tracking(project: Project) -> None:
     project.locks.mkdir(parents=True, exist_ok=True)
     project.mlruns.mkdir(parents=True, exist_ok=True)
     with FileLock(project.locks / "tracking.lock"):
-        if load_settings(project).tracking_uri is not None:
+        if project.settings.tracking_uri is not None:
             return
         artifacts = artifact_root(project)
         if not path.exists() and not copy_template("mlflow", path, lambda copied: _set_artifact_root(copied, artifacts)):

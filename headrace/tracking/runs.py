@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from headrace.errors import HeadraceError, RegistryError
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
-from headrace.settings import load_settings, tracking_uri
 from headrace.tracking.database import artifact_root, initialise_tracking
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ def client(project: Project) -> MlflowClient:
         import mlflow
 
         _quieten()
-        uri = tracking_uri(project, load_settings(project))
+        uri = project.tracking_uri
         mlflow.set_tracking_uri(uri)
         return mlflow.MlflowClient(uri)
 
@@ -163,7 +162,7 @@ def _create(recipe: Recipe, project: Project, tags: dict[str, str]) -> str:
 
     store = client(project)
     found = store.get_experiment_by_name(recipe.name)
-    location = None if load_settings(project).tracking_uri else f"{artifact_root(project)}/{recipe.name}"
+    location = None if project.settings.tracking_uri else f"{artifact_root(project)}/{recipe.name}"
     experiment = found.experiment_id if found else store.create_experiment(recipe.name, artifact_location=location)
     run = store.create_run(experiment, run_name=f"{recipe.name} {time.strftime('%Y-%m-%d %H:%M:%S')}")
     store.log_batch(

@@ -127,7 +127,7 @@ train: {epochs: 6, batch_size: 16, learning_rate: 0.02, device: cpu, compile: "o
 gate: {require: {rouge_l: ">= 0"}}
 serve: {replicas: 1}
 """,
-    # -- a kind, a model and a served class of a user's own: served_signals:SignalModel, which derives from bentos.model:ServedModel
+    # -- a custom task type, model and served class: served_signals:SignalModel derives from bentos.model:ServedModel
     "waves": """
 task: signals:SignalClassification
 data:
@@ -462,7 +462,7 @@ def _keep_registry(root: Path, place: Path) -> None:
 
 
 def _keep_git(root: Path, place: Path) -> None:
-    """One pack without compression of its own: the archive's finds the same text in it, in the working tree and in the bentos."""
+    """Keeps one pack without compression: the archive compresses it together with the same text elsewhere."""
     shutil.copytree(root / ".git", place / ".git", ignore=shutil.ignore_patterns("logs", "hooks", "COMMIT_EDITMSG"))
     for command in (
         ["-c", "pack.compression=0", "repack", "-adfq", "--window=0", "--depth=0"],

@@ -1,4 +1,4 @@
-"""Unpacks the fixture into a folder: `unpack(archive, folder)`, or `python unpack.py legacy.tar.xz FOLDER`. Standard library alone."""
+"""Unpacks the fixture into a folder: `python unpack.py legacy.tar.xz FOLDER`. Needs the standard library only."""
 
 from __future__ import annotations
 

@@ -120,14 +120,14 @@ def test_the_project_is_found_from_a_folder_inside_it(project: Project) -> None:
 def test_a_misspelt_variable_is_reported_with_the_near_miss(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEADRACE_GATEWY_PORT", "1")
     with pytest.raises(SettingsError, match="did you mean 'HEADRACE_GATEWAY_PORT'"):
-        load_settings(project)
+        load_settings(project.root)
 
 
 @pytest.mark.parametrize("text", ["gatewy_port = 1", "gateway_port = 0", "gateway_port = ["])
 def test_a_mistake_in_the_settings_file_is_reported(project: Project, text: str) -> None:
     (project.root / "headrace.toml").write_text(text)
     with pytest.raises(SettingsError, match=r"gateway_port|gatewy_port|headrace.toml"):
-        load_settings(project)
+        load_settings(project.root)
 
 
 def recipe_with(path: str, value: object, base: str = TINY_TABLE) -> str:
@@ -180,11 +180,11 @@ def test_a_renamed_setting_is_an_error_that_gives_the_new_name(
 ) -> None:
     (project.root / "headrace.toml").write_text(f"{old} = 8081\n")
     with pytest.raises(SettingsError, match=f"{old}: renamed to '{new}'"):
-        load_settings(project)
+        load_settings(project.root)
     (project.root / "headrace.toml").unlink()
     monkeypatch.setenv(f"HEADRACE_{old.upper()}", "8081")
     with pytest.raises(SettingsError, match=f"HEADRACE_{old.upper()} was renamed to HEADRACE_{new.upper()}"):
-        load_settings(project)
+        load_settings(project.root)
 
 
 @pytest.mark.parametrize(("field", "old", "new"), [(*key, new) for key, new in renamed.SETTING_VALUES.items()])
@@ -193,11 +193,11 @@ def test_a_renamed_value_of_a_setting_is_an_error_that_gives_the_new_value(
 ) -> None:
     (project.root / "headrace.toml").write_text(f'{field} = "{old}"\n')
     with pytest.raises(SettingsError, match=f"{field}: value '{old}' was renamed to '{new}'"):
-        load_settings(project)
+        load_settings(project.root)
     (project.root / "headrace.toml").unlink()
     monkeypatch.setenv(f"HEADRACE_{field.upper()}", old)
     with pytest.raises(SettingsError, match=f"{field}: value '{old}' was renamed to '{new}'"):
-        load_settings(project)
+        load_settings(project.root)
 
 
 def test_reading_a_recipe_imports_nothing_heavy() -> None:
@@ -221,4 +221,4 @@ def test_every_variable_that_the_code_reads_may_be_set(monkeypatch: pytest.Monke
     assert named - INTERNAL - {name.upper() for name in Settings.model_fields} == set()
     monkeypatch.setenv("HEADRACE_TOKEN", "a token")
     monkeypatch.setenv("HEADRACE_ADDRESS", "http://127.0.0.1:8080")
-    load_settings(Project(tmp_path))
+    load_settings(tmp_path)

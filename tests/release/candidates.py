@@ -54,9 +54,9 @@ def finish(recipe: Recipe, decision: Decision, project: Project) -> dict[str, An
     """Stops, or promotes and records, as the flow does."""
     with release_lock(recipe.name, project):
         if decision.stops:
-            stop_release(recipe, decision, project, Settings())
+            stop_release(recipe, decision, project.using(Settings()))
         promote(decision.chosen, project)
-        return record_release(recipe, decision, SERVING, project, Settings())
+        return record_release(recipe, decision, SERVING, project.using(Settings()))
 
 
 def released(recipe: Recipe, project: Project) -> Version:

@@ -19,4 +19,4 @@ def live(tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[], dict
         found.run("run", "tiny")
         yield found
     finally:
-        up.down(found.project, found.settings)
+        up.down(found.project.using(found.settings))

@@ -48,7 +48,7 @@ def live(tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[], dict
     try:
         yield found
     finally:
-        up.down(found.project, found.settings)
+        up.down(found.project.using(found.settings))
 
 
 def slice_of(name: str, project: Project) -> dict[str, Any]:

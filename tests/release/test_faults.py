@@ -17,7 +17,6 @@ import pytest
 
 from headrace.release import journal
 from headrace.services import up
-from headrace.settings import database
 from tests.ports import taken
 from tests.projects import make_project, table
 from tests.release.live import SECONDS, Live, another_recipe, kill_group, steps_until
@@ -132,7 +131,7 @@ def _listens(process: psutil.Process, port: int) -> bool:
 
 def test_a_locked_registry_is_reported_and_the_next_run_completes(live: Live) -> None:
     name = another_recipe(live, "locked")
-    with contextlib.closing(sqlite3.connect(database(live.project), isolation_level=None)) as holder:
+    with contextlib.closing(sqlite3.connect(live.project.mlflow_database, isolation_level=None)) as holder:
         holder.execute("BEGIN EXCLUSIVE")
         error = live.json("run", name, code=5)
         assert "locked" in error["message"] and error["hint"]
@@ -185,7 +184,7 @@ def test_a_taken_port_names_its_holder_and_the_setting(
     tmp_path: Path, free_ports: Callable[[], dict[str, str]], request: pytest.FixtureRequest
 ) -> None:
     fresh = Live(make_project(tmp_path / "clone"), free_ports())  # where nothing runs yet
-    request.addfinalizer(lambda: up.down(fresh.project, fresh.settings))
+    request.addfinalizer(lambda: up.down(fresh.project.using(fresh.settings)))
     port = fresh.ports["HEADRACE_GATEWAY_PORT"]
     with taken(int(port)):
         error = fresh.json("up", code=5)

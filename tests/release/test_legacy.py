@@ -40,7 +40,7 @@ def upgraded(tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[], 
     try:
         yield found
     finally:
-        up.down(found.project, found.settings)
+        up.down(found.project.using(found.settings))
 
 
 def test_the_history_reads_as_it_was_written(upgraded: Live) -> None:

@@ -47,7 +47,7 @@ def champion(served: ServedProject, monkeypatch: pytest.MonkeyPatch) -> None:
 def watched(served: ServedProject) -> Iterator[None]:
     """The watchdog looks every second."""
     supervisor.add(
-        served.project, watchdog.program(service.settings_environment(served.project, served.settings), trial_seconds=1.0)
+        served.project, watchdog.program(service.settings_environment(served.project.using(served.settings)), trial_seconds=1.0)
     )
     try:
         yield
@@ -142,7 +142,7 @@ def test_a_roll_out_killed_while_replicas_change_places_is_undone(delay: float, 
         wait_until(lambda: gateway.previous_replicas(served.project, "digits"))
         time.sleep(delay)
         kill(release)
-        recovery.roll_back_interrupted_release("digits", served.project, served.settings, served.reports.append)
+        recovery.roll_back_interrupted_release("digits", served.project.using(served.settings), served.reports.append)
         load.wait_for("1", 50)
     assert load.failures == []
     served.assert_serves("1")
@@ -166,7 +166,7 @@ def test_a_roll_back_that_is_killed_is_completed_by_the_next(instant: str, serve
         )
         assert half.wait(30) == -signal.SIGKILL
         assert probes.interrupted_models(served.project) == ["digits"]
-        recovery.roll_back_interrupted_release("digits", served.project, served.settings, served.reports.append)
+        recovery.roll_back_interrupted_release("digits", served.project.using(served.settings), served.reports.append)
         load.wait_for("1", 20)
     assert load.failures == []
     served.assert_serves("1")
@@ -178,7 +178,7 @@ def test_a_version_that_passed_and_was_not_released_goes_back_to_new_replicas(se
     with served.load() as load:
         served.roll_out(V2, bake="1s", is_final=False)
         assert not before & ids(served), "they were stopped once it had passed"
-        recovery.roll_back_interrupted_release("digits", served.project, served.settings, served.reports.append)
+        recovery.roll_back_interrupted_release("digits", served.project.using(served.settings), served.reports.append)
         load.wait_for("1", 20)
     assert load.failures == []
     served.assert_serves("1")
@@ -197,7 +197,7 @@ def test_predecessors_that_died_or_hang_beside_the_gateway_are_replaced(
         assert stuck.pid is not None
         os.kill(stuck.pid, signal.SIGSTOP)
         kill(release)
-        recovery.roll_back_interrupted_release("digits", served.project, served.settings, served.reports.append)
+        recovery.roll_back_interrupted_release("digits", served.project.using(served.settings), served.reports.append)
         load.wait_for("1", 20)
     assert load.failures == []
     served.assert_serves("1")
@@ -216,11 +216,11 @@ def test_a_release_that_has_yet_to_write_its_line_is_left_alone(served: ServedPr
     holder = served.project.locks / "release-digits.json"
     wait_until(lambda: (read_json(holder) or {}).get("pid") == release.pid)
     with pytest.raises(Busy, match=f"digits is being released by process {release.pid}"):
-        recovery.roll_back_interrupted_release("digits", served.project, served.settings, served.reports.append)
+        recovery.roll_back_interrupted_release("digits", served.project.using(served.settings), served.reports.append)
     assert {e.version for e in gateway.endpoints_by_model(served.project)["digits"]} == {"2"}
     kill(release)
     with release_lock("digits", served.project):  # the next release is not in its own way
-        recovery.roll_back_interrupted_release("digits", served.project, served.settings, served.reports.append)
+        recovery.roll_back_interrupted_release("digits", served.project.using(served.settings), served.reports.append)
     served.assert_serves("1")
 
 
@@ -232,7 +232,7 @@ def test_a_version_that_the_journal_calls_released_is_not_rolled_back(
     monkeypatch.setattr("headrace.tracking.registry.move_champion", lambda model, version, project: moved.append(version))
     served.roll_out(V2, is_final=False)
     journal.record(served.project, "released", "digits", "2", {"bento": "good", "image": None, "threads": 1})
-    recovery.roll_back_interrupted_release("digits", served.project, served.settings, served.reports.append)
+    recovery.roll_back_interrupted_release("digits", served.project.using(served.settings), served.reports.append)
     served.assert_serves("2")
     assert recorded(served) == [("released", "2")] and moved == ["2"]
 
@@ -247,7 +247,7 @@ def test_a_predecessor_that_cannot_serve_any_longer_is_not_in_the_way_of_the_nex
         served.roll_out(V2, is_final=False)
         with monkeypatch.context() as gone:
             gone.setattr(served.runner, "_command", only_new)
-            recovery.roll_back_interrupted_release("digits", served.project, served.settings, served.reports.append)
+            recovery.roll_back_interrupted_release("digits", served.project.using(served.settings), served.reports.append)
             assert "digits cannot be rolled back: replica digits-v1-" in served.reports[-1]
             assert {e.version for e in gateway.endpoints_by_model(served.project)["digits"]} == {"2"}, (
                 "the current version keeps serving"

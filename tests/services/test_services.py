@@ -61,7 +61,7 @@ def project(tmp_path: Path, settings: Settings) -> Iterator[Project]:
     try:
         yield found
     finally:
-        services.down(found, settings)
+        services.down(found.using(settings))
         assert supervisor.supervised_processes(found) == []
         assert not found.runtime_dir.exists()
 
@@ -70,7 +70,7 @@ def ignore(line: str) -> None: ...
 
 
 def states(project: Project, settings: Settings) -> dict[str, str]:
-    return {service["name"]: service["state"] for service in status(project, settings)["services"]}
+    return {service["name"]: service["state"] for service in status(project.using(settings))["services"]}
 
 
 def pids_of(project: Project) -> dict[str, int | None]:
@@ -101,7 +101,7 @@ def test_services_start_are_reused_restarted_and_stopped(project: Project, setti
     supervisor.add(project, supervisor.Program("replica", [sys.executable, "-c", "import time; time.sleep(600)"]))
     old = pids_of(project)["old-server"]
 
-    services.start_for_release(project, settings, ignore)
+    services.start_for_release(project.using(settings), ignore)
     assert states(project, settings)["envoy"] == "ready"
     services.wait_for_background(project)
     assert states(project, settings) == ALL_READY
@@ -110,8 +110,8 @@ def test_services_start_are_reused_restarted_and_stopped(project: Project, setti
     supervisor.remove(project, "replica", 1.0)
 
     pids, observed = pids_of(project), []
-    assert services.outdated(project, settings) == []
-    found = services.up(project, settings, ignore, lambda: observed.append(states(project, settings)["prefect-server"]))
+    assert services.outdated(project.using(settings)) == []
+    found = services.up(project.using(settings), ignore, lambda: observed.append(states(project, settings)["prefect-server"]))
     assert {service.name: service.state for service in found} == ALL_READY
     assert (observed, pids_of(project)) == (["ready"], pids)
 
@@ -119,13 +119,13 @@ def test_services_start_are_reused_restarted_and_stopped(project: Project, setti
     with pytest.MonkeyPatch.context() as patch:
         for module in (services, api_server):
             patch.setattr(module, "code_digest", lambda: "0123456789ab")
-        assert services.outdated(project, settings) == ["api-server", "watchdog"]
+        assert services.outdated(project.using(settings)) == ["api-server", "watchdog"]
         printed: list[str] = []
-        services.up(project, settings, printed.append)
+        services.up(project.using(settings), printed.append)
         assert [line for line in printed if "restarting" in line] == [
             f"{name} is restarting: its code or its settings have changed" for name in ("api-server", "watchdog")
         ]
-        assert services.outdated(project, settings) == []
+        assert services.outdated(project.using(settings)) == []
         assert restarted(project, pids) == {"api-server", "watchdog"}
         pids = pids_of(project)
         slower = settings.model_copy(update={"request_seconds": 45.0})
@@ -133,7 +133,7 @@ def test_services_start_are_reused_restarted_and_stopped(project: Project, setti
         services.up(project, slower, ignore)
         assert restarted(project, pids) == {"api-server", "watchdog"}
         assert gateway.runs_with_settings(project, slower)
-    services.up(project, settings, ignore)
+    services.up(project.using(settings), ignore)
     pids = pids_of(project)
 
     # A schedule of a deployment has runs that wait for their time.
@@ -146,14 +146,14 @@ def test_services_start_are_reused_restarted_and_stopped(project: Project, setti
     assert killed is not None
     os.kill(killed, signal.SIGKILL)
     wait_until(lambda: supervisor.states(project)["prefect-server"].pid not in (None, killed))
-    services.up(project, settings, ignore)
+    services.up(project.using(settings), ignore)
     assert states(project, settings) == ALL_READY
 
     assert prefect_api(settings, "work_pools/filter", {})[0]["type"] == "process"
     for port in (settings.prefect_port, settings.mlflow_port):
         assert "html" in request(("127.0.0.1", port), "/").text
 
-    services.down(project, settings)
+    services.down(project.using(settings))
     assert supervisor.supervised_processes(project) == []
     assert states(project, settings) == dict.fromkeys(ALL_READY, "stopped")
     used = (settings.prefect_port, settings.mlflow_port, settings.gateway_port, settings.gateway_admin_port, settings.api_port)
@@ -161,22 +161,22 @@ def test_services_start_are_reused_restarted_and_stopped(project: Project, setti
 
 
 def test_down_also_ends_a_start_in_the_background(project: Project, settings: Settings) -> None:
-    services.start_for_release(project, settings, ignore)
-    services.down(project, settings)
+    services.start_for_release(project.using(settings), ignore)
+    services.down(project.using(settings))
     assert supervisor.supervised_processes(project) == []
     assert supervisor.states(project) == {}
 
 
 def test_status_and_down_work_when_nothing_runs(project: Project, settings: Settings) -> None:
-    assert status(project, settings)["models"] == []
+    assert status(project.using(settings))["models"] == []
     assert states(project, settings) == dict.fromkeys(ALL_READY, "stopped")
-    services.down(project, settings)
+    services.down(project.using(settings))
 
 
 @pytest.mark.parametrize("field", ["prefect_port", "mlflow_port", "gateway_port", "gateway_admin_port", "api_port"])
 def test_a_port_of_another_program_is_reported_before_anything_starts(field: str, project: Project, settings: Settings) -> None:
     with taken(getattr(settings, field)), pytest.raises(PortTaken, match=f"in use by .*pid {os.getpid()}") as caught:
-        services.up(project, settings, ignore)
+        services.up(project.using(settings), ignore)
     assert caught.value.where == field
     assert supervisor.states(project) == {}
 
@@ -184,13 +184,13 @@ def test_a_port_of_another_program_is_reported_before_anything_starts(field: str
 def test_only_the_gateway_listens_beyond_this_machine(project: Project) -> None:
     """Prefect and MLflow have no access control."""
     settings = Settings(host="0.0.0.0")
-    servers = {server.name: server for server in services.servers(project, settings)}
+    servers = {server.name: server for server in services.servers(project.using(settings))}
     for name in ("prefect-server", "mlflow"):
         argv = servers[name].program.argv
         assert argv[argv.index("--host") + 1] == "127.0.0.1"
         assert not any("0.0.0.0" in text for text in (*argv, *servers[name].program.env.values()))
     assert (servers["prefect-server"].address, servers["mlflow"].address) == ("http://127.0.0.1:4200", "http://127.0.0.1:5000")
-    assert prefect_environment(project, settings)["PREFECT_API_URL"] == "http://127.0.0.1:4200/api"
+    assert prefect_environment(project.using(settings))["PREFECT_API_URL"] == "http://127.0.0.1:4200/api"
     assert servers["api-server"].address == "http://127.0.0.1:8090"
 
 
@@ -199,6 +199,6 @@ def test_prefect_accepts_the_environment(project: Project, settings: Settings) -
         "from prefect.settings import get_current_settings as s; c = s(); "
         "print(c.api.url, c.home, c.server.ephemeral.enabled, c.server.analytics_enabled)"
     )
-    environment = {**os.environ, **prefect_environment(project, settings)}
+    environment = {**os.environ, **prefect_environment(project.using(settings))}
     printed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout
     assert printed.strip() == f"http://127.0.0.1:{settings.prefect_port}/api {project.state / 'prefect'} False False"

@@ -30,8 +30,8 @@ STUCK_SECONDS, TRIAL_SECONDS = 3.0, 2.0
 @pytest.fixture
 def watched(project: Project, settings: Settings, runner: ProcessRunner) -> None:
     """Three replicas serve, and the watchdog runs."""
-    rolling.roll_out(ReplicaSpec("digits", "1", "good"), 3, project, settings, runner, lambda line: None)
-    environment = settings_environment(project, settings)
+    rolling.roll_out(ReplicaSpec("digits", "1", "good"), 3, project.using(settings), runner, lambda line: None)
+    environment = settings_environment(project.using(settings))
     supervisor.add(project, watchdog.program(environment, settings.ready_seconds, STUCK_SECONDS, TRIAL_SECONDS))
 
 
@@ -67,7 +67,7 @@ def test_a_stuck_replica_is_restarted_and_no_request_fails(project: Project, set
     envoy = pid_of(project, "envoy")
     assert envoy is not None
     os.kill(envoy, signal.SIGSTOP)
-    wait_until(lambda: pid_of(project, "envoy") not in (None, envoy) and envoy_process.is_ready(project, settings))
+    wait_until(lambda: pid_of(project, "envoy") not in (None, envoy) and envoy_process.is_ready(project.using(settings)))
     assert f"{victim.id} is stuck" in supervisor.tail(supervisor.log_path(project, "watchdog"), 20)
 
 

@@ -46,4 +46,4 @@ def settings() -> Iterator[Settings]:
 
 @pytest.fixture
 def runner(project: Project, settings: Settings) -> ProcessRunner:
-    return ProcessRunner(project, echo_command, settings)
+    return ProcessRunner(project.using(settings), echo_command)

@@ -28,7 +28,7 @@ class ServedProject:
 
     def __init__(self, project: Project, settings: Settings) -> None:
         self.project, self.settings = project, settings
-        self.runner = ProcessRunner(project, misbehaving_command, settings)
+        self.runner = ProcessRunner(project.using(settings), misbehaving_command)
         self.reports: list[str] = []
         self.recorded: list[dict[str, Any]] = []
 
@@ -38,8 +38,7 @@ class ServedProject:
         return rolling.roll_out(
             spec,
             replicas,
-            self.project,
-            self.settings,
+            self.project.using(self.settings),
             self.runner,
             self.reports.append,
             RolloutConfig.model_validate(config),
@@ -52,7 +51,7 @@ class ServedProject:
 
     def assert_serves(self, version: str, replicas: int = 2) -> None:
         """Exactly this many replicas of this version serve, and no replica of another version is left."""
-        assert rolling.is_serving(ReplicaSpec("digits", version, "good"), replicas, self.project, self.settings)
+        assert rolling.is_serving(ReplicaSpec("digits", version, "good"), replicas, self.project.using(self.settings))
         assert gateway.traffic(self.project, "digits") == Traffic()
         assert {(r.version, r.state) for r in self.runner.list()} <= {(version, "running"), (version, "starting")}
         assert len(self.runner.list()) == replicas

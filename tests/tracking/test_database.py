@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from headrace.project import Project
-from headrace.settings import database
 from headrace.tracking import database_templates
 from headrace.tracking.database import create_database, initialise_tracking
 from headrace.tracking.database_templates import copy_template, make_template, template_path
@@ -50,7 +49,7 @@ def _initialise(root: str) -> None:
 def test_processes_at_the_same_time_create_the_database_once(project: Project) -> None:
     with ProcessPoolExecutor(3) as pool:
         list(pool.map(_initialise, [str(project.root)] * 3))
-    path = database(project)
+    path = project.mlflow_database
     assert [found.name for found in project.mlruns.iterdir()] == ["mlflow.db"]
     assert query(path, "PRAGMA journal_mode") == [("wal",)]
     assert query(path, "PRAGMA integrity_check") == [("ok",)]
@@ -74,8 +73,8 @@ def test_a_copied_template_is_the_database_that_mlflow_creates(project: Project,
         "SELECT * FROM alembic_version",
         "SELECT experiment_id, name, artifact_location, lifecycle_stage FROM experiments",
     ):
-        assert query(database(project), sql) == query(tmp_path / "created.db", sql)
-    ((created, updated),) = query(database(project), "SELECT creation_time, last_update_time FROM experiments")
+        assert query(project.mlflow_database, sql) == query(tmp_path / "created.db", sql)
+    ((created, updated),) = query(project.mlflow_database, "SELECT creation_time, last_update_time FROM experiments")
     assert created == updated >= before - 1
 
 
@@ -112,16 +111,16 @@ def test_a_killed_initialisation_leaves_no_partial_database(project: Project) ->
         time.sleep(0.01)
     started.kill()
     started.wait()
-    assert not database(project).exists()
+    assert not project.mlflow_database.exists()
     initialise_tracking(project)
-    assert database(project).exists()
+    assert project.mlflow_database.exists()
 
 
 def test_writers_do_not_fail_each_other_with_the_write_ahead_log(project: Project) -> None:
     initialise_tracking(project)
     from mlflow import MlflowClient
 
-    client = MlflowClient(f"sqlite:///{database(project)}")
+    client = MlflowClient(f"sqlite:///{project.mlflow_database}")
     barrier = threading.Barrier(4)
 
     def write(writer: int) -> int:

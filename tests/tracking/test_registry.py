@@ -24,7 +24,6 @@ from headrace.errors import RegistryError, UsageError
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
 from headrace.serving.replicas.ports import next_free
-from headrace.settings import database
 from headrace.tracking import artifact, registry, runs
 from headrace.tracking.registry import Version
 from tests.bento_projects import another
@@ -216,7 +215,7 @@ def in_a_process(project: Project, reference: str, **environment: str) -> subpro
 
 def test_a_locked_database_is_reported_with_the_mend_and_without_a_traceback(recipe: Recipe, built: Project) -> None:
     version = registered(recipe, built)
-    with contextlib.closing(sqlite3.connect(database(built), isolation_level=None)) as holder:
+    with contextlib.closing(sqlite3.connect(built.mlflow_database, isolation_level=None)) as holder:
         holder.execute("BEGIN EXCLUSIVE")
         done = in_a_process(built, version.name)
         holder.execute("ROLLBACK")
@@ -227,7 +226,7 @@ def test_a_locked_database_is_reported_with_the_mend_and_without_a_traceback(rec
 
 def test_a_read_only_database_is_reported_with_the_mend_and_without_a_traceback(recipe: Recipe, built: Project) -> None:
     version = registered(recipe, built)
-    uri = f"sqlite:///file:{database(built)}?mode=ro&uri=true"  # read-only for root too, whom file modes do not stop
+    uri = f"sqlite:///file:{built.mlflow_database}?mode=ro&uri=true"  # read-only for root too, whom file modes do not stop
     done = in_a_process(built, version.name, HEADRACE_TRACKING_URI=uri)
     assert "readonly database" in done.stdout and "hint: make it writable" in done.stdout
     assert done.stderr == "" and done.returncode == 0
@@ -251,7 +250,7 @@ def test_an_error_of_sqlite_is_reported_with_its_hint(message: str, hint: str, t
 def test_a_damaged_database_is_reported(tmp_path: Path) -> None:
     project = Project(tmp_path)
     project.mlruns.mkdir()
-    database(project).write_bytes(b"this is no database" * 100)
+    project.mlflow_database.write_bytes(b"this is no database" * 100)
     with pytest.raises(RegistryError, match="file is not a database") as caught:
         registry.versions("tiny", project)
     assert caught.value.where == "mlruns/mlflow.db"

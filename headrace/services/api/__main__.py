@@ -13,7 +13,6 @@ import uvloop
 from headrace.errors import HeadraceError
 from headrace.project import find_project
 from headrace.services.api.app import ApiServer
-from headrace.settings import load_settings
 
 HOST = "127.0.0.1"
 
@@ -43,9 +42,9 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         project = find_project()
-        settings = load_settings(project)
+        settings = project.settings
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(ApiServer(project, settings), settings.api_port))
+            runner.run(serve(ApiServer(project), settings.api_port))
     except HeadraceError as error:
         sys.stderr.write(f"error {error}\n")
         return error.exit_code

@@ -22,7 +22,6 @@ from headrace.services.api.catalogue import Catalogue, CatalogueRoutes
 from headrace.services.api.feedback import FeedbackRoutes
 from headrace.services.api.health import HealthRoutes
 from headrace.services.api.openapi_routes import OpenApiRoutes
-from headrace.settings import Settings
 
 logger = logging.getLogger("headrace.services.api")
 OPEN_PATHS = frozenset({"/readyz", "/livez", "/v2", "/v2/health/live", "/v2/health/ready", "/docs"})
@@ -34,18 +33,18 @@ REPLICA_SECONDS = 5.0
 class ApiServer:
     """Serves what belongs to no single replica. An asynchronous context manager: batches are processed while it is open."""
 
-    def __init__(self, project: Project, settings: Settings) -> None:
-        self._verifier = TokenVerifier(project.token_keys if settings.access == "tokens" else None)
+    def __init__(self, project: Project) -> None:
+        self._verifier = TokenVerifier(project.token_keys if project.settings.access == "tokens" else None)
         self._http = httpx.AsyncClient(timeout=REPLICA_SECONDS)
         self._open = AsyncExitStack()
-        catalogue = Catalogue(project, settings, self._http)
-        self._batches = BatchRoutes(project, settings, catalogue)
-        self._feedback = FeedbackRoutes(project, settings, catalogue)
+        catalogue = Catalogue(project, self._http)
+        self._batches = BatchRoutes(project, catalogue)
+        self._feedback = FeedbackRoutes(project, catalogue)
         self.routes: list[Route] = [
             *CatalogueRoutes(catalogue).routes,
             *self._feedback.routes,
             *self._batches.routes,
-            *OpenApiRoutes(catalogue, settings).routes,
+            *OpenApiRoutes(catalogue, project.settings).routes,
             *HealthRoutes(catalogue).routes,
         ]
 

@@ -29,7 +29,6 @@ from headrace.services.api.batch_requests import AT_ONCE, BatchClient, Line, Ret
 from headrace.services.api.batch_rows import BadFile, count_rows, parts_from, write_parquet
 from headrace.services.api.batch_store import PARQUET, BatchFolder, Progress, now
 from headrace.services.api.internal_tokens import TenantToken, is_revoked
-from headrace.settings import Settings, load_settings
 
 logger = logging.getLogger("headrace.services.api.batch")
 MAX_MEMORY_BYTES = 2 << 30
@@ -49,11 +48,11 @@ class BatchFailed(Exception):
         self.code, self.message = code, message
 
 
-async def work(folder: BatchFolder, project: Project, settings: Settings) -> Progress:
+async def work(folder: BatchFolder, project: Project) -> Progress:
     """Answers the missing parts and returns the new state of the batch: done, failed, or waiting."""
     try:
-        token = TenantToken(folder.submitted, project, settings)
-        async with AsyncClient(**token.client_options(), timeout=settings.request_seconds + 5.0, retries=4) as client:
+        token = TenantToken(folder.submitted, project)
+        async with AsyncClient(**token.client_options(), timeout=project.settings.request_seconds + 5.0, retries=4) as client:
             return await _answer_parts(folder, client, project)
     except (BadFile, BatchFailed) as error:
         return replace(folder.progress, state="failed", error={"code": error.code, "message": error.message}, changed_at=now())
@@ -138,7 +137,7 @@ def main() -> int:
     project = find_project()
     with _exclusive(folder):
         if not folder.progress.has_ended:
-            folder.write_progress(progress := asyncio.run(work(folder, project, load_settings(project))))
+            folder.write_progress(progress := asyncio.run(work(folder, project)))
             if progress.has_ended:
                 folder.input.unlink(missing_ok=True)  # the rows are not needed any more
     return 0

@@ -22,7 +22,6 @@ from headrace.services.api.batch_queue import BatchQueue
 from headrace.services.api.batch_store import ID, JSON_LINES, PARQUET, BatchStore, Progress, Submitted, batch_id, now
 from headrace.services.api.catalogue import Catalogue
 from headrace.services.api.uploads import Upload, receive
-from headrace.settings import Settings
 
 MAX_OPEN = 20
 """Batches of one tenant that have not ended."""
@@ -33,10 +32,10 @@ PATH = "/v1/models/{name}/batches"
 class BatchRoutes:
     """The routes and their queue. An asynchronous context manager."""
 
-    def __init__(self, project: Project, settings: Settings, catalogue: Catalogue) -> None:
-        self._settings, self._catalogue = settings, catalogue
+    def __init__(self, project: Project, catalogue: Catalogue) -> None:
+        self._settings, self._catalogue = project.settings, catalogue
         self._store = BatchStore(project)
-        self._queue = BatchQueue(project, self._store, settings.batch_days * 86400)
+        self._queue = BatchQueue(project, self._store, project.settings.batch_days * 86400)
         self._uploads: Counter[str] = Counter()
         """Uploads in progress, by tenant."""
         self.routes = [

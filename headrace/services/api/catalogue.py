@@ -25,7 +25,6 @@ from headrace.serving.gateway import gateway
 from headrace.serving.gateway.clusters import cluster_name
 from headrace.serving.gateway.model_route import ModelRoute, Traffic
 from headrace.serving.replicas.replica import Replica
-from headrace.settings import Settings
 
 logger = logging.getLogger("headrace.services.api")
 HEALTH_SECONDS = 1.0
@@ -86,8 +85,8 @@ class CatalogueEntry:
 class Catalogue:
     """Reads the gateway's routes, asks Envoy for health and replicas for descriptions, and caches both for a while."""
 
-    def __init__(self, project: Project, settings: Settings, http: httpx.AsyncClient) -> None:
-        self._project, self._settings, self._http = project, settings, http
+    def __init__(self, project: Project, http: httpx.AsyncClient) -> None:
+        self._project, self._settings, self._http = project, project.settings, http
         self._health: tuple[float, HealthyAddresses] = (0.0, {})
         self._descriptions: dict[tuple[str, str, str], dict[str, Any]] = {}
         self._silent_until: dict[str, float] = {}
@@ -153,7 +152,7 @@ class Catalogue:
 
     async def _ask(self, model: str, endpoint: Replica) -> dict[str, Any]:
         """Returns a replica's description, with the optional protocols that it has: an older bento may lack them."""
-        headers = operator_headers(self._project, self._settings)
+        headers = operator_headers(self._project)
         base, path = f"http://{endpoint.host}:{endpoint.port}", f"/v1/models/{model}"
         try:
             response = await self._http.get(base + path, headers=headers)

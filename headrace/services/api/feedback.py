@@ -18,7 +18,6 @@ from headrace.runtime.http_messages import TrackedRequest
 from headrace.runtime.token_verifier import Caller
 from headrace.services.api.catalogue import Catalogue
 from headrace.services.api.feedback_store import FeedbackStore, RecordedAnswer, Truth, find_recorded
-from headrace.settings import Settings
 
 FIELDS = {"id", "request_id", "truth", "row"}
 MAX_BODY_BYTES = 4 * 1024 * 1024
@@ -32,8 +31,8 @@ RECORD_PAUSES = (0.0, 0.3, 0.4, 0.4, 0.4)
 class FeedbackRoutes:
     """`POST /v1/feedback`, with the one thread of the store. An asynchronous context manager."""
 
-    def __init__(self, project: Project, settings: Settings, catalogue: Catalogue) -> None:
-        self._project, self._keep_days, self._catalogue = project, settings.feedback_days, catalogue
+    def __init__(self, project: Project, catalogue: Catalogue) -> None:
+        self._project, self._keep_days, self._catalogue = project, project.settings.feedback_days, catalogue
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="feedback")
         self._store: FeedbackStore | None = None
         self.routes = [Route("/v1/feedback", self.submit, methods=["POST"])]

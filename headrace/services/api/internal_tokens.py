@@ -8,15 +8,14 @@ from headrace.project import Project
 from headrace.services.api.batch_store import Submitted, now
 from headrace.serving.access import tls, tokens
 from headrace.serving.gateway import gateway
-from headrace.settings import Settings
 
 LIFE_SECONDS, RENEW_SECONDS = 600.0, 300.0
 """Lifetime of a token for a batch, and the time before its end at which it is renewed."""
 
 
-def operator_headers(project: Project, settings: Settings) -> dict[str, str]:
+def operator_headers(project: Project) -> dict[str, str]:
     """Returns headers with the operator's token, if callers need one."""
-    return {"authorization": f"Bearer {tokens.operator_token(project)}"} if settings.access == "tokens" else {}
+    return {"authorization": f"Bearer {tokens.operator_token(project)}"} if project.settings.access == "tokens" else {}
 
 
 def is_revoked(project: Project, jti: str) -> bool:
@@ -27,8 +26,8 @@ def is_revoked(project: Project, jti: str) -> bool:
 class TenantToken:
     """A token for one batch of a tenant, renewed before it expires."""
 
-    def __init__(self, submitted: Submitted, project: Project, settings: Settings) -> None:
-        self._submitted, self._project, self._settings = submitted, project, settings
+    def __init__(self, submitted: Submitted, project: Project) -> None:
+        self._submitted, self._project, self._settings = submitted, project, project.settings
         self._token = ""
         self._until = 0.0
 
@@ -37,7 +36,7 @@ class TenantToken:
         return {
             "address": gateway.address(self._settings),
             "token": self.get if self._settings.access == "tokens" else None,
-            "verify": tls.trust(self._project, self._settings),
+            "verify": tls.trust(self._project),
         }
 
     def get(self) -> str:

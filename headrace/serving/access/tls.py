@@ -45,7 +45,7 @@ class Certificate:
     key: Path
 
 
-def prepare_certificate(project: Project, settings: Settings) -> Certificate:
+def prepare_certificate(project: Project) -> Certificate:
     """Returns the gateway's certificate: the provided one, checked, or one that is issued and renewed here.
 
     Raises:
@@ -55,7 +55,7 @@ def prepare_certificate(project: Project, settings: Settings) -> Certificate:
 
     project.locks.mkdir(parents=True, exist_ok=True)
     with FileLock(project.locks / "tls.lock"):
-        chain, key = _provided(project, settings) if settings.tls == "files" else _issued(project, settings)
+        chain, key = _provided(project) if project.settings.tls == "files" else _issued(project)
         name = f"gateway-{hashlib.sha256(chain).hexdigest()[:12]}"
         found = Certificate(project.tls / f"{name}.pem", project.tls / f"{name}.key")
         if not (found.chain.exists() and found.key.exists()):
@@ -76,16 +76,16 @@ def authority(project: Project) -> Path:
     return project.tls / "authority.pem"
 
 
-def trust(project: Project, settings: Settings) -> ssl.SSLContext | bool:
+def trust(project: Project) -> ssl.SSLContext | bool:
     """The `verify` argument of httpx for calls to the gateway: trusts the project's authority, or the provided certificate."""
-    if settings.tls == "off":
+    if project.settings.tls == "off":
         return True
-    if settings.tls == "self_signed":
+    if project.settings.tls == "self_signed":
         if not authority(project).exists():  # the gateway has never been up
             return True
         return ssl.create_default_context(cafile=str(authority(project)))
-    assert settings.tls_certificate is not None
-    context = ssl.create_default_context(cafile=str(project.root / settings.tls_certificate))
+    assert project.settings.tls_certificate is not None
+    context = ssl.create_default_context(cafile=str(project.root / project.settings.tls_certificate))
     context.check_hostname = False  # the certificate itself is trusted, whatever name it is for
     context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
     return context
@@ -94,7 +94,7 @@ def trust(project: Project, settings: Settings) -> ssl.SSLContext | bool:
 # -- provided files
 
 
-def _provided(project: Project, settings: Settings) -> tuple[bytes, bytes]:
+def _provided(project: Project) -> tuple[bytes, bytes]:
     """Chain and key, as PEM.
 
     Raises:
@@ -103,7 +103,7 @@ def _provided(project: Project, settings: Settings) -> tuple[bytes, bytes]:
     from cryptography import x509
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    chain, key = (_read(project, settings, name) for name in ("tls_certificate", "tls_key"))
+    chain, key = (_read(project, name) for name in ("tls_certificate", "tls_key"))
     try:
         leaf = x509.load_pem_x509_certificate(chain)
     except ValueError:
@@ -146,8 +146,8 @@ def _require_strength(key: PrivateKeyTypes) -> None:
         raise _wrong("tls_key", f"Envoy does not support this key ({found})", hint)
 
 
-def _read(project: Project, settings: Settings, name: str) -> bytes:
-    path: Path = project.root / getattr(settings, name)
+def _read(project: Project, name: str) -> bytes:
+    path: Path = project.root / getattr(project.settings, name)
     try:
         return path.read_bytes()
     except OSError as error:
@@ -161,12 +161,12 @@ def _wrong(name: str, message: str, hint: str) -> SettingsError:
 # -- issued by the project's authority
 
 
-def _issued(project: Project, settings: Settings) -> tuple[bytes, bytes]:
+def _issued(project: Project) -> tuple[bytes, bytes]:
     """Certificate and key, as PEM: those in use if they stay valid for a while, otherwise new ones."""
     from cryptography import x509
 
     issuer, issuer_key = _authority(project)
-    names = _names(settings)
+    names = _names(project.settings)
     for path in sorted(project.tls.glob("gateway-*.pem")):
         found = x509.load_pem_x509_certificate(path.read_bytes())
         key = path.with_suffix(".key")

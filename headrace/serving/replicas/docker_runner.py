@@ -51,14 +51,14 @@ class DockerRunner:
 
     name: RunnerName = "docker"
 
-    def __init__(self, project: Project, settings: Settings) -> None:
+    def __init__(self, project: Project) -> None:
         """
         Raises:
             EngineMissing: no Docker engine answers.
         """
         self.project = project
-        self.settings = settings
-        self.docker = Docker.connect(settings)
+        self.settings = project.settings
+        self.docker = Docker.connect(project.settings)
 
     def start(self, spec: ReplicaSpec, port: int) -> Replica:
         """Starts a container of `spec.image` that listens on 127.0.0.1:`port`, and returns before it is ready.
@@ -87,7 +87,7 @@ class DockerRunner:
                 *HARDENED,
                 *LIFE,
                 *self._labels(spec, port),
-                *environment.container_arguments(spec, name, self.project, self.settings),
+                *environment.container_arguments(spec, name, self.project),
                 *self._address(spec.image, port),
                 environment=environment.docker_client_variables(self.settings),
             )

@@ -23,27 +23,27 @@ KEPT_DAYS = 30
 """How long answers of removed replicas are kept, for feedback that comes late."""
 
 
-def process_variables(spec: ReplicaSpec, replica_id: str, project: Project, settings: Settings) -> dict[str, str]:
+def process_variables(spec: ReplicaSpec, replica_id: str, project: Project) -> dict[str, str]:
     """Environment variables of a replica that is a local process. Makes the folders that it writes to."""
     folders = (token_keys_folder(project), _usage(project, replica_id), _quotas(project))
-    return _variables(spec, replica_id, settings, *folders)
+    return _variables(spec, replica_id, project.settings, *folders)
 
 
-def container_arguments(spec: ReplicaSpec, replica_id: str, project: Project, settings: Settings) -> list[str]:
+def container_arguments(spec: ReplicaSpec, replica_id: str, project: Project) -> list[str]:
     """Arguments of `docker run`: the same variables, and mounts of the folders that they name.
 
     A container can write to its own usage folder and to the quotas, and only read the token keys.
     """
     token_keys, usage, quotas = (IN_CONTAINER / name for name in ("token-keys", "usage", "quotas"))
-    variables = _variables(spec, replica_id, settings, token_keys, usage, quotas)
+    variables = _variables(spec, replica_id, project.settings, token_keys, usage, quotas)
     variables |= {"HEADRACE_THREADS": str(spec.threads), "OMP_NUM_THREADS": str(spec.threads)}
     mounts = [f"type=bind,source={_usage(project, replica_id)},target={usage}"]
-    if settings.access == "tokens":
+    if project.settings.access == "tokens":
         mounts.append(f"type=bind,source={_readable(token_keys_folder(project))},target={token_keys},readonly")
-    if settings.quota_store is None:
+    if project.settings.quota_store is None:
         mounts.append(f"type=bind,source={_quotas(project)},target={quotas}")
-    assigned = [f"{name}={value}" for name, value in variables.items() if name not in docker_client_variables(settings)]
-    arguments = [part for one in (*assigned, *docker_client_variables(settings)) for part in ("--env", one)]
+    assigned = [f"{name}={value}" for name, value in variables.items() if name not in docker_client_variables(project.settings)]
+    arguments = [part for one in (*assigned, *docker_client_variables(project.settings)) for part in ("--env", one)]
     return arguments + [part for mount in mounts for part in ("--mount", mount)]
 
 

@@ -15,7 +15,6 @@ from headrace.files import read_json, write_json
 from headrace.project import Project
 from headrace.serving.replicas import environment, supervisor
 from headrace.serving.replicas.replica import Replica, ReplicaSpec, RunnerName, State, new_id
-from headrace.settings import Settings, load_settings
 
 Argv = tuple[list[str], dict[str, str]]
 Command = Callable[[ReplicaSpec, str, int], Argv]
@@ -30,19 +29,18 @@ class ProcessRunner:
 
     name: RunnerName = "process"
 
-    def __init__(self, project: Project, command: Command | None = None, settings: Settings | None = None) -> None:
+    def __init__(self, project: Project, command: Command | None = None) -> None:
         """`command` makes the command of a replica; by default one that serves a built bento."""
         self.project = project
-        self._settings = settings
         self._command = command or self._serve_bento
 
     def start(self, spec: ReplicaSpec, port: int) -> Replica:
-        settings = self._settings or load_settings(self.project)
+        settings = self.project.settings
         digest = environment.settings_digest(settings)
         replica = Replica(new_id(spec), spec, HOST, port, self.name, digest, started_at=time.time(), state="starting")
         argv, env = self._command(spec, HOST, port)
         write_json(self._path(replica.id), replica.to_dict())
-        variables = environment.process_variables(spec, replica.id, self.project, settings)
+        variables = environment.process_variables(spec, replica.id, self.project)
         supervisor.add(self.project, supervisor.Program(replica.id, argv, {**env, **variables}, priority=400))
         return replace(replica, pid=self._pid(replica.id))
 

@@ -6,15 +6,14 @@ from typing import cast
 
 from headrace.project import Project
 from headrace.serving.replicas.replica import Runner
-from headrace.settings import Settings
 
 
-def runner_for(project: Project, settings: Settings, name: str | None = None) -> Runner:
+def runner_for(project: Project, name: str | None = None) -> Runner:
     """Returns the runner of this name, by default the one that the setting `runner` names."""
-    if (name or settings.runner) == "docker":
+    if (name or project.settings.runner) == "docker":
         from headrace.serving.replicas.docker_runner import DockerRunner
 
-        return cast(Runner, DockerRunner(project, settings))
+        return cast(Runner, DockerRunner(project))
     from headrace.serving.replicas.process_runner import ProcessRunner
 
-    return ProcessRunner(project, settings=settings)
+    return ProcessRunner(project)

@@ -46,17 +46,17 @@ class RolloutContext:
         """Returns this context with the runner of this name."""
         if self.runner.name == runner_name:
             return self
-        return replace(self, runner=runners.runner_for(self.project, self.settings, runner_name))
+        return replace(self, runner=runners.runner_for(self.project, runner_name))
 
     def split_traffic(self, traffic: Traffic) -> None:
         """Sends shares of the requests to canaries and shadows; returns when Envoy does so."""
-        gateway.update_model(self.project, self.settings, self.model, self.endpoints(), traffic)
-        if envoy_process.is_ours(self.project, self.settings):
+        gateway.update_model(self.project, self.model, self.endpoints(), traffic)
+        if envoy_process.is_ours(self.project):
             wait_until_routed(self.settings, self.model, gateway.read_routes(self.project)[self.model])
 
     def finalize(self) -> None:
         """Marks the version that serves now as final."""
-        gateway.finalize(self.project, self.settings, self.model)
+        gateway.finalize(self.project, self.model)
 
 
 @contextlib.contextmanager

@@ -25,7 +25,6 @@ from headrace.serving.rollout.monitor import RecordStep, Trial, monitor, pool_sn
 from headrace.serving.rollout.previous_replicas import restore_previous
 from headrace.serving.rollout.shadow import run_shadow
 from headrace.serving.rollout.steps import add_to_pool, remove_from_pool, start_replicas
-from headrace.settings import Settings
 
 WITHOUT_TRIAL = RolloutConfig()
 
@@ -44,18 +43,18 @@ class Rollout:
     """Versions that served before and do not serve any more."""
 
 
-def is_serving(spec: ReplicaSpec, replicas: int, project: Project, settings: Settings) -> bool:
+def is_serving(spec: ReplicaSpec, replicas: int, project: Project) -> bool:
     """Whether Envoy sends requests to exactly `replicas` healthy replicas of `spec`, with these settings, as final version.
 
     Takes milliseconds.
     """
     endpoints = gateway.endpoints_by_model(project).get(spec.model, [])
-    if len(endpoints) != replicas or not all(steps.serves_as(e, spec, settings) for e in endpoints):
+    if len(endpoints) != replicas or not all(steps.serves_as(e, spec, project.settings) for e in endpoints):
         return False
     if gateway.previous_replicas(project, spec.model):
         return False
-    healthy = admin.healthy_endpoints(settings, spec.model)
-    return healthy == {e.address for e in endpoints} and envoy_process.is_ready(project, settings)
+    healthy = admin.healthy_endpoints(project.settings, spec.model)
+    return healthy == {e.address for e in endpoints} and envoy_process.is_ready(project)
 
 
 def _no_journal(facts: dict[str, Any]) -> None:
@@ -66,7 +65,6 @@ def roll_out(
     spec: ReplicaSpec,
     replicas: int,
     project: Project,
-    settings: Settings,
     runner: Runner,
     report: Report,
     config: RolloutConfig = WITHOUT_TRIAL,
@@ -92,13 +90,13 @@ def roll_out(
         RolloutAborted: the new version left its bounds while it was monitored; the previous version keeps serving.
         DamagedFile: `models.json` is not JSON; nothing was started or stopped.
     """
-    address = gateway.address(settings, spec.model)
-    if is_serving(spec, replicas, project, settings):
+    address = gateway.address(project.settings, spec.model)
+    if is_serving(spec, replicas, project):
         return Rollout(spec, gateway.endpoints_by_model(project)[spec.model], address, changed=False)
-    gateway.require_same_access(project, settings)
-    context = RolloutContext(spec.model, project, settings, runner, report)
+    gateway.require_same_access(project)
+    context = RolloutContext(spec.model, project, project.settings, runner, report)
     with rollout_lock(project, spec.model):
-        envoy_process.start(project, settings)
+        envoy_process.start(project)
         _clean_up(context)
         before = context.endpoints("main")
         kept = _reusable(context, spec, replicas, before)
@@ -119,7 +117,7 @@ def roll_out(
     return Rollout(spec, [*kept, *new], address, changed=True, replaced=replaced)
 
 
-def scale(model: str, replicas: int, project: Project, settings: Settings, runner: Runner, report: Report) -> Rollout:
+def scale(model: str, replicas: int, project: Project, runner: Runner, report: Report) -> Rollout:
     """Changes the number of replicas of the version that serves now.
 
     Raises:
@@ -129,12 +127,12 @@ def scale(model: str, replicas: int, project: Project, settings: Settings, runne
     if not endpoints:
         known = near_miss(model, gateway.endpoints_by_model(project))
         raise ServiceError(f"no replica serves {model!r}; {known}", hint=f"headrace run {model}")
-    return roll_out(endpoints[-1].spec, replicas, project, settings, runner, report)
+    return roll_out(endpoints[-1].spec, replicas, project, runner, report)
 
 
-def remove(model: str, project: Project, settings: Settings, runner: Runner, report: Report) -> list[Replica]:
+def remove(model: str, project: Project, runner: Runner, report: Report) -> list[Replica]:
     """Removes a model from the gateway and stops its replicas, which are returned. Does nothing when it is not served."""
-    context = RolloutContext(model, project, settings, runner, report)
+    context = RolloutContext(model, project, project.settings, runner, report)
     with rollout_lock(project, model):
         removed = context.endpoints()
         remove_from_pool(context, removed)

@@ -54,12 +54,12 @@ def add_to_pool(context: RolloutContext, new: Sequence[Replica], previous: Seque
     before = context.endpoints()
     recorded = {replica.id for replica in [*before, *gateway.previous_replicas(context.project, context.model)]}
     try:
-        gateway.update_model(context.project, context.settings, context.model, [*before, *new], previous=previous)
+        gateway.update_model(context.project, context.model, [*before, *new], previous=previous)
         for pool in {replica.pool for replica in new}:
             addresses = {replica.address for replica in new if replica.pool == pool}
             admin.wait_until_healthy(context.settings, context.model, addresses, pool=pool)
     except BaseException:
-        gateway.update_model(context.project, context.settings, context.model, before)
+        gateway.update_model(context.project, context.model, before)
         stop(context, [replica for replica in new if replica.id not in recorded])
         raise
 
@@ -67,8 +67,8 @@ def add_to_pool(context: RolloutContext, new: Sequence[Replica], previous: Seque
 def remove_from_pool(context: RolloutContext, removed: Sequence[Replica]) -> None:
     """Removes replicas from the gateway and returns when Envoy sends them nothing more. They keep running."""
     remaining = [endpoint for endpoint in context.endpoints() if endpoint not in removed]
-    gateway.update_model(context.project, context.settings, context.model, remaining)
-    if removed and envoy_process.is_ours(context.project, context.settings):
+    gateway.update_model(context.project, context.model, remaining)
+    if removed and envoy_process.is_ours(context.project):
         for pool in {endpoint.pool for endpoint in removed}:
             addresses = {endpoint.address for endpoint in removed if endpoint.pool == pool}
             admin.wait_until_removed(context.settings, context.model, addresses, pool=pool)

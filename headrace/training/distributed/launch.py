@@ -32,7 +32,7 @@ from headrace.errors import HeadraceError, RecipeError, ServiceError, SettingsEr
 from headrace.files import read_cached_json
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
-from headrace.settings import Settings, load_settings
+from headrace.settings import Settings
 from headrace.training.device import choose_device
 from headrace.training.distributed import PEER_LOST, ROLE, error_file, log_file
 
@@ -50,7 +50,7 @@ def launch(recipe: Recipe, project: Project, say: Report = console.report) -> No
         ServiceError: the other machines did not join.
         HeadraceError: the training failed, as with one process.
     """
-    settings = load_settings(project)
+    settings = project.settings
     here = processes_here(recipe, settings)
     folder = project.state / "processes" / recipe.name
     shutil.rmtree(folder, ignore_errors=True)

@@ -74,12 +74,12 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return found
 
 
-@pytest.mark.parametrize("room", [0, 2, 32])
+@pytest.mark.parametrize("growth", [0, 2, 32])
 def test_logits_of_texts_of_different_lengths_are_those_of_each_alone(
-    model: GenerationModel, room: int, monkeypatch: pytest.MonkeyPatch
+    model: GenerationModel, growth: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Texts come and go for longer than the model's context, so that the oldest tokens are forgotten on the way."""
-    monkeypatch.setattr(batch_module, "ROOM", room)
+    monkeypatch.setattr(batch_module, "GROWTH", growth)
     language, rng = model.generator, np.random.default_rng(0)
     batch = TextBatch(language.session, language.layout)
     vocabulary = language.encoder.vocabulary

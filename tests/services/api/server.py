@@ -105,8 +105,8 @@ def start_service(root: Path, models: dict[str, Path], **settings: object) -> It
             service.ports_of[model] = port
             service.start_replica(folder, f"{model}-v1-0001", port)
             endpoint = Replica(f"{model}-v1-0001", ReplicaSpec(model, "1", f"{model}:1"), "127.0.0.1", port)
-            gateway.update_model(project, service.settings, model, [endpoint])
-        envoy_process.start(project, service.settings)
+            gateway.update_model(project.using(service.settings), model, [endpoint])
+        envoy_process.start(project.using(service.settings))
         service.start_api_server()
         for port, model in zip(ports[10:], models, strict=False):
             wait_ready(f"http://127.0.0.1:{port}", 30)

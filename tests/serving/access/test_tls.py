@@ -68,7 +68,7 @@ def test_an_issued_certificate_is_kept_until_it_nears_its_end_or_the_host_change
 ) -> None:
     first = tls.prepare_certificate(project, SELF_SIGNED)
     assert tls.prepare_certificate(project, SELF_SIGNED) == first
-    other = tls.prepare_certificate(project, Settings(tls="self_signed", host="10.1.2.3"))
+    other = tls.prepare_certificate(project.using(Settings(tls="self_signed", host="10.1.2.3")))
     assert other != first
     tls.remove_other_certificates(project, other)
     assert not first.chain.exists()
@@ -122,7 +122,7 @@ def test_provided_keys_of_each_supported_type_work(running: tuple[Project, Setti
     provided = settings.model_copy(update={"tls": "files", "tls_certificate": chain, "tls_key": private})
     envoy_process.start(project, provided)
     wait_until_shown(provided, ssl.create_default_context(cafile=str(chain)))
-    envoy_process.start(project, settings)
+    envoy_process.start(project.using(settings))
     wait_until_shown(settings, trusting(project))
 
 
@@ -153,7 +153,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Project,
             gateway_port=ports[0], gateway_admin_port=ports[1], api_port=ports[2], tls="self_signed", access="open"
         )
         try:
-            envoy_process.start(project, settings)
+            envoy_process.start(project.using(settings))
             yield project, settings
         finally:
             supervisor.shutdown(project, stop_seconds=2.0)

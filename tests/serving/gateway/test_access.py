@@ -72,7 +72,7 @@ class GatewayProject:
             time.sleep(0.05)
 
     def refresh(self) -> None:
-        gateway.reload_tokens(self.project, self.settings)
+        gateway.reload_tokens(self.project.using(self.settings))
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +85,10 @@ def gateway_project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gatewa
         settings = Settings(
             gateway_port=ports[0], gateway_admin_port=ports[1], api_port=ports[2], replica_ports=(ports[4], ports[-1])
         )
-        runner = ProcessRunner(project, echo_command, settings)
+        runner = ProcessRunner(project.using(settings), echo_command)
         try:
             for model in ("digits", "flights"):
-                rolling.roll_out(ReplicaSpec(model, "3", "good"), 1, project, settings, runner, lambda line: None)
+                rolling.roll_out(ReplicaSpec(model, "3", "good"), 1, project.using(settings), runner, lambda line: None)
             yield GatewayProject(project, settings)
             assert rejected(settings) == {}
             assert "deprecated" not in supervisor.tail(supervisor.log_path(project, "envoy"), 1000).lower()
@@ -390,4 +390,4 @@ def test_issuing_a_token_in_a_shell_with_other_settings_does_not_change_the_gate
     gateway.reload_tokens(gateway_project.project, elsewhere)
     gateway_project.until(lambda: gateway_project.predict(token)[0] == 200)
     assert gateway_project.predict(None)[0] == 401
-    assert envoy_process.is_ready(gateway_project.project, gateway_project.settings)
+    assert envoy_process.is_ready(gateway_project.project.using(gateway_project.settings))

@@ -26,7 +26,7 @@ DRIP_SECONDS = 0.1
 @pytest.fixture
 def digits(project: Project, settings: Settings, runner: ProcessRunner, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
     monkeypatch.setattr(listener, "ARRIVAL_SECONDS", SECONDS)
-    rolling.roll_out(ReplicaSpec("digits", "1", "good"), 1, project, settings, runner, lambda line: None)
+    rolling.roll_out(ReplicaSpec("digits", "1", "good"), 1, project.using(settings), runner, lambda line: None)
     with upload_server(settings.api_port):
         yield settings
 

@@ -99,7 +99,7 @@ def asked_directly(project: Project) -> set[int]:
 def test_access_changes_both_ways_without_a_lost_request(project: Project, switch: Callable[..., Settings]) -> None:
     settings = switch("tokens")
     token = tokens.issue(project, "acme", ["trips"], 3600)[0]
-    gateway.reload_tokens(project, settings)
+    gateway.reload_tokens(project.using(settings))
     with (
         Load(settings.gateway_port, "trips", fast=2, slow=1, fresh=1, instance=INSTANCE, token=token) as load,
         AnonymousClient(settings.gateway_port) as anonymous,
@@ -144,7 +144,11 @@ def test_a_release_does_not_change_access(project: Project, settings: Settings, 
     before = gateway.endpoints_by_model(project)
     with pytest.raises(SettingsError, match="'open', but the gateway and all replicas run with 'tokens'") as caught:
         rolling.roll_out(
-            ReplicaSpec("trips", "1", "trips:1"), 2, project, settings, ProcessRunner(project, None, settings), print
+            ReplicaSpec("trips", "1", "trips:1"),
+            2,
+            project.using(settings),
+            ProcessRunner(project.using(settings), None),
+            print,
         )
     assert (caught.value.hint or "").startswith("headrace up")
     assert gateway.endpoints_by_model(project) == before

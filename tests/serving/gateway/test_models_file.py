@@ -32,26 +32,26 @@ def status(settings: Settings) -> int:
 
 
 def roll_out(spec: ReplicaSpec, project: Project, settings: Settings, runner: ProcessRunner) -> None:
-    rolling.roll_out(spec, 1, project, settings, runner, lambda line: None)
+    rolling.roll_out(spec, 1, project.using(settings), runner, lambda line: None)
 
 
 def test_a_damaged_record_is_an_error_that_stops_and_forgets_nothing(
     project: Project, settings: Settings, runner: ProcessRunner
 ) -> None:
-    roll_out(V1, project, settings, runner)
+    roll_out(V1, project.using(settings), runner)
     path = project.gateway / "models.json"
     whole = path.read_bytes()
     path.write_bytes(whole[:-20])
     files = {file: file.read_bytes() for file in project.gateway.rglob("*.json")}
     attempts: list[Callable[[], object]] = [
         lambda: gateway.read_routes(project),
-        lambda: gateway.update_model(project, settings, "flights", []),
-        lambda: gateway.finalize(project, settings, "digits"),
-        lambda: gateway.reload_tokens(project, settings),
-        lambda: envoy_process.start(project, settings),
-        lambda: roll_out(V2, project, settings, runner),
-        lambda: rolling.remove("digits", project, settings, runner, lambda line: None),
-        lambda: up.down(project, settings),
+        lambda: gateway.update_model(project.using(settings), "flights", []),
+        lambda: gateway.finalize(project.using(settings), "digits"),
+        lambda: gateway.reload_tokens(project.using(settings)),
+        lambda: envoy_process.start(project.using(settings)),
+        lambda: roll_out(V2, project.using(settings), runner),
+        lambda: rolling.remove("digits", project.using(settings), runner, lambda line: None),
+        lambda: up.down(project.using(settings)),
         lambda: list(probes.replicas(project)),
     ]
     for attempt in attempts:
@@ -64,16 +64,16 @@ def test_a_damaged_record_is_an_error_that_stops_and_forgets_nothing(
     assert status(settings) == 200, "Envoy keeps serving from its own files"
 
     path.write_bytes(whole)
-    assert rolling.is_serving(V1, 1, project, settings)
+    assert rolling.is_serving(V1, 1, project.using(settings))
 
 
 def test_a_damaged_cache_of_the_gateway_is_written_again(project: Project, settings: Settings) -> None:
-    envoy_process.start(project, settings)
+    envoy_process.start(project.using(settings))
     for name in ("settings.json", "cds.json", "rds.json"):
         (project.gateway / name).write_text("{")
-    assert not gateway.runs_with_settings(project, settings), "`up` starts it again"
-    envoy_process.start(project, settings)
-    assert gateway.runs_with_settings(project, settings)
+    assert not gateway.runs_with_settings(project.using(settings)), "`up` starts it again"
+    envoy_process.start(project.using(settings))
+    assert gateway.runs_with_settings(project.using(settings))
     assert [cluster["name"] for cluster in read_json(project.gateway / "cds.json")["resources"]] == ["~api"]
 
 
@@ -84,7 +84,7 @@ def old_project(
     """A project that serves as a Headrace started it that called the folder `.headrace/door`."""
     with monkeypatch.context() as earlier:
         earlier.setattr(Project, "gateway", property(lambda self: self.state / "door"))
-        roll_out(V1, project, settings, runner)
+        roll_out(V1, project.using(settings), runner)
     folder = project.state / "door"
     (folder / "settings.json").unlink()
     write_json(folder / "opened.json", {"door_port": settings.gateway_port, "access": "open", "tls": "off"})
@@ -102,17 +102,17 @@ def test_a_project_from_before_the_rename_keeps_what_it_serves(
     (replica,) = runner.list()
     assert gateway.endpoints_by_model(old_project) == {"digits": [replica]}
     assert [previous.version for previous in gateway.previous_replicas(old_project, "digits")] == ["0"]
-    assert envoy_process.is_ready(old_project, settings), "the Envoy that runs is recognised"
-    assert supervisor.has_changed(old_project, envoy_process.program(old_project, settings)), "`up` restarts it"
-    gateway.reload_tokens(old_project, settings)
+    assert envoy_process.is_ready(old_project.using(settings)), "the Envoy that runs is recognised"
+    assert supervisor.has_changed(old_project, envoy_process.program(old_project.using(settings))), "`up` restarts it"
+    gateway.reload_tokens(old_project.using(settings))
     assert not old_project.gateway.exists(), "until `up`, Envoy reads the old folder"
 
-    envoy_process.start(old_project, settings)
+    envoy_process.start(old_project.using(settings))
     assert not (old_project.state / "door").exists()
     assert gateway.endpoints_by_model(old_project) == {"digits": [replica]}
     assert [previous.version for previous in gateway.previous_replicas(old_project, "digits")] == ["0"]
-    assert gateway.runs_with_settings(old_project, settings)
-    assert not supervisor.has_changed(old_project, envoy_process.program(old_project, settings))
+    assert gateway.runs_with_settings(old_project.using(settings))
+    assert not supervisor.has_changed(old_project, envoy_process.program(old_project.using(settings)))
     assert not any("door" in file.read_text() for file in old_project.gateway.rglob("*.json"))
     assert status(settings) == 200
     assert [again.pid for again in runner.list()] == [replica.pid], "the replica was not restarted"
@@ -120,6 +120,6 @@ def test_a_project_from_before_the_rename_keeps_what_it_serves(
 
 def test_after_a_kill_during_the_move_the_next_start_completes_it(old_project: Project, settings: Settings) -> None:
     adopt_old_folder(old_project)
-    envoy_process.start(old_project, settings)
+    envoy_process.start(old_project.using(settings))
     assert not any("door" in file.read_text() for file in old_project.gateway.rglob("*.json"))
     assert status(settings) == 200

@@ -50,7 +50,7 @@ class Pools:
         if gateway.traffic(self.project, "digits") == traffic:
             return
         before = self.updates()
-        gateway.update_model(self.project, self.settings, "digits", self.endpoints, traffic)
+        gateway.update_model(self.project.using(self.settings), "digits", self.endpoints, traffic)
         deadline = time.monotonic() + 10
         while self.updates() == before:
             assert time.monotonic() < deadline
@@ -87,13 +87,13 @@ def pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pools]:
             replica_ports=(ports[4], ports[-1]),
             access="open",
         )
-        runner = ProcessRunner(project, echo_command, settings)
+        runner = ProcessRunner(project.using(settings), echo_command)
         try:
-            envoy_process.start(project, settings)
+            envoy_process.start(project.using(settings))
             specs = [ReplicaSpec("digits", version, "good", pool=pool) for pool, version in VERSIONS.items()]
             started = {spec.pool: runner.start(spec, ports[4 + i]) for i, spec in enumerate(specs)}
             found = Pools(project, settings, started)
-            gateway.update_model(project, settings, "digits", found.endpoints)
+            gateway.update_model(project.using(settings), "digits", found.endpoints)
             for endpoint in found.endpoints:
                 admin.wait_until_healthy(settings, "digits", {endpoint.address}, pool=endpoint.pool)
             yield found
@@ -205,15 +205,15 @@ def test_a_promoted_canary_changes_pools_without_a_lost_request(pools: Pools) ->
     pools.send(Traffic(canary=100))
     promoted = [e.in_pool("main") if e.pool == "canary" else e for e in pools.endpoints if e.pool != "shadow"]
     with load(pools) as counted:
-        gateway.update_model(pools.project, pools.settings, "digits", [*pools.endpoints, promoted[1]])
+        gateway.update_model(pools.project.using(pools.settings), "digits", [*pools.endpoints, promoted[1]])
         admin.wait_until_healthy(pools.settings, "digits", {promoted[1].address}, pool="main")
-        gateway.update_model(pools.project, pools.settings, "digits", [*pools.endpoints, promoted[1]], Traffic())
-        gateway.update_model(pools.project, pools.settings, "digits", promoted)
+        gateway.update_model(pools.project.using(pools.settings), "digits", [*pools.endpoints, promoted[1]], Traffic())
+        gateway.update_model(pools.project.using(pools.settings), "digits", promoted)
         admin.wait_until_removed(pools.settings, "digits", {promoted[1].address}, pool="canary")
         time.sleep(0.2)
     assert {status for status, _ in counted} == {200}
     assert {e.pool for e in gateway.endpoints_by_model(pools.project)["digits"]} == {"main"}
-    gateway.update_model(pools.project, pools.settings, "digits", pools.endpoints)
+    gateway.update_model(pools.project.using(pools.settings), "digits", pools.endpoints)
     for endpoint in pools.endpoints:
         admin.wait_until_healthy(pools.settings, "digits", {endpoint.address}, pool=endpoint.pool)
 

@@ -17,10 +17,10 @@ def test_every_replica_is_a_target_with_its_model_version_and_pool(tmp_path: Pat
     main = Replica("digits-v1-aaaa", ReplicaSpec("digits", "1", "digits:1-0"), "127.0.0.1", 21000)
     spec = ReplicaSpec("digits", "2", "digits:2-0", pool="canary")
     canary = Replica("digits-v2-bbbb", spec, "127.0.0.1", 21001)
-    gateway.write_configuration_files(project, settings, {"digits": ModelRoute([main, canary], Traffic(canary=5.0))})
+    gateway.write_configuration_files(project.using(settings), {"digits": ModelRoute([main, canary], Traffic(canary=5.0))})
     assert json.loads((project.gateway / "targets.json").read_text()) == [
         {"targets": ["127.0.0.1:21000"], "labels": {"model": "digits", "version": "1", "pool": "main"}},
         {"targets": ["127.0.0.1:21001"], "labels": {"model": "digits", "version": "2", "pool": "canary"}},
     ]
-    gateway.write_configuration_files(project, settings, {})
+    gateway.write_configuration_files(project.using(settings), {})
     assert json.loads((project.gateway / "targets.json").read_text()) == []

@@ -80,9 +80,9 @@ def letters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Letters]:
             drain_seconds=1.0,
             access="open",
         )
-        runner = ProcessRunner(project, command, settings)
+        runner = ProcessRunner(project.using(settings), command)
         try:
-            rolling.roll_out(ReplicaSpec("letters", "1", str(folder)), 1, project, settings, runner, lambda line: None)
+            rolling.roll_out(ReplicaSpec("letters", "1", str(folder)), 1, project.using(settings), runner, lambda line: None)
             yield Letters(project, settings, runner)
         finally:
             supervisor.shutdown(project, stop_seconds=2.0)

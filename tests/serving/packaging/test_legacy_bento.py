@@ -41,7 +41,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 @pytest.fixture
 def serve(project: Project) -> Iterator[Serve]:
     """Starts a replica of a bento as a release does, with tokens, and waits until it is ready."""
-    runner = ProcessRunner(project, settings=Settings())
+    runner = ProcessRunner(project.using(Settings()))
 
     def start(version: str, bento_tag: str) -> Replica:
         model, _, number = version.partition("@")

@@ -195,7 +195,7 @@ def test_a_layer_does_not_depend_on_times_or_paths(bento: Bento) -> None:
 def test_without_an_engine_the_error_has_a_hint(project: Project, bento: Bento, tmp_path: Path) -> None:
     settings = Settings(docker_host=f"unix://{tmp_path}/none.sock")
     with pytest.raises(EngineMissing, match="hint: "):
-        build_image(project, settings, bento)
+        build_image(project.using(settings), bento)
 
 
 @pytest.fixture(scope="module")
@@ -302,7 +302,7 @@ def test_an_outdated_wheelhouse_is_refused(docker_engine: Settings, bento: Bento
 def test_a_base_image_that_cannot_be_pulled_is_an_error(docker_engine: Settings, project: Project, bento: Bento) -> None:
     settings = docker_engine.model_copy(update={"base_image": "127.0.0.1:1/missing/image:1"})
     with pytest.raises(ServiceError, match=r"127\.0\.0\.1:1/missing/image:1.*cannot be pulled") as refused:
-        build_image(project, settings, bento)
+        build_image(project.using(settings), bento)
     assert "base_image" in str(refused.value.hint)
 
 

@@ -225,4 +225,4 @@ def test_a_missing_image_is_an_error(runner: DockerRunner, spec: ReplicaSpec) ->
 
 def test_without_an_engine_there_is_no_runner(project: Project, tmp_path: Path) -> None:
     with pytest.raises(EngineMissing):
-        DockerRunner(project, Settings(docker_host=f"unix://{tmp_path}/none.sock"))
+        DockerRunner(project.using(Settings(docker_host=f"unix://{tmp_path}/none.sock")))

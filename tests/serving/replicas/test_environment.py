@@ -26,7 +26,7 @@ def project(tmp_path: Path) -> Project:
 
 
 def test_a_process_gets_token_keys_usage_and_quota_folders_and_limits(project: Project) -> None:
-    variables = environment.process_variables(spec(), "digits-v3-0000", project, Settings())
+    variables = environment.process_variables(spec(), "digits-v3-0000", project.using(Settings()))
     assert variables == {
         "HEADRACE_TOKEN_KEYS": str(project.token_keys),
         "HEADRACE_USAGE": str(project.usage / "digits-v3-0000"),
@@ -42,9 +42,9 @@ def test_a_process_gets_token_keys_usage_and_quota_folders_and_limits(project: P
 
 
 def test_a_shadow_replica_and_open_access_have_their_own_variables(project: Project) -> None:
-    assert environment.process_variables(spec("shadow"), "a", project, Settings())["HEADRACE_SHADOW"] == "1"
-    assert "HEADRACE_SHADOW" not in environment.process_variables(spec("canary"), "a", project, Settings())
-    is_open = environment.process_variables(spec(), "a", project, Settings(access="open"))
+    assert environment.process_variables(spec("shadow"), "a", project.using(Settings()))["HEADRACE_SHADOW"] == "1"
+    assert "HEADRACE_SHADOW" not in environment.process_variables(spec("canary"), "a", project.using(Settings()))
+    is_open = environment.process_variables(spec(), "a", project.using(Settings(access="open")))
     assert not {"HEADRACE_TOKEN_KEYS", "HEADRACE_GUARD"} & is_open.keys()
     redis = Settings(quota_store="redis://127.0.0.1:6379", quota_when_down="open")
     variables = environment.process_variables(spec(), "a", project, redis)
@@ -67,7 +67,7 @@ def test_the_digest_changes_with_the_settings_that_replicas_read_and_with_no_oth
 
 
 def test_a_container_writes_to_its_own_folder_and_the_quotas_and_only_reads_the_token_keys(project: Project) -> None:
-    arguments = environment.container_arguments(spec(), "digits-v3-0000", project, Settings())
+    arguments = environment.container_arguments(spec(), "digits-v3-0000", project.using(Settings()))
     mounts = [arguments[i + 1] for i, name in enumerate(arguments) if name == "--mount"]
     assert mounts == [
         f"type=bind,source={project.usage / 'digits-v3-0000'},target=/run/headrace/usage",
@@ -80,7 +80,7 @@ def test_a_container_writes_to_its_own_folder_and_the_quotas_and_only_reads_the_
 
 
 def test_a_container_of_an_older_bento_finds_the_same_folders_by_the_earlier_names(project: Project) -> None:
-    arguments = environment.container_arguments(spec(), "a", project, Settings())
+    arguments = environment.container_arguments(spec(), "a", project.using(Settings()))
     variables = dict(arguments[i + 1].split("=", 1) for i, name in enumerate(arguments) if name == "--env")
     assert variables["HEADRACE_GUARD"] == variables["HEADRACE_TOKEN_KEYS"]
     assert variables["HEADRACE_USAGE"] == variables["HEADRACE_USAGE"]
@@ -88,7 +88,7 @@ def test_a_container_of_an_older_bento_finds_the_same_folders_by_the_earlier_nam
 
 def test_the_address_of_redis_with_its_password_is_not_an_argument_of_docker(project: Project) -> None:
     settings = Settings(quota_store="redis://:secret@127.0.0.1:6379")
-    arguments = environment.container_arguments(spec(), "a", project, settings)
+    arguments = environment.container_arguments(spec(), "a", project.using(settings))
     assert "HEADRACE_QUOTAS" in arguments and not any("secret" in argument for argument in arguments)
     assert environment.docker_client_variables(settings) == {"HEADRACE_QUOTAS": settings.quota_store}
 
@@ -101,7 +101,7 @@ def test_folders_of_removed_replicas_are_deleted_once_nothing_needs_them(project
         ("empty", None),
         ("late", "answers-1.jsonl"),
     ):
-        folder = Path(environment.process_variables(spec(), name, project, Settings())["HEADRACE_USAGE"])
+        folder = Path(environment.process_variables(spec(), name, project.using(Settings()))["HEADRACE_USAGE"])
         if file:
             (folder / file).touch()
             os.utime(folder / file, (old, old) if name != "late" else None)
@@ -111,7 +111,7 @@ def test_folders_of_removed_replicas_are_deleted_once_nothing_needs_them(project
 
 
 def test_no_other_user_of_this_machine_can_reach_what_containers_write(project: Project) -> None:
-    environment.container_arguments(spec(), "a", project, Settings())
+    environment.container_arguments(spec(), "a", project.using(Settings()))
     for parent, folder in ((project.usage, project.usage / "a"), (project.quotas, project.quotas / "store")):
         assert stat.S_IMODE(parent.stat().st_mode) == 0o700
         assert stat.S_IMODE(folder.stat().st_mode) == 0o777

@@ -59,7 +59,9 @@ def test_a_killed_envoy_is_restarted_and_only_requests_of_that_moment_fail(serve
         load.wait_for("1", 50)
         os.kill(before, signal.SIGKILL)
         wait_until(
-            lambda: pid_of(served, "envoy") not in (None, before) and envoy_process.is_ready(served.project, served.settings)
+            lambda: (
+                pid_of(served, "envoy") not in (None, before) and envoy_process.is_ready(served.project.using(served.settings))
+            )
         )
         wait_until(lambda: len(admin.healthy_endpoints(served.settings, "digits")) == 2)
         lost = len(load.failures)
@@ -96,4 +98,4 @@ def test_twenty_releases_in_a_row_lose_no_request(served: ServedProject) -> None
     assert load.failures == []
     assert {str(version) for version in range(101, 121)} <= set(load.answers)
     assert len(served.runner.list()) == 1
-    assert rolling.is_serving(ReplicaSpec("digits", "120", "good"), 1, served.project, served.settings)
+    assert rolling.is_serving(ReplicaSpec("digits", "120", "good"), 1, served.project.using(served.settings))

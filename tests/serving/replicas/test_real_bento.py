@@ -21,7 +21,7 @@ IMAGE = {"pixels": [[255] * 4, [255] * 4, [0] * 4, [0] * 4]}
 def test_a_new_version_of_a_bento_replaces_the_old_one_under_load(project: Project, settings: Settings, tmp_path: Path) -> None:
     """Keep-alive clients call throughout; no request fails and both versions answer."""
     slow_start = settings.model_copy(update={"ready_seconds": 90.0})
-    runner = ProcessRunner(project, settings=settings)
+    runner = ProcessRunner(project.using(settings))
     specs = [
         ReplicaSpec(
             "halves",

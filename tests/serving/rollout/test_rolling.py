@@ -32,7 +32,7 @@ def quiet(line: str) -> None: ...
 @pytest.fixture
 def roll(project: Project, settings: Settings, runner: ProcessRunner) -> Callable[..., rolling.Rollout]:
     def to(spec: ReplicaSpec, replicas: int = 2) -> rolling.Rollout:
-        return rolling.roll_out(spec, replicas, project, settings, runner, quiet)
+        return rolling.roll_out(spec, replicas, project.using(settings), runner, quiet)
 
     return to
 
@@ -51,7 +51,7 @@ def test_no_request_fails_while_scaling(roll: Any, project: Project, settings: S
     roll(V1)
     with Load(settings.gateway_port, "digits") as load:
         for replicas in (4, 1, 3):
-            rolling.scale("digits", replicas, project, settings, runner, quiet)
+            rolling.scale("digits", replicas, project.using(settings), runner, quiet)
             assert len(admin.healthy_endpoints(settings, "digits")) == replicas
             load.wait_for("1")
     assert load.failures == []
@@ -105,7 +105,7 @@ def test_when_the_new_replicas_fail_the_previous_version_keeps_serving(
     assert load.failures == []
     assert set(load.answers) == {"1"}
     assert {replica.id for replica in runner.list()} == before
-    assert rolling.is_serving(V1, 2, project, settings)
+    assert rolling.is_serving(V1, 2, project.using(settings))
 
 
 def test_other_models_are_unaffected_when_one_is_added_replaced_and_removed(
@@ -115,7 +115,7 @@ def test_other_models_are_unaffected_when_one_is_added_replaced_and_removed(
     with Load(settings.gateway_port, "flights") as load:
         roll(V1)
         roll(V2)
-        assert {r.version for r in rolling.remove("digits", project, settings, runner, quiet)} == {"2"}
+        assert {r.version for r in rolling.remove("digits", project.using(settings), runner, quiet)} == {"2"}
         load.wait_for("7")
     assert load.failures == []
     assert list(gateway.endpoints_by_model(project)) == ["flights"]
@@ -151,10 +151,10 @@ def test_scaling_a_model_that_is_not_served_names_those_that_are(
 ) -> None:
     roll(V1)
     with pytest.raises(ServiceError, match="no replica serves 'zebra'") as caught:
-        rolling.scale("zebra", 2, project, settings, runner, quiet)
+        rolling.scale("zebra", 2, project.using(settings), runner, quiet)
     assert caught.value.hint == "headrace run zebra"
     with pytest.raises(ServiceError, match="did you mean 'digits'"):
-        rolling.scale("digts", 2, project, settings, runner, quiet)
+        rolling.scale("digts", 2, project.using(settings), runner, quiet)
 
 
 def test_a_roll_out_after_supervisord_was_killed_starts_over(
@@ -164,7 +164,7 @@ def test_a_roll_out_after_supervisord_was_killed_starts_over(
     (daemon,) = supervisor._find_supervisords(project)
     daemon.kill()
     roll(V2)
-    assert rolling.is_serving(V2, 2, project, settings)
+    assert rolling.is_serving(V2, 2, project.using(settings))
     assert {replica.version for replica in runner.list()} == {"2"}
     assert len(supervisor.supervised_processes(project)) == 3  # Envoy and two replicas: no process from before
 

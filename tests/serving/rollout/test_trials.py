@@ -95,8 +95,8 @@ def test_a_release_whose_canary_fails_records_the_measurements_in_the_journal(
         config = RolloutConfig(strategy="canary", steps=[20, 50], bake=bake, bounds=Bounds(latency=50, distribution=99))
         wanted = recipe.model_copy(update={"serve": recipe.serve.model_copy(update={"rollout": config})})
         candidate, packaged = Version("digits", version, "run", Path(), {}), PackagedVersion(bento=fault)
-        deploy.roll_out_version(wanted, candidate, packaged, served.project, served.settings, served.reports.append)
-        gateway.finalize(served.project, served.settings, "digits")  # as the release does once it is recorded in the journal
+        deploy.roll_out_version(wanted, candidate, packaged, served.project.using(served.settings), served.reports.append)
+        gateway.finalize(served.project.using(served.settings), "digits")  # as a release does at its end
 
     with served.load() as load:
         release("5", "good", bake="1s")
