@@ -216,7 +216,7 @@ def test_steps_share_a_job_until_they_took_their_time(
 ) -> None:
     """A turn that read a prompt takes one step: it has a first token to tell."""
     monkeypatch.setattr(continuous, "TURN_SECONDS", turn_seconds)
-    monkeypatch.setattr(generation, "NEVER_WRITTEN", [*generation.NEVER_WRITTEN, END])
+    monkeypatch.setattr(generation, "NEVER_SAMPLED", [*generation.NEVER_SAMPLED, END])
     text = GenerationRequest(model.generator, [5], SamplingParams(max_tokens=21))
 
     async def write() -> int:
@@ -231,7 +231,7 @@ def test_steps_share_a_job_until_they_took_their_time(
 def test_who_comes_amid_a_long_turn_waits_for_one_step(model: GenerationModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """And has a first token long before the other text ends."""
     monkeypatch.setattr(continuous, "TURN_SECONDS", 60.0)
-    monkeypatch.setattr(generation, "NEVER_WRITTEN", [*generation.NEVER_WRITTEN, END])
+    monkeypatch.setattr(generation, "NEVER_SAMPLED", [*generation.NEVER_SAMPLED, END])
     steps = [0]
 
     def pace(rows: int, length: int) -> None:
