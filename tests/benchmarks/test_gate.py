@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from headrace.evaluation.gate import compare
 from headrace.recipe.gate import BeatChampion
 
 
-def test_quick_benchmark_shows_few_false_promotions_by_the_gate_and_many_by_the_naive_rule(tmp_path):
+def test_quick_benchmark_shows_few_false_promotions_by_the_gate_and_many_by_the_naive_rule(tmp_path: Path) -> None:
     report = tmp_path / "gate.md"
     text = benchmark.main(["--quick", "--out", str(report)])
     assert report.read_text(encoding="utf-8") == text
@@ -24,7 +25,7 @@ def test_quick_benchmark_shows_few_false_promotions_by_the_gate_and_many_by_the_
     assert text.count("\n## ") == 6
 
 
-def test_the_simulation_on_counts_agrees_with_the_gate_on_rows():
+def test_the_simulation_on_counts_agrees_with_the_gate_on_rows() -> None:
     rng = np.random.default_rng(0)
     for won, lost in rng.integers(0, 15, (60, 2)):
         right = np.repeat([[1, 1], [1, 0], [0, 1]], [30, won, lost], axis=0).T
@@ -34,7 +35,7 @@ def test_the_simulation_on_counts_agrees_with_the_gate_on_rows():
         assert answer.promoted == bool(benchmark.mcnemar([won], [lost], len(y))[0])
 
 
-def test_simulated_counts_have_the_requested_gain_and_disagreement():
+def test_simulated_counts_have_the_requested_gain_and_disagreement() -> None:
     won, lost = benchmark.discordant(np.random.default_rng(0), 1_000, share=0.04, gain=0.01, trials=4_000)
     # four standard errors of a mean over 4,000,000 rows
     assert abs((won - lost).mean() / 1_000 - 0.01) < 4 * 0.2 / 2_000
