@@ -76,7 +76,7 @@ def all_text() -> str:
 def blocks(page: str) -> list[Block]:
     """The page's console blocks, in order."""
     found = []
-    for match in re.finditer(r"(?:<!-- not run: (?P<why>[^>]+) -->\n)?```console\n(?P<body>.*?)```", text(page), re.DOTALL):
+    for match in re.finditer(r"(?:<!-- not run: (?P<why>[^>]+) -->\n+)?```console\n(?P<body>.*?)```", text(page), re.DOTALL):
         calls: list[Call] = []
         for line in match["body"].replace("\\\n    ", "").splitlines():  # a command may go on in the next line
             if line.startswith("$ "):
@@ -154,7 +154,7 @@ def test_python_blocks_run(page: str, blocks_there: int, live: Live) -> None:
     """After the console blocks of the page, whose files they use."""
     token = live.run("tokens", "show").stdout.strip()
     environment = {**live.environment, "HEADRACE_TOKEN": token, "HEADRACE_ADDRESS": live.door}
-    found = re.findall(r"(<!-- not run: [^>]+ -->\n)?```python\n(.*?)```", text(page), re.DOTALL)
+    found = re.findall(r"(<!-- not run: [^>]+ -->\n+)?```python\n(.*?)```", text(page), re.DOTALL)
     ran = 0
     for _, code in ((why, code) for why, code in found if not why):
         code = code.replace("127.0.0.1:8080", live.door.removeprefix("http://"))
@@ -172,22 +172,26 @@ VARIABLE = (
     r"|(?<=127\.0\.0\.1:)\d+"  # ports
 )
 """What differs from machine to machine and from run to run."""
-NUMBER = r"-?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?"
+NUMBER = r"(?:(?<!\w)-)?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?"
+TOKEN = rf"(?P<variable>{VARIABLE})|(?P<number>{NUMBER})|(?P<dots>…)|(?P<space>\s+)|."
 
 
 def is_like(shown: str, printed: str) -> bool:
     """Whether a line was printed as a page shows it: whole numbers are the same, others nearly; `…` stands for any text."""
     pattern, numbers = "", []
-    for place in re.split(rf"({VARIABLE}|{NUMBER}|…|\s+)", shown.strip()):
-        if place == "…":
-            pattern += ".*"
-        elif re.fullmatch(VARIABLE, place):
-            pattern += r"[\w:,.+-]+"
-        elif re.fullmatch(NUMBER, place):
-            pattern += f"({NUMBER})"
-            numbers.append(place)
-        else:
-            pattern += r"\s+" if place.isspace() else re.escape(place)
+    for match in re.finditer(TOKEN, shown.strip()):
+        match match.lastgroup:
+            case "dots":
+                pattern += ".*"
+            case "variable":
+                pattern += r"[\w:,.+-]+"
+            case "number":
+                pattern += f"({NUMBER})"
+                numbers.append(match[0])
+            case "space":
+                pattern += r"\s+"
+            case _:
+                pattern += re.escape(match[0])
     found = re.fullmatch(rf"\s*{pattern}\s*", printed)
     return found is not None and all(is_near(*pair) for pair in zip(numbers, found.groups(), strict=True))
 
@@ -277,13 +281,19 @@ def commands(group: click.Group, path: str) -> Iterator[tuple[str, click.Command
 COMMANDS = list(commands(cli, "headrace"))
 
 
+def passages() -> list[str]:
+    """Paragraphs, list items and commands of all pages, each as one line."""
+    text_of_pages = re.sub(r"\n(?=- |\$ |\||#)", "\n\n", all_text())
+    return [" ".join(passage.split()) for passage in re.split(r"\n\s*\n", text_of_pages)]
+
+
 @pytest.mark.parametrize(("path", "command"), COMMANDS, ids=[path for path, _ in COMMANDS])
 def test_every_command_and_option_is_documented(path: str, command: click.Command) -> None:
-    lines = [line for line in all_text().splitlines() if path in line]
-    assert lines, f"no page says {path}"
+    lines = [passage for passage in passages() if path in passage]
+    assert lines, f"no page names {path}"
     for option in (p for p in command.params if isinstance(p, click.Option) and "--json" not in p.opts):
         longest = max(option.opts, key=len)
-        assert any(longest in line for line in lines), f"no line about {path} says {longest}"
+        assert any(longest in line for line in lines), f"no passage about {path} names {longest}"
 
 
 @pytest.mark.parametrize(("path", "command"), COMMANDS, ids=[path for path, _ in COMMANDS])
