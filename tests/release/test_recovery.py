@@ -68,7 +68,7 @@ def test_what_was_released_serves_again_and_everything_says_so(live: Live, baked
     with clients(live, baked) as load:
         kill_while_it_bakes(live, baked, load)
         assert shown(live, baked) == ("2", None, "1")
-        assert f"{baked}@2 is not released yet: {baked}@1 serves again" in live.run("status").stdout
+        assert f"{baked}@2 is not released yet: {baked}@1 is restored" in live.run("status").stdout
         registry.move_champion(baked, "2", live.project)  # as a kill leaves it just before the journal's line
         run_one_repair(live, baked)
         load.wait_for("1")
