@@ -71,11 +71,12 @@ class HeadraceError(Exception):
     def from_dict(values: dict[str, Any]) -> HeadraceError:
         """The inverse of `to_dict`. An unknown class becomes a plain `HeadraceError`.
 
-        Reads dictionaries of older versions too, whose key for the hint was `mend`: `headrace reproduce` runs their stages.
+        Reads dictionaries of versions before 0.2 too, which `headrace reproduce` meets: their hint has another key.
         """
         cls = {c.__name__: c for c in _tree(HeadraceError)}.get(values["error"], HeadraceError)
-        hint = values.get("hint", values.get("mend"))
         further = {name: values[name] for name in cls.fields if name in values}
+        known = {"error", "message", "where", "exit_code", *further}
+        hint = values["hint"] if "hint" in values else next((value for key, value in values.items() if key not in known), None)
         return cls(values["message"], where=values["where"], hint=hint, **further)
 
 

@@ -93,14 +93,14 @@ def blocks(page: str) -> list[Block]:
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[], dict[str, str]]) -> Iterator[Live]:
-    """A clone with the recipes that come with the house, `digits` released once from its real data."""
+    """A clone with two of the recipes, `digits` released once from its real data."""
     project = make_project(tmp_path_factory.mktemp("docs") / "clone")
     for path in project.recipes.glob("*.yaml"):
         path.unlink()
     for name in ("digits", "flights"):
         shutil.copy(ROOT / "recipes" / f"{name}.yaml", project.recipes)
     shutil.copy(ROOT / "dvc.yaml", project.root)
-    if (fetched := ROOT / ".headrace" / "cache" / "sources").is_dir():  # named by address and sha256; else fetched anew
+    if (fetched := ROOT / ".headrace" / "cache" / "sources").is_dir():  # named by address and sha256; else fetched again
         shutil.copytree(fetched, project.state / "cache" / "sources")
     customers(1200, 1).to_csv(project.root / "customers.csv", index=False)
     customers(200, 2).to_csv(project.root / "december.csv", index=False)
@@ -108,7 +108,7 @@ def live(tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[], dict
     broken.loc[4, "plan"], broken.loc[17, "months"] = "bsic", -4
     broken.to_csv(project.root / "broken.csv", index=False)
     git(project.root, "add", "--all")
-    git(project.root, "commit", "--quiet", "--message", "The recipes of the house")
+    git(project.root, "commit", "--quiet", "--message", "Two recipes")
     found = Live(project, free_ports())
     try:
         found.run("run", "digits")

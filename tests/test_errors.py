@@ -39,7 +39,7 @@ def test_all_constructor_arguments_are_kept() -> None:
 
 def test_an_error_of_an_older_version_keeps_its_hint() -> None:
     found = HeadraceError.from_dict(
-        {"error": "DataError", "message": "no rows", "where": None, "mend": "bring rows", "exit_code": 3}
+        {"error": "DataError", "message": "no rows", "where": None, "remedy": "bring rows", "exit_code": 3}
     )
     assert type(found) is errors.DataError and found.hint == "bring rows"
 

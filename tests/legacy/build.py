@@ -1,13 +1,13 @@
-"""Makes the fixture of a house from before the move: `PYTHON build.py CHECKOUT ROOM ARCHIVE`.
+"""Makes the fixture of a project released before the move: `PYTHON build.py CHECKOUT WORKDIR ARCHIVE`.
 
 Run it with the Python of the environment that commit 4271f0e pins (its `make setup`), on a checkout of that commit:
 
-    .venv/bin/python build.py PATH/TO/CHECKOUT PATH/TO/AN/EMPTY/ROOM legacy.tar.xz
+    .venv/bin/python build.py PATH/TO/CHECKOUT PATH/TO/AN/EMPTY/WORKDIR legacy.tar.xz
 
 It makes a project of tiny recipes with the checkout's code, releases each (one of them twice) through the real command line,
 stops everything, asks each bento for a few answers, takes away what can be made again, and packs the rest. What depends on the
 machine (the folder the project lay in) is written as `ROOT_WAS`; `unpack.py` puts the new folder in its place. What a test is
-to find again is left in the room as `facts.json`. It takes about ten minutes. A room with a project in it is only packed anew.
+to find again is left in the workdir as `facts.json`. It takes about ten minutes. A workdir with a project in it is only packed again.
 """
 
 from __future__ import annotations
@@ -238,7 +238,7 @@ def _lines() -> list[tuple[object, ...]]:
 # -- the project
 
 
-class House:
+class LegacyProject:
     """The project, and the command line of that commit on it."""
 
     def __init__(self, root: Path) -> None:
@@ -275,7 +275,7 @@ class House:
         return done.stdout.strip()
 
 
-def make_project(checkout: Path, root: Path) -> House:
+def make_project(checkout: Path, root: Path) -> LegacyProject:
     """A clone as git would make it, with the recipes and their data, in one commit."""
     root.mkdir(parents=True)
     for name in CODE:
@@ -296,35 +296,35 @@ def make_project(checkout: Path, root: Path) -> House:
     own = " {kind: signals.py, model: gated.py}"
     (root / "dvc.yaml").write_text(head + "".join(f"      {n}:{own if n == 'waves' else kept}\n" for n in RECIPES) + tail)
     write_sources(root / "sources")
-    house = House(root)
-    house.git("init", "--quiet", "--initial-branch=main", "--template=")
-    house.git("add", "--all")
-    house.git("commit", "--quiet", "--message", f"A project with the code of {COMMIT}")
-    return house
+    legacy = LegacyProject(root)
+    legacy.git("init", "--quiet", "--initial-branch=main", "--template=")
+    legacy.git("add", "--all")
+    legacy.git("commit", "--quiet", "--message", f"A project with the code of {COMMIT}")
+    return legacy
 
 
-def release_all(house: House) -> None:
+def release_all(legacy: LegacyProject) -> None:
     """Every recipe once, then `small` with another seed."""
     for name in RECIPES:
-        house.run("run", name)
+        legacy.run("run", name)
         print("released", name, flush=True)
-    recipe = house.root / "recipes" / "small.yaml"
+    recipe = legacy.root / "recipes" / "small.yaml"
     recipe.write_text(recipe.read_text().replace("seed: 7, device", "seed: 8, device"))
-    house.git("commit", "--quiet", "--all", "--message", "Another seed for small")
-    house.run("run", "small")
+    legacy.git("commit", "--quiet", "--all", "--message", "Another seed for small")
+    legacy.run("run", "small")
 
 
 # -- what the test is to find again
 
 
-def ask(house: House, tag: str, name: str) -> dict[str, object]:
+def ask(legacy: LegacyProject, tag: str, name: str) -> dict[str, object]:
     """Answers of one bento, started as its replicas were: by the code inside it."""
-    bento = house.root / ".headrace" / "bentoml" / "bentos" / tag.replace(":", "/")
+    bento = legacy.root / ".headrace" / "bentoml" / "bentos" / tag.replace(":", "/")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("HEADRACE_", "PYTHON"))}
-    variables = {"PYTHONPATH": str(bento / "src"), "BENTOML_HOME": str(house.root / ".headrace" / "bentoml")}
+    variables = {"PYTHONPATH": str(bento / "src"), "BENTOML_HOME": str(legacy.root / ".headrace" / "bentoml")}
     variables |= {
         "BENTOML_DO_NOT_TRACK": "true",
         "HEADRACE_THREADS": "1",
@@ -355,15 +355,15 @@ def ask(house: House, tag: str, name: str) -> dict[str, object]:
     return {"instances": INSTANCES[name], "predictions": answer["predictions"], "described": described}
 
 
-def facts_of(house: House) -> dict[str, object]:
+def facts_of(legacy: LegacyProject) -> dict[str, object]:
     """Names, hashes, commits and answers of every version."""
     found = {}
     for version in [f"{name}@1" for name in RECIPES] + ["small@2"]:
         name, _, number = version.partition("@")
-        trace = house.json("trace", version)
-        entry = next(e for e in house.json("history", name) if e["version"] == number and e["event"] == "released")
+        trace = legacy.json("trace", version)
+        entry = next(e for e in legacy.json("history", name) if e["version"] == number and e["event"] == "released")
         tag = entry["facts"]["bento"]
-        model = house.root / ".headrace" / "bentoml" / "models" / tag.replace(":", "/")
+        model = legacy.root / ".headrace" / "bentoml" / "models" / tag.replace(":", "/")
         contract = json.loads((model / "contract.json").read_text())
         found[version] = {
             "bento": tag,
@@ -378,18 +378,18 @@ def facts_of(house: House) -> dict[str, object]:
                 p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(model.iterdir()) if p.name != "model.yaml"
             },
             "trace": trace,
-            **ask(house, tag, name),
+            **ask(legacy, tag, name),
         }
-    return {"made_by": COMMIT, "root_was": ROOT_WAS, "versions": found, "history": house.json("history")}
+    return {"made_by": COMMIT, "root_was": ROOT_WAS, "versions": found, "history": legacy.json("history")}
 
 
 # -- what goes into the archive
 
 
 RUNNING = ("door", "replicas", "supervisor/programs")
-"""Of `.headrace` while all is served: what a newer Headrace finds that comes to a house that runs."""
+"""Of `.headrace` while all is served: what a newer Headrace finds that comes to a legacy that runs."""
 KEPT = ("bentoml/bentos", "bentoml/models", "keys", "guard", "door/models.json", "usage")
-"""Of `.headrace`: what a rollback, a replica or the door reads. All else is made anew when it is missing."""
+"""Of `.headrace`: what a rollback, a replica or the gateway reads. All else is made again when it is missing."""
 
 
 LEFT = (
@@ -399,9 +399,9 @@ LEFT = (
 """Of the project: what is kept in part, and the code, in whose place an upgrade puts its own. Git has it."""
 
 
-def trim(house: House, place: Path) -> None:
+def trim(legacy: LegacyProject, place: Path) -> None:
     """A copy of the project without what can be made again."""
-    root, state = house.root, house.root / ".headrace"
+    root, state = legacy.root, legacy.root / ".headrace"
     left = {str(root / name) for name in LEFT}
     ignore = shutil.ignore_patterns("__pycache__")
     shutil.copytree(
@@ -472,11 +472,11 @@ def _keep_git(root: Path, place: Path) -> None:
         subprocess.run(["git", "-C", str(place), *command], check=True)
 
 
-def keep_running(house: House, running: Path, place: Path) -> None:
-    """The files of the house while it served, as examples of their form: without this machine's folders."""
+def keep_running(legacy: LegacyProject, running: Path, place: Path) -> None:
+    """The files of the legacy while it served, as examples of their form: without this machine's folders."""
     shutil.copytree(running, place)
     for path in [p for p in place.rglob("*") if p.is_file()]:
-        text = path.read_text().replace(str(house.root), ROOT_WAS).replace(sys.prefix, "/environment")
+        text = path.read_text().replace(str(legacy.root), ROOT_WAS).replace(sys.prefix, "/environment")
         path.write_text(re.sub(r"/[\w/.-]*/headrace-\d+-[0-9a-f]{12}", "/headrace-runtime", text))
 
 
@@ -498,29 +498,29 @@ def pack(place: Path, archive: Path) -> None:
             tar.add(path, path.relative_to(place), recursive=False, filter=plain)
 
 
-def release(checkout: Path, room: Path) -> None:
-    """All releases, and a copy of the files by which the house served them; then everything is stopped."""
-    house = make_project(checkout, room / "project")
+def release(checkout: Path, workdir: Path) -> None:
+    """All releases, and a copy of the files by which the legacy served them; then everything is stopped."""
+    legacy = make_project(checkout, workdir / "project")
     try:
-        release_all(house)
+        release_all(legacy)
         for name in RUNNING:
-            shutil.copytree(house.root / ".headrace" / name, room / "running" / name)
-        (room / "running" / "status.json").write_text(house.run("status", "--json"))
+            shutil.copytree(legacy.root / ".headrace" / name, workdir / "running" / name)
+        (workdir / "running" / "status.json").write_text(legacy.run("status", "--json"))
     finally:
-        house.run("down")
+        legacy.run("down")
 
 
 def main() -> None:
-    checkout, room, archive = (Path(argument).resolve() for argument in sys.argv[1:4])
-    if not (room / "project").exists():
-        release(checkout, room)
-    house = House(room / "project")
-    text = json.dumps(facts_of(house), indent=1).replace(str(house.root), ROOT_WAS)
-    (room / "facts.json").write_text(text + "\n")
-    shutil.rmtree(room / "kept", ignore_errors=True)
-    trim(house, room / "kept")
-    keep_running(house, room / "running", room / "kept" / ".running")
-    pack(room / "kept", archive)
+    checkout, workdir, archive = (Path(argument).resolve() for argument in sys.argv[1:4])
+    if not (workdir / "project").exists():
+        release(checkout, workdir)
+    legacy = LegacyProject(workdir / "project")
+    text = json.dumps(facts_of(legacy), indent=1).replace(str(legacy.root), ROOT_WAS)
+    (workdir / "facts.json").write_text(text + "\n")
+    shutil.rmtree(workdir / "kept", ignore_errors=True)
+    trim(legacy, workdir / "kept")
+    keep_running(legacy, workdir / "running", workdir / "kept" / ".running")
+    pack(workdir / "kept", archive)
     print(archive, archive.stat().st_size)
 
 
