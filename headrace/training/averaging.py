@@ -16,8 +16,8 @@ from torch.optim.swa_utils import update_bn
 
 from headrace.models.served import ServedModel
 from headrace.recipe.training import TrainConfig
-from headrace.training.distributed.single import local_tensors
 from headrace.training.rows import Rows
+from headrace.training.single_process import local_tensors
 
 
 class NoAverage:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from headrace.files import write_with
-from headrace.training.distributed.single import SingleProcess
+from headrace.training.single_process import SingleProcess
 
 EVERY_SECONDS = 60.0
 """Between checkpoints within an epoch; each epoch ends with one as well."""

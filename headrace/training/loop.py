@@ -17,12 +17,12 @@ from headrace.training.checkpoint import Checkpoints, Progress
 from headrace.training.compiling import compiled, should_compile
 from headrace.training.cuda_graphs import CudaGraphStep, can_record
 from headrace.training.device import autocast, choose_precision, generator
-from headrace.training.distributed.single import SingleProcess
 from headrace.training.errors import not_finite
 from headrace.training.losses import EpochLosses
 from headrace.training.optimizers import ScheduledOptimizer
 from headrace.training.reporting import NullReporter
 from headrace.training.rows import Batch, Rows, StepFunction
+from headrace.training.single_process import SingleProcess
 
 EVALUATION_BATCH = 512
 SINGLE = SingleProcess()

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from headrace.recipe.training import TrainConfig
 from headrace.training.checkpoint import Progress
-from headrace.training.distributed.single import SingleProcess
 from headrace.training.errors import not_finite
+from headrace.training.single_process import SingleProcess
 
 READ_EVERY = 1000
 """Batches after which losses are read; a loss that is NaN or infinite is found after this many at the latest."""

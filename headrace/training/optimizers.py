@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Muon, Optimizer, RMSprop
 
 from headrace.recipe.training import MOMENTUM, TrainConfig
-from headrace.training.distributed.single import local_tensors
 from headrace.training.fused_adam import FusedAdam
 from headrace.training.schedules import make_schedule
+from headrace.training.single_process import local_tensors
 
 
 class ScheduledOptimizer:

@@ -22,13 +22,13 @@ from headrace.task_types.lookup import task_type_of
 from headrace.training import checkpoint
 from headrace.training.checkpoint import Progress
 from headrace.training.device import choose_device, choose_precision, seed_everything
-from headrace.training.distributed.single import SingleProcess
 from headrace.training.errors import memory_errors, nondeterminism
 from headrace.training.loading import load_rows, preprocessed
 from headrace.training.loop import TrainingRun, fit
 from headrace.training.loss_weights import set_loss_weights
 from headrace.training.reporting import NullReporter, report_run
 from headrace.training.rows import Rows
+from headrace.training.single_process import SingleProcess
 
 CALIBRATION_BATCH = 512
 
@@ -43,7 +43,7 @@ def train_model(recipe: Recipe, project: Project) -> None:
     if recipe.train.processes == 1:
         train(recipe, project, SingleProcess())
     else:
-        from headrace.training.distributed.launch import launch
+        from headrace.training.launch import launch
 
         launch(recipe, project)
 

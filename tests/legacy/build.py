@@ -4,10 +4,10 @@ Run it with the Python of the environment that commit 4271f0e pins (its `make se
 
     .venv/bin/python build.py PATH/TO/CHECKOUT PATH/TO/AN/EMPTY/WORKDIR legacy.tar.xz
 
-It makes a project of tiny recipes with the checkout's code, releases each (one of them twice) through the real command line,
-stops everything, asks each bento for a few answers, takes away what can be made again, and packs the rest. What depends on the
-machine (the folder the project lay in) is written as `ROOT_WAS`; `unpack.py` puts the new folder in its place. What a test is
-to find again is left in the workdir as `facts.json`. It takes about ten minutes. A workdir with a project in it is only packed again.
+It makes a project of tiny recipes with the checkout's code, releases each (one of them twice) through the command line, stops
+everything, asks each bento for a few predictions, removes what can be created again, and packs the rest. `ROOT_WAS` replaces
+the project's folder; `unpack.py` inserts the new one. The expectations of the tests are in `facts.json` in the work folder. It
+takes about ten minutes. A work folder that has a project in it is only packed again.
 """
 
 from __future__ import annotations

@@ -23,10 +23,10 @@ from headrace.task_types.lookup import task_type_of
 from headrace.training import checkpoint
 from headrace.training.checkpoint import Progress
 from headrace.training.device import seed_everything
-from headrace.training.distributed.single import SingleProcess
 from headrace.training.loop import SINGLE, TrainingRun, fit
 from headrace.training.loss_weights import set_loss_weights
 from headrace.training.rows import Split
+from headrace.training.single_process import SingleProcess
 from tests.paths import ROOT
 from tests.training.toys import Callbacks, image_model, image_rows, table_model, table_rows
 
@@ -95,8 +95,8 @@ PROGRAM = """
 import json, os, sys, torch
 from pathlib import Path
 import torch.distributed as dist
-from headrace.training.distributed import parallel
-from headrace.training.distributed.parallel import ProcessGroup
+from headrace.training import parallel
+from headrace.training.parallel import ProcessGroup
 from tests.training import distributed_runs
 torch.set_num_threads(1)
 folder, size, jobs = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])

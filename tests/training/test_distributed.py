@@ -24,7 +24,7 @@ from headrace.pipeline.prepare import prepare
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe, load_recipe
 from headrace.settings import Settings
-from headrace.training.distributed.single import local_rows
+from headrace.training.single_process import local_rows
 from tests.bento_projects import another, make_recipe
 from tests.paths import ROOT
 from tests.projects import make_project
@@ -159,7 +159,7 @@ def stage(prepared: Project, tmp_path: Path) -> Iterator[Callable[[Recipe], subp
 
 
 def workers(of: subprocess.Popen[str]) -> list[psutil.Process]:
-    return [child for child in psutil.Process(of.pid).children() if "headrace.training.distributed.worker" in child.cmdline()]
+    return [child for child in psutil.Process(of.pid).children() if "headrace.training.worker" in child.cmdline()]
 
 
 def wait_for(what: Callable[[], Any], seconds: float = 240.0) -> Any:
@@ -252,7 +252,7 @@ def test_a_graph_is_not_shared_out() -> None:
 
 
 def test_machines_divide_the_processes_and_need_an_address() -> None:
-    from headrace.training.distributed.launch import processes_here
+    from headrace.training.launch import processes_here
 
     recipe = make_recipe(train={"processes": 4})
     assert processes_here(recipe, Settings(train_nodes=2, train_rendezvous="127.0.0.1:29400")) == 2

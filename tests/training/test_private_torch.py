@@ -44,7 +44,7 @@ def test_optimizers_skip_the_profiler_for_steps_marked_as_hooked() -> None:
 
 
 def test_the_agent_has_what_our_agent_overrides() -> None:
-    where = "headrace/training/distributed/launch.py decides there whether a restart helps"
+    where = "headrace/training/launch.py decides there whether a restart helps"
     assert hasattr(LocalElasticAgent, "_monitor_workers"), f"LocalElasticAgent._monitor_workers is gone: {where}"
     parameters = list(inspect.signature(LocalElasticAgent._monitor_workers).parameters)
     assert parameters == ["self", "worker_group"], f"the parameters of LocalElasticAgent._monitor_workers changed: {where}"

@@ -1,4 +1,4 @@
-"""A worker process: `python -m headrace.training.distributed.worker`, started by `launch.py`.
+"""A worker process: `python -m headrace.training.worker`, started by `launch.py`.
 
 It joins the process group and trains. Its exit code tells the agent whether a restart would help.
 """
@@ -17,10 +17,10 @@ from headrace.errors import HeadraceError
 from headrace.files import write_json
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe, load_recipe
-from headrace.training.distributed import FAILED, PEER_LOST, error_file, log_file
+from headrace.training.worker_exit import FAILED, PEER_LOST, error_file, log_file
 
 if TYPE_CHECKING:
-    from headrace.training.distributed.parallel import ProcessGroup
+    from headrace.training.parallel import ProcessGroup
 
 CLOSE_SECONDS = 10.0
 """Time that a process with an error gives the main one, which may have the same error, to close its MLflow run."""
@@ -74,7 +74,7 @@ def join(recipe: Recipe, rendezvous: Path | None, may_be_main: bool) -> ProcessG
     import torch.distributed as dist
 
     from headrace.training.device import choose_device
-    from headrace.training.distributed.parallel import ProcessGroup
+    from headrace.training.parallel import ProcessGroup
 
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if "OMP_NUM_THREADS" not in os.environ:

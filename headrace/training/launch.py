@@ -34,7 +34,7 @@ from headrace.project import Project
 from headrace.recipe.recipe import Recipe
 from headrace.settings import Settings
 from headrace.training.device import choose_device
-from headrace.training.distributed import PEER_LOST, ROLE, error_file, log_file
+from headrace.training.worker_exit import PEER_LOST, ROLE, error_file, log_file
 
 MAX_RESTARTS = 3
 JOIN_SECONDS = 1800
@@ -161,7 +161,7 @@ def worker_spec(
         local_world_size=here,
         rdzv_handler=handler,
         entrypoint=sys.executable,
-        args=("-m", "headrace.training.distributed.worker", *arguments),
+        args=("-m", "headrace.training.worker", *arguments),
         max_restarts=MAX_RESTARTS,
         monitor_interval=0.1,
     )

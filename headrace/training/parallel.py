@@ -20,9 +20,9 @@ from headrace.errors import TrainingError
 from headrace.models.served import LossModule, ServedModel
 from headrace.training.compiling import unchanged
 from headrace.training.device import generator
-from headrace.training.distributed.single import Count, SingleProcess, cuda_rng_state, is_sharded, local_rows
 from headrace.training.optimizers import ScheduledOptimizer
 from headrace.training.rows import Batch, Rows, StepFunction
+from headrace.training.single_process import Count, SingleProcess, cuda_rng_state, is_sharded, local_rows
 
 BROADCAST_EVERY = 16
 """Only every 16th call of `broadcast` sends a message: it costs time, and no decision that depends on a clock is urgent."""

@@ -1,4 +1,4 @@
-"""Training in several processes: the worker processes, their launcher, and how workers report errors to it."""
+"""Exit codes of training workers, and the files in which they report errors to their launcher."""
 
 from __future__ import annotations
 
