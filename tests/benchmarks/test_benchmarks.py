@@ -53,7 +53,7 @@ def _running_in(folder: Path) -> list[str]:
     return found
 
 
-@pytest.mark.skipif("LONG_TESTS" not in os.environ, reason="minutes long: LONG_TESTS=1 make unit")
+@pytest.mark.exhaustive
 @pytest.mark.timeout(900)
 def test_quick_benchmark_measures_a_real_release_and_cleans_up(scratch: dict[str, str]) -> None:
     done = subprocess.run(COMMAND, cwd=CHECKOUT, env=scratch, capture_output=True, text=True, timeout=850)

@@ -41,11 +41,16 @@ def run_until(live: Live, name: str, step: str) -> None:
     kill_group(process)
 
 
-@pytest.mark.timeout(1200)  # eleven releases
-def test_kill_at_every_step_leaves_nothing_half_done(live: Live) -> None:
+@pytest.mark.timeout(1200)  # as many releases as steps, and one more
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [("killed", ["ingest", "train", "roll out"]), pytest.param("killed-often", STEPS, marks=pytest.mark.exhaustive)],
+    ids=["some steps", "every step"],
+)
+def test_kill_at_steps_leaves_nothing_half_done(name: str, steps: list[str], live: Live) -> None:
     """One release, killed at the beginning of each step in turn; the run after it continues, and the last completes."""
-    name = another_recipe(live, "killed", serve={"replicas": 2})
-    for step in STEPS:
+    name = another_recipe(live, name, serve={"replicas": 2})
+    for step in steps:
         process = live.start("run", name)
         assert steps_until(process, step)[-1] == step
         time.sleep(0.3)  # into the step
