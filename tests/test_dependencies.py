@@ -96,3 +96,15 @@ def test_the_lock_pins_every_declared_package() -> None:
     lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
     pinned = {normalized(name) for name in re.findall(r"^([\w.-]+)==", lock, re.MULTILINE)}
     assert requirements().keys() - pinned == set()
+
+
+def test_no_test_module_imports_another() -> None:
+    """Helpers that several test modules need are in support files."""
+    found = []
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        own = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for name in re.findall(
+            r"^\s*(?:from|import) (tests(?:\.\w+)*\.test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE
+        ):
+            found += [f"{own} imports {name}"] if name != own else []
+    assert not found

@@ -11,7 +11,7 @@ from benchmarks import batching as benchmark
 from benchmarks.batching import Case, CaseResult
 from benchmarks.serving_load import LoadResult
 from benchmarks.serving_model import sample
-from tests.benchmarks.test_serving import write_tiny_model
+from tests.benchmarks.tiny_model import write_tiny_model
 
 
 @pytest.mark.skipif(shutil.which("wrk") is None, reason="needs wrk (apt install wrk)")

@@ -12,7 +12,7 @@ from benchmarks import neighbours as benchmark
 from benchmarks.neighbours import RoundResult
 from benchmarks.serving_systems import JSON
 from headrace.errors import HeadraceError
-from tests.benchmarks.test_serving import write_tiny_model
+from tests.benchmarks.tiny_model import write_tiny_model
 from tests.bentos.live_app import listening
 
 

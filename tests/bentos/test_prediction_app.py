@@ -18,10 +18,10 @@ from bentos.app import PredictionApp
 from bentos.models.onnx_model import InvalidOutput, OnnxModel
 from bentos.protocols import server
 from headrace.runtime import http, http_messages
+from tests.bentos.app_requests import PREDICT, ask, assert_refused
 from tests.tiny_models import image_model, table_model
 
 IMAGE = {"pixels": [[255] * 4, [255] * 4, [0] * 4, [0] * 4]}
-PREDICT = "/v1/models/halves/predict"
 
 
 @pytest.fixture(scope="module")
@@ -38,28 +38,8 @@ def app(halves: OnnxModel) -> PredictionApp:
     return app
 
 
-def ask(app: PredictionApp, method: str, path: str, **arguments: Any) -> httpx.Response:
-    async def once() -> httpx.Response:
-        transport = httpx.ASGITransport(app, raise_app_exceptions=True)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            return await client.request(method, path, **arguments)
-
-    return asyncio.run(once())
-
-
 def post(app: PredictionApp, body: bytes, **headers: str) -> httpx.Response:
     return ask(app, "POST", PREDICT, content=body, headers={"content-type": "application/json", **headers})
-
-
-def assert_refused(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
-    """The one shape of every error; gives its `error` object."""
-    assert response.status_code == status, response.text
-    body: dict[str, Any] = response.json()
-    assert body.keys() == {"error", "request_id"}
-    assert body["error"]["code"] == code
-    assert body["request_id"] == response.headers["x-request-id"]
-    error: dict[str, Any] = body["error"]
-    return error
 
 
 def test_a_prediction_names_model_version_and_request(app: PredictionApp) -> None:

@@ -80,7 +80,7 @@ def test_intervals_are_scored_by_coverage_and_width():
     assert [s.coverage for s in found.slices] == [1.0, 0.0]
     assert found.interval == 0.9
     assert interval_scores("coverage", y, outputs).tolist() == [1, 1, 0, 0]
-    with pytest.raises(ExportError, match="hold no intervals"):
+    with pytest.raises(ExportError, match="have no intervals"):
         interval_scores("coverage", y, outputs[:, 0])
 
 

@@ -20,6 +20,8 @@ from headrace.settings import Settings
 from tests.projects import table
 
 HEADRACE = str(Path(sys.executable).with_name("headrace"))
+INSTANCE = {"length": 3.0, "width": 0.5, "colour": "red"}
+"""An instance of the recipe `tiny`."""
 SECONDS = 480
 
 

@@ -11,10 +11,8 @@ import yaml
 
 from headrace.settings import Settings
 from tests.paths import ROOT
-from tests.release.live import SECONDS, Live, another_recipe, steps_until
+from tests.release.live import INSTANCE, SECONDS, Live, another_recipe, steps_until
 from tests.serving.load import PAUSE_SECONDS, Load
-
-INSTANCE = {"length": 3.0, "width": 0.5, "colour": "red"}
 
 
 def release_under_load(live: Live, name: str, runner: str, versions: str) -> Load:

@@ -17,8 +17,7 @@ from headrace.serving.replicas import supervisor
 from headrace.settings import Settings
 from headrace.tracking import registry
 from tests.paths import ROOT
-from tests.release.live import Live, another_recipe, kill_group, steps_until
-from tests.release.test_load import INSTANCE
+from tests.release.live import INSTANCE, Live, another_recipe, kill_group, steps_until
 from tests.serving.load import PAUSE_SECONDS, Load
 
 

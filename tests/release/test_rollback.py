@@ -10,8 +10,7 @@ import yaml
 from headrace.release import journal
 from headrace.serving.access import audit
 from headrace.tracking import registry
-from tests.release.live import Live, another_recipe
-from tests.release.test_load import INSTANCE
+from tests.release.live import INSTANCE, Live, another_recipe
 from tests.serving.load import Load
 
 PERSON = ("--by", "ada", "--why", "wrong colours")

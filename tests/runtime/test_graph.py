@@ -5,18 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from headrace.runtime.graph import Graph, make_graph, ragged, undirected
-
-
-def random_graph(nodes: int, edges: int, features: int = 5, seed: int = 0) -> tuple[Graph, np.ndarray, set[tuple[int, int]]]:
-    """A graph, its features in full, and its edges in both directions."""
-    rng = np.random.default_rng(seed)
-    full = (rng.random((nodes, features)) < 0.3) * rng.normal(size=(nodes, features)).astype(np.float32)
-    drawn = rng.integers(0, nodes, (edges, 2))
-    rows = [np.flatnonzero(row).astype(np.int32) for row in full]
-    values = [(at, row[at]) for at, row in zip(rows, full, strict=True)]
-    made = make_graph([f"n{i}" for i in range(nodes)], features, values, drawn)
-    return made, full, {(int(i), int(j)) for a, b in drawn for i, j in ((a, b), (b, a)) if i != j}
+from headrace.runtime.graph import Graph, ragged, undirected
+from tests.runtime.random_graphs import random_graph
 
 
 def test_edges_count_once_in_each_direction_and_none_from_a_node_to_itself() -> None:

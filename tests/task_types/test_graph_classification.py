@@ -30,7 +30,7 @@ from headrace.task_types.graph_classification import edge_case_graphs, graphs_of
 from headrace.task_types.lookup import task_type_of
 from tests.asgi import predict_body
 from tests.bento_projects import make_model, make_recipe, run_stages
-from tests.bentos.protocols.test_explain import ask
+from tests.bentos.protocols.explain_requests import ask
 from tests.projects import make_project
 
 TASK = "graph-classification"

@@ -30,7 +30,7 @@ from headrace.task_types.lookup import task_type_of
 from headrace.task_types.node_classification import graph_of
 from tests.asgi import predict_body
 from tests.bento_projects import make_model, make_recipe, run_stages
-from tests.bentos.protocols.test_explain import ask, send
+from tests.bentos.protocols.explain_requests import ask, send
 from tests.projects import make_project
 
 RECIPE = """
@@ -341,7 +341,7 @@ def test_a_model_whose_parts_do_not_fit_is_not_served(folder: Path, tmp_path: Pa
     (whole / "graph.npz").write_bytes(b"no archive")
     with pytest.raises(NotServable, match=r"graph\.npz cannot be read"):
         load(whole)
-    from tests.runtime.test_graph import random_graph
+    from tests.runtime.random_graphs import random_graph
 
     (whole / "graph.npz").write_bytes(random_graph(9, 12, features=4)[0].to_bytes())
     with pytest.raises(NotServable, match="6 features; the stored graph has 4"):

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 
 from bentos.app import PredictionApp
 from bentos.models.onnx_model import load
 from bentos.protocols.explain import MAX_EVALUATIONS
-from tests.bentos.models.test_text import up, word_counter
+from tests.bentos.models.word_counter import up, word_counter
+from tests.bentos.protocols.explain_requests import ask, send
 from tests.tiny_models import image_model, language_model, table_model
 
 UPPER = [[255] * 4, [255] * 4, [0] * 4, [0] * 4]
@@ -28,22 +27,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PredictionApp]
         apps[name] = PredictionApp()
         apps[name].model = load(make(folder / name))
     return apps
-
-
-def send(app: PredictionApp, body: bytes) -> httpx.Response:
-    async def once() -> httpx.Response:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-            path = f"/v1/models/{app.model.name}/explain"
-            return await client.post(path, content=body, headers={"content-type": "application/json"})
-
-    return asyncio.run(once())
-
-
-def ask(app: PredictionApp, **fields: Any) -> dict[str, Any]:
-    response = send(app, json.dumps(fields).encode())
-    assert response.status_code == 200, response.text
-    found: dict[str, Any] = response.json()
-    return found
 
 
 def test_a_tables_fields_share_the_difference_to_the_sample(models: dict[str, PredictionApp]) -> None:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import base64
-import io
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-from PIL import Image
 
 from bentos.app import INLINE_BYTES, PredictionApp
 from bentos.models.onnx_model import OnnxModel
 from bentos.protocols.images import weight_of
 from headrace.runtime import http
 from headrace.runtime.contract import Contract
-from tests.bentos.test_prediction_app import PREDICT, ask, assert_refused
+from tests.bentos.app_requests import PREDICT, ask, assert_refused
+from tests.bentos.protocols.image_files import file_of
 from tests.tiny_models import image_model, table_model
 
 UPPER = np.repeat(np.array([255, 255, 0, 0], np.uint8), 4).reshape(4, 4)
@@ -37,12 +35,6 @@ def app(looking: OnnxModel) -> PredictionApp:
     app = PredictionApp()
     app.model = looking
     return app
-
-
-def file_of(pixels: Any, kind: str = "PNG") -> bytes:
-    held = io.BytesIO()
-    Image.fromarray(pixels).save(held, kind)
-    return held.getvalue()
 
 
 def show(app: PredictionApp, body: bytes, kind: str = "image/png", **headers: str) -> httpx.Response:

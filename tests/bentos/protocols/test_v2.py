@@ -17,7 +17,7 @@ from bentos.app import PredictionApp
 from bentos.protocols.server import MAX_INSTANCES
 from headrace.runtime.contract import Contract, InputField
 from tests.bentos.live_app import live_app
-from tests.bentos.models.test_text import word_counter
+from tests.bentos.models.word_counter import word_counter
 from tests.tiny_models import image_model, language_model, table_model
 
 UPPER = np.array([[[255] * 4, [255] * 4, [0] * 4, [0] * 4]], np.uint8)
@@ -157,7 +157,7 @@ def test_a_language_model_writes(letters: tuple[PredictionApp, str]) -> None:
 
 
 def test_a_picture_file_is_an_element(folder: Path) -> None:
-    from tests.bentos.protocols.test_images import file_of
+    from tests.bentos.protocols.image_files import file_of
 
     model = image_model(folder / "pictures")
     contract = Contract.read(model / "contract.json")

@@ -27,7 +27,7 @@ from headrace.runtime.text_batch import TextBatch
 from headrace.runtime.tokenizer import END
 from headrace.task_types.lookup import task_type_of
 from tests.bento_projects import fitted, make_model
-from tests.task_types.test_text_generation import recipe_of, rhymes
+from tests.task_types.verses import recipe_of, rhymes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LENGTH = 8
