@@ -15,7 +15,6 @@ from headrace.plugins import custom_sources
 from headrace.project import Project
 from headrace.recipe.recipe import load_recipe, recipe_names
 from headrace.release.up_to_date import snapshot
-from headrace.settings import Settings
 from headrace.tracking import provenance
 from tests.import_closure import closure, imported, modules
 from tests.paths import ROOT
@@ -135,10 +134,10 @@ def test_an_edit_of_a_module_that_a_custom_model_imports_trains_again(with_helpe
     sources = custom_sources(recipe.custom_classes, with_helper.root)
     assert [path.name for path in sources] == ["gated.py", "blocks.py"]
     assert not provenance.git_commit(with_helper, sources).endswith("-dirty")
-    before = snapshot(recipe, with_helper, Settings())
+    before = snapshot(recipe, with_helper)
 
     (with_helper.root / "blocks.py").write_text(BLOCKS.replace("torch.relu", "torch.tanh"))
-    assert snapshot(recipe, with_helper, Settings()) != before
+    assert snapshot(recipe, with_helper) != before
     assert provenance.git_commit(with_helper, sources).endswith("-dirty")
     assert not reproduce("prepare", recipe, with_helper).ran
     assert "Running stage 'train@tiny'" in dvc(with_helper, "repro", "train@tiny")

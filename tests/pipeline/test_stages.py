@@ -46,7 +46,7 @@ def test_what_a_stage_raises_is_left_for_its_caller(
     def fail(*_: Any) -> None:
         raise raised
 
-    monkeypatch.setitem(stages.STAGES, "train", fail)
+    monkeypatch.setitem(stages.COMMANDS, "train", fail)
     monkeypatch.setenv(stages.ERROR_FILE, str(tmp_path / "error.json"))
     assert stages.main(["train", "tiny"]) == code
     left = HeadraceError.from_dict(json.loads((tmp_path / "error.json").read_text()))
@@ -59,6 +59,6 @@ def test_an_error_of_the_program_itself_keeps_its_traceback(project: Project, mo
     def fail(*_: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setitem(stages.STAGES, "train", fail)
+    monkeypatch.setitem(stages.COMMANDS, "train", fail)
     with pytest.raises(ZeroDivisionError):
         stages.main(["train", "tiny"])

@@ -13,7 +13,7 @@ from tests.release.candidates import new_recipe, released
 def test_the_id_of_a_response_leads_to_run_data_and_commit(built: Project) -> None:
     recipe = new_recipe(built)
     version = released(recipe, built)
-    found = trace_version(f"{version.name}:7f3c9a", built, Settings())
+    found = trace_version(f"{version.name}:7f3c9a", built.using(Settings()))
     links = {link["link"]: link["id"] for link in found["chain"]}
     assert links["run"] == version.run_id
     assert links["data"] == "aaa.dir"
@@ -21,4 +21,4 @@ def test_the_id_of_a_response_leads_to_run_data_and_commit(built: Project) -> No
     assert links["git commit"].removesuffix("-dirty") == git(built.root, "rev-parse", "HEAD")
     assert links["served files"] == f"sha256 {content_hash(version.folder)}"
     assert found["aliases"] == ["champion"] and found["released_at"]
-    assert trace_version(recipe.name, built, Settings())["version"] == "1"
+    assert trace_version(recipe.name, built.using(Settings()))["version"] == "1"

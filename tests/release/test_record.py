@@ -40,4 +40,4 @@ def test_after_a_failed_rollout_there_is_work_left(built: Project) -> None:
 def test_a_release_stores_that_nothing_changed_since(built: Project) -> None:
     recipe = new_recipe(built)
     released(recipe, built)
-    assert up_to_date.is_unchanged(load_recipe(recipe.name, built), built, Settings())
+    assert up_to_date.is_unchanged(load_recipe(recipe.name, built), built.using(Settings()))

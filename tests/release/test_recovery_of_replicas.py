@@ -161,7 +161,7 @@ def test_a_roll_back_that_is_killed_is_completed_by_the_next(instant: str, serve
             from headrace.serving.rollout import previous_replicas
             done = previous_replicas.{instant}
             previous_replicas.{instant} = lambda *given: (done(*given), os.kill(os.getpid(), signal.SIGKILL))
-            recovery.roll_back_interrupted_release("digits", served.project, served.settings, print)
+            recovery.roll_back_interrupted_release("digits", served.project.using(served.settings), print)
             """,
         )
         assert half.wait(30) == -signal.SIGKILL

@@ -181,9 +181,8 @@ from headrace.serving.rollout import rolling
 from headrace.serving.replicas.process_runner import ProcessRunner
 from headrace.serving.replicas.replica import ReplicaSpec
 from headrace.settings import Settings
-project = Project(Path({str(project.root)!r}))
-settings = Settings(**{json.loads(settings.model_dump_json())!r})
-rolling.roll_out(ReplicaSpec("digits", "2", "good"), 2, project, settings, ProcessRunner(project, echo_command), print)
+project = Project(Path({str(project.root)!r}), Settings(**{json.loads(settings.model_dump_json())!r}))
+rolling.roll_out(ReplicaSpec("digits", "2", "good"), 2, project, ProcessRunner(project, echo_command), print)
 """
     started = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert started.stdout is not None
