@@ -104,7 +104,7 @@ def test_many_clients_at_once_each_get_their_own_answer(server: Served) -> None:
 
 
 def test_the_service_runs_from_the_bento_and_not_from_the_working_tree(project: Project, bento: Bento) -> None:
-    source = bento.path / "src" / "bentos" / "v1.py"
+    source = bento.path / "src" / "bentos" / "protocols" / "v1.py"
     original = source.read_text()
     try:
         source.write_text(original.replace('"predictions": predictions', '"from_bento": predictions'))

@@ -354,5 +354,5 @@ def test_new_nodes_come_in_as_a_batch_and_edges_to_nobody_do_not(project: Projec
         {"name": ["n1", "n2"], "likes": ["1 3", "0"], "edges": ["m1 m3", "n1 nobody"], "club": ["tennis", "chess"]}
     )
     batch.to_csv(tmp_path / "more.csv", index=False)
-    with pytest.raises(DataError, match="node 'nobody', which is in no row"):
+    with pytest.raises(DataError, match="node 'nobody', which has no row"):
         add_batch(recipe, tmp_path / "more.csv", project, lambda line: None)

@@ -192,7 +192,7 @@ def test_a_column_that_cannot_be_learned_from_is_named(column: list[Any], said: 
 
 
 def test_a_table_of_the_target_alone_is_refused() -> None:
-    with pytest.raises(DataError, match="no column is left"):
+    with pytest.raises(DataError, match="there are no feature columns"):
         fitted(pd.DataFrame({"y": ["a", "b"]}), make_recipe())
 
 

@@ -133,7 +133,7 @@ def test_what_is_no_text_is_read_as_text() -> None:
 def test_one_class_one_token_and_a_wrong_column_are_errors() -> None:
     with pytest.raises(DataError, match="only one class"):
         fitted(reviews(20).assign(mood="good"), recipe_of())
-    with pytest.raises(DataError, match="vocabulary of 1 token") as caught:
+    with pytest.raises(DataError, match="contain 1 distinct token") as caught:
         fitted(reviews(20).assign(body="same same"), recipe_of())
     assert caught.value.where == "column body" and caught.value.hint
     with pytest.raises(DataError, match="vocabulary of 0 tokens"):
@@ -143,7 +143,7 @@ def test_one_class_one_token_and_a_wrong_column_are_errors() -> None:
 
 
 def test_a_text_task_without_a_text_column_is_the_recipes_mistake() -> None:
-    with pytest.raises(RecipeError, match=r"data\.text: a text task needs the column"):
+    with pytest.raises(RecipeError, match=r"data\.text: text tasks need the column"):
         make_recipe("text-classification", MODELS["gru"])
     with pytest.raises(RecipeError, match="'mlp' cannot be used for 'text-classification'; use one of recurrent, attention"):
         make_recipe("text-classification", {"name": "mlp"}, text={"column": "body"})
