@@ -192,7 +192,7 @@ def _config(recipe: Recipe) -> TextConfig:
     assert config is not None
     if recipe.data.target != config.column:
         raise RecipeError(
-            f"data.target is {recipe.data.target!r}, but the texts are in {config.column!r}",
+            f"the target is {recipe.data.target!r}, but the texts are in {config.column!r}",
             where="data.target",
             hint=f"set data.target to {config.column}: the text itself is predicted",
         )

@@ -28,9 +28,9 @@ def test_a_trial_is_announced_only_where_another_version_serves(tmp_path: Path, 
     how = RolloutConfig.model_validate({"strategy": strategy, "bake": "5m"})
     recipe = recipe.model_copy(update={"serve": recipe.serve.model_copy(update={"rollout": how})})
     plain = "digits@2, 2 replicas as processes"
-    assert headline(recipe, SECOND, project, SETTINGS) == plain, "nothing serves"
+    assert headline(recipe, SECOND, project.using(SETTINGS)) == plain, "nothing serves"
     endpoint = Replica("digits-v2-0001", ReplicaSpec("digits", "2", "digits:2-0000"), "127.0.0.1", 21000)
-    gateway.update_model(project, SETTINGS, "digits", [endpoint])
-    assert headline(recipe, SECOND, project, SETTINGS) == plain, "it serves itself"
-    gateway.update_model(project, SETTINGS, "digits", [replace(endpoint, spec=replace(endpoint.spec, version="1"))])
-    assert headline(recipe, SECOND, project, SETTINGS) == plain + trial
+    gateway.update_model(project.using(SETTINGS), "digits", [endpoint])
+    assert headline(recipe, SECOND, project.using(SETTINGS)) == plain, "it serves itself"
+    gateway.update_model(project.using(SETTINGS), "digits", [replace(endpoint, spec=replace(endpoint.spec, version="1"))])
+    assert headline(recipe, SECOND, project.using(SETTINGS)) == plain + trial

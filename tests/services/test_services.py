@@ -129,10 +129,10 @@ def test_services_start_are_reused_restarted_and_stopped(project: Project, setti
         assert restarted(project, pids) == {"api-server", "watchdog"}
         pids = pids_of(project)
         slower = settings.model_copy(update={"request_seconds": 45.0})
-        assert services.outdated(project, slower) == ["api-server", "envoy", "watchdog"]
-        services.up(project, slower, ignore)
+        assert services.outdated(project.using(slower)) == ["api-server", "envoy", "watchdog"]
+        services.up(project.using(slower), ignore)
         assert restarted(project, pids) == {"api-server", "watchdog"}
-        assert gateway.runs_with_settings(project, slower)
+        assert gateway.runs_with_settings(project.using(slower))
     services.up(project.using(settings), ignore)
     pids = pids_of(project)
 

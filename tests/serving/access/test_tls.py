@@ -66,20 +66,20 @@ def of_files(chain: Path, key: Path) -> Settings:
 def test_an_issued_certificate_is_kept_until_it_nears_its_end_or_the_host_changes(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = tls.prepare_certificate(project, SELF_SIGNED)
-    assert tls.prepare_certificate(project, SELF_SIGNED) == first
+    first = tls.prepare_certificate(project.using(SELF_SIGNED))
+    assert tls.prepare_certificate(project.using(SELF_SIGNED)) == first
     other = tls.prepare_certificate(project.using(Settings(tls="self_signed", host="10.1.2.3")))
     assert other != first
     tls.remove_other_certificates(project, other)
     assert not first.chain.exists()
     authority = tls.authority(project).read_bytes()
     monkeypatch.setattr(tls, "RENEW_DAYS", tls.CERTIFICATE_DAYS + 1)
-    assert tls.prepare_certificate(project, SELF_SIGNED) not in (first, other)
+    assert tls.prepare_certificate(project.using(SELF_SIGNED)) not in (first, other)
     assert tls.authority(project).read_bytes() == authority, "clients keep their copy of the authority"
 
 
 def test_private_keys_are_readable_by_this_user_only(project: Project) -> None:
-    found = tls.prepare_certificate(project, SELF_SIGNED)
+    found = tls.prepare_certificate(project.using(SELF_SIGNED))
     for path in (found.key, project.tls / "authority.key"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(project.tls.stat().st_mode) == 0o700
@@ -107,9 +107,9 @@ def test_errors_about_provided_files_name_the_setting_and_give_a_hint(project: P
     ]
     for files, where, message in expected:
         with pytest.raises(SettingsError, match=message) as caught:
-            tls.prepare_certificate(project, of_files(*files))
+            tls.prepare_certificate(project.using(of_files(*files)))
         assert (caught.value.where, bool(caught.value.hint)) == (where, True)
-    found = tls.prepare_certificate(project, of_files(*good))
+    found = tls.prepare_certificate(project.using(of_files(*good)))
     assert found.chain.read_bytes() == good[0].read_bytes()
 
 
@@ -120,7 +120,7 @@ def test_provided_keys_of_each_supported_type_work(running: tuple[Project, Setti
     project, settings = running
     chain, private = write_pair(tmp_path, name="localhost", key=key)
     provided = settings.model_copy(update={"tls": "files", "tls_certificate": chain, "tls_key": private})
-    envoy_process.start(project, provided)
+    envoy_process.start(project.using(provided))
     wait_until_shown(provided, ssl.create_default_context(cafile=str(chain)))
     envoy_process.start(project.using(settings))
     wait_until_shown(settings, trusting(project))
@@ -131,11 +131,10 @@ def test_an_invalid_certificate_leaves_the_gateway_as_it_was(running: tuple[Proj
     chain, private = write_pair(tmp_path, ends=-1, begins=-2)
     provided = settings.model_copy(update={"tls": "files", "tls_certificate": chain, "tls_key": private})
     with pytest.raises(SettingsError, match="expired"):
-        envoy_process.start(project, provided)
-    gateway.reload_tokens(project, provided)  # as after a token is issued
-    gateway.renew_credentials(
-        project, provided
-    )  # and as the watchdog does every few hours, with the settings that Envoy was started with
+        envoy_process.start(project.using(provided))
+    gateway.reload_tokens(project.using(provided))  # as after a token is issued
+    # as the watchdog does every few hours, with the settings that Envoy was started with
+    gateway.renew_credentials(project.using(provided))
     wait_until_shown(settings, trusting(project))
 
 
@@ -227,11 +226,11 @@ def test_another_certificate_is_used_at_once_and_drops_no_connection(running: tu
     provided = settings.model_copy(update={"tls": "files", "tls_certificate": chain, "tls_key": key})
     with httpx.Client(base_url=gateway.address(settings), verify=trusting(project)) as kept:
         assert kept.get("/readyz").status_code == 200
-        envoy_process.start(project, provided)
+        envoy_process.start(project.using(provided))
         deadline = time.monotonic() + 10
         while True:
             try:
-                httpx.get(f"{gateway.address(provided)}/readyz", verify=tls.trust(project, provided))
+                httpx.get(f"{gateway.address(provided)}/readyz", verify=tls.trust(project.using(provided)))
                 break
             except httpx.ConnectError:
                 assert time.monotonic() < deadline

@@ -387,7 +387,7 @@ def test_a_refused_request_reaches_no_replica(gateway_project: GatewayProject) -
 def test_issuing_a_token_in_a_shell_with_other_settings_does_not_change_the_gateway(gateway_project: GatewayProject) -> None:
     token = gateway_project.issue("digits")
     elsewhere = Settings(gateway_port=gateway_project.settings.gateway_port + 1, access="open", request_seconds=1.0)
-    gateway.reload_tokens(gateway_project.project, elsewhere)
+    gateway.reload_tokens(gateway_project.project.using(elsewhere))
     gateway_project.until(lambda: gateway_project.predict(token)[0] == 200)
     assert gateway_project.predict(None)[0] == 401
     assert envoy_process.is_ready(gateway_project.project.using(gateway_project.settings))

@@ -106,7 +106,7 @@ def test_an_idle_upload_is_refused_by_the_gateway_when_the_api_server_does_not(
 ) -> None:
     impatient = digits.model_copy(update={"upload_idle_seconds": 0.5, "request_seconds": 1.0})
     monkeypatch.setattr("headrace.serving.gateway.routes.EXTRA_SECONDS", 0.5)
-    envoy_process.start(project, impatient)
+    envoy_process.start(project.using(impatient))
     deadline = time.monotonic() + 20
     while drip(impatient, "/v1/models/digits/batches", b"x" * 40, 0.2, silent=2.0)[0] != 408:
         assert time.monotonic() < deadline

@@ -74,9 +74,9 @@ def switch(project: Project, settings: Settings, tmp_path: Path) -> Callable[...
 
     def to(access: str, **changes: Any) -> Settings:
         wanted = settings.model_copy(update={"access": access, **changes})
-        envoy_process.start(project, wanted)
-        runner = ProcessRunner(project, command, wanted)
-        rolling.roll_out(SPEC, 2, project, wanted, runner, lambda line: None)
+        envoy_process.start(project.using(wanted))
+        runner = ProcessRunner(project.using(wanted), command)
+        rolling.roll_out(SPEC, 2, project.using(wanted), runner, lambda line: None)
         return wanted
 
     return to
@@ -152,4 +152,4 @@ def test_a_release_does_not_change_access(project: Project, settings: Settings, 
         )
     assert (caught.value.hint or "").startswith("headrace up")
     assert gateway.endpoints_by_model(project) == before
-    assert gateway.runs_with_settings(project, closed)
+    assert gateway.runs_with_settings(project.using(closed))

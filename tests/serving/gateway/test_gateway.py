@@ -94,8 +94,8 @@ def test_without_a_healthy_replica_the_answer_is_a_json_503(project: Project, se
 @pytest.mark.usefixtures("digits")
 def test_too_large_and_too_slow_requests_are_refused_in_json(project: Project, settings: Settings) -> None:
     tight = settings.model_copy(update={"max_request_bytes": 2000, "request_seconds": 0.5})
-    envoy_process.start(project, tight)
-    gateway.write_configuration_files(project, tight, gateway.read_routes(project))
+    envoy_process.start(project.using(tight))
+    gateway.write_configuration_files(project.using(tight), gateway.read_routes(project))
     deadline = time.monotonic() + 20
     while (answer := call(settings, "POST", "/v1/models/digits/predict", b" " * 5000))[0] != 413:
         assert time.monotonic() < deadline, answer

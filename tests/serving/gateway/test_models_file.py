@@ -31,8 +31,8 @@ def status(settings: Settings) -> int:
     return found
 
 
-def roll_out(spec: ReplicaSpec, project: Project, settings: Settings, runner: ProcessRunner) -> None:
-    rolling.roll_out(spec, 1, project.using(settings), runner, lambda line: None)
+def roll_out(spec: ReplicaSpec, project: Project, runner: ProcessRunner) -> None:
+    rolling.roll_out(spec, 1, project, runner, lambda line: None)
 
 
 def test_a_damaged_record_is_an_error_that_stops_and_forgets_nothing(

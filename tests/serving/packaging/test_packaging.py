@@ -201,7 +201,7 @@ def test_without_an_engine_the_error_has_a_hint(project: Project, bento: Bento, 
 @pytest.fixture(scope="module")
 def image(docker_engine: Settings, project: Project, bento: Bento) -> Iterator[Image]:
     (project.root / "wheelhouse").symlink_to(CODE / "wheelhouse")
-    built = build_image(project, docker_engine, bento)
+    built = build_image(project.using(docker_engine), bento)
     yield built
     Docker.connect(docker_engine).run("image", "rm", "--force", built.tag)
 
@@ -276,11 +276,11 @@ def test_rebuilding_a_bento_gives_the_same_tag_and_layers(
     docker_engine: Settings, project: Project, bento: Bento, image: Image
 ) -> None:
     docker = Docker.connect(docker_engine)
-    assert build_image(project, docker_engine, bento) == image
+    assert build_image(project.using(docker_engine), bento) == image
     (before,) = docker.inspect("image", image.tag)
     docker.run("image", "rm", "--force", image.tag)
     time.sleep(1.1)  # another second: times are whole seconds in a layer
-    again = build_image(project, docker_engine, bento)
+    again = build_image(project.using(docker_engine), bento)
     (after,) = docker.inspect("image", again.tag)
     assert again.tag == image.tag
     assert after["RootFS"]["Layers"] == before["RootFS"]["Layers"]
@@ -294,7 +294,7 @@ def test_an_outdated_wheelhouse_is_refused(docker_engine: Settings, bento: Bento
     docker.build(_dockerfile(f"FROM {docker_engine.base_image}\nLABEL stale=1\n"), base)
     try:
         with pytest.raises(ServiceError, match=r"python -m headrace\.serving\.packaging"):
-            build_image(project, docker_engine.model_copy(update={"base_image": base}), bento)
+            build_image(project.using(docker_engine.model_copy(update={"base_image": base})), bento)
     finally:
         docker.run("image", "rm", "--force", base)
 

@@ -50,14 +50,14 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 def spec(docker_engine: Settings, project: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReplicaSpec]:
     (project.root / "wheelhouse").symlink_to(CODE / "wheelhouse")
     bento = package(image_model(tmp_path_factory.mktemp("halves")), "halves", "3", {}, project)
-    image = build_image(project, docker_engine, bento)
+    image = build_image(project.using(docker_engine), bento)
     yield ReplicaSpec("halves", "3", bento.tag, image.tag, threads=1)
     Docker.connect(docker_engine).run("image", "rm", "--force", image.tag)
 
 
 @pytest.fixture
 def runner(docker_engine: Settings, project: Project) -> Iterator[DockerRunner]:
-    runner = DockerRunner(project, docker_engine)
+    runner = DockerRunner(project.using(docker_engine))
     yield runner
     for replica in runner.list():
         runner.stop(replica, 0)
@@ -175,7 +175,7 @@ def test_replicas_count_quotas_in_a_redis_that_they_reach(
     (address,) = runner.docker.run("run", "--rm", "--entrypoint", "python3.11", spec.image or "", "-c", GATEWAY).split()
     server = RedisServer(tmp_path, address if runner.docker.has_bridge else "127.0.0.1").start()
     try:
-        counting = DockerRunner(project, docker_engine.model_copy(update={"quota_store": server.address}))
+        counting = DockerRunner(project.using(docker_engine.model_copy(update={"quota_store": server.address})))
         limited, _ = issue(project, "small", ["halves"], seconds=600, rows_per_day=2)
         replicas = [counting.start(spec, free_port()) for _ in range(2)]
         for replica in replicas:
@@ -190,7 +190,7 @@ def test_replicas_count_quotas_in_a_redis_that_they_reach(
 def test_a_quota_store_that_containers_cannot_reach_is_an_error(
     spec: ReplicaSpec, project: Project, docker_engine: Settings, store: str
 ) -> None:
-    runner = DockerRunner(project, docker_engine.model_copy(update={"quota_store": store}))
+    runner = DockerRunner(project.using(docker_engine.model_copy(update={"quota_store": store})))
     if store.startswith("redis") and not runner.docker.has_bridge:
         pytest.skip("containers share this machine's network")
     with pytest.raises(SettingsError, match="quota_store") as caught:
@@ -203,7 +203,7 @@ def test_other_projects_replicas_are_not_listed(
     runner: DockerRunner, spec: ReplicaSpec, docker_engine: Settings, tmp_path: Path
 ) -> None:
     runner.start(spec, free_port())
-    assert DockerRunner(make_project(tmp_path / "other"), docker_engine).list() == []
+    assert DockerRunner(make_project(tmp_path / "other").using(docker_engine)).list() == []
     assert runner.list("trips") == []
 
 

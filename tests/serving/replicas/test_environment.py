@@ -47,7 +47,7 @@ def test_a_shadow_replica_and_open_access_have_their_own_variables(project: Proj
     is_open = environment.process_variables(spec(), "a", project.using(Settings(access="open")))
     assert not {"HEADRACE_TOKEN_KEYS", "HEADRACE_GUARD"} & is_open.keys()
     redis = Settings(quota_store="redis://127.0.0.1:6379", quota_when_down="open")
-    variables = environment.process_variables(spec(), "a", project, redis)
+    variables = environment.process_variables(spec(), "a", project.using(redis))
     assert (variables["HEADRACE_QUOTAS"], variables["HEADRACE_QUOTA_WHEN_DOWN"]) == ("redis://127.0.0.1:6379", "open")
 
 

@@ -30,8 +30,8 @@ def test_a_new_version_of_a_bento_replaces_the_old_one_under_load(project: Proje
         )
         for version in ("1", "2")
     ]
-    rolling.roll_out(specs[0], 2, project, slow_start, runner, lambda line: None)
-    assert rolling.is_serving(specs[0], 2, project, slow_start)
+    rolling.roll_out(specs[0], 2, project.using(slow_start), runner, lambda line: None)
+    assert rolling.is_serving(specs[0], 2, project.using(slow_start))
     versions: list[str] = []
     failures: list[str] = []
     stop = threading.Event()
@@ -58,7 +58,7 @@ def test_a_new_version_of_a_bento_replaces_the_old_one_under_load(project: Proje
     for client in clients:
         client.start()
     try:
-        rolling.roll_out(specs[1], 2, project, slow_start, runner, lambda line: None)
+        rolling.roll_out(specs[1], 2, project.using(slow_start), runner, lambda line: None)
     finally:
         stop.set()
         for client in clients:

@@ -100,7 +100,7 @@ def test_when_the_new_replicas_fail_the_previous_version_keeps_serving(
     before = {replica.id for replica in runner.list()}
     impatient = settings.model_copy(update={"ready_seconds": 6.0}) if behaviour == "never" else settings
     with Load(settings.gateway_port, "digits", slow=0) as load, pytest.raises(ServiceError, match=reason) as caught:
-        rolling.roll_out(ReplicaSpec("digits", "2", behaviour), 2, project, impatient, runner, quiet)
+        rolling.roll_out(ReplicaSpec("digits", "2", behaviour), 2, project.using(impatient), runner, quiet)
     assert caught.value.hint
     assert load.failures == []
     assert set(load.answers) == {"1"}
