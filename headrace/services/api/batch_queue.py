@@ -176,8 +176,8 @@ class BatchQueue:
         for batch_id in self._known.keys() - self._open.keys():
             folder = self._store.folder(batch_id)
             if now() - folder.progress.changed_at > self._keep_seconds:
-                del self._known[batch_id]
                 await asyncio.to_thread(self._store.discard, folder)
+                self._known.pop(batch_id, None)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
