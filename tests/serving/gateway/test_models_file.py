@@ -60,7 +60,8 @@ def test_a_damaged_record_is_an_error_that_stops_and_forgets_nothing(
         assert damaged.value.where == str(path)
         assert "headrace up" in (damaged.value.hint or "")
     assert {file: file.read_bytes() for file in project.gateway.rglob("*.json")} == files
-    assert [(replica.version, replica.state) for replica in runner.list()] == [("1", "running")]
+    (replica,) = runner.list()
+    assert replica.version == "1" and replica.state in ("starting", "running")
     assert status(settings) == 200, "Envoy keeps serving from its own files"
 
     path.write_bytes(whole)
