@@ -184,7 +184,7 @@ def is_like(shown: str, printed: str) -> bool:
             case "dots":
                 pattern += ".*"
             case "variable":
-                pattern += r"[\w:,.+-]+"
+                pattern += r"[\w:,.+-]+(?: [\d:,.]+)?"  # a time may have a blank
             case "number":
                 pattern += f"({NUMBER})"
                 numbers.append(match[0])
