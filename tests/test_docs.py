@@ -327,7 +327,7 @@ def test_commands_named_on_a_page_exist(page: str) -> None:
 
 
 def test_commands_named_in_messages_exist() -> None:
-    """An error that names a command which is not there mends nothing."""
+    """A hint that names an unknown command does not help."""
     known, unknown = {path.removeprefix("headrace ") for path, _ in COMMANDS}, []
     for path in sorted((ROOT / "headrace").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -63,7 +63,7 @@ def add_batch(recipe: Recipe, file: Path, project: Project, report: Report) -> D
 
 def next_batch(recipe: Recipe, project: Project, report: Report) -> NextBatch:
     """Adds the rows with the next value of `data.incremental.column` from the source (`headrace data next RECIPE`). A
-    source without a later value is no error: the result says that nothing was added.
+    source without a later value is not an error: the result says that nothing was added.
 
     Raises:
         RecipeError: the recipe has no `data.incremental`.

@@ -93,7 +93,7 @@ def prefect_api(settings: Settings, path: str, body: dict[str, Any]) -> Any:
 
 
 def test_services_start_are_reused_restarted_and_stopped(project: Project, settings: Settings) -> None:
-    # A server that an older version ran under another name, and a program that is no server of Headrace.
+    # A server that an older version ran under another name, and a program that is not a server of Headrace.
     (project.root / "old" / "headrace").mkdir(parents=True)
     (project.root / "old" / "headrace" / "old_server.py").write_text("import time; time.sleep(600)")
     old_code = {"PYTHONPATH": str(project.root / "old")}

@@ -25,7 +25,7 @@ INTERVAL_SECONDS = 1.0
 """Envoy updates its latencies once a second."""
 REPORTS_PER_STEP = 10
 MAX_UNHEALTHY = 3
-"""This many measurements in a row without a healthy replica abort the roll-out: it is no brief interruption."""
+"""This many measurements in a row without a healthy replica abort the roll-out: it is not a brief interruption."""
 RecordStep = Callable[[dict[str, Any]], None]
 Snapshot = Callable[[], PoolSnapshot]
 
