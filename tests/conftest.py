@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -61,3 +63,17 @@ def _no_settings_from_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             "HEADRACE_DOCKER_HOST",
         ):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _no_modules_of_other_projects(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Forgets the modules of a test's project: those of the next one can have the same names."""
+    import_path = [*sys.path]
+    yield
+    sys.path[:] = import_path
+    temporary = str(tmp_path_factory.getbasetemp())
+    for name, module in list(sys.modules.items()):
+        spec = getattr(module, "__spec__", None)
+        places = [spec.origin, *(spec.submodule_search_locations or ())] if isinstance(spec, ModuleSpec) else []
+        if any(place and place.startswith(temporary) for place in places):
+            del sys.modules[name]

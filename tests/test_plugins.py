@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
 
@@ -30,14 +28,11 @@ EXAMPLES = ROOT / "docs" / "examples"
 
 
 @pytest.fixture
-def custom_project(project: Project) -> Iterator[Project]:
+def custom_project(project: Project) -> Project:
     """A project with the examples of the docs: `gated.py` (a model), `signals.py` (a task type) and `served_signals.py`."""
     for example in EXAMPLES.glob("*.py"):
         (project.root / example.name).write_text(example.read_text())
-    yield project
-    for name in ("gated", "signals", "served_signals"):
-        sys.modules.pop(name, None)
-    sys.path[:] = [entry for entry in sys.path if entry != str(project.root)]
+    return project
 
 
 def recipe_with(project: Project, name: str, **sections: object) -> None:
