@@ -45,7 +45,7 @@ def roll_back_interrupted_release(model: str, project: Project, report: Report, 
         if found is None:
             return
         place = (found.previous or found.endpoints)[0].runner
-        site = RolloutContext(model, project, project.settings, runners.runner_for(project, place), report)
+        site = RolloutContext(model, project, runners.runner_for(project, place), report)
         _undo(site, found)
 
 

@@ -107,7 +107,7 @@ def test_a_canary_of_a_killed_release_gets_no_more_requests(
     project: Project, settings: Settings, runner: ProcessRunner
 ) -> None:
     """As a kill leaves it: half of the requests go to a version without a release."""
-    site = RolloutContext("digits", project, settings, runner, lambda line: None)
+    site = RolloutContext("digits", project.using(settings), runner, lambda line: None)
     with rollout_lock(project, "digits"):
         steps.add_to_pool(site, steps.start_replicas(site, ReplicaSpec("digits", "2", "good", pool="canary"), 1))
         site.split_traffic(Traffic(canary=50))

@@ -24,9 +24,12 @@ class RolloutContext:
 
     model: str
     project: Project
-    settings: Settings
     runner: Runner
     report: Report
+
+    @property
+    def settings(self) -> Settings:
+        return self.project.settings
 
     @cached_property
     def token(self) -> str | None:

@@ -94,7 +94,7 @@ def roll_out(
     if is_serving(spec, replicas, project):
         return Rollout(spec, gateway.endpoints_by_model(project)[spec.model], address, changed=False)
     gateway.require_same_access(project)
-    context = RolloutContext(spec.model, project, project.settings, runner, report)
+    context = RolloutContext(spec.model, project, runner, report)
     with rollout_lock(project, spec.model):
         envoy_process.start(project)
         _clean_up(context)
@@ -132,7 +132,7 @@ def scale(model: str, replicas: int, project: Project, runner: Runner, report: R
 
 def remove(model: str, project: Project, runner: Runner, report: Report) -> list[Replica]:
     """Removes a model from the gateway and stops its replicas, which are returned. Does nothing when it is not served."""
-    context = RolloutContext(model, project, project.settings, runner, report)
+    context = RolloutContext(model, project, runner, report)
     with rollout_lock(project, model):
         removed = context.endpoints()
         remove_from_pool(context, removed)
