@@ -308,7 +308,10 @@ def server(tmp_path: Path) -> Iterator[str]:
         "1",
     ]
     stores = ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", str(tmp_path / "artifacts")]
-    process = subprocess.Popen([*command, *stores], cwd=tmp_path, start_new_session=True, stderr=subprocess.DEVNULL)
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # eight processes that no test needs
+    process = subprocess.Popen(
+        [*command, *stores], cwd=tmp_path, env=environment, start_new_session=True, stderr=subprocess.DEVNULL
+    )
     try:
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and process.poll() is None:
