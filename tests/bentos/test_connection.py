@@ -51,7 +51,7 @@ async def turn() -> None:
     await asyncio.sleep(0)
 
 
-async def test_a_turns_answers_leave_in_one_write_each_when_it_ends() -> None:
+async def test_answers_of_one_turn_are_written_once_at_its_end() -> None:
     pending, wires = PendingWrites(), [Wire(), Wire()]
     for number, wire in enumerate(wires):
         held = BufferedTransport(wire, pending, ())
@@ -62,7 +62,7 @@ async def test_a_turns_answers_leave_in_one_write_each_when_it_ends() -> None:
     assert [wire.written for wire in wires] == [[b"head body 0"], [b"head body 1"]]
 
 
-async def test_an_answer_that_waited_too_long_leaves_before_the_turn_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_answer_that_waited_too_long_is_written_before_the_turn_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_module, "BUFFER_SECONDS", -1.0)
     pending, first, second = PendingWrites(), Wire(), Wire()
     BufferedTransport(first, pending, ()).write(b"first")
@@ -72,7 +72,7 @@ async def test_an_answer_that_waited_too_long_leaves_before_the_turn_ends(monkey
     assert second.written == [b"second"]
 
 
-async def test_what_is_large_leaves_at_once_behind_what_was_held() -> None:
+async def test_a_large_answer_is_written_immediately_after_the_held_ones() -> None:
     wire, large = Wire(), b"x" * (BUFFER_BYTES + 1)
     held = BufferedTransport(wire, PendingWrites(), ())
     held.write(b"head")
@@ -80,7 +80,7 @@ async def test_what_is_large_leaves_at_once_behind_what_was_held() -> None:
     assert wire.written == [b"head", large]
 
 
-async def test_what_one_turn_writes_piece_by_piece_is_not_held_without_bound() -> None:
+async def test_held_pieces_are_bounded() -> None:
     wire = Wire()
     held = BufferedTransport(wire, PendingWrites(), ())
     for _ in range(3):
@@ -88,7 +88,7 @@ async def test_what_one_turn_writes_piece_by_piece_is_not_held_without_bound() -
     assert sum(map(len, wire.written)) > BUFFER_BYTES
 
 
-async def test_a_close_sends_what_is_held() -> None:
+async def test_closing_sends_what_is_held() -> None:
     wire = Wire()
     held = BufferedTransport(wire, PendingWrites(), ())
     held.write(b"last words")
@@ -96,7 +96,7 @@ async def test_a_close_sends_what_is_held() -> None:
     assert (wire.written, wire.is_gone) == ([b"last words"], True)
 
 
-async def test_a_client_that_is_gone_keeps_nobodys_answer_back() -> None:
+async def test_a_disconnected_client_does_not_delay_other_answers() -> None:
     pending, gone, here = PendingWrites(), Wire(), Wire()
     for wire in (gone, here):
         BufferedTransport(wire, pending, ()).write(b"answer")
@@ -152,7 +152,7 @@ async def test_an_answer_that_ends_its_connection_arrives_whole() -> None:
         assert (response.content, response.headers["connection"]) == (b"last", "close")
 
 
-def test_a_whole_answer_to_a_request_that_is_alone_leaves_at_once() -> None:
+def test_the_answer_to_a_single_request_is_sent_immediately() -> None:
     wire = Wire()
     held = BufferedTransport(wire, PendingWrites(), requests=["this one"])
     held.begin()
@@ -163,7 +163,7 @@ def test_a_whole_answer_to_a_request_that_is_alone_leaves_at_once() -> None:
     assert wire.written == [b"head body"]
 
 
-async def test_a_whole_answer_among_others_waits_for_the_end_of_the_turn() -> None:
+async def test_one_of_several_answers_waits_for_the_end_of_the_turn() -> None:
     wire = Wire()
     held = BufferedTransport(wire, PendingWrites(), requests=["this one", "another"])
     held.begin()
@@ -176,7 +176,7 @@ async def test_a_whole_answer_among_others_waits_for_the_end_of_the_turn() -> No
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-async def test_a_whole_answer_arrives_whatever_the_method(method: str) -> None:
+async def test_a_whole_answer_arrives_for_each_method(method: str) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await BytesResponse(b"whole", media_type="text/plain")(scope, receive, send)
 

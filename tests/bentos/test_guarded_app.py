@@ -88,7 +88,7 @@ def assert_error(response: httpx.Response, status: int, code: str) -> None:
 
 @pytest.mark.parametrize("header", [{}, {"authorization": "Bearer nonsense"}, {"authorization": "Basic abc"}])
 @pytest.mark.parametrize("path", [PREDICT, "/v1/models/digits/predict", "/v1/models", "/v2/models/halves", "/anything"])
-def test_without_a_valid_token_every_path_answers_alike(replica: Replica, header: dict[str, str], path: str) -> None:
+def test_without_a_valid_token_every_path_gives_the_same_answer(replica: Replica, header: dict[str, str], path: str) -> None:
     response = replica.ask(header, path)
     assert_error(response, 401, "unauthorized")
     assert response.json()["error"]["message"] == "a valid token is needed: authorization: Bearer ..."
@@ -96,9 +96,7 @@ def test_without_a_valid_token_every_path_answers_alike(replica: Replica, header
     assert "x-model-version" not in response.headers
 
 
-def test_a_model_that_is_not_the_tokens_and_one_that_does_not_exist_are_refused_alike(
-    replica: Replica, issuer: TokenIssuer
-) -> None:
+def test_a_forbidden_model_and_an_unknown_one_get_the_same_refusal(replica: Replica, issuer: TokenIssuer) -> None:
     others = issuer.header("acme", ("digits",))
     refused = [replica.ask(others, f"/v1/models/{name}/predict") for name in ("halves", "digits", "nothing")]
     for response in refused:
@@ -107,7 +105,7 @@ def test_a_model_that_is_not_the_tokens_and_one_that_does_not_exist_are_refused_
     assert replica.ask(others, "/v1/models", method="GET").json() == {"models": [], "object": "list", "data": []}
 
 
-def test_a_token_for_all_models_is_told_what_is_here(replica: Replica, issuer: TokenIssuer) -> None:
+def test_a_token_for_all_models_sees_which_models_exist(replica: Replica, issuer: TokenIssuer) -> None:
     response = replica.ask(issuer.header(), "/v1/models/halfs/predict")
     assert_error(response, 404, "unknown_model")
     assert "did you mean 'halves'" in response.json()["error"]["message"]
@@ -118,14 +116,14 @@ def test_health_and_metrics_need_no_token(replica: Replica, path: str) -> None:
     assert replica.ask({}, path, method="GET").status_code == 200
 
 
-def test_rows_are_metered_by_tenant_before_the_answer_is_seen(replica: Replica, issuer: TokenIssuer) -> None:
+def test_rows_are_metered_by_tenant_before_the_answer_is_sent(replica: Replica, issuer: TokenIssuer) -> None:
     for tenant, rows in (("acme", 3), ("acme", 1), ("globex", 2)):
         assert replica.ask(issuer.header(tenant), body={"instances": [IMAGE] * rows}).status_code == 200
     replica.ask(issuer.header("acme"), body={"pixels": "broken"})
     assert {row[1:] for row in read_usage(replica.usage)} == {("acme", "halves", 2, 4, 0), ("globex", "halves", 1, 2, 0)}
 
 
-def test_a_quota_is_held_to_the_row_and_what_was_refused_takes_nothing(replica: Replica, issuer: TokenIssuer) -> None:
+def test_a_quota_is_exact_to_the_row_and_refused_requests_cost_nothing(replica: Replica, issuer: TokenIssuer) -> None:
     acme = issuer.header("acme", rows_per_day=5)
     assert replica.ask(acme, body={"instances": [IMAGE] * 3}).status_code == 200
     over = replica.ask(acme, body={"instances": [IMAGE] * 3})
@@ -140,7 +138,7 @@ def test_a_quota_is_held_to_the_row_and_what_was_refused_takes_nothing(replica: 
 
 
 @pytest.mark.parametrize(("when_down", "status"), [("closed", 503), ("open", 200)])
-def test_quotas_that_cannot_be_looked_up_refuse_or_serve_as_set(
+def test_when_the_quota_store_is_down_requests_are_refused_or_served_as_configured(
     tmp_path: Path, issuer: TokenIssuer, halves: OnnxModel, when_down: str, status: int
 ) -> None:
     (tmp_path / "a file").touch()
@@ -155,7 +153,9 @@ def test_quotas_that_cannot_be_looked_up_refuse_or_serve_as_set(
         assert response.headers["retry-after"] == "1"
 
 
-def test_one_tenant_cannot_take_all_places(replica: Replica, issuer: TokenIssuer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_tenant_cannot_occupy_the_whole_queue(
+    replica: Replica, issuer: TokenIssuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(app_module, "MAX_IN_FLIGHT", 4)
     acme, globex = issuer.header("acme"), issuer.header("globex")
 
@@ -180,9 +180,7 @@ async def _slowly(arrived: asyncio.Event) -> AsyncIterator[bytes]:
     yield body[5:]
 
 
-def test_a_shadow_answers_and_records_but_meters_nothing_and_spends_no_quota(
-    tmp_path: Path, issuer: TokenIssuer, halves: OnnxModel
-) -> None:
+def test_a_shadow_records_answers_without_metering_or_quota(tmp_path: Path, issuer: TokenIssuer, halves: OnnxModel) -> None:
     shadow = Replica(tmp_path, halves, HEADRACE_SHADOW="1")
     limited = issuer.header(rows_per_day=1)
     assert [shadow.ask(limited).status_code for _ in range(3)] == [200] * 3
@@ -191,7 +189,7 @@ def test_a_shadow_answers_and_records_but_meters_nothing_and_spends_no_quota(
     assert len(shadow.answers()) == 3
 
 
-def test_answers_are_recorded_by_request_id_without_what_was_asked(replica: Replica, issuer: TokenIssuer) -> None:
+def test_answers_are_recorded_by_request_id_without_the_input(replica: Replica, issuer: TokenIssuer) -> None:
     header = {**issuer.header("acme"), "x-request-id": "order-7"}
     replica.ask(header, body={"instances": [IMAGE, {"pixels": [[0] * 4, [0] * 4, [9] * 4, [9] * 4]}]})
     replica.ask(header, body={"instances": [IMAGE] * 300})
@@ -215,11 +213,11 @@ def test_values_are_recorded_as_values_and_counted_by_bucket(tmp_path: Path, iss
     ("value", "bucket"),
     [(0.0, "0"), (37.5, "20"), (-0.7, "-0.5"), (1.0, "1"), (9.99, "5"), (1e300, "1e+12"), (float("nan"), "0"), (1e-9, "0")],
 )
-def test_a_value_has_one_of_few_buckets(value: float, bucket: str) -> None:
+def test_values_fall_into_few_buckets(value: float, bucket: str) -> None:
     assert bucket_of(value) == bucket
 
 
-def test_tenants_beyond_a_bound_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tenants_beyond_the_limit_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics_module, "MAX_TENANTS", 2)
     metrics = Metrics()
     for i in range(5):
@@ -230,7 +228,7 @@ def test_tenants_beyond_a_bound_are_counted_together(monkeypatch: pytest.MonkeyP
     assert "tenant4" not in text
 
 
-def test_a_refused_request_is_one_line_of_json_without_token_or_payload(
+def test_a_refused_request_is_logged_as_one_json_line_without_token_or_payload(
     replica: Replica, issuer: TokenIssuer, capfd: pytest.CaptureFixture[str]
 ) -> None:
     header = issuer.header("acme")
@@ -256,7 +254,7 @@ def test_a_refused_request_is_one_line_of_json_without_token_or_payload(
     assert json.loads(text)["tenant"] == "none"
 
 
-def test_slow_requests_are_told_and_all_of_them_where_wanted(
+def test_slow_requests_are_logged_and_all_requests_on_demand(
     tmp_path: Path, issuer: TokenIssuer, halves: OnnxModel, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for variables, lines in (
@@ -268,7 +266,7 @@ def test_slow_requests_are_told_and_all_of_them_where_wanted(
         assert len(capfd.readouterr().err.splitlines()) == lines
 
 
-def test_a_flood_of_refusals_is_no_flood_of_lines(
+def test_many_refusals_are_logged_in_few_lines(
     replica: Replica, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log_module, "LINES_PER_SECOND", 2)

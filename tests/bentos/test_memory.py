@@ -75,7 +75,7 @@ def mebibytes_kept(address: str, path: str, body: bytes, status: int) -> float:
         ("openai", {"model": "letters", "prompt": LARGE, "n": 99}),
     ],
 )
-def test_nothing_of_a_refused_request_stays(live: tuple[str, str], protocol: str, body: object) -> None:
+def test_a_refused_request_leaves_no_memory_behind(live: tuple[str, str], protocol: str, body: object) -> None:
     model, address = live
     path = {"v1": f"/v1/models/{model}/predict", "v2": f"/v2/models/{model}/infer", "openai": "/v1/completions"}[protocol]
     content = json.dumps(body).encode()
@@ -85,13 +85,13 @@ def test_nothing_of_a_refused_request_stays(live: tuple[str, str], protocol: str
         assert mebibytes_kept(address, path, content, status) < MEBIBYTES
 
 
-def test_nothing_of_a_broken_body_stays(live: tuple[str, str]) -> None:
+def test_a_broken_body_leaves_no_memory_behind(live: tuple[str, str]) -> None:
     model, address = live
     with without_collections():
         assert mebibytes_kept(address, f"/v1/models/{model}/predict", b'{"pixels": "' + LARGE.encode(), 400) < MEBIBYTES
 
 
-def test_nothing_of_an_answered_request_stays(tmp_path: Path) -> None:
+def test_an_answered_request_leaves_no_memory_behind(tmp_path: Path) -> None:
     image = {"pixels": [[255] * 4, [255] * 4, [0] * 4, [0] * 4]}
     content = json.dumps({"instances": [image] * 10_000}).encode()
     with live_app(image_model(tmp_path)) as (_, address), without_collections():

@@ -56,7 +56,7 @@ def test_one_bare_instance_gets_one_prediction(app: PredictionApp) -> None:
 
 
 @pytest.mark.parametrize("given", ["", "a b", "x" * 129, "zu\xdf", 'a"b'])
-def test_a_request_id_that_is_not_plain_is_replaced(app: PredictionApp, given: str) -> None:
+def test_an_invalid_request_id_is_replaced(app: PredictionApp, given: str) -> None:
     response = ask(app, "GET", "/v1/models", headers={"x-request-id": given.encode("latin-1")})
     assert len(response.headers["x-request-id"]) == 32
 
@@ -80,7 +80,7 @@ def test_a_model_describes_itself(app: PredictionApp) -> None:
         ([1], "instances.0"),
     ],
 )
-def test_a_broken_contract_names_the_field(app: PredictionApp, instance: Any, path: str) -> None:
+def test_invalid_input_names_the_field(app: PredictionApp, instance: Any, path: str) -> None:
     error = assert_refused(ask(app, "POST", PREDICT, json={"instances": [instance]}), 422, "contract_violation")
     assert error["path"] == path
     assert error["expected"]
@@ -97,7 +97,7 @@ def test_a_broken_contract_names_the_field(app: PredictionApp, instance: Any, pa
         ({"instances": [IMAGE], "parameters": {}}, "parameters"),
     ],
 )
-def test_a_payload_of_another_shape_names_what_is_wrong(app: PredictionApp, payload: Any, path: str) -> None:
+def test_a_payload_of_the_wrong_shape_is_explained(app: PredictionApp, payload: Any, path: str) -> None:
     assert assert_refused(ask(app, "POST", PREDICT, json=payload), 422, "contract_violation")["path"] == path
 
 
@@ -115,7 +115,7 @@ def test_a_payload_of_another_shape_names_what_is_wrong(app: PredictionApp, payl
         b'{"a": "\xc3"}',
     ],
 )
-def test_what_is_no_json_is_refused(app: PredictionApp, body: bytes) -> None:
+def test_invalid_json_is_refused(app: PredictionApp, body: bytes) -> None:
     assert_refused(post(app, body), 400, "bad_json")
 
 
@@ -143,7 +143,9 @@ def test_a_declared_length_over_the_limit_is_refused_unread(app: PredictionApp, 
     assert read == []
 
 
-def test_a_body_of_unknown_length_is_read_to_the_limit_alone(app: PredictionApp, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_of_unknown_length_is_read_no_further_than_the_limit(
+    app: PredictionApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(http, "BODY_LIMIT_BYTES", 100)
     monkeypatch.setattr(http_messages, "LINGER_BYTES", 0)
     read: list[bytes] = []
@@ -164,7 +166,7 @@ def test_a_body_that_comes_too_slowly_is_refused(app: PredictionApp, monkeypatch
 @pytest.mark.parametrize(
     ("payload", "got"), [(None, "null"), ([IMAGE], "a list"), ("x", "a text"), ({"instances": {}}, "an object")]
 )
-def test_what_was_sent_is_told_in_the_terms_of_json(app: PredictionApp, payload: Any, got: str) -> None:
+def test_errors_describe_values_in_json_terms(app: PredictionApp, payload: Any, got: str) -> None:
     refused = ask(app, "POST", PREDICT, content=json.dumps(payload).encode(), headers={"content-type": "application/json"})
     assert assert_refused(refused, 422, "contract_violation")["got"] == got
 
@@ -191,7 +193,7 @@ def test_every_other_path_answers_in_the_same_shape(app: PredictionApp, method: 
     assert_refused(ask(app, method, path), status, code)
 
 
-def test_whatever_bytes_come_the_answer_is_a_prediction_or_a_refusal(app: PredictionApp) -> None:
+def test_any_bytes_get_a_prediction_or_a_refusal(app: PredictionApp) -> None:
     """Real bodies with bytes changed, cut, doubled and put in."""
     chance = random.Random(0)
     bodies = [json.dumps(body).encode() for body in (IMAGE, {"instances": [IMAGE, IMAGE]}, {"pixels": "iVBORw0KGgo="})]
@@ -226,7 +228,7 @@ def test_whatever_bytes_come_the_answer_is_a_prediction_or_a_refusal(app: Predic
     assert asyncio.run(all_of_them()) <= {200, 400, 422}
 
 
-def test_a_bug_is_told_by_its_request_id_alone(
+def test_an_internal_error_is_answered_with_its_request_id_only(
     app: PredictionApp, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: object) -> None:
@@ -242,7 +244,7 @@ def test_a_bug_is_told_by_its_request_id_alone(
     assert "secret value 42" in caplog.text
 
 
-def test_values_that_the_model_has_no_number_for_are_their_clients_fault(tmp_path: Path) -> None:
+def test_values_without_a_finite_answer_are_a_client_error(tmp_path: Path) -> None:
     app = PredictionApp()
     app.model = OnnxModel(table_model(tmp_path))
     far = {"distance": 3e38, "carrier": "AA"}  # doubled it is infinite, though it fits the contract
@@ -254,7 +256,7 @@ def test_values_that_the_model_has_no_number_for_are_their_clients_fault(tmp_pat
     assert ask(app, "POST", "/v2/models/trips/infer", json=infer).status_code == 422
 
 
-def test_a_model_that_fails_at_its_own_sample_is_ours(app: PredictionApp, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_fails_its_own_sample_is_a_server_error(app: PredictionApp, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise InvalidOutput("the graph gave NaN or infinity")
 
@@ -262,20 +264,18 @@ def test_a_model_that_fails_at_its_own_sample_is_ours(app: PredictionApp, monkey
     assert_refused(ask(app, "POST", PREDICT, json=IMAGE), 500, "internal")
 
 
-def test_before_the_model_is_loaded_clients_are_asked_to_come_back() -> None:
+def test_before_the_model_is_loaded_clients_get_503_with_retry_after() -> None:
     response = ask(PredictionApp(), "POST", PREDICT, json=IMAGE)
     assert_refused(response, 503, "not_ready")
     assert response.headers["retry-after"] == "1"
 
 
-def test_more_requests_than_the_limit_are_sent_elsewhere(app: PredictionApp, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_requests_than_the_limit_get_503(app: PredictionApp, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app_module, "MAX_IN_FLIGHT", 0)
     assert_refused(ask(app, "GET", "/v1/models"), 503, "overloaded")
 
 
-def test_bodies_beyond_the_memory_for_them_are_sent_elsewhere_and_leave_nothing_held(
-    app: PredictionApp, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bodies_beyond_the_memory_limit_get_503_and_are_not_kept(app: PredictionApp, monkeypatch: pytest.MonkeyPatch) -> None:
     small = json.dumps(IMAGE).encode()
     most = http.MEMORY_PER_BODY_BYTE * len(small)
     monkeypatch.setattr(app_module, "MAX_BODY_MEMORY_BYTES", most)
@@ -287,7 +287,7 @@ def test_bodies_beyond_the_memory_for_them_are_sent_elsewhere_and_leave_nothing_
     assert app.body_memory_bytes == 0
 
 
-def test_a_large_body_leaves_the_event_loop_free(app: PredictionApp) -> None:
+def test_a_large_body_does_not_block_the_event_loop(app: PredictionApp) -> None:
     """While the thread for large work is held up, small requests and health checks go on."""
 
     async def scenario() -> tuple[int, int]:
@@ -308,7 +308,7 @@ def test_a_large_body_leaves_the_event_loop_free(app: PredictionApp) -> None:
     assert asyncio.run(scenario()) == (200, 600)
 
 
-def test_metrics_count_answers_and_know_no_paths(app: PredictionApp) -> None:
+def test_metrics_count_answers_without_paths(app: PredictionApp) -> None:
     for path in ("/a", "/b", "/c"):
         ask(app, "GET", path)
     ask(app, "POST", PREDICT, json={"instances": [IMAGE] * 4})
@@ -321,7 +321,7 @@ def test_metrics_count_answers_and_know_no_paths(app: PredictionApp) -> None:
     assert "/a" not in text
 
 
-def test_text_columns_travel_as_text(tmp_path: Path) -> None:
+def test_text_columns_are_sent_as_text(tmp_path: Path) -> None:
     app = PredictionApp()
     app.model = OnnxModel(table_model(tmp_path))
     rows = [{"distance": 1, "carrier": "AA"}, {"distance": 2, "carrier": "Zürich \u0000"}]

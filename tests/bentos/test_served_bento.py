@@ -80,7 +80,7 @@ def test_a_body_over_the_limit_is_refused_while_most_of_it_is_unsent(server: Ser
     assert b'"code":"too_large"' in reply
 
 
-def test_a_refusal_reaches_a_client_that_sends_its_body_to_the_end(server: Served) -> None:
+def test_a_refusal_reaches_a_client_that_sends_its_whole_body(server: Served) -> None:
     for _ in range(5):
         connection = HTTPConnection("127.0.0.1", server.port, timeout=30)
         connection.request("POST", PREDICT, b"x" * 20_000_000, {"content-type": "application/json"})
@@ -103,7 +103,7 @@ def test_many_clients_at_once_each_get_their_own_answer(server: Served) -> None:
         assert all(pool.map(predict, range(160)))
 
 
-def test_the_service_runs_from_the_bento_and_not_from_the_working_tree(project: Project, bento: Bento) -> None:
+def test_the_service_runs_from_the_bento_not_from_the_working_tree(project: Project, bento: Bento) -> None:
     source = bento.path / "src" / "bentos" / "protocols" / "v1.py"
     original = source.read_text()
     try:
@@ -155,7 +155,7 @@ def test_a_model_that_fails_its_sample_never_becomes_ready(project: Project, tmp
         assert "sample cannot be predicted" in served.log.read_text()
 
 
-def test_a_taken_port_is_told_in_one_line(project: Project, bento: Bento, server: Served) -> None:
+def test_a_taken_port_is_reported_in_one_line(project: Project, bento: Bento, server: Served) -> None:
     argv, env = serve_command(project, bento.tag, "127.0.0.1", server.port, 1)
     done = subprocess.run(argv, env={**env, "PATH": "/usr/bin:/bin"}, capture_output=True, text=True, timeout=60)
     assert done.returncode != 0
@@ -189,14 +189,14 @@ asyncio.run(main())
     assert ready == "200"
 
 
-def test_nobody_waits_for_a_slow_sender(server: Served) -> None:
+def test_a_slow_sender_does_not_delay_other_clients(server: Served) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as slow:
         head = f"POST {PREDICT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 50\r\n\r\n"
         slow.sendall(head.encode() + b"{")
         assert httpx.post(server.url + PREDICT, json=IMAGE, timeout=20).status_code == 200
 
 
-def test_a_hundred_megabytes_of_unknown_length_are_refused_and_not_kept(server: Served) -> None:
+def test_a_body_of_100_megabytes_of_unknown_length_is_refused_and_not_kept(server: Served) -> None:
     before = psutil.Process(server.process.pid).memory_info().rss
     piece = b"10000\r\n" + b"1" * 65_536 + b"\r\n"
     sent = 0
@@ -212,7 +212,7 @@ def test_a_hundred_megabytes_of_unknown_length_are_refused_and_not_kept(server: 
 
 
 @pytest.mark.parametrize("answered", [False, True], ids=["amid its body", "before its answer"])
-def test_a_client_that_goes_away_leaves_nothing_under_way(server: Served, answered: bool) -> None:
+def test_a_disconnected_client_leaves_no_running_work(server: Served, answered: bool) -> None:
     body = json.dumps({"instances": [IMAGE] * 5000}).encode()
     for _ in range(5):
         with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:

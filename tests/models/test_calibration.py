@@ -150,7 +150,7 @@ def test_a_regression_with_an_interval_learns_its_quantiles() -> None:
     assert farther - nearer < 0.3 * (high - low)
 
 
-def test_what_was_calibrated_travels_with_the_weights() -> None:
+def test_the_calibration_is_stored_with_the_weights() -> None:
     made, other = interval_model(), interval_model()
     made.margin.fill_(3.0)
     other.load_state_dict(made.state_dict())

@@ -128,7 +128,7 @@ def test_an_answer_looks_over_as_many_edges_as_the_network_says(config: ModelCon
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
-def test_an_edge_of_weight_nothing_is_no_edge(config: ModelConfig) -> None:
+def test_an_edge_of_weight_zero_has_no_effect(config: ModelConfig) -> None:
     net, x = network(config), torch.randn(N, 4)
     more = torch.cat([BOTH, torch.tensor([[5, 0], [0, 0]])])
     weight = torch.cat([torch.ones(len(BOTH)), torch.zeros(2)])
@@ -190,7 +190,7 @@ def test_a_readout_counts_the_nodes_that_are_there(pooling: str) -> None:
 
 @pytest.mark.parametrize("pooling", ["mean", "max", "sum", "attention"])
 @pytest.mark.parametrize("config_class", [GCNConfig, GATConfig, APPNPConfig])
-def test_a_whole_graph_is_answered_alike_alone_and_in_a_batch(config_class: Any, pooling: str) -> None:
+def test_a_whole_graph_gets_the_same_answer_alone_and_in_a_batch(config_class: Any, pooling: str) -> None:
     """Three nodes and two edges, alone, and padded to five nodes beside another graph."""
     net = network(config_class(hidden=[4], pooling=pooling), whole=True)
     x, edges = torch.randn(3, 4), torch.tensor([[0, 1], [1, 0], [1, 2], [2, 1]])

@@ -97,7 +97,7 @@ def test_no_token_is_seen_before_its_turn(name):
 
 
 @torch.inference_mode()
-def test_what_is_forgotten_changes_no_position():
+def test_dropped_context_does_not_change_positions():
     """Of one block, keys and values know their own token alone: without the oldest it reads as if they had never been."""
     torch.manual_seed(0)
     ours = GPT(GPTConfig(width=12, heads=2, layers=1, dropout=0.0), SHAPE).eval()
@@ -157,13 +157,13 @@ def test_the_graph_says_that_rows_and_lengths_may_be_any(exported):
     assert StepLayout.model_validate_json((folder / "served_steps.json").read_text()) == layout
 
 
-def test_a_graph_that_differs_is_no_export(exported, tmp_path):
+def test_an_export_with_other_outputs_is_refused(exported, tmp_path):
     name, _, folder, layout = exported
     with pytest.raises(ExportError, match="differs from torch"):
         check_step_parity(LanguageModel(network(name, seed=9)).eval(), SHAPE, folder, layout, "tiny")
 
 
-def test_a_text_longer_than_the_context_goes_on(exported):
+def test_a_text_longer_than_the_context_continues(exported):
     """What grows stays within the context; what does not is the same network at any length."""
     _, model, folder, layout = exported
     steps = StepRunner(open_graph(folder / "model.onnx"), layout)

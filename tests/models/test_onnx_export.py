@@ -133,7 +133,7 @@ def test_numbers_at_the_edge_of_their_range_are_answered(table: Exported) -> Non
         np.testing.assert_array_equal(np.isfinite(table.graph_answers(frame)), np.isfinite(table.torch_answers(frame)))
 
 
-def test_what_is_missing_or_unknown_is_answered(table: Exported) -> None:
+def test_missing_and_unknown_values_are_answered(table: Exported) -> None:
     frame = mixed(4).assign(colour=["red", None, "purple", ""], month=[1, 99, 12, -1], size=[1.0, np.nan, np.nan, 2.0])
     table.assert_agrees(frame)
     unknown = mixed(3).assign(colour=["purple", None, ""], size=5.0, wind=0.0, month=1)
@@ -148,7 +148,7 @@ def test_a_missing_number_is_answered_as_the_training_mean(table: Exported) -> N
     np.testing.assert_allclose(table.graph_answers(absent), table.graph_answers(present), rtol=1e-5)
 
 
-def test_a_row_is_answered_alike_alone_and_among_others(table: Exported) -> None:
+def test_a_row_gets_the_same_answer_alone_and_in_a_batch(table: Exported) -> None:
     frame = mixed(9)
     alone = np.concatenate([table.graph_answers(frame.iloc[[i]]) for i in range(9)])
     np.testing.assert_allclose(table.graph_answers(frame), alone, rtol=1e-5)

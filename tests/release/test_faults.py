@@ -99,7 +99,7 @@ def test_a_killed_training_ends_with_the_weights_of_one_never_killed(live: Live)
     assert weights[0] == weights[1]
 
 
-def test_ctrl_c_says_how_to_go_on(live: Live) -> None:
+def test_ctrl_c_prints_how_to_continue(live: Live) -> None:
     name = another_recipe(live, "stopped", train={"epochs": 100000, "learning_rate": 0.001})
     process = live.start("run", name)
     steps_until(process, "train")
@@ -112,7 +112,7 @@ def test_ctrl_c_says_how_to_go_on(live: Live) -> None:
     assert "interrupted" in said and "hint" in said and "Traceback" not in said
 
 
-def test_two_releases_of_one_recipe_do_not_meet(live: Live) -> None:
+def test_two_releases_of_one_recipe_exclude_each_other(live: Live) -> None:
     name = another_recipe(live, "twice")
     first = live.start("run", name)
     steps_until(first, "validate")
@@ -121,7 +121,7 @@ def test_two_releases_of_one_recipe_do_not_meet(live: Live) -> None:
     assert first.wait(SECONDS) == 0
 
 
-def test_a_dead_prefect_server_comes_back_by_itself(live: Live) -> None:
+def test_a_killed_prefect_server_is_restarted(live: Live) -> None:
     server = next(p for p in psutil.process_iter(["pid"]) if _listens(p, int(live.ports["HEADRACE_PREFECT_PORT"])))
     server.kill()
     released = live.json("run", "tiny", "--force")
@@ -198,7 +198,7 @@ def test_a_taken_port_names_its_holder_and_the_setting(
     assert {service["state"] for service in fresh.json("status")["services"]} == {"stopped"}
 
 
-def test_no_docker_engine_is_said_with_the_mend(live: Live) -> None:
+def test_a_missing_docker_engine_is_reported_with_a_hint(live: Live) -> None:
     error = live.json(
         "run", "tiny", "--runner", "docker", "--force", code=5, environment={"HEADRACE_DOCKER_HOST": "unix:///nowhere.sock"}
     )

@@ -70,7 +70,7 @@ def test_each_model_has_what_serves_it(book: Project) -> None:
     assert {m: e.version for m, e in history.production(journal.entries(book)).items()} == {"digits": "1", "flights": "7"}
 
 
-def test_a_step_that_too_few_requests_came_to_is_not_told_as_passed(book: Project, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_step_with_too_few_requests_is_not_shown_as_passed(book: Project, capsys: pytest.CaptureFixture[str]) -> None:
     numbers = {"error_rate": 0.0, "requests": 0}
     journal.record(book, "rollout-step", "digits", "2", {"step": "canary 5 %", "judged": False, **numbers})
     journal.record(book, "rollout-step", "digits", "2", {"step": "canary 25 %", "judged": True, **numbers, "requests": 1200})

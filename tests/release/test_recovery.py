@@ -63,7 +63,7 @@ def run_one_repair(live: Live, name: str) -> None:
     subprocess.run(command, cwd=live.project.root, env=live.environment, check=True)
 
 
-def test_what_was_released_serves_again_and_everything_says_so(live: Live, baked: str) -> None:
+def test_the_released_version_serves_again_and_every_command_shows_it(live: Live, baked: str) -> None:
     with clients(live, baked) as load:
         kill_while_it_bakes(live, baked, load)
         assert shown(live, baked) == ("2", None, "1")

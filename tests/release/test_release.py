@@ -84,7 +84,7 @@ def test_the_curl_line_of_the_summary_works_when_pasted(live: Live, on_path: boo
     assert json.loads(pasted.stdout)["model"] == "tiny", pasted.stderr
 
 
-def test_the_summary_says_what_a_person_asks(live: Live) -> None:
+def test_the_summary_shows_what_a_person_asks(live: Live) -> None:
     shown = live.run("run", "tiny").stdout
     for part in (
         "data ",

@@ -87,7 +87,7 @@ def test_other_settings_are_a_change(released: tuple[Recipe, Project]) -> None:
 
 
 @pytest.mark.parametrize("path", ["recipes/tiny.yaml", "source.csv", "headrace/models/mlp.py"])
-def test_what_is_edited_while_a_release_runs_is_not_taken_for_released(path: str, released: tuple[Recipe, Project]) -> None:
+def test_edits_during_a_release_do_not_count_as_released(path: str, released: tuple[Recipe, Project]) -> None:
     recipe, project = released
     began = time.time_ns()
     os.utime(project.root / path, ns=(began + 1000, began + 1000))

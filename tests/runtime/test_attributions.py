@@ -47,7 +47,7 @@ def test_few_fields_get_their_shapley_values_exactly() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_sampled_values_are_as_near_as_their_errors_say(seed: int) -> None:
+def test_sampled_values_are_within_their_stated_errors(seed: int) -> None:
     asked = coalitions(5, 31, seed)
     assert asked.orders is not None and len(asked.present) <= 31
     asked = coalitions(5, 2000, seed)
@@ -67,7 +67,7 @@ def test_sampled_values_are_as_near_as_their_errors_say(seed: int) -> None:
     assert (error < 1e-9).all()
 
 
-def test_the_parts_sum_to_the_whole_however_few_orders_there_are() -> None:
+def test_attributions_sum_to_the_difference_for_any_number_of_permutations() -> None:
     for most in (4, 20, 60):
         asked = coalitions(6, most, seed=3)
         values = np.random.default_rng(most).normal(size=len(asked.present))
@@ -76,7 +76,7 @@ def test_the_parts_sum_to_the_whole_however_few_orders_there_are() -> None:
         assert np.isnan(error).all() == (most < 22)
 
 
-def test_errors_shrink_with_the_number_of_orders_and_cover_the_truth() -> None:
+def test_errors_shrink_with_more_permutations_and_cover_the_truth() -> None:
     def game(present: NDArray[np.bool_]) -> NDArray[np.float64]:
         return np.exp(present @ np.linspace(-1, 1, 8)) * (present[:, 0] | present[:, 7])
 
@@ -91,14 +91,14 @@ def test_errors_shrink_with_the_number_of_orders_and_cover_the_truth() -> None:
     assert error.mean() < wide
 
 
-def test_one_field_has_all_the_credit_and_a_seed_asks_the_same() -> None:
+def test_a_single_field_gets_the_whole_attribution_and_a_seed_is_reproducible() -> None:
     found, _ = coalitions(1, 4, 0).attribute(np.array([2.0, 5.0]))
     assert found.tolist() == [3]
     one, two, other = (coalitions(30, 100, seed).present for seed in (1, 1, 2))
     assert (one == two).all() and not (one == other).all()
 
 
-def test_patches_cover_an_image_once() -> None:
+def test_patches_cover_an_image_exactly_once() -> None:
     covered = np.zeros((7, 5), int)
     for place in patches(7, 5, 2):
         covered[place] += 1
@@ -106,7 +106,7 @@ def test_patches_cover_an_image_once() -> None:
     assert smallest_patch(28, 28, 784) == 1 and smallest_patch(28, 28, 783) == 2 and smallest_patch(28, 28, 1) == 28
 
 
-def test_words_are_found_where_they_stand_and_joined_where_they_are_many() -> None:
+def test_words_are_located_and_grouped_when_there_are_many() -> None:
     assert word_spans(" żółw, 👍 on", 9) == [(1, 6), (7, 8), (9, 11)]
     assert word_spans("a b c d e", 2) == [(0, 5), (6, 9)]
     assert word_spans("", 2) == word_spans(" \n", 2) == []

@@ -48,7 +48,7 @@ def every_text(longest: int) -> list[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("penalty", [0.0, 1.0, 2.5])
-def test_a_beam_as_wide_as_all_texts_finds_the_best_of_them(penalty: float) -> None:
+def test_an_exhaustive_beam_finds_the_best_text(penalty: float) -> None:
     toy, longest = Toy(rows=5, seed=1), 3
     found = beam_search(toy.step(), 5, beams=len(every_text(longest)), longest=longest, length_penalty=penalty)
     for row, one in enumerate(found):
@@ -74,7 +74,7 @@ def test_one_beam_is_greedy_search() -> None:
         assert one.tokens == text
 
 
-def test_rows_do_not_meet() -> None:
+def test_rows_are_searched_independently() -> None:
     toy = Toy(rows=6, seed=3)
     together = beam_search(toy.step(), 6, beams=3, longest=5, length_penalty=1.0)
     for row in range(6):
@@ -111,13 +111,13 @@ def test_a_higher_penalty_gives_longer_texts() -> None:
 
 
 @pytest.mark.parametrize("beams", [1, 2, 5])
-def test_texts_hold_no_special_token_and_end_in_time(beams: int) -> None:
+def test_texts_hold_no_special_token_and_respect_the_length_limit(beams: int) -> None:
     for one in beam_search(Toy(rows=30, seed=5).step(), 30, beams, longest=4, length_penalty=1.0):
         assert len(one.tokens) <= 4 and set(one.tokens) <= set(WORDS)
         assert np.isfinite(one.score)
 
 
-def test_equal_scores_are_decided_alike_each_time() -> None:
+def test_ties_are_broken_the_same_way_each_time() -> None:
     def flat(tokens: NDArray[np.int64], parents: NDArray[np.int64] | None) -> NDArray[np.float32]:
         return np.full((*tokens.shape, VOCABULARY), -np.log(VOCABULARY), dtype=np.float32)
 

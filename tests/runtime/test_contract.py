@@ -83,7 +83,7 @@ def test_a_contract_that_takes_no_files_refuses_them() -> None:
         ("", "0 bytes"),
     ],
 )
-def test_a_picture_that_cannot_be_taken_names_its_row_and_what_was_expected(value: Any, said: str) -> None:
+def test_an_unreadable_picture_is_refused_with_its_row_and_what_was_expected(value: Any, said: str) -> None:
     with pytest.raises(ContractViolation, match=said) as caught:
         PICTURE.to_feeds([{"image": [[0, 0], [0, 0]]}, {"image": value}])
     assert caught.value.path == "instances.1.image"
@@ -115,7 +115,7 @@ def test_doubles_keep_their_digits() -> None:
         InputField(name="t", dtype="float64").to_array([float("inf")], "instances")
 
 
-def test_null_is_a_missing_number_where_that_is_allowed() -> None:
+def test_null_is_a_missing_number_if_allowed() -> None:
     feeds = TABLE.to_feeds([{"distance": 1, "wind": None, "carrier": "UA"}, {"distance": 2.5, "carrier": "XX"}])
     assert np.isnan(feeds["wind"]).tolist() == [True, True]
     assert feeds["carrier"].tolist() == ["UA", "XX"]
@@ -148,20 +148,20 @@ def test_null_is_a_missing_number_where_that_is_allowed() -> None:
         (TABLE, {"distance": {"a": 1}, "carrier": "UA"}, "instances.0.distance"),
     ],
 )
-def test_what_breaks_the_contract_is_refused_with_its_path(contract: Contract, instance: Any, path: str) -> None:
+def test_invalid_input_is_refused_with_its_path(contract: Contract, instance: Any, path: str) -> None:
     with pytest.raises(ContractViolation) as caught:
         contract.to_feeds([instance])
     assert caught.value.path == path
 
 
-def test_answers_are_in_the_users_terms() -> None:
+def test_answers_use_labels_and_units_of_the_target() -> None:
     assert IMAGE.to_answers(np.array([[0.25, 0.75]])) == [{"label": 1, "probabilities": {"0": 0.25, "1": 0.75}}]
     assert TABLE.to_answers(np.array([12.5], np.float32)) == [{"minutes": 12.5}]
     sure = TABLE.model_copy(update={"interval": 0.9})
     assert sure.to_answers(np.array([[12.5, 10, 15.25]], np.float32)) == [{"minutes": 12.5, "interval": [10.0, 15.25]}]
 
 
-def test_the_shape_of_an_answer_follows_from_what_is_answered() -> None:
+def test_the_shape_of_an_answer_follows_from_the_target() -> None:
     sure = TABLE.model_copy(update={"interval": 0.9})
     assert [contract.answer_shape for contract in (IMAGE, TABLE, sure)] == [(2,), (), (3,)]
 
@@ -172,14 +172,14 @@ def test_a_byte_without_limits_never_wraps() -> None:
         field.to_array([[-1]], "instances")
 
 
-def test_many_rows_name_the_one_at_fault() -> None:
+def test_the_invalid_row_among_many_is_named() -> None:
     rows = [{"distance": float(i), "carrier": "UA"} for i in range(50)]
     rows[31]["distance"] = "x"
     with pytest.raises(ContractViolation, match=r"instances.31.distance"):
         TABLE.to_feeds(rows)
 
 
-def test_arrays_are_held_against_the_same_bounds_and_the_row_is_named() -> None:
+def test_arrays_are_checked_against_the_same_bounds_and_the_row_is_named() -> None:
     field = InputField(name="count", dtype="int64", minimum=0, maximum=9)
     field.check(np.array([0, 9]), "rows")
     for bad in (10, -1, np.iinfo(np.int64).min, np.iinfo(np.int64).max):
@@ -212,7 +212,7 @@ WHOLE_NUMBERS = [0, 1, -1, 255, 256, 2**53, 2**53 + 1, -(2**63), 10**400]
     [*WHOLE_NUMBERS, 0.5, 3.0, -0.0, 0.1, 1e-320, 1e300, float("nan"), float("inf"), True, None, "1", [1]],
     ids=lambda value: str(value)[:12],
 )
-def test_a_value_is_taken_or_refused_alike_among_few_rows_and_among_many(field: InputField, value: Any) -> None:
+def test_a_value_is_accepted_or_refused_alike_in_small_and_large_requests(field: InputField, value: Any) -> None:
     def taken(rows: int) -> Any:
         try:
             found = field.to_array([value] + [1] * (rows - 1), "instances")

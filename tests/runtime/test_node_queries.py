@@ -59,7 +59,7 @@ def test_known_nodes_are_answered_as_in_the_whole_graph(asked: NodePredictor, mo
         np.testing.assert_allclose(first(answers), whole[:, 0], atol=1e-6)
 
 
-def test_an_answer_looks_at_no_more_than_it_depends_on(asked: NodePredictor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_neighbourhood_of_a_node_is_computed(asked: NodePredictor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node_queries, "MAX_CELLS", 0)
     seen: list[Subgraph] = []
 
@@ -94,13 +94,13 @@ def test_a_new_node_is_answered_as_if_it_had_been_in_the_graph(asked: NodePredic
         assert first(asked.answer([{"features": features, "neighbours": named}])) == pytest.approx([wanted], abs=1e-6)
 
 
-def test_a_new_node_may_stand_alone(asked: NodePredictor) -> None:
+def test_a_new_node_without_edges_is_answered(asked: NodePredictor) -> None:
     wanted = 1 / (1 + np.exp(1 + 4 * 1))
     for instance in ({"features": {"present": [0, 3]}, "neighbours": []}, {"features": [1, 0, 0, 1]}):
         assert first(asked.answer([instance])) == pytest.approx([wanted], abs=1e-6)
 
 
-def test_a_graph_of_ones_own_is_answered_node_by_node(asked: NodePredictor) -> None:
+def test_a_custom_graph_is_answered_node_by_node(asked: NodePredictor) -> None:
     rows, edges = [[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]], [[0, 1], [1, 0], [1, 2], [2, 2]]
     part = Subgraph(np.array(rows, np.float32), np.array([[0, 1], [1, 0], [1, 2], [2, 1]]))
     (answer,) = asked.answer([{"nodes": [rows[0], {"present": [1]}, rows[2]], "edges": edges}])
@@ -109,7 +109,7 @@ def test_a_graph_of_ones_own_is_answered_node_by_node(asked: NodePredictor) -> N
     assert len(lonely["nodes"]) == 1
 
 
-def test_ways_to_ask_may_be_mixed_and_one_does_not_touch_another(asked: NodePredictor) -> None:
+def test_kinds_of_instances_can_be_mixed_without_affecting_each_other(asked: NodePredictor) -> None:
     asking = [{"node": "p3"}, {"features": [1, 2, 3, 4], "neighbours": ["p3"]}, {"nodes": [[1, 1, 1, 1]]}, {"node": "p1"}]
     assert asked.answer(asking) == [asked.answer([one])[0] for one in asking]
 
@@ -151,13 +151,13 @@ def test_numbers_are_ids_too() -> None:
         ({"nodes": [[1, 2, 3, 4]], "edges": {"0": 1}}, ".edges", "a list of pairs"),
     ],
 )
-def test_what_breaks_the_contract_is_named(asked: NodePredictor, instance: Any, path: str, said: str) -> None:
+def test_the_invalid_field_is_named(asked: NodePredictor, instance: Any, path: str, said: str) -> None:
     with pytest.raises(ContractViolation, match=said) as caught:
         asked.answer([{"node": "p0"}, instance])
     assert caught.value.path == f"instances.1{path}"
 
 
-def test_a_graph_too_large_to_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node_queries, "MAX_CELLS", 8)
     asked = NodePredictor(random_graph(), 3, two_rounds, CONTRACT)
     asked.answer([{"nodes": [{"present": []}] * 2}])

@@ -32,19 +32,19 @@ def looks_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(token_verifier, "RELOAD_SECONDS", 0.0)
 
 
-def test_a_token_says_who_calls_and_what_it_opens(issuer: TokenIssuer, verifier: TokenVerifier) -> None:
+def test_a_token_names_tenant_and_models(issuer: TokenIssuer, verifier: TokenVerifier) -> None:
     caller = verifier.verify(issuer.token("acme", ("digits", "flights"), rows_per_day=1000, jti="t1"))
     assert (caller.tenant, caller.jti, caller.rows_per_day) == ("acme", "t1", 1000)
     assert [caller.may_call(name) for name in ("digits", "flights", "trips")] == [True, True, False]
     assert not caller.has_all_models
 
 
-def test_a_star_opens_every_model_and_no_models_open_none(issuer: TokenIssuer, verifier: TokenVerifier) -> None:
+def test_a_star_allows_all_models_and_an_empty_list_none(issuer: TokenIssuer, verifier: TokenVerifier) -> None:
     assert verifier.verify(issuer.token(models=("*",))).may_call("anything")
     assert not verifier.verify(issuer.token(models=())).may_call("digits")
 
 
-def test_without_a_folder_everybody_is_let_in() -> None:
+def test_without_a_key_folder_access_is_open() -> None:
     caller = TokenVerifier(None).verify("")
     assert (caller.tenant, caller.may_call("digits"), caller.rows_per_day) == ("open", True, None)
 
@@ -102,14 +102,14 @@ REFUSED: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("reason", REFUSED)
-def test_no_other_token_is_let_in(issuer: TokenIssuer, verifier: TokenVerifier, reason: str) -> None:
+def test_forged_tokens_are_refused(issuer: TokenIssuer, verifier: TokenVerifier, reason: str) -> None:
     with pytest.raises(InvalidToken) as refusal:
         verifier.verify(REFUSED[reason](issuer))
     assert str(refusal.value) == ""  # nobody learns why
 
 
 @pytest.mark.parametrize("reason", ["nothing", "unsigned", "another's signature", "expired", "an unknown key"])
-def test_every_refusal_costs_one_signature(
+def test_each_refusal_costs_one_signature_check(
     issuer: TokenIssuer, verifier: TokenVerifier, monkeypatch: pytest.MonkeyPatch, reason: str
 ) -> None:
     token = REFUSED[reason](issuer)
@@ -151,9 +151,7 @@ def test_clocks_may_differ_by_a_minute(issuer: TokenIssuer, verifier: TokenVerif
     assert verifier.verify(issuer.token(iat=now + 50))
 
 
-def test_a_token_ends_though_it_was_verified_before(
-    issuer: TokenIssuer, verifier: TokenVerifier, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_verified_token_still_expires(issuer: TokenIssuer, verifier: TokenVerifier, monkeypatch: pytest.MonkeyPatch) -> None:
     token = issuer.token()
     verifier.verify(token)
     later = time.time() + 700
@@ -163,7 +161,7 @@ def test_a_token_ends_though_it_was_verified_before(
 
 
 @pytest.mark.usefixtures("looks_each_time")
-def test_a_revoked_token_is_refused_though_it_was_verified_before(issuer: TokenIssuer, verifier: TokenVerifier) -> None:
+def test_a_verified_token_is_refused_once_revoked(issuer: TokenIssuer, verifier: TokenVerifier) -> None:
     token, other = issuer.token(), issuer.token()
     verifier.verify(token)
     issuer.revoke(token)
@@ -173,7 +171,7 @@ def test_a_revoked_token_is_refused_though_it_was_verified_before(issuer: TokenI
 
 
 @pytest.mark.usefixtures("looks_each_time")
-def test_a_key_that_is_taken_away_opens_nothing_any_more(issuer: TokenIssuer, verifier: TokenVerifier) -> None:
+def test_tokens_of_a_removed_key_are_refused(issuer: TokenIssuer, verifier: TokenVerifier) -> None:
     token = issuer.token()
     verifier.verify(token)
     newer = TokenIssuer(issuer.folder, "k2")
@@ -184,9 +182,7 @@ def test_a_key_that_is_taken_away_opens_nothing_any_more(issuer: TokenIssuer, ve
 
 @pytest.mark.usefixtures("looks_each_time")
 @pytest.mark.parametrize("name", ["jwks.json", "revoked.json"])
-def test_a_file_that_cannot_be_read_leaves_in_force_what_was_read_last(
-    issuer: TokenIssuer, verifier: TokenVerifier, name: str
-) -> None:
+def test_an_unreadable_file_keeps_the_last_read_state(issuer: TokenIssuer, verifier: TokenVerifier, name: str) -> None:
     revoked, token = issuer.token(), issuer.token()
     issuer.revoke(revoked)
     verifier.verify(token)
@@ -197,7 +193,7 @@ def test_a_file_that_cannot_be_read_leaves_in_force_what_was_read_last(
 
 
 @pytest.mark.parametrize(("name", "content"), [("jwks.json", "{}"), ("revoked.json", "nonsense")])
-def test_nobody_is_let_in_before_the_files_can_be_read(issuer: TokenIssuer, name: str, content: str) -> None:
+def test_access_is_refused_until_the_files_can_be_read(issuer: TokenIssuer, name: str, content: str) -> None:
     (issuer.folder / name).write_text(content)
     with pytest.raises(InvalidToken):
         TokenVerifier(issuer.folder).verify(issuer.token())

@@ -30,7 +30,7 @@ def test_a_text_comes_back_as_it_was(tokens: str) -> None:
     assert [found.decode(found.tokens(text)) for text in TEXTS] == TEXTS
 
 
-def test_pieces_know_every_text() -> None:
+def test_pieces_encode_every_text() -> None:
     found = encoder("pieces")
     assert found.decode(found.tokens("żółw 龜 🐢")) == "żółw 龜 🐢"
 
@@ -54,7 +54,7 @@ def test_lowercase_makes_cases_the_same() -> None:
     assert kept.tokens("TO") != kept.tokens("to")
 
 
-def test_what_is_replaced_is_no_token_any_more() -> None:
+def test_replaced_text_is_not_a_token() -> None:
     links, runs = r"https?://\S+", r"(.)(?=\1\1)"
     config = TextConfig(column="text", tokens="words", vocabulary=400, replace={links: " link ", runs: ""})
     found = Encoder(learn_vocabulary(["so good http://a.b/1", "so good https://c.d/2", "soooo good"], config))
@@ -62,12 +62,12 @@ def test_what_is_replaced_is_no_token_any_more() -> None:
     assert UNKNOWN not in found.tokens("link") and found.tokens("goooooood") == found.tokens("good")
 
 
-def test_a_pattern_that_is_none_is_refused() -> None:
+def test_an_invalid_pattern_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"'\(' is not a valid regular expression.*\n?.*"):
         learn_vocabulary(TEXTS, TextConfig(column="text", tokens="words", replace={"(": ""}))
 
 
-def test_the_vocabulary_is_the_same_again_and_no_larger_than_asked() -> None:
+def test_the_vocabulary_is_reproducible_and_no_larger_than_requested() -> None:
     one, other = encoder("pieces", vocabulary=270), encoder("pieces", vocabulary=270)
     assert one._json == other._json
     assert one.vocabulary <= 270
@@ -80,13 +80,13 @@ def test_texts_of_one_token_are_refused() -> None:
         encoder("words", texts=["", ""])
 
 
-def test_no_tokenizer_is_named() -> None:
+def test_a_missing_tokenizer_is_named() -> None:
     with pytest.raises(ValueError, match=r"not a valid tokenizer\.json"):
         Encoder("{}").tokens("to be")
 
 
 @pytest.mark.parametrize("tokens", ["words", "pieces", "characters"])
-def test_a_text_that_spells_a_special_token_holds_none(tokens: str) -> None:
+def test_a_text_that_spells_a_special_token_is_encoded_as_plain_text(tokens: str) -> None:
     found = encoder(tokens)
     assert not {PAD, START, END} & set(found.tokens("to [PAD] be[EOS] [BOS]"))
     assert found.encode(["[PAD] to"], 99)[0, 0] != PAD

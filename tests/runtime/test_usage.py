@@ -66,7 +66,7 @@ def rows_of(folder: Path) -> dict[tuple[str, str], tuple[int, int]]:
     return {(row.tenant, row.model): (row.requests, row.rows) for row in read_usage(folder)}
 
 
-def test_what_was_given_is_summed_by_day_tenant_and_model(tmp_path: Path) -> None:
+def test_usage_is_summed_by_day_tenant_and_model(tmp_path: Path) -> None:
     with opened(tmp_path / "r1") as writer:
         writer.add("acme", "digits", 3)
         writer.add("acme", "digits", 4)
@@ -79,7 +79,7 @@ def test_what_was_given_is_summed_by_day_tenant_and_model(tmp_path: Path) -> Non
         ]
 
 
-def test_a_killed_process_has_lost_nothing_whose_answer_left(tmp_path: Path) -> None:
+def test_a_killed_process_has_lost_no_usage_of_sent_answers(tmp_path: Path) -> None:
     process = start(ADDS, str(tmp_path / "r1"))
     assert process.stdout is not None
     answered = len(process.stdout.read(2000))
@@ -93,7 +93,7 @@ def test_a_killed_process_has_lost_nothing_whose_answer_left(tmp_path: Path) -> 
         fold(tmp_path)
 
 
-def test_replicas_count_side_by_side_each_in_its_own_file(tmp_path: Path) -> None:
+def test_replicas_count_concurrently_in_files_of_their_own(tmp_path: Path) -> None:
     program = ADDS.replace("10**9", "3000")
     processes = [start(program, str(tmp_path / replica)) for replica in ("r1", "r2", "r2")]
     for process in processes:
@@ -124,7 +124,7 @@ def test_a_living_process_keeps_its_file(tmp_path: Path) -> None:
     ],
     ids=["before adding", "before the commit", "before deleting", "amid deleting"],
 )
-def test_a_fold_killed_between_any_two_steps_neither_loses_nor_doubles(tmp_path: Path, damage: str) -> None:
+def test_a_fold_killed_between_any_two_steps_loses_and_doubles_nothing(tmp_path: Path, damage: str) -> None:
     for replica in ("r1", "r2"):
         gone(tmp_path / replica, ("acme", "digits", 5))
     process = start(FOLDS.replace("{damage}", damage), str(tmp_path))
@@ -136,7 +136,7 @@ def test_a_fold_killed_between_any_two_steps_neither_loses_nor_doubles(tmp_path:
     assert list(tmp_path.glob("*/*.bin")) == []
 
 
-def test_folds_at_once_count_each_file_once(tmp_path: Path) -> None:
+def test_concurrent_folds_count_each_file_once(tmp_path: Path) -> None:
     for replica in range(12):
         gone(tmp_path / f"r{replica}", ("acme", "digits", 1))
     with ThreadPoolExecutor(4) as pool:
@@ -162,7 +162,7 @@ def test_a_reader_beside_a_fold_counts_each_file_once(tmp_path: Path, monkeypatc
     assert rows_of(tmp_path) == {("acme", "digits"): (3, 15)}
 
 
-def test_a_damaged_record_loses_nothing_else(tmp_path: Path) -> None:
+def test_a_damaged_record_loses_no_other_record(tmp_path: Path) -> None:
     path = gone(tmp_path / "r1", *[(f"tenant{i}", "digits", i) for i in range(1, 6)])
     content = bytearray(path.read_bytes())
     content[2 * RECORD + usage_file.KEY_AT] ^= 0xFF
@@ -171,7 +171,7 @@ def test_a_damaged_record_loses_nothing_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, RECORD - 1, 2 * RECORD + 100])
-def test_a_truncated_file_loses_only_what_is_cut(tmp_path: Path, size: int) -> None:
+def test_a_truncated_file_loses_only_the_cut_records(tmp_path: Path, size: int) -> None:
     path = gone(tmp_path / "r1", *[(f"tenant{i}", "digits", i) for i in range(1, 6)])
     os.truncate(path, size)
     gone(tmp_path / "r2", ("acme", "digits", 1))

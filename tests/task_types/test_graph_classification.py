@@ -144,7 +144,7 @@ def test_graphs_that_would_fill_the_memory_are_refused(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: f"{model['name']}, {model['pooling']}")
-def test_a_graph_is_answered_alike_alone_beside_others_exported_and_served(model: dict[str, Any], tmp_path: Path) -> None:
+def test_a_graph_gets_the_same_answer_alone_in_a_batch_exported_and_served(model: dict[str, Any], tmp_path: Path) -> None:
     recipe, frame = recipe_of(model), landed(shapes())
     task_type = task_type_of(TASK)
     schema = task_type.fit(frame, recipe)

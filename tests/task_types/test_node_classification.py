@@ -134,7 +134,7 @@ def test_an_edge_that_one_row_names_counts_in_both_directions() -> None:
         ({"likes": "-1"}, "'-1' is not the position"),
     ],
 )
-def test_what_is_no_graph_is_refused(change: dict[str, str], said: str) -> None:
+def test_values_that_are_not_graphs_are_refused(change: dict[str, str], said: str) -> None:
     landed = nodes_of(*clubs())
     for column, value in change.items():
         landed.loc[3, column] = value
@@ -348,7 +348,7 @@ def test_a_model_whose_parts_do_not_fit_is_not_served(folder: Path, tmp_path: Pa
         load(whole)
 
 
-def test_new_nodes_come_in_as_a_batch_and_edges_to_nobody_do_not(project: Project, tmp_path: Path) -> None:
+def test_new_nodes_are_added_as_a_batch_and_edges_to_unknown_nodes_are_refused(project: Project, tmp_path: Path) -> None:
     recipe = load_recipe("clubs", project)
     batch = pd.DataFrame(
         {"name": ["n1", "n2"], "likes": ["1 3", "0"], "edges": ["m1 m3", "n1 nobody"], "club": ["tennis", "chess"]}

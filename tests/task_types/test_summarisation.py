@@ -222,7 +222,7 @@ def test_any_text_is_answered(served: SummaryModel, text: str) -> None:
         ({"instances": [{"text": "mean"}] * (MAX_TEXTS + 1)}, "instances"),
     ],
 )
-def test_what_is_no_text_to_summarise_is_refused_with_its_place(served: SummaryModel, body: Any, path: str) -> None:
+def test_a_value_that_is_not_text_is_refused_with_its_place(served: SummaryModel, body: Any, path: str) -> None:
     from headrace.runtime.http import Refused
 
     with pytest.raises(Refused) as caught:

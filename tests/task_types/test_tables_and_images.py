@@ -379,7 +379,7 @@ def test_a_size_that_does_not_fit_the_columns_is_the_recipes_mistake() -> None:
 
 
 @pytest.mark.parametrize("pixel", [256, -1, 0.5, None])
-def test_a_pixel_that_is_no_byte_is_refused_instead_of_wrapped(pixel: float | None) -> None:
+def test_a_pixel_outside_of_a_byte_is_refused_instead_of_wrapped(pixel: float | None) -> None:
     frame = small_images().astype({"p4": "float64"})
     frame.loc[2, "p4"] = pixel
     recipe = make_recipe("image-classification", image=[2, 3])

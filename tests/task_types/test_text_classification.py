@@ -122,7 +122,7 @@ def test_nothing_is_the_empty_text_and_the_contract_takes_null_if_training_had_i
     assert not task_type.encode(holed, schema, recipe)["tokens"][3].any()
 
 
-def test_what_is_no_text_is_read_as_text() -> None:
+def test_values_that_are_not_text_are_read_as_text() -> None:
     recipe = recipe_of(tokens="characters")
     frame = pd.DataFrame({"body": [12.0, 3.5, 7.0, 21.0], "mood": ["a", "b", "a", "b"]})
     schema = fitted(frame, recipe)

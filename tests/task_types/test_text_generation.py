@@ -98,7 +98,7 @@ def test_what_cannot_generate_is_refused_with_what_mends_it() -> None:
         fitted(pd.DataFrame({"text": ["aaaa"]}), recipe_of())
 
 
-def test_a_network_that_classifies_is_no_language_model(tmp_path: Path) -> None:
+def test_a_classifier_is_refused_as_a_language_model(tmp_path: Path) -> None:
     recipe, frame = recipe_of(), rhymes(5)
     other = recipe.model_copy(update={"model": make_recipe("classification").model})
     with pytest.raises(RecipeError, match="does not build a LanguageNetwork"):
@@ -153,7 +153,7 @@ def test_bits_of_passages_are_those_of_torch_token_by_token(exported: Any, monke
     assert len(rows) == len(found) and np.bincount(rows, found[:, 1]).tolist() == frame["text"].str.len().tolist()
 
 
-def test_metrics_count_characters_whatever_the_tokens_are(exported: Any) -> None:
+def test_metrics_count_characters_for_any_tokens(exported: Any) -> None:
     recipe, frame, _, folder = exported
     task_type, schema = task_type_of(recipe.task), fitted(frame, recipe)
     outputs = task_type.answers(folder, frame, recipe)

@@ -213,7 +213,7 @@ def in_a_process(project: Project, reference: str, **environment: str) -> subpro
     return subprocess.run(command, capture_output=True, text=True, timeout=200, env=env)
 
 
-def test_a_locked_database_is_reported_with_the_mend_and_without_a_traceback(recipe: Recipe, built: Project) -> None:
+def test_a_locked_database_is_reported_with_a_hint_and_without_a_traceback(recipe: Recipe, built: Project) -> None:
     version = registered(recipe, built)
     with contextlib.closing(sqlite3.connect(built.mlflow_database, isolation_level=None)) as holder:
         holder.execute("BEGIN EXCLUSIVE")
@@ -224,7 +224,7 @@ def test_a_locked_database_is_reported_with_the_mend_and_without_a_traceback(rec
     registry.set_alias(version, registry.CHALLENGER, built)
 
 
-def test_a_read_only_database_is_reported_with_the_mend_and_without_a_traceback(recipe: Recipe, built: Project) -> None:
+def test_a_read_only_database_is_reported_with_a_hint_and_without_a_traceback(recipe: Recipe, built: Project) -> None:
     version = registered(recipe, built)
     uri = f"sqlite:///file:{built.mlflow_database}?mode=ro&uri=true"  # read-only for root too, whom file modes do not stop
     done = in_a_process(built, version.name, HEADRACE_TRACKING_URI=uri)

@@ -66,7 +66,7 @@ def test_a_measured_choice_is_made_once_for_a_run(tmp_path: Path, monkeypatch: p
     assert read_json(tmp_path / "m.compiled.json") == {"one": True, "other": False}
 
 
-def test_where_no_compiler_is_the_run_goes_on_and_says_so_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_the_run_continues_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real torch.compile that finds no C++ compiler."""
     from torch._inductor import config as inductor
 

@@ -67,7 +67,7 @@ def spoilt_from(batch: int, model: ServedModel) -> None:
 
 @pytest.mark.parametrize("read_every", [1, 3, 1000])
 @pytest.mark.parametrize(("batch", "place"), [(1, "epoch 1, batch 1"), (12, "epoch 2, batch 5"), (14, "epoch 2, batch 7")])
-def test_a_loss_that_is_no_number_names_epoch_and_batch(
+def test_a_loss_that_is_not_finite_names_epoch_and_batch(
     batch: int, place: str, read_every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(losses, "READ_EVERY", read_every)

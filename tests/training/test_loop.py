@@ -223,7 +223,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path: 
     assert same(one, again) and not same(one, other)
 
 
-def test_a_loss_that_is_no_number_names_the_learning_rate(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_names_the_learning_rate(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="loss became") as caught:
         train(TrainConfig(epochs=3, batch_size=16, learning_rate=1e30, optimizer="sgd"), tmp_path)
     assert re.search(r"in epoch \d, (batch \d|on the validation rows)", caught.value.message)

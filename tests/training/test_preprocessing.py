@@ -98,7 +98,7 @@ def test_rows_that_would_be_shuffled_in_another_order_are_left_alone(monkeypatch
     assert left_alone(image_model(), CONFIG, image_rows(1_000_000 // (36 * 4 + 8) + 1))
 
 
-def test_a_model_of_ones_own_with_its_own_way_to_the_network_is_left_alone() -> None:
+def test_a_custom_model_with_its_own_preprocessing_is_left_alone() -> None:
     model = table_model()
     model.preprocess = AsIs()
     assert left_alone(model, CONFIG, table_rows(10))

@@ -24,7 +24,7 @@ def test_probabilities_are_the_softmax_of_hand_computed_logits(tmp_path: Path) -
     assert answer["probabilities"]["upper"] == pytest.approx(upper, abs=1e-5)
 
 
-def test_a_category_that_training_never_saw_is_answered(tmp_path: Path) -> None:
+def test_an_unknown_category_is_answered(tmp_path: Path) -> None:
     model = OnnxModel(table_model(tmp_path))
     rows = [{"distance": 100, "carrier": "BB"}, {"distance": 1.5, "carrier": "ZZ"}]
     assert model.predict(rows) == [{"minutes": 220.0}, {"minutes": 3.0}]
@@ -42,14 +42,14 @@ def test_an_integer_of_hundreds_of_digits_breaks_the_contract(tmp_path: Path) ->
         OnnxModel(table_model(tmp_path)).predict([{"distance": 10**400, "carrier": "AA"}])
 
 
-def test_identity_beside_the_model_gives_the_version(tmp_path: Path) -> None:
+def test_the_identity_file_gives_the_version(tmp_path: Path) -> None:
     folder = image_model(tmp_path)
     (folder / "identity.json").write_text(json.dumps({"version": "12", "data_md5": "d41d"}))
     model = OnnxModel(folder)
     assert (model.version, model.identity["data_md5"]) == ("12", "d41d")
 
 
-def test_a_graph_that_asks_for_another_input_is_not_served(tmp_path: Path) -> None:
+def test_a_graph_with_another_input_is_not_served(tmp_path: Path) -> None:
     folder = table_model(tmp_path)
     contract = Contract.read(folder / "contract.json")
     contract.model_copy(update={"inputs": contract.inputs[:1], "sample": {"distance": 1.0}}).write(folder / "contract.json")
@@ -73,7 +73,7 @@ def test_a_graph_with_fewer_classes_than_labels_is_not_served(tmp_path: Path) ->
         OnnxModel(folder)
 
 
-def test_an_answer_that_is_no_number_is_never_given(tmp_path: Path) -> None:
+def test_an_answer_that_is_not_finite_is_never_given(tmp_path: Path) -> None:
     folder = table_model(tmp_path)
     graph = onnx.load(folder / "model.onnx")
     (two,) = graph.graph.initializer
@@ -100,7 +100,7 @@ def test_a_version_registered_under_an_earlier_class_name_still_predicts(tmp_pat
     assert load(tmp_path).predict([contract.sample])[0]["label"] == "upper"
 
 
-def test_a_custom_class_that_imports_a_moved_module_is_told_its_new_name(
+def test_a_custom_class_that_imports_a_moved_module_gets_an_error_with_the_new_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     contract = Contract.read(image_model(tmp_path) / "contract.json")

@@ -61,7 +61,7 @@ def test_many_short_texts_are_all_answered(model: TextModel) -> None:
     assert len(model.predict([{"text": "good"}] * 3000)) == 3000
 
 
-def test_no_run_holds_more_tokens_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_batch_holds_more_tokens_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_module, "TOKENS_PER_RUN", 10)
     shapes: list[tuple[int, ...]] = []
 
@@ -89,13 +89,13 @@ def test_no_run_holds_more_tokens_than_allowed(monkeypatch: pytest.MonkeyPatch) 
         ("good", "instances.0"),
     ],
 )
-def test_what_is_no_text_is_refused(model: TextModel, instance: Any, path: str) -> None:
+def test_values_that_are_not_text_are_refused(model: TextModel, instance: Any, path: str) -> None:
     with pytest.raises(ContractViolation) as caught:
         model.predict([instance])
     assert caught.value.path == path
 
 
-def test_null_is_the_empty_text_where_the_contract_says_so(tmp_path: Path) -> None:
+def test_null_is_the_empty_text_if_the_contract_allows_it(tmp_path: Path) -> None:
     model = load(word_counter(tmp_path, nullable=True))
     assert model.predict([{"text": None}]) == model.predict([{}]) == model.predict([{"text": ""}])
 

@@ -29,7 +29,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PredictionApp]
     return apps
 
 
-def test_a_tables_fields_share_the_difference_to_the_sample(models: dict[str, PredictionApp]) -> None:
+def test_attributions_of_fields_sum_to_the_difference_from_the_sample(models: dict[str, PredictionApp]) -> None:
     """minutes = 2 * distance + code; the sample is 3.5 by AA (10), this one 5 by BB (20)."""
     found = ask(models["trips"], instance={"distance": 5, "carrier": "BB"})
     assert (found["method"], found["target"], found["value"], found["base_value"]) == ("Shapley values", "minutes", 30, 17)
@@ -37,13 +37,13 @@ def test_a_tables_fields_share_the_difference_to_the_sample(models: dict[str, Pr
     assert found["evaluations"] == 4 and found["model"] == "trips" and found["id"].endswith(found["request_id"])
 
 
-def test_a_baseline_of_ones_own(models: dict[str, PredictionApp]) -> None:
+def test_a_custom_baseline(models: dict[str, PredictionApp]) -> None:
     baseline = {"distance": 0, "carrier": "?"}
     found = ask(models["trips"], instance={"distance": 5, "carrier": "BB"}, baseline=baseline)
     assert found["base_value"] == 0 and found["attributions"] == {"distance": 10, "carrier": 20}
 
 
-def test_patches_of_an_image_are_covered_one_by_one(models: dict[str, PredictionApp]) -> None:
+def test_patches_of_an_image_are_occluded_one_by_one(models: dict[str, PredictionApp]) -> None:
     """Logits are sums of the halves over 255; a covered patch becomes the image's median, 127."""
     found = ask(models["halves"], instance={"pixels": UPPER}, patch=2)
     assert (found["method"], found["target"], found["patch"], found["evaluations"]) == ("occlusion", "upper", 2, 6)
@@ -66,7 +66,7 @@ def test_patches_of_an_image_are_covered_one_by_one(models: dict[str, Prediction
     assert np.array(other["attributions"]) == pytest.approx(-np.array(grid), abs=1e-6)
 
 
-def test_patches_grow_until_the_evaluations_suffice(models: dict[str, PredictionApp]) -> None:
+def test_patches_grow_until_the_evaluation_limit_is_met(models: dict[str, PredictionApp]) -> None:
     assert ask(models["halves"], instance={"pixels": UPPER})["patch"] == 1
     assert ask(models["halves"], instance={"pixels": UPPER}, evaluations=17)["patch"] == 2
 
@@ -137,7 +137,7 @@ def test_nodes_of_a_graph_are_left_out_one_by_one() -> None:
         ("moods", {"instance": {"text": "good"}, "seed": "a"}, "seed"),
     ],
 )
-def test_what_cannot_be_explained_names_the_field(
+def test_input_that_cannot_be_explained_names_the_field(
     models: dict[str, PredictionApp], model: str, fields: dict[str, Any], path: str
 ) -> None:
     response = send(models[model], json.dumps(fields).encode())
@@ -145,7 +145,7 @@ def test_what_cannot_be_explained_names_the_field(
     assert response.json()["error"]["path"] == path
 
 
-def test_a_model_that_writes_is_not_explained(models: dict[str, PredictionApp]) -> None:
+def test_text_generation_is_not_explained(models: dict[str, PredictionApp]) -> None:
     response = send(models["letters"], json.dumps({"instance": {"prompt": "a"}}).encode())
     assert response.status_code == 422 and response.json()["error"]["code"] == "no_explanation"
 
@@ -155,7 +155,7 @@ def test_no_body_makes_the_server_fail(models: dict[str, PredictionApp], body: b
     assert send(models["trips"], body).status_code in (400, 422)
 
 
-def test_rows_that_are_answered_for_it_are_metered(models: dict[str, PredictionApp]) -> None:
+def test_rows_evaluated_for_an_explanation_are_metered(models: dict[str, PredictionApp]) -> None:
     def rows() -> float:
         text = bytes(models["trips"].metrics.render().body).decode()
         return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith("headrace_rows_total{"))

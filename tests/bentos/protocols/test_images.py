@@ -54,7 +54,7 @@ def test_a_file_alone_is_an_instance(app: PredictionApp, kind: str, media_type: 
     assert answer["probabilities"]["upper"] == pytest.approx(array["probabilities"]["upper"], abs=0.01)
 
 
-def test_files_and_arrays_stand_side_by_side_in_json(app: PredictionApp) -> None:
+def test_files_and_arrays_can_be_mixed_in_json(app: PredictionApp) -> None:
     rows = [{"pixels": base64.b64encode(file_of(UPPER)).decode()}, {"pixels": UPPER[::-1].tolist()}]
     labels = [row["label"] for row in ask(app, "POST", PREDICT, json={"instances": rows}).json()["predictions"]]
     assert labels == ["upper", "lower"]
@@ -69,7 +69,9 @@ def test_files_and_arrays_stand_side_by_side_in_json(app: PredictionApp) -> None
         (file_of(UPPER)[:50], "instances.0.pixels", "damaged"),
     ],
 )
-def test_what_is_no_picture_is_refused_with_what_was_expected(app: PredictionApp, body: bytes, path: str, said: str) -> None:
+def test_a_file_that_is_not_a_picture_is_refused_with_what_was_expected(
+    app: PredictionApp, body: bytes, path: str, said: str
+) -> None:
     error = assert_refused(show(app, body), 422, "contract_violation")
     assert error["path"] == path and "PNG or JPEG" in error["expected"] and said in error["got"]
 
@@ -91,7 +93,7 @@ def test_a_large_picture_is_refused_unread(app: PredictionApp, monkeypatch: pyte
     assert_refused(show(app, file_of(UPPER)), 413, "too_large")
 
 
-def test_small_files_that_may_unpack_to_much_leave_the_event_loop() -> None:
+def test_files_that_may_decode_to_large_pictures_are_decoded_in_a_thread() -> None:
     for kind in ("PNG", "JPEG"):
         body = b'{"pixels": "' + base64.b64encode(file_of(UPPER, kind)) + b'"}'
         assert len(body) < INLINE_BYTES < weight_of(body)

@@ -43,7 +43,7 @@ def test_a_completion(client: openai.OpenAI) -> None:
     assert (found.usage.prompt_tokens, found.usage.completion_tokens, found.usage.total_tokens) == (1, 4, 5)
 
 
-def test_a_chat_is_its_contents_and_what_follows(client: openai.OpenAI, letters: tuple[PredictionApp, str]) -> None:
+def test_a_chat_is_completed(client: openai.OpenAI, letters: tuple[PredictionApp, str]) -> None:
     found = client.chat.completions.create(
         model="letters", messages=[{"role": "user", "content": "ba"}], temperature=0, max_completion_tokens=2
     )
@@ -104,7 +104,7 @@ def test_echo_puts_the_prompt_first(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize(("stop", "text"), [("c", "b"), (["x", "c", " "], "b"), (["c ", "bc"], ""), ([], "bc "), ("", "bc ")])
-def test_a_text_ends_before_any_of_its_stops(client: openai.OpenAI, stop: Any, text: str) -> None:
+def test_a_text_ends_before_its_first_stop_sequence(client: openai.OpenAI, stop: Any, text: str) -> None:
     asked: dict[str, Any] = {"model": "letters", "prompt": "a", "temperature": 0, "stop": stop}
     assert client.completions.create(**asked).choices[0].text == text
     assert "".join(chunk.choices[0].text for chunk in client.completions.create(**asked, stream=True)) == text
@@ -140,7 +140,7 @@ def test_a_text_ends_before_any_of_its_stops(client: openai.OpenAI, stop: Any, t
         ({"temprature": 1}, "temprature", "unknown_parameter"),
     ],
 )
-def test_what_cannot_be_had_is_refused_as_openai_does(client: openai.OpenAI, fields: Any, param: str, code: str) -> None:
+def test_unsupported_parameters_are_refused_as_openai_does(client: openai.OpenAI, fields: Any, param: str, code: str) -> None:
     asked = {"prompt": "a", **fields}
     with pytest.raises(openai.BadRequestError) as caught:
         client.completions.create(model="letters", prompt=asked.pop("prompt"), extra_body=asked)
@@ -160,14 +160,14 @@ def test_what_cannot_be_had_is_refused_as_openai_does(client: openai.OpenAI, fie
         ({"logprobs": True}, "logprobs"),
     ],
 )
-def test_a_chat_that_cannot_be_had_is_refused(client: openai.OpenAI, fields: Any, param: str) -> None:
+def test_an_unsupported_chat_is_refused(client: openai.OpenAI, fields: Any, param: str) -> None:
     body = {"messages": [{"role": "user", "content": "a"}], **fields}
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model="letters", messages=body.pop("messages"), extra_body=body)
     assert caught.value.param == param
 
 
-def test_what_changes_nothing_is_taken(client: openai.OpenAI) -> None:
+def test_parameters_without_effect_are_accepted(client: openai.OpenAI) -> None:
     found = client.completions.create(
         model="letters",
         prompt="a",
@@ -181,7 +181,7 @@ def test_what_changes_nothing_is_taken(client: openai.OpenAI) -> None:
     assert found.choices[0].text == "bc "
 
 
-def test_a_model_that_is_not_there_or_writes_nothing_is_said(client: openai.OpenAI, tmp_path: Path) -> None:
+def test_an_unknown_model_and_one_without_text_generation_are_refused(client: openai.OpenAI, tmp_path: Path) -> None:
     with pytest.raises(openai.NotFoundError, match="letters"):
         client.completions.create(model="lettres", prompt="a")
     with live_app(image_model(tmp_path)) as (_, address):
@@ -195,13 +195,13 @@ def test_a_model_that_is_not_there_or_writes_nothing_is_said(client: openai.Open
     [b"", b"{", b"[]", b"{}", b'"a"', b'{"model": ' + b"[" * 10_000, b'{"model": "letters", "prompt": NaN}', b"\xff"],
 )
 @pytest.mark.parametrize("path", ["completions", "chat/completions"])
-def test_a_body_that_is_none_is_refused(letters: tuple[PredictionApp, str], body: bytes, path: str) -> None:
+def test_an_invalid_body_is_refused(letters: tuple[PredictionApp, str], body: bytes, path: str) -> None:
     response = httpx.post(f"http://{letters[1]}/v1/{path}", content=body, headers={"content-type": "application/json"})
     assert response.status_code == 400, response.text
     assert response.json()["error"].keys() == {"message", "type", "param", "code"}
 
 
-def test_a_client_that_leaves_ends_its_text(client: openai.OpenAI, letters: tuple[PredictionApp, str]) -> None:
+def test_a_client_that_disconnects_ends_its_generation(client: openai.OpenAI, letters: tuple[PredictionApp, str]) -> None:
     app, _ = letters
     with client.completions.create(**LONG, stop="zz", stream=True) as stream:
         for _, _ in zip(range(3), stream, strict=False):
@@ -226,7 +226,7 @@ def test_many_streams_at_once_are_each_the_same_as_alone(letters: tuple[Predicti
     assert asyncio.run(together()) == alone
 
 
-def test_tokens_are_metered_as_they_are_written(letters: tuple[PredictionApp, str], client: openai.OpenAI) -> None:
+def test_tokens_are_metered_as_they_are_generated(letters: tuple[PredictionApp, str], client: openai.OpenAI) -> None:
     def metered() -> float:
         lines = httpx.get(f"http://{letters[1]}/metrics").text.splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith("headrace_tokens_total{"))
@@ -259,20 +259,20 @@ def test_models_are_listed_and_looked_up(client: openai.OpenAI, letters: tuple[P
     assert client.models.retrieve("letters").model_dump().items() >= listed.model_dump().items()
 
 
-def test_a_model_that_writes_nothing_is_not_listed(tmp_path: Path) -> None:
+def test_a_model_without_text_generation_is_not_listed(tmp_path: Path) -> None:
     with live_app(image_model(tmp_path)) as (_, address):
         assert list(openai.OpenAI(base_url=f"http://{address}/v1", api_key="any").models.list()) == []
         assert "id" not in httpx.get(f"http://{address}/v1/models/halves").json()
 
 
-def test_a_prompt_that_is_too_long_has_one_code_however_long_it_is(client: openai.OpenAI) -> None:
+def test_prompts_that_are_too_long_have_one_error_code(client: openai.OpenAI) -> None:
     for times in (100, 100_000):
         with pytest.raises(openai.BadRequestError) as caught:
             client.completions.create(model="letters", prompt="abc" * times)
         assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "prompt")
 
 
-def test_a_field_that_is_wrong_deep_in_a_chat_is_named_by_its_place(client: openai.OpenAI) -> None:
+def test_an_invalid_field_deep_in_a_chat_is_named_by_its_path(client: openai.OpenAI) -> None:
     said: Any = [{"role": "user", "content": "a"}, {"role": "tool", "content": "b", "tool_call_id": "1"}]
     with pytest.raises(openai.BadRequestError, match=r"messages\[1\].role: Invalid enum value 'tool'") as caught:
         client.chat.completions.create(model="letters", messages=said)

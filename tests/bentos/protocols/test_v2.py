@@ -71,7 +71,7 @@ def test_the_client_finds_server_and_model_ready(halves: tuple[PredictionApp, st
     assert "binary_tensor_data" in client.get_server_metadata()["extensions"]
 
 
-def test_metadata_tells_the_contract(halves: tuple[PredictionApp, str], trips: tuple[PredictionApp, str]) -> None:
+def test_metadata_shows_the_contract(halves: tuple[PredictionApp, str], trips: tuple[PredictionApp, str]) -> None:
     metadata = triton.InferenceServerClient(halves[1]).get_model_metadata("halves", "3")
     assert metadata["versions"] == ["3"]
     assert metadata["inputs"] == [{"name": "pixels", "datatype": "UINT8", "shape": [-1, 4, 4]}]
@@ -118,7 +118,7 @@ def test_a_table_is_a_tensor_for_each_field(trips: tuple[PredictionApp, str], bi
     assert client.infer("trips", [tensor("distance", distance, "FP32", binary)]).as_numpy("minutes").tolist() == [3, 4, 2e6]
 
 
-def test_only_the_outputs_that_are_asked_for_come(halves: tuple[PredictionApp, str]) -> None:
+def test_only_requested_outputs_are_returned(halves: tuple[PredictionApp, str]) -> None:
     client = triton.InferenceServerClient(halves[1])
     result = client.infer(
         "halves", [tensor("pixels", UPPER, "UINT8")], outputs=[triton.InferRequestedOutput("label", binary_data=True)]
@@ -136,7 +136,7 @@ def test_texts_are_answered(folder: Path) -> None:
             client.infer("moods", [tensor("text", np.array(["x" * 1001], dtype=object), "BYTES")])
 
 
-def test_a_language_model_writes(letters: tuple[PredictionApp, str]) -> None:
+def test_a_language_model_generates_text(letters: tuple[PredictionApp, str]) -> None:
     client = triton.InferenceServerClient(letters[1])
     assert {one["name"]: one["datatype"] for one in client.get_model_metadata("letters")["outputs"]} == {
         "text": "BYTES",
@@ -197,7 +197,7 @@ def _unloaded(kind: Any, name: str) -> Any:
         ("pixels", np.zeros((MAX_INSTANCES + 1, 4, 4), np.uint8), "UINT8", "exceed the limit"),
     ],
 )
-def test_what_is_not_the_contracts_tensor_is_refused_with_what_was_expected(
+def test_a_wrong_tensor_is_refused_with_what_was_expected(
     halves: tuple[PredictionApp, str], name: str, values: np.ndarray[Any, Any], datatype: str, said: str
 ) -> None:
     with pytest.raises(triton.InferenceServerException, match=said):
@@ -228,7 +228,7 @@ def request(shape: Any = (1, 4, 4), size: Any = 16, **more: Any) -> bytes:
     return json.dumps({"inputs": [{"name": "pixels", "shape": shape, "datatype": "UINT8", **parameters}], **more}).encode()
 
 
-def test_an_answer_can_be_had_without_a_client(halves: tuple[PredictionApp, str]) -> None:
+def test_a_plain_http_request_is_answered(halves: tuple[PredictionApp, str]) -> None:
     head = request(parameters={"binary_data_output": True})
     response = send(halves[1], head + UPPER.tobytes(), str(len(head)))
     assert response.status_code == 200
@@ -321,7 +321,7 @@ def test_a_body_that_disagrees_with_itself_is_refused(
         b"",
     ],
 )
-def test_texts_whose_lengths_run_past_their_end_are_refused(trips: tuple[PredictionApp, str], elements: bytes) -> None:
+def test_text_lengths_beyond_the_end_of_the_data_are_refused(trips: tuple[PredictionApp, str], elements: bytes) -> None:
     inputs = [
         {"name": "carrier", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": len(elements)}},
         {"name": "distance", "shape": [1], "datatype": "FP32", "data": [1]},
@@ -332,7 +332,7 @@ def test_texts_whose_lengths_run_past_their_end_are_refused(trips: tuple[Predict
 
 
 @pytest.mark.parametrize("data", [[True], ["1"], [None], [[1, 2]], [10**400], [{}], "1", {}, [1, 2], []])
-def test_json_data_of_another_kind_is_refused(trips: tuple[PredictionApp, str], data: Any) -> None:
+def test_json_data_of_the_wrong_type_is_refused(trips: tuple[PredictionApp, str], data: Any) -> None:
     inputs = [
         {"name": "distance", "shape": [1], "datatype": "FP32", "data": data},
         {"name": "carrier", "shape": [1], "datatype": "BYTES", "data": ["AA"]},
@@ -350,7 +350,9 @@ def test_json_data_of_another_kind_is_refused(trips: tuple[PredictionApp, str], 
         ("GET", "/v2/models/halves/versions/9/ready", 404),
     ],
 )
-def test_what_is_not_there_is_said(halves: tuple[PredictionApp, str], method: str, path: str, status: int) -> None:
+def test_an_unknown_model_or_version_is_reported(
+    halves: tuple[PredictionApp, str], method: str, path: str, status: int
+) -> None:
     response = httpx.request(method, f"http://{halves[1]}{path}")
     assert response.status_code == status and response.json()["error"]
 
@@ -360,7 +362,7 @@ def test_a_compressed_body_is_refused(halves: tuple[PredictionApp, str]) -> None
     assert response.status_code == 415
 
 
-def test_what_a_field_says_of_itself_is_kept() -> None:
+def test_parameters_of_an_input_are_kept() -> None:
     """A boolean is a number to the graph, and 0 or 1 on the wire."""
     from bentos.protocols.tensors import TensorReader, parse
     from headrace.runtime.contract import ContractViolation

@@ -50,27 +50,27 @@ def together(model: Any, max_rows: int, *rows: list[float]) -> list[Any]:
     return found
 
 
-def test_each_request_gets_its_own_rows() -> None:
+def test_each_request_of_a_batch_gets_its_own_rows() -> None:
     model = Doubles()
     found = together(model, 8, [1], [2, 3], [4], [5, 6])
     assert [answer.tolist() for answer in found] == [[2], [4, 6], [8], [10, 12]]
     assert model.batches == [6]
 
 
-def test_a_batch_holds_no_more_rows_than_it_may_and_a_larger_request_runs_alone() -> None:
+def test_a_batch_respects_its_row_limit_and_a_larger_request_runs_alone() -> None:
     model = Doubles()
     found = together(model, 3, [1, 2], [3, 4], [5, 6, 7, 8, 9], [1])
     assert [len(answer) for answer in found] == [2, 2, 5, 1]
     assert model.batches == [2, 2, 5, 1]
 
 
-def test_what_breaks_one_request_does_not_break_its_neighbours() -> None:
+def test_one_failing_request_does_not_fail_the_others_in_its_batch() -> None:
     found = together(Doubles(), 8, [1], [-1], [3])
     assert isinstance(found[1], InvalidOutput)
     assert [found[0].tolist(), found[2].tolist()] == [[2], [6]]
 
 
-def test_a_request_that_is_given_up_leaves_the_queue() -> None:
+def test_a_cancelled_request_leaves_the_queue() -> None:
     model = Doubles()
 
     async def scenario() -> list[float]:
@@ -88,7 +88,7 @@ def test_a_request_that_is_given_up_leaves_the_queue() -> None:
     assert model.batches == [2]
 
 
-def test_a_bento_that_says_so_runs_requests_together_and_says_it(tmp_path: Path) -> None:
+def test_a_bento_with_batching_runs_requests_together_and_reports_it(tmp_path: Path) -> None:
     folder = image_model(tmp_path)
     (folder / "serving.json").write_text(json.dumps({"batching": {"max_rows": 4, "wait_seconds": 0.0}}))
     app = PredictionApp()
@@ -124,7 +124,7 @@ class Slow(OnnxModel):
 
 
 @pytest.mark.parametrize("path", ["/v1/models/halves/predict", "/v2/models/halves/infer"])
-def test_what_comes_while_a_slow_model_runs_is_read_meanwhile_and_runs_next_all_together(tmp_path: Path, path: str) -> None:
+def test_requests_that_arrive_during_a_run_form_the_next_batch(tmp_path: Path, path: str) -> None:
     folder = image_model(tmp_path)
     (folder / "serving.json").write_text(json.dumps({"batching": {"max_rows": 32, "wait_seconds": 0.0}}))
     app, model = PredictionApp(), Slow(folder)

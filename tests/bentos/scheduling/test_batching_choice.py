@@ -33,15 +33,15 @@ def costly(folder: Path, fixed: float, each: float) -> OnnxModel:
     return model
 
 
-def test_a_tiny_model_answers_each_request_by_itself(tmp_path: Path) -> None:
+def test_a_tiny_model_runs_each_request_alone(tmp_path: Path) -> None:
     assert choose_batching(OnnxModel(image_model(tmp_path))) is None
 
 
-def test_a_model_whose_rows_cost_little_together_takes_as_many_as_gather(tmp_path: Path) -> None:
+def test_a_model_with_cheap_batches_takes_all_waiting_requests(tmp_path: Path) -> None:
     assert choose_batching(costly(tmp_path, 0.01, 0.0001)) == {"max_rows": 32, "wait_seconds": 0.0}
 
 
-def test_a_model_that_saves_less_than_a_thread_costs_takes_them_one_by_one(
+def test_a_model_that_saves_less_than_a_thread_costs_runs_requests_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = costly(tmp_path, 0.01, 0.0)
@@ -51,26 +51,26 @@ def test_a_model_that_saves_less_than_a_thread_costs_takes_them_one_by_one(
     assert choose_batching(model) is None
 
 
-def test_a_model_of_two_milliseconds_that_gains_by_company_takes_it(tmp_path: Path) -> None:
+def test_a_model_of_two_milliseconds_that_gains_from_batches_is_batched(tmp_path: Path) -> None:
     assert choose_batching(costly(tmp_path, 0.0018, 0.0)) == {"max_rows": 32, "wait_seconds": 0.0}
 
 
-def test_a_model_whose_rows_cost_the_same_together_takes_them_one_by_one(tmp_path: Path) -> None:
+def test_a_model_that_gains_nothing_from_batches_runs_requests_alone(tmp_path: Path) -> None:
     assert choose_batching(costly(tmp_path, 0.0, 0.01)) is None
 
 
-def test_no_batch_keeps_a_request_waiting_for_long(tmp_path: Path) -> None:
+def test_no_batch_delays_a_request_for_long(tmp_path: Path) -> None:
     assert choose_batching(costly(tmp_path, 0.1, 0.015)) == {"max_rows": 8, "wait_seconds": 0.0}
 
 
-def test_texts_run_together_by_their_own_rules(tmp_path: Path) -> None:
+def test_texts_are_batched_by_their_length(tmp_path: Path) -> None:
     from bentos.models.generation import GenerationModel
 
     assert choose_batching(GenerationModel(language_model(tmp_path))) is None
 
 
 @pytest.mark.parametrize("broken", [False, True])
-def test_the_choice_lies_beside_the_model_and_a_model_that_does_not_load_has_none(tmp_path: Path, broken: bool) -> None:
+def test_the_choice_is_stored_with_the_model_and_a_model_that_cannot_be_loaded_has_none(tmp_path: Path, broken: bool) -> None:
     (tmp_path / "model").mkdir()
     image_model(tmp_path / "model")
     if broken:

@@ -75,7 +75,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.parametrize("growth", [0, 2, 32])
-def test_logits_of_texts_of_different_lengths_are_those_of_each_alone(
+def test_batched_logits_equal_those_of_each_text_alone(
     model: GenerationModel, growth: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Texts come and go for longer than the model's context, so that the oldest tokens are forgotten on the way."""
@@ -100,7 +100,7 @@ def test_logits_of_texts_of_different_lengths_are_those_of_each_alone(
     assert len(alone) > 3
 
 
-def test_logits_stay_what_they_are_when_the_next_step_is_taken(model: GenerationModel) -> None:
+def test_logits_are_not_overwritten_by_the_next_step(model: GenerationModel) -> None:
     batch = TextBatch(model.generator.session, model.generator.layout)
     name, _ = batch.read([5])
     found = batch.step({name: 6})[name]
@@ -109,7 +109,7 @@ def test_logits_stay_what_they_are_when_the_next_step_is_taken(model: Generation
     assert found.tolist() == before
 
 
-def test_rows_run_together_where_the_graph_lets_them(model: GenerationModel) -> None:
+def test_rows_run_together_if_the_graph_allows(model: GenerationModel) -> None:
     language = model.generator
     runs: list[int] = []
     batch = TextBatch(Watched(language.session, lambda rows, _: runs.append(rows)), language.layout)
@@ -165,7 +165,7 @@ def write_together(language: Any, asked: list[tuple[str, SamplingParams]], apart
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8, 2.0])
-def test_a_text_is_the_same_alone_and_among_others(model: GenerationModel, temperature: float) -> None:
+def test_a_text_is_the_same_alone_and_in_a_batch(model: GenerationModel, temperature: float) -> None:
     """More texts than there is room for, of all lengths; the seed decides, not the company."""
     asked = [
         ("the mill"[: 1 + i % 8], SamplingParams(max_tokens=5 + 3 * i % 40, temperature=temperature, seed=i))
@@ -177,7 +177,7 @@ def test_a_text_is_the_same_alone_and_among_others(model: GenerationModel, tempe
     assert temperature == 0 or len(set(alone)) > len(alone) // 2
 
 
-def test_a_step_is_for_all_texts_and_prompts_are_read_between_steps(
+def test_a_step_serves_all_texts_and_prompts_are_read_between_steps(
     model: GenerationModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(continuous, "PROMPT_TOKENS", 8)
@@ -211,7 +211,7 @@ class Jobs(ThreadPoolExecutor):
 
 
 @pytest.mark.parametrize(("turn_seconds", "wanted"), [(0.0, 20), (60.0, 2)])
-def test_steps_share_a_job_until_they_took_their_time(
+def test_steps_share_a_job_until_its_time_is_used(
     model: GenerationModel, turn_seconds: float, wanted: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A turn that read a prompt takes one step: it has a first token to tell."""
@@ -228,7 +228,7 @@ def test_steps_share_a_job_until_they_took_their_time(
     assert asyncio.run(write()) == wanted
 
 
-def test_who_comes_amid_a_long_turn_waits_for_one_step(model: GenerationModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_text_waits_for_one_step_only(model: GenerationModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """And has a first token long before the other text ends."""
     monkeypatch.setattr(continuous, "TURN_SECONDS", 60.0)
     monkeypatch.setattr(generation, "NEVER_SAMPLED", [*generation.NEVER_SAMPLED, END])
@@ -260,7 +260,7 @@ def test_who_comes_amid_a_long_turn_waits_for_one_step(model: GenerationModel, m
     assert before < 10 and joined < 10
 
 
-def test_a_text_that_nobody_waits_for_leaves_and_the_others_go_on(model: GenerationModel) -> None:
+def test_an_abandoned_text_is_dropped_and_the_others_continue(model: GenerationModel) -> None:
     async def leave() -> tuple[int, str]:
         with ThreadPoolExecutor(1) as thread:
             room = streams.Streams(thread, lambda *_, **__: None)
@@ -311,5 +311,5 @@ def test_a_step_that_fails_fails_its_texts_and_no_later_ones(model: GenerationMo
     assert [event.get("finish_reason") for event in events[4:]][:2] == [None, None] and events[-1]["finish_reason"]
 
 
-def test_an_older_layout_reads_as_one_without_a_mask() -> None:
+def test_an_older_model_layout_is_read_as_one_without_a_mask() -> None:
     assert not StepLayout.model_validate_json('{"length": 4, "states": []}').masked

@@ -58,7 +58,7 @@ def assert_refused(response: httpx.Response, path: str) -> None:
     assert response.json()["error"]["path"] == path
 
 
-def test_a_prompt_gets_its_text_whole(app: PredictionApp) -> None:
+def test_a_prompt_is_completed(app: PredictionApp) -> None:
     (response,) = ask(app, {"instances": [GREEDY, {**GREEDY, "max_tokens": 2}]})
     body = response.json()
     assert body["predictions"] == [
@@ -68,7 +68,7 @@ def test_a_prompt_gets_its_text_whole(app: PredictionApp) -> None:
     assert body["id"].startswith("letters@0:")
 
 
-def test_a_stream_gives_the_same_text_piece_by_piece_and_then_what_it_was(app: PredictionApp) -> None:
+def test_a_stream_gives_the_same_text_in_pieces_and_ends_with_the_whole(app: PredictionApp) -> None:
     (response,) = ask(app, {**GREEDY, "stream": True})
     *pieces, last = events(response)
     assert pieces == [{"text": "b"}, {"text": "c"}, {"text": " "}]
@@ -77,7 +77,7 @@ def test_a_stream_gives_the_same_text_piece_by_piece_and_then_what_it_was(app: P
     assert response.headers["cache-control"] == "no-store"
 
 
-def test_a_seed_gives_the_same_text_whole_or_streamed_alone_or_among_others(app: PredictionApp) -> None:
+def test_a_seed_gives_the_same_text_whole_or_streamed_alone_or_in_a_batch(app: PredictionApp) -> None:
     hot = [{"prompt": "b", "temperature": 2, "max_tokens": 40, "seed": seed} for seed in range(6)]
     alone = [ask(app, payload)[0].json()["predictions"][0]["text"] for payload in hot]
     together = ask(app, *({**payload, "stream": True} for payload in hot))
@@ -85,7 +85,7 @@ def test_a_seed_gives_the_same_text_whole_or_streamed_alone_or_among_others(app:
     assert len(set(alone)) > 3
 
 
-def test_what_is_left_out_has_the_contracts_defaults(app: PredictionApp) -> None:
+def test_missing_parameters_have_the_defaults_of_the_contract(app: PredictionApp) -> None:
     given = {"prompt": "b", "seed": 1}
     spelled = {**given, "max_tokens": 200, "temperature": 0.8, "top_k": 0, "top_p": 1.0, "stop": ""}
     first, second = ask(app, given, spelled)
@@ -116,13 +116,13 @@ def test_what_is_left_out_has_the_contracts_defaults(app: PredictionApp) -> None
         ([GREEDY], "body"),
     ],
 )
-def test_what_breaks_the_contract_is_refused_before_anything_is_written(app: PredictionApp, payload: Any, path: str) -> None:
+def test_invalid_input_is_refused_before_any_text_is_generated(app: PredictionApp, payload: Any, path: str) -> None:
     assert_refused(ask(app, payload)[0], path)
     if isinstance(payload, dict) and "instances" not in payload and "stream" not in payload:
         assert_refused(ask(app, {**payload, "stream": True})[0], path)
 
 
-def test_a_model_that_answers_at_once_takes_no_stream(tmp_path: Path) -> None:
+def test_a_model_without_text_generation_refuses_streams(tmp_path: Path) -> None:
     app = PredictionApp()
     app.model = load(image_model(tmp_path))
     transport = httpx.ASGITransport(app)
@@ -134,7 +134,7 @@ def test_a_model_that_answers_at_once_takes_no_stream(tmp_path: Path) -> None:
     assert_refused(asyncio.run(send()), "stream")
 
 
-def test_texts_written_at_once_take_turns(app: PredictionApp) -> None:
+def test_concurrent_generations_take_turns(app: PredictionApp) -> None:
     """The last to come gets its first piece long before the first is done."""
     payload = {"prompt": "b", "temperature": 5, "max_tokens": 300, "seed": 1, "stop": "zz", "stream": True}
     order: list[int] = []
@@ -150,7 +150,7 @@ def test_texts_written_at_once_take_turns(app: PredictionApp) -> None:
     assert first_of_the_last < 20 and first_of_the_last < last_of_the_first
 
 
-def test_a_client_that_leaves_ends_its_text(app: PredictionApp) -> None:
+def test_a_client_that_disconnects_ends_its_generation(app: PredictionApp) -> None:
     taken = count_steps(app)
 
     async def leave() -> None:
@@ -170,7 +170,7 @@ def test_a_client_that_leaves_ends_its_text(app: PredictionApp) -> None:
     assert app.streams._active == 0
 
 
-def test_a_client_that_waits_for_the_whole_and_leaves_ends_it_too(app: PredictionApp) -> None:
+def test_a_client_that_disconnects_before_the_whole_answer_ends_its_generation(app: PredictionApp) -> None:
     taken = count_steps(app)
 
     async def leave() -> None:
@@ -185,7 +185,7 @@ def test_a_client_that_waits_for_the_whole_and_leaves_ends_it_too(app: Predictio
     assert 'status="499"' in app.metrics.render().body.decode()
 
 
-def test_more_texts_than_there_is_room_for_are_sent_to_another_replica(
+def test_more_generations_than_the_limit_are_sent_to_another_replica(
     app: PredictionApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streams_module, "MAX_REQUESTS", 2)
@@ -196,7 +196,7 @@ def test_more_texts_than_there_is_room_for_are_sent_to_another_replica(
     assert ask(app, payload)[0].status_code == 200
 
 
-def test_a_graph_that_breaks_down_says_so_in_the_stream(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_graph_that_fails_reports_the_error_in_the_stream(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """After "b" come numbers that are none: the sample never meets them."""
     folder = language_model(tmp_path)
     model = onnx.load(folder / "model.onnx")
@@ -217,7 +217,7 @@ def test_a_graph_that_breaks_down_says_so_in_the_stream(tmp_path: Path, caplog: 
     assert whole.status_code == 500
 
 
-def test_parts_that_do_not_fit_are_not_servable(tmp_path: Path) -> None:
+def test_mismatched_parts_of_a_model_are_not_servable(tmp_path: Path) -> None:
     folder = language_model(tmp_path / "whole")
     layout = (folder / STEPS).read_text()
     (folder / STEPS).write_text(layout.replace('"past"', '"cell"'))

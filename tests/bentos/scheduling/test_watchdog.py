@@ -75,7 +75,7 @@ def test_an_event_loop_that_hangs_ends_the_replica(tmp_path: Path) -> None:
         asking.join(20)
 
 
-def test_long_work_that_makes_progress_is_left_alone(tmp_path: Path) -> None:
+def test_long_work_that_makes_progress_is_not_ended(tmp_path: Path) -> None:
     with replica(tmp_path) as (url, process):
         assert [httpx.get(url + path).status_code for path in ("/readyz", "/livez", "/healthz")] == [200] * 3
         assert httpx.get(f"{url}/hang/slow", timeout=30).status_code == 200

@@ -61,7 +61,7 @@ def test_work_gives_its_result_or_its_error(worker: WorkerThread) -> None:
     assert worker.jobs == 0
 
 
-def test_a_refusal_leaves_what_was_refused_behind_in_the_thread(worker: WorkerThread) -> None:
+def test_a_refused_payload_is_freed_in_the_thread(worker: WorkerThread) -> None:
     """While it waits for the event loop the thread reads the next body: two of them would not fit."""
 
     class Rows:
@@ -101,7 +101,7 @@ def test_a_request_that_takes_too_long_is_refused_and_its_waiting_work_never_sta
     assert worker.jobs == 0
 
 
-def test_a_client_that_goes_away_takes_its_work_with_it(worker: WorkerThread) -> None:
+def test_the_waiting_work_of_a_disconnected_client_is_dropped(worker: WorkerThread) -> None:
     started: list[int] = []
 
     async def scenario() -> None:
@@ -116,7 +116,9 @@ def test_a_client_that_goes_away_takes_its_work_with_it(worker: WorkerThread) ->
     assert started == []
 
 
-def test_work_under_way_ends_where_it_tells_of_its_progress(worker: WorkerThread, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_work_of_a_disconnected_client_ends_at_its_next_progress_report(
+    worker: WorkerThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(worker_thread, "REQUEST_SECONDS", 0.05)
     parts: list[int] = []
 
@@ -132,7 +134,7 @@ def test_work_under_way_ends_where_it_tells_of_its_progress(worker: WorkerThread
     assert 1 <= len(parts) < 1000
 
 
-def test_a_client_that_stays_gets_its_answer(worker: WorkerThread) -> None:
+def test_a_client_that_stays_connected_gets_its_answer(worker: WorkerThread) -> None:
     async def scenario() -> int:
         CURRENT_REQUEST.set(call_of(never))
         return await worker.run(10, lambda: 7)
@@ -140,7 +142,7 @@ def test_a_client_that_stays_gets_its_answer(worker: WorkerThread) -> None:
     assert asyncio.run(scenario()) == 7
 
 
-def test_a_queue_that_would_take_too_long_is_closed_and_what_is_in_it_is_answered(
+def test_a_queue_that_would_take_too_long_refuses_new_work_and_finishes_the_old(
     worker: WorkerThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_thread, "QUEUE_SECONDS", 0.1)
@@ -164,7 +166,7 @@ def test_a_queue_that_would_take_too_long_is_closed_and_what_is_in_it_is_answere
     assert asyncio.run(worker.run(1000, lambda: "worker again")) == "worker again"
 
 
-def test_tenants_take_turns_so_that_a_flood_of_one_delays_nobody_else(
+def test_tenants_take_turns_so_that_one_busy_tenant_does_not_delay_others(
     worker: WorkerThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_thread, "QUEUE_SECONDS", 0.1)
@@ -197,7 +199,7 @@ def test_tenants_take_turns_so_that_a_flood_of_one_delays_nobody_else(
     assert worker.jobs == 0
 
 
-def test_work_that_makes_no_progress_shows(worker: WorkerThread) -> None:
+def test_work_without_progress_is_reported(worker: WorkerThread) -> None:
     assert worker.thread.silent_seconds == 0
     with held(worker):
         end = time.monotonic() + 20

@@ -69,11 +69,11 @@ def opened(address: str) -> Store:
     return store
 
 
-def test_a_refused_request_takes_nothing_from_what_is_left(address: str) -> None:
+def test_a_refused_request_takes_no_quota(address: str) -> None:
     assert take(opened(address), 4, 7, 6, 1) == [True, False, True, False]
 
 
-def test_what_is_given_back_can_be_taken_again_and_never_more(address: str) -> None:
+def test_returned_quota_can_be_taken_again_and_never_more(address: str) -> None:
     assert take(opened(address), 10, -4, 5, 4) == [True, True, False, True]
     assert take(opened(address), -99, 11, 10, tenant="other") == [True, False, True]
 
@@ -103,7 +103,7 @@ def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
     assert take(opened(str(tmp_path)), 1, limit=10**12) == [True]
 
 
-def test_a_lock_that_is_never_given_up_counts_as_a_store_that_is_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_that_is_never_released_counts_as_an_unavailable_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quota_module, "STORE_SECONDS", 0.05)
     store = opened(str(tmp_path))
     take(store, 1)
@@ -118,7 +118,7 @@ def test_a_lock_that_is_never_given_up_counts_as_a_store_that_is_down(tmp_path: 
     assert take(store, 1) == [True]
 
 
-def test_a_record_that_a_kill_cut_short_is_left_behind(tmp_path: Path) -> None:
+def test_a_record_cut_short_by_a_kill_is_ignored(tmp_path: Path) -> None:
     take(opened(str(tmp_path)), 3)
     (file,) = tmp_path.glob("*.bin")
     os.truncate(file, file.stat().st_size + 17)
@@ -127,14 +127,14 @@ def test_a_record_that_a_kill_cut_short_is_left_behind(tmp_path: Path) -> None:
     assert take(opened(str(tmp_path)), 1, tenant="other") == [False]
 
 
-def test_days_long_gone_are_removed(tmp_path: Path) -> None:
+def test_old_days_are_removed(tmp_path: Path) -> None:
     for day in ("2026-11-20", "2026-11-21", "2026-11-22", "2026-11-23"):
         take(opened(str(tmp_path)), 1, day=day)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rows-2026-11-22.bin", "rows-2026-11-23.bin"]
 
 
 @pytest.mark.parametrize("serves", [False, True], ids=["closed", "open"])
-def test_a_redis_that_is_gone_refuses_or_serves_as_set_and_is_told_once(
+def test_without_redis_requests_are_refused_or_served_as_configured_and_one_line_is_logged(
     serves: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(quota_module, "RETRY_SECONDS", 0.01)
@@ -164,7 +164,7 @@ def test_a_redis_that_is_gone_refuses_or_serves_as_set_and_is_told_once(
     assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
 
 
-def test_a_store_that_is_down_is_left_alone_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unavailable_store_is_not_asked_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
     class Down:
@@ -180,7 +180,7 @@ def test_a_store_that_is_down_is_left_alone_for_a_while(monkeypatch: pytest.Monk
     assert len(asked) == 2
 
 
-def test_a_password_in_the_address_is_told_to_nobody() -> None:
+def test_a_password_in_the_address_is_never_printed() -> None:
     store = RedisStore(f"redis://user:secret@127.0.0.1:{free_port()}")
     with pytest.raises(StoreDown) as down:
         take(store, 1)

@@ -28,7 +28,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for file in sorted(folder.glob("answers-*.jsonl")) for line in file.read_text().splitlines()]
 
 
-def test_a_line_says_who_was_answered_what_by_which_version(records: Records, tmp_path: Path) -> None:
+def test_a_record_names_tenant_answer_and_version(records: Records, tmp_path: Path) -> None:
     records.add("r1", "acme", ["upper", 2.5])
     records.write()
     (line,) = lines(tmp_path / "usage")
@@ -36,7 +36,7 @@ def test_a_line_says_who_was_answered_what_by_which_version(records: Records, tm
     assert line == {"id": "r1", "tenant": "acme", "model": "halves", "version": "3", "answers": ["upper", 2.5]}
 
 
-def test_the_oldest_files_go(records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_oldest_files_are_removed(records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records_module, "FILE_BYTES", 500)
     for i in range(60):
         records.add(f"r{i}", "acme", ["upper"])
@@ -47,7 +47,7 @@ def test_the_oldest_files_go(records: Records, tmp_path: Path, monkeypatch: pyte
     assert len(kept) < 60
 
 
-def test_what_is_added_while_others_are_written_is_whole_and_there(records: Records, tmp_path: Path) -> None:
+def test_records_added_during_a_write_are_complete(records: Records, tmp_path: Path) -> None:
     adding = threading.Thread(target=lambda: [records.add(f"r{i}", "acme", ["upper"]) for i in range(20_000)])
     adding.start()
     while adding.is_alive():
@@ -56,7 +56,7 @@ def test_what_is_added_while_others_are_written_is_whole_and_there(records: Reco
     assert [line["id"] for line in lines(tmp_path / "usage")] == [f"r{i}" for i in range(20_000)]
 
 
-def test_lines_wait_for_a_disk_that_takes_none_and_it_is_told_once(
+def test_records_wait_while_the_disk_is_full_and_one_line_is_logged(
     records: Records, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "usage").write_text("in the way")
@@ -69,7 +69,9 @@ def test_lines_wait_for_a_disk_that_takes_none_and_it_is_told_once(
     assert [line["id"] for line in lines(tmp_path / "usage")] == ["r0", "r1", "r2"]
 
 
-def test_what_comes_while_too_much_waits_is_left_out(records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_records_beyond_the_waiting_limit_are_dropped(
+    records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(records_module, "MAX_BUFFER_BYTES", 1000)
     for i in range(100):
         records.add(f"r{i}", "acme", ["upper"])
