@@ -102,6 +102,7 @@ def test_a_wrong_path_is_reported_with_the_near_miss(field: str, value: object, 
     assert message in str(caught.value)
 
 
+@pytest.mark.exhaustive
 def test_a_change_of_custom_code_is_detected(custom_project: Project) -> None:
     recipe_with(custom_project, "mine", model={"name": "gated:GatedMLP", "width": 4}, train={"epochs": 1})
     recipe = load_recipe("mine", custom_project)

@@ -6,12 +6,14 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from benchmarks import gate as benchmark
 from headrace.evaluation.gate import compare
 from headrace.recipe.gate import BeatChampion
 
 
+@pytest.mark.exhaustive
 def test_quick_benchmark_shows_few_false_promotions_by_the_gate_and_many_by_the_naive_rule(tmp_path: Path) -> None:
     report = tmp_path / "gate.md"
     text = benchmark.main(["--quick", "--out", str(report)])

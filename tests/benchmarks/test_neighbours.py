@@ -16,6 +16,7 @@ from tests.benchmarks.tiny_model import write_tiny_model
 from tests.bentos.live_app import listening
 
 
+@pytest.mark.exhaustive
 def test_a_quick_run_measures_small_requests_alone_and_beside_large_bodies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

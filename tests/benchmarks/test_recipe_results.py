@@ -36,6 +36,7 @@ def test_a_recipe_meets_its_gate(name: str) -> None:
         assert OPERATORS[sign](RESULTS[name]["metrics"][metric], float(limit)), (metric, RESULTS[name]["metrics"])
 
 
+@pytest.mark.exhaustive
 def test_the_command_trains_and_writes_the_table(project: Project) -> None:
     (project.root / "README.md").write_text(f"# A project\n\n{BEGIN}\n{END}\n\nThe end.\n")
     recipe = project.recipes / "tiny.yaml"

@@ -45,26 +45,29 @@ def test_no_request_fails_while_processes_are_swapped(live: Live) -> None:
     assert all(load.answers[version] for version in "12")
 
 
+@pytest.mark.parametrize("runner", ["docker", "process"])
+def test_where_replicas_run_may_change_without_a_lost_request(live: Live, docker_engine: Settings, runner: str) -> None:
+    """From processes to containers, and back."""
+    shutil.copytree(ROOT / "wheelhouse", live.project.wheelhouse, dirs_exist_ok=True)
+    with Load(
+        int(live.ports["HEADRACE_GATEWAY_PORT"]), "swapped", fast=2, slow=2, fresh=1, instance=INSTANCE, token=live.token
+    ) as load:
+        load.wait_for("2")
+        live.run("run", "swapped", "--runner", runner)
+        load.wait_for("2", 200)
+    assert load.failures == []
+    model = next(m for m in live.json("status")["models"] if m["name"] == "swapped")
+    assert (model["replicas"], model["ready"], model["runner"]) == (2, 2, runner)
+    assert ("image" in {link["link"] for link in live.json("trace", "swapped@2")["chain"]}) == (runner == "docker")
+    assert live.run("logs", "swapped").stdout
+
+
+@pytest.mark.exhaustive
 def test_no_request_fails_while_containers_are_swapped(live: Live, docker_engine: Settings) -> None:
     shutil.copytree(ROOT / "wheelhouse", live.project.wheelhouse, dirs_exist_ok=True)
     load = release_under_load(live, "shipped", "docker", "2")
     assert load.failures == []
     assert all(load.answers[version] for version in "12")
-    model = next(m for m in live.json("status")["models"] if m["name"] == "shipped")
-    assert (model["replicas"], model["ready"]) == (2, 2)
-    assert "image" in {link["link"] for link in live.json("trace", "shipped@2")["chain"]}
-    assert live.run("logs", "shipped").stdout
-
-
-@pytest.mark.parametrize("runner", ["process", "docker"])
-def test_where_replicas_run_may_change_without_a_lost_request(live: Live, docker_engine: Settings, runner: str) -> None:
-    with Load(
-        int(live.ports["HEADRACE_GATEWAY_PORT"]), "shipped", fast=2, slow=2, fresh=1, instance=INSTANCE, token=live.token
-    ) as load:
-        load.wait_for("2")
-        live.run("run", "shipped", "--runner", runner)
-        load.wait_for("2", 200)
-    assert load.failures == []
 
 
 def test_access_changes_by_up_alone_and_a_release_before_it_is_refused(live: Live) -> None:

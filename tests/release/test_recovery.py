@@ -110,6 +110,7 @@ def test_the_same_command_again_goes_through_the_bake_again(live: Live, baked: s
     ]
 
 
+@pytest.mark.exhaustive
 def test_containers_that_stood_by_serve_again(live: Live, docker_engine: Settings) -> None:
     shutil.copytree(ROOT / "wheelhouse", live.project.wheelhouse, dirs_exist_ok=True)
     name = another_recipe(live, "crated", serve={"replicas": 1})

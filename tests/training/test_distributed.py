@@ -214,7 +214,7 @@ def test_an_error_is_reported_once_as_with_one_process(
     assert "Traceback" not in said and "resume from the last checkpoint" not in said
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [pytest.param(signal.SIGINT, marks=pytest.mark.exhaustive), signal.SIGKILL])
 def test_a_stopped_training_leaves_no_process(
     how: signal.Signals, prepared: Project, stage: Callable[[Recipe], subprocess.Popen[str]], tmp_path: Path
 ) -> None:

@@ -90,6 +90,7 @@ def test_a_slow_client_delays_a_rollout_by_the_drain_time_only(served: ServedPro
     hasty.assert_serves("2")
 
 
+@pytest.mark.exhaustive
 def test_twenty_releases_in_a_row_lose_no_request(served: ServedProject) -> None:
     with served.load() as load:
         for version in map(str, range(101, 121)):
