@@ -163,7 +163,7 @@ def test_a_bad_source_stops_the_flow_before_training(live: Live) -> None:
     [
         (lambda path: path.unlink(), "no such file"),
         (lambda path: path.write_text("length,width,colour,kind\n"), "row"),
-        (lambda path: path.write_text(path.read_text()[:2000].rsplit(",", 1)[0]), "cut"),
+        (lambda path: path.write_text(path.read_text()[:2000].rsplit(",", 1)[0]), "truncated"),
         (lambda path: path.write_text(path.read_text().replace("kind", "knd", 1)), "kind"),
     ],
     ids=["missing file", "empty", "cut in the middle", "column gone"],
