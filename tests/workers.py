@@ -13,19 +13,14 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 GROUPS = (
-    # Tests that share a project with running services (fixture `live`), or the base image that the Docker engine builds once.
-    (
-        "tests/release/test_recovery.py",
-        "tests/release/test_faults.py",
-        "tests/release/test_load.py",
-        "tests/release/test_release.py",
-        "tests/release/test_rollback.py",
-        "tests/serving/replicas/test_docker_runner.py",
-        "tests/serving/packaging/test_packaging.py",
-    ),
+    # Tests that share a project with running services (fixture `live`), in two groups, each about as long as the next ones.
+    ("tests/release/test_recovery.py", "tests/release/test_faults.py", "tests/release/test_load.py"),
     ("tests/release/test_every_recipe.py",),
-    ("tests/benchmarks/test_benchmarks.py",),
     ("tests/test_docs.py",),
+    ("tests/release/test_release.py", "tests/release/test_rollback.py"),
+    ("tests/benchmarks/test_benchmarks.py",),
+    # the base image that the Docker engine builds once
+    ("tests/serving/replicas/test_docker_runner.py", "tests/serving/packaging/test_packaging.py"),
     # the fixture `built`
     (
         "tests/release/test_decision.py",

@@ -229,7 +229,7 @@ def test_a_full_disk_is_reported_and_the_next_run_completes(live: Live) -> None:
 
 
 def test_a_prefect_server_that_dies_during_a_release_does_not_spoil_it(live: Live) -> None:
-    name = another_recipe(live, "halfway", train={"epochs": 3000, "learning_rate": 0.001})
+    name = another_recipe(live, "halfway", train={"epochs": 800, "learning_rate": 0.001})
     process = live.start("run", name)
     steps_until(process, "train")
     server = next(p for p in psutil.process_iter(["pid"]) if _listens(p, int(live.ports["HEADRACE_PREFECT_PORT"])))
