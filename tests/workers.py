@@ -13,7 +13,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 GROUPS = (
-    # Tests that share a project with running services (fixture `live`), in two groups, each about as long as the next ones.
+    # Tests that share a project with running services (fixture `live`), in two groups so that none is the longest by far.
     ("tests/release/test_recovery.py", "tests/release/test_faults.py", "tests/release/test_load.py"),
     ("tests/release/test_every_recipe.py",),
     ("tests/test_docs.py",),

@@ -70,7 +70,7 @@ class Comparison(Result):
         if self.method == IDENTICAL:
             return f"{start}: the outputs are identical, no evidence that it is better: {verdict}"
         if self.lower is None:
-            return f"{start}: no bound can be given ({self.method}): failed"
+            return f"{start}: no bound can be computed ({self.method}): failed"
         exact = "" if self.p_value is None else f"; p = {self.p_value:.3g}"
         if self.metric == "accuracy":
             exact = f"; only the candidate right {self.won}, only the champion {self.lost}{exact}"

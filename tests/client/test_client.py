@@ -39,7 +39,7 @@ Reply = tuple[int, dict[str, str], bytes]
 
 
 class Service:
-    """A server that sends the given replies in order, repeats the last one, and records the requests."""
+    """A server that sends the replies in order, repeats the last one, and records the requests."""
 
     def __init__(self, *replies: Reply | str) -> None:
         self.replies, self.requests = list(replies), []  # type: ignore[var-annotated]

@@ -34,7 +34,7 @@ def batch() -> Batch:
 
 
 def timed(monkeypatch: pytest.MonkeyPatch, eager: float, compiled: float) -> None:
-    """Lets a batch take so many seconds; nothing is compiled."""
+    """Lets a batch take this many seconds; nothing is compiled."""
     monkeypatch.setattr(compiling, "compiled", lambda objective: torch.nn.Sequential(objective))
 
     def seconds(module: torch.nn.Module, precision: torch.dtype, batch: Batch, timed: int = 1) -> float:

@@ -1,4 +1,4 @@
-"""OpenAI's completions, held against OpenAI's own client; what would change the answer and is not to be had is refused."""
+"""OpenAI's completions, checked with OpenAI's own client; unsupported parameters that would change the answer are refused."""
 
 from __future__ import annotations
 

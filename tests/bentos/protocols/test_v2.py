@@ -1,4 +1,4 @@
-"""The Open Inference Protocol, held against Triton's own client; and whatever breaks it is refused, never a failure."""
+"""The Open Inference Protocol, checked with Triton's own client; invalid requests are refused and are never a server error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A replica that hangs is not ready, and ends by itself: real processes."""
+"""A replica that hangs is not ready, and ends without help: real processes."""
 
 from __future__ import annotations
 
