@@ -83,6 +83,16 @@ def test_a_change_that_no_stage_reads_reruns_none(piped: Project) -> None:
     assert [reproduce(stage, recipe, piped).ran for stage in ("prepare", "train", "evaluate")] == [False] * 3
 
 
+@pytest.mark.parametrize("name", ["__pycache__/mlp.cpython-311.pyc", ".mlp.py.swp", ".ipynb_checkpoints/mlp.py"])
+def test_bytecode_and_files_of_editors_beside_the_code_rerun_nothing(name: str, piped: Project) -> None:
+    path = piped.root / "headrace" / "models" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"written by another program")
+    recipe = load_recipe("tiny", piped)
+    assert [reproduce(stage, recipe, piped).ran for stage in STAGES] == [False] * 5
+    assert "up to date" in dvc(piped, "repro", "evaluate@tiny")
+
+
 def test_a_stages_error_comes_back_as_it_was_raised(piped: Project) -> None:
     (piped.recipes / "strict.yaml").write_text(
         (piped.recipes / "tiny.yaml").read_text().replace("name: tiny", "name: strict").replace("max_value: 50", "max_value: 1")
