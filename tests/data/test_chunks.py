@@ -114,14 +114,21 @@ def test_the_bytes_of_a_file_do_not_depend_on_the_chunks(tmp_path: Path) -> None
     assert len(read_head(tmp_path / "one", 10)) == 10
 
 
-@pytest.mark.parametrize("task", ["classification", "regression"])
+SPLITS: dict[str, dict[str, Any]] = {
+    "random": {"test": 0.2, "validation": 0.2},
+    "time": {"time": {"column": "month"}, "validation": 0.2},
+    "predefined": {"predefined": {"column": "code", "test": 3}, "validation": 0.2},
+    "group": {"group": {"column": "person"}, "test": 0.3, "validation": 0.3},
+}
+OFTEN = {("classification", "random"), ("classification", "group"), ("regression", "time"), ("regression", "predefined")}
+
+
 @pytest.mark.parametrize(
-    "split",
+    ("task", "split"),
     [
-        {"test": 0.2, "validation": 0.2},
-        {"time": {"column": "month"}, "validation": 0.2},
-        {"predefined": {"column": "code", "test": 3}, "validation": 0.2},
-        {"group": {"column": "person"}, "test": 0.3, "validation": 0.3},
+        pytest.param(task, split, id=f"{task}, {name}", marks=() if (task, name) in OFTEN else pytest.mark.exhaustive)
+        for task in ("classification", "regression")
+        for name, split in SPLITS.items()
     ],
 )
 def test_preparing_in_chunks_equals_preparing_the_whole_table(

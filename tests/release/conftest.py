@@ -8,7 +8,7 @@ import pytest
 
 from headrace.services import up
 from tests.projects import make_project
-from tests.release.live import Live
+from tests.release.live import Live, another_recipe
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +20,11 @@ def live(tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[], dict
         yield found
     finally:
         up.down(found.project.using(found.settings))
+
+
+@pytest.fixture(scope="session")
+def second(live: Live) -> str:
+    """A second model of the project `live`: its version 1 is released, with two replicas."""
+    name = another_recipe(live, "second", serve={"replicas": 2})
+    live.run("run", name)
+    return name

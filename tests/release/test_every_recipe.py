@@ -190,8 +190,8 @@ def broken(contract: Contract) -> tuple[dict[str, Any], str]:
 # -- the test
 
 
-OFTEN = {"cora", "sentiment", "shakespeare"}
-"""A graph, a text and a language model. Images and tables are released by tests/test_docs.py; `make test-all` adds the rest."""
+OFTEN = {"cora", "shakespeare"}
+"""A graph and a language model. Images and tables are released by tests/test_docs.py; `make test-all` adds the rest."""
 RECIPES = [
     pytest.param(path.stem, marks=() if path.stem in OFTEN else pytest.mark.exhaustive)
     for path in sorted((ROOT / "recipes").glob("*.yaml"))

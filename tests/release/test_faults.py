@@ -82,6 +82,7 @@ def test_a_killed_release_leaves_no_stage_running(live: Live) -> None:
     kill_group(process)
 
 
+@pytest.mark.exhaustive  # tests/training/test_run.py kills the training alone
 def test_a_killed_training_ends_with_the_weights_of_one_never_killed(live: Live) -> None:
     fields: dict[str, object] = {"epochs": 400, "learning_rate": 0.001, "schedule": "one_cycle"}
     whole, cut = another_recipe(live, "whole", train=fields), another_recipe(live, "cut", train=fields)
@@ -113,10 +114,9 @@ def test_ctrl_c_prints_how_to_continue(live: Live) -> None:
 
 
 def test_two_releases_of_one_recipe_exclude_each_other(live: Live) -> None:
-    name = another_recipe(live, "twice")
-    first = live.start("run", name)
+    first = live.start("run", "tiny", "--force")
     steps_until(first, "validate")
-    error = live.json("run", name, code=6)
+    error = live.json("run", "tiny", code=6)
     assert "is being released by process" in error["message"]
     assert first.wait(SECONDS) == 0
 
@@ -135,13 +135,13 @@ def _listens(process: psutil.Process, port: int) -> bool:
 
 
 def test_a_locked_registry_is_reported_and_the_next_run_completes(live: Live) -> None:
-    name = another_recipe(live, "locked")
     with contextlib.closing(sqlite3.connect(live.project.mlflow_database, isolation_level=None)) as holder:
         holder.execute("BEGIN EXCLUSIVE")
-        error = live.json("run", name, code=5)
+        error = live.json("run", "tiny", "--force", code=5)
         assert "locked" in error["message"] and error["hint"]
         holder.execute("ROLLBACK")
-    assert live.json("run", name)["version"] == "1"
+    released = live.json("run", "tiny", "--force")
+    assert not released["unchanged"] and released["version"] == live.serving("tiny")
 
 
 def test_a_bad_source_stops_the_flow_before_training(live: Live) -> None:
@@ -225,7 +225,7 @@ def test_a_full_disk_is_reported_and_the_next_run_completes(live: Live) -> None:
         assert "space" in error["message"] and error["hint"]
     finally:
         subprocess.run(["umount", place], check=True)
-    assert live.json("run", name)["version"] == "1"
+    run_until(live, name, "export")
 
 
 def test_a_prefect_server_that_dies_during_a_release_does_not_spoil_it(live: Live) -> None:

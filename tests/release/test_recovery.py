@@ -22,12 +22,10 @@ from tests.serving.load import PAUSE_SECONDS, Load
 
 
 @pytest.fixture(scope="module")
-def baked(live: Live) -> str:
+def baked(live: Live, second: str) -> str:
     """A model whose version 1 is released; its next version is to be watched for long."""
-    name = another_recipe(live, "baked", serve={"replicas": 1})
-    live.run("run", name)
-    change(live, name, bake="10m")
-    return name
+    change(live, second, bake="10m")
+    return second
 
 
 def change(live: Live, name: str, bake: str) -> None:
