@@ -196,8 +196,12 @@ class Interrupted(HeadraceError):
     exit_code = 130
 
 
+MOST_NAMES = 20
+"""Names that an error lists."""
+
+
 def near_miss(name: str, choices: Iterable[str]) -> str:
-    """Returns a clause with the closest known name, or with all names when none is close.
+    """Returns a clause with the closest known name, or with the first names when none is close.
 
     >>> near_miss("digts", ["digits", "flights"])
     "did you mean 'digits'?"
@@ -208,7 +212,8 @@ def near_miss(name: str, choices: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     if close:
         return f"did you mean {close[0]!r}?"
-    return "known: " + ", ".join(known) if known else "there are none yet"
+    more = f" and {len(known) - MOST_NAMES} more" if len(known) > MOST_NAMES else ""
+    return "known: " + ", ".join(known[:MOST_NAMES]) + more if known else "there are none yet"
 
 
 def _tree(cls: type[HeadraceError]) -> list[type[HeadraceError]]:

@@ -100,6 +100,11 @@ def is_disk_full(error: BaseException | None) -> bool:
     return False
 
 
+def visible_names(folder: Path) -> list[str]:
+    """Names of the files in a folder, without hidden ones, sorted; none if there is no such folder."""
+    return sorted(p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")) if folder.is_dir() else []
+
+
 def safe_filename(name: str) -> str:
     """Returns `name` in lower case without a data file's extension, other characters than letters and digits as dashes."""
     stem = re.sub(r"(\.(csv|tsv|tab|parquet|pq|gz|zip))+$", "", name.lower())

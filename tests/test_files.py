@@ -13,7 +13,16 @@ from pathlib import Path
 import pytest
 
 from headrace.errors import DamagedFile, DiskFull
-from headrace.files import atomic_write, is_disk_full, read_cached_json, read_json, write_json, write_text, write_with
+from headrace.files import (
+    atomic_write,
+    is_disk_full,
+    read_cached_json,
+    read_json,
+    visible_names,
+    write_json,
+    write_text,
+    write_with,
+)
 from tests.paths import ROOT
 
 
@@ -139,3 +148,11 @@ def test_a_full_disk_is_detected_as_the_cause_of_other_errors() -> None:
     except RuntimeError as error:
         assert is_disk_full(error)
     assert not is_disk_full(OSError(errno.EACCES, "Permission denied")) and not is_disk_full(None)
+
+
+def test_hidden_files_and_folders_are_no_names_that_an_error_lists(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for name in ("b.csv", ".gitignore", "a.csv"):
+        (tmp_path / name).touch()
+    assert visible_names(tmp_path) == ["a.csv", "b.csv"]
+    assert visible_names(tmp_path / "none") == []

@@ -15,6 +15,7 @@ from headrace.data.formats.molecules import graphs_as_text, read_molecules
 from headrace.data.formats.options import ReadOptions
 from headrace.data.formats.text_files import read_docstrings, read_lines, read_texts
 from headrace.errors import DataError, near_miss
+from headrace.files import visible_names
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -100,8 +101,8 @@ def _missing(path: Path) -> NoReturn:
         raise DataError(
             "this is a folder, not a file", where=str(path), hint=f"use the path of a file in it ({', '.join(FORMATS)})"
         )
-    names = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
-    message = f"no such file; {near_miss(path.name, names[:50])}" if names else "no such file"
+    names = visible_names(path.parent)
+    message = f"no such file; {near_miss(path.name, names)}" if names else "no such file"
     raise DataError(message, where=str(path), hint="correct the path, or copy the file there")
 
 

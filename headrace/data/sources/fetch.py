@@ -15,7 +15,7 @@ from headrace.data.sources.archives import is_pattern, listing_sha256, pack_file
 from headrace.data.sources.packages import Progress
 from headrace.data.sources.remote import from_http, from_s3
 from headrace.errors import SourceError, near_miss
-from headrace.files import atomic_write
+from headrace.files import atomic_write, visible_names
 
 
 def fetch(uri: str, sha256: str | None, cache_dir: Path, project_root: Path, progress: Progress | None = None) -> Path:
@@ -139,7 +139,7 @@ def _check(path: Path, sha256: str | None, uri: str) -> None:
 
 
 def _no_file(uri: str, path: Path) -> NoReturn:
-    names = [p.name for p in path.parent.iterdir()][:200] if path.parent.is_dir() else []
+    names = visible_names(path.parent)
     reason = near_miss(path.name, names) if names else "its folder is missing or empty"
     raise SourceError(
         f"no such file: {redacted(uri)}; {reason}",
