@@ -116,7 +116,7 @@ def test_ctrl_c_prints_how_to_continue(live: Live) -> None:
 def test_two_releases_of_one_recipe_exclude_each_other(live: Live) -> None:
     first = live.start("run", "tiny", "--force")
     steps_until(first, "validate")
-    error = live.json("run", "tiny", code=6)
+    error = live.json("run", "tiny", "--force", code=6)
     assert "is being released by process" in error["message"]
     assert first.wait(SECONDS) == 0
 

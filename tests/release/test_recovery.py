@@ -97,7 +97,7 @@ def test_the_same_command_again_goes_through_the_bake_again(live: Live, baked: s
         again = live.run("run", baked)
         load.wait_for("2")
     assert load.failures == []
-    assert "recover  an earlier release of baked was interrupted" in again.stderr
+    assert f"recover  an earlier release of {baked} was interrupted" in again.stderr
     assert "version 2 live, passed" in again.stderr
     assert shown(live, baked) == ("2", "champion", None)
     assert [(e.event, e.version) for e in journal.entries(live.project, baked)] == [
