@@ -17,6 +17,7 @@ import pytest
 
 from headrace.release import journal
 from headrace.services import up
+from headrace.tracking import registry
 from tests.ports import taken
 from tests.projects import make_project, table
 from tests.release.live import SECONDS, Live, another_recipe, kill_group, steps_until
@@ -135,13 +136,14 @@ def _listens(process: psutil.Process, port: int) -> bool:
 
 
 def test_a_locked_registry_is_reported_and_the_next_run_completes(live: Live) -> None:
+    name = another_recipe(live, "locked")
     with contextlib.closing(sqlite3.connect(live.project.mlflow_database, isolation_level=None)) as holder:
         holder.execute("BEGIN EXCLUSIVE")
-        error = live.json("run", "tiny", "--force", code=5)
+        error = live.json("run", name, code=5)
         assert "locked" in error["message"] and error["hint"]
         holder.execute("ROLLBACK")
-    released = live.json("run", "tiny", "--force")
-    assert not released["unchanged"] and released["version"] == live.serving("tiny")
+    run_until(live, name, "package")
+    assert registry.get(name, live.project).version == "1"
 
 
 def test_a_bad_source_stops_the_flow_before_training(live: Live) -> None:
