@@ -18,6 +18,7 @@ import pytest
 from headrace.release import journal
 from headrace.services import up
 from headrace.tracking import registry
+from tests.exhaustive import exhaustive
 from tests.ports import taken
 from tests.projects import make_project, table
 from tests.release.live import SECONDS, Live, another_recipe, kill_group, steps_until
@@ -45,7 +46,7 @@ def run_until(live: Live, name: str, step: str) -> None:
 @pytest.mark.timeout(1200)  # as many releases as steps, and one more
 @pytest.mark.parametrize(
     ("name", "steps"),
-    [("killed", ["train", "roll out"]), pytest.param("killed-often", STEPS, marks=pytest.mark.exhaustive)],
+    [("killed", ["train", "roll out"]), exhaustive("killed-often", STEPS)],
     ids=["some steps", "every step"],
 )
 def test_kill_at_steps_leaves_nothing_half_done(name: str, steps: list[str], live: Live) -> None:
@@ -122,6 +123,7 @@ def test_two_releases_of_one_recipe_exclude_each_other(live: Live) -> None:
     assert first.wait(SECONDS) == 0
 
 
+@pytest.mark.exhaustive  # the test below kills it during a release
 def test_a_killed_prefect_server_is_restarted(live: Live) -> None:
     server = next(p for p in psutil.process_iter(["pid"]) if _listens(p, int(live.ports["HEADRACE_PREFECT_PORT"])))
     server.kill()
@@ -133,6 +135,18 @@ def _listens(process: psutil.Process, port: int) -> bool:
     with contextlib.suppress(psutil.Error):
         return any(c.laddr and c.laddr.port == port and c.status == psutil.CONN_LISTEN for c in process.net_connections("inet"))
     return False
+
+
+def test_a_prefect_server_that_dies_during_a_release_does_not_spoil_it(live: Live) -> None:
+    name = another_recipe(live, "halfway", train={"epochs": 800, "learning_rate": 0.001})
+    process = live.start("run", name)
+    steps_until(process, "train")
+    server = next(p for p in psutil.process_iter(["pid"]) if _listens(p, int(live.ports["HEADRACE_PREFECT_PORT"])))
+    server.kill()
+    _, said = process.communicate(timeout=SECONDS)
+    if process.returncode != 0:  # Prefect gave up before its server was back
+        assert process.returncode == 5 and "Prefect server" in said and "Traceback" not in said, said
+    assert live.json("run", name)["version"] == "1"
 
 
 def test_a_locked_registry_is_reported_and_the_next_run_completes(live: Live) -> None:
@@ -228,15 +242,3 @@ def test_a_full_disk_is_reported_and_the_next_run_completes(live: Live) -> None:
     finally:
         subprocess.run(["umount", place], check=True)
     run_until(live, name, "export")
-
-
-def test_a_prefect_server_that_dies_during_a_release_does_not_spoil_it(live: Live) -> None:
-    name = another_recipe(live, "halfway", train={"epochs": 800, "learning_rate": 0.001})
-    process = live.start("run", name)
-    steps_until(process, "train")
-    server = next(p for p in psutil.process_iter(["pid"]) if _listens(p, int(live.ports["HEADRACE_PREFECT_PORT"])))
-    server.kill()
-    _, said = process.communicate(timeout=SECONDS)
-    if process.returncode != 0:  # Prefect gave up before its server was back
-        assert process.returncode == 5 and "Prefect server" in said and "Traceback" not in said, said
-    assert live.json("run", name)["version"] == "1"

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from headrace.settings import Settings
+from tests.exhaustive import exhaustive
 from tests.paths import ROOT
 from tests.release.live import INSTANCE, SECONDS, Live, another_recipe, steps_until
 from tests.serving.load import PAUSE_SECONDS, Load
@@ -46,7 +47,7 @@ def test_no_request_fails_while_processes_are_swapped(live: Live, second: str) -
     assert release_under_load(live, second, "process").failures == []
 
 
-@pytest.mark.parametrize("runner", ["docker", "process"])
+@pytest.mark.parametrize("runner", ["docker", exhaustive("process")])
 def test_where_replicas_run_may_change_without_a_lost_request(
     live: Live, second: str, docker_engine: Settings, runner: str
 ) -> None:

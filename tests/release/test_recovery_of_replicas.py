@@ -23,6 +23,7 @@ from headrace.serving.gateway import gateway
 from headrace.serving.replicas import runners, supervisor
 from headrace.serving.replicas.process_runner import Argv
 from headrace.serving.replicas.replica import ReplicaSpec
+from tests.exhaustive import exhaustive
 from tests.paths import ROOT
 from tests.serving.replica_commands import misbehaving_command
 from tests.serving.served_project import CHAMPION, ServedProject, open_served_project
@@ -135,7 +136,7 @@ def test_a_version_whose_release_is_killed_while_it_bakes_is_rolled_back_by_the_
     served.assert_serves("2")
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.1, 0.25])
+@pytest.mark.parametrize("delay", [exhaustive(0.0), 0.1, exhaustive(0.25)])
 def test_a_roll_out_killed_while_replicas_change_places_is_undone(delay: float, served: ServedProject) -> None:
     with served.load() as load:
         release = another_process(served, 'served.roll_out(V2, bake="60s", is_final=False)')
@@ -149,7 +150,7 @@ def test_a_roll_out_killed_while_replicas_change_places_is_undone(delay: float, 
     assert recorded(served) == [("rollout-abandoned", "2")]
 
 
-@pytest.mark.parametrize("instant", ["add_to_pool", "remove_from_pool", "stop"])
+@pytest.mark.parametrize("instant", ["add_to_pool", exhaustive("remove_from_pool"), exhaustive("stop")])
 def test_a_roll_back_that_is_killed_is_completed_by_the_next(instant: str, served: ServedProject) -> None:
     with served.load() as load:
         release = baking(served)

@@ -217,10 +217,18 @@ def test_a_model_that_is_not_better_is_refused_and_the_champion_keeps_serving(li
     error = live.json("run", "tiny", code=4)
     assert f"tiny@{champion} keeps serving" in error["message"]
     assert live.json("predict", "tiny", "--sample")["version"] == champion
-    live.run("down")
-    assert live.json("run", "tiny", code=4)["message"] == error["message"]
-    assert live.json("predict", "tiny", "--sample")["version"] == champion, "a refusal starts what is in production"
     assert journal.entries(live.project, "tiny")[-1].event == "refused"
+
+
+def test_down_frees_everything_and_a_refused_release_starts_what_is_in_production(live: Live) -> None:
+    version = live.serving("tiny")
+    live.run("down")
+    found = live.json("status")
+    assert found["models"] == []
+    assert {s["state"] for s in found["services"]} == {"stopped"}
+    assert "headrace up" in live.json("predict", "tiny", "--sample", code=5)["hint"]
+    assert f"tiny@{version} keeps serving" in live.json("run", "tiny", code=4)["message"]
+    assert live.json("predict", "tiny", "--sample")["version"] == version
 
 
 def test_a_person_approves_before_a_model_serves(live: Live) -> None:
@@ -241,17 +249,6 @@ def test_a_person_approves_before_a_model_serves(live: Live) -> None:
     assert live.json("predict", "tiny", "--sample")["version"] == waiting.version
     events = [entry["event"] for entry in live.json("history", "tiny")]
     assert events[-3:] == ["awaiting-approval", "approved", "released"]
-
-
-def test_down_frees_everything_and_up_brings_it_back(live: Live) -> None:
-    version = live.serving("tiny")
-    live.run("down")
-    found = live.json("status")
-    assert found["models"] == []
-    assert {s["state"] for s in found["services"]} == {"stopped"}
-    assert "headrace up" in live.json("predict", "tiny", "--sample", code=5)["hint"]
-    live.run("up")
-    assert live.json("predict", "tiny", "--sample")["version"] == version
 
 
 def test_changed_settings_of_the_gateway_are_used_after_up(live: Live) -> None:

@@ -25,6 +25,7 @@ from headrace.runtime.tokenizer import PAD, UNKNOWN, Encoder
 from headrace.task_types.lookup import task_type_of
 from headrace.task_types.text_classification import LONGEST, TextClassification, edge_case_tokens
 from tests.bento_projects import fitted, make_model, make_recipe, run_stages
+from tests.exhaustive import exhaustive
 from tests.projects import make_project
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -275,7 +276,7 @@ serve: {replicas: 1}
 """
 
 
-@pytest.mark.parametrize("model", ["recurrent", "attention"])
+@pytest.mark.parametrize("model", [exhaustive("recurrent"), "attention"])
 def test_every_stage_takes_texts(model: str, tmp_path: Path) -> None:
     project: Project = make_project(tmp_path / "clone")
     reviews(260, seed=2).to_csv(project.root / "moods.csv", index=False)

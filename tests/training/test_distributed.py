@@ -26,6 +26,7 @@ from headrace.recipe.recipe import Recipe, load_recipe
 from headrace.settings import Settings
 from headrace.training.single_process import local_rows
 from tests.bento_projects import another, make_recipe
+from tests.exhaustive import exhaustive
 from tests.paths import ROOT
 from tests.projects import make_project
 from tests.training.distributed_runs import run, shared
@@ -214,7 +215,7 @@ def test_an_error_is_reported_once_as_with_one_process(
     assert "Traceback" not in said and "resume from the last checkpoint" not in said
 
 
-@pytest.mark.parametrize("how", [pytest.param(signal.SIGINT, marks=pytest.mark.exhaustive), signal.SIGKILL])
+@pytest.mark.parametrize("how", [exhaustive(signal.SIGINT), signal.SIGKILL])
 def test_a_stopped_training_leaves_no_process(
     how: signal.Signals, prepared: Project, stage: Callable[[Recipe], subprocess.Popen[str]], tmp_path: Path
 ) -> None:

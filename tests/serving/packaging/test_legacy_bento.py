@@ -22,6 +22,7 @@ from headrace.settings import Settings
 from headrace.tracking import registry
 from headrace.tracking.artifact import content_hash
 from tests.asgi import wait_ready
+from tests.exhaustive import exhaustive
 from tests.legacy.unpack import unpack
 from tests.paths import ROOT
 from tests.ports import free_port
@@ -95,7 +96,7 @@ def test_an_old_bento_refuses_a_token_that_was_revoked_by_the_new_code(project: 
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("version", ["clubs@1", "waves@1"])
+@pytest.mark.parametrize("version", ["clubs@1", exhaustive("waves@1")])
 def test_an_old_registered_version_packaged_again_gives_the_same_predictions(
     project: Project, serve: Serve, version: str
 ) -> None:

@@ -20,6 +20,7 @@ from headrace.serving.replicas.replica import Replica, ReplicaSpec
 from headrace.serving.rollout import rolling
 from headrace.serving.rollout.context import rollout_lock
 from headrace.settings import Settings
+from tests.exhaustive import exhaustive
 from tests.paths import ROOT
 from tests.serving.load import Load
 
@@ -122,7 +123,7 @@ def test_other_models_are_unaffected_when_one_is_added_replaced_and_removed(
     assert [replica.model for replica in runner.list()] == ["flights"]
 
 
-@pytest.mark.parametrize("delay", [0.05, 0.2, 0.35, 0.5, 0.7])
+@pytest.mark.parametrize("delay", [exhaustive(0.05), 0.2, exhaustive(0.35), 0.5, exhaustive(0.7)])
 def test_the_next_roll_out_repairs_one_that_was_killed_at_any_moment(
     delay: float, roll: Any, project: Project, settings: Settings, runner: ProcessRunner
 ) -> None:
