@@ -157,7 +157,7 @@ def test_a_locked_registry_is_reported_and_the_next_run_completes(live: Live) ->
         assert "locked" in error["message"] and error["hint"]
         holder.execute("ROLLBACK")
     run_until(live, name, "package")
-    assert registry.get(name, live.project).version == "1"
+    assert registry.get(f"{name}@1", live.project).version == "1"
 
 
 def test_a_bad_source_stops_the_flow_before_training(live: Live) -> None:
