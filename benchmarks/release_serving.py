@@ -106,7 +106,7 @@ def replica(recipe: str, clone: Clone, runs: int, report: Report) -> Values:
         try:
             _wait_ready(port, lambda process=process: process.poll() is None)  # type: ignore[misc]
             seconds.append(time.perf_counter() - start)
-            _send_requests(port, recipe, sample_body(recipe, clone), REQUESTS)
+            _send_requests(port, recipe, clone)
             memories.append(memory_of(process_tree(process.pid)))
         finally:
             clone.end(process)
@@ -216,7 +216,7 @@ def _run_containers(recipe: str, clone: Clone, docker: Docker, image: Image, run
         container = runner.start(ReplicaSpec(recipe, version, facts["bento"], image.tag, facts["threads"]), port)
         _wait_ready(port, lambda: True)
         seconds.append(time.perf_counter() - start)
-        _send_requests(port, recipe, sample_body(recipe, clone), REQUESTS)
+        _send_requests(port, recipe, clone)
         memories.append(_memory_of_container(docker, container.id))
         runner.stop(container, 5.0)
     return seconds, memories
@@ -259,10 +259,12 @@ def _status(port: int, path: str) -> int:
         connection.close()
 
 
-def _send_requests(port: int, model: str, body: bytes, times: int) -> None:
+def _send_requests(port: int, model: str, clone: Clone) -> None:
+    body = sample_body(model, clone)
+    headers = {"content-type": "application/json", "authorization": f"Bearer {operator_token(clone.project)}"}
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-    for _ in range(times):
-        connection.request("POST", f"/v1/models/{model}/predict", body, {"content-type": "application/json"})
+    for _ in range(REQUESTS):
+        connection.request("POST", f"/v1/models/{model}/predict", body, headers)
         response = connection.getresponse()
         if response.status != 200:
             raise HeadraceError(
