@@ -101,8 +101,10 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 def visible_names(folder: Path) -> list[str]:
-    """Names of the files in a folder, without hidden ones, sorted; none if there is no such folder."""
-    return sorted(p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")) if folder.is_dir() else []
+    """Names of the files in a folder, sorted, without hidden ones; none if the folder does not exist."""
+    if not folder.is_dir():
+        return []
+    return sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
 
 
 def safe_filename(name: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 import headrace.client.errors
 from headrace import errors
-from headrace.errors import HeadraceError, RolloutAborted
+from headrace.errors import HeadraceError, RolloutAborted, near_miss
 
 
 def subclasses(cls: type[HeadraceError]) -> list[type[HeadraceError]]:
@@ -68,3 +68,10 @@ def test_an_error_is_only_what_its_base_class_says() -> None:
     assert not issubclass(errors.SettingsError, errors.RecipeError)
     for cls in (errors.AwaitsApproval, RolloutAborted, errors.RolledBack):
         assert issubclass(cls, errors.NotReleased) and not issubclass(cls, errors.ModelRefused)
+
+
+def test_an_error_lists_at_most_twenty_names() -> None:
+    names = [f"column_{number:02}" for number in range(23)]
+    assert near_miss("zebra", names) == f"known: {', '.join(names[:20])} and 3 more"
+    assert near_miss("zebra", names[:20]) == f"known: {', '.join(names[:20])}"
+    assert near_miss("column_2", names) == "did you mean 'column_22'?"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace.errors import DataError, UsageError, near_miss
+from headrace.files import visible_names
 from headrace.runtime.contract import Contract, InputField
 
 IMAGES = (".png", ".jpg", ".jpeg")
@@ -54,8 +55,7 @@ def from_file(path: Path, contract: Contract) -> list[Any]:
         DataError: the file is damaged.
     """
     if not path.is_file():
-        files = path.parent.iterdir() if path.parent.is_dir() else []
-        siblings = [found.name for found in files if found.name.lower().endswith(FILES)]
+        siblings = [name for name in visible_names(path.parent) if name.lower().endswith(FILES)]
         raise UsageError(
             f"file {path} not found; {near_miss(path.name, siblings)}", where="--file", hint="name an existing file"
         )
