@@ -149,7 +149,7 @@ def test_a_prefect_server_that_dies_during_a_release_does_not_spoil_it(live: Liv
     assert live.json("run", name)["version"] == "1"
 
 
-def test_a_locked_registry_is_reported_and_the_next_run_completes(live: Live) -> None:
+def test_a_locked_registry_is_reported_and_the_next_run_registers_the_model(live: Live) -> None:
     name = another_recipe(live, "locked")
     with contextlib.closing(sqlite3.connect(live.project.mlflow_database, isolation_level=None)) as holder:
         holder.execute("BEGIN EXCLUSIVE")
@@ -231,7 +231,7 @@ def test_an_unknown_command_or_recipe_ends_with_2(live: Live) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system of its own")
-def test_a_full_disk_is_reported_and_the_next_run_completes(live: Live) -> None:
+def test_a_full_disk_is_reported_and_the_next_run_goes_on(live: Live) -> None:
     name = another_recipe(live, "full")
     place = live.project.artifacts(name)
     place.mkdir(parents=True)
