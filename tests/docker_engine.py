@@ -36,5 +36,5 @@ def _why_not(settings: Settings) -> str | None:
     if find_image(docker, settings.base_image) is None:
         return f"the base image {settings.base_image} is not on this engine (HEADRACE_BASE_IMAGE names another)"
     if not is_current(CODE / "wheelhouse"):
-        return "there is no wheelhouse for the current requirements (python -m headrace.serving.packaging)"
+        return "the wheelhouse for the current requirements does not exist (python -m headrace.serving.packaging)"
     return None

@@ -22,5 +22,5 @@ start() {
   wait "$pid" 2>/dev/null || true
   return 1
 }
-# Without permission to set firewall rules there is no bridge; containers then use the host's network.
+# Without permission to set firewall rules the engine has no bridge; containers then use the host's network.
 start || start --bridge=none --iptables=false --ip-masq=false || { echo "dockerd does not start:" >&2; tail -20 "$log" >&2; exit 1; }

@@ -207,7 +207,7 @@ def read_arrow(project: Project, recipe: Recipe) -> pa.Table:
     """Reads all batches as one Arrow table with the recipe's columns.
 
     Raises:
-        DataError: there is no data, or a batch is damaged or lacks a column of the recipe.
+        DataError: the recipe has no data, or a batch is damaged or lacks a column of the recipe.
     """
     import pyarrow as pa
 

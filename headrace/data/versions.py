@@ -51,7 +51,7 @@ class DataVersion:
 
 @contextmanager
 def open_repo(project: Project) -> Iterator[Repo]:
-    """Opens the project's DVC repository in this process. It is created if there is none, without Git if there is no Git.
+    """Opens the project's DVC repository in this process. It is created if it does not exist, without Git outside of a Git repository.
 
     Raises:
         DiskFull: no space is left.
@@ -119,7 +119,7 @@ def data_version(project: Project, recipe_name: str) -> DataVersion:
     """Returns the version of the current `data/<recipe>`; DVC's records give the hashes of unchanged files.
 
     Raises:
-        DataError: there is no data yet.
+        DataError: the recipe has no data yet.
     """
     import pyarrow.parquet as pq
 

@@ -189,9 +189,9 @@ def check_gate(
     if same_model:
         remarks.append("the candidate is identical to the champion, so there is nothing to compare")
     elif gate.beat_champion is None:
-        remarks.append("the recipe has no gate.beat_champion, so there is no comparison with the champion")
+        remarks.append("the recipe has no gate.beat_champion, so the candidate is not compared with the champion")
     elif comparison is None:
-        remarks.append("there is no champion yet, so the thresholds alone decide")
+        remarks.append("the model has no champion yet, so the thresholds alone decide")
     else:
         checks.append(
             Check(

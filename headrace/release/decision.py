@@ -122,7 +122,7 @@ def find_champion(model: str, in_production: str | None, project: Project, repor
     champion = registry.find_version(model, in_production, project)
     named = registry.aliased(model, registry.CHAMPION, project)
     if champion is None:
-        report(f"{model}@{in_production} is in production and was deleted from MLflow: there is no champion to compare with")
+        report(f"{model}@{in_production} is in production and was deleted from MLflow: nothing to compare with")
         if named is not None:
             registry.drop_alias(model, registry.CHAMPION, project)
     elif named != in_production:
@@ -175,7 +175,7 @@ def approve(reference: str, project: Project, by: str) -> Version:
     """Stores a person's approval of a version; the next release of the recipe rolls it out.
 
     Raises:
-        UsageError: there is no such version, or it is in production already.
+        UsageError: the version does not exist, or it is in production already.
     """
     version = registry.get(reference, project)
     released = history.in_force(journal.entries(project, version.model))

@@ -18,7 +18,7 @@ def trace_version(reference: str, project: Project) -> dict[str, Any]:
         reference: `digits@3`, `digits@champion`, `digits`, or the `id` of a response (`digits@3:7f3c…`).
 
     Raises:
-        UsageError: there is no such model or version.
+        UsageError: the model or version does not exist.
     """
     version = registry.get(reference.partition(":")[0], project)
     released = next(

@@ -19,7 +19,7 @@ from headrace.tracking.registry import Version
 
 
 def promote(version: Version, project: Project) -> None:
-    """Moves the alias `champion` to the version that serves now; it is no `challenger` any more."""
+    """Moves the alias `champion` to the version that serves now; the alias `challenger` is removed from it."""
     registry.set_alias(version, registry.CHAMPION, project)
     if registry.aliased(version.model, registry.CHALLENGER, project) == version.version:
         registry.drop_alias(version.model, registry.CHALLENGER, project)

@@ -51,7 +51,7 @@ def reproduce(reference: str, project: Project, report: Report) -> Reproduction:
     """Trains `reference` (for example `digits@3`) again in a separate folder; the project does not change.
 
     Raises:
-        UsageError: there is no such version, or its environment or its uncommitted code no longer exists.
+        UsageError: the version does not exist, or its environment or its uncommitted code no longer does.
         DataError: its data is gone.
         NotReproduced: the weights differ.
     """

@@ -36,7 +36,7 @@ def roll_back(
         rebuild: packages the version again, with the current serving code.
 
     Raises:
-        UsageError: there is no such version, or none before.
+        UsageError: the version does not exist, or none served before.
         ServiceError: its bento or image is gone, or its replicas did not become ready; the current version keeps serving.
         Busy: a release of the model is running.
     """

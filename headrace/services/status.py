@@ -39,7 +39,7 @@ def read_log(name: str, lines: int, project: Project) -> dict[str, str]:
     """The last lines of the log of a service, or of the log of each replica of a model, by service or replica.
 
     Raises:
-        UsageError: there is no service or model of this name.
+        UsageError: no service or model has this name.
     """
     models = gateway.endpoints_by_model(project)
     if name in models:

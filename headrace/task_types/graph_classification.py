@@ -201,7 +201,7 @@ def _json(frame: pd.DataFrame, column: str) -> list[Any]:
     """Parses a column of JSON; an empty value gives None.
 
     Raises:
-        DataError: there is no such column, or a value is not JSON.
+        DataError: the column does not exist, or a value is not JSON.
     """
     if column not in frame:
         raise DataError(

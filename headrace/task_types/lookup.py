@@ -11,7 +11,7 @@ def task_type_of(task: str) -> TaskType:
     """Returns the task type that implements `task`, a built-in name or the path `module:Class` of a custom one.
 
     Raises:
-        ValueError: there is no such task or class.
+        ValueError: the task or class does not exist.
     """
     task_type: TaskType = load_class(task_type_entry(task).implements)()
     return task_type

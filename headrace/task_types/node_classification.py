@@ -240,7 +240,7 @@ def _columns(frame: pd.DataFrame, recipe: Recipe) -> tuple[list[str], bool]:
     """Returns the feature columns, and whether they are packed: one text column with the positions of the ones.
 
     Raises:
-        DataError: there is no column, or a text column beside others.
+        DataError: the table has no column, or a text column beside others.
     """
     from pandas.api.types import is_numeric_dtype
 

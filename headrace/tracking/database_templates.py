@@ -38,7 +38,7 @@ def make_template(package: str, create: Callable[[Path], object]) -> Path | None
 
 
 def copy_template(package: str, path: Path, adapt: Callable[[Path], object] = lambda copied: None) -> bool:
-    """Copies the template of a package to `path`, whole or not at all. False when there is no template, or `path` exists.
+    """Copies the template of a package to `path`, whole or not at all. False without a template, or when `path` exists.
 
     Args:
         adapt: changes the copy before it appears at `path`.

@@ -123,7 +123,7 @@ def get(reference: str, project: Project) -> Version:
     """The version that `digits@3`, `digits@champion` or plain `digits` (its champion) names.
 
     Raises:
-        UsageError: there is no such model or version.
+        UsageError: the model or version does not exist.
         RegistryError: its files are gone.
     """
     model, _, wanted = reference.partition("@")

@@ -73,7 +73,7 @@ class Checkpoints:
         self.next = ended + max(EVERY_SECONDS, (ended - started) / MAX_TIME_SHARE)
 
     def load(self) -> Progress | None:
-        """Restores everything; returns None if there is no checkpoint, or it has other data or settings."""
+        """Restores everything; returns None if no checkpoint exists, or it has other data or settings."""
         if not self.path.exists():
             return None
         try:

@@ -17,7 +17,7 @@ def choose_device(wanted: str) -> torch.device:
     """Returns the device that `train.device` names; `auto` is the CUDA GPU if there is one, else the CPU.
 
     Raises:
-        TrainingError: `cuda` is set and there is no CUDA GPU.
+        TrainingError: `cuda` is set and the machine has no CUDA GPU.
     """
     if wanted == "cuda" and not torch.cuda.is_available():
         raise TrainingError(

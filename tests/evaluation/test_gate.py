@@ -371,7 +371,7 @@ def test_thresholds_follow_their_operators(bound, value, passed):
 def test_without_a_champion_the_thresholds_alone_decide():
     found = verdict({"accuracy": ">= 0.95"}, {"accuracy": 0.981})
     assert found.passed
-    assert found.reasons == ["accuracy 0.981 >= 0.95: passed", "there is no champion yet, so the thresholds alone decide"]
+    assert found.reasons == ["accuracy 0.981 >= 0.95: passed", "the model has no champion yet, so the thresholds alone decide"]
 
 
 def test_both_the_thresholds_and_the_comparison_have_to_pass():

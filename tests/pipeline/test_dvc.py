@@ -206,7 +206,7 @@ def test_a_new_recipe_adds_its_name_and_changes_nothing_else(project: Project) -
     before = path.read_text().splitlines()
     assert any(line.startswith("#") for line in before)
     (project.recipes / "new.yaml").write_text((project.recipes / "tiny.yaml").read_text().replace("name: tiny", "name: new"))
-    with pytest.raises(HeadraceError):  # there is no data yet
+    with pytest.raises(HeadraceError):  # without data
         reproduce("prepare", load_recipe("new", project), project)
     after = path.read_text().splitlines()
     assert [line for line in after if line not in before] == [

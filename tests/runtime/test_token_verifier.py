@@ -97,7 +97,7 @@ REFUSED: dict[str, Any] = {
     "no name": lambda issuer: issuer.token(jti=None),
     "no tenant": lambda issuer: issuer.token(""),
     "models that are no names": lambda issuer: issuer.token(models=(1, 2)),
-    "a quota that is no number": lambda issuer: issuer.token(rows_per_day="many"),
+    "a quota in words": lambda issuer: issuer.token(rows_per_day="many"),
 }
 
 

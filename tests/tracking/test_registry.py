@@ -250,7 +250,7 @@ def test_an_error_of_sqlite_is_reported_with_its_hint(message: str, hint: str, t
 def test_a_damaged_database_is_reported(tmp_path: Path) -> None:
     project = Project(tmp_path)
     project.mlruns.mkdir()
-    project.mlflow_database.write_bytes(b"this is no database" * 100)
+    project.mlflow_database.write_bytes(b"this is not a database" * 100)
     with pytest.raises(RegistryError, match="file is not a database") as caught:
         registry.versions("tiny", project)
     assert caught.value.where == "mlruns/mlflow.db"

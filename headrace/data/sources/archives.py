@@ -29,7 +29,7 @@ def extract(archive: Path, member: str, to: Path) -> None:
     start below the archive's top folder.
 
     Raises:
-        SourceError: there is no such member (the message has a close match), it is not a regular file or is too large, or
+        SourceError: the member does not exist (the message has a close match), it is not a regular file or is too large, or
             the archive is damaged.
     """
     try:

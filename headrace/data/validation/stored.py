@@ -28,7 +28,7 @@ def validate_stored(recipe: Recipe, project: Project) -> ValidationReport:
     used instead when data, expectations and code are the same, and only once: a stage that is forced to run validates again.
 
     Raises:
-        DataError: there is no data, or a batch is damaged.
+        DataError: the recipe has no data, or a batch is damaged.
         RecipeError: as `validate`.
     """
     kept = _take_report(recipe, project)
@@ -38,7 +38,7 @@ def validate_stored(recipe: Recipe, project: Project) -> ValidationReport:
 
 
 def keep_report(report: ValidationReport, recipe: Recipe, project: Project) -> None:
-    """Keeps the report of a first batch for the next `validate_stored`, if there is no other batch: rows of several batches
+    """Keeps the report of a first batch for the next `validate_stored`, if it is the only batch: rows of several batches
     have to be validated together."""
     if report.success and len(batch_files(project, recipe.name)) == 1:
         write_json(_path(recipe, project), {"key": _key(recipe, project), "report": report.model_dump(mode="json")})

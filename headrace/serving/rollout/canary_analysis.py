@@ -1,6 +1,6 @@
 """Decides whether a new version is within its bounds, by comparing its counters with the champion's.
 
-A bound counts as left only where chance is no explanation: when an interval of 99.9 % confidence (one-sided) is beyond it. A
+A bound counts as left only where chance does not explain it: when an interval of 99.9 % confidence (one-sided) is beyond it. A
 single failed or slow request aborts nothing.
 """
 

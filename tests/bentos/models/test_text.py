@@ -118,7 +118,7 @@ def ask(model: TextModel, body: bytes) -> httpx.Response:
         (json.dumps({"instances": [{"text": "👍"}, {"text": ""}]}).encode(), 200),
         (json.dumps({"text": None}).encode(), 422),
         (json.dumps({"text": "a" * 1_000_000}).encode(), 422),
-        (b'{"text": "\\ud800"}', 400),  # half a surrogate pair is no JSON to the parser
+        (b'{"text": "\\ud800"}', 400),  # the parser refuses half a surrogate pair
         (b'{"text": "\xff"}', 400),
     ],
 )
