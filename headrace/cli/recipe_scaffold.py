@@ -204,7 +204,7 @@ def _gate(target: pd.Series[Any], task: str) -> list[str]:
             metric, require, why = "r2", "> 0", "the mean alone reaches 0"
     return [
         "gate:",
-        f'  require: {{{metric}: "{require}"}}   # {why}; raise it to what you need',
+        f'  require: {{{metric}: "{require}"}}   # {why}; make it as strict as you need',
         f"  beat_champion: {{metric: {metric}, margin: 0.0, confidence: 0.95}}",
         "  approval: auto   # or: manual",
     ]
