@@ -39,7 +39,7 @@ from benchmarks.serving_systems import (
     replica,
 )
 from headrace.errors import HeadraceError
-from headrace.runtime.contract import InputField
+from headrace.runtime.input_field import InputField
 
 FEATURES, WIDTH = 256, 4096
 TOGETHER = {"max_rows": 32, "wait_seconds": 0.0}

@@ -19,12 +19,15 @@ from numpy.typing import NDArray
 from benchmarks.gate_retraining import FULL, QUICK, Retrained, mnist, retrain, small_digits
 from benchmarks.report import Row, hardware, percent, rate, section, wrap
 from headrace.evaluation import paired_tests
+from headrace.evaluation.error_budget import confidence_of
 from headrace.evaluation.gate import compare
 from headrace.recipe.gate import BeatChampion
 from headrace.recipe.task_types import CLASSIFICATION, REGRESSION
 
 CONFIDENCE = 0.95
 RETRAINS = 12
+SERIES = (RETRAINS, 52)
+"""Lengths of the simulated series: a retrain a month, and one a week, for a year."""
 METRIC_ROWS = 300
 Drawn = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 """The true targets, and the outputs of two models."""
@@ -49,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> str:
         equal_models(trials),
         power(trials),
         repeated(trials // 10),
+        cost_of_the_budget(trials),
         every_metric(40 if options.quick else 600),
         *retrained_models(retrain(digits, QUICK if options.quick else FULL)),
     ]
@@ -65,7 +69,9 @@ HEAD = """# The model gate: false promotions and power
 Written by `python -m benchmarks.gate` in {minutes:.1f} minutes on {hardware}.
 
 The gate compares a candidate with the champion on the same test rows, and promotes the candidate when it is better with
-95 % confidence (one-sided, margin 0). *Naive* is the peer: promote when the metric is higher. A promotion is *false* when
+95 % confidence (one-sided, margin 0). That confidence holds for all comparisons on a test set together: comparison k
+spends 1 / (k (k + 1)) of the allowed 5 %. *Each at 95 %* is the gate without this budget; where a table does not speak of
+series, it is one comparison at 95 %. *Naive* is the peer: promote when the metric is higher. A promotion is *false* when
 the candidate's true accuracy is not higher than the champion's. Brackets show 95 % Clopper-Pearson intervals."""
 
 
@@ -76,7 +82,7 @@ def equal_models(trials: int) -> str:
     for n in (200, 1_000, 5_000, 20_000):
         for accuracy in (0.80, 0.95, 0.99):
             won, lost = discordant(rng, n, 0.8 * (1 - accuracy), 0.0, trials)
-            rows.append((f"{n:,}", f"{accuracy:.2f}", rate(mcnemar(won, lost, n)), rate(won > lost)))
+            rows.append((f"{n:,}", f"{accuracy:.2f}", rate(mcnemar(won, lost)), rate(won > lost)))
     prose = f"""
 {trials:,} releases per row of the table. The two models have the same true accuracy, and exactly one of them is right on
 0.8 × (1 − accuracy) of all test rows. A false promotion costs no accuracy here, because the candidate is as good. It costs
@@ -91,7 +97,7 @@ def power(trials: int) -> str:
     for n in (1_000, 5_000, 20_000):
         for gain in (0.005, 0.01, 0.02):
             won, lost = discordant(rng, n, 0.04, gain, trials)
-            rows.append((f"{n:,}", f"{100 * gain:g} points", rate(mcnemar(won, lost, n)), rate(won > lost)))
+            rows.append((f"{n:,}", f"{100 * gain:g} points", rate(mcnemar(won, lost)), rate(won > lost)))
     prose = f"""
 {trials:,} releases per row of the table. Exactly one of the two models is right on 4 % of the test rows. This is the cost
 of the gate's caution: where it promotes rarely, the test set is too small to distinguish the gain from chance."""
@@ -100,33 +106,52 @@ of the gate's caution: where it promotes rarely, the test set is too small to di
 
 
 def repeated(trials: int) -> str:
-    """Simulates twelve retrains in a row, each compared with the current champion; all models are equally good."""
+    """Simulates retrains in a row, each compared with the current champion; all models are equally good."""
     rng = np.random.default_rng(3)
     rows = []
     for n in (1_000, 10_000):
-        won, lost = (counts.reshape(trials, RETRAINS) for counts in discordant(rng, n, 0.04, 0.0, trials * RETRAINS))
-        gate, naive = mcnemar(won, lost, n).reshape(won.shape).sum(axis=1), (won > lost).sum(axis=1)
-        rows.append((f"{n:,}", "new for each retrain", *_series(gate), *_series(naive)))
-        gate, naive = np.array([_promotions(_equally_good(rng, n)) for _ in range(trials)]).T
-        rows.append((f"{n:,}", "always the same", *_series(gate), *_series(naive)))
+        for length in SERIES:
+            series = max(10, trials * RETRAINS // length)
+            counts = discordant(rng, n, 0.04, 0.0, series * length)
+            won, lost = (found.reshape(series, length) for found in counts)
+            numbers = np.arange(1, length + 1)
+            gate = np.stack([mcnemar(won[:, k - 1], lost[:, k - 1], confidence_of(int(k), CONFIDENCE)) for k in numbers])
+            alone = mcnemar(won.ravel(), lost.ravel()).reshape(won.shape).sum(axis=1)
+            found = (gate.sum(axis=0), alone, (won > lost).sum(axis=1))
+            rows.append((f"{n:,}", f"{length}, new rows for each", *map(_series, found)))
+            found = tuple(np.array([_promotions(_equally_good(rng, n, length)) for _ in range(series)]).T)
+            rows.append((f"{n:,}", f"{length}, always the same", *map(_series, found)))
     prose = f"""
-{trials:,} series per row of the table. Every model has true accuracy 0.95 and two models differ on 4 % of the rows, so
-every promotion is false. (Where the test rows stay the same, a model gets row i right with a probability drawn from
-Beta(0.691, 0.0364).) An exact test at 95 % on new rows for each retrain would give 1 − 0.95^{RETRAINS} = {
-        100
-        * (
-            1 - 0.95**RETRAINS
-        ):.0f} %. If these are too many unnecessary rollouts, raise `gate.beat_champion.confidence` (0.99 gives
-{100 * (1 - 0.99**RETRAINS):.0f} %) or set a `margin`."""
+{trials:,} series of {SERIES[0]} and {trials * RETRAINS // SERIES[1]:,} of {
+        SERIES[1]
+    } per row of the table. Every model has true
+accuracy 0.95 and two models differ on 4 % of the rows, so every promotion is false. (Where the test rows stay the same, a
+model gets row i right with a probability drawn from Beta(0.691, 0.0364).) The table has the share of series with a false
+promotion. An exact test at 95 % on new rows for each retrain would give 1 − 0.95^{RETRAINS} = {
+        100 * (1 - 0.95**RETRAINS):.0f} % and 1 − 0.95^{SERIES[1]} = {100 * (1 - 0.95 ** SERIES[1]):.0f} %."""
+    header = ("test rows", "retrains", "gate", "each at 95 %", "naive")
+    return section("12 and 52 retrains in a row, simulated", prose, header, rows)
+
+
+def cost_of_the_budget(trials: int) -> str:
+    """Simulates a candidate that is better by a known amount, as the first and as a later comparison on the same rows."""
+    rng = np.random.default_rng(6)
+    rows = []
+    for n in (1_000, 5_000, 20_000):
+        for gain in (0.005, 0.01, 0.02):
+            won, lost = discordant(rng, n, 0.04, gain, trials)
+            shares = [percent(mcnemar(won, lost, confidence_of(int(k), CONFIDENCE))) for k in (1, 2, 5, RETRAINS, SERIES[1])]
+            rows.append((f"{n:,}", f"{100 * gain:g} points", percent(mcnemar(won, lost)), *shares))
+    prose = f"""
+{trials:,} releases per row of the table, drawn as above. The shares of correct promotions by a single comparison at 95 %,
+and by the gate where it is the first, second, … comparison on these test rows: this is what the error budget costs."""
     header = (
         "test rows",
-        "the rows are",
-        "gate: series with a false promotion",
-        "false promotions per series",
-        "naive: series",
-        "per series",
+        "true gain in accuracy",
+        "each at 95 %",
+        *(f"comparison {k}" for k in (1, 2, 5, RETRAINS, SERIES[1])),
     )
-    return section(f"{RETRAINS} retrains in a row, simulated", prose, header, rows)
+    return section("The cost of the error budget in power, simulated", prose, header, rows)
 
 
 def every_metric(trials: int) -> str:
@@ -163,7 +188,8 @@ def retrained_models(found: Retrained) -> list[str]:
     for name, chosen in candidates.items():
         trials = [key for key in promoted if key[0] in chosen]
         no_better = np.array([found.truth[i] <= found.truth[j] for i, j, _ in trials])
-        gate, naive = np.array([promoted[key] for key in trials]).T
+        p_values, naive = np.array([promoted[key] for key in trials]).T
+        gate, naive = p_values < 1 - CONFIDENCE, naive.astype(bool)
         rows.append((name, f"{len(trials):,}", *(percent(p) for p in (gate, naive, gate & no_better, naive & no_better))))
     spread = found.truth[: plan.seeds]
     prose = f"""
@@ -174,29 +200,34 @@ exactly one of two models is right. {plan.better_seeds} more models were trained
 {found.truth[plan.seeds :].mean():.4f}. Every candidate is compared with every champion on {plan.test_sets} disjoint test
 sets of {plan.test:,} rows. Models of different seeds differ slightly in true accuracy, so some promotions of a retrain are
 right. The pairs share models and rows, so they are not independent trials, and no interval is given."""
-    header = ("candidate", "releases", "gate: promoted", "naive: promoted", "gate: false", "naive: false")
+    header = ("candidate", "releases", "at 95 %: promoted", "naive: promoted", "at 95 %: false", "naive: false")
     return [section("Real retrains", prose, header, rows), _real_series(found, promoted)]
 
 
-def _real_series(found: Retrained, promoted: dict[tuple[int, int, int], tuple[bool, bool]]) -> str:
+def _real_series(found: Retrained, promoted: dict[tuple[int, int, int], tuple[float, bool]]) -> str:
     """Takes random orders of the retrained models, and compares each model with the current champion on one test set."""
     rng, plan = np.random.default_rng(5), found.plan
     length = min(RETRAINS, plan.seeds - 1)
     series = 200 * plan.test_sets
-    counts = np.zeros((2, 3, series))
+    rules: tuple[Callable[[float, bool, int], bool], ...] = (
+        lambda p, better, k: p < 1 - confidence_of(int(k), CONFIDENCE),
+        lambda p, better, k: p < 1 - CONFIDENCE,
+        lambda p, better, k: better,
+    )
+    counts = np.zeros((len(rules), 3, series))
     for trial in range(series):
         order = rng.permutation(plan.seeds)[: length + 1]
-        for which in (0, 1):
+        for which, promotes in enumerate(rules):
             champion = order[0]
-            for candidate in order[1:]:
-                if promoted[int(candidate), int(champion), trial % plan.test_sets][which]:
+            for k, candidate in enumerate(order[1:], 1):
+                if promotes(*promoted[int(candidate), int(champion), trial % plan.test_sets], k):
                     counts[which, 0, trial] += 1
                     counts[which, 1, trial] += found.truth[candidate] <= found.truth[champion]
                     champion = candidate
             counts[which, 2, trial] = found.truth[champion] - found.truth[order[0]]
     rows = [
         (name, percent(c[1] > 0), f"{c[0].mean():.2f}", f"{c[1].mean():.2f}", f"{100 * c[2].mean():+.2f} points")
-        for name, c in zip(("gate", "naive"), counts, strict=True)
+        for name, c in zip(("gate", "each at 95 %", "naive"), counts, strict=True)
     ]
     prose = f"""
 {series:,} random orders of the same {plan.seeds} models, each series on one test set. The gain is the mean true
@@ -213,38 +244,43 @@ def discordant(
     return won, lost
 
 
-def mcnemar(won: Any, lost: Any, n: int) -> NDArray[np.bool_]:
+def mcnemar(won: Any, lost: Any, confidence: float = CONFIDENCE) -> NDArray[np.bool_]:
     """Returns the gate's decision for each pair of counts; a test checks that `gate.compare` decides the same."""
-    pairs = np.broadcast(np.asarray(won), np.asarray(lost))
-    return np.array([_mcnemar(int(w), int(m), n) for w, m in pairs])
+    from scipy.stats import binom
+
+    found: NDArray[np.bool_] = binom.sf(np.asarray(won) - 1, np.add(won, lost), 0.5) < 1 - confidence
+    return found
 
 
 @lru_cache(maxsize=1_000_000)
-def _mcnemar(won: int, lost: int, n: int) -> bool:
-    lower = paired_tests.mcnemar(won, lost, n, CONFIDENCE).lower
-    return lower is not None and lower > 0
+def _p_value(won: int, lost: int) -> float:
+    from scipy.stats import binom
+
+    return float(binom.sf(won - 1, won + lost, 0.5))
 
 
-def _equally_good(rng: np.random.Generator, n: int) -> NDArray[np.bool_]:
-    """Draws which rows each of thirteen models gets right, `(models, n)`."""
-    return rng.random((RETRAINS + 1, n)) < rng.beta(0.691, 0.0364, n)
+def _equally_good(rng: np.random.Generator, n: int, retrains: int) -> NDArray[np.bool_]:
+    """Draws which rows each model gets right, `(retrains + 1, n)`."""
+    return rng.random((retrains + 1, n), dtype=np.float32) < rng.beta(0.691, 0.0364, n)
 
 
-def _promotions(right: NDArray[np.bool_]) -> tuple[int, int]:
-    """Counts the promotions of the gate and of the naive rule when each model is compared with the current champion."""
-    n = right.shape[1]
-    rules: tuple[Callable[[int, int], bool], ...] = (lambda won, lost: _mcnemar(won, lost, n), lambda won, lost: won > lost)
-    promotions = [0, 0]
-    for rule, promotes in enumerate(rules):
+def _promotions(right: NDArray[np.bool_]) -> list[int]:
+    """Counts the promotions of the gate, of the gate without a budget, and of the naive rule when each model is compared with
+    the current champion."""
+    levels = (lambda k: 1 - confidence_of(int(k), CONFIDENCE), lambda k: 1 - CONFIDENCE)
+    found = [0, 0, 0]
+    for rule in range(3):
         champion = 0
         for candidate in range(1, len(right)):
-            if promotes(int((right[candidate] & ~right[champion]).sum()), int((right[champion] & ~right[candidate]).sum())):
-                champion, promotions[rule] = candidate, promotions[rule] + 1
-    return promotions[0], promotions[1]
+            won = int((right[candidate] & ~right[champion]).sum())
+            lost = int((right[champion] & ~right[candidate]).sum())
+            if won > lost if rule == 2 else _p_value(won, lost) < levels[rule](candidate):
+                champion, found[rule] = candidate, found[rule] + 1
+    return found
 
 
-def _series(promotions: NDArray[Any]) -> tuple[str, str]:
-    return rate(promotions > 0), f"{promotions.mean():.2f}"
+def _series(promotions: NDArray[Any]) -> str:
+    return rate(promotions > 0)
 
 
 def _classifiers(rng: np.random.Generator, classes: int, signal: float) -> Drawn:
@@ -286,12 +322,12 @@ def _metric_rows(name: str, draw: Callable[[], Drawn], trials: int) -> Iterator[
         )
 
 
-def _accuracy_gate(found: Retrained, candidate: int, champion: int, test_set: int) -> tuple[bool, bool]:
-    """Returns whether the gate promotes, and whether the naive rule does."""
+def _accuracy_gate(found: Retrained, candidate: int, champion: int, test_set: int) -> tuple[float, bool]:
+    """Returns the p-value of the gate's test, and whether the naive rule promotes."""
     outputs = found.outputs[test_set]
     beat = BeatChampion(metric="accuracy", confidence=CONFIDENCE)
     answer = compare(found.y[test_set], outputs[candidate], outputs[champion], beat=beat, better="higher", seed=0)
-    return answer.promoted, (answer.improvement or 0) > 0
+    return 1.0 if answer.p_value is None else answer.p_value, (answer.improvement or 0) > 0
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ class CompletedCommand:
     ended_at: float
     pid: int
     stdout: str
+    stderr: str
 
 
 @dataclass
@@ -62,10 +63,9 @@ class Clone:
     @property
     def settings(self) -> Settings:
         """Settings of the commands in the clone."""
-        numbers = {name.removeprefix("HEADRACE_").lower(): int(port) for name, port in self.ports.items() if "[" not in port}
-        first, last = self.ports["HEADRACE_REPLICA_PORTS"].strip("[]").split(",")
+        numbers = {name.removeprefix("HEADRACE_").lower(): int(port) for name, port in self.ports.items()}
         kept = {name.removeprefix("HEADRACE_").lower(): os.environ[name] for name in PASSED_THROUGH if name in os.environ}
-        return Settings.model_validate({**numbers, **kept, "replica_ports": (int(first), int(last))})
+        return Settings.model_validate({**numbers, **kept})
 
     @property
     def environment(self) -> dict[str, str]:
@@ -108,7 +108,7 @@ class Clone:
                 where=str(self.root),
                 hint="run it manually in a clone to see why",
             )
-        return CompletedCommand(seconds, started_at, ended_at, process.pid, stdout)
+        return CompletedCommand(seconds, started_at, ended_at, process.pid, stdout, stderr)
 
     def start(self, *command: str, environment: dict[str, str] | None = None, **options: object) -> subprocess.Popen[bytes]:
         """Starts a command in the clone; it is stopped with the clone at the latest."""
@@ -219,9 +219,9 @@ def _uninterrupted() -> Iterator[None]:
 def _free_ports() -> dict[str, str]:
     start = random.randrange(24000, 29000, 100)
     ports = {}
-    for name in ("GATEWAY_PORT", "GATEWAY_ADMIN_PORT", "MLFLOW_PORT", "PREFECT_PORT", "API_PORT"):
+    for name in ("GATEWAY_PORT", "GATEWAY_ADMIN_PORT", "MLFLOW_PORT", "PREFECT_PORT"):
         ports[f"HEADRACE_{name}"] = str(start := next_free(start + 1))
-    return {**ports, "HEADRACE_REPLICA_PORTS": f"[{start + 10},{start + 80}]"}
+    return ports
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -24,10 +24,10 @@ Command = tuple[str, ...]
 NAMES = {
     "headrace.pipeline.stages": "shell of a stage",
     "-m flows": "flow",
-    "prefect server": "prefect-server",
+    "headrace.services.authentication prefect": "prefect-server",
     "prefect worker": "prefect-worker",
     "deploy --all": "prefect deploy",
-    "mlflow.server": "mlflow",
+    "headrace.services.authentication mlflow": "mlflow",
     "bentos.serve": "replica",
     "supervisord": "supervisord",
     "bin/headrace": "headrace",

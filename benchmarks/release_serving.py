@@ -24,12 +24,12 @@ from headrace.console import Report
 from headrace.errors import EngineMissing, HeadraceError
 from headrace.release import journal
 from headrace.serving.access.tokens import operator_token
+from headrace.serving.local_http import Address, address_text, request, try_request
 from headrace.serving.packaging import build_image, find_bento, serve_command
 from headrace.serving.packaging.docker import Docker
 from headrace.serving.packaging.image import Image, find_image, serving_base
 from headrace.serving.packaging.wheelhouse import is_current
 from headrace.serving.replicas.docker_runner import DockerRunner
-from headrace.serving.replicas.ports import next_free
 from headrace.serving.replicas.replica import ReplicaSpec
 from headrace.serving.replicas.runners import runner_for
 from headrace.serving.rollout.rolling import roll_out
@@ -99,14 +99,14 @@ def replica(recipe: str, clone: Clone, runs: int, report: Report) -> Values:
     facts = _released(recipe, clone)
     seconds, memories = [], []
     for _ in range(runs):
-        port = next_free(clone.settings.replica_ports[1] + 1)
-        command, variables = serve_command(clone.project, facts["bento"], "127.0.0.1", port, facts["threads"])
+        address = clone.project.sockets / "measured.sock"
+        command, variables = serve_command(clone.project, facts["bento"], address, facts["threads"])
         start = time.perf_counter()
         process = clone.start(*command, environment=variables, stdout=DEVNULL, stderr=DEVNULL)
         try:
-            _wait_ready(port, lambda process=process: process.poll() is None)  # type: ignore[misc]
+            _wait_ready(address, lambda process=process: process.poll() is None)  # type: ignore[misc]
             seconds.append(time.perf_counter() - start)
-            _send_requests(port, recipe, clone)
+            _send_requests(address, recipe, clone)
             memories.append(memory_of(process_tree(process.pid)))
         finally:
             clone.end(process)
@@ -211,12 +211,12 @@ def _run_containers(recipe: str, clone: Clone, docker: Docker, image: Image, run
     runner = DockerRunner(clone.project.using(clone.settings))
     seconds, memories = [], []
     for _ in range(runs):
-        port = next_free(clone.settings.replica_ports[1] + 1)
         start = time.perf_counter()
-        container = runner.start(ReplicaSpec(recipe, version, facts["bento"], image.tag, facts["threads"]), port)
-        _wait_ready(port, lambda: True)
+        container = runner.start(ReplicaSpec(recipe, version, facts["bento"], image.tag, facts["threads"]))
+        address = container.address_in(clone.project)
+        _wait_ready(address, lambda: True)
         seconds.append(time.perf_counter() - start)
-        _send_requests(port, recipe, clone)
+        _send_requests(address, recipe, clone)
         memories.append(_memory_of_container(docker, container.id))
         runner.stop(container, 5.0)
     return seconds, memories
@@ -240,40 +240,25 @@ def _released(recipe: str, clone: Clone) -> dict[str, Any]:
     return entry.facts
 
 
-def _wait_ready(port: int, alive: Callable[[], bool]) -> None:
+def _wait_ready(address: Address, alive: Callable[[], bool]) -> None:
     deadline = time.monotonic() + READY_SECONDS
-    while _status(port, "/readyz") != 200:
+    while (answer := try_request(address, "/readyz")) is None or answer.status != 200:
         if not alive() or time.monotonic() > deadline:
-            raise HeadraceError("the replica did not become ready", where=f"127.0.0.1:{port}", hint="headrace logs MODEL")
+            raise HeadraceError("the replica did not become ready", where=address_text(address), hint="headrace logs MODEL")
         time.sleep(POLL_SECONDS)
 
 
-def _status(port: int, path: str) -> int:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-    try:
-        connection.request("GET", path)
-        return connection.getresponse().status
-    except (OSError, http.client.HTTPException):
-        return 0
-    finally:
-        connection.close()
-
-
-def _send_requests(port: int, model: str, clone: Clone) -> None:
-    body = sample_body(model, clone)
-    headers = {"content-type": "application/json", "authorization": f"Bearer {operator_token(clone.project)}"}
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+def _send_requests(address: Address, model: str, clone: Clone) -> None:
+    body = json.loads(sample_body(model, clone))
+    token = operator_token(clone.project)
     for _ in range(REQUESTS):
-        connection.request("POST", f"/v1/models/{model}/predict", body, headers)
-        response = connection.getresponse()
-        if response.status != 200:
+        answer = request(address, f"/v1/models/{model}/predict", method="POST", body=body, token=token, timeout_seconds=20)
+        if answer.status != 200:
             raise HeadraceError(
-                f"the replica answered {response.status}: {response.read()[:300]!r}",
-                where=f"127.0.0.1:{port}",
+                f"the replica answered {answer.status}: {answer.text[:300]!r}",
+                where=address_text(address),
                 hint="headrace logs MODEL",
             )
-        response.read()
-    connection.close()
 
 
 def _median_memory(memories: list[Memory]) -> Values:

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headrace.runtime.contract import Contract, InputField
+from headrace.runtime.contract import Contract
+from headrace.runtime.input_field import InputField
 
 LABELS = [str(digit) for digit in range(10)]
 

@@ -21,11 +21,13 @@ from benchmarks.serving_model import sample
 from headrace.errors import HeadraceError
 from headrace.project import Project
 from headrace.serving.access import tokens
-from headrace.serving.gateway import envoy_process, gateway
+from headrace.serving.gateway import gateway
 from headrace.serving.packaging import Bento, package, serve_command
 from headrace.serving.replicas import environment, supervisor
 from headrace.serving.replicas.ports import is_free
-from headrace.serving.replicas.replica import Replica, ReplicaSpec
+from headrace.serving.replicas.process_runner import ProcessRunner
+from headrace.serving.replicas.replica import ReplicaSpec
+from headrace.serving.rollout import rolling
 from headrace.settings import Settings
 
 PEERS = Path(__file__).parent / "serving_peers"
@@ -177,39 +179,34 @@ def replica(workspace: Workspace, port: int, request: SampleRequest) -> Iterator
     settings = Settings()
     spec = ReplicaSpec(workspace.name, "1", bento.tag)
     variables_of_replica = environment.process_variables(spec, f"{workspace.name}-{port}", workspace.project.using(settings))
-    argv, variables = serve_command(workspace.project, bento.tag, "127.0.0.1", port, 1)
-    headers = {**request.headers, "authorization": f"Bearer {_token(workspace)}"}
-    full = SampleRequest(request.path, request.body, headers, request.is_correct)
+    argv, variables = serve_command(workspace.project, bento.tag, ("127.0.0.1", port), 1)
+    full = _authorized(request, workspace)
     with server(argv, {**variables, **variables_of_replica}, port, "/readyz", full, workspace.root) as running:
         yield running
 
 
-def _token(workspace: Workspace) -> str:
+def _authorized(request: SampleRequest, workspace: Workspace) -> SampleRequest:
     tokens.prepare_tokens(workspace.project)
     token, _ = tokens.issue(workspace.project, "acme", [workspace.name], 3600)
-    return token
+    headers = {**request.headers, "authorization": f"Bearer {token}"}
+    return SampleRequest(request.path, request.body, headers, request.is_correct)
 
 
 def _behind_gateway(request: SampleRequest) -> Open:
     @contextmanager
     def open_both(workspace: Workspace, port: int) -> Iterator[RunningServer]:
         settings = Settings(gateway_port=port + 1, gateway_admin_port=port + 2)
+        project, spec = workspace.project.using(settings), ReplicaSpec(workspace.name, "1", prepare_bento(workspace).tag)
+        full = _authorized(request, workspace)
         start = time.perf_counter()
-        with replica(workspace, port, request) as behind:
-            try:
-                endpoint = Replica(
-                    f"digits-{port}", ReplicaSpec("digits", "1", prepare_bento(workspace).tag), "127.0.0.1", port
-                )
-                gateway.update_model(workspace.project.using(settings), "digits", [endpoint])
-                envoy_process.start(workspace.project.using(settings))
-                url = gateway.address(settings)
-                _wait(url + behind.request.path, behind.request)
-                envoy = supervisor.states(workspace.project)[gateway.PROGRAM].pid
-                yield RunningServer(
-                    url, behind.request, time.perf_counter() - start, [*behind.roots, *([envoy] if envoy else [])]
-                )
-            finally:
-                supervisor.shutdown(workspace.project, stop_seconds=5.0)
+        try:
+            rolling.roll_out(spec, 1, project, ProcessRunner(project), lambda line: None)
+            url = gateway.address(settings)
+            _wait(url + full.path, full)
+            running = [state.pid for state in supervisor.states(project).values() if state.pid]
+            yield RunningServer(url, full, time.perf_counter() - start, running)
+        finally:
+            supervisor.shutdown(project, stop_seconds=5.0)
 
     return open_both
 

@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -172,7 +172,7 @@ class PredictionApp:
                 response.raw_headers += self._version_header
             await response(scope, receive, send)
         except ClientDisconnect:
-            if request.spent and not request.is_counted:
+            if request.spent and not request.is_counted and not request.is_worked_on:
                 await self.metering.return_quota(request)
         finally:
             self._in_flight -= 1
@@ -196,6 +196,9 @@ class PredictionApp:
     def record_usage(self, request: TrackedRequest, *, rows: int = 0, tokens: int = 0, answers: Sequence[Any] = ()) -> None:
         self.metering.record(request, rows, tokens, answers)
 
+    def count_unseen(self, counts: Mapping[tuple[str, str], int]) -> None:
+        self.metrics.count_unseen(counts)
+
     async def run(self, size: int, work: Callable[[], Result]) -> Result:
         if self.runs_inline(size):
             return work()
@@ -215,6 +218,7 @@ class PredictionApp:
 
     async def run_batched(self, feeds: Feeds, rows: int) -> NDArray[Any]:
         assert self._batcher is not None
+        CURRENT_REQUEST.get().is_worked_on = True
         with self._worker.slot(self._batcher.seconds_per_row * rows):
             return await wait_for(asyncio.ensure_future(self._batcher.run(feeds, rows)))
 
@@ -253,6 +257,7 @@ class PredictionApp:
         except Exception as error:
             if isinstance(error, InvalidOutput) and self._can_predict_sample():
                 request.code = NO_FINITE_OUTPUT.code
+                self.metrics.count_no_answer()
                 return NO_FINITE_OUTPUT.to_response(request.request_id)
             logger.exception("request %s failed", request.request_id)
             request.code = "internal"

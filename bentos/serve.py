@@ -1,4 +1,4 @@
-"""Serves a built bento in this one process: `python -P -m bentos.serve BENTO --host 127.0.0.1 --port 3000`.
+"""Serves a built bento in this one process: `python -P -m bentos.serve BENTO --socket FOLDER/replica.sock`.
 
 `bentoml serve` runs a supervisor beside its worker; here supervisord, Docker or Kubernetes is the supervisor. The path of the
 model is read from the bento's own files, because importing BentoML would cost 25 MB and half a second.
@@ -23,6 +23,7 @@ from starlette.types import Receive, Scope, Send
 from bentos.app import PredictionApp
 from bentos.connection import server_config
 from bentos.models.onnx_model import load, threads_from_environment
+from headrace.runtime.unix_socket import bind
 
 SWITCH_SECONDS = 0.001
 """Longest time for which the prediction thread keeps the GIL from the event loop; Python's default is five times as long."""
@@ -78,8 +79,8 @@ def main(argv: list[str] | None = None) -> None:
     sys.setswitchinterval(SWITCH_SECONDS)
     # uvicorn raises the signal again after its shutdown; a requested stop is not a failure.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    # Bind now, so that a used port fails at once; uvicorn only listens when the model has predicted its sample.
-    bound = _bind(options.host, options.port)
+    # Bind now, so that a used address fails at once; uvicorn only listens when the model has predicted its sample.
+    bound = _bind_socket(options.socket, options.in_container) if options.socket else _bind(options.host, options.port)
     # No limit for requests in flight here: the sender of SIGTERM has a drain time and SIGKILL.
     uvicorn.Server(server_config(ReplicaApp(Path(options.bento)))).run(sockets=[bound])
 
@@ -87,6 +88,10 @@ def main(argv: list[str] | None = None) -> None:
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bentos.serve", description=__doc__)
     parser.add_argument("bento", help="path of a built bento")
+    parser.add_argument("--socket", type=Path, help="path of a Unix socket to listen on, instead of a host and a port")
+    parser.add_argument(
+        "--in-container", action="store_true", help="let every user connect to the socket: its folder is closed outside"
+    )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=3000)
     return parser.parse_args(argv)
@@ -100,6 +105,13 @@ def _bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         sys.exit(f"cannot listen on {host}:{port}: {error.strerror}")
     return bound
+
+
+def _bind_socket(path: Path, in_container: bool) -> socket.socket:
+    try:
+        return bind(path, in_container)
+    except OSError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from headrace import console, processes
+from headrace import console, permissions, processes
 from headrace.cli.shared import print_json, report_error
 from headrace.cli.summary import print_summary
 from headrace.project import find_project
@@ -31,8 +31,10 @@ def _run(name: str, recipe: str, parameters: dict[str, Any]) -> dict[str, Any]:
     """Runs the flow called `name`."""
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
+    from flows.cancellation import RunEnded
     from flows.refresh import refresh
     from flows.release import release
+    from headrace.errors import Interrupted
     from headrace.services import prefect, status, up
 
     project = find_project()
@@ -40,11 +42,16 @@ def _run(name: str, recipe: str, parameters: dict[str, Any]) -> dict[str, Any]:
     flow: Any = {"release": release, "refresh": refresh}[name]
     # Prefect's heartbeat delays the end of each run by a second; the release lock finds killed runs instead.
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-        facts: dict[str, Any] = flow(recipe, **parameters)
+        try:
+            facts: dict[str, Any] = flow(recipe, **parameters)
+        except RunEnded as ended:
+            hint = f"to continue from its last checkpoint: headrace run {recipe}"
+            raise Interrupted(f"the run of {recipe} was {ended}", hint=hint) from None
     up.wait_for_background(project)
     for service in status.services(project):
-        if service.state in ("stopped", "failed"):
-            console.report(f"{service.name} is {service.state}; see headrace logs {service.name}")
+        if service.state in ("stopped", "failed", "degraded"):
+            why = f": {service.problem}" if service.problem else ""
+            console.report(f"{service.name} is {service.state}{why}; see headrace logs {service.name}")
     return facts
 
 
@@ -64,6 +71,7 @@ def _cause(error: BaseException) -> BaseException:
 
 
 if __name__ == "__main__":
+    permissions.set_private_umask()
     processes.raise_gc_threshold()
     code = main(sys.argv[1:])
     processes.freeze_gc()

@@ -6,6 +6,7 @@ from typing import Any
 
 from prefect import flow
 
+from flows.cancellation import supervised_run
 from flows.release import release
 from headrace.project import find_project
 from headrace.recipe.recipe import load_recipe
@@ -20,8 +21,9 @@ def refresh(recipe_name: str) -> dict[str, Any]:
     when the source has no later batch, and returns the facts of what serves."""
     project = find_project()
     recipe = load_recipe(recipe_name, project)
-    with release_lock(recipe.name, project):
-        batch = bring_next_batch(recipe, project)
-    if not batch.added:
-        return current_release(recipe.name, project) or {}
-    return release(recipe_name)
+    with supervised_run():
+        with release_lock(recipe.name, project):
+            batch = bring_next_batch(recipe, project)
+        if not batch.added:
+            return current_release(recipe.name, project) or {}
+        return release(recipe_name)

@@ -6,6 +6,7 @@ from typing import Any
 
 from prefect import flow
 
+from flows.cancellation import supervised_run
 from headrace.project import find_project
 from headrace.recipe.recipe import load_recipe
 from headrace.release.lock import release_lock
@@ -19,7 +20,7 @@ def release(recipe_name: str, force: bool = False) -> dict[str, Any]:
     """Releases one recipe and returns the facts of what serves now; with `force` also a version that was rolled back."""
     project = find_project()
     recipe = load_recipe(recipe_name, project)
-    with release_lock(recipe.name, project):
+    with supervised_run(), release_lock(recipe.name, project):
         recover(recipe, project)
 
         data = ingest(recipe, project)

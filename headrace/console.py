@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import sys
@@ -23,17 +24,13 @@ BAR_SECONDS = 0.1
 @cache
 def err() -> Console:
     """The console on standard error, for progress; standard output is for results and `--json`."""
-    from rich.console import Console
-
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return _console(stderr=True)
 
 
 @cache
 def out() -> Console:
     """The console on standard output."""
-    from rich.console import Console
-
-    return Console(highlight=False, soft_wrap=True)
+    return _console(stderr=False)
 
 
 def command_name() -> str:
@@ -108,6 +105,20 @@ def bar(name: str, total: int) -> Iterator[Bar]:
     )
     with Progress(*columns, console=err(), transient=True) as progress:
         yield Bar(name, total, progress)
+
+
+def _console(stderr: bool) -> Console:
+    """Returns a console that goes on silently when nobody reads its pipe any more; rich's own ends the process."""
+    from rich.console import Console
+
+    class SilentWhenClosed(Console):
+        def on_broken_pipe(self) -> None:
+            self.quiet = True
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.file.fileno())  # what is still in the buffer is written when the process ends
+            os.close(nowhere)
+
+    return SilentWhenClosed(stderr=stderr, highlight=False, soft_wrap=True)
 
 
 def _escaped(text: str) -> str:

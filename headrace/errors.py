@@ -13,6 +13,7 @@ HeadraceError                     exit code 1
 ├── NotReleased                   4   a candidate is not released; the version that serves keeps serving
 │   ├── ModelRefused              4   the model gate refused it
 │   ├── AwaitsApproval            4   it passed the gate and awaits manual approval
+│   ├── Rejected                  4   a person rejected it
 │   ├── RolloutAborted            4   it exceeded its bounds during the roll-out
 │   └── RolledBack                4   it was rolled back earlier, and nothing has changed since
 ├── NotReproduced                 4   a version that was trained again differs
@@ -22,6 +23,7 @@ HeadraceError                     exit code 1
 │   └── RegistryError             5
 ├── Busy                          6   another release of the same recipe is running
 ├── DamagedFile                   1   a file that Headrace wrote cannot be read
+├── NewerFile                     1   a newer version of Headrace wrote a file
 ├── DiskFull                      7
 └── Interrupted                   130 Ctrl-C
 
@@ -134,6 +136,10 @@ class AwaitsApproval(NotReleased):
     """The candidate passed the gate, and the recipe asks for manual approval."""
 
 
+class Rejected(NotReleased):
+    """A person rejected the candidate, and nothing has changed since."""
+
+
 class RolloutAborted(NotReleased):
     """The candidate exceeded its bounds while it was watched, and was rolled back. `facts` holds the measurements."""
 
@@ -182,6 +188,10 @@ class Busy(HeadraceError):
 
 class DamagedFile(HeadraceError):
     """A file that Headrace wrote exists, but its content cannot be read."""
+
+
+class NewerFile(HeadraceError):
+    """A newer version of Headrace, or of a package, wrote a file in a format that this one does not know."""
 
 
 class DiskFull(HeadraceError):

@@ -1,4 +1,4 @@
-"""Atomic file writes: to a temporary file in the same folder, synced, then renamed."""
+"""Atomic file writes: to a temporary file in the same folder, synced, then renamed; the folder is synced too."""
 
 from __future__ import annotations
 
@@ -6,17 +6,26 @@ import errno
 import json
 import os
 import re
+import shlex
+import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from headrace.errors import DamagedFile, DiskFull
+from headrace.errors import DamagedFile, DiskFull, NewerFile, ServiceError
+
+SCHEMA_VERSION = 1
+"""Of most stores that Headrace writes: what older versions wrote has it too, without saying so."""
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path, mode: int | None = None) -> Iterator[Path]:
     """Yields a temporary path; when the block ends without an error, the file there replaces `path`.
+
+    Args:
+        mode: permissions of the file; by default those that the umask leaves.
 
     Raises:
         DiskFull: no space is left.
@@ -27,7 +36,10 @@ def atomic_write(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
+        if mode is not None:
+            temporary.chmod(mode)
         temporary.replace(path)
+        sync_folder(path.parent)
     except Exception as error:  # torch raises RuntimeError for a full disk, with the OSError as its context
         if is_disk_full(error):
             raise DiskFull(
@@ -38,9 +50,18 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes `text`, completely or not at all."""
-    with atomic_write(path) as temporary:
+def sync_folder(folder: Path) -> None:
+    """Makes renames in `folder` survive a power failure."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str, mode: int | None = None) -> None:
+    """Writes `text`, completely or not at all, with the permissions `mode`."""
+    with atomic_write(path, mode) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -54,37 +75,120 @@ def write_secret(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as JSON, completely or not at all."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+def private_folder(path: Path) -> None:
+    """Makes a folder that only this user can enter, unless it exists.
+
+    Raises:
+        ServiceError: the path is a link or a file, or others own the folder or can enter it.
+    """
+    with suppress(FileExistsError):
+        path.mkdir(mode=0o700, parents=True)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+        reason = "it is a link" if stat.S_ISLNK(found.st_mode) else "it is not a folder"
+    elif found.st_uid != os.getuid():
+        reason = f"it belongs to user {found.st_uid}, and this is user {os.getuid()}"
+    elif found.st_mode & 0o077:
+        reason = f"its mode is {stat.S_IMODE(found.st_mode):o}, which lets other users in; expected 700"
+    else:
+        return
+    hint = f"move it away: mv {shlex.quote(str(path))} {shlex.quote(f'{path}.old')}"
+    raise ServiceError(f"the folder is not used: {reason}", where=str(path), hint=hint)
 
 
-def write_with(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls `write` with a temporary path; the file is written completely or not at all."""
-    with atomic_write(path) as temporary:
+def create_secret(path: Path, text: str) -> None:
+    """As `write_secret`, unless the file exists: of several processes the first one wins."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.chmod(0o700)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)  # mode 0600
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        with suppress(FileExistsError):
+            os.link(temporary, path)
+    finally:
+        Path(temporary).unlink()
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any, mode: int | None = None) -> None:
+    """Writes `value` as JSON, completely or not at all, with the permissions `mode`."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n", mode)
+
+
+def write_with(path: Path, write: Callable[[Path], object], mode: int | None = None) -> None:
+    """Calls `write` with a temporary path; the file is written completely or not at all, with the permissions `mode`."""
+    with atomic_write(path, mode) as temporary:
         write(temporary)
 
 
-def read_json(path: Path, hint: str = "restore the file from a backup, or remove it and run the command again") -> Any:
+def read_json(
+    path: Path,
+    hint: str = "restore the file from a backup, or remove it and run the command again",
+    newest: int = SCHEMA_VERSION,
+) -> Any:
     """Returns the JSON value in `path`, or None if the file does not exist.
 
     Args:
         hint: how to repair a damaged file.
+        newest: the newest schema version of this store.
 
     Raises:
         DamagedFile: the file is not JSON. It is not treated as missing: its content may exist nowhere else.
+        NewerFile: a newer version of Headrace wrote it.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError as error:  # JSONDecodeError, or UnicodeDecodeError
         raise DamagedFile(f"damaged file: not valid JSON ({error})", where=str(path), hint=hint) from None
+    require_known_schema(value, path, newest)
+    return value
+
+
+def require_known_schema(value: Any, path: Path, newest: int = SCHEMA_VERSION) -> None:
+    """Checks the number `schema_version` of an object from a store of Headrace; without it, it is 1.
+
+    Raises:
+        NewerFile: it is greater than `newest`.
+    """
+    found = value.get("schema_version", 1) if isinstance(value, dict) else 1
+    if isinstance(found, int) and found > newest:
+        raise NewerFile(
+            f"{path.name} has schema version {found}, and this Headrace knows versions up to {newest}",
+            where=str(path),
+            hint="run the version of Headrace that wrote it, or restore the file from a backup of this version",
+        )
+
+
+def read_object(path: Path, hint: str, newest: int = SCHEMA_VERSION, /, **fields: type) -> dict[str, Any] | None:
+    """Returns the JSON object in `path`, or None if the file does not exist.
+
+    Args:
+        hint: how to repair a damaged file.
+        newest: the newest schema version of this store.
+        fields: names of required fields, with the type of their values.
+
+    Raises:
+        DamagedFile: the file is not JSON, not an object, or without one of `fields`.
+    """
+    if (found := read_json(path, hint, newest)) is None and not path.exists():
+        return None
+    if not isinstance(found, dict):
+        raise DamagedFile(f"damaged file: expected an object, got {type(found).__name__}", where=str(path), hint=hint)
+    for name, kind in fields.items():
+        if not isinstance(found.get(name), kind):
+            message = f"damaged file: expected a {kind.__name__} in the field {name!r}, got {type(found.get(name)).__name__}"
+            raise DamagedFile(message, where=str(path), hint=hint)
+    return found
 
 
 def read_cached_json(path: Path) -> Any:
-    """Returns the JSON value in `path`, or None if the file does not exist or is damaged: for files that can be rebuilt."""
-    with suppress(DamagedFile):
+    """Returns the JSON value in `path`, or None if there is none that this version can read: for files that can be rebuilt."""
+    with suppress(DamagedFile, NewerFile):
         return read_json(path)
     return None
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace.errors import near_miss
+from headrace.installation import add_bentos_to_import_path
 
 OWN_PACKAGES = ("headrace", "bentos", "flows", "tasks")
 CLASS_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -27,7 +28,8 @@ def is_dotted(name: str) -> bool:
 
 
 def add_to_import_path(root: Path) -> None:
-    """Makes the modules of a project importable in this process."""
+    """Makes the modules of a project importable in this process, and `bentos`, which they may import."""
+    add_bentos_to_import_path()
     if str(root) not in sys.path:
         sys.path.append(str(root))
 

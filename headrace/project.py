@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +37,12 @@ class Project:
     def using(self, settings: Settings) -> Project:
         """Returns the same project with other settings."""
         return Project(self.root, settings)
+
+    @property
+    def is_clone(self) -> bool:
+        """Whether it is a clone of Headrace's repository, whose code the project then runs; other projects run the installed
+        one."""
+        return (self.root / "headrace" / "__init__.py").is_file()
 
     @property
     def recipes(self) -> Path:
@@ -134,16 +139,39 @@ class Project:
         return self.state / "bentoml"
 
     @property
+    def restoring(self) -> Path:
+        """Where `headrace restore` unpacks a backup; the folder exists only meanwhile, or after it was killed."""
+        return self.root / ".headrace-restore"
+
+    @property
     def wheelhouse(self) -> Path:
         """Wheels for the serving image; if the folder exists, images are built from it without network."""
         return self.root / "wheelhouse"
 
     @property
     def runtime_dir(self) -> Path:
-        """Sockets and configuration of supervisord, in a short path: a Unix socket's address is limited to 107 bytes."""
-        digest = hashlib.sha256(str(self.root).encode()).hexdigest()[:12]
-        base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
-        return Path(base) / f"headrace-{os.getuid()}-{digest}"
+        """supervisord's socket and pid file. In the project: every shell finds it, and no logout or cleaner removes it."""
+        return self.state / "run"
+
+    @property
+    def sockets(self) -> Path:
+        """Unix sockets of the API server and of replicas, in a folder that this user only can enter."""
+        return self.state / "sockets"
+
+    @property
+    def api_socket(self) -> Path:
+        """Where the API server listens."""
+        return self.sockets / "api-server.sock"
+
+    @property
+    def label(self) -> str:
+        """Marks processes and containers of this user and project."""
+        return f"headrace-{os.getuid()}-{hashlib.sha256(str(self.root).encode()).hexdigest()[:12]}"
+
+    @property
+    def gateway_admin(self) -> Path:
+        """The Unix socket of Envoy's admin interface, below a folder that this user only can enter."""
+        return self.gateway / "admin.sock"
 
     def raw_data(self, recipe: str) -> Path:
         """`data/<recipe>/`: one Parquet file per batch, read in the order of their names."""
@@ -170,5 +198,5 @@ def find_project(start: Path | None = None) -> Project:
     raise UsageError(
         f"no Headrace project at {start}" + ("" if root else " or above it") + " (searched for recipes/ and dvc.yaml)",
         where="HEADRACE_ROOT" if root else None,
-        hint="run the command in a clone of the project, or set HEADRACE_ROOT to one",
+        hint="headrace init NAME makes a project in the new folder NAME; run the command there, or set HEADRACE_ROOT to it",
     )

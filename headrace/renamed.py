@@ -19,10 +19,22 @@ SETTINGS = {
     "on": "runner",
     "door_port": "gateway_port",
     "door_admin_port": "gateway_admin_port",
-    "desk_port": "api_port",
 }
 """Fields of `headrace.toml`; in upper case after `HEADRACE_`, environment variables."""
+REMOVED_SETTINGS = {
+    "api_port": "the API server listens on a Unix socket",
+    "desk_port": "the API server listens on a Unix socket",
+    "replica_ports": "replicas listen on Unix sockets",
+}
+"""Fields, and why they are no longer needed."""
 SETTING_VALUES = {("runner", "processes"): "process", ("tls", "own"): "self_signed"}
 """Values by field and old value."""
 OPTIONS = {"--on": "--runner"}
 """Options of the command line."""
+REMOVED_OPTIONS = {
+    "--by": (
+        "who decides is not free text; it is the name of the token in HEADRACE_TOKEN, or else your user name",
+        "leave it out; for another person: headrace tokens issue --tenant NAME --role reviewer, and set HEADRACE_TOKEN",
+    )
+}
+"""Options that have no successor, with what there is instead."""

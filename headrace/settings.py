@@ -7,10 +7,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 from headrace import renamed
-from headrace.errors import SettingsError, near_miss
+from headrace.errors import DamagedFile, SettingsError, near_miss
+from headrace.files import read_json
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 LOOPBACK = "127.0.0.1"
@@ -26,21 +33,20 @@ class Settings(BaseSettings):
     gateway_port: Port = 8080
     """Envoy: clients call models here."""
     gateway_admin_port: Port = 9901
-    """Envoy's admin interface, always on loopback."""
+    """Metrics of Envoy and of replicas, for Prometheus: always on loopback and with a token."""
     mlflow_port: Port = 5000
     """MLflow's server, always on loopback."""
     prefect_port: Port = 4200
     """Prefect's server, always on loopback."""
-    replica_ports: tuple[Port, Port] = (21000, 21999)
-    """First and last port that replicas may take."""
     runner: Literal["process", "docker"] = "process"
     """Where replicas run: as local processes or in Docker containers."""
-    base_image: str = "python:3.11-slim"
-    """Image that serving images build on: Debian with Python 3.11."""
+    base_image: str = "python:3.11-slim@sha256:9c900dea9e8fb7e16277c179b555cc72d29a352dbc33cff48ad5a0412fd5bfc7"
+    """Image that serving images build on: Debian with Python 3.11. The default is one exact image, by its digest."""
     docker_host: str | None = None
     """The Docker engine's address; by default what the `docker` client uses."""
-    api_port: Port = 8090
-    """The API server behind the gateway: catalogue, OpenAPI, feedback, batches. Always on loopback."""
+    container_network: str | None = None
+    """The Docker network of replicas in containers, for example `bridge`; by default none, unless `quota_store` or traces
+    (`OTEL_` variables) need one. A custom model that calls other services needs one too."""
     access: Literal["tokens", "open"] = "tokens"
     """Whether callers need a token; `open` admits all callers and is allowed on loopback only."""
     tls: Literal["off", "self_signed", "files"] = "off"
@@ -61,14 +67,30 @@ class Settings(BaseSettings):
     """How long a model may send nothing: before its answer (the gateway then answers 504) or within a stream (it then ends)."""
     max_request_bytes: int = Field(default=16 * 1024 * 1024, ge=1024, le=2**32 - 1)
     """Largest request body; the gateway and the replicas refuse a larger one with 413."""
+    max_connections: int = Field(default=4096, ge=1, le=1_000_000)
+    """Open connections of all clients to the gateway; a further one is closed at once. Each uses a file descriptor."""
+    max_connections_per_address: int = Field(default=1024, ge=1, le=1_000_000)
+    """Open connections of one client address. Set it to `max_connections` where all clients come through one proxy."""
     max_batch_bytes: int = Field(default=1024 * 1024 * 1024, ge=1024)
     """Largest file of a batch; a larger one is refused with 413."""
+    max_source_bytes: int = Field(default=8 * 1024 * 1024 * 1024, ge=1)
+    """Largest download of one file or package of a source; a larger one is refused. Local files have no limit."""
     upload_idle_seconds: float = Field(default=30.0, gt=0.0)
     """How long an upload of a batch may make no progress before it is refused with 408."""
     batch_days: float = Field(default=7.0, gt=0.0)
     """How long a finished batch is kept, with its answers."""
+    batch_open_days: float = Field(default=30.0, gt=0.0, le=90.0)
+    """How long a batch may take, waiting for a quota or a replica included; it then fails."""
+    tenant_batch_bytes: int = Field(default=10 * 1024**3, ge=1024)
+    """Disk space for the batches of one tenant, ended ones included. A file beyond it is refused with 413."""
     feedback_days: float = Field(default=90.0, gt=0.0)
     """How long feedback (the true answer to a request) is kept."""
+    tenant_feedback_bytes: int = Field(default=1024**3, ge=1024)
+    """Disk space for the feedback of one tenant. Feedback beyond it is refused with 413."""
+    tenant_pending_rows: int = Field(default=100_000, ge=0)
+    """Rows of feedback that a tenant may send for requests without a recorded answer. A further one is refused with 413."""
+    disk_reserve_bytes: int = Field(default=1024**3, ge=0)
+    """Free disk space below which batches and feedback are refused with 507, and batches that were accepted wait."""
     train_nodes: int = Field(default=1, ge=1)
     """Machines that the processes of a training run are divided among."""
     train_rendezvous: str | None = None
@@ -119,7 +141,7 @@ def is_loopback(host: str) -> bool:
 
 
 INTERNAL = frozenset(
-    "ROOT STAGE_ERROR PARENT_PID SUPERVISED THREADS BODY_LIMIT_BYTES MAX_INSTANCES REQUIRE_DOCKER".split()  # noqa: SIM905
+    "ROOT STAGE_ERROR PARENT_PID SUPERVISED UMASK THREADS BODY_LIMIT_BYTES MAX_INSTANCES REQUIRE_DOCKER".split()  # noqa: SIM905
     + "TOKEN_KEYS USAGE QUOTAS REPLICA SHADOW GUARD LEDGER".split()  # noqa: SIM905
     + "LOG SLOW_SECONDS STUCK_SECONDS QUEUE_SECONDS".split()  # noqa: SIM905
     + "ADDRESS TOKEN BOOTSTRAP".split()  # noqa: SIM905
@@ -128,16 +150,52 @@ INTERNAL = frozenset(
 the Python client."""
 
 
-def load_settings(root: Path) -> Settings:
+PORTS = ("gateway_port", "gateway_admin_port", "mlflow_port", "prefect_port")
+"""Settings that `headrace up` replaces by a free port where they are not given and the default is in use."""
+
+
+def ports_file(root: Path) -> Path:
+    """Where a project keeps the ports that were chosen for it."""
+    return root / ".headrace" / "ports.json"
+
+
+def read_kept_ports(root: Path) -> dict[str, int]:
+    """
+    Raises:
+        DamagedFile: the file is not JSON, or holds something else than ports.
+    """
+    path, hint = ports_file(root), "headrace down; remove the file; headrace up (it chooses ports again)"
+    found = read_json(path, hint)
+    if found is None:
+        return {}
+    known = {*PORTS, *renamed.REMOVED_SETTINGS}  # an earlier version chose more of them
+    if not isinstance(found, dict) or not all(name in known and type(port) is int for name, port in found.items()):
+        raise DamagedFile(f"damaged file: expected a port for each of {', '.join(PORTS)}", where=str(path), hint=hint)
+    return {name: port for name, port in found.items() if name in PORTS}
+
+
+def load_settings(root: Path, with_kept_ports: bool = True) -> Settings:
     """Reads `headrace.toml` in `root`, if it exists; environment variables take precedence.
+
+    Args:
+        with_kept_ports: whether a port that neither gives is the one that was chosen for the project earlier, if any.
 
     Raises:
         SettingsError: an unknown or renamed setting, or an invalid value, with its field.
+        DamagedFile: the chosen ports cannot be read.
     """
     _refuse_unknown_variables()
+    kept = read_kept_ports(root) if with_kept_ports else {}
 
     class ProjectSettings(Settings):
         model_config = SettingsConfigDict(toml_file=root / "headrace.toml")
+
+        @classmethod
+        def settings_customise_sources(
+            cls, settings_cls: type[BaseSettings], *sources: Any, **named: Any
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            found = super().settings_customise_sources(settings_cls, *sources, **named)
+            return *found, InitSettingsSource(settings_cls, init_kwargs=dict(kept))
 
     try:
         return ProjectSettings()
@@ -164,6 +222,8 @@ def _refuse_unknown_variables() -> None:
             continue
         if new := renamed.SETTINGS.get(name.lower()):
             message, hint = f"{variable} was renamed to HEADRACE_{new.upper()}", f"unset {variable}, and use the new name"
+        elif why := renamed.REMOVED_SETTINGS.get(name.lower()):
+            message, hint = f"{variable} is not a setting any more: {why}", f"unset {variable}"
         else:
             known = {f"HEADRACE_{known}" for known in names}
             message, hint = (
@@ -181,6 +241,8 @@ def _explain(mistake: Any) -> str:
     if mistake["type"] == "extra_forbidden":
         if field in renamed.SETTINGS:
             return f"{field}: renamed to {renamed.SETTINGS[field]!r}"
+        if field in renamed.REMOVED_SETTINGS:
+            return f"{field}: no setting any more: {renamed.REMOVED_SETTINGS[field]}; remove the line"
         return f"{field}: unknown setting; {near_miss(field, Settings.model_fields)}"
     if isinstance(value, str) and (field, value) in renamed.SETTING_VALUES:
         return f"{field}: value {value!r} was renamed to {renamed.SETTING_VALUES[field, value]!r}"

@@ -13,6 +13,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from headrace.data import batches
 from headrace.data import ingest as ingestion
 from headrace.data.batches import NextBatch
+from headrace.data.sources.addresses import redacted
 from headrace.data.versions import DataVersion
 from headrace.errors import DataRejected, SourceUnreachable
 from headrace.files import read_cached_json
@@ -31,7 +32,7 @@ def _is_out_of_reach(task: Any, run: TaskRun, state: State[Any]) -> bool:
 @task(name="ingest", retries=2, retry_delay_seconds=[2, 10], retry_condition_fn=_is_out_of_reach, timeout_seconds=HOUR, **PLAIN)
 def ingest(recipe: Recipe, project: Project) -> DataVersion:
     """Brings the source into `data/`, unless it is there already."""
-    step("ingest", recipe.data.origin)
+    step("ingest")
     with _failures_shown(recipe, project):
         return ingestion.ingest(recipe, project, report)
 
@@ -39,7 +40,7 @@ def ingest(recipe: Recipe, project: Project) -> DataVersion:
 @task(name="next batch", timeout_seconds=HOUR, **PLAIN)
 def bring_next_batch(recipe: Recipe, project: Project) -> NextBatch:
     """Adds the next batch of the source; the data version stays when there is none."""
-    step("next batch", recipe.data.origin)
+    step("next batch", redacted(recipe.data.origin))
     with _failures_shown(recipe, project):
         return batches.next_batch(recipe, project, report)
 

@@ -8,6 +8,7 @@ from headrace.data.versions import DataVersion
 from headrace.pipeline.dvc import StageResult, reproduce
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
+from headrace.release import history, journal
 from headrace.release.decision import Decision, decide_promotion
 from headrace.tracking import registry
 from headrace.tracking.registry import Version
@@ -47,8 +48,11 @@ def evaluate(recipe: Recipe, project: Project) -> StageResult:
 def register(recipe: Recipe, version: DataVersion, project: Project) -> Version:
     """Registers a version in MLflow."""
     step("register", "in MLflow")
-    registered = registry.register(recipe, project, registry.identity_of(recipe, version, project))
+    last = history.last_number(journal.entries(project, recipe.name))
+    registered = registry.register_trained(recipe, version, project, last)
     report(f"{registered.name}, run {registered.run_id}")
+    if uncommitted := registered.identity.get("uncommitted"):
+        report(f"not committed: {uncommitted}; {registered.name} keeps a copy, and a commit would let others see it")
     return registered
 
 

@@ -8,7 +8,7 @@ from prefect import get_client, task
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName, FlowRunFilterState, FlowRunFilterStateType
 from prefect.client.schemas.objects import StateType
 from prefect.runtime import flow_run
-from prefect.states import Crashed
+from prefect.states import Cancelled, Crashed
 
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
@@ -30,16 +30,15 @@ def recover(recipe: Recipe, project: Project) -> None:
 
 
 def _close_dead_runs(recipe: Recipe) -> None:
-    """Marks runs that a kill left `Running`; the release lock says that none of them is alive."""
+    """Closes runs that a kill left `Running` or `Cancelling`; the release lock says that none of them is alive."""
     alive = flow_run.get_id()
-    named = FlowRunFilter(
-        name=FlowRunFilterName(any_=[recipe.name]),
-        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING])),
-    )
+    open_states = FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.CANCELLING])
+    named = FlowRunFilter(name=FlowRunFilterName(any_=[recipe.name]), state=FlowRunFilterState(type=open_states))
     with get_client(sync_client=True) as client:
         for run in client.read_flow_runs(flow_run_filter=named):
             if str(run.id) != str(alive):
-                client.set_flow_run_state(run.id, Crashed(message="its process was killed"), force=True)
+                ended = Cancelled if run.state_type == StateType.CANCELLING else Crashed
+                client.set_flow_run_state(run.id, ended(message="its process was killed"), force=True)
 
 
 @task(name="keep production serving", **PLAIN)
@@ -58,14 +57,15 @@ def stop(recipe: Recipe, decision: Decision, project: Project) -> None:
 def package(decision: Decision, project: Project) -> PackagedVersion:
     """Builds a bento, and an image where replicas are containers."""
     step("package", decision.chosen.name)
-    return deploy.package_version(decision.chosen, project, report)
+    # A champion that is kept has the candidate's bytes.
+    return deploy.package_version(decision.chosen, project, report, decision.candidate.identity["content_sha256"])
 
 
 @task(name="roll out", **PLAIN)  # without a time limit: a trial takes as long as the recipe says, and each wait has its own
 def roll_out(recipe: Recipe, decision: Decision, packaged: PackagedVersion, project: Project) -> None:
     """Starts new replicas, sends requests to them as the recipe says, then drains and stops the old ones."""
     step("roll out", deploy.headline(recipe, decision.chosen, project))
-    deploy.roll_out_version(recipe, decision.chosen, packaged, project, report)
+    deploy.roll_out_version(recipe, decision.chosen, packaged, project, report, decision.verdict.comparison)
 
 
 @task(name="promote", **PLAIN)

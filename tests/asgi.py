@@ -40,13 +40,13 @@ def make_project(root: Path) -> Project:
     return Project(root)
 
 
-def wait_ready(url: str, seconds: float = 120, alive: subprocess.Popen[bytes] | None = None) -> None:
+def wait_ready(url: str, seconds: float = 120, alive: subprocess.Popen[bytes] | None = None, client: Any = httpx) -> None:
     """Until `url`/readyz gives 200; fails when it does not within `seconds`, or when the process `alive` ends before."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         assert alive is None or alive.poll() is None, "the server ended before it was ready"
         try:
-            if httpx.get(f"{url}/readyz", timeout=2).status_code == 200:
+            if client.get(f"{url}/readyz", timeout=2).status_code == 200:
                 return
         except httpx.TransportError:
             pass
@@ -58,7 +58,7 @@ def wait_ready(url: str, seconds: float = 120, alive: subprocess.Popen[bytes] | 
 def serve(project: Project, bento: Bento, wait: bool = True, **variables: str) -> Iterator[Served]:
     """A server of `bento`; `variables` are added to its environment."""
     port = free_port()
-    argv, env = serve_command(project, bento.tag, "127.0.0.1", port, 1)
+    argv, env = serve_command(project, bento.tag, ("127.0.0.1", port), 1)
     log = project.root / f"serve-{port}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(argv, env={**os.environ, **env, **variables}, stdout=output, stderr=output, cwd="/")

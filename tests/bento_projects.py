@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from headrace.models.schema import Schema
 from headrace.pipeline.stages import STAGES
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe, load_recipe, parse_recipe
-from headrace.task_types.lookup import task_type_of
+from headrace.task_types.lookup import task_type_for
 
 if TYPE_CHECKING:
     from headrace.models.served import ServedModel
@@ -51,7 +52,7 @@ def make_recipe(
 
 
 def fitted(frame: pd.DataFrame, recipe: Recipe) -> Schema:
-    return task_type_of(recipe.task).fit(frame, recipe)
+    return task_type_for(recipe).fit(frame, recipe)
 
 
 def through_parquet(frame: pd.DataFrame, folder: Path) -> pd.DataFrame:
@@ -64,7 +65,7 @@ def make_model(recipe: Recipe, schema: Schema, seed: int = 0) -> ServedModel:
     import torch
 
     torch.manual_seed(seed)
-    return task_type_of(recipe.task).module(recipe.model, schema).eval()
+    return task_type_for(recipe).module(recipe.model, schema).eval()
 
 
 @pytest.fixture(scope="session")
@@ -86,4 +87,7 @@ def another(project: Project, name: str, like: str = "tiny", **sections: dict[st
         fields[section] = {**(fields.get(section) or {}), **changed}
     (project.recipes / f"{name}.yaml").write_text(yaml.safe_dump(fields))
     shutil.copytree(project.artifacts(like), project.artifacts(name))
+    contract = project.artifacts(name) / "export" / "contract.json"
+    if contract.exists():  # not in a project that is only prepared
+        contract.write_text(json.dumps({**json.loads(contract.read_text()), "model": name}))
     return load_recipe(name, project)

@@ -46,9 +46,8 @@ def free_ports() -> Iterator[Callable[[], dict[str, str]]]:
 
         def take() -> dict[str, str]:
             ports = held.enter_context(lease())
-            names = ("GATEWAY_PORT", "GATEWAY_ADMIN_PORT", "MLFLOW_PORT", "PREFECT_PORT", "API_PORT")
-            named = {f"HEADRACE_{name}": str(port) for name, port in zip(names, ports, strict=False)}
-            return {**named, "HEADRACE_REPLICA_PORTS": f"[{ports[5]},{ports[-1]}]"}
+            names = ("GATEWAY_PORT", "GATEWAY_ADMIN_PORT", "MLFLOW_PORT", "PREFECT_PORT")
+            return {f"HEADRACE_{name}": str(port) for name, port in zip(names, ports, strict=False)}
 
         yield take
 
@@ -63,6 +62,23 @@ def _no_settings_from_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             "HEADRACE_DOCKER_HOST",
         ):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _umask_of_the_user() -> Iterator[None]:
+    """Undoes the private umask that a command sets for its process, which is the tests' own where they call `main`."""
+    before = os.umask(0o022)
+    os.umask(before)
+    yield
+    os.umask(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_user_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps the list of the user's projects out of the tests, and those of the tests out of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
 
 
 @pytest.fixture(autouse=True)

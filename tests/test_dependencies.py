@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 import sys
 import tomllib
+from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
@@ -27,15 +29,26 @@ def normalized(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+def extras() -> dict[str, list[str]]:
+    """The optional requirements that users install, by the extra's name."""
+    found: dict[str, list[str]] = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    return {name: lines for name, lines in found.items() if name != "dev"}
+
+
 def requirements() -> dict[str, str]:
-    """Version specifiers by normalized name, of the required packages and of the extra `s3`."""
+    """Version specifiers by normalized name, of the required packages and of all extras that users install."""
     found = {}
     project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
-    for line in [*project["dependencies"], *project["optional-dependencies"]["s3"]]:
+    for line in [*project["dependencies"], *itertools.chain(*extras().values())]:
         match = re.match(r"[A-Za-z0-9_.-]+", line)
         assert match is not None
         found[normalized(match[0])] = line[match.end() :]
     return found
+
+
+def of_extras(names: Iterable[str]) -> set[str]:
+    """Normalized names of the packages of these extras."""
+    return {normalized(re.split(r"[^\w.-]", line)[0]) for name in names for line in extras()[name]}
 
 
 @cache
@@ -68,7 +81,7 @@ def imported_modules(file: Path) -> set[str]:
 
 
 def is_third_party(module: str) -> bool:
-    return module.partition(".")[0] not in {*sys.stdlib_module_names, *OWN, *INSTALLED_BY_BENCHMARKS}
+    return module.partition(".")[0] not in {*sys.stdlib_module_names, *OWN, "tests", *INSTALLED_BY_BENCHMARKS}
 
 
 @pytest.mark.parametrize("package", OWN)
@@ -99,7 +112,23 @@ def test_packages_whose_internal_api_is_used_have_an_upper_bound() -> None:
 def test_the_lock_pins_every_declared_package() -> None:
     lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
     pinned = {normalized(name) for name in re.findall(r"^([\w.-]+)==", lock, re.MULTILINE)}
-    assert requirements().keys() - pinned == set()
+    project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
+    listed = re.fullmatch(r"headrace\[([\w,]+)\]", project["optional-dependencies"]["dev"][0])
+    assert listed is not None
+    tested = listed[1].split(",")
+    assert requirements().keys() - of_extras(extras().keys() - tested) - pinned == set()
+
+
+def test_the_extra_named_in_a_hint_has_the_package_that_is_missing() -> None:
+    """Packages of extras are imported by a name in a table, which no import statement shows."""
+    from headrace.data.sources.databases import DRIVERS
+    from headrace.data.sources.remote import STORES
+    from headrace.services.backup.places import PACKAGES
+
+    for module, extra in [*DRIVERS.values(), *STORES.values()]:
+        assert normalized(module) in of_extras([extra])
+    for name in PACKAGES.values():
+        assert name.removeprefix("headrace[").removesuffix("]") in extras()
 
 
 def test_no_test_module_imports_another() -> None:

@@ -25,25 +25,42 @@ from headrace.recipe.models import MODELS
 from headrace.recipe.recipe import Recipe
 from headrace.services import up
 from headrace.settings import Settings
+from tests.exhaustive import exhaustive
 from tests.paths import ROOT
+from tests.picture_files import class_folders
 from tests.projects import git, make_project
 from tests.release.live import Live
 
 PAGES = [
     "README.md",
+    "docs/projects.md",
     "docs/recipes.md",
+    "docs/pictures.md",
+    "docs/your-data.md",
     "docs/training.md",
     "docs/operations.md",
     "docs/calling.md",
+    "docs/scoring.md",
     "docs/access.md",
+    "docs/security.md",
     "docs/rollouts.md",
     "docs/observability.md",
     "docs/deployments.md",
     "docs/architecture.md",
 ]
+LONG = ("docs/recipes.md",)
+"""Pages with so many releases that only `make test-all` runs their commands."""
 REFERENCES = ["docs/reference/recipe.md", "docs/reference/settings.md"]
-OTHERS = ["docs/scaling.md", "docs/protocols.md", "docs/change-detection.md", *REFERENCES, "CHANGELOG.md", "CONTRIBUTING.md"]
-NOT_RUN = 4
+OTHERS = [
+    "docs/scaling.md",
+    "docs/protocols.md",
+    "docs/change-detection.md",
+    "docs/limits.md",
+    *REFERENCES,
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+]
+NOT_RUN = 6
 """Blocks that no test can run; each says why in a comment above it."""
 IMAGINED = {"headrace/models/wide.py", "recipes/b.yaml"}
 """Files that an example lets the reader write."""
@@ -107,6 +124,9 @@ def live(tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[], dict
     broken = customers(200, 3)
     broken.loc[4, "plan"], broken.loc[17, "months"] = "bsic", -4
     broken.to_csv(project.root / "broken.csv", index=False)
+    class_folders(project.root / "photos", each=20)
+    (project.root / "photos" / "red" / "cut.jpg").write_bytes((project.root / "photos/red/1.jpg").read_bytes()[:300])
+    (project.root / "photos" / "red" / "notes.txt").write_text("no picture\n")
     git(project.root, "add", "--all")
     git(project.root, "commit", "--quiet", "--message", "Two recipes")
     found = Live(project, free_ports())
@@ -128,11 +148,11 @@ def customers(rows: int, seed: int) -> pd.DataFrame:
     return pd.DataFrame(named)
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [exhaustive(page) if page in LONG else page for page in PAGES])
 def test_console_blocks_run_and_print_what_they_show(page: str, live: Live) -> None:
     for block in blocks(page):
         for call in block.calls if block.not_run is None else []:
-            command = call.command.replace("127.0.0.1:8080", live.door.removeprefix("http://"))
+            command = call.command.replace("127.0.0.1:8080", live.gateway.removeprefix("http://"))
             done = subprocess.run(
                 ["bash", "-o", "pipefail", "-c", command],
                 cwd=live.project.root,
@@ -153,11 +173,11 @@ def test_console_blocks_run_and_print_what_they_show(page: str, live: Live) -> N
 def test_python_blocks_run(page: str, blocks_there: int, live: Live) -> None:
     """After the console blocks of the page, whose files they use."""
     token = live.run("tokens", "show").stdout.strip()
-    environment = {**live.environment, "HEADRACE_TOKEN": token, "HEADRACE_ADDRESS": live.door}
+    environment = {**live.environment, "HEADRACE_TOKEN": token, "HEADRACE_ADDRESS": live.gateway}
     found = re.findall(r"(<!-- not run: [^>]+ -->\n+)?```python\n(.*?)```", text(page), re.DOTALL)
     ran = 0
     for _, code in ((why, code) for why, code in found if not why):
-        code = code.replace("127.0.0.1:8080", live.door.removeprefix("http://"))
+        code = code.replace("127.0.0.1:8080", live.gateway.removeprefix("http://"))
         command = [sys.executable, "-c", code]
         done = subprocess.run(command, cwd=live.project.root, env=environment, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, f"{page}: {code}\n{done.stderr}"

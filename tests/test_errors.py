@@ -52,10 +52,10 @@ def test_an_unknown_class_becomes_the_base_class() -> None:
 def test_exit_codes_of_the_tree() -> None:
     codes = {cls.__name__: cls.exit_code for cls in CLASSES if cls.__module__ == errors.__name__}
     expected = {
-        1: "HeadraceError TrainingError ExportError DamagedFile",
+        1: "HeadraceError TrainingError ExportError DamagedFile NewerFile",
         2: "UsageError RecipeError SettingsError",
         3: "DataError SourceError SourceUnreachable DataRejected",
-        4: "NotReleased ModelRefused AwaitsApproval RolloutAborted RolledBack NotReproduced",
+        4: "NotReleased ModelRefused AwaitsApproval Rejected RolloutAborted RolledBack NotReproduced",
         5: "ServiceError PortTaken EngineMissing RegistryError",
         6: "Busy",
         7: "DiskFull",
@@ -66,7 +66,7 @@ def test_exit_codes_of_the_tree() -> None:
 
 def test_an_error_is_only_what_its_base_class_says() -> None:
     assert not issubclass(errors.SettingsError, errors.RecipeError)
-    for cls in (errors.AwaitsApproval, RolloutAborted, errors.RolledBack):
+    for cls in (errors.AwaitsApproval, errors.Rejected, RolloutAborted, errors.RolledBack):
         assert issubclass(cls, errors.NotReleased) and not issubclass(cls, errors.ModelRefused)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from headrace.errors import DamagedFile, DiskFull
 from headrace.files import (
     atomic_write,
+    create_secret,
     is_disk_full,
     read_cached_json,
     read_json,
@@ -23,6 +25,7 @@ from headrace.files import (
     write_text,
     write_with,
 )
+from headrace.runtime.usage_file import UsageFile
 from tests.paths import ROOT
 
 
@@ -39,6 +42,49 @@ def test_a_file_takes_its_place_when_the_block_ends(tmp_path: Path) -> None:
         assert read_json(path) == {"ü": [1, None]}, "readers see the old file until the new one is whole"
     assert path.read_text() == "new"
     assert names(path.parent) == ["the way.json"]
+
+
+def test_the_folder_is_synced_after_the_rename(tmp_path: Path) -> None:
+    """As a trace of system calls shows it: without that sync a power failure could bring the old name back."""
+    child = (
+        f"from pathlib import Path; from headrace.files import write_text; write_text(Path({str(tmp_path / 'file')!r}), 'x')"
+    )
+    log = tmp_path / "trace"
+    if shutil.which("strace") is None:
+        pytest.skip("needs strace")
+    subprocess.run(
+        ["strace", "-f", "-y", "-e", "trace=fsync,rename", "-o", str(log), sys.executable, "-c", child],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+    )
+    calls = log.read_text()
+    assert f"<{tmp_path}>" in calls[calls.index("rename(") :], calls
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda folder: write_text(folder / "file", "x"),
+        lambda folder: create_secret(folder / "file", "x"),
+        lambda folder: UsageFile(folder, "2026-11-24").close(),
+    ],
+    ids=["written files", "secrets", "usage files"],
+)
+def test_a_new_name_survives_a_power_failure(
+    write: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder is synced when the file has its name."""
+    synced: list[list[str]] = []
+    fsync = os.fsync
+
+    def record(descriptor: int) -> None:
+        fsync(descriptor)
+        if os.path.samestat(os.fstat(descriptor), tmp_path.stat()):
+            synced.append([path.name for path in tmp_path.iterdir() if not path.name.startswith(".")])
+
+    monkeypatch.setattr(os, "fsync", record)
+    write(tmp_path)
+    assert synced and synced[-1]
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), OSError(errno.EIO, "input/output error")])

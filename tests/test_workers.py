@@ -40,6 +40,7 @@ def run_in(folder: Path, *options: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.exhaustive  # checks the tests, not the product
 @pytest.mark.parametrize(
     "then", ["time.sleep(600)", "os.kill(os.getpid(), signal.SIGKILL)"], ids=["after Ctrl-C", "after the death of a worker"]
 )
@@ -67,6 +68,7 @@ def test_records_its_worker(number, worker_id):
 """
 
 
+@pytest.mark.exhaustive  # checks the tests, not the product
 def test_a_file_goes_to_one_worker(tmp_path: Path) -> None:
     for name in "abcd":
         (tmp_path / f"test_{name}.py").write_text(RECORDING)

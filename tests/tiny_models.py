@@ -9,12 +9,15 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from headrace.recipe.data import TextConfig
-from headrace.runtime.contract import Contract, InputField
+from headrace.runtime.contract import Contract
 from headrace.runtime.generation import STEPS, StateSpec, StepLayout
+from headrace.runtime.images import MEDIA_TYPES
+from headrace.runtime.input_field import InputField
 from headrace.runtime.tokenizer import END, START
 from headrace.task_types.text_generation import generation_inputs
 from headrace.task_types.vocabulary import learn_vocabulary
 
+ACCEPTED = ["array", "base64", *MEDIA_TYPES]
 OPSETS = [helper.make_opsetid("", 18), helper.make_opsetid("ai.onnx.ml", 3)]
 
 
@@ -46,7 +49,7 @@ def image_model(folder: Path, bias: float = 0.0, threads: int = 1) -> Path:
         output="probabilities",
         labels=["upper", "lower"],
         target="label",
-        inputs=[InputField(name="pixels", dtype="uint8", shape=(4, 4), minimum=0, maximum=255)],
+        inputs=[InputField(name="pixels", dtype="uint8", shape=(4, 4), minimum=0, maximum=255, accepts=ACCEPTED)],
         sample={"pixels": [[255] * 4, [255] * 4, [0] * 4, [0] * 4]},
         threads=threads,
     )

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bentos.models.onnx_model import InvalidOutput, NotServable, OnnxModel
-from headrace.runtime.contract import ContractViolation, Feeds, describe
+from headrace.runtime.contract import Feeds
 from headrace.runtime.graph import Subgraph
 from headrace.runtime.graph_batch import GraphReader, run_by_size
+from headrace.runtime.input_field import ContractViolation, describe
 
 FIELDS = ["nodes", "edges"]
 

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bentos.models.onnx_model import InvalidOutput, NotServable, OnnxModel
-from headrace.runtime.contract import ContractViolation
 from headrace.runtime.graph import Graph, Subgraph
+from headrace.runtime.input_field import ContractViolation
 from headrace.runtime.node_queries import HOPS, NodePredictor
 
 

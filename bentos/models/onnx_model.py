@@ -14,7 +14,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from bentos.models import progress
-from headrace.runtime.contract import Contract, ContractViolation, Feeds
+from headrace.runtime.contract import Contract, Feeds
+from headrace.runtime.input_field import ContractViolation
 
 ROWS_PER_RUN = 1024
 """Rows of one run of the graph: a larger request runs in chunks, so that it does not take more memory."""
@@ -63,6 +64,11 @@ class OnnxModel:
             InvalidOutput: the graph's output does not fit the contract.
         """
         return self.to_answers(self.run(self.to_feeds(instances)))
+
+    @property
+    def warns(self) -> bool:
+        """Whether answers come with warnings about values that no training row had; not those of a custom `predict`."""
+        return type(self).predict is OnnxModel.predict and type(self).to_answers is OnnxModel.to_answers
 
     def to_feeds(self, instances: list[Any]) -> Feeds:
         try:

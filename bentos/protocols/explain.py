@@ -23,9 +23,9 @@ from bentos.models.nodes import NodeModel
 from bentos.models.onnx_model import OnnxModel
 from bentos.protocols.server import ModelServer
 from headrace.runtime.attributions import coalitions, patches, smallest_patch, word_spans
-from headrace.runtime.contract import ContractViolation, describe
 from headrace.runtime.http import Refused, invalid_field, parse_json, read_json_body, require_json, to_json
 from headrace.runtime.http_messages import TrackedRequest
+from headrace.runtime.input_field import ContractViolation, describe
 
 EVALUATIONS = 1000
 """Default number of rows that the model predicts for one explanation."""
@@ -39,7 +39,8 @@ JOB_BYTES = 2**40
 class ExplainRequest(msgspec.Struct, forbid_unknown_fields=True):
     instance: dict[str, Any]
     target: str | int | None = None
-    """The class to explain; by default the predicted one."""
+    """The class or label to explain, by default the most probable one; of several values the one to explain, by default the
+    first."""
     baseline: dict[str, Any] | None = None
     """For a table: the instance to compare with; by default the contract's sample."""
     evaluations: Annotated[int, Meta(ge=4, le=MAX_EVALUATIONS)] = EVALUATIONS
@@ -79,7 +80,7 @@ class Explain:
         """Takes `{"instance", "target", "baseline", "evaluations", "seed", "patch"}`; only the first is required.
 
         Answers `{"id", "model", "version", "request_id", "method", "target", "value", "base_value", "attributions",
-        "evaluations"}`. `value` is the probability of `target`, or the predicted value. `evaluations`, the rows
+        "evaluations"}`. `value` is the probability of `target`, or its predicted value. `evaluations`, the rows
         that the model predicted for it, count as usage of the caller.
         """
         model = self.app.model_for(request, request.path_params["name"])
@@ -122,7 +123,7 @@ def explanation_for(model: OnnxModel, asked: ExplainRequest) -> Explanation:
     else:
         fields = model.contract.inputs
         explanation_class: type[_Fields | _Patches | _Words] = _Fields
-        if len(fields) == 1 and len(fields[0].shape) == 2:
+        if len(fields) == 1 and (len(fields[0].shape) == 2 or fields[0].picture is not None):
             explanation_class = _Patches
         elif len(fields) == 1 and fields[0].tokens is not None:
             explanation_class = _Words
@@ -168,7 +169,7 @@ class _Patches(Explanation):
         self._run = model.run
         ((self._name, images),) = _feeds(model, asked.instance, "instance").items()
         self._image = images[0]
-        height, width = self._image.shape
+        height, width = self._image.shape[:2]
         self._side = asked.patch or smallest_patch(height, width, asked.evaluations - 2)
         self._patches = patches(height, width, self._side)
         self._across = math.ceil(width / self._side)
@@ -179,7 +180,7 @@ class _Patches(Explanation):
 
     def outputs(self, start: int, stop: int) -> NDArray[Any]:
         images = np.repeat(self._image[None], stop - start, axis=0)
-        cover = np.median(self._image).astype(self._image.dtype)
+        cover = np.median(self._image, axis=(0, 1)).astype(self._image.dtype)  # of each colour
         for image, row in zip(images, range(start, stop), strict=True):
             if row == 0:
                 image[:] = cover
@@ -299,7 +300,13 @@ def _feeds(model: OnnxModel, instance: dict[str, Any], start: str) -> dict[str, 
 def _explained(model: OnnxModel, asked: ExplainRequest, outputs: NDArray[Any]) -> tuple[Any, NDArray[np.float64]]:
     """Returns the explained class or target, and its number in each output `(rows,)`."""
     labels = model.contract.labels
-    if model.contract.output != "probabilities" or labels is None:
+    if model.contract.output == "values":
+        targets = model.contract.targets or []
+        if asked.target is not None and asked.target not in targets:
+            raise ContractViolation("target", f"one of {', '.join(targets[:20])}", describe(asked.target))
+        place = 0 if asked.target is None else targets.index(str(asked.target))
+        return targets[place], outputs[:, place].astype(np.float64)
+    if model.contract.output not in ("probabilities", "labels") or labels is None:
         if asked.target is not None:
             raise ContractViolation("target", "no value, for a regression", describe(asked.target))
         return model.contract.target, outputs.reshape(len(outputs), -1)[:, 0].astype(np.float64)

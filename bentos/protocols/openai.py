@@ -6,10 +6,8 @@ These models continue a text. The prompt of a chat is the contents of its messag
 from __future__ import annotations
 
 import difflib
-import functools
 import re
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -19,13 +17,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from bentos.models.generation import GenerationModel
+from bentos.protocols.error_forms import errors_in
 from bentos.protocols.server import ModelServer
 from bentos.scheduling.continuous import Event
 from bentos.scheduling.streams import line
-from headrace.runtime.contract import ContractViolation
 from headrace.runtime.generation import GenerationRequest
 from headrace.runtime.http import Refused, parse_json, read_json_body, require_json, to_json
 from headrace.runtime.http_messages import TrackedRequest
+from headrace.runtime.input_field import ContractViolation
 
 MAX_CHOICES = 8
 """Largest `n` of a request."""
@@ -94,35 +93,25 @@ class Chat(Common, kw_only=True):
     max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
 
 
-Endpoint = Callable[[Any, TrackedRequest], Awaitable[Response]]
+def _of_violation(violation: ContractViolation) -> Response:
+    field = violation.path.rpartition(".")[2]
+    too_long = field == "prompt" and violation.expected.endswith(("tokens", "characters"))
+    message = f"{field}: expected {violation.expected}, got {violation.got}"
+    return _error(400, message, field, "context_length_exceeded" if too_long else "invalid_value")
 
 
-def _openai_errors(endpoint: Endpoint) -> Endpoint:
-    """Responds to refusals in OpenAI's form: `{"error": {"message", "type", "param", "code"}}`."""
-
-    @functools.wraps(endpoint)
-    async def answer(self: Any, request: TrackedRequest) -> Response:
-        try:
-            return await endpoint(self, request)
-        except ContractViolation as violation:
-            request.code = "contract_violation"
-            field = violation.path.rpartition(".")[2]
-            too_long = field == "prompt" and violation.expected.endswith(("tokens", "characters"))
-            message = f"{field}: expected {violation.expected}, got {violation.got}"
-            return _error(400, message, field, "context_length_exceeded" if too_long else "invalid_value")
-        except Refused as refused:
-            if refused.status in (401, 403):
-                raise  # the gateway sends these too, in one form for all protocols
-            request.code = refused.code
-            param: str | None = refused.details.get("param", "model" if refused.status == 404 else None)
-            return _error(refused.status, refused.message, param, refused.code, refused.headers)
-
-    return answer
+def _of_refusal(refused: Refused) -> Response:
+    param: str | None = refused.details.get("param", "model" if refused.status == 404 else None)
+    return _error(refused.status, refused.message, param, refused.code, refused.headers)
 
 
 def _error(status: int, message: str, param: str | None, code: str, headers: dict[str, str] | None = None) -> Response:
     error_type = "rate_limit_error" if status == 429 else "invalid_request_error" if status < 500 else "server_error"
     return to_json({"error": {"message": message, "type": error_type, "param": param, "code": code}}, status, headers)
+
+
+_openai_errors = errors_in(_of_violation, _of_refusal)
+"""Responds to refusals in OpenAI's form: `{"error": {"message", "type", "param", "code"}}`."""
 
 
 class OpenAI:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
@@ -66,6 +66,10 @@ class ModelServer(Protocol):
             tokens: tokens of generated text; for a stream, as they are generated.
             answers: a label, a value, or an answer as the model returns it, for each row.
         """
+        ...
+
+    def count_unseen(self, counts: Mapping[tuple[str, str], int]) -> None:
+        """Counts values that no training row had, by field and kind."""
         ...
 
     def runs_inline(self, size: int) -> bool:

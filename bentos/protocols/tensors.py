@@ -18,16 +18,28 @@ from numpy.typing import NDArray
 
 from bentos.protocols.server import MAX_INSTANCES
 from headrace.runtime import json_pieces
-from headrace.runtime.contract import Contract, ContractViolation, Feeds, InputField, array_of, describe
+from headrace.runtime.contract import Contract, Feeds
 from headrace.runtime.http import Refused
+from headrace.runtime.input_field import ContractViolation, InputField, array_of, describe
+from headrace.runtime.values import gap_numbers
 
 DATATYPES = {"float32": "FP32", "float64": "FP64", "int64": "INT64", "uint8": "UINT8", "string": "BYTES"}
 WIRE: dict[str, np.dtype[Any]] = {
+    "FP16": np.dtype("<f2"),
     "FP32": np.dtype("<f4"),
     "FP64": np.dtype("<f8"),
+    "INT8": np.dtype("i1"),
+    "INT16": np.dtype("<i2"),
+    "INT32": np.dtype("<i4"),
     "INT64": np.dtype("<i8"),
     "UINT8": np.dtype("u1"),
+    "UINT16": np.dtype("<u2"),
+    "UINT32": np.dtype("<u4"),
+    "UINT64": np.dtype("<u8"),
+    "BOOL": np.dtype("?"),
 }
+EXACT = {"float32": 2**24, "float64": 2**53}
+"""The largest whole number to which all are exact, by dtype."""
 _OF_DTYPE = {np.dtype(name): datatype for name, datatype in DATATYPES.items() if name != "string"}
 """Datatype by dtype: looking up a dtype's name costs ten times as much."""
 Values = NDArray[Any] | list[str]
@@ -109,6 +121,7 @@ class TensorReader:
     """Converts the tensors of a request to the feeds of one contract."""
 
     def __init__(self, contract: Contract) -> None:
+        self.contract = contract
         self._slots = {field.name: _Slot(field) for field in contract.inputs}
         self.takes_images = any(slot.takes_files for slot in self._slots.values())
 
@@ -152,6 +165,7 @@ class TensorReader:
             raise bad_request(f"{len(body) - start} bytes of the body belong to no input (binary_data_size)")
         if len(feeds) < len(self._slots):
             self._fill(feeds, rows)
+        self.contract.check_seen(feeds, "rows")
         return feeds
 
     def _fill(self, feeds: Feeds, rows: int) -> None:
@@ -174,17 +188,16 @@ class _Slot:
 
     def __init__(self, field: InputField) -> None:
         self.field = field
-        self.datatype = DATATYPES[field.dtype]
+        self.datatype = "BYTES" if field.is_time else DATATYPES[field.dtype]
         self.takes_files = "image/png" in field.accepts
         self.expected_shape = f"[rows{''.join(f', {size}' for size in field.shape)}]"
         self._values = math.prod(field.shape)
-        self._wire = WIRE.get(self.datatype)
         self._shape = list(field.shape)
 
     def rows_of(self, tensor: Tensor) -> int:
         """Returns the rows of `tensor`, after checking its datatype and shape. A scalar may have an axis of length 1."""
-        files = self.takes_files and tensor.datatype == "BYTES"
-        if tensor.datatype != self.datatype and not files:
+        files = self.takes_files and tensor.datatype == "BYTES"  # which have no shape; nor have texts
+        if tensor.datatype != self.datatype and not files and not self._converts(tensor.datatype):
             also = " (or BYTES of PNG or JPEG files)" if self.takes_files else ""
             raise ContractViolation(f"inputs.{tensor.name}.datatype", self.datatype + also, describe(tensor.datatype))
         shape = [] if files else self._shape
@@ -197,20 +210,56 @@ class _Slot:
             raise Refused(413, "too_many_instances", f"{tensor.shape[0]} rows exceed the limit of {MAX_INSTANCES}")
         return tensor.shape[0]
 
+    def _converts(self, datatype: str) -> bool:
+        """Whether tensors of another type are taken, as long as their values are in range and none is rounded."""
+        if datatype == "BYTES":
+            return self.field.reads_texts
+        if datatype not in WIRE or self.field.is_time:
+            return False
+        if self.field.dtype == "string":
+            if datatype == "BOOL":
+                return self.field.takes_booleans
+            takes_fractions = self.field.takes_numbers and not self.field.takes_whole_numbers
+            is_whole = datatype.startswith(("INT", "UINT"))
+            return (is_whole and self.field.takes_numbers) or (datatype == "FP64" and takes_fractions)
+        if datatype == "BOOL":
+            return self.field.boolean
+        return datatype.startswith(("INT", "UINT")) or (datatype.startswith("FP") and self.field.dtype in EXACT)
+
+    def _require_exact(self, numbers: NDArray[Any], tensor: Tensor) -> None:
+        """Checks whole numbers that are sent for a field of floats.
+
+        Raises:
+            ContractViolation: one is so large that it would be rounded.
+        """
+        most = EXACT.get(self.field.dtype)
+        if most is None or not tensor.datatype.startswith(("INT", "UINT")) or not numbers.size:
+            return
+        if int(numbers.max()) > most or int(numbers.min()) < -most:
+            expected = f"whole numbers from -{most} to {most}, which {self.datatype} holds exactly"
+            raise ContractViolation(f"inputs.{tensor.name}.data", expected, f"{numbers.min()} to {numbers.max()}")
+
     def from_bytes(self, tensor: Tensor, rows: int, body: bytes, start: int, size: int) -> NDArray[Any]:
         if tensor.datatype == "BYTES":
             elements = _elements(tensor.name, body, start, size, rows)
             return self.field.to_array(elements if self.takes_files else _texts(tensor.name, elements), "rows")
-        assert self._wire is not None
-        count = rows * self._values
-        if size != count * self._wire.itemsize:
-            expected = f"{count * self._wire.itemsize} for {tensor.datatype} {tensor.shape}"
+        wire, count = WIRE[tensor.datatype], rows * self._values
+        if size != count * wire.itemsize:
+            expected = f"{count * wire.itemsize} for {tensor.datatype} {tensor.shape}"
             raise bad_request(f"inputs.{tensor.name}.parameters.binary_data_size: expected {expected}, got {size}")
-        numbers: NDArray[Any] = np.frombuffer(body, self._wire, count, start).reshape(rows, *self._shape)
+        numbers: NDArray[Any] = np.frombuffer(body, wire, count, start).reshape(rows, *self._shape)
         if not numbers.flags.aligned:  # the JSON in front of it may have any length
             numbers = numbers.copy()
+        if self.field.dtype == "string":
+            return self.field.to_array(numbers.tolist(), "rows")
+        if tensor.datatype in ("BOOL", "FP16"):
+            numbers = numbers.astype(np.float32)
+        self._require_exact(numbers, tensor)
+        gaps = gap_numbers(tuple(self.field.missing)) if self.field.missing and not self._shape else frozenset[float]()
+        if gaps and tensor.datatype != "BOOL":
+            numbers = _without(numbers, gaps)
         self.field.check(numbers, "rows")
-        return numbers
+        return numbers if numbers.dtype == self.field.dtype else numbers.astype(self.field.dtype)
 
     def from_json(self, tensor: Tensor, rows: int) -> NDArray[Any]:
         """Converts `data`, which may be nested or flat."""
@@ -219,7 +268,11 @@ class _Slot:
             raise ContractViolation(path, "a list, or the parameter binary_data_size", describe(data))
         try:
             if not self._shape or tensor.datatype == "BYTES":
-                return self.field.to_array(_flat(data, rows, path), "rows")
+                found = self.field.to_array(_flat(data, rows, path), "rows")
+                if tensor.datatype != self.datatype and self.field.dtype in EXACT:
+                    given = [value for value in _flat(data, rows, path) if type(value) in (int, float)]
+                    self._require_exact(np.asarray(given), tensor)
+                return found
             numbers = array_of(data, 1 if len(data) > rows else self._values)
         except (ValueError, OverflowError, RecursionError) as error:
             if isinstance(error, ContractViolation):
@@ -229,8 +282,16 @@ class _Slot:
             expected, got = f"{rows * self._values} numbers", f"{numbers.size} values of type {numbers.dtype}"
             raise ContractViolation(path, expected, got)
         numbers = numbers.reshape(rows, *self._shape)
+        self._require_exact(numbers, tensor)
         self.field.check(numbers, "rows")
         return numbers.astype(self.field.dtype)
+
+
+def _without(numbers: NDArray[Any], gaps: frozenset[float]) -> NDArray[Any]:
+    """Returns numbers with NaN for those that mean a missing value."""
+    kind = numbers.dtype if numbers.dtype.kind == "f" else np.dtype(np.float64)
+    found = np.isin(numbers.astype(kind), np.array(sorted(gaps), kind))
+    return np.where(found, np.array(np.nan, kind), numbers.astype(kind)) if found.any() else numbers
 
 
 def _flat(data: list[Any], rows: int, path: str) -> list[Any]:

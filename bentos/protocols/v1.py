@@ -10,10 +10,10 @@ from starlette.routing import Route
 from bentos.models.generation import GenerationModel
 from bentos.models.onnx_model import OnnxModel
 from bentos.protocols import server
-from bentos.protocols.images import instance_of, weight_of
+from bentos.protocols.images import instance_of, takes_file, weight_of
 from bentos.protocols.server import ModelServer
 from bentos.scheduling.streams import Streaming
-from headrace.runtime.contract import ContractViolation, Feeds
+from headrace.runtime.contract import Feeds
 from headrace.runtime.http import (
     Refused,
     invalid_field,
@@ -28,7 +28,9 @@ from headrace.runtime.http import (
     to_json,
 )
 from headrace.runtime.http_messages import TrackedRequest
-from headrace.runtime.images import MAX_FILE_BYTES, MEDIA_TYPES
+from headrace.runtime.images import MAX_FILE_BYTES
+from headrace.runtime.input_field import ContractViolation
+from headrace.runtime.unseen_values import UnseenValues
 
 
 class V1:
@@ -46,33 +48,39 @@ class V1:
         """Answers `{"instances": [...]}` or one bare instance with `{"id", "model", "version", "request_id", "predictions"}`.
 
         A model that generates text also takes `"stream": true`, and sends its answer to one instance as server-sent events.
-        A model of images also takes a PNG or JPEG file as the whole body.
+        A model of images also takes a PNG or JPEG file (of pictures, a WebP file too) as the whole body.
         """
         model = self.app.model_for(request, request.path_params["name"])
-        if media_type(request) in MEDIA_TYPES:
+        if takes_file(model, media_type(request)):
             return await self._predict_image(request, model)
         require_json(request)
         with self.app.body_memory() as reserve:
             body = await read_json_body(request, reserve)
             if self.app.is_streaming:
                 return await self._generate(request, model, await self.app.convert(len(body), lambda: parse_json(body)))
-            predictions = await self._predict(request, model, body)
+            predictions, unseen = await self._predict(request, model, body)
         self.app.record_usage(request, rows=len(predictions), answers=predictions)
-        return to_json({**_identity(request, model), "predictions": predictions})
+        answer = {**_identity(request, model), "predictions": predictions}
+        if unseen.counts:
+            self.app.count_unseen(unseen.counts)
+            answer["warnings"] = unseen.messages("instances")
+        return to_json(answer)
 
-    async def _predict(self, request: TrackedRequest, model: OnnxModel, body: bytes) -> list[dict[str, Any]]:
+    async def _predict(
+        self, request: TrackedRequest, model: OnnxModel, body: bytes
+    ) -> tuple[list[dict[str, Any]], UnseenValues]:
         app, weight = self.app, weight_of(body)
         if app.runs_inline(weight) and not app.is_batching:  # the same as below without its overhead, for small predictions
             instances = to_instances(parse_json(body))
             await app.take_quota(request, len(instances))
-            return predict_instances(model, instances)
+            return predict_with_warnings(model, instances)
         instances = await app.convert(weight, lambda: to_instances(parse_json(body)))
         await app.take_quota(request, len(instances))
         if not app.is_batching:
-            return await app.run(weight, lambda: predict_instances(model, instances))
+            return await app.run(weight, lambda: predict_with_warnings(model, instances))
         feeds = await app.convert(weight, lambda: feeds_of(model, instances))
         outputs = await app.run_batched(feeds, len(instances))
-        return await app.convert(weight, lambda: model.to_answers(outputs))
+        return await app.convert(weight, lambda: (model.to_answers(outputs), unseen_of(model, feeds)))
 
     async def _predict_image(self, request: TrackedRequest, model: OnnxModel) -> Response:
         require_uncompressed(request)
@@ -135,6 +143,19 @@ def predict_instances(model: OnnxModel, instances: list[Any]) -> list[dict[str, 
         return model.predict(instances)
     except ContractViolation as violation:
         raise invalid_field(violation.path, violation.expected, violation.got) from None
+
+
+def predict_with_warnings(model: OnnxModel, instances: list[Any]) -> tuple[list[dict[str, Any]], UnseenValues]:
+    """Predicts like `predict_instances`, and also returns the values that no training row had."""
+    if not model.warns:
+        return predict_instances(model, instances), UnseenValues()
+    feeds = feeds_of(model, instances)
+    return model.to_answers(model.run(feeds)), unseen_of(model, feeds)
+
+
+def unseen_of(model: OnnxModel, feeds: Feeds) -> UnseenValues:
+    """Returns the values of a request that no training row had."""
+    return model.contract.unseen(feeds) if model.warns else UnseenValues()
 
 
 def feeds_of(model: OnnxModel, instances: list[Any]) -> Feeds:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Awaitable, Callable
+import json
 from typing import Any
 
 import numpy as np
@@ -14,35 +13,22 @@ from starlette.routing import Route
 from bentos.models.graphs import GraphModel
 from bentos.models.nodes import NodeModel
 from bentos.models.onnx_model import OnnxModel
+from bentos.protocols.error_forms import errors_in
 from bentos.protocols.server import ModelServer
 from bentos.protocols.tensors import InferenceRequest, TensorReader, Values, datatype_of, encode, parse, select_outputs
 from bentos.telemetry.records import MAX_ANSWERS
 from headrace.runtime import __version__
-from headrace.runtime.contract import ContractViolation, Feeds
+from headrace.runtime.contract import Feeds
 from headrace.runtime.http import Refused, header, read_body, require_uncompressed, to_json
 from headrace.runtime.http_messages import BytesResponse, TrackedRequest
 from headrace.runtime.images import MAX_FILE_BYTES
+from headrace.runtime.input_field import ContractViolation
 
-Endpoint = Callable[[Any, TrackedRequest], Awaitable[Response]]
-
-
-def _v2_errors(endpoint: Endpoint) -> Endpoint:
-    """Responds to refusals in the form of this protocol: `{"error": "what was expected"}`."""
-
-    @functools.wraps(endpoint)
-    async def answer(self: Any, request: TrackedRequest) -> Response:
-        try:
-            return await endpoint(self, request)
-        except ContractViolation as violation:
-            request.code = "contract_violation"
-            return to_json({"error": str(violation)}, 422)
-        except Refused as refused:
-            if refused.status in (401, 403):
-                raise  # the gateway sends these too, in one form for all protocols
-            request.code = refused.code
-            return to_json({"error": refused.message}, refused.status, refused.headers)
-
-    return answer
+_v2_errors = errors_in(
+    lambda violation: to_json({"error": str(violation)}, 422),
+    lambda refused: to_json({"error": refused.message}, refused.status, refused.headers),
+)
+"""Responds to refusals in the form of this protocol: `{"error": "what was expected"}`."""
 
 
 class V2:
@@ -70,8 +56,9 @@ class V2:
     async def infer(self, request: TrackedRequest) -> Response:
         """Takes `{"id", "inputs": [{"name", "shape", "datatype", "data"}], "outputs", "parameters"}`, and tensors as bytes.
 
-        Answers `{"model_name", "model_version", "id", "outputs": [...]}`: `label` and `probabilities` of a classifier, the
-        target's name (and `interval`) of a regression, and one tensor for each further field of an answer.
+        Answers `{"model_name", "model_version", "id", "outputs": [...]}`: `label` and `probabilities` of a classifier, or
+        `labels`, for each row a JSON list; the targets' names (and `interval` or `quantiles`) of a regression; and one tensor
+        for each further field of an answer.
         """
         model = self._named_model(request)
         require_uncompressed(request)
@@ -93,7 +80,11 @@ class V2:
                 found = await self.app.run(weight, lambda: tensors.answer(feeds))
             selected = select_outputs(asked, found)
             self.app.record_usage(request, rows=rows, answers=tensors.labels_or_values(found))
-        head = {"model_name": model.name, "model_version": model.version, "id": asked.id or request.request_id}
+        head: dict[str, Any] = {"model_name": model.name, "model_version": model.version, "id": asked.id or request.request_id}
+        if model.warns and (unseen := model.contract.unseen(feeds)).counts:
+            self.app.count_unseen(unseen.counts)
+            # parameters of this protocol are single values, so the warnings are one text
+            head["parameters"] = {"warnings": "; ".join(f"{one['path']}: {one['message']}" for one in unseen.messages("rows"))}
         content, json_bytes = encode(head, selected)
         if json_bytes is None:
             return BytesResponse(content, media_type="application/json")
@@ -180,10 +171,19 @@ class ModelTensors:
         return self.columns(self.model.predict(self.instances_of(feeds)))
 
     def named(self, outputs: NDArray[Any]) -> dict[str, Values]:
-        """Returns the graph's output under the names of the `/v1` answers."""
+        """Returns the graph's output under the names of the `/v1` answers; several labels of a row as JSON text."""
         contract = self.model.contract
         if contract.output == "probabilities":
             return {"label": [self._labels[i] for i in outputs.argmax(axis=1).tolist()], "probabilities": outputs}
+        if contract.output == "labels":
+            return {
+                "labels": [json.dumps(x, ensure_ascii=False) for x in contract.labels_of(outputs)],
+                "probabilities": outputs,
+            }
+        if contract.output == "values":
+            return {name: outputs[:, i] for i, name in enumerate(contract.targets or ())}
+        if contract.quantiles is not None:
+            return {contract.target: outputs[:, 0], "quantiles": outputs[:, 1:]}
         if contract.interval is None:
             return {contract.target: outputs}
         return {contract.target: outputs[:, 0], "interval": outputs[:, 1:]}
@@ -206,7 +206,13 @@ class ModelTensors:
         ]
 
     def labels_or_values(self, found: dict[str, Values]) -> list[Any]:
-        """Returns a label, value or text for each row, for the records."""
+        """Returns a label, value or text for each row, for the records; several labels or values as in a `/v1` answer."""
+        output = self.model.contract.output
+        if output == "labels":
+            return [{"labels": json.loads(given)} for given in found["labels"][:MAX_ANSWERS]]
+        if output == "values":
+            columns = [np.asarray(values[:MAX_ANSWERS]).tolist() for values in found.values()]
+            return [dict(zip(found, row, strict=True)) for row in zip(*columns, strict=True)]
         if self.returns_outputs and self._labels:
             return [self._answers[label] for label in found["label"][:MAX_ANSWERS]]
         first = next((values for values in found.values() if isinstance(values, list)), [])

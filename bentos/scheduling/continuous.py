@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from concurrent.futures import Executor
 from threading import Lock
@@ -22,7 +22,7 @@ logger = logging.getLogger("headrace.serve")
 Event = dict[str, Any]
 Put = Callable[[Event | Exception], None]
 MAX_BATCH_TEXTS = 16
-"""Texts in one step; further ones wait until one of them ends."""
+"""Texts in one step; further ones wait until one of them ends, and those of the tenant with the fewest are next."""
 PROMPT_TOKENS = 512
 """Prompt tokens that are read between two steps; a longer prompt is read alone."""
 TURN_SECONDS = 0.0005
@@ -32,9 +32,10 @@ TURN_SECONDS = 0.0005
 class ActiveText:
     """A queued or active text. `put` is called in the event loop of its request, with each event or an error."""
 
-    def __init__(self, request: GenerationRequest, put: Put) -> None:
+    def __init__(self, request: GenerationRequest, put: Put, tenant: str = "") -> None:
         self.request = request
         self.put = put
+        self.tenant = tenant
         self.loop = asyncio.get_running_loop()
         self.writer = TextWriter(request.generator.encoder, request.sampling)
         self.steps = 0
@@ -90,7 +91,7 @@ class ContinuousBatching:
     def _read_prompts(self, outbox: Outbox) -> None:
         left = PROMPT_TOKENS
         while self._waiting and len(self._active) < MAX_BATCH_TEXTS and left > 0:
-            text = self._waiting.popleft()
+            text = self._next_waiting()
             if text.is_cancelled:
                 continue
             left -= len(text.request.prompt)
@@ -101,6 +102,17 @@ class ContinuousBatching:
                 continue
             self._active[number] = text
             self._take(number, text, logits, outbox)
+
+    def _next_waiting(self) -> ActiveText:
+        """Takes the first waiting text of the tenant with the fewest active ones."""
+        active = Counter(text.tenant for text in self._active.values())
+        with self._lock:
+            first: dict[str, ActiveText] = {}
+            for text in self._waiting:
+                first.setdefault(text.tenant, text)
+            found = min(first.values(), key=lambda text: active[text.tenant])
+            self._waiting.remove(found)
+        return found
 
     def _step(self, outbox: Outbox) -> None:
         tokens = {number: text.writer.tokens[-1] for number, text in self._active.items()}

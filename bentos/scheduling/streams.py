@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, aclosing, contextmanager
@@ -19,10 +20,13 @@ from bentos.scheduling.worker_thread import wait_for
 from headrace.runtime.generation import GenerationRequest
 from headrace.runtime.http import Refused
 from headrace.runtime.http_messages import TrackedRequest
+from headrace.runtime.token_verifier import OPEN_ACCESS
 
 logger = logging.getLogger("headrace.serve")
 MAX_REQUESTS = 16
 """Requests that generate texts at once; a further one gets 503, and the load balancer tries another replica."""
+FREE_FOR_ALL = 0.75
+"""Share of these that any tenant may take. The others are for tenants with less than an equal share of all."""
 TEXTS_PER_REQUEST = 8
 """Texts of one request that are generated at once, so that it leaves room for others."""
 COMMENT = b": writing\n\n"
@@ -51,7 +55,8 @@ class Streams:
         self._thread = thread
         self._record_usage = record_usage
         self._batching: ContinuousBatching | None = None
-        self._active = 0
+        self._active: Counter[str] = Counter()
+        """Requests that generate texts, by tenant."""
 
     async def join(self, request: TrackedRequest, model: Streaming, texts: list[GenerationRequest]) -> list[Event]:
         """Returns whole answers, in the order of `texts`.
@@ -60,8 +65,9 @@ class Streams:
             Refused: 503, too many requests generate texts; 504, they take too long.
             ClientDisconnect: the client disconnected, and the rest of the work is abandoned.
         """
-        with self._slot():
-            return await wait_for(asyncio.ensure_future(self._gather(model, texts)))
+        with self._slot(request.tenant):
+            request.is_worked_on = True
+            return await wait_for(asyncio.ensure_future(self._gather(request.tenant, model, texts)))
 
     def respond(self, request: TrackedRequest, text: GenerationRequest, last: Event) -> StreamingResponse:
         """Returns the events of one text as server-sent events, without empty ones; `last` is merged into the last event.
@@ -91,17 +97,17 @@ class Streams:
             Refused: 503, too many requests generate texts.
         """
         slot = ExitStack()
-        slot.enter_context(self._slot())
+        slot.enter_context(self._slot(request.tenant))
         return _EventStream(self._lines(request, texts, to_line, end), slot)
 
-    async def events(self, texts: Sequence[GenerationRequest]) -> AsyncGenerator[tuple[int, Event], None]:
+    async def events(self, texts: Sequence[GenerationRequest], tenant: str = "") -> AsyncGenerator[tuple[int, Event], None]:
         """Yields events of all texts as they come, each with its text's index; a text's last event has `finish_reason`."""
         found: asyncio.Queue[tuple[int, Event | Exception]] = asyncio.Queue()
         begun: list[ActiveText] = []
 
         def begin() -> None:
             place = len(begun)
-            begun.append(ActiveText(texts[place], lambda event: found.put_nowait((place, event))))
+            begun.append(ActiveText(texts[place], lambda event: found.put_nowait((place, event)), tenant))
             self._batching_for(texts[place]).add(begun[place])
 
         try:
@@ -126,9 +132,9 @@ class Streams:
             self._batching = ContinuousBatching(text.generator, self._thread)
         return self._batching
 
-    async def _gather(self, model: Streaming, texts: list[GenerationRequest]) -> list[Event]:
+    async def _gather(self, tenant: str, model: Streaming, texts: list[GenerationRequest]) -> list[Event]:
         found: list[list[Event]] = [[] for _ in texts]
-        async with aclosing(self.events(texts)) as events:
+        async with aclosing(self.events(texts, tenant)) as events:
             async for place, event in events:
                 found[place].append(event)
         return [model.join(events) for events in found]
@@ -142,7 +148,7 @@ class Streams:
     ) -> Lines:
         sent = time.monotonic()
         try:
-            async with aclosing(self.events(texts)) as events:
+            async with aclosing(self.events(texts, request.tenant)) as events:
                 async for place, event in events:
                     self._record_usage(request, tokens=1)
                     found = to_line(place, event)
@@ -160,14 +166,27 @@ class Streams:
             yield b"event: error\n" + line({"error": hidden, "request_id": request.request_id})
 
     @contextmanager
-    def _slot(self) -> Iterator[None]:
-        if self._active >= MAX_REQUESTS:
+    def _slot(self, tenant: str) -> Iterator[None]:
+        if not self._has_room(tenant):
             raise Refused(503, "overloaded", "too many texts are being generated; try again", {"retry-after": "1"})
-        self._active += 1
+        self._active[tenant] += 1
         try:
             yield
         finally:
-            self._active -= 1
+            self._active[tenant] -= 1
+            if not self._active[tenant]:
+                del self._active[tenant]
+
+    def _has_room(self, tenant: str) -> bool:
+        """Whether a tenant may begin a request, so that there is room for one more tenant with an equal share.
+
+        With open access all callers are one tenant, and none other can come.
+        """
+        active = self._active.total()
+        if active < (1.0 if tenant == OPEN_ACCESS.tenant else FREE_FOR_ALL) * MAX_REQUESTS:
+            return True
+        share = MAX_REQUESTS / (len(self._active.keys() | {tenant}) + 1)
+        return active < MAX_REQUESTS and self._active[tenant] + 1 <= max(1, share)
 
 
 class _EventStream(StreamingResponse):

@@ -99,7 +99,7 @@ class WorkerThread:
             ClientDisconnect: the client disconnected, and the work is abandoned.
         """
         with self.slot(self._expected_seconds(size)) as queue:
-            job = _Job(lambda: self._timed(size, work))
+            job = _Job(functools.partial(self._timed, size, work, CURRENT_REQUEST.get(None)))
             queue.jobs.append(job)
             self._submit_next()
             try:
@@ -168,8 +168,10 @@ class WorkerThread:
                 job.result.set_exception(error)
         self._submit_next()
 
-    def _timed(self, size: int, work: Callable[[], Result]) -> Result:
+    def _timed(self, size: int, work: Callable[[], Result], request: TrackedRequest | None) -> Result:
         progress.report()  # raises if the job was cancelled before it began
+        if request is not None and request.spent:
+            request.is_worked_on = True
         start = time.perf_counter()
         try:
             result = work()

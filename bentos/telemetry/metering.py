@@ -51,16 +51,15 @@ class Metering:
         """
         if not self._is_metered or request.caller.rows_per_day is None:
             return
-        if not await self._quotas.take(request.caller, rows):
+        if not await self._quotas.take(request.caller, rows, request.spent):
             self._metrics.count_refused_quota(request.tenant)
             message = f"{rows:,} rows exceed what is left today of this token's {request.caller.rows_per_day:,} rows a day"
             raise Refused(429, "quota_exceeded", message, {"retry-after": str(seconds_to_next_day())})
-        request.spent += rows
 
     async def return_quota(self, request: TrackedRequest) -> None:
         """Returns the rows of a request that was not answered."""
-        rows, request.spent = request.spent, 0
-        await self._quotas.give_back(request.caller, rows)
+        spent, request.spent = request.spent, {}
+        await self._quotas.give_back(request.caller, spent)
 
     def record(self, request: TrackedRequest, rows: int, tokens: int, answers: Sequence[Any]) -> None:
         """Counts rows and tokens; the first call for a request counts the request too."""

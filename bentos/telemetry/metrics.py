@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -20,7 +20,9 @@ SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 MAX_TENANTS = 1000
 """Tenants with a label of their own; later ones share the label `other`."""
-Answer = str | int | float
+Answer = str | int | float | list[str | int] | dict[str, float]
+"""A label, a value, several labels, or several values by name."""
+NO_LABEL = "(none)"
 
 
 class Histogram:
@@ -61,6 +63,8 @@ class Metrics(Collector):
         self._quota_refused: defaultdict[str, int] = defaultdict(int)
         self._batches = Histogram(ROWS)
         self._quota_unchecked = 0
+        self._no_answers = 0
+        self._unseen: defaultdict[tuple[str, str], int] = defaultdict(int)
         self.registry.register(self)
 
     def set_model(self, model: str, version: str) -> None:
@@ -83,12 +87,28 @@ class Metrics(Collector):
             self._tokens[label] += tokens
 
     def count_answers(self, answers: Iterable[Answer]) -> None:
-        """Counts labels by name, and values by bucket."""
+        """Counts labels by name, and values by bucket; of several values each with the name of its target."""
         for answer in answers:
-            self._answers[bucket_of(answer) if type(answer) is float else str(answer)] += 1
+            if isinstance(answer, list):
+                for label in answer or [NO_LABEL]:
+                    self._answers[str(label)] += 1
+            elif isinstance(answer, dict):
+                for name, value in answer.items():
+                    self._answers[f"{name} {bucket_of(value)}"] += 1
+            else:
+                self._answers[bucket_of(answer) if type(answer) is float else str(answer)] += 1
 
     def count_batch(self, rows: int) -> None:
         self._batches.observe(rows)
+
+    def count_no_answer(self) -> None:
+        """Counts a request to which the model had no finite answer."""
+        self._no_answers += 1
+
+    def count_unseen(self, counts: Mapping[tuple[str, str], int]) -> None:
+        """Counts values that no training row had, by field and kind (`unknown_level`, `out_of_range`)."""
+        for key, count in counts.items():
+            self._unseen[key] += count
 
     def count_refused_quota(self, tenant: str) -> None:
         self._quota_refused[self._label(tenant)] += 1
@@ -131,6 +151,15 @@ class Metrics(Collector):
         )
         unchecked.add_metric(self._model, self._quota_unchecked)
         yield unchecked
+        no_answers = CounterMetricFamily("headrace_no_answers", "Requests without a finite answer", labels=names)
+        no_answers.add_metric(self._model, self._no_answers)
+        yield no_answers
+        unseen = CounterMetricFamily(
+            "headrace_unseen_values", "Values that no training row had", labels=[*names, "field", "kind"]
+        )
+        for (field, kind), count in self._unseen.items():
+            unseen.add_metric([*self._model, field, kind], count)
+        yield unseen
         for name, documentation, value in (
             ("requests_in_flight", "Requests in flight", self.in_flight),
             ("queue_rows", "Rows waiting for the model", self.queue_rows),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -23,6 +24,8 @@ from headrace.runtime.token_verifier import Caller
 logger = logging.getLogger("headrace.quota")
 DAY_SECONDS = 86_400
 KEPT_DAYS = 2
+KEPT_FILES = 10
+"""Days that a folder keeps: a clock that jumps ahead and back makes files of later days, and must not remove today's."""
 STORE_SECONDS = 0.5
 """Timeout of a store."""
 RETRY_SECONDS = 1.0
@@ -55,15 +58,22 @@ class Quotas:
         self._down_until = 0.0
         self._is_down = False
 
-    async def take(self, caller: Caller, rows: int) -> bool:
+    async def take(self, caller: Caller, rows: int, spent: dict[str, int] | None = None) -> bool:
         """Takes `rows` from the caller's quota for today, and returns whether enough were left.
+
+        Args:
+            spent: rows taken so far, by day; what is taken now is added.
 
         Raises:
             Refused: 503, the store does not answer, and requests are refused in this case (HEADRACE_QUOTA_WHEN_DOWN).
         """
         assert caller.rows_per_day is not None
+        day = today()
         try:
-            return await self._ask(caller, rows)
+            is_granted = await self._ask(caller, day, rows)
+            if is_granted and spent is not None:
+                spent[day] = spent.get(day, 0) + rows
+            return is_granted
         except StoreDown as reason:
             self._mark_down(reason)
         if not self._serves_when_down:
@@ -72,17 +82,17 @@ class Quotas:
         self._count_unchecked()
         return True
 
-    async def give_back(self, caller: Caller, rows: int) -> None:
-        """Returns the rows of a request that was then refused for another reason."""
+    async def give_back(self, caller: Caller, spent: dict[str, int]) -> None:
+        """Returns the rows of a request that was then refused for another reason, to the days that they were taken from."""
         with contextlib.suppress(StoreDown):
-            await self._ask(caller, -rows)
+            for day, rows in spent.items():
+                await self._ask(caller, day, -rows)
 
-    async def _ask(self, caller: Caller, rows: int) -> bool:
+    async def _ask(self, caller: Caller, day: str, rows: int) -> bool:
         if self._store is None:
             raise StoreDown("HEADRACE_QUOTAS is not set")
         if time.monotonic() < self._down_until:
             raise StoreDown("it did not answer a moment ago")
-        day = datetime.now(UTC).date().isoformat()
         found = await self._store.take(caller.tenant, day, rows, caller.rows_per_day or 0)
         if self._is_down:
             self._is_down = False
@@ -110,10 +120,14 @@ class RedisStore:
     return 1
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, project: str = "") -> None:
+        """
+        Args:
+            project: distinguishes the tenants of projects that share a Redis.
+        """
         from limits.aio.storage.redis import RedisStorage
 
-        self._address = address
+        self._address, self._prefix = address, f"headrace:{project}:rows" if project else "headrace:rows"
         # It connects with the first request, not now.
         bridge: Any = RedisStorage(f"async+{address}", implementation="redispy", key_prefix="headrace").bridge
         self._script = bridge.get_connection().register_script(self.TAKE)
@@ -121,7 +135,7 @@ class RedisStore:
     async def take(self, tenant: str, day: str, rows: int, limit: int) -> bool:
         try:
             async with asyncio.timeout(STORE_SECONDS):
-                keys = [f"headrace:rows:{day}:{tenant}"]
+                keys = [f"{self._prefix}:{day}:{tenant}"]
                 return bool(await self._script(keys=keys, args=[rows, limit, KEPT_DAYS * DAY_SECONDS]))
         except TimeoutError:
             raise StoreDown(f"{_without_password(self._address)} did not answer within {STORE_SECONDS:g} s") from None
@@ -161,21 +175,34 @@ class LocalStore:
                 return True
             finally:
                 fcntl.lockf(self._file, fcntl.LOCK_UN, self.COUNT.size, place)
-        except OSError as error:
-            raise StoreDown(f"{self._folder}: {error.strerror or error}") from error
+        except (OSError, struct.error) as error:  # the latter if the file was cut under this process
+            self._day = ""  # opens the file again: it may have been replaced
+            reason = error.strerror or error if isinstance(error, OSError) else "the file was cut short"
+            raise StoreDown(f"{self._folder}: {reason}") from error
 
     async def _find(self, name: bytes) -> int:
-        """Returns the offset of the tenant's record, appended if new. Byte 0, before all records, is the lock for appending."""
+        """Returns the offset of the tenant's record, appended if new.
+
+        The first record has the number of the others, and its first byte is the lock for appending.
+
+        Raises:
+            OSError: the file is shorter than its records, and cannot tell who has taken how much.
+        """
         size = self.RECORD
         await self._lock(0, 1)
         try:
             end = os.fstat(self._file).st_size
+            known = self.COUNT.unpack(os.pread(self._file, self.COUNT.size, 0))[0] if end >= self.COUNT.size else 0
+            if end < (known + 1) * size and known:
+                hint = f"remove rows-{self._day}.bin to count this day's rows from 0"
+                raise OSError(errno.EIO, f"damaged file: {known} records do not fit {end} bytes; {hint}")
             content = os.pread(self._file, end, 0)
             last = max(size, -(-end // size) * size)  # skips a record that a kill cut short
             for place in range(size, len(content) - size + 1, size):
                 if content[place + self.COUNT.size : place + size].rstrip(b"\0") == name:
                     return place
             os.pwrite(self._file, self.COUNT.pack(0) + name.ljust(size - self.COUNT.size, b"\0"), last)
+            os.pwrite(self._file, self.COUNT.pack(last // size), 0)
             return last
         finally:
             fcntl.lockf(self._file, fcntl.LOCK_UN, 1, 0)
@@ -200,16 +227,24 @@ class LocalStore:
         if self._file >= 0:
             os.close(self._file)
         self._day, self._file, self._places = day, file, {}
-        for old in sorted(self._folder.glob("rows-*.bin"))[:-KEPT_DAYS]:
+        for old in sorted(self._folder.glob("rows-*.bin"))[:-KEPT_FILES]:
             with contextlib.suppress(OSError):
                 old.unlink()
 
 
 def open_store(place: str) -> Store | None:
-    """Opens the store at an address, for example `redis://127.0.0.1:6379`, or in a folder; None if `place` is empty."""
+    """Opens the store at an address, for example `redis://127.0.0.1:6379#PROJECT`, or in a folder; None if `place` is empty."""
     if not place:
         return None
-    return RedisStore(place) if "://" in place else LocalStore(Path(place))
+    if "://" not in place:
+        return LocalStore(Path(place))
+    address, _, project = place.partition("#")
+    return RedisStore(address, project)
+
+
+def today() -> str:
+    """Returns the UTC day, as `2026-11-24`."""
+    return datetime.now(UTC).date().isoformat()
 
 
 def seconds_to_next_day() -> int:

@@ -114,9 +114,14 @@ _encode_into = msgspec.json.Encoder().encode_into
 
 
 def recorded_answers(contract: Contract, answers: Sequence[Any]) -> list[Answer]:
-    """Returns the label or value of each answer; a text, which may repeat inputs, as 16 hex digits of its sha256."""
+    """Returns the label or value of each answer, several labels as a list and several values by name; a text, which may
+    repeat inputs, as 16 hex digits of its sha256."""
     if contract.output == "text":
         return [hashlib.sha256(_text(answer).encode(errors="replace")).hexdigest()[:16] for answer in answers[:MAX_ANSWERS]]
+    if contract.output == "labels":
+        return [answer["labels"] for answer in answers]
+    if contract.output == "values":
+        return [dict(answer) for answer in answers]
     name = "label" if contract.output == "probabilities" else contract.target
     return [answer.get(name, "") if isinstance(answer, dict) else answer for answer in answers]
 

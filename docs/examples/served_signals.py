@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bentos.models.onnx_model import OnnxModel
-from headrace.runtime.contract import ContractViolation, Feeds
+from headrace.runtime.contract import Feeds
+from headrace.runtime.input_field import ContractViolation
 
 
 class SignalModel(OnnxModel):

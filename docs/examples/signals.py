@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from served_signals import decode
 
 from headrace.models.schema import Numeric, Schema, Shape
-from headrace.runtime.contract import Contract, Feeds, InputField
+from headrace.runtime.contract import Contract, Feeds
+from headrace.runtime.input_field import InputField
 from headrace.task_types.base import TaskType, class_indices, labels_of
 
 if TYPE_CHECKING:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -11,17 +13,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from headrace import console
 from headrace.cli.shared import json_option, load_project, print_json
+from headrace.errors import DataError, Interrupted
 
 if TYPE_CHECKING:
     from headrace.client import Batch, Client
+
+COUNT_SECONDS = 0.3
+"""Pause between two looks at a batch whose rows are not counted yet."""
 
 
 @click.group(short_help="Submit files of rows, and get their predictions.")
 def batch() -> None:
     """Submit and follow batches: files of rows that a model predicts in the background.
 
-    A batch belongs to the tenant of the token: HEADRACE_TOKEN if it is set, otherwise the operator.
+    A batch belongs to the tenant of the token: HEADRACE_TOKEN if it is set, otherwise the operator. The operator can see and
+    cancel the batches of all tenants.
     """
 
 
@@ -29,15 +37,21 @@ def batch() -> None:
 @click.argument("model")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--to", type=click.Path(path_type=Path), help="Wait for the batch, and write the answers to this file.")
+@click.option("--answers-only", is_flag=True, help="Leave the columns of the file out of the result.")
 @json_option
-def submit(model: str, file: Path, to: Path | None, as_json: bool) -> None:
-    """Submit FILE to MODEL: Parquet (.parquet) or JSON lines (.jsonl, .ndjson), with one instance per row."""
+def submit(model: str, file: Path, to: Path | None, answers_only: bool, as_json: bool) -> None:
+    """Submit FILE to MODEL: CSV, JSON lines or Parquet with one instance per row, also compressed, or a zip of pictures.
+
+    The answers come in the same format, beside the columns of the file.
+    """
     with _client() as client:
-        found = client.submit(model, file)
+        found = client.submit(model, file, columns="ignore" if answers_only else "keep")
         if to is not None:
             click.echo(f"batch {found.id} is {found.state}", err=True)
             found = _wait_and_save(client, found, to)
     _show([found], as_json)
+    if to is not None:
+        _exit_if_refused(found, as_json)
 
 
 @batch.command("status", short_help="Show the state of batches.")
@@ -58,7 +72,9 @@ def status(model: str, batch_id: str | None, as_json: bool) -> None:
 def result(model: str, batch_id: str, file: Path, as_json: bool) -> None:
     """Wait for BATCH of MODEL, and write its answers to FILE, in the format of the submitted file."""
     with _client() as client:
-        _show([_wait_and_save(client, client.batch(model, batch_id), file)], as_json)
+        found = _wait_and_save(client, client.batch(model, batch_id), file)
+    _show([found], as_json)
+    _exit_if_refused(found, as_json)
 
 
 @batch.command("cancel", short_help="Cancel a batch.")
@@ -77,7 +93,9 @@ def cancel(model: str, batch_id: str, as_json: bool) -> None:
 @click.option("--row", default=0, show_default=True, help="Row of the request.")
 @json_option
 def feedback(answer_id: str, truth: str, row: int, as_json: bool) -> None:
-    """Send TRUTH, the true answer (a label or a number) to an earlier request, by the ID of its answer.
+    """Send TRUTH, the true answer to an earlier request, by the ID of its answer.
+
+    It is a label or a number; for several labels or values JSON, for example '["a", "b"]' or '{"a": 1.5, "b": 2}'.
 
     The token is HEADRACE_TOKEN if it is set, otherwise the operator's. It has to be of the tenant that sent the request.
     """
@@ -103,15 +121,45 @@ def _wait_and_save(client: Client, found: Batch, file: Path) -> Batch:
 
     Raises:
         DataError: it failed or was cancelled.
+        Interrupted: Ctrl-C; the batch goes on.
     """
-    ended = client.wait(found.model, found.id, seconds=7 * 86400)
+    try:
+        ended = _wait(client, found)
+    except KeyboardInterrupt:
+        again = f"to wait for it again: headrace batch result {found.model} {found.id} {file}"
+        raise Interrupted(f"interrupted; batch {found.id} goes on", hint=again) from None
     if ended.state != "done":
-        from headrace.errors import DataError
-
         why = f": {ended.error['message']}" if ended.error else ""
         raise DataError(f"batch {ended.id} is {ended.state}{why}", hint=f"headrace batch submit {ended.model} FILE")
     client.result(found.model, found.id, file)
     return ended
+
+
+def _wait(client: Client, found: Batch) -> Batch:
+    """Shows the rows that are done until the batch has ended."""
+    while found.rows_total is None and not found.has_ended:
+        time.sleep(COUNT_SECONDS)
+        found = client.batch(found.model, found.id)
+    with console.bar(f"batch {found.id[:8]}", found.rows_total or 1) as bar:
+        return client.wait(found.model, found.id, seconds=7 * 86400, progress=lambda batch: bar.update(batch.rows_done))
+
+
+def _exit_if_refused(found: Batch, as_json: bool) -> None:
+    """Prints the counts and reasons of a batch.
+
+    Raises:
+        DataError: some rows were refused.
+    """
+    from headrace.cli.scoring import print_counts, raise_if_refused
+
+    if as_json:
+        if found.rows_failed:
+            sys.exit(DataError.exit_code)
+        return
+    for note in found.notes:
+        console.report(note)
+    print_counts(found.rows_done, found.refusals)
+    raise_if_refused(found.rows_done, found.rows_failed, f"batch {found.id}", "the file of the answers")
 
 
 def _value(text: str) -> Any:
@@ -120,7 +168,7 @@ def _value(text: str) -> Any:
         found = json.loads(text)
     except ValueError:
         return text
-    return found if isinstance(found, int | float | str) and not isinstance(found, bool) else text
+    return found if isinstance(found, int | float | str | list | dict) and not isinstance(found, bool) else text
 
 
 def _show(found: list[Batch], as_json: bool) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from headrace.errors import UsageError
 from headrace.project import Project
 
 if TYPE_CHECKING:
@@ -24,21 +25,53 @@ def gateway_client(project: Project, model: str | None = None, retries: int = 3)
         CallFailed: a call failed.
     """
     from headrace.client import CallFailed, Client
+
+    options = client_options(project)
+    with Client(**options, retries=retries) as client:
+        try:
+            yield client
+        except CallFailed as error:
+            error.hint = error.hint or _hint(error, model, options["address"], options["token"] is not None)
+            raise
+
+
+def client_options(project: Project) -> dict[str, Any]:
+    """Returns the address, token, time limit and certificate of the project's gateway, as arguments of a client."""
     from headrace.serving.access.tls import trust
     from headrace.serving.access.tokens import operator_token
     from headrace.serving.gateway.gateway import address
 
-    token = _given_token() or (operator_token(project) if project.settings.access == "tokens" else None)
+    token = given_token() or (operator_token(project) if project.settings.access == "tokens" else None)
     timeout = project.settings.request_seconds + EXTRA_SECONDS
-    with Client(address(project.settings), token, timeout=timeout, retries=retries, verify=trust(project)) as client:
+    return {"address": address(project.settings), "token": token, "timeout": timeout, "verify": trust(project)}
+
+
+@contextlib.contextmanager
+def remote_client(address: str) -> Iterator[Client]:
+    """A client of the gateway of another machine, with the token in `HEADRACE_TOKEN`. A server's refusal is a wrong input.
+
+    Raises:
+        UsageError: a token is missing, or the server refuses the request for a reason that the user can change.
+        CallFailed: the call failed.
+    """
+    from headrace.client import CallFailed, Client, InvalidInput, NotFound
+
+    # Not the operator's own: it is for this project, and would go to another machine.
+    if not given_token():
+        hint = "ask the operator there for one: headrace tokens issue --tenant NAME --role reviewer"
+        raise UsageError(f"a token is needed for {address}", where="HEADRACE_TOKEN", hint=hint)
+    with Client(address, given_token()) as client:
         try:
             yield client
+        except (NotFound, InvalidInput) as error:
+            raise UsageError(error.message, where=error.where, hint=error.details.get("hint")) from None
         except CallFailed as error:
-            error.hint = _hint(error, model, address(project.settings), token is not None) or error.hint
+            error.hint = error.details.get("hint") or error.hint
             raise
 
 
-def _given_token() -> str:
+def given_token() -> str:
+    """The token in `HEADRACE_TOKEN`; empty without one."""
     return os.environ.get("HEADRACE_TOKEN", "").strip()
 
 
@@ -48,7 +81,7 @@ def _hint(error: CallFailed, model: str | None, address: str, has_token: bool) -
     if isinstance(error, Unauthorized | Forbidden):
         # The operator's token allows everything: if it is refused, the gateway was started with another key.
         changed = f"unset it to call as the operator, or set one that allows {model or 'this call'}"
-        return f"the token is from HEADRACE_TOKEN: {changed}" if _given_token() else "headrace up"
+        return f"the token is from HEADRACE_TOKEN: {changed}" if given_token() else "headrace up"
     if type(error) is Unavailable and error.status is None:
         return "headrace up"
     if model is None:
@@ -58,7 +91,8 @@ def _hint(error: CallFailed, model: str | None, address: str, has_token: bool) -
     if isinstance(error, InvalidInput):
         from headrace import console
 
-        bearer = f' -H "authorization: Bearer $({console.command_name()} tokens show)"' if has_token else ""
-        return f"see the fields of the model: curl{bearer} {address}/v1/models/{model}"
+        # By a pipe: every user of the machine can read the arguments of a command.
+        token = f'echo "authorization: Bearer $({console.command_name()} tokens show)" | ' if has_token else ""
+        return f"see the fields of the model: {token}curl{' -H @-' if has_token else ''} {address}/v1/models/{model}"
     again = "run the command again; " if isinstance(error, StreamInterrupted) and error.code is None else ""
     return f"{again}headrace logs {model}"

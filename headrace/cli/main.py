@@ -2,24 +2,45 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import click
 
 from headrace import __version__, renamed
-from headrace.cli import batches, data, inspect, predict, recipes, rollouts, run, tokens, usage
+from headrace.cli import (
+    backups,
+    batches,
+    data,
+    inspect,
+    new,
+    predict,
+    projects,
+    prune,
+    recipes,
+    reviews,
+    rollouts,
+    run,
+    service,
+    tokens,
+    usage,
+)
 from headrace.errors import UsageError, near_miss
+from headrace.permissions import set_private_umask
+from headrace.processes import bypass_proxies_on_loopback
 
 EXIT_CODES = """
 Exit codes: 0 done · 1 failed · 2 usage, recipe or settings · 3 data refused · 4 model not released ·
 5 a service, port or engine · 6 busy · 7 disk full · 130 interrupted.
 """
 SECTIONS: dict[str, list[click.Command]] = {
-    "Build and release": [run.run, run.approve, rollouts.rollback, inspect.reproduce],
-    "Serve": [run.up, run.down, rollouts.scale],
+    "Projects": [projects.init, projects.upgrade],
+    "Build and release": [run.run, reviews.approve, reviews.reject, rollouts.rollback, inspect.reproduce, prune.prune],
+    "Serve": [run.up, run.down, rollouts.scale, service.service],
     "Call models": [predict.predict, batches.batch, batches.feedback],
-    "Recipes and data": [recipes.list_recipes, recipes.new, recipes.check, recipes.expectations, data.data],
-    "Inspect": [inspect.status, inspect.logs, inspect.history, inspect.trace, inspect.open_page],
+    "Recipes and data": [recipes.list_recipes, new.new, recipes.check, recipes.expectations, data.data],
+    "Inspect": [inspect.status, inspect.logs, inspect.history_command, inspect.trace, inspect.open_page],
+    "Back up": [backups.backup, backups.restore],
     "Access and usage": [tokens.tokens, usage.usage, usage.audit],
 }
 
@@ -64,6 +85,8 @@ def main() -> None:
     """Entry point of the `headrace` command."""
     from headrace.cli.shared import report_error
 
+    bypass_proxies_on_loopback(os.environ)
+    set_private_umask()
     as_json = "--json" in sys.argv
     try:
         cli(standalone_mode=False)
@@ -73,6 +96,9 @@ def main() -> None:
         if error.option_name in renamed.OPTIONS:
             new = renamed.OPTIONS[error.option_name]
             sys.exit(report_error(UsageError(f"{error.option_name} was renamed to {new}", hint=f"use {new}"), as_json))
+        if error.option_name in renamed.REMOVED_OPTIONS:
+            message, hint = renamed.REMOVED_OPTIONS[error.option_name]
+            sys.exit(report_error(UsageError(f"{error.option_name} was removed: {message}", hint=hint), as_json))
         error.show()
         sys.exit(error.exit_code)
     except click.ClickException as error:

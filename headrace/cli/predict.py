@@ -25,9 +25,16 @@ if TYPE_CHECKING:
 @click.option(
     "--file",
     type=click.Path(path_type=Path),
-    help="An image (PNG, JPEG), a text, a table (CSV, Parquet), molecules (SDF), or JSON with one input or a list of inputs; - "
-    "reads JSON from standard input.",
+    help="A table (CSV, JSON lines, Parquet, also compressed) or pictures (a folder, a zip): the answers come in the same "
+    "format, beside the columns of the file. Or an image (PNG, JPEG), a text, molecules (SDF), or JSON with one input or a "
+    "list of inputs; - reads JSON from standard input.",
 )
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="With a table or pictures: write the answers to this file.",
+)
+@click.option("--answers-only", is_flag=True, help="Leave the columns of the file out of the result.")
 @click.option("--instance", help='One input as JSON, for example \'{"distance": 1400, "carrier": "UA"}\'.')
 @click.option("--sample", is_flag=True, help="Send the sample input of the model's contract.")
 @click.option(
@@ -41,6 +48,8 @@ def predict(
     fields: tuple[str, ...],
     text: str | None,
     file: Path | None,
+    output: Path | None,
+    answers_only: bool,
     instance: str | None,
     sample: bool,
     stream: bool | None,
@@ -49,7 +58,7 @@ def predict(
     """Get a prediction from MODEL, through the gateway, like any client.
 
     The input is given as fields (headrace predict flights distance=1400 carrier=UA …), or with --text, --file, --instance or
-    --sample. The token is HEADRACE_TOKEN if it is set, otherwise the operator's.
+    --sample. The token is HEADRACE_TOKEN if it is set, otherwise the operator's. Exits with 3 if a row of a table is refused.
     """
     project = load_project()
     if [bool(fields), text is not None, file is not None, instance is not None, sample].count(True) != 1:
@@ -57,13 +66,22 @@ def predict(
             "exactly one input is required",
             hint=f"headrace predict {model} FIELD=VALUE…, --text TEXT, --file FILE, --instance JSON or --sample",
         )
-    from headrace.cli.gateway_client import gateway_client
+    if file is None and (output is not None or answers_only):
+        raise UsageError("there is no file", where="--file", hint="--output and --answers-only are for --file with a table")
+    from headrace.cli.gateway_client import client_options, gateway_client
     from headrace.runtime.contract import Contract
 
     with gateway_client(project, model, retries=0) as client:
         described = client.describe(model)
         can_stream = bool(described.get("streams"))
-        instances = _instances(Contract.model_validate(described["contract"]), fields, text, file, instance)
+        contract = Contract.model_validate(described["contract"])
+        if file is not None and _has_rows(file, contract, output is not None or answers_only, stream):
+            from headrace.cli.scoring import score_file
+            from headrace.client import AsyncClient
+
+            score_file(AsyncClient(**client_options(project), retries=4), contract, file, output, answers_only, as_json)
+            return
+        instances = _instances(contract, fields, text, file, instance)
         if stream is None:
             stream = sys.stdout.isatty() and not as_json and can_stream and len(instances) == 1
         if not stream:
@@ -75,6 +93,24 @@ def predict(
             message = f"only one input can be streamed, got {len(instances)}"
             raise UsageError(message, where="--stream", hint="remove --stream")
         _stream(client, model, instances[0], as_json)
+
+
+def _has_rows(file: Path, contract: Contract, is_needed: bool, stream: bool | None) -> bool:
+    """Whether the file is a table or several pictures, whose rows are predicted in parts.
+
+    Raises:
+        UsageError: it is not, though an option needs it, or it is and is to be streamed.
+    """
+    from headrace.cli import inputs
+
+    found = inputs.has_rows(file, contract)
+    if is_needed and not found:
+        raise UsageError(
+            f"{file.name} is one input", where="--file", hint="leave --output and --answers-only out, or use a table"
+        )
+    if found and stream:
+        raise UsageError("only one input can be streamed, not a table", where="--stream", hint="remove --stream")
+    return found
 
 
 def _instances(
@@ -100,6 +136,8 @@ def _predict(client: Client, model: str, instances: list[Any], as_json: bool) ->
         return
     for prediction in answer.predictions:
         click.echo(json.dumps(prediction, ensure_ascii=False))
+    for warning in answer.warnings:
+        click.echo(f"warning: {warning['path']}: {warning['message']}", err=True)
     _print_source(answer)
 
 

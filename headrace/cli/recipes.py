@@ -1,8 +1,6 @@
-"""Commands for recipes: list, check, write, propose expectations."""
+"""Commands for recipes: list, check, propose expectations."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import click
 
@@ -41,28 +39,7 @@ def check(recipe: str, as_json: bool) -> None:
     if as_json:
         print_json({"recipe": recipe, "valid": True, "task": found.task, "model": found.model.name})
     else:
-        click.echo(f"recipes/{recipe}.yaml is valid: {found.task}, {found.model.name}, target {found.data.target}")
-
-
-@click.command(short_help="Write a recipe for your own data.")
-@click.argument("name")
-@click.option("--data", "data_file", required=True, type=click.Path(path_type=Path), help="A CSV or Parquet file.")
-@click.option("--target", required=True, help="The column to predict.")
-@json_option
-def new(name: str, data_file: Path, target: str, as_json: bool) -> None:
-    """Write a recipe NAME for your own data, which `headrace run NAME` can release."""
-    project = load_project()
-    from headrace.cli.recipe_scaffold import write_recipe
-
-    path = write_recipe(name, data_file, target, project)
-    recipe = load_recipe(name, project)
-    if as_json:
-        print_json({"recipe": name, "path": str(path), "task": recipe.task, "expectations": len(recipe.expect)})
-        return
-    click.echo(
-        f"{path.relative_to(project.root)}: {recipe.task} of {target}, {len(recipe.expect)} expectations, {recipe.model.name}"
-    )
-    click.echo(f"Review it, then: headrace run {name}")
+        click.echo(f"recipes/{recipe}.yaml is valid: {found.task}, {found.model.name}, target {', '.join(found.data.targets)}")
 
 
 @click.command(short_help="Propose expectations from the data.")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-
 import click
 
 from headrace.cli.shared import json_option, load_project, print_json
@@ -13,24 +11,26 @@ from headrace.cli.shared import json_option, load_project, print_json
 @click.argument("model")
 @click.option("--to", help="The version, for example 2; by default the previous one.")
 @click.option("--why", default="", help="The reason, for the journal.")
-@click.option("--by", default=getpass.getuser, show_default="your user name", help="Who rolls back, for the journal.")
 @click.option("--rebuild", is_flag=True, help="Package the version again if its bento or image is missing.")
 @json_option
-def rollback(model: str, to: str | None, why: str, by: str, rebuild: bool, as_json: bool) -> None:
+def rollback(model: str, to: str | None, why: str, rebuild: bool, as_json: bool) -> None:
     """Roll MODEL back to an earlier version, within seconds and without losing a request.
 
-    Nothing is trained or evaluated. The current version is not released again until the recipe or its data change.
+    Nothing is trained or evaluated. The journal gets the reason and your user name. The current version is not released again
+    until the recipe or its data change.
     """
     project = load_project()
     from headrace import console
     from headrace.release.rollback import roll_back
+    from headrace.serving.access import audit
 
     console.step("roll back", model)
-    facts = roll_back(model, to, why, by, project, console.report, rebuild)
+    facts = roll_back(model, to, why, audit.user(), project, console.report, rebuild)
     if as_json:
         print_json(facts)
         return
-    click.echo(f"{model}@{facts['version']} serves again; {model}@{facts['rolled_back']['from']} was rolled back by {by}")
+    rolled_back = facts["rolled_back"]
+    click.echo(f"{model}@{facts['version']} serves again; {model}@{rolled_back['from']} was rolled back by {rolled_back['by']}")
 
 
 @click.command(short_help="Change the number of replicas of a model.")

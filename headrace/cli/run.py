@@ -1,8 +1,7 @@
-"""Commands that release and approve a model, and start and stop the services."""
+"""Commands that release a model, and start and stop the services."""
 
 from __future__ import annotations
 
-import getpass
 import os
 import sys
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import click
 
 from headrace.cli.shared import json_option, load_project, print_json
+from headrace.errors import HeadraceError
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe, load_recipe
 
@@ -42,12 +42,12 @@ def run(recipe: str, runner: str | None, force: bool, as_json: bool) -> None:
     from headrace.serving.gateway.gateway import require_same_access
 
     require_same_access(project)
-    _start_needed_services(project)
-    from headrace.services.prefect import prefect_environment
+    _report_outdated(project)
+    project = _start_needed_services(project)
+    from headrace.services.prefect import process_environment
 
     environment = {
-        **os.environ,
-        **prefect_environment(project),
+        **process_environment(project),
         "HEADRACE_ROOT": str(project.root),
         # Headrace prints errors; the traceback is in Prefect's UI.
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
@@ -81,6 +81,15 @@ def _is_unchanged(recipe: Recipe, project: Project, as_json: bool) -> bool:
     return True
 
 
+def _report_outdated(project: Project) -> None:
+    """Says so when another Headrace than the installed one wrote the project's files."""
+    from headrace import console
+    from headrace.project_template.record import outdated_note
+
+    if note := outdated_note(project.root):
+        console.report(note)
+
+
 def _show(facts: dict[str, Any], project: Project, as_json: bool, unchanged: bool = False) -> None:
     if as_json:
         print_json({**facts, "unchanged": unchanged})
@@ -90,16 +99,24 @@ def _show(facts: dict[str, Any], project: Project, as_json: bool, unchanged: boo
     print_summary(facts, project, unchanged)
 
 
-def _start_needed_services(project: Project) -> None:
-    """Starts stopped services and restarts outdated ones; returns once the gateway responds, while the others still start."""
+def _start_needed_services(project: Project) -> Project:
+    """Starts stopped services and restarts outdated ones; returns once the gateway responds, while the others still start.
+
+    Returns:
+        The project, with the ports that the services have.
+    """
     from headrace import console
+    from headrace.services.automatic_ports import choose_ports
     from headrace.services.status import services
-    from headrace.services.up import outdated, start_for_release
+    from headrace.services.up import outdated, start_for_release, stop_if_moved
 
     states = {service.name: service.state for service in services(project)}
     if states["envoy"] != "ready" or not {"stopped", "failed"}.isdisjoint(states.values()) or outdated(project):
         console.step("up", "Prefect, MLflow, Envoy")
+        stop_if_moved(project, console.report)
+        project = choose_ports(project, console.report)
         start_for_release(project, console.report)
+    return project
 
 
 @click.command(short_help="Start the services and the released models.")
@@ -113,12 +130,17 @@ def up(as_json: bool) -> None:
     from headrace import console
     from headrace.cli.inspect import show_status
     from headrace.release.deploy import serve_production
+    from headrace.services.automatic_ports import choose_ports
     from headrace.services.prefect_deployments import register_deployments
+    from headrace.services.up import stop_if_moved
     from headrace.services.up import up as start_all
     from headrace.serving.access import audit
 
     console.step("up", "Prefect, MLflow, Envoy")
-    start_all(project, console.report, lambda: register_deployments(project))
+    _report_outdated(project)
+    stop_if_moved(project, console.report)
+    project = choose_ports(project, console.report)
+    start_all(project, console.report, lambda: register_deployments(project, console.report))
     audit.record(
         project,
         "up",
@@ -129,7 +151,12 @@ def up(as_json: bool) -> None:
             "runner": project.settings.runner,
         },
     )
-    serve_production(project, console.report)
+    try:
+        serve_production(project, console.report)
+    except HeadraceError:
+        if not as_json:
+            show_status(project, as_json)
+        raise
     show_status(project, as_json)
 
 
@@ -146,24 +173,3 @@ def down(as_json: bool) -> None:
     audit.record(project, "down", {})
     if as_json:
         print_json({"stopped": True})
-
-
-@click.command(short_help="Approve a version that awaits approval.")
-@click.argument("version")
-@click.option(
-    "--by", default=getpass.getuser, show_default="your user name", help="Who approves, for the version and the journal."
-)
-@json_option
-def approve(version: str, by: str, as_json: bool) -> None:
-    """Approve VERSION (for example digits@4) of a recipe with `approval: manual`; `headrace run` then rolls it out.
-
-    This is the same as setting the tag `approval` of the version to `approved` in the MLflow UI.
-    """
-    project = load_project()
-    from headrace.release.decision import approve as approve_version
-
-    approved = approve_version(version, project, by)
-    if as_json:
-        print_json({"model": approved.model, "version": approved.version, "approved_by": by})
-    else:
-        click.echo(f"{approved.name} is approved by {by}. Roll it out: headrace run {approved.model}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import sys
 from collections.abc import Callable
@@ -10,7 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
-from headrace.errors import DiskFull, HeadraceError, Interrupted
+from headrace.errors import HeadraceError, Interrupted
+from headrace.processes import as_headrace_error
 from headrace.project import Project, find_project
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -45,14 +45,6 @@ def report_error(error: BaseException, as_json: bool) -> int:
 
 
 def _as_known(error: BaseException) -> HeadraceError | None:
-    if isinstance(error, HeadraceError):
-        return error
     if isinstance(error, KeyboardInterrupt):
         return Interrupted("interrupted", hint=f"to continue, run the same command: headrace {' '.join(sys.argv[1:])}")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFull("no space left", where=error.filename, hint="free some space, then run the same command")
-    if isinstance(error, PermissionError):
-        return HeadraceError(
-            "permission denied", where=error.filename, hint=f"grant this user write access to {error.filename}"
-        )
-    return None
+    return as_headrace_error(error) if isinstance(error, Exception) else None

@@ -36,23 +36,29 @@ def print_summary(facts: dict[str, Any], project: Project, unchanged: bool = Fal
 
 
 def curl(model: str, project: Project) -> str:
-    """Returns a shell command that gets the sample of the contract and sends it to the model."""
+    """Returns a command for bash or zsh that gets the sample of the contract and sends it to the model.
+
+    The token is in no argument, which every user of the machine could read: `<(...)` passes the path of a pipe.
+    """
     base = f"{address(project.settings)}/v1/models/{model}"
-    sample = "import json,sys; print(json.dumps(json.load(sys.stdin)['contract']['sample']))"
+    # In a list: a bare instance with a field called `instances` would be taken for one.
+    sample = "import json,sys; print(json.dumps({'instances': [json.load(sys.stdin)['contract']['sample']]}))"
     call = "curl -s"
     if project.settings.tls == "self_signed":
         call += f" --cacert {shlex.quote(str(authority(project)))}"
     if project.settings.access == "tokens":
-        call += f' -H "authorization: Bearer $({console.command_name()} tokens show)"'
+        call += f' -H @<(echo "authorization: Bearer $({console.command_name()} tokens show)")'
     return f"{call} {base} | python3 -c \"{sample}\" | {call} {base}/predict -H 'content-type: application/json' -d @-"
 
 
 def _rows(facts: dict[str, Any], project: Project) -> list[tuple[str, str]]:
     training, verdict = facts["training"], facts["verdict"]
     metrics = "  ".join(f"{name} {value:.4g}" for name, value in facts["metrics"].items() if value is not None)
+    if facts.get("test_rows"):  # releases of earlier versions of Headrace have none
+        metrics += f"  on {facts['test_rows']:,} rows"
     rows = [
         ("data", f"{facts['data_md5']}  {int(facts['data_rows']):,} rows"),
-        ("expectations", f"{facts['validation']} passed"),
+        ("expectations", f"{facts['validation'].removesuffix(' expectations')} passed"),
         (
             "training",
             f"{training['epochs']} epochs on {training['device']}, best {training['best_epoch']}; "
@@ -60,7 +66,9 @@ def _rows(facts: dict[str, Any], project: Project) -> list[tuple[str, str]]:
         ),
         ("test", metrics),
         *(("gate" if i == 0 else "", reason) for i, reason in enumerate(verdict["reasons"])),
+        ("approved", f"{who(facts['approval'])}, {facts['approval']['at']}" if facts.get("approval") else ""),
         ("version", f"{facts['model']}@{facts['version']}  run {facts['run_id']}"),
+        ("uncommitted", f"{facts['uncommitted']}; the version keeps a copy" if facts.get("uncommitted") else ""),
         ("bento", facts["bento"]),
         ("image", f"{facts['image']}  {facts['image_bytes'] / 1e6:.0f} MB" if facts.get("image") else ""),
         ("replicas", f"{facts['replicas']} as {runs_as(facts['runner'])}"),
@@ -72,14 +80,22 @@ def _rows(facts: dict[str, Any], project: Project) -> list[tuple[str, str]]:
     return [row for row in rows if row[1]]
 
 
+def _commit(facts: dict[str, Any]) -> str:
+    """The commit in short, and what of the recipe and the code was not committed."""
+    commit, dirty, _ = str(facts.get("git_commit")).partition("-dirty")
+    if not dirty:
+        return commit[:12]
+    return f"{commit[:12]} and uncommitted {facts.get('uncommitted', 'code or recipes')}"
+
+
 def data_docs(recipe: str, project: Project) -> str:
     """Returns the address of the Data Docs page of the last validation, which unlike the index needs no network."""
     found = read_cached_json(project.validation_report(recipe)) or {}
     return Path(found.get("docs") or project.data_docs / "index.html").as_uri()
 
 
-def print_status(found: dict[str, Any], released: list[str]) -> None:
-    """Prints a table of services and one of models. `released` are models that `headrace up` would start again."""
+def print_status(found: dict[str, Any]) -> None:
+    """Prints a table of services and one of models, and what does not work, each with the command that resolves it."""
     print_table(("service", "state", "address"), [(s["name"], s["state"], s["address"]) for s in found["services"]])
     console.out().print()
     if found["models"]:
@@ -87,6 +103,8 @@ def print_status(found: dict[str, Any], released: list[str]) -> None:
         rows = [(m["name"], m["version"], m["alias"], m["replicas"], m["ready"], m["address"]) for m in found["models"]]
         print_table(columns, rows)
         for model in found["models"]:
+            if model["deleted_in_mlflow"]:
+                print_deleted(f"{model['name']}@{model['version']}", model["deleted_in_mlflow"])
             for pool in ("canary", "shadow"):
                 if trial := model[pool]:
                     share = f"{trial['percent']:g} % of the requests" + (" copied" if pool == "shadow" else "")
@@ -94,10 +112,22 @@ def print_status(found: dict[str, Any], released: list[str]) -> None:
             if model["predecessor"] not in (None, model["version"]):
                 again = f"{model['name']}@{model['predecessor']} is restored unless the release completes"
                 console.out().print(f"{model['name']}@{model['version']} is not released yet: {again}")
-    elif released:
-        console.out().print(f"no model is served; to start {', '.join(released)} again: headrace up")
     else:
         console.out().print("no model is served; release one: headrace run digits")
+    for one in found["candidates"]:
+        console.out().print(f"{one['model']}@{one['version']} {_state(one)}: {escape(_next(one))}")
+    for one in (*found["services"], *found["models"]):
+        if one["problem"]:
+            console.out().print(f"{one['name']}: {escape(one['problem'])}\n  hint: {escape(one['hint'])}")
+
+
+def print_deleted(name: str, what: str) -> None:
+    """Prints that a version in production was deleted from MLflow, or its run was, and what still works."""
+    gone = f"{name} was deleted from MLflow" if what == "version" else f"the run of {name} was deleted from MLflow"
+    model = name.partition("@")[0]
+    console.out().print(
+        f"{gone}; it keeps serving from its bento, the gate compares with that, and headrace run {model} makes the next version"
+    )
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -112,24 +142,64 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         console.out().print("  ".join(cells))
 
 
-def print_history(found: list[Entry]) -> None:
-    """Prints the entries of the journal, newest last, each with the reasons for its decision."""
+def print_candidates(found: list[dict[str, Any]]) -> None:
+    """Prints the versions that wait for approval or have been reviewed, each with the gate's reasons."""
+    if not found:
+        console.out().print("no version waits for approval")
+    for one in found:
+        serving = f"; {one['model']}@{one['in_production']} serves" if one["in_production"] else ""
+        console.out().print(f"[bold]{one['model']}@{one['version']}[/bold]  {_state(one)}{serving}")
+        for line in [*(one["verdict"] or {}).get("reasons", []), _next(one)]:
+            console.out().print(f"    {escape(line)}")
+
+
+def _state(candidate: dict[str, Any]) -> str:
+    review = candidate["review"]
+    return f"is {candidate['state']} {escape(who(review))}" if review else f"waits for approval since {candidate['since']}"
+
+
+def _next(candidate: dict[str, Any]) -> str:
+    model, name = candidate["model"], f"{candidate['model']}@{candidate['version']}"
+    if candidate["state"] == "waiting":
+        return f"headrace approve {name} && headrace run {model}; or: headrace reject {name} --why REASON"
+    return f"headrace run {model}" if candidate["state"] == "approved" else f"headrace approve {name} lifts the rejection"
+
+
+def who(facts: dict[str, Any]) -> str:
+    """Who decided and why, from the facts of a review: `by ada (reviewer): looks good`."""
+    role, why = f" ({facts['role']})" if facts.get("role") else "", f": {facts['why']}" if facts.get("why") else ""
+    return f"by {facts['by']}{role}{why}"
+
+
+def print_history(found: list[Entry], not_counted: dict[int, str]) -> None:
+    """Prints the entries of the journal, newest last, each with the reasons for its decision.
+
+    Args:
+        not_counted: why reviews do not count, by their place in `found`.
+    """
     if not found:
         console.out().print("the journal is empty; release a model: headrace run digits")
-    for entry in found:
+    for place, entry in enumerate(found):
         reasons = (entry.facts.get("verdict") or {}).get("reasons", [])
-        colour = {"released": "green", "refused": "red", "rollout-failed": "red"}.get(entry.event, "yellow")
+        colour = {"released": "green", "refused": "red", "rejected": "red", "rollout-failed": "red"}.get(entry.event, "yellow")
         console.out().print(f"{entry.at}  [bold]{entry.model}@{entry.version}[/bold]  [{colour}]{entry.event}[/{colour}]")
         if "run_id" in entry.facts:
-            commit = str(entry.facts.get("git_commit"))[:12]
+            commit = _commit(entry.facts)
             console.out().print(f"    data {entry.facts.get('data_md5')}  git {commit}  run {entry.facts['run_id']}")
-        for line in [*reasons, *_details(entry)]:
+        ignored = [f"does not count: {not_counted[place]}"] if place in not_counted else []
+        for line in [*reasons, *_details(entry), *ignored]:
             console.out().print(f"    {escape(line)}")
 
 
 def _details(entry: Entry) -> list[str]:
     """Lines about the outcome of a roll-out."""
     facts = entry.facts
+    if entry.event in ("approved", "rejected") and "by" in facts:
+        return [f"{entry.event} {who(facts)}"]
+    if entry.event == "released" and "by" in facts:
+        approval = [f"approved {who(facts['approval'])}"] if "approval" in facts else []
+        forced = [f"forced: {facts['forced']}"] if facts.get("forced") else []
+        return [*approval, f"released by {facts['by']}", *forced]
     if entry.event == "rolled-back":
         back = facts["rolled_back"]
         return [f"{entry.model}@{back['from']} was rolled back by {back['by']}" + (f": {back['why']}" if back["why"] else "")]
@@ -148,6 +218,8 @@ def print_trace(chain: dict[str, Any]) -> None:
     aliases = f" ({', '.join(chain['aliases'])})" if chain["aliases"] else ""
     when = f"released {chain['released_at']}" if chain["released_at"] else "never released"
     console.out().print(f"[bold]{chain['model']}@{chain['version']}[/bold]{aliases}  {when}")
+    for line in chain["missing"]:
+        console.out().print(f"  [yellow]{escape(line)}[/yellow]")
     for link in chain["chain"]:
         console.out().print(f"  [cyan]{link['link']:<14}[/cyan] {escape(str(link['id']))}")
         if link["get_it"]:
@@ -170,6 +242,6 @@ def print_reproduction(found: Reproduction) -> None:
 
 
 def _coloured(text: str) -> str:
-    colours = {"ready": "green", "starting": "yellow", "stopped": "yellow", "failed": "red"}
+    colours = {"ready": "green", "degraded": "red", "starting": "yellow", "stopped": "yellow", "failed": "red"}
     colour = colours.get(text.strip())
     return f"[{colour}]{text}[/{colour}]" if colour else escape(text)

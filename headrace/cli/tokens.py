@@ -17,27 +17,40 @@ if TYPE_CHECKING:
 
 @click.group(short_help="Manage access tokens.")
 def tokens() -> None:
-    """Manage tokens: who may call which models, at which rate and quota."""
+    """Manage tokens: who may call which models, at which rate and quota, and who may approve versions."""
 
 
 @tokens.command("issue", short_help="Issue a token.")
 @click.option("--tenant", required=True, help="Tenant of the token; limits, quotas and usage are counted per tenant.")
+@click.option("--models", help="Models that it allows, for example 'digits,flights'; '*' allows all, future ones too.")
 @click.option(
-    "--models", required=True, help="Models that it allows, for example 'digits,flights'; '*' allows all, future ones too."
+    "--role",
+    type=click.Choice(["reviewer", "viewer"]),
+    help="What it allows beside models: a reviewer approves and rejects versions, a viewer sees them.",
 )
 @click.option("--rate", help="Rate limit of the tenant, for example 100/s, 30/m or 1000/h; by default none.")
 @click.option("--rows-per-day", help="Daily quota in rows per UTC day, for example 1e6; by default none.")
 @click.option("--expires", default="30d", show_default=True, help="Lifetime: a number and s, m, h or d.")
 @json_option
-def issue(tenant: str, models: str, rate: str | None, rows_per_day: str | None, expires: str, as_json: bool) -> None:
+def issue(
+    tenant: str,
+    models: str | None,
+    role: str | None,
+    rate: str | None,
+    rows_per_day: str | None,
+    expires: str,
+    as_json: bool,
+) -> None:
     """Issue a token and print it. It is not stored; issue a new one if it is lost.
 
+    \b
     headrace tokens issue --tenant acme --models 'digits,flights' --rate 100/s --rows-per-day 1e6 --expires 30d
+    headrace tokens issue --tenant ada --role reviewer
     """
     project = load_project()
     from headrace.serving.access import tokens as work
 
-    names = _known_models(models, project)
+    names = _known_models(models, project) if models else []
     token, facts = work.issue(
         project,
         tenant,
@@ -45,19 +58,21 @@ def issue(tenant: str, models: str, rate: str | None, rows_per_day: str | None, 
         work.parse_seconds(expires),
         work.parse_rate(rate) if rate else None,
         work.parse_rows(rows_per_day) if rows_per_day else None,
+        role,
     )
     _update_gateway(project)
     if as_json:
         print_json({**_shown(facts), "token": token})
         return
-    click.echo(f"{facts.jti} allows {', '.join(facts.models)} for {facts.tenant} until {_day(facts.expires)}", err=True)
+    allowed = [*facts.models, *([f"the role {facts.role}"] if facts.role else [])]
+    click.echo(f"{facts.jti} allows {', '.join(allowed)} for {facts.tenant} until {_day(facts.expires)}", err=True)
     click.echo(token)
 
 
 @tokens.command("list", short_help="List tokens.")
 @json_option
 def list_tokens(as_json: bool) -> None:
-    """List all tokens: id, tenant, models, limits and state, but not the token itself."""
+    """List all tokens: id, tenant, role, models, limits and state, but not the token itself."""
     project = load_project()
     from headrace.serving.access import tokens as work
 
@@ -67,8 +82,8 @@ def list_tokens(as_json: bool) -> None:
         return
     from headrace.cli.summary import print_table
 
-    columns = ("id", "tenant", "models", "rate", "rows per day", "expires", "state")
-    keys = ("id", "tenant", "models", "rate", "rows_per_day", "expires", "state")
+    columns = ("id", "tenant", "role", "models", "rate", "rows per day", "expires", "state")
+    keys = ("id", "tenant", "role", "models", "rate", "rows_per_day", "expires", "state")
     print_table(columns, [tuple(", ".join(v) if isinstance(v := row[k], list) else v for k in keys) for row in found])
 
 
@@ -76,7 +91,10 @@ def list_tokens(as_json: bool) -> None:
 @click.argument("name")
 @json_option
 def revoke(name: str, as_json: bool) -> None:
-    """Revoke the token with the id NAME, or all tokens of the tenant NAME, within two seconds on all replicas."""
+    """Revoke the token with the id NAME, or all tokens of the tenant NAME, within two seconds on all replicas.
+
+    The batches that were sent with these tokens end.
+    """
     project = load_project()
     from headrace.serving.access import tokens as work
 
@@ -153,6 +171,7 @@ def _shown(facts: IssuedToken) -> dict[str, object]:
     return {
         "id": facts.jti,
         "tenant": facts.tenant,
+        "role": facts.role,
         "models": facts.models,
         "rate": rate_text(facts.rate) if facts.rate is not None else None,
         "rows_per_day": facts.rows_per_day,

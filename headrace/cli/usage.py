@@ -48,7 +48,7 @@ def usage(tenant: str | None, model: str | None, days: int, as_json: bool) -> No
 @click.option("-n", "--lines", default=50, show_default=True, type=click.IntRange(1), help="Number of newest entries.")
 @json_option
 def audit(lines: int, as_json: bool) -> None:
-    """Show the audit log, oldest entry first: tokens, approvals, releases, rollbacks, up and down.
+    """Show the audit log, oldest entry first: tokens, approvals, rejections, releases, rollbacks, up and down.
 
     Each entry holds the sha256 of the one before. If an entry was changed or removed, the command fails with exit code 1.
     """

@@ -19,6 +19,8 @@ class Prediction:
     id: str
     """`<model>@<version>:<request id>`, for feedback and `headrace trace`."""
     request_id: str
+    warnings: list[dict[str, str]] = field(default_factory=list)
+    """`{"path", "message"}` of each value that no training row had (the first hundred)."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,10 @@ class Batch:
     waits_until: float | None = None
     error: dict[str, Any] | None = None
     """Why it failed or is waiting."""
+    notes: list[str] = field(default_factory=list)
+    """How the server has read the file."""
+    refusals: list[dict[str, Any]] = field(default_factory=list)
+    """Why rows were refused, once it is done: a reason each, with `count` and the first `rows`."""
     more: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import httpx
 
-from headrace.client import connection, requests
+from headrace.client import calls, connection, requests
 from headrace.client.answers import Batch, Explanation, Piece, Prediction
-from headrace.client.client import FIRST_POLL_SECONDS, LAST_POLL_SECONDS, READ_BYTES
+from headrace.client.calls import Call, Core, T
+from headrace.client.client import READ_BYTES
 from headrace.client.connection import Token, Verify
-from headrace.client.errors import CallFailed, StreamInterrupted, TimedOut
-from headrace.client.requests import ApiRequest, EventParser
-from headrace.client.retries import RetryBudget
+from headrace.client.errors import CallFailed, TimedOut
+from headrace.client.requests import ApiRequest, Columns, EventParser
 from headrace.files import atomic_write
 
 
-class AsyncClient:
+class AsyncClient(Core):
     """Calls models behind a gateway from one event loop. Arguments, methods and errors are those of `Client`."""
 
     def __init__(
@@ -33,64 +32,64 @@ class AsyncClient:
         retries: int = 3,
         verify: Verify = True,
     ) -> None:
+        super().__init__(timeout, retries)
         self._http = httpx.AsyncClient(**connection.client_options(address, token, verify))
         self._address = str(self._http.base_url)
-        self._timeout = timeout
-        self._retries = retries
 
     async def models(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = (await self._json(ApiRequest("GET", "/v1/models")))["models"]
-        return found
+        return await self._call(calls.models())
 
     async def describe(self, model: str) -> dict[str, Any]:
-        return await self._json(ApiRequest("GET", requests.path_of(model)))
+        return await self._call(calls.describe(model))
 
     async def predict(self, model: str, instances: Any, *, request_id: str | None = None) -> Prediction:
-        """Does the same as `Client.predict`; `request_id` is an id of the caller's for the request."""
-        return requests.parse_answer(Prediction, await self._json(requests.predict_request(model, instances, request_id)))
+        return await self._call(calls.predict(model, instances, request_id))
 
     async def explain(
         self, model: str, instance: Any, *, target: str | int | None = None, evaluations: int | None = None, **options: Any
     ) -> Explanation:
-        options = {"target": target, "evaluations": evaluations, **options}
-        return requests.parse_answer(Explanation, await self._json(requests.explain_request(model, instance, options)))
+        return await self._call(calls.explain(model, instance, {"target": target, "evaluations": evaluations, **options}))
 
     async def stream(self, model: str, instance: Any) -> AsyncIterator[Piece]:
-        call = requests.stream_request(model, instance)
-        budget = RetryBudget(self._timeout, self._retries)
+        request = requests.stream_request(model, instance)
+        retries = self._stream_retries(request)
         while True:
-            begun = False
             try:
-                async for piece in self._pieces(call, budget.remaining()):
-                    begun = True
+                async for piece in self._pieces(request, retries.remaining()):
+                    retries.has_begun = True
                     yield piece
                 return
             except CallFailed as error:
-                if isinstance(error, StreamInterrupted):
-                    raise
-                if begun:
-                    raise self._interrupted(error, call) from None
-                await asyncio.sleep(budget.pause_after(error))
+                pause = retries.pause_after(error)
+            await asyncio.sleep(pause)
 
     async def feedback(self, about: str, truth: Any, row: int = 0) -> dict[str, Any]:
-        return await self._json(requests.feedback_request(about, truth, row))
+        return await self._call(calls.feedback(about, truth, row))
 
-    async def submit(self, model: str, file: str | Path, *, media_type: str | None = None, key: str | None = None) -> Batch:
-        return requests.parse_answer(Batch, await self._json(requests.submit_request(model, Path(file), media_type, key)))
+    async def submit(
+        self,
+        model: str,
+        rows: Any,
+        *,
+        media_type: str | None = None,
+        key: str | None = None,
+        columns: Columns = "refuse",
+    ) -> Batch:
+        call = await asyncio.to_thread(calls.submit, model, rows, media_type, key, columns)
+        return await self._call(call)
 
     async def batch(self, model: str, batch: str) -> Batch:
-        return requests.parse_answer(Batch, await self._json(requests.batches_request(model, batch)))
+        return await self._call(calls.batch(model, batch))
 
     async def batches(self, model: str) -> list[Batch]:
-        return [requests.parse_answer(Batch, one) for one in (await self._json(requests.batches_request(model)))["batches"]]
+        return await self._call(calls.batches(model))
 
-    async def wait(self, model: str, batch: str, seconds: float = 3600.0) -> Batch:
-        deadline, pause = time.monotonic() + seconds, FIRST_POLL_SECONDS
+    async def wait(
+        self, model: str, batch: str, seconds: float = 3600.0, progress: Callable[[Batch], object] | None = None
+    ) -> Batch:
+        polling = calls.Polling(seconds, progress)
         while not (found := await self.batch(model, batch)).has_ended:
-            if time.monotonic() + pause > deadline:
-                raise TimedOut(f"batch {batch} is {found.state} after {seconds:g} s, with {found.rows_done} rows done")
-            await asyncio.sleep(pause)
-            pause = min(LAST_POLL_SECONDS, pause * 1.5)
+            await asyncio.sleep(polling.pause_after(found))
         return found
 
     async def result(self, model: str, batch: str, to: str | Path) -> Path:
@@ -104,7 +103,19 @@ class AsyncClient:
         return Path(to)
 
     async def cancel(self, model: str, batch: str) -> Batch:
-        return requests.parse_answer(Batch, await self._json(requests.batches_request(model, batch, method="DELETE")))
+        return await self._call(calls.cancel(model, batch))
+
+    async def candidates(self) -> list[dict[str, Any]]:
+        return await self._call(calls.candidates())
+
+    async def history(self, model: str) -> list[dict[str, Any]]:
+        return await self._call(calls.history(model))
+
+    async def approve(self, model: str, version: str, why: str = "") -> dict[str, Any]:
+        return await self._call(calls.review(model, version, "approve", why))
+
+    async def reject(self, model: str, version: str, why: str) -> dict[str, Any]:
+        return await self._call(calls.review(model, version, "reject", why))
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -119,13 +130,14 @@ class AsyncClient:
 
     # -- one call
 
-    async def _json(self, call: ApiRequest) -> dict[str, Any]:
-        budget = RetryBudget(connection.total_timeout(call, self._timeout), self._retries, call.is_safe)
+    async def _call(self, call: Call[T]) -> T:
+        budget = self._budget(call.request)
         while True:
             try:
-                return requests.json_body(await self._once(call, budget.remaining()), call)
+                return call.parse(requests.json_body(await self._once(call.request, budget.remaining()), call.request))
             except CallFailed as error:
-                await asyncio.sleep(budget.pause_after(error))
+                pause = budget.pause_after(error)
+            await asyncio.sleep(pause)
 
     async def _once(self, call: ApiRequest, seconds: float) -> httpx.Response:
         """One attempt: the response, complete within `seconds`."""
@@ -145,10 +157,6 @@ class AsyncClient:
                     for piece in parser.feed(chunk):
                         yield piece
                 parser.end()
-
-    def _interrupted(self, error: CallFailed, call: ApiRequest) -> StreamInterrupted:
-        message = f"the stream was interrupted: {error.message}"
-        return StreamInterrupted(message, where=self._address, request_id=call.request_id)
 
     async def _check(self, response: httpx.Response, call: ApiRequest) -> None:
         if response.status_code >= 400:

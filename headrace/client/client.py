@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import httpx
 
-from headrace.client import connection, requests
+from headrace.client import calls, connection, requests
 from headrace.client.answers import Batch, Explanation, Piece, Prediction
+from headrace.client.calls import Call, Core, T
 from headrace.client.connection import Token, Verify
-from headrace.client.errors import CallFailed, StreamInterrupted, TimedOut
-from headrace.client.requests import ApiRequest, EventParser
-from headrace.client.retries import RetryBudget
+from headrace.client.errors import CallFailed, TimedOut
+from headrace.client.requests import ApiRequest, Columns, EventParser
 from headrace.files import atomic_write
 
-FIRST_POLL_SECONDS, LAST_POLL_SECONDS = 0.2, 5.0
-"""Pauses between polls of a batch: the first and the longest."""
 READ_BYTES = 1 << 20
 
 
-class Client:
+class Client(Core):
     """Calls models behind a gateway. Keeps its connections open, and can be used from several threads.
 
     Args:
@@ -45,27 +43,26 @@ class Client:
         retries: int = 3,
         verify: Verify = True,
     ) -> None:
+        super().__init__(timeout, retries)
         self._http = httpx.Client(**connection.client_options(address, token, verify))
         self._address = str(self._http.base_url)
-        self._timeout = timeout
-        self._retries = retries
 
     def models(self) -> list[dict[str, Any]]:
         """Returns the models that the token allows, with their contracts, versions, protocols and health."""
-        found: list[dict[str, Any]] = self._json(ApiRequest("GET", "/v1/models"))["models"]
-        return found
+        return self._call(calls.models())
 
     def describe(self, model: str) -> dict[str, Any]:
         """Returns the contract of a model and its further protocols, as one of its replicas reports them."""
-        return self._json(ApiRequest("GET", requests.path_of(model)))
+        return self._call(calls.describe(model))
 
-    def predict(self, model: str, instances: Any) -> Prediction:
-        """Returns predictions for one instance or several: mappings, pandas rows or a frame; values can be numpy arrays.
+    def predict(self, model: str, instances: Any, *, request_id: str | None = None) -> Prediction:
+        """Returns predictions for one instance or several: mappings, pandas rows, a frame of pandas or polars, or a table of
+        pyarrow; values can be numpy arrays. `request_id` is an id of the caller's for the request.
 
         Raises:
             InvalidInput: an instance breaks the contract; `path` names the field.
         """
-        return requests.parse_answer(Prediction, self._json(requests.predict_request(model, instances)))
+        return self._call(calls.predict(model, instances, request_id))
 
     def explain(
         self, model: str, instance: Any, *, target: str | int | None = None, evaluations: int | None = None, **options: Any
@@ -77,8 +74,7 @@ class Client:
             evaluations: largest number of rows that the model computes for this; they count for the quota.
             options: further options of the task type, for example `baseline` for a table or `patch` for an image.
         """
-        options = {"target": target, "evaluations": evaluations, **options}
-        return requests.parse_answer(Explanation, self._json(requests.explain_request(model, instance, options)))
+        return self._call(calls.explain(model, instance, {"target": target, "evaluations": evaluations, **options}))
 
     def stream(self, model: str, instance: Any) -> Iterator[Piece]:
         """Yields a text while it is generated; the last piece has a `finish_reason`.
@@ -86,54 +82,64 @@ class Client:
         Raises:
             StreamInterrupted: the stream ends before its last piece.
         """
-        call = requests.stream_request(model, instance)
-        budget = RetryBudget(self._timeout, self._retries)
+        request = requests.stream_request(model, instance)
+        retries = self._stream_retries(request)
         while True:
-            begun = False
             try:
-                for piece in self._pieces(call, budget.remaining()):
-                    begun = True
+                for piece in self._pieces(request, retries.remaining()):
+                    retries.has_begun = True
                     yield piece
                 return
             except CallFailed as error:
-                if isinstance(error, StreamInterrupted):
-                    raise
-                if begun:
-                    raise self._interrupted(error, call) from None
-                time.sleep(budget.pause_after(error))
+                pause = retries.pause_after(error)
+            time.sleep(pause)
 
     def feedback(self, about: str, truth: Any, row: int = 0) -> dict[str, Any]:
         """Sends the true answer to an earlier request: a label or a number, or a list of them for the rows from `row` on.
+        With several labels per row it is a list of labels, with several values a mapping from each target to its value.
 
         Args:
             about: the `id` of the answer, or its `request_id`.
         """
-        return self._json(requests.feedback_request(about, truth, row))
+        return self._call(calls.feedback(about, truth, row))
 
-    def submit(self, model: str, file: str | Path, *, media_type: str | None = None, key: str | None = None) -> Batch:
-        """Submits a file of rows, Parquet or JSON lines. With the `key` of an earlier batch, returns that batch."""
-        return requests.parse_answer(Batch, self._json(requests.submit_request(model, Path(file), media_type, key)))
+    def submit(
+        self,
+        model: str,
+        rows: Any,
+        *,
+        media_type: str | None = None,
+        key: str | None = None,
+        columns: Columns = "refuse",
+    ) -> Batch:
+        """Submits rows, and returns their batch.
+
+        Args:
+            rows: the path of a file (CSV, Parquet, JSON lines, a zip of pictures), or a frame of pandas or polars or a table of
+                pyarrow, which is sent as Parquet.
+            key: with that of an earlier batch, returns that batch.
+            columns: what happens to columns that the model does not know; with `keep` the result is the file with the answers
+                beside its columns, with `ignore` the answers alone. By default the file is refused.
+        """
+        return self._call(calls.submit(model, rows, media_type, key, columns))
 
     def batch(self, model: str, batch: str) -> Batch:
         """Returns the state of a batch."""
-        return requests.parse_answer(Batch, self._json(requests.batches_request(model, batch)))
+        return self._call(calls.batch(model, batch))
 
     def batches(self, model: str) -> list[Batch]:
         """Returns the batches of the tenant for a model, newest first."""
-        return [requests.parse_answer(Batch, one) for one in self._json(requests.batches_request(model))["batches"]]
+        return self._call(calls.batches(model))
 
-    def wait(self, model: str, batch: str, seconds: float = 3600.0) -> Batch:
-        """Waits until a batch is done, failed or cancelled, and returns it.
+    def wait(self, model: str, batch: str, seconds: float = 3600.0, progress: Callable[[Batch], object] | None = None) -> Batch:
+        """Waits until a batch is done, failed or cancelled, and returns it; `progress` is called with each state.
 
         Raises:
             TimedOut: it has not ended within `seconds`; it continues to run.
         """
-        deadline, pause = time.monotonic() + seconds, FIRST_POLL_SECONDS
+        polling = calls.Polling(seconds, progress)
         while not (found := self.batch(model, batch)).has_ended:
-            if time.monotonic() + pause > deadline:
-                raise TimedOut(f"batch {batch} is {found.state} after {seconds:g} s, with {found.rows_done} rows done")
-            time.sleep(pause)
-            pause = min(LAST_POLL_SECONDS, pause * 1.5)
+            time.sleep(polling.pause_after(found))
         return found
 
     def result(self, model: str, batch: str, to: str | Path) -> Path:
@@ -152,7 +158,23 @@ class Client:
 
     def cancel(self, model: str, batch: str) -> Batch:
         """Cancels a batch and removes its file and answers."""
-        return requests.parse_answer(Batch, self._json(requests.batches_request(model, batch, method="DELETE")))
+        return self._call(calls.cancel(model, batch))
+
+    def candidates(self) -> list[dict[str, Any]]:
+        """Returns the versions that passed the gate and wait for approval, or have been reviewed; takes a token with a role."""
+        return self._call(calls.candidates())
+
+    def history(self, model: str) -> list[dict[str, Any]]:
+        """Returns the release journal of a model, oldest entry first; takes a token with a role."""
+        return self._call(calls.history(model))
+
+    def approve(self, model: str, version: str, why: str = "") -> dict[str, Any]:
+        """Approves a version that waits for approval; takes the role reviewer or operator."""
+        return self._call(calls.review(model, version, "approve", why))
+
+    def reject(self, model: str, version: str, why: str) -> dict[str, Any]:
+        """Rejects a version that waits for approval; takes the role reviewer or operator."""
+        return self._call(calls.review(model, version, "reject", why))
 
     def close(self) -> None:
         """Closes all connections."""
@@ -168,13 +190,14 @@ class Client:
 
     # -- one call
 
-    def _json(self, call: ApiRequest) -> dict[str, Any]:
-        budget = RetryBudget(connection.total_timeout(call, self._timeout), self._retries, call.is_safe)
+    def _call(self, call: Call[T]) -> T:
+        budget = self._budget(call.request)
         while True:
             try:
-                return requests.json_body(self._once(call, budget.remaining()), call)
+                return call.parse(requests.json_body(self._once(call.request, budget.remaining()), call.request))
             except CallFailed as error:
-                time.sleep(budget.pause_after(error))
+                pause = budget.pause_after(error)
+            time.sleep(pause)
 
     def _once(self, call: ApiRequest, seconds: float) -> httpx.Response:
         """One attempt: the response, complete within `seconds`."""
@@ -196,10 +219,6 @@ class Client:
                 if parser.is_complete:
                     return
             parser.end()
-
-    def _interrupted(self, error: CallFailed, call: ApiRequest) -> StreamInterrupted:
-        message = f"the stream was interrupted: {error.message}"
-        return StreamInterrupted(message, where=self._address, request_id=call.request_id)
 
     def _check(self, response: httpx.Response, call: ApiRequest) -> None:
         if response.status_code >= 400:

@@ -79,7 +79,8 @@ def _bearer(token: Token) -> Callable[[httpx.Request], httpx.Request]:
 
 def total_timeout(call: ApiRequest, timeout: float) -> float:
     """Returns the time limit of a call in seconds, longer for an upload."""
-    return timeout if call.file is None else timeout + call.file.stat().st_size / UPLOAD_BYTES_PER_SECOND
+    size = call.file.stat().st_size if call.file is not None else len(call.body or b"")
+    return timeout + size / UPLOAD_BYTES_PER_SECOND if "/batches" in call.path else timeout
 
 
 def httpx_timeout(seconds: float) -> httpx.Timeout:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import math
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
+from decimal import Decimal
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -19,11 +21,26 @@ from headrace.client.errors import CallFailed, InvalidInput, StreamInterrupted, 
 
 MEDIA_TYPES = {
     ".parquet": "application/vnd.apache.parquet",
+    ".pq": "application/vnd.apache.parquet",
     ".jsonl": "application/x-ndjson",
     ".ndjson": "application/x-ndjson",
+    ".csv": "text/csv",
+    ".tsv": "text/csv",
+    ".tab": "text/csv",
+    ".zip": "application/zip",
+    ".gz": "application/gzip",
+    ".bz2": "application/octet-stream",
+    ".xz": "application/octet-stream",
 }
-"""Media types of batch files, by the ending of their names."""
+"""Media types of batch files, by the ending of their names. The server decides by the content what a file is."""
+Columns = Literal["refuse", "ignore", "keep"]
+"""What happens to columns of a batch that the model does not know: the file is refused, they are ignored, or they are in the
+result beside the answers."""
 LONGEST_MESSAGE = 500
+MAX_INSTANCES = 10_000
+"""What a model takes in one request."""
+FRAMES: dict[str, dict[str, Any]] = {"to_dicts": {}, "to_pylist": {}, "to_dict": {"orient": "records"}}
+"""Methods with which frames of polars, pyarrow and pandas give their rows."""
 Answer = TypeVar("Answer", Prediction, Explanation, Batch)
 
 
@@ -61,7 +78,7 @@ def predict_request(model: str, instances: Any, request_id: str | None = None) -
 
 
 def explain_request(model: str, instance: Any, options: Mapping[str, Any]) -> ApiRequest:
-    (one,) = to_instances(instance)
+    one = _one_instance(instance)
     given = {name: to_json_value(value) for name, value in options.items() if value is not None}
     return ApiRequest("POST", f"{path_of(model)}/explain", _json({"instance": one, **given}))
 
@@ -76,25 +93,74 @@ def feedback_request(about: str, truth: Any, row: int) -> ApiRequest:
     return ApiRequest("POST", "/v1/feedback", _json({name: about, "truth": to_json_value(truth), "row": row}))
 
 
-def submit_request(model: str, file: Path, media_type: str | None, key: str | None) -> ApiRequest:
+def submit_request(model: str, file: Path, media_type: str | None, key: str | None, columns: Columns = "refuse") -> ApiRequest:
     """
     Raises:
-        InvalidInput: the file is missing, or the ending of its name is unknown.
+        InvalidInput: the file is missing.
     """
-    content_type = media_type or MEDIA_TYPES.get(file.suffix.lower())
-    if content_type is None:
-        known = ", ".join(sorted(MEDIA_TYPES))
-        raise InvalidInput(f"{file.name}: unknown ending of a batch file; known: {known}", hint="rename it, or give media_type")
     if not file.is_file():
-        raise InvalidInput("file not found", where=str(file))
-    return ApiRequest(
-        "POST", f"{path_of(model)}/batches", media_type=content_type, file=file, headers={"idempotency-key": key or new_id()}
-    )
+        what = "this is a folder; send a zip of it" if file.is_dir() else "file not found"
+        raise InvalidInput(what, where=str(file))
+    content_type = media_type or MEDIA_TYPES.get(file.suffix.lower(), "application/octet-stream")
+    path = f"{path_of(model)}/batches" + ("" if columns == "refuse" else f"?columns={columns}")
+    return ApiRequest("POST", path, media_type=content_type, file=file, headers={"idempotency-key": key or new_id()})
+
+
+def submit_frame_request(model: str, rows: Any, key: str | None, columns: Columns) -> ApiRequest:
+    """Sends a frame of pandas or polars, or a table of pyarrow, as Parquet.
+
+    Raises:
+        InvalidInput: it is none of them, or has a value that Parquet cannot hold.
+    """
+    path = f"{path_of(model)}/batches" + ("" if columns == "refuse" else f"?columns={columns}")
+    headers = {"idempotency-key": key or new_id()}
+    return ApiRequest("POST", path, to_parquet(rows), MEDIA_TYPES[".parquet"], headers)
+
+
+def to_parquet(rows: Any) -> bytes:
+    """Returns a frame as Parquet, with the library that it is of.
+
+    Raises:
+        InvalidInput: it is not a frame, two columns have one name, or Parquet cannot hold a value.
+    """
+    content = io.BytesIO()
+    if not hasattr(rows, "columns"):
+        raise InvalidInput(f"expected the path of a file, or a frame, got {type(rows).__name__}")
+    _refuse_repeated_columns(_column_names(rows))
+    try:
+        if hasattr(rows, "to_parquet"):  # pandas
+            rows.to_parquet(content)
+        elif hasattr(rows, "write_parquet"):  # polars
+            rows.write_parquet(content)
+        else:
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+
+            pq.write_table(rows if isinstance(rows, pa.Table) else pa.Table.from_batches([rows]), content)
+    except (TypeError, ValueError, ImportError, NotImplementedError) as error:  # Arrow raises it for types without Parquet's
+        message = f"the frame cannot be written as Parquet: {str(error)[:LONGEST_MESSAGE]}"
+        raise InvalidInput(message, hint="convert the column to numbers, texts, booleans or times") from None
+    return content.getvalue()
+
+
+def _column_names(frame: Any) -> list[Any]:
+    """Returns the names of a frame's columns; those of pyarrow are in its schema."""
+    return list(frame.schema.names if hasattr(frame, "to_pylist") else frame.columns)
 
 
 def batches_request(model: str, batch: str | None = None, rest: str = "", method: str = "GET") -> ApiRequest:
     one = "" if batch is None else f"/{quote(batch, safe='')}"
     return ApiRequest(method, f"{path_of(model)}/batches{one}{rest}")
+
+
+def review_request(model: str, version: str, act: str, why: str) -> ApiRequest:
+    """`act` is `approve` or `reject`."""
+    path = f"/v1/candidates/{quote(model, safe='')}/{quote(version, safe='')}/{act}"
+    return ApiRequest("POST", path, _json({"why": why}), is_safe=False)
+
+
+def history_request(model: str) -> ApiRequest:
+    return ApiRequest("GET", f"/v1/history/{quote(model, safe='')}")
 
 
 def path_of(model: str) -> str:
@@ -105,40 +171,84 @@ def path_of(model: str) -> str:
 
 
 def to_instances(given: Any) -> list[Any]:
-    """Returns one instance, several, or the rows of a pandas frame as a list of JSON values."""
-    if hasattr(given, "to_dict") and hasattr(given, "columns"):
-        given = given.to_dict(orient="records")
-    elif isinstance(given, Mapping) or hasattr(given, "to_dict"):
+    """Returns one instance, several, or the rows of a frame of pandas, polars or pyarrow as a list of JSON values.
+
+    Raises:
+        InvalidInput: there are no instances or too many, a column occurs twice, or JSON cannot represent a value; `where`
+            names it, for example `instances.3.distance`.
+    """
+    if hasattr(given, "columns") and (rows := next((name for name in FRAMES if hasattr(given, name)), None)):
+        _refuse_repeated_columns(_column_names(given))
+        given = getattr(given, rows)(**FRAMES[rows])
+    elif isinstance(given, Mapping) or hasattr(given, "to_dict") or _is_record(given):
         given = [given]
     elif isinstance(given, str | bytes) or not isinstance(given, Iterable):
         raise InvalidInput(f"expected an instance (a mapping of fields to values) or several, got {type(given).__name__}")
-    return [to_json_value(instance) for instance in given]
+    instances = [to_json_value(instance, f"instances.{row}") for row, instance in enumerate(given)]
+    if not instances:
+        raise InvalidInput("expected at least one instance, got none", where="instances")
+    if len(instances) > MAX_INSTANCES:
+        raise InvalidInput(
+            f"{len(instances):,} instances exceed the limit of {MAX_INSTANCES:,} for one request",
+            where="instances",
+            hint="send them in parts, or write them to a Parquet file and submit it as a batch",
+        )
+    return instances
 
 
-def to_json_value(value: Any) -> Any:
+def _refuse_repeated_columns(names: list[Any]) -> None:
+    repeated = sorted({str(name) for name in names if names.count(name) > 1})
+    if repeated:
+        raise InvalidInput(f"expected a column for each field, got several named {', '.join(map(repr, repeated))}")
+
+
+def _one_instance(given: Any) -> Any:
+    found = to_instances(given)
+    if len(found) != 1:
+        raise InvalidInput(f"expected one instance, got {len(found):,}", where="instances")
+    return found[0]
+
+
+def _is_record(value: Any) -> bool:
+    return is_dataclass(value) and not isinstance(value, type)
+
+
+def to_json_value(value: Any, where: str | None = None) -> Any:
     """Converts a value to JSON types: arrays to lists, missing values to null, bytes to base64. Does not import pandas.
+
+    Args:
+        where: the path of the value, for errors.
 
     Raises:
         InvalidInput: JSON cannot represent the value, for example infinity.
     """
     if value is None or isinstance(value, str | bool | int):
         return value
-    if isinstance(value, float):
-        if math.isinf(value):
-            raise InvalidInput("JSON cannot represent infinity; send a finite number, or null for a missing value")
-        return None if math.isnan(value) else value
+    if isinstance(value, float | Decimal):
+        if value.is_infinite() if isinstance(value, Decimal) else math.isinf(value):
+            raise InvalidInput("JSON cannot represent infinity; send a finite number, or null for a missing value", where=where)
+        return None if value != value else float(value)  # a missing number is not equal to itself
+    if _is_record(value):
+        value = {one.name: getattr(value, one.name) for one in fields(value)}
     if isinstance(value, Mapping):
-        return {str(name): to_json_value(one) for name, one in value.items()}
+        return {str(name): to_json_value(one, f"{where}.{name}" if where else str(name)) for name, one in value.items()}
     if isinstance(value, bytes | bytearray | memoryview):
         return base64.b64encode(value).decode()
     if type(value).__name__ in ("NAType", "NaTType"):  # missing values of pandas
         return None
+    if getattr(getattr(value, "dtype", None), "kind", "") == "M":  # numpy would give nanoseconds as numbers
+        texts = value.astype(str).tolist()
+        return [_moment(text) for text in texts] if value.ndim else _moment(texts)
     for method in ("to_dict", "tolist", "isoformat"):  # a pandas row, an array or its scalar, a date
         if hasattr(value, method):
-            return to_json_value(getattr(value, method)())
+            return to_json_value(getattr(value, method)(), where)
     if isinstance(value, Iterable):
-        return [to_json_value(one) for one in value]
-    raise InvalidInput(f"a value of type {type(value).__name__} cannot be sent as JSON")
+        return [to_json_value(one, where) for one in value]
+    raise InvalidInput(f"a value of type {type(value).__name__} cannot be sent as JSON", where=where)
+
+
+def _moment(text: str) -> str | None:
+    return None if text == "NaT" else text
 
 
 def _json(value: Any) -> bytes:

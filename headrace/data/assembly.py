@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from headrace.data.formats.files import read_file, read_packed
 from headrace.data.formats.graph_tables import pack, with_edges
 from headrace.data.formats.idx_images import read_images
 from headrace.data.formats.options import ReadOptions
+from headrace.data.sources.addresses import redacted
 from headrace.data.sources.archives import is_pattern
-from headrace.data.tables import SelectedTable, compact_pixels, drop_excluded_rows, select
+from headrace.data.tables import SelectedTable, column_rules, compact_pixels, drop_excluded_rows, select
 from headrace.errors import DataError, near_miss
 from headrace.recipe.data import PART
 
@@ -50,19 +51,48 @@ def combine(tables: list[tuple[pa.Table, Path]], data: DataConfig) -> pa.Table:
     table, path = _concatenated(tables, data), tables[0][1]
     wanted = data.columns or [name for name in table.column_names if name != PART or not data.parts]
     table = select(table, wanted + ([PART] if data.parts and PART not in wanted else []), path)
-    if data.target not in table.column_names:
-        raise DataError(
-            f"no target column {data.target!r}; {near_miss(data.target, table.column_names)}",
-            where=str(path),
-            hint="correct data.target in the recipe",
-        )
+    for field, names in (("data.parse", list(data.parse)), ("data.times", list(data.times))):
+        for name in names:
+            if name not in table.column_names:
+                raise DataError(
+                    f"no column {name!r}; {near_miss(name, table.column_names[:200])}",
+                    where=f"{path}, {field}",
+                    hint=f"correct {field} in the recipe",
+                )
+    for target in data.targets:
+        if target not in table.column_names:
+            raise DataError(
+                f"no target column {target!r}; {near_miss(target, table.column_names)}",
+                where=str(path),
+                hint="correct data.target in the recipe",
+            )
     return table
 
 
 def read_options(data: DataConfig) -> ReadOptions:
     """Returns the recipe's options for reading its files."""
-    names = None if data.header else data.columns
-    return ReadOptions(data.format, data.header, names, (), data.encoding, data.skip_rows)
+    names = None if data.header else data.names_without_header
+    return ReadOptions(
+        data.format,
+        data.header,
+        names,
+        encoding=data.encoding,
+        label_lists=data.label_lists,
+        skip_rows=data.skip_rows,
+        rules=column_rules(data),
+        read=data.read,
+        only=needed_columns(data),
+        codes=[name for name in data.categorical or () if name != data.target],
+    )
+
+
+def needed_columns(data: DataConfig) -> set[str] | None:
+    """Returns the columns of the files that the recipe needs, by their names there; None: all of them."""
+    if data.columns is None or data.graph is not None:
+        return None
+    original = {new: old for old, new in data.rename.items()}
+    needed = {*data.columns, *(original.get(name, name) for name in data.columns), *data.rename}
+    return needed | ({data.join.key} if data.join else set())
 
 
 def _renamed(table: pa.Table, data: DataConfig, path: Path) -> pa.Table:
@@ -87,11 +117,12 @@ def _tables(files: list[tuple[SourceFile, Path]], data: DataConfig) -> list[tupl
     found: list[tuple[pa.Table, Path]] = []
     for file, path in files:
         if file.role == "images":
-            tables = [(read_images(path, next(labels), data.target, data.image), path)]
+            tables = [(read_images(path, next(labels), data.target, data.pixels), path)]
         elif file.role == "table" and is_pattern(file.uri):
-            tables = read_packed(path, read_options(data))
+            tables = [(_with_folder(table, data, place), place) for table, place in read_packed(path, read_options(data))]
         elif file.role == "table":
-            tables = [(read_file(path, read_options(data)), path)]
+            table = read_file(path, read_options(data))
+            tables = [(_with_folder(table, data, path) if data.format == "texts" else table, path)]
         else:
             continue
         if joined is not None:
@@ -108,6 +139,25 @@ def with_recipe_names(table: pa.Table, data: DataConfig, path: Path, part: str |
     """
     table = _renamed(table, data, path)
     return _with_part(table, path, part) if data.parts else table
+
+
+def _with_folder(table: pa.Table, data: DataConfig, path: Path) -> pa.Table:
+    """
+    Raises:
+        DataError: the table has such a column already.
+    """
+    import pyarrow as pa
+
+    if data.folder is None:
+        return table
+    if data.folder in table.column_names:
+        raise DataError(
+            f"the folder of each file becomes a column {data.folder!r}, but the file already has one",
+            where=str(path),
+            hint="choose another name in data.folder",
+        )
+    files = table["file"].to_pylist() if "file" in table.column_names else [str(path)] * table.num_rows
+    return table.append_column(data.folder, pa.array([PurePosixPath(file).parent.name for file in files], pa.string()))
 
 
 def _with_part(table: pa.Table, path: Path, part: str | None) -> pa.Table:
@@ -186,6 +236,6 @@ def _concatenated(tables: list[tuple[pa.Table, Path]], data: DataConfig) -> pa.T
     except pa.ArrowException as error:
         raise DataError(
             f"the files of the source do not match: {str(error).splitlines()[0]}",
-            where=data.origin,
+            where=redacted(data.origin),
             hint="correct the column in one of the files, or leave it out (data.columns)",
         ) from None

@@ -48,6 +48,8 @@ def add_batch(recipe: Recipe, file: Path, project: Project, report: Report) -> D
         schema = stored_schema(project, recipe.name)
         if schema is None:
             raise no_data(recipe.name, project)
+        if recipe.data.pictures is not None:
+            return _add_pictures(recipe, file, project, report)
         selected = read_batch(file, recipe.data, schema)
         for line in selected.left_out:
             report(line)
@@ -59,6 +61,27 @@ def add_batch(recipe: Recipe, file: Path, project: Project, report: Report) -> D
         if recipe.data.graph is not None:
             check_edges(selected.table, recipe.data, node_ids(read_arrow(project, recipe), recipe.data), file)
         return _validate_and_commit(selected.table, safe_filename(file.name), file.name, recipe, project, report, file)
+
+
+def _add_pictures(recipe: Recipe, file: Path, project: Project, report: Report) -> DataVersion:
+    from headrace.data.pictures.ingest import listing_of_batch, refuse_duplicate, write_batch_of_pictures
+
+    if not is_tracked(project):
+        _complete_version(recipe, project, report)
+    write_batch_of_pictures(
+        [listing_of_batch(file, recipe, project)],
+        recipe,
+        project,
+        f"{_next_number(project, recipe):04d}-{safe_filename(file.name)}.parquet",
+        report,
+        title=file.name,
+        key=lambda written: None,
+        check=lambda written: refuse_duplicate(written, recipe, project, file),
+        known_labels=known_labels(project, recipe),
+    )
+    version = data_version(project, recipe.name)
+    report(f"data/{recipe.name}: {version.rows:,} rows in {len(version.batches)} batches, version {version.md5[:12]}")
+    return version
 
 
 def next_batch(recipe: Recipe, project: Project, report: Report) -> NextBatch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from headrace.data.formats.files import not_whole
 from headrace.data.tables import TEXT_BYTES, batch_files, read_batches, select, type_bytes
 from headrace.errors import DataError
-from headrace.recipe.task_types import task_type_entry
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -136,18 +136,23 @@ def read_stored(project: Project, recipe: Recipe) -> pd.DataFrame | Chunks:
         DataError: no data yet, a batch is damaged, or lacks a column that the recipe names.
     """
 
+    if recipe.data.pictures is not None:  # their table without the bytes is small
+        return read_batches(project, recipe)
     return stored_chunks(project, recipe) or read_batches(project, recipe)
 
 
 def stored_chunks(project: Project, recipe: Recipe) -> Chunks | None:
-    """Returns all batches in chunks, if they are too large for memory and the task type reads chunks; else None.
+    """Returns all batches in chunks, if they are pictures, or too large for memory and the task type reads chunks; else None.
 
     Raises:
         DataError: as `read_stored`.
     """
 
     files = batch_files(project, recipe.name)
-    if not files or not task_type_entry(recipe.task).reads_chunks or not exceeds_memory(files, recipe.data):
+    if files and recipe.data.pictures is not None:
+        return open_chunks(files, recipe.data)
+    is_chunked = recipe.task_type.reads_chunks and not recipe.data.pixels
+    if not files or not is_chunked or not exceeds_memory(files, recipe.data):
         return None
     return open_chunks(files, recipe.data)
 
@@ -187,6 +192,8 @@ def open_chunks(files: Sequence[Path], data: DataConfig) -> Chunks:
     gaps = {name for file in opened for name in _nullable_columns(file.metadata)}
     fields = [pa.field(f.name, pa.float64() if pa.types.is_integer(f.type) and f.name in gaps else f.type) for f in schema]
     width = max(_row_bytes(file.metadata) for file in opened)
+    if data.pictures is not None:  # what a chunk is decoded to has to fit into memory too
+        width = max(width, math.prod(data.pictures.format.shape))
     size = max(1, min(CHUNK_BYTES, memory_limit(data) // CHUNK_FRACTION) // width)
     return Chunks(tuple(files), pa.schema(fields), sum(file.metadata.num_rows for file in opened), size)
 

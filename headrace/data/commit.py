@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from headrace.data.validation.quarantine import quarantine
 from headrace.data.validation.validate import ValidationReport, validate
 from headrace.data.versions import track
 from headrace.errors import Busy, DataRejected
-from headrace.files import atomic_write
+from headrace.files import atomic_write, sync_folder
 from headrace.project import Project
 
 if TYPE_CHECKING:
@@ -108,7 +107,7 @@ def move_into_place(staged: Path, project: Project, recipe: Recipe, name: str) -
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             staged.replace(target)
-            _fsync_folder(target.parent)
+            sync_folder(target.parent)
             track(project)
         except BaseException:
             staged.unlink(missing_ok=True)
@@ -121,12 +120,3 @@ def _hint(recipe: Recipe, folder: Path, file: Path | None) -> str:
     rows = " (failing rows: failing_rows.csv in quarantine)" if (folder / "failing_rows.csv").is_file() else ""
     again = f"headrace data add {recipe.name} {file}" if file else f"headrace run {recipe.name}"
     return f"correct the data{rows} or `expect` in recipes/{recipe.name}.yaml, then: {again}"
-
-
-def _fsync_folder(folder: Path) -> None:
-    """Makes a rename in `folder` survive a power failure."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

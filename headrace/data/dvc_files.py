@@ -10,6 +10,7 @@ import yaml
 
 from headrace.errors import DiskFull
 from headrace.files import write_with
+from headrace.permissions import tracked_mode
 from headrace.project import Project
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def repair_lock_file(repo: Repo, project: Project) -> None:
         if _is_valid(path.read_bytes()):
             return
         if copy.exists():
-            write_with(path, lambda temporary: temporary.write_bytes(copy.read_bytes()))
+            write_with(path, lambda temporary: temporary.write_bytes(copy.read_bytes()), tracked_mode(path))
         else:
             path.unlink()
 

@@ -3,6 +3,8 @@ moves when data is appended, and duplicates are in the same split, so nothing le
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,15 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import DataError, near_miss
+from headrace.recipe.pictures import IMAGE
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from headrace.recipe.recipe import Recipe
-    from headrace.recipe.splits import PerClass, PredefinedSplit
+    from headrace.recipe.splits import PerClass, PredefinedSplit, TimeSplit
 
 CHUNK_ROWS = 20_000
 """Rows hashed at once: bounds memory, since every number is widened to 64 bits for hashing."""
+NATIONAL_DATE = r"\s*[0-9]{1,2}[./-][0-9]{1,2}[./-][0-9]{2,4}(?:\s|$)"
+"""Dates with the day or the month first."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,10 @@ class Splits:
     test: pd.DataFrame
     rest: pd.DataFrame
     """Rows in none of the three: those that a split by `per_class` treats as unlabelled; otherwise empty."""
+    test_keys: NDArray[np.uint64] | None = None
+    """What the place of each test row depends on, `(rows,)`; see `row_keys`."""
+    seen_below: float | None = None
+    """With a split by `per_class`: no row with a higher position is in the training or validation set."""
 
 
 def split(frame: pd.DataFrame, recipe: Recipe) -> Splits:
@@ -39,15 +48,17 @@ def split(frame: pd.DataFrame, recipe: Recipe) -> Splits:
     Raises:
         DataError: a split would be empty, or a column that it needs is missing or has missing values.
     """
-    config = recipe.data.split
+    config, seen_below = recipe.data.split, None
     if config.per_class is not None:
         place = positions(_keys(frame, recipe), config.seed)
         masks = _per_class(frame, place, config.per_class, recipe.data.target)
+        seen_below = float(place[masks[0] | masks[1]].max(initial=0.0))
     else:
-        masks = split_masks(frame, recipe, None if config.time is None else last_value(frame, config.time.column))
+        masks = split_masks(frame, recipe, None if config.time is None else first_test_value([frame], config.time))
     kept = frame[kept_columns(list(frame.columns), recipe)]
     rest = ~(masks[0] | masks[1] | masks[2])
-    parts = Splits(*(kept[mask].reset_index(drop=True) for mask in (*masks, rest)))
+    train, validation, test, unused = (kept[mask].reset_index(drop=True) for mask in (*masks, rest))
+    parts = Splits(train, validation, test, unused, row_keys(frame[masks[2]], recipe), seen_below)
     values: Any = frame[config.predefined.column].unique()[:50] if config.predefined else []
     check_parts({"training": len(parts.train), "validation": len(parts.validation), "test": len(parts.test)}, recipe, values)
     return parts
@@ -57,11 +68,11 @@ Masks = tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]
 """Training, validation and test rows, `(rows,)` each."""
 
 
-def split_masks(frame: pd.DataFrame, recipe: Recipe, last: Any = None) -> Masks:
+def split_masks(frame: pd.DataFrame, recipe: Recipe, first: Any = None) -> Masks:
     """Returns which rows of `frame`, a table or a chunk of one, are in which split; not for a split by `per_class`.
 
     Args:
-        last: for a split by time, the last value of its column in the whole table.
+        first: for a split by time, the first value of its column that marks test rows.
 
     Raises:
         DataError: a column that the split needs is missing or has missing values.
@@ -69,13 +80,13 @@ def split_masks(frame: pd.DataFrame, recipe: Recipe, last: Any = None) -> Masks:
     config = recipe.data.split
     place = positions(_keys(frame, recipe), config.seed)
     if config.time is not None:
-        is_test = (frame[config.time.column] == last).to_numpy()
+        is_test = (frame[config.time.column] >= first).to_numpy(dtype=bool)
     elif config.predefined is not None:
         is_test = _is_predefined_test(frame, config.predefined)
     else:
         is_test = place < config.test
-    first = 0.0 if config.time or config.predefined else config.test
-    is_validation = ~is_test & (place >= first) & (place < first + config.validation)
+    start = 0.0 if config.time or config.predefined else config.test
+    is_validation = ~is_test & (place >= start) & (place < start + config.validation)
     return ~is_test & ~is_validation, is_validation, is_test
 
 
@@ -85,7 +96,7 @@ def kept_columns(columns: list[str], recipe: Recipe) -> list[str]:
     done = {config.predefined.column} if config.predefined else set()
     if config.group is not None and config.group.match == "value":
         done.add(config.group.column)
-    return [column for column in columns if column not in done - {recipe.data.target}]
+    return [column for column in columns if column not in done - set(recipe.data.targets)]
 
 
 def check_parts(rows: dict[str, int], recipe: Recipe, values: Iterable[Any] = ()) -> None:
@@ -106,10 +117,17 @@ def check_parts(rows: dict[str, int], recipe: Recipe, values: Iterable[Any] = ()
             hint="set it to the value that marks the test rows",
         )
     if time is not None and not rows["training"] + rows["validation"]:
+        what = "has one value only" if time.test == "last" else f"has no value before those of the test set ({time.test})"
         raise DataError(
-            f"column {time.column!r} has one value only, so there are no earlier rows to train on",
+            f"column {time.column!r} {what}, so there are no earlier rows to train on",
             where="data.split.time.column",
             hint="add rows with at least two values, or split by shares",
+        )
+    if time is not None and not rows["test"]:
+        raise DataError(
+            f"no row has a {time.column} from {time.test} on, so there are no test rows",
+            where="data.split.time.test",
+            hint="set it to an earlier value, or to a fraction of the rows, for example 0.1",
         )
     for name, count in rows.items():
         if not count:
@@ -126,11 +144,39 @@ def positions(frame: pd.DataFrame, seed: int) -> NDArray[np.float64]:
     pandas hashes numbers without its key, so the seed is mixed in afterwards by SplitMix64's finalizer
     (Steele, Lea, Flood 2014, https://doi.org/10.1145/2714064.2660195).
     """
-    hashes = [_content_hashes(frame.iloc[start : start + CHUNK_ROWS]) for start in range(0, len(frame), CHUNK_ROWS)]
-    content = np.concatenate(hashes) if hashes else np.zeros(0, np.uint64)
-    key = _mixed(np.array([seed % 2**64], np.uint64))
-    top_bits = _mixed(content ^ key) >> np.uint64(11)
+    return key_positions(_content_keys(frame), seed)
+
+
+def key_positions(keys: NDArray[np.uint64], seed: int) -> NDArray[np.float64]:
+    """Returns the position of each row, `(rows,)`, from its key."""
+    mixed_seed = _mixed(np.array([seed % 2**64], np.uint64))
+    top_bits = _mixed(keys ^ mixed_seed) >> np.uint64(11)
     return top_bits.astype(np.float64) * 2.0**-53
+
+
+def row_keys(frame: pd.DataFrame, recipe: Recipe) -> NDArray[np.uint64]:
+    """Returns a hash of what each row's split depends on, `(rows,)`, whatever the seed: its values, its group or its node.
+    Rows of a group have the same key.
+
+    Raises:
+        DataError: a column that the split needs is missing or has missing values.
+    """
+    return _content_keys(_keys(frame, recipe))
+
+
+def key_columns(columns: list[str], recipe: Recipe) -> list[str]:
+    """Returns what `row_keys` hashes, of a table with these columns."""
+    group, graph = recipe.data.split.group, recipe.data.graph
+    if group is not None:
+        return [f"{group.column} ({group.match})"]
+    if recipe.data.pictures is not None:
+        return [IMAGE]
+    return [graph.node] if graph is not None else columns
+
+
+def _content_keys(frame: pd.DataFrame) -> NDArray[np.uint64]:
+    hashes = [_content_hashes(frame.iloc[start : start + CHUNK_ROWS]) for start in range(0, len(frame), CHUNK_ROWS)]
+    return np.concatenate(hashes) if hashes else np.zeros(0, np.uint64)
 
 
 def _content_hashes(frame: pd.DataFrame) -> NDArray[np.uint64]:
@@ -146,12 +192,31 @@ def _content_hashes(frame: pd.DataFrame) -> NDArray[np.uint64]:
 def _plain(values: pd.Series[Any]) -> Any:
     import pandas as pd
 
+    if pd.api.types.is_bool_dtype(values) or (values.dtype == object and pd.api.types.infer_dtype(values) == "boolean"):
+        texts = values.map({True: "true", False: "false"}, na_action="ignore").astype(object)
+        return texts.where(values.notna(), "\0nothing").to_numpy(dtype=object)
+    if pd.api.types.is_integer_dtype(values) and (large := _large_integers(values)) is not None:
+        return large
     if pd.api.types.is_numeric_dtype(values):
         numbers = values.to_numpy(dtype=np.float64, na_value=np.nan) + 0.0  # -0.0 becomes 0.0
         return np.where(np.isnan(numbers), np.nan, numbers)  # one bit pattern for every NaN
     if pd.api.types.is_datetime64_any_dtype(values):
         return values.to_numpy(dtype="datetime64[us]").view("int64")  # UTC where the column has a zone
+    if len(values) and isinstance(values.iloc[0], bytes):
+        return np.array([hashlib.sha256(value).hexdigest() for value in values], dtype=object)
     return values.astype("string").astype(object).where(values.notna(), "\0nothing").to_numpy(dtype=object)
+
+
+def _large_integers(values: pd.Series[Any]) -> NDArray[np.float64] | None:
+    """Returns whole numbers of which some exceed 2^53 as floats that differ where the numbers do; None if none exceeds it."""
+    is_unsigned = str(values.dtype).lower().startswith("u")
+    whole = values.fillna(0).to_numpy(dtype=np.uint64 if is_unsigned else np.int64)
+    is_large = whole > np.array(2**53, whole.dtype)
+    is_large = is_large if is_unsigned else is_large | (whole < -(2**53))
+    if not is_large.any():
+        return None
+    numbers = values.to_numpy(dtype=np.float64, na_value=np.nan) + 0.0
+    return np.where(is_large, whole.view(np.float64), numbers)  # the bits of the integer: floats would round it
 
 
 def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -167,6 +232,8 @@ def _keys(frame: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
         _check_column(frame, group.column, "data.split.group.column", "group")
         key = frame[[group.column]]
         return key if group.match == "value" else key.assign(**{group.column: same_words(key[group.column])})
+    if recipe.data.pictures is not None:  # the same picture under another name is in the same split
+        return frame[[IMAGE]]
     return frame[[graph.node]] if graph is not None else frame  # edges are added later, and a node must not move
 
 
@@ -218,14 +285,67 @@ def _is_predefined_test(frame: pd.DataFrame, split: PredefinedSplit) -> NDArray[
     return is_test
 
 
-def last_value(frame: pd.DataFrame, column: str) -> Any:
-    """Returns the last value of the column of a split by time, which marks the test rows.
+def first_test_value(frames: Iterable[pd.DataFrame], config: TimeSplit) -> Any:
+    """Returns the first value of the column of a split by time that marks test rows: they have this value or a later one.
+
+    Args:
+        frames: the whole table, or chunks of it with the column.
 
     Raises:
-        DataError: the column is missing or has missing values.
+        DataError: the column is missing, has missing values, or values whose order is not that of time.
     """
-    _check_column(frame, column, "data.split.time.column", "place in time")
-    return frame[column].max()
+    import pandas as pd
+
+    columns = []
+    for frame in frames:
+        _check_column(frame, config.column, "data.split.time.column", "place in time")
+        columns.append(frame[config.column])
+    values = columns[0] if len(columns) == 1 else pd.concat(columns, ignore_index=True)
+    _check_order(values, config)
+    if config.share is not None:
+        ordered = values.sort_values()
+        return ordered.iloc[len(ordered) - math.ceil(config.share * len(ordered))]
+    return values.max() if config.test == "last" else _as_value(config.test, values)
+
+
+def _check_order(values: pd.Series[Any], config: TimeSplit) -> None:
+    """
+    Raises:
+        DataError: the values are texts such as 31.12.2024, which a text's order would sort by the day of the month.
+    """
+    import pandas as pd
+
+    if not pd.api.types.is_string_dtype(values):
+        return
+    national = values[values.str.match(NATIONAL_DATE)]
+    if len(national):
+        raise DataError(
+            f"column {config.column!r} has {len(national):,} texts such as {national.iloc[0]!r}, whose order is not that of time",
+            where="data.split.time.column",
+            hint=f'read them as times: data.times: {{{config.column}: {{format: "%d/%m/%Y", features: []}}}}, in the format they have',
+        )
+
+
+def _as_value(test: Any, values: pd.Series[Any]) -> Any:
+    """Returns the value of `split.time.test` in the type of the column.
+
+    Raises:
+        DataError: the column holds another type.
+    """
+    import pandas as pd
+
+    try:
+        if pd.api.types.is_datetime64_any_dtype(values):
+            moment = pd.Timestamp(str(test))
+            zone = getattr(values.dtype, "tz", None)
+            return moment.tz_localize(zone) if zone is not None and moment.tzinfo is None else moment
+        return float(test) if pd.api.types.is_numeric_dtype(values) else str(test)
+    except (ValueError, TypeError):
+        raise DataError(
+            f"{test!r} cannot be compared with the values of the column, for example {values.iloc[0]!r}",
+            where="data.split.time.test",
+            hint="write last, a fraction such as 0.1, or a value as the column has it",
+        ) from None
 
 
 def _check_column(frame: pd.DataFrame, column: str, field: str, lacks: str) -> None:
@@ -251,7 +371,7 @@ def _described(recipe: Recipe) -> str:
     config = recipe.data.split
     if config.time or config.predefined:
         tests = (
-            f"the last {config.time.column}"
+            f"the {config.time.column} ({config.time.test})"
             if config.time
             else f"the given {config.predefined.column}"
             if config.predefined

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from headrace.errors import ExportError, HeadraceError, RecipeError, near_miss
 from headrace.evaluation import paired_tests
+from headrace.evaluation.intervals import wilson_interval
 from headrace.evaluation.metrics import Result, as_probabilities, as_values, classification_metric, regression_metric
 from headrace.evaluation.paired_tests import Bound
 from headrace.evaluation.row_metrics import as_contributions, ratio_of_sums
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 IDENTICAL = "identical outputs"
 """The method of a comparison of two models with the same outputs."""
+FEW_ROWS = 100
+"""With fewer test rows, a remark says what they could not have shown."""
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
     "<=": operator.le,
@@ -57,6 +60,22 @@ class Comparison(Result):
     method: str
     promoted: bool
     """Whether `lower` exceeds `margin`."""
+    groups: int | None = None
+    """Groups of rows that were compared, where rows of a group belong together."""
+    left_out: int = 0
+    """Test rows that were not compared, because the champion may have been trained on them."""
+    number: int = 1
+    """Which comparison on these test rows it is; `confidence` is what its share of the error budget leaves."""
+    budget: float | None = None
+    """Stated chance of any false promotion over all comparisons on these test rows, 0 to 1."""
+    test_set: str | None = None
+    """Identifies the division of rows that the test rows come from."""
+    against: str | None = None
+    """Version of the champion."""
+    unknown_labels: list[str] = []
+    """Labels that the champion does not know: it cannot be right on their rows."""
+    unknown_rows: int = 0
+    """How many rows have such a label."""
 
     @property
     def sentence(self) -> str:
@@ -66,7 +85,13 @@ class Comparison(Result):
                 f"{self.metric} is undefined on these {self.rows:,} rows, so nothing shows that the candidate is better: failed"
             )
         verdict = "passed" if self.promoted else "failed"
-        start = f"{self.metric} {self.candidate:.4g} against the champion's {self.champion:.4g} on the same {self.rows:,} rows"
+        rows = f"{self.rows:,} rows" if self.groups is None else f"{self.rows:,} rows in {self.groups:,} groups"
+        start = f"{self.metric} {self.candidate:.4g} against the champion's {self.champion:.4g} on the same {rows}"
+        if self.left_out:
+            start += f" (without {self.left_out:,} that the champion may have been trained on)"
+        if self.unknown_rows:
+            names = ", ".join(map(repr, self.unknown_labels))
+            start += f", of which {self.unknown_rows:,} have a label that the champion does not know ({names}) and gets wrong"
         if self.method == IDENTICAL:
             return f"{start}: the outputs are identical, no evidence that it is better: {verdict}"
         if self.lower is None:
@@ -76,7 +101,17 @@ class Comparison(Result):
             exact = f"; only the candidate right {self.won}, only the champion {self.lost}{exact}"
         return (
             f"{start}: improvement {self.improvement:+.4g}, with {self.confidence:.4g} confidence above {self.lower:+.4g}, "
-            f"more than {self.margin:g} required ({self.method}{exact}): {verdict}"
+            f"more than {self.margin:g} required ({self.method}{exact}){self._spent}: {verdict}"
+        )
+
+    @property
+    def _spent(self) -> str:
+        """The share of the error budget that this comparison spends, in words."""
+        if self.budget is None:
+            return ""
+        return (
+            f"; comparison {self.number} on these test rows, which spends {1 - self.confidence:.2g} of {self.budget:.2g} "
+            "(chance of any false promotion)"
         )
 
 
@@ -109,8 +144,11 @@ def compare(
     beat: BeatChampion,
     better: Better,
     seed: int,
+    groups: NDArray[Any] | None = None,
 ) -> Comparison:
     """Compares two models' outputs on the same test rows by `beat.metric`; the same arguments give the same result.
+
+    `groups` `(rows,)` are equal for rows that belong together: then groups are compared, not rows.
 
     `y_true` holds class indices or values `(rows,)`; `candidate` and `champion` hold probabilities `(rows, classes)` for a
     classification metric, values `(rows,)` for a regression metric. 300,000 rows take seconds, with 100 classes half a minute.
@@ -141,13 +179,19 @@ def compare(
     else:
         # A test looks at the metric in its natural direction: for the opposite one the models change places.
         pair = (ours, theirs) if better == known[metric] else (theirs, ours)
-        bound = PAIRED_TESTS[metric](Pair(y, *pair), beat, np.random.default_rng(seed))
+        bound = PAIRED_TESTS[metric](Pair(y, *pair, _numbered(groups)), beat, np.random.default_rng(seed))
     values = (measure(y, ours), measure(y, theirs))
-    return _comparison(beat, better, values, bound, rows=len(y), won=won, lost=lost)
+    return _comparison(beat, better, values, bound, rows=len(y), won=won, lost=lost, groups=groups)
 
 
 def compare_rows(
-    candidate: NDArray[Any], champion: NDArray[Any], *, beat: BeatChampion, better: Better, seed: int
+    candidate: NDArray[Any],
+    champion: NDArray[Any],
+    *,
+    beat: BeatChampion,
+    better: Better,
+    seed: int,
+    groups: NDArray[Any] | None = None,
 ) -> Comparison:
     """Compares two models by what each test row contributes to a metric: scores `(rows,)`, or amounts and weights
     `(rows, 2)`. For task types with their own metrics, see `headrace.evaluation.row_metrics`.
@@ -169,8 +213,10 @@ def compare_rows(
         bound = Bound(0.0, 0.0, IDENTICAL)
     else:
         pair = (ours, theirs) if better == "higher" else (theirs, ours)
-        bound = paired_tests.quotient(*pair, beat.margin, beat.confidence, np.random.default_rng(seed))
-    return _comparison(beat, better, (ratio_of_sums(ours), ratio_of_sums(theirs)), bound, rows=len(ours))
+        rng = np.random.default_rng(seed)
+        bound = paired_tests.quotient(*pair, beat.margin, beat.confidence, rng, _numbered(groups))
+    values = (ratio_of_sums(ours), ratio_of_sums(theirs))
+    return _comparison(beat, better, values, bound, rows=len(ours), groups=groups)
 
 
 def check_gate(
@@ -179,10 +225,14 @@ def check_gate(
     metrics: Mapping[str, float],
     comparison: Comparison | None,
     same_model: bool = False,
+    rows: int | None = None,
 ) -> Verdict:
     """Checks a candidate's metrics against `gate.require`, then the comparison with the champion.
 
     Without a champion (`comparison` is None) the thresholds alone decide. A metric that is NaN or missing never passes.
+
+    Args:
+        rows: number of test rows, for a remark on what this many rows show.
     """
     checks = [_threshold(metric, bound, metrics.get(metric), better) for metric, bound in gate.require.items()]
     remarks = []
@@ -204,6 +254,8 @@ def check_gate(
         )
     if not gate.require:
         remarks.append("the recipe has no thresholds (gate.require)")
+    if rows is not None:
+        remarks.append(rows_remark(metrics, rows))
     ordered = sorted(checks, key=lambda check: check.passed)
     return Verdict(
         passed=all(check.passed for check in checks),
@@ -212,6 +264,18 @@ def check_gate(
         comparison=None if same_model else comparison,
         same_model=same_model,
     )
+
+
+def rows_remark(metrics: Mapping[str, float], rows: int) -> str:
+    """Returns on how many rows the metrics were measured, and of few rows what they could not have shown."""
+    remark = f"measured on {rows:,} test row{'' if rows == 1 else 's'}"
+    if rows >= FEW_ROWS:
+        return remark
+    accuracy = metrics.get("accuracy")
+    if accuracy is not None and math.isfinite(accuracy):
+        low, high = wilson_interval(accuracy, rows)
+        return f"{remark}, which is few: the true accuracy may be anywhere from {low:.2g} to {high:.2g} (95 % confidence)"
+    return f"{remark}, which is few: errors that are larger by about {1.96 / math.sqrt(rows):.0%} could not have been seen"
 
 
 def align_classes(probabilities: NDArray[Any], labels: Sequence[Any], wanted: Sequence[Any]) -> NDArray[Any]:
@@ -253,40 +317,51 @@ class Pair:
     y: NDArray[Any]
     candidate: NDArray[np.float64]
     champion: NDArray[np.float64]
+    groups: NDArray[np.int64] | None = None
+    """The group of each row, from 0."""
+
+
+def _numbered(groups: NDArray[Any] | None) -> NDArray[np.int64] | None:
+    return None if groups is None else np.unique(groups, return_inverse=True)[1].astype(np.int64)
 
 
 PairedTest = Callable[[Pair, "BeatChampion", np.random.Generator], Bound]
 
 
 def _accuracy(pair: Pair, beat: BeatChampion, rng: np.random.Generator) -> Bound:
+    if pair.groups is not None:
+        candidate, champion = ((p.argmax(axis=1) == pair.y).astype(np.float64) for p in (pair.candidate, pair.champion))
+        return paired_tests.mean(candidate - champion, beat.margin, beat.confidence, rng, pair.groups)
     test = paired_tests.mcnemar if beat.margin == 0 else paired_tests.tango
     return test(*_discordant(pair.y, pair.candidate, pair.champion), len(pair.y), beat.confidence)
 
 
 def _macro_f1(pair: Pair, beat: BeatChampion, rng: np.random.Generator) -> Bound:
     predicted, classes = (pair.candidate.argmax(axis=1), pair.champion.argmax(axis=1)), pair.candidate.shape[1]
-    return paired_tests.macro_f1(pair.y, *predicted, classes, beat.margin, beat.confidence, rng)
+    return paired_tests.macro_f1(pair.y, *predicted, classes, beat.margin, beat.confidence, rng, pair.groups)
 
 
 def _auc(pair: Pair, beat: BeatChampion, rng: np.random.Generator) -> Bound:
     if len(np.unique(pair.y)) == 1:
         return Bound(None, None, "one class only")
-    return paired_tests.delong(pair.y, pair.candidate, pair.champion, beat.confidence)
+    grouped = None if pair.groups is None else (pair.groups, beat.margin, rng)
+    return paired_tests.delong(pair.y, pair.candidate, pair.champion, beat.confidence, grouped)
 
 
 def _log_loss(pair: Pair, beat: BeatChampion, rng: np.random.Generator) -> Bound:
     tiny, rows = np.finfo(np.float64).eps, np.arange(len(pair.y))
     candidate, champion = (-np.log(np.clip(p[rows, pair.y], tiny, 1 - tiny)) for p in (pair.candidate, pair.champion))
-    return paired_tests.mean(champion - candidate, beat.margin, beat.confidence, rng)
+    return paired_tests.mean(champion - candidate, beat.margin, beat.confidence, rng, pair.groups)
 
 
 def _absolute_error(pair: Pair, beat: BeatChampion, rng: np.random.Generator) -> Bound:
     candidate, champion = (np.abs(predicted - pair.y) for predicted in (pair.candidate, pair.champion))
-    return paired_tests.mean(champion - candidate, beat.margin, beat.confidence, rng)
+    return paired_tests.mean(champion - candidate, beat.margin, beat.confidence, rng, pair.groups)
 
 
 def _squared_error(pair: Pair, beat: BeatChampion, rng: np.random.Generator) -> Bound:
-    return paired_tests.squared(pair.y, pair.candidate, pair.champion, beat.metric, beat.margin, beat.confidence, rng)
+    rows = pair.y, pair.candidate, pair.champion
+    return paired_tests.squared(*rows, beat.metric, beat.margin, beat.confidence, rng, pair.groups)
 
 
 PAIRED_TESTS: dict[str, PairedTest] = {
@@ -310,6 +385,7 @@ def _comparison(
     rows: int,
     won: int | None = None,
     lost: int | None = None,
+    groups: NDArray[Any] | None = None,
 ) -> Comparison:
     candidate, champion = (_or_none(value) for value in values)
     improvement = None
@@ -330,6 +406,7 @@ def _comparison(
         won=won,
         lost=lost,
         method=bound.method,
+        groups=None if groups is None else len(np.unique(groups)),
         promoted=improvement is not None and bound.lower is not None and bound.lower > beat.margin,
     )
 

@@ -74,17 +74,19 @@ class CalibrationBin(Result):
 class Evaluation(Result):
     """The evaluation of a model on a set of rows. A metric that is undefined on them is absent, and a note gives the reason."""
 
-    task: Literal["classification", "regression", "scores"]
-    """`scores`: metrics that are means or quotients over rows (`headrace.evaluation.row_metrics`)."""
+    task: Literal["classification", "regression", "scores", "multilabel", "values"]
+    """`scores`: metrics that are means or quotients over rows (`headrace.evaluation.row_metrics`); `multilabel`: any number of
+    labels per row; `values`: several numbers per row."""
     rows: int
     metrics: dict[str, float]
     notes: list[str] = []
     slices: list[SliceScore] = []
     sliced_by: str | None = None
-    """The metric of `slices`, for `scores`."""
+    """The metric of `slices`, unless the task is classification or regression."""
     samples: list[dict[str, str]] = []
     """Answers for people to read, for example a prompt and its text."""
     labels: list[str] = []
+    """Names of classes, labels or targets."""
     classes: list[ClassScore] = []
     confusion: list[list[int]] = []
     """Number of rows of true class i that were predicted as class j."""
@@ -122,7 +124,7 @@ def score_classification(
         notes.append(f"no test row of class {', '.join(absent)}: left out of auc and, unless predicted, of macro_f1")
     if len(set(y.tolist())) < 2:
         notes.append(f"every test row is of class {labels[int(y[0])]}, so auc is undefined")
-    bins, error = _calibrate(p.max(axis=1), predicted == y)
+    bins, error = calibration_bins(p.max(axis=1), predicted == y)
     return Evaluation(
         task="classification",
         rows=len(y),
@@ -146,7 +148,8 @@ def score_regression(
     """Scores predicted values `(rows,)` against true ones `(rows,)`, in the target's unit.
 
     Args:
-        interval: the share of true values that intervals should contain; `y_pred` is then `(rows, 3)`: value, lower, upper.
+        interval: the share of true values that intervals should contain; `y_pred` is then `(rows, 3)` or more: the value, and
+            the bounds from the lowest to the highest.
 
     Raises:
         TrainingError: no rows, or NaN or infinity among the true values.
@@ -218,20 +221,21 @@ def interval_scores(metric: str, y_true: NDArray[Any], outputs: NDArray[Any]) ->
     Raises:
         ExportError: `outputs` have no intervals.
     """
-    if outputs.ndim != 2 or outputs.shape[1] != 3:
+    if outputs.ndim != 2 or outputs.shape[1] < 3:
         raise ExportError(
             f"outputs of shape {outputs.shape} have no intervals, which {metric} needs",
             hint="set model.interval in the recipe (for example 0.9), or remove the metric from the gate",
         )
-    _, low, high = outputs.astype(np.float64).T
-    scores: NDArray[np.float64] = high - low if metric == "interval_width" else ((low <= y_true) & (y_true <= high)) * 1.0
+    bounds: NDArray[np.float64] = outputs.astype(np.float64)
+    low, high = bounds[:, 1], bounds[:, -1]
+    scores: NDArray[Any] = high - low if metric == "interval_width" else ((low <= y_true) & (y_true <= high)) * 1.0
     return scores
 
 
 def expected_calibration_error(y: NDArray[Any], p: NDArray[np.float64]) -> float:
     """Returns the expected calibration error of probabilities `(rows, classes)` for class indices `(rows,)` (Guo et al. 2017,
     arXiv:1706.04599, eq. 3)."""
-    return _calibrate(p.max(axis=1), p.argmax(axis=1) == y)[1]
+    return calibration_bins(p.max(axis=1), p.argmax(axis=1) == y)[1]
 
 
 def before_scaling(evaluation: Evaluation, y_true: NDArray[Any], outputs: NDArray[Any], temperature: float) -> Evaluation:
@@ -246,7 +250,8 @@ def before_scaling(evaluation: Evaluation, y_true: NDArray[Any], outputs: NDArra
 
 
 def as_values(outputs: NDArray[Any], rows: int) -> NDArray[np.float64]:
-    """Checks that `outputs` are finite values `(rows,)`, and returns them; of `(rows, 3)`, values with intervals, the first.
+    """Checks that `outputs` are finite values `(rows,)`, and returns them; of values with intervals or
+    quantiles, `(rows, 3)` or more, the first.
 
     Raises:
         TrainingError: no rows.
@@ -254,7 +259,8 @@ def as_values(outputs: NDArray[Any], rows: int) -> NDArray[np.float64]:
     """
     values = np.asarray(outputs, dtype=np.float64)
     _check_rows(rows)
-    if values.shape not in ((rows,), (rows, 1), (rows, 3)):
+    has_bounds = values.ndim == 2 and len(values) == rows and values.shape[1] >= 3
+    if values.shape not in ((rows,), (rows, 1)) and not has_bounds:
         raise ExportError(f"outputs of shape {values.shape} for {rows} rows; a regression gives one value per row")
     values = values.reshape(rows, -1)
     _check_finite(values)
@@ -347,7 +353,7 @@ def _class_scores(y: NDArray[np.int64], predicted: NDArray[Any], labels: Sequenc
     ]
 
 
-def _calibrate(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> tuple[list[CalibrationBin], float]:
+def calibration_bins(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> tuple[list[CalibrationBin], float]:
     """Returns bins of the top probability, and the row-weighted mean difference of confidence and accuracy."""
     edges = np.linspace(0.0, 1.0, CALIBRATION_BINS + 1)
     place = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)

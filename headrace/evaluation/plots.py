@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.evaluation.intervals import wilson_interval
-from headrace.evaluation.metrics import Evaluation, SliceScore, as_values
+from headrace.evaluation.metrics import Evaluation, SliceScore, as_values, score_regression
 from headrace.files import write_with
 
 if TYPE_CHECKING:
@@ -51,6 +52,14 @@ def draw_evaluation(
             ("confidence", "accuracy", "rows"),
             [(b.confidence, b.accuracy, b.rows) for b in evaluation.calibration],
         )
+    elif evaluation.task == "multilabel":
+        drawn = {"recall": lambda: recall(evaluation, model), "reliability": lambda: reliability(evaluation, model)}
+        tables["reliability"] = (
+            ("probability", "share", "rows"),
+            [(b.confidence, b.accuracy, b.rows) for b in evaluation.calibration],
+        )
+    elif evaluation.task == "values":
+        drawn = _residuals_of_each(evaluation, y_true.astype(np.float64), outputs.astype(np.float64), model)
     elif evaluation.task == "regression":
         predicted = as_values(outputs, len(y_true))
         residual = predicted - y_true
@@ -65,6 +74,18 @@ def draw_evaluation(
         )
     written = [_write_table(folder / f"{name}.csv", *table) for name, table in tables.items()]
     return written + [_write_picture(folder / f"{name}.png", draw()) for name, draw in drawn.items()]
+
+
+def _residuals_of_each(
+    evaluation: Evaluation, y_true: NDArray[Any], outputs: NDArray[Any], model: str
+) -> dict[str, Callable[[], Figure]]:
+    """Returns a plot of the residuals of each target; `y_true` and `outputs` are `(rows, targets)`."""
+
+    def draw(i: int, target: str) -> Figure:
+        one = score_regression(y_true[:, i], outputs[:, i])
+        return residuals(one, outputs[:, i], outputs[:, i] - y_true[:, i], f"{model}, {target}")
+
+    return {f"residuals_{i + 1}": partial(draw, i, target) for i, target in enumerate(evaluation.labels)}
 
 
 def draw_curves(history: Path, model: str, folder: Path) -> Path:
@@ -139,7 +160,8 @@ def reliability(evaluation: Evaluation, model: str) -> Figure:
     top.plot(
         [b.confidence for b in bins], [b.accuracy for b in bins], "o-", color=BLUE, label="model, with 95 % Wilson interval"
     )
-    top.set(ylabel="accuracy", xlim=(0, 1.01), ylim=(0, 1.03))
+    several = evaluation.task == "multilabel"
+    top.set(ylabel="share of rows with the label" if several else "accuracy", xlim=(0, 1.01), ylim=(0, 1.03))
     top.legend(loc="upper left", frameon=False)
     bottom.bar(
         [b.lower for b in bins],
@@ -149,7 +171,10 @@ def reliability(evaluation: Evaluation, model: str) -> Figure:
         color=BLUE,
         edgecolor="white",
     )
-    bottom.set(xlabel="probability of the top answer", ylabel="rows")
+    if several:
+        bottom.set(xlabel="probability of a label", ylabel="rows and labels")
+    else:
+        bottom.set(xlabel="probability of the top answer", ylabel="rows")
     return _titled(figure, model, f"calibration error {evaluation.calibration_error:.3f} on {evaluation.rows:,} test rows")
 
 

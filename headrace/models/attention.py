@@ -43,7 +43,8 @@ class Attention(nn.Module):
         self.norm = nn.LayerNorm(config.width)
         self.pooling = Pooling(config.pooling, config.width)
         self.words = Pooling(config.pooling, config.width) if config.skip else None
-        self.heads = Heads([part.features for part in (self.pooling, self.words) if part is not None], shape.outputs)
+        features = [part.features for part in (self.pooling, self.words) if part is not None]
+        self.heads = Heads(features, shape.outputs, shape.independent)
 
     def forward(self, tokens: Tensor) -> Tensor:
         lengths = lengths_of(tokens)

@@ -19,7 +19,7 @@ def build(config: ModelConfig, shape: Shape) -> nn.Module:
     """Returns the torch module that `config` names, with inputs and outputs of `shape`."""
     network = load_class(config.name if is_dotted(config.name) else config.builds)
     if isinstance(config, EnsembleConfig) and config.members > 1:
-        return Ensemble(lambda: network(config, shape), config.members)
+        return Ensemble(lambda: network(config, shape), config.members, shape.independent)
     built: nn.Module = network(config, shape)
     return built
 

@@ -32,11 +32,28 @@ def conformal_margin(lower: Tensor, upper: Tensor, target: Tensor, level: float)
     """Returns by how much the bounds `(rows,)` have to move outwards (inwards if negative) to contain `level` of similar rows.
 
     Conformalised quantile regression (Romano et al. 2019, arXiv:1905.03222, eq. 8): the (1 + 1/rows) · level quantile of each
-    target's distance outside its interval. If there are too few rows for the level, it is the largest distance.
+    target's distance outside its interval. If there are too few rows for the level, it is the largest distance, with which
+    intervals contain `largest_level` of similar rows and no more.
     """
     outside = torch.maximum(lower - target, target - upper).double().sort().values
     place = math.ceil((len(outside) + 1) * level)
     return float(outside[min(place, len(outside)) - 1])
+
+
+def conformal_shift(errors: Tensor, level: float) -> float:
+    """Returns by how much a predicted quantile has to move, for a share of `level` of similar rows to be below it.
+
+    The quantile of the errors `(rows,)` (true minus predicted) at (1 + 1/rows) · level, outwards to the next error.
+    """
+    found = errors.double().sort().values
+    place = (len(found) + 1) * level
+    place = math.floor(place) if level < 0.5 else math.ceil(place)
+    return float(found[min(max(place, 1), len(found)) - 1])
+
+
+def largest_level(rows: int) -> float:
+    """Returns the largest share of similar rows, 0 to 1, that intervals calibrated on so many rows contain for certain."""
+    return rows / (rows + 1)
 
 
 def calibration_error(probabilities: Tensor, target: Tensor) -> float:

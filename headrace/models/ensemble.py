@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class Heads(nn.Module):
@@ -18,8 +19,9 @@ class Heads(nn.Module):
     In training, `(B, views, outputs)`: deep supervision (Lee et al. 2015, arXiv:1409.5185).
     """
 
-    def __init__(self, features: Sequence[int], outputs: int) -> None:
+    def __init__(self, features: Sequence[int], outputs: int, independent: bool = False) -> None:
         super().__init__()
+        self.independent = independent
         self.each = nn.ModuleList(nn.Linear(count, outputs) for count in features)
 
     def forward(self, *views: Tensor) -> Tensor:
@@ -27,23 +29,30 @@ class Heads(nn.Module):
         if len(logits) == 1:
             return logits[0]  # type: ignore[no-any-return]
         side_by_side = torch.stack(logits, dim=1)
-        return side_by_side if self.training else mean_of_members(side_by_side)
+        return side_by_side if self.training else mean_of_members(side_by_side, self.independent)
 
 
 class Ensemble(nn.Module):
     """Copies of a network with different initial weights: a deep ensemble (Lakshminarayanan et al. 2017, arXiv:1612.01474).
     In training, returns `(B, members, outputs)`."""
 
-    def __init__(self, make: Callable[[], nn.Module], members: int) -> None:
+    def __init__(self, make: Callable[[], nn.Module], members: int, independent: bool = False) -> None:
         super().__init__()
+        self.independent = independent
         self.members = nn.ModuleList(make() for _ in range(members))
 
     def forward(self, *inputs: Tensor) -> Tensor:
         logits = [member(*inputs) for member in self.members]
         side_by_side = torch.cat([each if each.dim() == 3 else each[:, None] for each in logits], dim=1)
-        return side_by_side if self.training else mean_of_members(side_by_side)
+        return side_by_side if self.training else mean_of_members(side_by_side, self.independent)
 
 
-def mean_of_members(logits: Tensor) -> Tensor:
-    """Returns the logarithm of the members' mean probabilities: `(B, members, outputs)` to `(B, outputs)`."""
+def mean_of_members(logits: Tensor, independent: bool = False) -> Tensor:
+    """Returns the logits of the members' mean probabilities: `(B, members, outputs)` to `(B, outputs)`.
+
+    Args:
+        independent: whether each output has a probability of its own; otherwise they share one.
+    """
+    if independent:
+        return F.logsigmoid(logits).logsumexp(dim=1) - F.logsigmoid(-logits).logsumexp(dim=1)
     return logits.log_softmax(dim=2).logsumexp(dim=1) - math.log(logits.shape[1])

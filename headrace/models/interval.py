@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from headrace.models.calibration import conformal_margin
+from headrace.models.calibration import conformal_margin, largest_level
 from headrace.models.served import Regressor
+from headrace.models.target_transform import inverse, transform
 
 
 class IntervalRegressor(Regressor):
@@ -18,8 +19,10 @@ class IntervalRegressor(Regressor):
     of new rows from the same distribution as the validation rows, however well the quantiles were learned.
     """
 
-    def __init__(self, preprocess: nn.Module, network: nn.Module, mean: float, std: float, level: float) -> None:
-        super().__init__(preprocess, network, mean, std)
+    def __init__(
+        self, preprocess: nn.Module, network: nn.Module, mean: float, std: float, level: float, transform: str | None = None
+    ) -> None:
+        super().__init__(preprocess, network, mean, std, transform)
         self.level = level
         self.quantiles: Tensor
         self.margin: Tensor
@@ -27,6 +30,10 @@ class IntervalRegressor(Regressor):
         self.register_buffer("margin", torch.tensor(0.0))
 
     def answer(self, raw: Tensor) -> Tensor:
+        return inverse(self._transformed(raw), self.transform)
+
+    def _transformed(self, raw: Tensor) -> Tensor:
+        """Returns value, lower and upper bound before the target's transform is undone, `(batch, 3)`."""
         low, value, high = (raw * self.target_std + self.target_mean).unbind(1)
         # quantiles are learned independently and may cross
         low, high = torch.minimum(low, value) - self.margin, torch.maximum(high, value) + self.margin
@@ -36,7 +43,7 @@ class IntervalRegressor(Regressor):
     def loss(self, raw: Tensor, target: Tensor) -> Tensor:
         """Returns the sum of the quantiles' pinball losses. The median's counts twice: it is half the absolute
         error."""
-        above = ((target - self.target_mean) / self.target_std).unsqueeze(1) - raw
+        above = self.standardised(target).unsqueeze(1) - raw
         lower, middle, upper = torch.maximum(self.quantiles * above, (self.quantiles - 1) * above).mean(0)
         loss: Tensor = lower + 2 * middle + upper
         return loss
@@ -50,7 +57,10 @@ class IntervalRegressor(Regressor):
 
     def calibrate(self, raw: Tensor, target: Tensor, how: str | None) -> dict[str, float]:
         self.margin.zero_()
-        _, low, high = self.answer(raw).unbind(1)
+        _, low, high = self._transformed(raw).unbind(1)
+        target = transform(target, self.transform)
         before = ((low <= target) & (target <= high)).double().mean()
         self.margin.fill_(conformal_margin(low, high, target, self.level))
-        return {"interval_margin": float(self.margin), "val_coverage_before": float(before)}
+        found = {"interval_margin": float(self.margin), "val_coverage_before": float(before)}
+        reached = largest_level(len(target))
+        return found if self.level <= reached else {**found, "interval_level_reached": reached}

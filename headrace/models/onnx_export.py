@@ -65,7 +65,7 @@ def _dims(axes: Mapping[int, str]) -> dict[int, Any]:
 
 
 def with_columns(graph: onnx.ModelProto, schema: Schema) -> onnx.ModelProto:
-    """Replaces the inputs `numeric` and `categorical` of a graph with one input for each column.
+    """Replaces the inputs `numeric`, `times` and `categorical` of a graph with one input for each column.
 
     Numbers are stacked, as doubles if any column is a double; ONNX's LabelEncoder turns texts into their index in the
     vocabulary (0 if unknown).
@@ -73,7 +73,7 @@ def with_columns(graph: onnx.ModelProto, schema: Schema) -> onnx.ModelProto:
     import onnx
     from onnx import TensorProto, helper
 
-    taken = [*(c.name for c in schema.numeric), *(c.name for c in schema.categorical)]
+    taken = [*(c.name for c in schema.numeric), *(c.name for c in schema.times), *(c.name for c in schema.categorical)]
     front, network = _free("columns/", taken), _free("network/", taken)
     axis = helper.make_tensor(f"{front}axis", TensorProto.INT64, [1], [1])
     wide = any(c.wide for c in schema.numeric)
@@ -82,6 +82,7 @@ def with_columns(graph: onnx.ModelProto, schema: Schema) -> onnx.ModelProto:
         helper.make_tensor_value_info(c.name, TensorProto.DOUBLE if c.wide else TensorProto.FLOAT, ["rows"])
         for c in schema.numeric
     ]
+    moments = [helper.make_tensor_value_info(c.name, TensorProto.DOUBLE, ["rows"]) for c in schema.times]
     narrow = {c.name: f"{front}double_{i}" for i, c in enumerate(schema.numeric) if wide and not c.wide}
     casts = [helper.make_node("Cast", [name], [double], to=number) for name, double in narrow.items()]
     texts = [helper.make_tensor_value_info(c.name, TensorProto.STRING, ["rows"]) for c in schema.categorical]
@@ -99,11 +100,16 @@ def with_columns(graph: onnx.ModelProto, schema: Schema) -> onnx.ModelProto:
     ]
     stacks = [
         *_stack(front, "numeric", [narrow.get(column.name, column.name) for column in schema.numeric]),
+        *_stack(front, "times", [column.name for column in schema.times]),
         *_stack(front, "categorical", [f"{front}index_{i}" for i in range(len(schema.categorical))]),
     ]
-    matrices = (("numeric", number, len(numbers)), ("categorical", TensorProto.INT64, len(texts)))
+    matrices = (
+        ("numeric", number, len(numbers)),
+        ("times", TensorProto.DOUBLE, len(moments)),
+        ("categorical", TensorProto.INT64, len(texts)),
+    )
     outputs = [helper.make_tensor_value_info(f"{front}{name}", dtype, ["rows", n]) for name, dtype, n in matrices if n]
-    inputs, nodes = [*numbers, *texts], [*encoders, *casts, *stacks]
+    inputs, nodes = [*numbers, *moments, *texts], [*encoders, *casts, *stacks]
 
     opsets = [*graph.opset_import, helper.make_opsetid("ai.onnx.ml", ML_OPSET)]
     columns_graph = helper.make_model(
@@ -167,6 +173,13 @@ def rename_output(graph: onnx.ModelProto, old: str, new: str) -> None:
     for node in graph.graph.node:
         node.output[:] = [new if name == old else name for name in node.output]
     for value in graph.graph.output:
+        value.name = new if value.name == old else value.name
+
+
+def rename_input(graph: onnx.ModelProto, old: str, new: str) -> None:
+    for node in graph.graph.node:
+        node.input[:] = [new if name == old else name for name in node.input]
+    for value in graph.graph.input:
         value.name = new if value.name == old else value.name
 
 

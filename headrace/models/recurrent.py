@@ -41,7 +41,8 @@ class Recurrent(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.states = StatePooling(config.pooling, width, config.bidirectional)
         self.words = Pooling(config.pooling, config.embedding) if config.skip else None
-        self.heads = Heads([part.features for part in (self.states, self.words) if part is not None], shape.outputs)
+        features = [part.features for part in (self.states, self.words) if part is not None]
+        self.heads = Heads(features, shape.outputs, shape.independent)
 
     def forward(self, tokens: Tensor) -> Tensor:
         lengths = lengths_of(tokens)

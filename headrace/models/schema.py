@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 IGNORED = -100
 """Target where no token follows; torch's own choice for losses."""
@@ -32,7 +32,9 @@ class Shape(BaseModel):
     whole: bool = False
     """Whether there is one answer for a whole graph instead of one for each node."""
     outputs: int = 1
-    """Number of classes, or 1 for a regression."""
+    """Number of classes or labels, or of values for a regression."""
+    independent: bool = Field(default=False, exclude_if=lambda value: not value)
+    """Whether each output is a label of its own, instead of a class among others: an ensemble averages accordingly."""
 
 
 class Numeric(BaseModel):
@@ -48,6 +50,9 @@ class Numeric(BaseModel):
     """Values are true and false, encoded as 1 and 0."""
     wide: bool = False
     """float32 could not tell the values apart: they are close together and far from zero."""
+    low: float | None = None
+    high: float | None = None
+    """Smallest and largest value."""
 
 
 class Categorical(BaseModel):
@@ -59,6 +64,33 @@ class Categorical(BaseModel):
     nullable: bool
 
 
+class Scale(BaseModel):
+    """Mean and deviation of a number in the training rows."""
+
+    model_config = ConfigDict(frozen=True)
+    mean: float = 0.0
+    std: float = 1.0
+
+
+class Time(BaseModel):
+    """A column of times; the network gets features of it."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    features: list[str]
+    """Parts, as `headrace.recipe.columns.TimePart` names them."""
+    since: str | None = None
+    """The column from which `elapsed` counts, if it counts from one."""
+    reference: float = 0.0
+    """The moment from which `elapsed` counts otherwise, in seconds since 1970."""
+    scales: dict[str, Scale] = {}
+    """Of `year` and `elapsed` (in days), by part."""
+    nullable: bool = False
+    low: float = 0.0
+    high: float = 0.0
+    """First and last time in the training rows, in seconds since 1970."""
+
+
 class Schema(BaseModel):
     """Everything that preprocessing learned, from the training rows only."""
 
@@ -66,9 +98,12 @@ class Schema(BaseModel):
     shape: Shape
     numeric: list[Numeric] = []
     categorical: list[Categorical] = []
+    times: list[Time] = []
     labels: list[str | int] | None = None
     target_mean: float = 0.0
     target_std: float = 1.0
+    """Mean and deviation of the target, after its transform."""
+    target_transform: str | None = None
     tokenizer: str | None = None
     """For texts: the tokenizer, in the format of the `tokenizers` library (tokenizer.json)."""
     extra: dict[str, Any] = {}

@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from headrace.models.calibration import calibration_error, fit_temperature
 from headrace.models.schema import Schema
+from headrace.models.target_transform import inverse, transform
+from headrace.models.time_features import TimeFeatures
 
 
 class ServedModel(nn.Module):
@@ -143,19 +145,27 @@ class Regressor(ServedModel):
 
     metric_name = "mae"
 
-    def __init__(self, preprocess: nn.Module, network: nn.Module, mean: float, std: float) -> None:
+    def __init__(
+        self, preprocess: nn.Module, network: nn.Module, mean: float, std: float, transform: str | None = None
+    ) -> None:
+        """`transform` is `data.target_transform`; mean and deviation are those of the transformed target."""
         super().__init__(preprocess, network)
+        self.transform = transform
         self.target_mean: Tensor
         self.target_std: Tensor
         self.register_buffer("target_mean", torch.tensor(mean))
         self.register_buffer("target_std", torch.tensor(std))
 
     def answer(self, raw: Tensor) -> Tensor:
-        return raw[:, 0] * self.target_std + self.target_mean
+        return inverse(raw[:, 0] * self.target_std + self.target_mean, self.transform)
 
     def loss(self, raw: Tensor, target: Tensor) -> Tensor:
         """Returns the Huber loss of the standardised target, which is robust to outliers."""
-        return F.smooth_l1_loss(raw[:, 0], (target - self.target_mean) / self.target_std)
+        return F.smooth_l1_loss(raw[:, 0], self.standardised(target))
+
+    def standardised(self, target: Tensor) -> Tensor:
+        """Returns what the network learns of targets in their own unit."""
+        return (transform(target, self.transform) - self.target_mean) / self.target_std
 
     def metric(self, raw: Tensor, target: Tensor) -> Tensor:
         return (self.answer(raw) - target).abs().mean()
@@ -175,6 +185,14 @@ class ScaleImage(nn.Module):
         return (image.unsqueeze(1).float() / 127.5 - 1.0,)
 
 
+class ScaleColour(nn.Module):
+    """Pixels 0 to 255, `(batch, height, width, 3)` uint8 as clients send them, to `(batch, 3, height, width)` float32 from -1
+    to 1."""
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        return (image.permute(0, 3, 1, 2).float() / 127.5 - 1.0,)
+
+
 MAX_DEVIATION = 1e6
 """Standard deviations at which values are clipped: larger ones would overflow in the layers that follow."""
 
@@ -182,7 +200,8 @@ MAX_DEVIATION = 1e6
 class ScaleTable(nn.Module):
     """Fills missing numbers with the training mean and standardises; categorical indices pass through.
 
-    Takes `numeric`, `categorical` or both, whichever the table has, and always returns both.
+    Takes `numeric`, `times` and `categorical`, whichever the table has, and always returns numbers, of which those of
+    times are the last, and categories.
     """
 
     def __init__(self, schema: Schema) -> None:
@@ -194,12 +213,18 @@ class ScaleTable(nn.Module):
         dtype = torch.float64 if any(c.wide for c in schema.numeric) else torch.float32
         self.register_buffer("mean", torch.tensor([c.mean for c in schema.numeric], dtype=dtype))
         self.register_buffer("std", torch.tensor([c.std for c in schema.numeric], dtype=dtype))
+        self.times = TimeFeatures(schema.times) if schema.times else None
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         rows = inputs[0].shape[0]
         categorical = inputs[-1] if self.has_categorical else inputs[0].new_zeros((rows, 0), dtype=torch.int64)
+        if self.times is None:
+            return self._scaled(inputs[0], categorical), categorical
+        features = self.times(inputs[1 if self.has_numeric else 0])
+        return torch.cat([self._scaled(inputs[0], categorical), features], dim=1) if self.has_numeric else features, categorical
+
+    def _scaled(self, numeric: Tensor, categorical: Tensor) -> Tensor:
         if not self.has_numeric:
-            return categorical.new_zeros((rows, 0), dtype=torch.float32), categorical
-        numeric = inputs[0]
+            return categorical.new_zeros((categorical.shape[0], 0), dtype=torch.float32)
         scaled = ((numeric - self.mean) / self.std).clamp(-MAX_DEVIATION, MAX_DEVIATION).float()
-        return torch.where(torch.isnan(scaled), torch.zeros_like(scaled), scaled), categorical
+        return torch.where(torch.isnan(scaled), torch.zeros_like(scaled), scaled)

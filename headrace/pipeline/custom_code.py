@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from headrace.files import read_cached_json, write_json
+from headrace.pipeline import installed_code
 from headrace.plugins import code_files, custom_sources, is_dotted
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
@@ -18,10 +19,12 @@ OURS = {"task_type": "headrace/task_types", "model": "headrace/models"}
 """Where the code of task types and models is that come with Headrace."""
 
 
-def dependencies(recipe: Recipe) -> dict[str, str]:
-    """For the recipe's task type and model, the path that stages depend on: a folder of Headrace, or a file written here."""
+def dependencies(recipe: Recipe, project: Project) -> dict[str, str]:
+    """For the recipe's task type and model, the path that stages depend on: a folder of Headrace, or a file written here or,
+    where Headrace is installed outside of the project, by `installed_code`."""
+    ours = OURS if project.is_clone else {part: installed_code.file_of(part).as_posix() for part in OURS}
     return {
-        part: _file(recipe.name, part).as_posix() if is_dotted(name) else OURS[part] for part, name in _names(recipe).items()
+        part: _file(recipe.name, part).as_posix() if is_dotted(name) else ours[part] for part, name in _names(recipe).items()
     }
 
 

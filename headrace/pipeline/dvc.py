@@ -13,9 +13,10 @@ from pathlib import Path
 
 from headrace.errors import DiskFull, HeadraceError
 from headrace.files import is_disk_full, read_cached_json, write_with
-from headrace.pipeline import custom_code
+from headrace.permissions import tracked_mode
+from headrace.pipeline import custom_code, installed_code
 from headrace.pipeline.stages import ERROR_FILE
-from headrace.processes import PARENT_PID
+from headrace.processes import PARENT_PID, children_ended
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
 
@@ -42,7 +43,8 @@ def reproduce(stage: str, recipe: Recipe, project: Project) -> StageResult:
     # `python` in dvc.yaml is this environment's, whether or not it is activated.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     try:
-        with _environment({"PATH": path, ERROR_FILE: str(error_file), PARENT_PID: str(os.getpid())}):
+        # An interrupted stage is over before the release's lock is free for the next one.
+        with _environment({"PATH": path, ERROR_FILE: str(error_file), PARENT_PID: str(os.getpid())}), children_ended():
             ran = _reproduce(f"{stage}@{recipe.name}", project, error_file)
     finally:
         error_file.unlink(missing_ok=True)
@@ -94,7 +96,11 @@ def _reproduce(target: str, project: Project, error_file: Path) -> bool:
 
 
 def _cache_full() -> DiskFull:
-    return DiskFull("no space left for DVC's cache", where=".dvc/cache", hint="dvc gc --workspace, then the same command")
+    return DiskFull(
+        "no space left for DVC's cache",
+        where=".dvc/cache",
+        hint="headrace prune --dry-run lists old versions that can go; then the same command",
+    )
 
 
 def _stage_error(error: Exception, error_file: Path, target: str) -> HeadraceError:
@@ -113,7 +119,9 @@ def _stage_error(error: Exception, error_file: Path, target: str) -> HeadraceErr
 def _register(recipe: Recipe, project: Project) -> None:
     """Adds the recipe to dvc.yaml, with the code of its task type and model, where it is missing; the rest stays as it is."""
     path = project.root / "dvc.yaml"
-    code = custom_code.dependencies(recipe)
+    if not project.is_clone:
+        installed_code.write_installed_code(project)
+    code = custom_code.dependencies(recipe, project)
     is_custom = bool(recipe.custom_classes)
     if is_custom:
         custom_code.write_custom_code(recipe, project)
@@ -132,6 +140,7 @@ def _register(recipe: Recipe, project: Project) -> None:
     with FileLock(project.locks / "dvc-yaml.lock"):  # two new recipes at once: both are added
         content = yaml.load(path)
         recipes = next(item["recipes"] for item in content["vars"] if "recipes" in item)
+        recipes.fa.set_block_style()  # a line each, also where the first one replaces `{}`
         if recipes.get(recipe.name) != code:
             recipes[recipe.name] = CommentedMap(code)
             recipes[recipe.name].fa.set_flow_style()
@@ -139,7 +148,7 @@ def _register(recipe: Recipe, project: Project) -> None:
         others = [name for name in listing["custom"] if name != recipe.name]
         listing["custom"] = CommentedSeq([*others, recipe.name] if is_custom else others)
         listing["custom"].fa.set_flow_style()
-        write_with(path, lambda beside: yaml.dump(content, beside))
+        write_with(path, lambda beside: yaml.dump(content, beside), tracked_mode(path))
 
 
 @dataclass(frozen=True)
@@ -165,9 +174,10 @@ def _listed(path: Path) -> _Listed:
         recipes: dict[str, dict[str, str]] = dict(next(item["recipes"] for item in vars_ if "recipes" in item))
         custom: list[str] = list(next(item["custom"] for item in vars_ if "custom" in item))
     except (yaml.YAMLError, KeyError, TypeError, ValueError, StopIteration) as error:
+        reason = f"it is not YAML: {error}" if isinstance(error, yaml.YAMLError) else "vars needs the lists recipes and custom"
         raise HeadraceError(
-            f"cannot read the recipes (vars: recipes and custom): {error!r}",
+            f"cannot read the recipes in dvc.yaml; {reason}",
             where="dvc.yaml",
-            hint="restore the file: git checkout dvc.yaml",
+            hint="correct the file; git diff dvc.yaml shows what changed since the last commit",
         ) from None
     return _Listed(recipes, custom)

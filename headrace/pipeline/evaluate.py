@@ -16,7 +16,7 @@ from headrace.models.schema import Schema
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
 from headrace.runtime.contract import Contract
-from headrace.task_types.lookup import task_type_of
+from headrace.task_types.lookup import task_type_for
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +30,7 @@ def evaluate_export(recipe: Recipe, project: Project) -> None:
     """
     artifacts = project.artifacts(recipe.name)
     out = artifacts / "evaluation"
-    task_type, schema = task_type_of(recipe.task), Schema.read(artifacts / "prepared" / "schema.json")
+    task_type, schema = task_type_for(recipe), Schema.read(artifacts / "prepared" / "schema.json")
     test = artifacts / "prepared" / "test.parquet"
     outputs = answers_for(test, artifacts / "export", recipe)
     frame = evaluation_columns(test, schema, recipe)
@@ -54,7 +54,7 @@ def answers_for(test: Path, folder: Path, recipe: Recipe) -> NDArray[Any]:
 
     from headrace.data.chunks import open_chunks
 
-    task_type = task_type_of(recipe.task)
+    task_type = task_type_for(recipe)
     if task_type.learner(recipe) is None:
         return task_type.answers(folder, pd.read_parquet(test), recipe)
     chunks = open_chunks([test], recipe.data.model_copy(update={"columns": None}))
@@ -70,7 +70,7 @@ def evaluation_columns(test: Path, schema: Schema, recipe: Recipe) -> pd.DataFra
     """The rows of the split at `test`, with the columns that the evaluation needs. They stay in memory, as the answers do."""
     import pandas as pd
 
-    return pd.read_parquet(test, columns=task_type_of(recipe.task).evaluation_columns(schema, recipe))
+    return pd.read_parquet(test, columns=task_type_for(recipe).evaluation_columns(schema, recipe))
 
 
 def draw(recipe: Recipe, evaluation: Evaluation, y_true: NDArray[Any], outputs: NDArray[Any], artifacts: Path) -> None:

@@ -10,7 +10,7 @@ from headrace.models.schema import Schema
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
 from headrace.task_types.base import TaskType
-from headrace.task_types.lookup import task_type_of
+from headrace.task_types.lookup import task_type_for
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +30,7 @@ def export_model(recipe: Recipe, project: Project) -> None:
     artifacts = project.artifacts(recipe.name)
     out = artifacts / "export"
     out.mkdir(parents=True, exist_ok=True)
-    task_type, schema = task_type_of(recipe.task), Schema.read(artifacts / "prepared" / "schema.json")
+    task_type, schema = task_type_for(recipe), Schema.read(artifacts / "prepared" / "schema.json")
     test = _test_rows(task_type, artifacts / "prepared" / "test.parquet", recipe)
     model = load_weights(recipe, schema, artifacts / "train" / "model.pt")
     contract = task_type.contract(schema, recipe, test.iloc[:1]).model_copy(update=model.describe())
@@ -54,6 +54,6 @@ def load_weights(recipe: Recipe, schema: Schema, path: Path) -> ServedModel:
     """Loads the trained model, in evaluation mode."""
     import torch
 
-    model = task_type_of(recipe.task).module(recipe.model, schema)
+    model = task_type_for(recipe).module(recipe.model, schema)
     model.load_state_dict(torch.load(path, weights_only=True))
     return model.eval()

@@ -15,11 +15,16 @@ from headrace.files import atomic_write, write_json, write_with
 from headrace.models.schema import Schema
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
-from headrace.task_types.lookup import task_type_of
+from headrace.task_types.lookup import task_type_for
+from headrace.task_types.table_columns import NotesGaps
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from headrace.data.split_record import SplitRecord
 
 PARTS = ("train", "validation", "test")
 GROUP_BYTES = 32 * 2**20
@@ -27,7 +32,8 @@ GROUP_BYTES = 32 * 2**20
 
 
 def prepare(recipe: Recipe, project: Project) -> None:
-    """Writes `prepared/{train,validation,test}.parquet`, `schema.json` and `rows.json`.
+    """Writes `prepared/{train,validation,test}.parquet`, `schema.json` and `rows.json`, and for the comparison of models
+    `split/split.json` and `split/test_keys.npy`.
 
     Raises:
         DataError: a split is empty, a column holds nothing, or there is one class only.
@@ -42,15 +48,34 @@ def prepare(recipe: Recipe, project: Project) -> None:
 
 
 def _as_a_whole(recipe: Recipe, project: Project, out: Path) -> tuple[Schema, dict[str, int]]:
-    from headrace.data.splits import split
+    from headrace.data.split_record import record_of
+    from headrace.data.splits import first_test_value, split
     from headrace.data.tables import read_batches
 
-    splits = split(read_batches(project, recipe), recipe)
-    schema = task_type_of(recipe.task).learn(splits, recipe)
+    table, time = read_batches(project, recipe), recipe.data.split.time
+    splits = split(table, recipe)
+    assert splits.test_keys is not None
+    first = None if time is None else first_test_value([table], time)
+    _write_record(record_of(recipe, list(table.columns), first, splits.seen_below), splits.test_keys, out)
+    schema = task_type_for(recipe).learn(splits, recipe)
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     for name, frame in parts.items():
         write_with(out / f"{name}.parquet", lambda beside, frame=frame: frame.to_parquet(beside, index=False))  # type: ignore[misc]
     return schema, {name: len(frame) for name, frame in parts.items()}
+
+
+def _write_record(record: SplitRecord, test_keys: NDArray[np.uint64], out: Path) -> None:
+    import numpy as np
+
+    from headrace.data.split_record import KEYS, RECORD
+
+    def save(beside: Path) -> None:
+        with beside.open("wb") as handle:
+            np.save(handle, test_keys)
+
+    folder = out.with_name("split")  # not beside the rows: models need not be trained again for it
+    write_json(folder / RECORD, record.model_dump(mode="json"))
+    write_with(folder / KEYS, save)
 
 
 def _in_chunks(chunks: Chunks, recipe: Recipe, out: Path) -> tuple[Schema, dict[str, int]]:
@@ -59,7 +84,10 @@ def _in_chunks(chunks: Chunks, recipe: Recipe, out: Path) -> tuple[Schema, dict[
     Raises:
         DataError: as `prepare`, with the rows of the chunk where they are known.
     """
-    from headrace.data.splits import check_parts, kept_columns, split_masks
+    import numpy as np
+
+    from headrace.data.split_record import record_of
+    from headrace.data.splits import check_parts, kept_columns, row_keys, split_masks
 
     if recipe.data.split.per_class is not None:
         raise DataError(
@@ -67,19 +95,26 @@ def _in_chunks(chunks: Chunks, recipe: Recipe, out: Path) -> tuple[Schema, dict[
             where="data.split.per_class",
             hint="split by shares, by time or by given rows; or raise data.memory, where the machine has it",
         )
-    last, seen = _last(chunks, recipe), set[Any]()
-    learner, given = task_type_of(recipe.task).learner(recipe), recipe.data.split.predefined
+    first, seen = _first_test_value(chunks, recipe), set[Any]()
+    learner, given = task_type_for(recipe).learner(recipe), recipe.data.split.predefined
     assert learner is not None, "only kinds with a learner get chunks"
     kept = kept_columns(chunks.names, recipe)
     fields = [chunks.schema.field(name) for name in kept]
-    with _writers(out, fields) as writers, bar(f"preparing {recipe.name}", chunks.rows) as progress:
+    test_keys = [np.zeros(0, np.uint64)]
+    with (
+        _writers(out, fields, chunks.size if recipe.data.pictures else None) as writers,
+        bar(f"preparing {recipe.name}", chunks.rows) as progress,
+    ):
         for frame in chunks.frames():
-            masks = split_masks(frame, recipe, last)
+            masks = split_masks(frame, recipe, first)
             if given is not None:
                 seen.update(frame[given.column].unique()[:50])
             with _rows_named(frame):
                 if masks[0].any():
                     learner.add(frame.loc[masks[0], kept])
+                if isinstance(learner, NotesGaps):
+                    learner.note_gaps(frame)
+            test_keys.append(row_keys(frame[masks[2]], recipe))
             for writer, mask in zip(writers.values(), masks, strict=True):
                 writer.add(_to_arrow(frame.loc[mask, kept], fields))
             progress.update(int(frame.index[-1]) + 1)
@@ -87,21 +122,22 @@ def _in_chunks(chunks: Chunks, recipe: Recipe, out: Path) -> tuple[Schema, dict[
             writer.close()
         rows = {name: writer.written for name, writer in writers.items()}
         check_parts({"training": rows["train"], "validation": rows["validation"], "test": rows["test"]}, recipe, seen)
+        _write_record(record_of(recipe, chunks.names, first), np.concatenate(test_keys), out)
         return learner.schema(), rows
 
 
-def _last(chunks: Chunks, recipe: Recipe) -> Any:
-    """The value of the test rows, for a split by time; found in one pass over its column. None for other splits."""
-    from headrace.data.splits import last_value
+def _first_test_value(chunks: Chunks, recipe: Recipe) -> Any:
+    """The first value that marks test rows, for a split by time; found in one pass over its column. None for other splits."""
+    from headrace.data.splits import first_test_value
 
     time = recipe.data.split.time
     if time is None:
         return None
-    return max(last_value(frame, time.column) for frame in chunks.frames([time.column]))
+    return first_test_value(chunks.frames([time.column]), time)
 
 
 @contextmanager
-def _writers(out: Path, fields: list[pa.Field]) -> Iterator[dict[str, RowGroupWriter]]:
+def _writers(out: Path, fields: list[pa.Field], group_rows: int | None) -> Iterator[dict[str, RowGroupWriter]]:
     """One file for each split. They are moved into place when the block ends without an error; else nothing changes.
 
     Raises:
@@ -110,7 +146,7 @@ def _writers(out: Path, fields: list[pa.Field]) -> Iterator[dict[str, RowGroupWr
     import pyarrow as pa
 
     schema = pa.schema(fields)
-    rows = max(1, GROUP_BYTES // schema_bytes(schema))
+    rows = group_rows or max(1, GROUP_BYTES // schema_bytes(schema))
     with ExitStack() as stack:
         writers = {
             name: RowGroupWriter(stack.enter_context(atomic_write(out / f"{name}.parquet")), schema, rows) for name in PARTS

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from headrace import processes
+from headrace import permissions, processes
 from headrace.errors import HeadraceError, Interrupted, UsageError, near_miss
 from headrace.project import Project, find_project
 from headrace.recipe.recipe import Recipe, load_recipe
@@ -78,6 +78,7 @@ def main(arguments: list[str]) -> int:
                 hint="python -m headrace.pipeline.stages STAGE RECIPE",
             )
         processes.die_with_parent()
+        processes.interrupt_on_sigterm()
         # Threads that spin while they wait make a small network five times slower as soon as another program needs a core.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         project = find_project()
@@ -102,6 +103,7 @@ def _report(error: HeadraceError) -> int:
 
 
 if __name__ == "__main__":
+    permissions.set_private_umask()
     processes.raise_gc_threshold()
     code = main(sys.argv[1:])
     processes.freeze_gc()

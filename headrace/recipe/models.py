@@ -10,8 +10,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from headrace.errors import near_miss
 from headrace.plugins import is_dotted, load_class
+from headrace.recipe.synonyms import near_model
 
 
 class ModelConfig(BaseModel):
@@ -41,8 +41,54 @@ class CNNConfig(ModelConfig):
     """Probability of dropping a feature before the linear layer."""
 
 
+class ResNetConfig(ModelConfig):
+    """A residual network: a stem, then stages of residual blocks, each stage with half the height and width and twice the
+    channels of the one before, then the average of all positions and one linear layer."""
+
+    builds = "headrace.models.resnet:ResNet"
+    name: Literal["resnet"] = "resnet"
+    width: int = Field(default=32, ge=1)
+    """Channels of the first stage."""
+    stages: int = Field(default=3, ge=1, le=6)
+    """Number of stages."""
+    depth: int = Field(default=2, ge=1)
+    """Residual blocks of each stage, of two convolutions each."""
+    stem: Literal["auto", "small", "large"] = "auto"
+    """The first convolution: `small` keeps the size; `large` is for large pictures and divides height and width by 4; `auto` is
+    `large` from 96 pixels on."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Probability of dropping a feature before the linear layer."""
+
+
+class TextVectorConfig(BaseModel):
+    """How a text beside the columns of a table becomes a vector."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    encoder: Literal["mean", "attention"] = "mean"
+    """`mean`: mean and maximum of the tokens' embeddings; `attention`: a transformer encoder, for which the order of words
+    counts."""
+    width: int = Field(default=64, ge=2)
+    """Features per token; for `attention` a multiple of `heads`, and of the vector too."""
+    heads: int = Field(default=4, ge=1)
+    """For `attention`: heads per block."""
+    layers: int = Field(default=1, ge=1)
+    """For `attention`: number of transformer blocks."""
+    dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Probability of dropping a feature."""
+    token_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Probability of replacing a token by the unknown token in training."""
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> TextVectorConfig:
+        if self.encoder == "attention" and (self.width % self.heads or self.width // self.heads % 2):
+            raise ValueError(
+                f"width {self.width} cannot be divided into {self.heads} heads of an even size; try width 64, heads 4"
+            )
+        return self
+
+
 class MLPConfig(ModelConfig):
-    """A dense network; each categorical column of a table gets an embedding."""
+    """A dense network; each categorical column of a table gets an embedding, and a text a vector."""
 
     builds = "headrace.models.mlp:MLP"
     name: Literal["mlp"] = "mlp"
@@ -52,8 +98,26 @@ class MLPConfig(ModelConfig):
     """Probability of dropping a hidden feature."""
     embedding: int = Field(default=8, ge=1)
     """Largest embedding of a categorical column; small vocabularies get fewer dimensions."""
+    text: TextVectorConfig | None = None
     interval: float | None = Field(default=None, gt=0.0, lt=1.0)
     """For regression: the fraction of true values that predicted intervals should contain; the prediction is then a median."""
+    quantiles: list[Annotated[float, Field(gt=0.0, lt=1.0)]] | None = Field(default=None, min_length=2, max_length=99)
+    """For regression: quantiles that are predicted beside the value, in order and with 0.5, which is the value, for example
+    `[0.1, 0.5, 0.9]`."""
+
+    @model_validator(mode="after")
+    def _check_quantiles(self) -> MLPConfig:
+        if self.quantiles is None:
+            return self
+        if self.quantiles != sorted(set(self.quantiles)):
+            raise ValueError("quantiles: write each one once, in order, for example [0.1, 0.5, 0.9]")
+        if 0.5 not in self.quantiles:
+            raise ValueError("quantiles: 0.5 has to be among them; the median is the predicted value")
+        if self.interval is not None:
+            raise ValueError(
+                "interval and quantiles: remove one of them; quantiles [0.05, 0.5, 0.95] contain an interval of 0.9"
+            )
+        return self
 
 
 Pooling = Literal["max", "mean", "last", "attention"]
@@ -252,6 +316,7 @@ class APPNPConfig(ModelConfig):
 
 MODELS: dict[str, type[ModelConfig]] = {
     "cnn": CNNConfig,
+    "resnet": ResNetConfig,
     "mlp": MLPConfig,
     "recurrent": RecurrentConfig,
     "attention": AttentionConfig,
@@ -272,7 +337,7 @@ def config_of(name: str) -> type[ModelConfig]:
     """
     if not is_dotted(name):
         if name not in MODELS:
-            raise ValueError(f"unknown model {name!r}; {near_miss(name, MODELS)}")
+            raise ValueError(f"unknown model {name!r}; {near_model(name, MODELS)}")
         return MODELS[name]
     config = getattr(load_class(name), "Config", ModelConfig)
     if not (isinstance(config, type) and issubclass(config, ModelConfig)):

@@ -19,12 +19,15 @@ from headrace import renamed
 from headrace.errors import RecipeError, near_miss
 from headrace.plugins import add_to_import_path, is_dotted
 from headrace.project import Project
+from headrace.recipe.columns import RESERVED_FIELDS
 from headrace.recipe.data import DataConfig
 from headrace.recipe.gate import GateConfig
 from headrace.recipe.models import MODELS, ModelConfig, config_of
 from headrace.recipe.section import Section
 from headrace.recipe.serve import ServeConfig
+from headrace.recipe.synonyms import near_field
 from headrace.recipe.task_types import TaskTypeEntry, has_interval, task_type_entry
+from headrace.recipe.task_variants import check_targets, check_text, variant_of
 from headrace.recipe.training import TrainConfig
 
 NAME_PATTERN = r"^[a-z][a-z0-9-]{0,39}$"
@@ -84,19 +87,42 @@ class Recipe(Section):
         task_type = self.task_type
         task_type.check_model(self.model, self.task)
         task_type.check_data(self.data)
+        check_targets(task_type, self.data, self.task)
+        check_text(task_type, self.data, self.model, self.task)
         task_type.check_training(self.train, self.task)
         task_type.check_gate(self.gate, self.model, self.task)
         return self
 
     @model_validator(mode="after")
+    def _check_colour(self) -> Recipe:
+        augment = self.train.augment
+        is_grey = self.data.pixels is not None or (self.data.pictures is not None and self.data.pictures.channels == 1)
+        for name in ("saturation", "hue"):
+            if augment is not None and is_grey and getattr(augment, name):
+                raise ValueError(f"train.augment.{name}: grey images have no colour; remove it, or set data.image.channels: 3")
+        return self
+
+    @model_validator(mode="after")
     def _check_target_name(self) -> Recipe:
-        if has_interval(self.model) and self.data.target == "interval":
-            raise ValueError("data.target: predictions hold their interval under this name; rename the column (data.rename)")
+        if has_interval(self.model) and self.data.target in ("interval", "quantiles"):
+            name = self.data.target
+            raise ValueError(f"data.target: predictions hold their {name} under this name; rename the column (data.rename)")
+        return self
+
+    @model_validator(mode="after")
+    def _check_feature_names(self) -> Recipe:
+        entry = self.task_type
+        if self.data.columns is not None and entry.is_table:
+            for name in self.data.features(self.data.columns):
+                if name in RESERVED_FIELDS:
+                    raise ValueError(
+                        f"data.columns: no feature can be named {name!r}: {RESERVED_FIELDS[name]}; rename it (data.rename)"
+                    )
         return self
 
     @property
     def task_type(self) -> TaskTypeEntry:
-        return task_type_entry(self.task)
+        return variant_of(task_type_entry(self.task), self.data)
 
     @property
     def custom_classes(self) -> list[str]:
@@ -156,7 +182,7 @@ def parse_recipe(text: str, where: str, *, translate_renamed: bool = False) -> R
     try:
         return Recipe.model_validate(fields)
     except ValidationError as error:
-        mistakes = [_explain(mistake) for mistake in error.errors()]
+        mistakes = [_explain(mistake, fields) for mistake in error.errors()]
         hint = f"edit {where}, then: headrace check {Path(where).stem}"
         raise RecipeError(
             "\n".join(f"{where}: {m}" if i else m for i, m in enumerate(mistakes)), where=where, hint=hint
@@ -194,31 +220,33 @@ def expectation_types() -> frozenset[str]:
     return frozenset(path.stem for path in core.glob("expect_*.py"))
 
 
-def _explain(mistake: Any) -> str:
-    """One mistake as `field: what is wrong (value); near miss`."""
+def _explain(mistake: Any, fields: dict[str, Any]) -> str:
+    """One mistake in the recipe with these `fields`, as `field: what is wrong (value); near miss`."""
     place = [part for part in mistake["loc"] if not str(part).startswith("function-")]
     field = ".".join(str(part) for part in place)
     value = mistake.get("input")
     if mistake["type"] == "extra_forbidden":
         if field in renamed.RECIPE_FIELDS:
             return f"{field}: renamed to {renamed.RECIPE_FIELDS[field].split('.')[-1]!r}"
-        return f"{field}: unknown field; {near_miss(str(place[-1]), _fields_at(place[:-1]))}"
+        section = [str(part) for part in place[:-1]]
+        return f"{field}: unknown field; {near_field(str(place[-1]), section, _fields_at(place[:-1], fields))}"
     if mistake["type"] == "missing":
         return f"{field}: required field is missing"
     if isinstance(value, str) and (field, value) in renamed.RECIPE_VALUES:
         return f"{field}: value {value!r} was renamed to {renamed.RECIPE_VALUES[field, value]!r}"
     message = mistake["msg"].removeprefix("Value error, ")
-    shown = f" (got {value!r})" if isinstance(value, str | int | float | bool | list) and len(repr(value)) < 80 else ""
+    seen = re.sub(r"(?<=://)[^/@\s]*@", "***@", repr(value))  # an address may hold a password
+    shown = f" (got {seen})" if isinstance(value, str | int | float | bool | list) and len(repr(value)) < 80 else ""
     return f"{field}: {message}{shown}" if field else message
 
 
-def _fields_at(place: list[Any]) -> list[str]:
-    """Names of the fields of the section at `place`, for the near miss."""
+def _fields_at(place: list[Any], fields: dict[str, Any]) -> list[str]:
+    """Names of the fields of the section at `place`, for the near miss; in `model`, those of the model that it names."""
     if place and place[0] == "model":
-        return sorted({name for config in MODELS.values() for name in config.model_fields})
+        return list(config_of(str(fields["model"]["name"])).model_fields)
     section: Any = Recipe
     for part in place:
-        if isinstance(part, int):
+        if isinstance(part, int) or part not in section.model_fields:  # the name of a column, as in data.times
             continue
         annotation = section.model_fields[part].annotation
         options = [annotation, *getattr(annotation, "__args__", ())]

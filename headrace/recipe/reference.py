@@ -76,7 +76,11 @@ def documented_fields(section: type[BaseModel], prefix: str = "") -> Iterator[Do
         if inner is ModelConfig:
             continue
         if inner is not None:
-            yield from documented_fields(inner, f"{prefix}{name}.")
+            by_name = ".COLUMN" if get_origin(field.annotation) is dict else ""
+            if by_name or any(get_origin(option) is tuple for option in get_args(field.annotation)):  # it has a short form
+                default = field.get_default(call_default_factory=True)
+                yield Documented(f"{prefix}{name}", (), _shown(default), texts.get(name, ""))
+            yield from documented_fields(inner, f"{prefix}{name}{by_name}.")
             continue
         default = field.get_default(call_default_factory=True)
         yield Documented(f"{prefix}{name}", _choices(field.annotation), _shown(default), texts.get(name, ""))

@@ -18,7 +18,9 @@ class Bounds(Section):
     """Limits that a new version is compared with while it is watched; beyond one of them it is rolled back."""
 
     error_rate: float = Field(default=0.01, ge=0.0, lt=1.0)
-    """Fraction of answers with a status of 500 or above, in excess of the champion's."""
+    """Fraction of requests that fail (a status of 500 or above, or no finite answer), in excess of the champion's."""
+    refused_rate: float = Field(default=0.01, ge=0.0, lt=1.0)
+    """Fraction of requests that a canary or shadow refuses (a status of 400 to 499), in excess of the champion's."""
     latency: float = Field(default=2.0, ge=1.0)
     """99th percentile of the latency, as a multiple of the champion's."""
     distribution: float = Field(default=0.2, gt=0.0)
@@ -26,7 +28,10 @@ class Bounds(Section):
     agreement: Fraction | None = 0.8
     """Fraction of requests that a shadow answers like the champion, at least; null: no limit."""
     min_requests: int = Field(default=50, ge=1)
-    """Requests that are needed for a decision."""
+    """Requests that are needed to exceed a bound."""
+    detectable: float = Field(default=0.1, gt=0.0, le=1.0)
+    """Excess of failing requests above `error_rate` that a step has to notice with a probability of 80 %; with too few requests
+    for that, it is not judged."""
 
 
 class RolloutConfig(Section):
@@ -76,6 +81,9 @@ class ServeConfig(Section):
     """Engine that computes predictions."""
     threads: int = Field(default=1, ge=1)
     """ONNX Runtime threads of a replica."""
+    unknown: Literal["warn", "refuse"] = "warn"
+    """For tables: what happens to categories that no training row had, and to numbers outside of the range of training.
+    `warn`: they are answered, with `warnings` beside the answer; `refuse`: status 422."""
     rollout: RolloutConfig = RolloutConfig()
 
 

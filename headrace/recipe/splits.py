@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from headrace.recipe.section import Fraction, Section
 
 
 class TimeSplit(Section):
-    """A split by time: rows with the last value of `column` are the test set, earlier rows are for training."""
+    """A split by time: the rows with the latest values of `column` are the test set, earlier rows are for training."""
 
     column: str
-    """A column with an order, for example a month or a date. It is not a feature."""
-    test: Literal["last"] = "last"
-    """The test set: the rows with the last value of `column`."""
+    """A column with an order, for example a month or a date. It is not a feature, unless `data.times` names its parts."""
+    test: int | float | str = "last"
+    """The test set: `last`, the rows with the last value of `column`; a fraction such as 0.1, at least this share of the
+    rows, those with the latest values; or a date or a value: the rows from it on, for example 2024-10-01."""
+
+    @field_validator("test", mode="before")
+    @classmethod
+    def _check_test(cls, test: Any) -> Any:
+        if isinstance(test, bool) or (isinstance(test, float) and not math.isfinite(test)):
+            raise ValueError("expected last, a fraction such as 0.1, or a date such as 2024-10-01")
+        return test.isoformat() if hasattr(test, "isoformat") else test  # YAML reads 2024-10-01 as a date
+
+    @property
+    def share(self) -> float | None:
+        """The fraction of the rows that are the test set, where `test` is one."""
+        return float(self.test) if isinstance(self.test, float) and 0 < self.test < 1 else None
 
 
 class PredefinedSplit(Section):

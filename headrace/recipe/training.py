@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from headrace.recipe.section import Section
+from headrace.recipe.section import Fraction, Section
 
 OptimizerName = Literal["adamw", "adam", "sgd", "rmsprop", "muon"]
 MOMENTUM: dict[str, float] = {"sgd": 0.9, "rmsprop": 0.0, "muon": 0.95}
@@ -33,7 +33,11 @@ class Averaging(Section):
 
 
 class Augmentation(Section):
-    """Random changes of each image in every epoch, computed as one resampling of the batch on the device."""
+    """Random changes of each image in every epoch, computed for the whole batch on the device: one resampling, and one
+    change of the colours."""
+
+    flip: Literal["horizontal", "vertical", "both"] | None = None
+    """Directions in which half of the images are flipped."""
 
     shift: float = Field(default=0.0, ge=0.0, le=0.5)
     """Largest shift, as a fraction of the height and of the width."""
@@ -43,6 +47,14 @@ class Augmentation(Section):
     """Largest rotation in degrees, in both directions."""
     crop: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Largest fraction of the height and of the width that is cut off; the rest is stretched to the full size."""
+    brightness: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Largest change of brightness: 0.2 multiplies all values by 0.8 to 1.2."""
+    contrast: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Largest change of contrast: 0.2 multiplies the distance to the image's mean by 0.8 to 1.2."""
+    saturation: float = Field(default=0.0, ge=0.0, le=1.0)
+    """For colour: largest change of saturation; with 1.0 from grey to twice as colourful."""
+    hue: float = Field(default=0.0, ge=0.0, le=0.5)
+    """For colour: largest change of hue in both directions, as a fraction of the colour circle; 0.5 gives every hue."""
 
 
 class TrainConfig(Section):
@@ -94,6 +106,10 @@ class TrainConfig(Section):
     calibrate: Literal["temperature"] | None = None
     """Calibration on the validation rows after training: `temperature` divides the logits by one number (Guo et al. 2017,
     arXiv:1706.04599)."""
+
+    label_threshold: Fraction | Literal["validation"] = 0.5
+    """For several labels per row: a row gets the labels whose probability reaches it. `validation` chooses, for each label, the
+    threshold with the highest F1 on the validation rows."""
 
     @property
     def is_sharded(self) -> bool:

@@ -1,31 +1,32 @@
-"""Decides whether a candidate replaces the version in production: the gate, a person's approval, earlier rollbacks."""
+"""Decides whether a candidate replaces the version in production: the gate, a person's review, earlier rollbacks."""
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from headrace.console import Report
-from headrace.errors import HeadraceError, UsageError
+from headrace.errors import HeadraceError, RegistryError
+from headrace.evaluation.error_budget import confidence_of
 from headrace.evaluation.gate import Comparison, Verdict, align_classes, check_gate, compare, compare_rows
 from headrace.files import read_json
 from headrace.pipeline.evaluate import answers_for
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
 from headrace.recipe.task_types import CLASSIFICATION, REGRESSION
-from headrace.release import history, journal
+from headrace.release import held_out, history, journal, lookup, reviews
 from headrace.release.journal import Entry
+from headrace.release.reviews import Review
 from headrace.runtime.contract import Contract
-from headrace.serving.access import audit
-from headrace.task_types.lookup import task_type_of
+from headrace.task_types.lookup import task_type_for
 from headrace.tracking import registry
 from headrace.tracking.artifact import content_hash
 from headrace.tracking.registry import Version
 
-APPROVAL = "approval"
-Result = Literal["promote", "keep", "refused", "awaiting-approval", "rolled-back"]
+Result = Literal["promote", "keep", "refused", "awaiting-approval", "rejected", "rolled-back"]
 
 
 class Decision(BaseModel):
@@ -37,14 +38,20 @@ class Decision(BaseModel):
     """The gate's findings."""
     result: Result
     """`promote` puts the candidate into production. `keep` releases the champion again, because the candidate has the same
-    bytes. With the others the release stops: the gate refused the candidate, a person has to approve it, or it was rolled
-    back earlier and nothing has changed since."""
+    bytes. With the others the release stops: the gate refused the candidate, a person has to approve it or has rejected it,
+    or it was rolled back earlier and nothing has changed since."""
     champion: Version | None = None
-    """The version in production, if the registry still has it."""
+    """The version in production, if MLflow or its bento still has it."""
     in_production: str | None = None
     """The number of the version in production, from the journal."""
     rolled_back: Entry | None = None
     """The journal's entry of the rollback."""
+    forced: str | None = None
+    """The rollback that this decision overrules, in words."""
+    review: Review | None = None
+    """The approval or rejection of the candidate that counts."""
+    ignored: tuple[str, ...] = ()
+    """Sentences about what looks like an approval and counts for nothing."""
 
     @property
     def stops(self) -> bool:
@@ -65,17 +72,19 @@ def decide_promotion(recipe: Recipe, candidate: Version, project: Project, repor
 
     Args:
         report: gets a line when the alias `champion` had to be corrected.
-        force: also promotes a version that was rolled back.
+        force: also promotes a version that was rolled back. A rejection is lifted by an approval alone.
 
     Raises:
         HeadraceError: the champion takes other inputs than this recipe's data has.
-        RegistryError: the champion's files are gone, or MLflow's database cannot be written.
+        RegistryError: the champion's files are gone everywhere or have changed, or MLflow's database cannot be written.
     """
     entries = journal.entries(project, recipe.name)
     released = history.in_force(entries)
     in_production = released.version if released else None
-    champion = find_champion(recipe.name, in_production, project, report)
-    verdict = judge(recipe, champion, project)
+    champion = find_champion(released, recipe, project, report)
+    if champion is not None and released is not None:
+        lookup.require_recorded_files(champion, released)
+    verdict = judge(recipe, candidate, champion, project)
     is_champion = in_production == candidate.version
     if not is_champion and not verdict.same_model:
         registry.set_alias(candidate, registry.CHALLENGER, project)
@@ -84,11 +93,16 @@ def decide_promotion(recipe: Recipe, candidate: Version, project: Project, repor
         {"gate": "passed" if verdict.passed else "refused", "gate_reasons": "; ".join(verdict.reasons)[:4000]},
         project,
     )
-    rolled_back = None if force else history.when_rolled_back(entries, candidate.version)
+    rollback = _rollback_of(candidate, entries)
+    rolled_back = None if force else rollback
+    content = content_hash(candidate.folder)
+    review = reviews.standing(candidate.version, content, candidate.identity.get("data_md5"), entries, project)
     result: Result
     if not verdict.passed:
         result = "refused"
-    elif not is_champion and recipe.gate.approval == "manual" and not _is_approved(candidate, project):
+    elif not is_champion and review is not None and review.outcome == "rejected":
+        result = "rejected"
+    elif not is_champion and recipe.gate.approval == "manual" and not _is_approved(candidate, content, review, entries):
         result = "awaiting-approval"
     elif rolled_back is not None:
         result = "rolled-back"
@@ -96,6 +110,8 @@ def decide_promotion(recipe: Recipe, candidate: Version, project: Project, repor
         result = "keep" if verdict.same_model and champion is not None else "promote"
     if result in ("refused", "awaiting-approval"):
         _record_once(project, result, candidate, verdict)
+    elif result == "rejected" and not reviews.waits(candidate.version, entries):
+        _record_once(project, "awaiting-approval", candidate, verdict)  # so that it can be approved after all
     return Decision(
         candidate=candidate,
         verdict=verdict,
@@ -103,56 +119,79 @@ def decide_promotion(recipe: Recipe, candidate: Version, project: Project, repor
         champion=champion,
         in_production=in_production,
         rolled_back=rolled_back if result == "rolled-back" else None,
+        forced=f"it was rolled back at {rollback.at} ({history.why_rolled_back(rollback)})" if rollback and force else None,
+        review=review,
+        ignored=tuple(reviews.ignored(candidate, content, entries, project)) if result == "awaiting-approval" else (),
     )
 
 
-def find_champion(model: str, in_production: str | None, project: Project, report: Report) -> Version | None:
+def _is_approved(candidate: Version, content: str, review: Review | None, entries: list[Entry]) -> bool:
+    if review is not None:
+        return review.outcome == "approved"
+    return reviews.was_approved_unsigned(candidate.version, content, entries)
+
+
+def find_champion(released: Entry | None, recipe: Recipe, project: Project, report: Report) -> Version | None:
     """The version in production, with its alias `champion` corrected where somebody moved or deleted it in MLflow.
 
-    The journal says what is in production, not the alias: a person can move an alias, and that serves nothing.
+    The journal says what is in production, not the alias: a person can move an alias, and that serves nothing. A version that
+    was deleted from MLflow is read from its bento, so that the gate still compares with what serves.
+
+    Args:
+        released: the entry of `history.in_force`; None before the first release.
 
     Returns:
-        None before the first release, and when the version was deleted from the registry.
+        None before the first release, and where the version is gone everywhere and the gate does not compare.
 
     Raises:
-        RegistryError: the files of the version are gone, or MLflow's database cannot be written.
+        RegistryError: the gate compares with the version, and it is gone from MLflow and from this machine; or MLflow's
+            database cannot be written.
     """
-    if in_production is None:
+    if released is None:
         return None
-    champion = registry.find_version(model, in_production, project)
+    model, name = recipe.name, f"{recipe.name}@{released.version}"
+    found = lookup.find_in_production(released, project)
     named = registry.aliased(model, registry.CHAMPION, project)
-    if champion is None:
-        report(f"{model}@{in_production} is in production and was deleted from MLflow: nothing to compare with")
-        if named is not None:
+    if found is None and recipe.gate.beat_champion is not None:
+        raise RegistryError(
+            f"{name} is in production, and neither MLflow nor a bento has its files: the gate cannot compare with it",
+            where=f"recipes/{model}.yaml: gate.beat_champion",
+            hint="restore mlruns/ or .headrace/bentoml from a backup, or remove gate.beat_champion for this one release",
+        )
+    if found is None or found.missing:
+        source = "" if found is None else "; the comparison reads it from its bento"
+        report(f"{name} is in production and {' and '.join(found.missing) if found else 'is gone from MLflow'}{source}")
+        if named not in (None, released.version):
             registry.drop_alias(model, registry.CHAMPION, project)
-    elif named != in_production:
-        registry.set_alias(champion, registry.CHAMPION, project)
-        found = f"pointed to {model}@{named}" if named else "was missing"
-        report(f"MLflow's alias champion {found}; {model}@{in_production} is in production, so it points there again")
-    return champion
+    elif named != released.version:
+        registry.set_alias(found.version, registry.CHAMPION, project)
+        moved = f"pointed to {model}@{named}" if named else "was missing"
+        report(f"MLflow's alias champion {moved}; {name} is in production, so it points there again")
+    return found.version if found else None
 
 
-def judge(recipe: Recipe, champion: Version | None, project: Project) -> Verdict:
+def judge(recipe: Recipe, candidate: Version, champion: Version | None, project: Project) -> Verdict:
     """Applies the gate: thresholds, then the paired comparison with the champion on the same test rows.
 
     Raises:
-        HeadraceError: the champion takes other inputs than this recipe's data has.
+        HeadraceError: the champion takes other inputs than this recipe's data has, or may have been trained on all test rows.
     """
     artifacts = project.artifacts(recipe.name)
     metrics: dict[str, float] = read_json(artifacts / "evaluation" / "metrics.json")
     same = champion is not None and content_hash(champion.folder) == content_hash(artifacts / "export")
     comparison: Comparison | None = None
     if champion is not None and not same and recipe.gate.beat_champion is not None:
-        comparison = _compare(recipe, champion, project)
-    return check_gate(recipe.gate, recipe.task_type.metrics, metrics, comparison, same)
+        comparison = _compare(recipe, candidate, champion, project)
+    rows = (read_json(artifacts / "evaluation" / "evaluation.json") or {}).get("rows")
+    return check_gate(recipe.gate, recipe.task_type.metrics, metrics, comparison, same, rows)
 
 
-def _compare(recipe: Recipe, champion: Version, project: Project) -> Comparison:
+def _compare(recipe: Recipe, candidate: Version, champion: Version, project: Project) -> Comparison:
     artifacts = project.artifacts(recipe.name)
-    beat, task_type = recipe.gate.beat_champion, task_type_of(recipe.task)
+    beat, task_type = recipe.gate.beat_champion, task_type_for(recipe)
     assert beat is not None
     with np.load(artifacts / "evaluation" / "predictions.npz") as saved:
-        y_true, candidate = saved["y_true"], saved["outputs"]
+        y_true, ours = saved["y_true"], saved["outputs"]
     try:
         theirs = answers_for(artifacts / "prepared" / "test.parquet", champion.folder, recipe)
     except Exception as error:  # ONNX Runtime raises plain exceptions for another type or shape
@@ -161,34 +200,41 @@ def _compare(recipe: Recipe, champion: Version, project: Project) -> Comparison:
             where=f"recipes/{recipe.name}.yaml",
             hint="remove gate.beat_champion for this one release, or give the recipe another name",
         ) from error
+    rows = held_out.test_rows(recipe, candidate, champion, len(y_true), project)
+    y_true, ours, theirs = (found[rows.unseen] for found in (y_true, ours, theirs))
+    number = held_out.comparison_number(recipe, rows.test_set, candidate, champion, len(y_true), project)
+    stated, unknown = beat.confidence, dict[str, Any]()
+    beat = beat.model_copy(update={"confidence": confidence_of(number, stated)})
     metric, better, seed = beat.metric, recipe.task_type.metrics[beat.metric], recipe.data.split.seed
-    if metric not in CLASSIFICATION | REGRESSION:
-        scores = [task_type.row_scores(metric, y_true, outputs) for outputs in (candidate, theirs)]
-        return compare_rows(*scores, beat=beat, better=better, seed=seed)
-    labels, known = (Contract.read(folder / "contract.json").labels for folder in (artifacts / "export", champion.folder))
-    if labels is not None and known is not None:
-        theirs = align_classes(theirs, known, labels)
-    return compare(y_true, candidate, theirs, beat=beat, better=better, seed=seed)
+    if recipe.task_type.compared_by_row is not None or metric not in CLASSIFICATION | REGRESSION:
+        theirs_contract, ours_contract = (Contract.read(at / "contract.json") for at in (champion.folder, artifacts / "export"))
+        theirs = task_type.align(theirs, theirs_contract, ours_contract)
+        scores = [task_type.comparison_scores(metric, y_true, outputs, recipe) for outputs in (ours, theirs)]
+        found = compare_rows(*scores, beat=beat, better=better, seed=seed, groups=rows.groups)
+    else:
+        labels, known = (Contract.read(folder / "contract.json").labels for folder in (artifacts / "export", champion.folder))
+        if labels is not None and known is not None:
+            ours_named, theirs_named = ([_label_name(label) for label in found] for found in (labels, known))
+            theirs = align_classes(theirs, theirs_named, ours_named)
+            new = [index for index, name in enumerate(ours_named) if name not in theirs_named]
+            unknown = {"unknown_labels": [ours_named[i] for i in new], "unknown_rows": int(np.isin(y_true, new).sum())}
+        found = compare(y_true, ours, theirs, beat=beat, better=better, seed=seed, groups=rows.groups)
+    counted = {"number": number, "budget": 1 - stated, "test_set": rows.test_set, "against": champion.version}
+    return found.model_copy(update={**counted, **unknown, "left_out": int((~rows.unseen).sum())})
 
 
-def approve(reference: str, project: Project, by: str) -> Version:
-    """Stores a person's approval of a version; the next release of the recipe rolls it out.
-
-    Raises:
-        UsageError: the version does not exist, or it is in production already.
-    """
-    version = registry.get(reference, project)
-    released = history.in_force(journal.entries(project, version.model))
-    if released is not None and released.version == version.version:
-        raise UsageError(f"{version.name} is the champion already", hint=f"headrace history {version.model}")
-    registry.set_tags(version, {APPROVAL: "approved", "approved_by": by}, project)
-    journal.record(project, "approved", version.model, version.version, {"by": by, **registry.evidence(version)})
-    audit.record(project, "approve", {"version": version.name, "by": by})
-    return version
+def _label_name(label: str | int) -> str:
+    """The label as a text, the same one for 1, "1" and "1.0": a column becomes text, or fractional, by one new value."""
+    found = re.fullmatch(r"(-?[0-9]+)\.0+", str(label))
+    return found[1] if found else str(label)
 
 
-def _is_approved(version: Version, project: Project) -> bool:
-    return registry.tag(version, APPROVAL, project) == "approved"
+def _rollback_of(candidate: Version, entries: list[Entry]) -> Entry | None:
+    """The entry by which the candidate was rolled back, also under another number: it may have been deleted from MLflow."""
+    wanted = tuple(candidate.identity.get(name) for name in ("content_sha256", "data_md5"))
+    same = [e.version for e in entries if (e.facts.get("content_sha256"), e.facts.get("data_md5")) == wanted]
+    found = (history.when_rolled_back(entries, version) for version in dict.fromkeys([candidate.version, *reversed(same)]))
+    return next((entry for entry in found if entry is not None), None)
 
 
 def _record_once(project: Project, event: Literal["refused", "awaiting-approval"], version: Version, verdict: Verdict) -> None:

@@ -21,6 +21,11 @@ def production(entries: Iterable[Entry]) -> dict[str, Entry]:
     return {entry.model: entry for entry in entries if entry.event in IN_FORCE}
 
 
+def last_number(entries: Iterable[Entry]) -> int:
+    """The highest number of a version that entries of one model name; 0 without entries."""
+    return max((int(entry.version) for entry in entries if entry.version.isdigit()), default=0)
+
+
 def released_spec(entry: Entry) -> ReplicaSpec:
     """The replicas that an entry of `in_force` describes."""
     facts = entry.facts

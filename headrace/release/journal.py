@@ -16,6 +16,7 @@ Event = Literal[
     "refused",
     "awaiting-approval",
     "approved",
+    "rejected",
     "rollout-step",
     "rollout-failed",
     "rollout-abandoned",
@@ -47,11 +48,15 @@ class Entry(append_log.LogEntry):
         return translated
 
 
+def log(project: Project) -> append_log.Log:
+    return append_log.Log(project.journal, "journal", project.state)
+
+
 def record(project: Project, event: Event, model: str, version: str, facts: dict[str, Any]) -> Entry:
     """Adds one entry, synced to disk before it returns."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return append_log.append(
-        project.journal,
+        log(project),
         lambda previous: Entry(at=now, event=event, model=model, version=version, facts=facts, previous=previous),
     )
 
@@ -60,9 +65,9 @@ def entries(project: Project, model: str | None = None) -> list[Entry]:
     """All entries, oldest first, or those of one model.
 
     Raises:
-        HeadraceError: an entry was changed or removed.
+        HeadraceError: an entry was changed or removed, also at the end.
     """
-    return [entry for entry in append_log.read_entries(project.journal, Entry, "journal") if model in (None, entry.model)]
+    return [entry for entry in append_log.read_entries(log(project), Entry) if model in (None, entry.model)]
 
 
 def last(project: Project, model: str, event: Event | None = None) -> Entry | None:

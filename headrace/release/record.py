@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from headrace.errors import AwaitsApproval, HeadraceError, ModelRefused, RolledBack
+from headrace.errors import AwaitsApproval, HeadraceError, ModelRefused, Rejected, RolledBack
 from headrace.files import read_json
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
@@ -12,6 +13,7 @@ from headrace.release import journal, lock, up_to_date
 from headrace.release.decision import Decision
 from headrace.release.history import in_force, why_rolled_back
 from headrace.release.journal import Entry
+from headrace.release.reviews import Review
 from headrace.serving.access import audit
 from headrace.serving.gateway import gateway
 from headrace.tracking import registry
@@ -19,8 +21,8 @@ from headrace.tracking.registry import Version
 
 
 def promote(version: Version, project: Project) -> None:
-    """Moves the alias `champion` to the version that serves now; the alias `challenger` is removed from it."""
-    registry.set_alias(version, registry.CHAMPION, project)
+    """Moves the alias `champion` to the version that serves now, if MLflow has it; `challenger` is removed from it."""
+    registry.move_champion(version.model, version.version, project)
     if registry.aliased(version.model, registry.CHALLENGER, project) == version.version:
         registry.drop_alias(version.model, registry.CHALLENGER, project)
 
@@ -35,9 +37,12 @@ def record_release(recipe: Recipe, decision: Decision, serving: dict[str, Any], 
     """
     chosen = decision.chosen
     facts = {**_evidence(recipe, decision, project), **serving}
+    facts.pop("forced", None)  # of an earlier release of the same version
+    if decision.forced:
+        facts["forced"] = decision.forced
     released = in_force(journal.entries(project, recipe.name))
     if released is None or released.version != chosen.version or _serving(released.facts) != _serving(facts):
-        journal.record(project, "released", recipe.name, chosen.version, facts)
+        journal.record(project, "released", recipe.name, chosen.version, {**facts, "by": audit.user()})
         audit.record(project, "release", {"model": recipe.name, "version": chosen.version})
     gateway.finalize(project, recipe.name)
     up_to_date.remember(recipe, project, lock.began_ns(recipe.name, project))
@@ -50,6 +55,7 @@ def stop_release(recipe: Recipe, decision: Decision, project: Project) -> NoRetu
     Raises:
         ModelRefused: the gate refused the candidate.
         AwaitsApproval: a person has to approve the candidate.
+        Rejected: a person has rejected it, and nothing has changed since.
         RolledBack: the candidate was rolled back earlier, and nothing has changed since.
     """
     up_to_date.remember(recipe, project, lock.began_ns(recipe.name, project))
@@ -60,7 +66,9 @@ def why_stopped(decision: Decision) -> HeadraceError:
     """The error for a decision that stops a release."""
     candidate, serving = decision.candidate, decision.in_production
     if decision.result == "awaiting-approval":
-        return awaiting_approval(candidate, serving)
+        return awaiting_approval(candidate, serving, decision.ignored)
+    if decision.result == "rejected" and decision.review is not None:
+        return rejected(candidate, decision.review, serving)
     if decision.rolled_back is not None:
         return still_rolled_back(candidate, decision.rolled_back, serving)
     return refusal(candidate.model, candidate.version, decision.verdict.reasons, serving)
@@ -74,11 +82,21 @@ def refusal(model: str, version: str, reasons: list[str], serving: str | None) -
     )
 
 
-def awaiting_approval(version: Version, serving: str | None) -> AwaitsApproval:
-    """The error for a version that passed the gate and needs a person's approval."""
+def awaiting_approval(version: Version, serving: str | None, ignored: Sequence[str] = ()) -> AwaitsApproval:
+    """The error for a version that passed the gate and needs a person's approval; `ignored` is what does not count as one."""
+    message = f"{version.name} passed the gate and waits for approval; {_keeps_serving(version.model, serving)}"
     return AwaitsApproval(
-        f"{version.name} passed the gate and waits for approval; {_keeps_serving(version.model, serving)}",
+        "\n".join([message, *(f"- {one}" for one in ignored)]),
         hint=f"review it in MLflow, then: headrace approve {version.name} && headrace run {version.model}",
+    )
+
+
+def rejected(version: Version, review: Review, serving: str | None) -> Rejected:
+    """The error for a version that a person rejected."""
+    return Rejected(
+        f"{version.name} was rejected {review.sentence}; {_keeps_serving(version.model, serving)}",
+        hint=f"change the recipe or the data; or lift the rejection: "
+        f"headrace approve {version.name} && headrace run {version.model}",
     )
 
 
@@ -119,13 +137,15 @@ def training_facts(recipe: Recipe, project: Project) -> dict[str, Any]:
     return {
         "training": read_json(artifacts / "train" / "summary.json"),
         "metrics": read_json(artifacts / "evaluation" / "metrics.json"),
+        "test_rows": (read_json(artifacts / "evaluation" / "evaluation.json") or {}).get("rows"),
     }
 
 
 def _evidence(recipe: Recipe, decision: Decision, project: Project) -> dict[str, Any]:
     """Why the version is in production: the findings of this release, or of the earlier one that chose the same version."""
     chosen = decision.chosen
-    found = {"verdict": decision.verdict.to_dict(), **training_facts(recipe, project)}
+    approval = {"approval": decision.review.facts()} if decision.review else {}
+    found = {"verdict": decision.verdict.to_dict(), **training_facts(recipe, project), **approval}
     if not decision.verdict.same_model:
         return {**registry.evidence(chosen), **found}
     entries = journal.entries(project, recipe.name)
@@ -134,4 +154,4 @@ def _evidence(recipe: Recipe, decision: Decision, project: Project) -> dict[str,
 
 
 def _serving(facts: dict[str, Any]) -> tuple[Any, ...]:
-    return facts.get("bento"), facts.get("image"), facts.get("runner"), facts.get("replicas")
+    return tuple(facts.get(name) for name in ("bento", "image", "image_digest", "runner", "replicas"))

@@ -12,16 +12,17 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from headrace import console
 from headrace.console import Report
-from headrace.data.restore import restore_version
 from headrace.errors import HeadraceError, NotReproduced, UsageError
 from headrace.files import read_cached_json, read_json
 from headrace.pipeline.stages import ERROR_FILE
-from headrace.plugins import custom_sources
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe, load_recipe
-from headrace.task_types.lookup import task_type_of
-from headrace.tracking import artifact, provenance, registry
+from headrace.release import lookup
+from headrace.release.extract import WORKING_TREE, write_sources
+from headrace.task_types.lookup import task_type_for
+from headrace.tracking import artifact, provenance
 from headrace.tracking.registry import Version
 
 STAGES = ("prepare", "train", "export", "evaluate")
@@ -34,7 +35,7 @@ class Reproduction(BaseModel):
     version: str
     """For example `digits@3`."""
     code: str
-    """Where the code came from: a commit, or the working tree."""
+    """Where the code came from: a commit, the copy kept with the version, or both; of older versions the working tree."""
     data_md5: str
     device: str
     identical: bool
@@ -55,13 +56,13 @@ def reproduce(reference: str, project: Project, report: Report) -> Reproduction:
         DataError: its data is gone.
         NotReproduced: the weights differ.
     """
-    version = registry.get(reference, project)
+    version = lookup.find(reference, project).version
     _require_environment(version, project)
     folder = project.state / "reproductions" / f"{version.model}-{version.version}-{os.getpid()}"
     try:
-        code = _extract_code(version, project, folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        code = write_sources(version, project, folder)
         report(f"code of {code}")
-        restore_version(version.model, version.identity["data_md5"], project, folder / "data" / version.model)
         report(f"data {version.identity['data_md5']}")
         for stage in STAGES:
             report(stage)
@@ -74,54 +75,23 @@ def reproduce(reference: str, project: Project, report: Report) -> Reproduction:
     return found
 
 
-WORKING_TREE = "the working tree"
-
-
 def _require_environment(version: Version, project: Project) -> None:
     then, now = version.identity.get("lock_sha256", ""), provenance.lock_hash(project)
+    if then != now and not project.is_clone:
+        raise UsageError(
+            f"{version.name} was trained with another Headrace or another requirements.lock "
+            f"(sha256 {then[:12]}…, now {now[:12]}…)",
+            where="requirements.lock",
+            hint=f"install the Headrace and the packages of then: {version.name} was trained with Headrace "
+            f"{version.identity.get('headrace', '?')}, and git has requirements.lock if it was committed",
+        )
     if then != now:
-        commit = version.identity.get("git_commit", "none").removesuffix("-dirty")
         raise UsageError(
             f"{version.name} was trained with another requirements.lock (sha256 {then[:12]}…, now {now[:12]}…)",
             where="requirements.lock",
-            hint=f"in a clone of the project: git checkout {commit} && make setup, then the same command there",
+            hint=f"{console.command_name()} trace {version.name} --extract FOLDER writes its code, lock file and data; "
+            "make setup installs the environment there",
         )
-
-
-def _extract_code(version: Version, project: Project, folder: Path) -> str:
-    """Copies code and recipe of the version into `folder`, and returns where they come from."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    commit = version.identity.get("git_commit", "none")
-    if commit != "none" and not commit.endswith("-dirty"):
-        _extract_commit(commit, project, folder)
-        return f"commit {commit[:12]}"
-    recipe_file = project.recipes / f"{version.model}.yaml"
-    if provenance.sha256(recipe_file) != version.identity.get("recipe_sha256"):
-        raise UsageError(
-            f"{version.name} was trained from a recipe that was never committed and has changed since",
-            where=f"recipes/{version.model}.yaml",
-            hint="undo the change; and commit recipes before a release, so that every version can be trained again",
-        )
-    recipe = load_recipe(version.model, project)
-    (folder / "recipes").mkdir()
-    for path in [recipe_file, project.root / "dvc.yaml", *custom_sources(recipe.custom_classes, project.root)]:
-        place = folder / path.resolve().relative_to(project.root.resolve())
-        shutil.copytree(path, place) if path.is_dir() else shutil.copyfile(path, place)
-    return WORKING_TREE
-
-
-def _extract_commit(commit: str, project: Project, folder: Path) -> None:
-    archive = subprocess.run(
-        ["git", "-C", str(project.root), "archive", "--format=tar", commit, "--", "."], capture_output=True, check=False
-    )
-    if archive.returncode:
-        raise UsageError(
-            f"git does not have commit {commit}: {archive.stderr.decode(errors='replace').strip()[:200]}",
-            where=str(project.root),
-            hint="git fetch --all --unshallow, then the same command",
-        )
-    subprocess.run(["tar", "-x", "-C", str(folder)], input=archive.stdout, check=True)
 
 
 def _run_stage(stage: str, model: str, folder: Path, from_folder: bool) -> None:
@@ -186,15 +156,17 @@ def _largest_difference(version: Version, again: Project) -> float | None:
     except HeadraceError:
         return None
     test = pd.read_parquet(artifacts / "prepared" / "test.parquet")
-    task_type = task_type_of(recipe.task)
+    task_type = task_type_for(recipe)
     then, now = (task_type.answers(folder, test, recipe) for folder in (version.folder, artifacts / "export"))
     return float(np.abs(then - now).max()) if then.shape == now.shape else float("inf")
 
 
 def _metrics_of(version: Version, project: Project) -> dict[str, float | None]:
-    """The test metrics of the version's run in MLflow."""
-    from headrace.tracking.runs import client, registry_errors
+    """The test metrics of the version's run in MLflow; none when the run was deleted."""
+    from headrace.tracking.runs import client, exists, registry_errors
 
+    if not exists(version.run_id, project):
+        return {}
     with registry_errors(project):
         logged = client(project).get_run(version.run_id).data.metrics
     return {name.removeprefix("test_"): value for name, value in logged.items() if name.startswith("test_")}

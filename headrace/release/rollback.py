@@ -8,7 +8,7 @@ from headrace.console import Report
 from headrace.errors import ServiceError, UsageError, near_miss
 from headrace.project import Project
 from headrace.release import history, journal, recovery
-from headrace.release.deploy import is_packaged, package_version
+from headrace.release.deploy import is_packaged, package_again, require_released_bytes
 from headrace.release.journal import Entry
 from headrace.release.lock import release_lock
 from headrace.serving.access import audit
@@ -52,9 +52,10 @@ def roll_back(
         placed = project.settings.model_copy(update={"runner": facts["runner"]})
         if rebuild:
             version = registry.get(f"{model}@{target.version}", project)
-            facts |= package_version(version, project.using(placed), report).model_dump()
+            facts |= package_again(version, target, project.using(placed), report)
         else:
             _require_packaged(target, project.using(placed))
+            require_released_bytes(target, project.using(placed))
         spec = ReplicaSpec(model, target.version, facts["bento"], facts["image"], facts["threads"])
         roll_out(spec, facts["replicas"], project, runner_for(project, facts["runner"]), report)
         registry.move_champion(model, target.version, project)

@@ -11,13 +11,18 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from headrace.data.pictures.sources import local_inputs
 from headrace.data.sources.addresses import is_local, local_files
 from headrace.files import read_cached_json, write_json
+from headrace.installation import path_of
 from headrace.plugins import code_files, custom_sources
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
 
-CODE = ("headrace", "flows", "tasks", "bentos", "deploy/serving")
+FLOWS = ("flows", "tasks")
+"""Code that each project has."""
+INSTALLED = ("headrace", "bentos", "deploy/serving")
+"""Code that only a clone has; that of other projects is where Headrace is installed."""
 
 
 def snapshot(recipe: Recipe, project: Project) -> str:
@@ -55,11 +60,14 @@ def _snapshot_file(recipe: Recipe, project: Project) -> Path:
 def _inputs(recipe: Recipe, project: Project) -> Iterator[Path]:
     """The files that people write: the recipe, its source where that is a file, the environment and the code."""
     singles = [project.recipes / f"{recipe.name}.yaml", project.root / "requirements.lock"]
-    for file in recipe.data.files:
+    if recipe.data.pictures is not None:
+        singles.extend(local_inputs(recipe, project))
+    for file in recipe.data.files if recipe.data.pictures is None else ():
         if is_local(file.uri):
             singles.extend(local_files(file.uri, project.root))
     yield from (path for path in singles if path.is_file())
-    yield from _files(project.root / name for name in CODE)
+    yield from _files(project.root / name for name in FLOWS)
+    yield from _files(project.root / name if project.is_clone else path_of(name) for name in INSTALLED)
     for source in custom_sources(recipe.custom_classes, project.root):
         yield from code_files(source)
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.runtime.contract import ContractViolation, InputField, describe
 from headrace.runtime.graph import Subgraph, undirected
+from headrace.runtime.input_field import ContractViolation, InputField, describe
 
 MAX_CELLS = 2**22
 """Most nodes times features of one graph: 16 MiB of numbers."""

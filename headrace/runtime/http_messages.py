@@ -38,8 +38,10 @@ class TrackedRequest(Request):
         self.route = "none"
         self.code = ""
         """Error code of a refused request."""
-        self.spent = 0
-        """Rows taken from the caller's quota."""
+        self.spent: dict[str, int] = {}
+        """Rows taken from the caller's quota, by day."""
+        self.is_worked_on = False
+        """Whether the model has begun to work on rows that were taken from a quota."""
         self.is_counted = False
         """Whether the request is counted as usage already; a stream counts once, though its tokens come one by one."""
 

@@ -22,6 +22,10 @@ MAX_VERIFIED = 10_000
 RELOAD_SECONDS = 1.0
 """How often the folder's files are checked for changes: a revoked token is refused after at most this long."""
 REQUIRED = ["iss", "sub", "jti", "iat", "exp"]
+DECIDE = frozenset({"operator", "reviewer"})
+"""Roles of people who may approve and reject versions."""
+SEE = DECIDE | {"viewer"}
+"""Roles of people who may see versions and their history. A token without a role is a tenant's."""
 
 # From RFC 8032, 7.1, test 1. It is verified instead of a token that cannot be, so that every refusal takes equally long.
 _DUMMY_KEY: Any = OKPAlgorithm.from_jwk({"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"})
@@ -45,6 +49,8 @@ class Caller:
     expires_at: float
     """Seconds since 1970."""
     rows_per_day: int | None = None
+    role: str | None = None
+    """One of `SEE`; None for a tenant, who calls models only."""
     has_all_models: bool = field(init=False, default=False)
     """Whether the token gives access to all models, future ones included."""
 
@@ -70,7 +76,8 @@ class TokenVerifier:
     """Verifies tokens with the public keys in `folder/jwks.json`; tokens listed in `folder/revoked.json` are refused.
 
     Both files are reloaded when they change. If one cannot be read, its last content stays valid; if it was never read, every
-    token is refused. A `folder` of None means open access.
+    token is refused. A missing file of keys refuses every token; a missing list of revoked tokens, which may name any of them,
+    is one that cannot be read. A `folder` of None means open access.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -175,27 +182,36 @@ def _refuse_in_constant_time() -> Caller:
 
 
 def make_claims(
-    tenant: str, jti: str, models: Sequence[str], issued: int, expires: int, rate: float | None, rows_per_day: int | None
+    tenant: str,
+    jti: str,
+    models: Sequence[str],
+    issued: int,
+    expires: int,
+    rate: float | None,
+    rows_per_day: int | None,
+    role: str | None = None,
 ) -> dict[str, Any]:
     """The claims of a token (RFC 7519), as `TokenVerifier` reads them. `rate` is for Envoy alone, in requests per second.
 
     Args:
         issued: seconds since 1970, as `expires`.
     """
-    limits = {"rate": rate, "rows_per_day": rows_per_day}
+    optional = {"rate": rate, "rows_per_day": rows_per_day, "role": role}
     return {
         **{"iss": ISSUER, "sub": tenant, "jti": jti, "iat": issued, "exp": expires, "models": list(models)},
-        **{name: limit for name, limit in limits.items() if limit is not None},
+        **{name: value for name, value in optional.items() if value is not None},
     }
 
 
 def _caller(claims: dict[str, Any]) -> Caller:
-    tenant, models, rows = claims["sub"], claims.get("models"), claims.get("rows_per_day")
+    tenant, models, rows, role = claims["sub"], claims.get("models"), claims.get("rows_per_day"), claims.get("role")
     if not tenant or not isinstance(models, list) or not all(isinstance(model, str) for model in models):
         raise InvalidToken
     if rows is not None and (not isinstance(rows, int) or isinstance(rows, bool) or rows < 0):
         raise InvalidToken
-    return Caller(tenant, frozenset(models), claims["jti"], float(claims["exp"]), rows)
+    if role is not None and role not in SEE:
+        raise InvalidToken
+    return Caller(tenant, frozenset(models), claims["jti"], float(claims["exp"]), rows, role)
 
 
 def _keys(content: bytes) -> dict[str, Any] | None:
@@ -208,8 +224,8 @@ def _keys(content: bytes) -> dict[str, Any] | None:
 
 
 def _revoked(content: bytes) -> frozenset[str] | None:
-    """Returns the `jti` of each revoked token, or None if the file is not valid."""
+    """Returns the `jti` of each revoked token, or None if the file is missing or not valid."""
     try:
-        return frozenset(json.loads(content)["revoked"] if content else ())
+        return frozenset(json.loads(content)["revoked"])
     except (ValueError, KeyError, TypeError):
         return None

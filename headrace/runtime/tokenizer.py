@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 PAD, UNKNOWN, START, END = 0, 1, 2, 3
 SPECIAL = ("[PAD]", "[UNK]", "[BOS]", "[EOS]")
 """The first tokens of every vocabulary, in the order of the ids above."""
+Feeds = dict[str, NDArray[Any]]
 TOKENS_PER_RUN = 16_384
 """Most rows times length in one run of a graph, so that its memory does not grow with the request."""
 
@@ -92,11 +93,25 @@ def run_by_length(rows: Sequence[Sequence[int]], run: Callable[[NDArray[np.int64
 
     Rows of similar length run together, so that little padding is needed: at most `TOKENS_PER_RUN`, or one longer row.
     """
+    return _run_parts(rows, lambda part: run(padded([rows[i] for i in part])))
+
+
+def run_with_text(feeds: Feeds, name: str, rows: Sequence[Sequence[int]], run: Callable[[Feeds], NDArray[Any]]) -> NDArray[Any]:
+    """Returns the output of `run` for `feeds`, in which the token ids of each row replace the text under `name`; in parts as
+    `run_by_length`."""
+    return _run_parts(
+        rows,
+        lambda part: run({key: padded([rows[i] for i in part]) if key == name else feeds[key][part] for key in feeds}),
+    )
+
+
+def _run_parts(rows: Sequence[Sequence[int]], run: Callable[[list[int]], NDArray[Any]]) -> NDArray[Any]:
+    """Returns the output of `run` for parts of the rows, given by their numbers, in the order of `rows`."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     parts: list[list[int]] = [[]]
     for i in order:  # in rising order, so row i is the longest so far
         if parts[-1] and (len(parts[-1]) + 1) * len(rows[i]) > TOKENS_PER_RUN:
             parts.append([])
         parts[-1].append(i)
-    answers = np.concatenate([run(padded([rows[i] for i in part])) for part in parts])
+    answers = np.concatenate([run(part) for part in parts])
     return answers[np.argsort(order)]

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from headrace.errors import ServiceError
+from headrace.errors import NewerFile, ServiceError
 from headrace.runtime.usage_file import PATTERN, UsageFile, UsageRow, read_usage_file
 
 logger = logging.getLogger("headrace.runtime.usage")
@@ -30,6 +30,7 @@ ABANDONED_SECONDS = 60.0
 REMEMBERED_SECONDS = 86_400.0
 """How long the names of folded files are kept, for readers that read the file just before."""
 DATABASE = "usage.db"
+SCHEMA_VERSION = 1
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS usage (
@@ -221,6 +222,7 @@ def _database(folder: Path) -> Iterator[sqlite3.Connection]:
     database = None
     try:
         database = sqlite3.connect(folder / DATABASE, timeout=30, isolation_level=None)
+        _require_known_schema(database, folder / DATABASE)
         database.executescript(SCHEMA)
         yield database
     except sqlite3.Error as error:
@@ -232,6 +234,16 @@ def _database(folder: Path) -> Iterator[sqlite3.Connection]:
     finally:
         if database is not None:
             database.close()
+
+
+def _require_known_schema(database: sqlite3.Connection, path: Path) -> None:
+    (found,) = database.execute("PRAGMA user_version").fetchone()  # 0 in databases that say none: version 1
+    if found > SCHEMA_VERSION:
+        raise NewerFile(
+            f"{path.name} has schema version {found}, and this Headrace knows versions up to {SCHEMA_VERSION}",
+            where=str(path),
+            hint="run the version of Headrace that wrote it, or restore the file from a backup of this version",
+        )
 
 
 def _add(total: dict[tuple[str, str, str], Counter[str]], row: UsageRow) -> None:

@@ -54,6 +54,9 @@ class UsageFile:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._grow()
             temporary.rename(folder / name)
+            parent = os.open(folder, os.O_RDONLY)
+            os.fsync(parent)  # the rename survives a power failure
+            os.close(parent)
         except OSError:
             os.close(self._descriptor)
             temporary.unlink(missing_ok=True)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from headrace.errors import HeadraceError, ServiceError
+from headrace.errors import HeadraceError
+from headrace.services.prefect_database import run_migrations
 from headrace.tracking.database import create_database
 from headrace.tracking.database_templates import make_template
 
@@ -23,31 +22,10 @@ def make_templates() -> bool:
 
 
 def _create_prefect_database(path: Path) -> None:
-    """Runs Prefect's migrations.
-
-    Raises:
-        ServiceError: a migration failed; with the end of Prefect's output.
-    """
-    with tempfile.TemporaryDirectory() as home:
-        database = Path(home) / "prefect.db"
-        done = subprocess.run(
-            [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"],
-            cwd=home,
-            env={
-                **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")},
-                "PREFECT_HOME": home,
-                "PREFECT_PROFILES_PATH": f"{home}/profiles.toml",
-                "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{database}",
-                "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-                "DO_NOT_TRACK": "1",
-            },
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode != 0:
-            output = (done.stderr or done.stdout).strip()[-1000:]
-            raise ServiceError(f"Prefect's migrations failed: {output}", where="prefect", hint="make setup")
+    """Runs Prefect's migrations beside the template's folder, and copies the database as a whole."""
+    with tempfile.TemporaryDirectory() as folder:
+        database = Path(folder) / "prefect.db"
+        run_migrations(database)
         path.write_bytes(database.read_bytes())
 
 

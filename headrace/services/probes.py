@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
 
+from headrace.errors import DamagedFile
 from headrace.project import Project
+from headrace.services.authentication import credentials
 from headrace.serving.gateway.models_file import read_models
-from headrace.serving.local_http import request
+from headrace.serving.local_http import Address, request
 from headrace.serving.replicas.programs import program_path
 from headrace.serving.replicas.replica import Replica
 
 ANSWER_SECONDS = 1.5
 NOT_LISTENING = "not listening"
-PROGRAMS = (("envoy", "HEADRACE_GATEWAY_ADMIN_PORT", "/ready"), ("api-server", "HEADRACE_API_PORT", "/readyz"))
-"""Programs that are checked like replicas: name, environment variable with the port, path of the health check."""
+PROGRAMS = (
+    ("mlflow", "HEADRACE_MLFLOW_PORT", "/health", 12.0),
+    ("prefect-server", "HEADRACE_PREFECT_PORT", "/api/health", 12.0),
+)
+"""Programs with a port that are checked like replicas: name, environment variable with it, path of the health check, patience.
+
+MLflow and Prefect do not answer while they do long work, and a restart of Prefect ends the flows that run.
+"""
+SECRETS = {"mlflow": "mlflow", "prefect-server": "prefect"}
+"""Programs that answer only with their secret, and its name."""
 
 
 @dataclass(frozen=True)
@@ -23,19 +35,33 @@ class Target:
     """A replica, or a program without a model."""
 
     name: str
-    host: str
-    port: int
+    address: Address
     path: str = "/readyz"
     model: str = ""
     pool: str = "main"
+    patience: float = 1.0
+    """How many times longer than a replica it may fail its checks, and take to start."""
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 def programs(project: Project) -> Iterator[Target]:
-    """Envoy and the API server, if they were started and the environment has their ports."""
-    for name, variable, path in PROGRAMS:
+    """Envoy, and the API server, MLflow and Prefect's server, if they were started and the environment has their ports."""
+    for name, address, path in (("envoy", project.gateway_admin, "/ready"), ("api-server", project.api_socket, "/readyz")):
+        if program_path(project, name).exists():
+            yield Target(name, address, path)
+    for name, variable, path, patience in PROGRAMS:
         port = os.environ.get(variable)
         if port and program_path(project, name).exists():
-            yield Target(name, "127.0.0.1", int(port), path)
+            headers = _authorization(project, SECRETS[name]) if name in SECRETS else {}
+            yield Target(name, ("127.0.0.1", int(port)), path, patience=patience, headers=headers)
+
+
+def _authorization(project: Project, server: str) -> dict[str, str]:
+    """Read for each check: the operator may have replaced the secret."""
+    with suppress(DamagedFile):  # `headrace up` reports it
+        if found := credentials.credential(project, server):
+            return {"authorization": credentials.basic(found)}
+    return {}
 
 
 def replicas(project: Project) -> Iterator[Target]:
@@ -43,7 +69,7 @@ def replicas(project: Project) -> Iterator[Target]:
     for model, found in read_models(project).items():
         for endpoint in found["endpoints"]:
             replica = Replica.from_dict(endpoint, model)
-            yield Target(replica.id, *replica.address, model=model, pool=replica.pool)
+            yield Target(replica.id, replica.address_in(project), model=model, pool=replica.pool)
 
 
 def interrupted_models(project: Project) -> list[str]:
@@ -55,10 +81,13 @@ def interrupted_models(project: Project) -> list[str]:
 
 def failure(target: Target) -> str | None:
     """Returns why the target is not ready; None when it is."""
+    if isinstance(target.address, Path) and not target.address.exists():
+        return f"the socket {target.address.name} does not exist"  # a server that was killed has left it
     try:
-        status = request((target.host, target.port), target.path, timeout_seconds=ANSWER_SECONDS).status
+        status = request(target.address, target.path, headers=target.headers, timeout_seconds=ANSWER_SECONDS).status
     except ConnectionError:
         return NOT_LISTENING
     except OSError as error:
         return f"no answer: {error or type(error).__name__}"
-    return None if status == 200 else f"{target.path} answers {status}"
+    is_replaced_secret = status == 401 and target.name in SECRETS
+    return None if status == 200 or is_replaced_secret else f"{target.path} answers {status}"

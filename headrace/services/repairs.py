@@ -17,6 +17,7 @@ from headrace.serving.replicas import environment, runners, supervisor
 STOP_SECONDS = 3.0
 """From SIGTERM to SIGKILL for a stuck process."""
 RECOVERY_SECONDS = 120.0
+REVIVE_SECONDS, REVIVE_PAUSE_SECONDS = 600.0, 5.0
 
 
 def restart(project: Project, name: str, model: str = "") -> None:
@@ -47,17 +48,35 @@ def renew(project: Project) -> None:
 
 
 def revive(project: Project, reason: str) -> None:
-    """Restarts supervisord with all its programs, and logs how long that took."""
-    began = time.monotonic()
-    if not supervisor.restart_killed(project):
-        return
+    """Restarts supervisord with all its programs, and logs how long that took. Tries again for ten minutes if it fails."""
+    from filelock import FileLock, Timeout
+
+    project.locks.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(Timeout), FileLock(project.locks / "revive.lock", timeout=0):
+        _revive(project, reason)
+
+
+def _revive(project: Project, reason: str) -> None:
+    began, last = time.monotonic(), ""
+    while True:
+        try:
+            if not supervisor.restart_killed(project):
+                return
+            break
+        except (HeadraceError, OSError) as error:
+            if time.monotonic() > began + REVIVE_SECONDS:
+                raise
+            if str(error) != last:
+                log(f"revive: {error}")
+            last = str(error)
+            time.sleep(REVIVE_PAUSE_SECONDS)
     recovered = _wait_for_recovery(project)
     outcome = "all services recovered in" if recovered else "some services are still down after"
     log(f"supervisord {reason}; {outcome} {time.monotonic() - began:.1f} s")
 
 
 def _wait_for_recovery(project: Project) -> bool:
-    """Whether Envoy, the API server and every replica answer within two minutes."""
+    """Whether every server and every replica answers within two minutes."""
     targets = [*probes.programs(project), *probes.replicas(project)]
     deadline = time.monotonic() + RECOVERY_SECONDS
     while any(map(probes.failure, targets)):

@@ -14,6 +14,8 @@ from headrace.serving.replicas import supervisor
 
 READY_SECONDS = 120.0
 """A server may take this long to answer on a busy machine."""
+RESTART_SECONDS = 15.0
+"""A server that another command restarts is stopped for a moment."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +24,15 @@ class Service:
 
     name: str
     state: str
-    """`ready`, `starting`, `stopped`, `failed`, or `external` when a setting names a server that Headrace does not run."""
+    """`ready`; `degraded`: it runs but does not do its work; `starting`, `stopped`, `failed`; or `external` when a setting
+    names a server that Headrace does not run."""
     address: str
+    problem: str | None = None
+    """What is wrong."""
+    hint: str | None = None
+    """The command that resolves it, or shows more."""
 
-    def to_dict(self) -> dict[str, str]:
+    def to_dict(self) -> dict[str, str | None]:
         return asdict(self)
 
 
@@ -37,19 +44,42 @@ class Server:
     address: str
     is_ready: Callable[[], bool]
     """Sends it a real request."""
+    problem: Callable[[], str | None] = lambda: None
+    """Says why it does not do its work although it answers; None when it does."""
+    note: Callable[[], str | None] = lambda: None
+    """Says what else may be of interest while it works, for example errors in its log."""
 
     @property
     def name(self) -> str:
         return self.program.name
 
-    def state(self, programs: dict[str, supervisor.ProgramState]) -> Service:
-        """Its state, from the states of all programs and a request to it."""
+    def state(self, programs: dict[str, supervisor.ProgramState], is_expected: bool = False, in_depth: bool = False) -> Service:
+        """Its state, from the states of all programs and a request to it.
+
+        Args:
+            is_expected: whether it should run; one that was stopped on purpose has no problem.
+            in_depth: whether to look at what it does as well, with a few requests more.
+        """
         program = programs.get(self.name)
         if program is None or program.state in ("stopped", "exited"):
-            return Service(self.name, "stopped", self.address)
+            problem, hint = ("it does not run", "headrace up") if is_expected else (None, None)
+            return Service(self.name, "stopped", self.address, problem, hint)
+        log = f"headrace logs {self.name}"
         if program.state in ("failed", "failing"):
-            return Service(self.name, "failed", self.address)
-        return Service(self.name, "ready" if self.is_ready() else "starting", self.address)
+            return Service(
+                self.name, "failed", self.address, f"it ended: {program.description}", f"{log}; headrace up starts it"
+            )
+        if not self.is_ready():
+            seconds = time.time() - program.started_at
+            if seconds < READY_SECONDS:
+                return Service(self.name, "starting", self.address)
+            problem = f"it does not answer, {seconds:.0f} s after its start"
+            return Service(self.name, "degraded", self.address, problem, f"headrace up restarts it; {log}")
+        problem = self.problem() if in_depth else None
+        if problem:
+            return Service(self.name, "degraded", self.address, problem, f"headrace down, then headrace up; {log}")
+        note = self.note() if in_depth else None
+        return Service(self.name, "ready", self.address, note, log if note else None)
 
 
 def launch(project: Project, server: Server, report: Report) -> bool:
@@ -65,13 +95,17 @@ def launch(project: Project, server: Server, report: Report) -> bool:
 def wait_until_ready(project: Project, server: Server, report: Report) -> Service:
     """Waits until a launched server answers; one that runs without answering is restarted once.
 
+    Another command may wait for the same server, and restart it: then it has the whole time again.
+
     Raises:
         ServiceError: the server does not start; with the last lines of its log.
     """
     reason = _wait(project, server)
-    if reason is not None and server.name in supervisor.states(project):
-        report(f"{server.name}: {reason}; restarting it")
-        supervisor.restart(project, server.name, server.program.stop_seconds)
+    program = supervisor.states(project).get(server.name)
+    if reason is not None and program is not None:
+        if program.state in ("failed", "stopped") or time.time() - program.started_at > READY_SECONDS / 2:
+            report(f"{server.name}: {reason}; restarting it")
+            supervisor.restart(project, server.name, server.program.stop_seconds)
         reason = _wait(project, server)
     if reason is not None:
         log = supervisor.tail(supervisor.log_path(project, server.name), 8).strip()
@@ -85,12 +119,17 @@ def wait_until_ready(project: Project, server: Server, report: Report) -> Servic
 
 def _wait(project: Project, server: Server) -> str | None:
     """Returns None once the server is ready, else the reason why it is not."""
-    deadline = time.monotonic() + READY_SECONDS
+    began = ran = time.monotonic()
     while not server.is_ready():
+        now = time.monotonic()
         state = supervisor.states(project).get(server.name)
-        if state is None or state.state in ("failed", "stopped"):
+        if state is None or state.state == "failed":
             return state.description if state else "it is not running"
-        if time.monotonic() > deadline:
+        if state.state != "stopped":
+            ran = now
+        if now - ran > RESTART_SECONDS:
+            return "it was stopped"
+        if now - began > READY_SECONDS:
             return f"no answer within {READY_SECONDS:g} s"
         time.sleep(0.1)
     return None

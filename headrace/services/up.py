@@ -21,8 +21,10 @@ from filelock import FileLock, Timeout
 
 from headrace.console import Report
 from headrace.errors import HeadraceError
+from headrace.permissions import make_private
 from headrace.project import Project, find_project
-from headrace.services import api_server, mlflow, prefect, watchdog
+from headrace.services import api_server, mlflow, prefect, prefect_checks, watchdog
+from headrace.services.backup.state import require_restored
 from headrace.services.service import Server, Service, launch, settings_environment
 from headrace.serving.gateway import envoy_process, gateway
 from headrace.serving.replicas import ports, runners, supervisor
@@ -38,7 +40,14 @@ BACKGROUND_SECONDS = 180.0
 
 def servers(project: Project) -> list[Server]:
     """All servers that supervisord runs with these settings, in the order of `NAMES`."""
-    found = [prefect.server(project), prefect.worker(project)]
+    found = [
+        replace(
+            prefect.server(project),
+            problem=lambda: prefect_checks.server_problem(project),
+            note=lambda: prefect_checks.server_errors(supervisor.log_path(project, prefect.SERVER)),
+        ),
+        replace(prefect.worker(project), problem=lambda: prefect_checks.worker_problem(project)),
+    ]
     if mlflow.external(project.settings) is None:
         found.append(mlflow.server(project))
     return [*found, _gateway(project), api_server.server(project), _watchdog(project)]
@@ -54,7 +63,7 @@ def up(project: Project, report: Report, on_prefect_ready: Callable[[], object] 
         PortTaken: another program holds a port; with its process id and the setting that changes the port.
         ServiceError: a server does not start; with the last lines of its log.
     """
-    _prepare(project)
+    _prepare(project, report)
     with _lock(project), ThreadPoolExecutor(3) as pool:
         prefect_starts = pool.submit(prefect.start, project, report, on_prefect_ready)
         mlflow_starts = pool.submit(mlflow.start, project, report)
@@ -77,7 +86,7 @@ def start_for_release(project: Project, report: Report) -> None:
         PortTaken: another program holds a port.
         ServiceError: the gateway does not start.
     """
-    _prepare(project)
+    _prepare(project, report)
     with _lock_path(project).open("a") as lock, (project.logs / "up.log").open("ab") as log:
         fcntl.flock(lock, fcntl.LOCK_EX)  # inherited: held until the background process releases it or ends
         prefect.launch_server(project, report)
@@ -86,7 +95,7 @@ def start_for_release(project: Project, report: Report) -> None:
             [sys.executable, "-m", "headrace.services.up", str(lock.fileno())],
             cwd=project.root,
             # With supervisord's mark, so that `down` ends it as well.
-            env={**os.environ, **settings_environment(project), SUPERVISED: str(project.runtime_dir)},
+            env={**os.environ, **settings_environment(project), SUPERVISED: project.label},
             pass_fds=[lock.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -128,6 +137,18 @@ def down(project: Project, report: Report | None = None) -> None:
         path.unlink(missing_ok=True)
 
 
+def stop_if_moved(project: Project, report: Report) -> None:
+    """Stops services that were started when the project's folder had another path: nothing can be added to them.
+
+    Raises:
+        ServiceError: another user has started them.
+    """
+    supervisor.require_owner(project)
+    if supervisor.was_moved(project):
+        report("the project's folder was moved, or Headrace upgraded, while services ran: they are stopped and started again")
+        down(project, report)
+
+
 def _gateway(project: Project) -> Server:
     program = envoy_process.program(project)
     return Server(program, gateway.address(project.settings), lambda: envoy_process.is_ready(project))
@@ -138,13 +159,19 @@ def _watchdog(project: Project) -> Server:
     return Server(replace(program, code=code_digest()), "", lambda: True)
 
 
-def _prepare(project: Project) -> None:
-    """Removes servers that an older version ran under other names, starts supervisord, and checks the ports.
+def _prepare(project: Project, report: Report) -> None:
+    """Stops what was started under another path, or by an older version; corrects permissions, starts supervisord, and
+    checks the ports.
 
     Raises:
+        PermissionError: a folder of the project belongs to another user.
+        HeadraceError: a restore was interrupted.
         PortTaken: a port is held by a process that this project's supervisord did not start.
         ServiceError: supervisord does not start.
     """
+    require_restored(project)
+    stop_if_moved(project, report)
+    make_private(project)
     for path in programs_folder(project).glob("*.conf"):
         if path.stem not in NAMES and HEADRACE_COMMAND.search(path.read_text(encoding="utf-8")):
             supervisor.remove(project, path.stem, stop_seconds=25.0)
@@ -157,7 +184,6 @@ def _require_ports(project: Project) -> None:
         (project.settings.prefect_port, "prefect_port", LOOPBACK),
         (project.settings.gateway_port, "gateway_port", project.settings.host),
         (project.settings.gateway_admin_port, "gateway_admin_port", LOOPBACK),
-        (project.settings.api_port, "api_port", LOOPBACK),
     ]
     if mlflow.external(project.settings) is None:
         wanted.append((project.settings.mlflow_port, "mlflow_port", LOOPBACK))
@@ -191,7 +217,7 @@ def main(lock: int) -> int:
         prefect.start(project, watchdog.log)
         mlflow.start(project, watchdog.log)
         os.close(lock)  # the release does not wait for the deployments
-        register_deployments(project)
+        register_deployments(project, watchdog.log)
     except HeadraceError as error:
         watchdog.log(f"error {error}")
         return error.exit_code

@@ -1,4 +1,4 @@
-"""Restarts replicas, Envoy and the API server when they fail health checks, and supervisord when it was killed.
+"""Restarts replicas and servers when they fail health checks, and supervisord when it was killed.
 
 `python -m headrace.services.watchdog` runs for as long as the services do. It imports little; what needs more than sockets and
 files is a repair in a separate process.
@@ -38,7 +38,7 @@ REPAIR_SECONDS = 120.0
 
 
 class Watchdog:
-    """Checks the replicas, the gateway, the API server and the supervisord of one project."""
+    """Checks the replicas, the servers and the supervisord of one project."""
 
     def __init__(self, project: Project, stuck_seconds: float, ready_seconds: float, trial_seconds: float) -> None:
         """
@@ -49,7 +49,7 @@ class Watchdog:
         """
         self._project = project
         self._stuck_seconds, self._ready_seconds = stuck_seconds, ready_seconds
-        self._supervisord = os.getppid()
+        self._supervisord = supervisor.read_pid(project) or os.getppid()  # it may have been killed already
         self._deadlines: dict[str, float] = {}
         self._starting: set[str] = set()
         self._supervisord_failures = 0
@@ -84,7 +84,7 @@ class Watchdog:
             self._last_error = str(error)
 
     def probe_all(self) -> None:
-        """Probes each replica that should serve, Envoy and the API server, and restarts those that are stuck."""
+        """Probes each replica that should serve and each server, and restarts those that are stuck."""
         targets = [*probes.programs(self._project), *probes.replicas(self._project)]
         names = {target.name for target in targets}
         self._deadlines = {name: deadline for name, deadline in self._deadlines.items() if name in names}
@@ -95,7 +95,7 @@ class Watchdog:
     def _probe(self, target: Target) -> None:
         failure, now = probes.failure(target), time.monotonic()
         if failure is None:
-            self._deadlines[target.name] = now + self._stuck_seconds
+            self._deadlines[target.name] = now + self._stuck_seconds * target.patience
             self._starting.discard(target.name)
             return
         died = failure == NOT_LISTENING and target.name not in self._starting  # supervisord restarts it
@@ -108,7 +108,7 @@ class Watchdog:
 
     def _allow_start(self, target: Target, now: float) -> None:
         """Gives a target time to start."""
-        self._deadlines[target.name] = now + self._ready_seconds
+        self._deadlines[target.name] = now + self._ready_seconds * target.patience
         self._starting.add(target.name)
 
     def _roll_back_interrupted(self) -> None:
@@ -132,12 +132,23 @@ class Watchdog:
             subprocess.run(_command(*arguments), timeout=REPAIR_SECONDS, check=False)
 
     def _revive(self, reason: str) -> NoReturn:
-        """Becomes the process that restarts everything: without supervisord's mark, so that it does not end itself."""
-        file = os.open(log_path(self._project, SERVER), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        for descriptor in (1, 2):  # they led to supervisord
-            os.dup2(file, descriptor)
+        """Ends, and leaves a process that restarts everything.
+
+        It has a session of its own and not supervisord's mark, so that neither supervisord nor the restart ends it.
+        """
         environment = {name: value for name, value in os.environ.items() if name != SUPERVISED}
-        os.execve(sys.executable, _command("revive", reason), environment)  # noqa: S606
+        path = log_path(self._project, SERVER)  # standard output led to supervisord
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            subprocess.Popen(
+                _command("revive", reason),
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+        sys.exit()
 
 
 def _command(*arguments: str) -> list[str]:

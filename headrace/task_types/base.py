@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -17,6 +18,7 @@ from headrace.models.onnx_inference import run_graph
 from headrace.models.parity import PARITY_ROWS, check_parity
 from headrace.models.schema import Schema
 from headrace.runtime.contract import Contract, Feeds
+from headrace.task_types.label_sets import known_labels, labels_in, refuse_lists
 
 if TYPE_CHECKING:
     import onnx
@@ -51,6 +53,19 @@ class Learner(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class RowDecoder:
+    """How the input of a row is computed from the bytes in one column."""
+
+    column: str
+    name: str
+    """A column that names the row in messages."""
+    decode: Callable[[Sequence[bytes], Sequence[str], int], NDArray[Any]]
+    """Takes values and names of rows, and the number of threads; returns the input, rows first, as `encode` does."""
+    cache: int | None
+    """Largest size of all encoded rows on disk; None: half of the free disk."""
+
+
 class TaskType(ABC):
     """Defines a task: preprocessing, network, contract with clients, and evaluation.
 
@@ -82,13 +97,22 @@ class TaskType(ABC):
         validation and test rows must not be used. Calls `fit` by default.
 
         Raises:
-            DataError: the rows cannot be learned from.
+            DataError: the rows cannot be learned from, or validation or test rows have labels that no training row has.
         """
-        return self.fit(splits.train, recipe)
+        schema = self.fit(splits.train, recipe)
+        if schema.labels is not None and not recipe.task_type.is_multilabel and recipe.data.target in splits.test:
+            counts = label_counts([splits.validation, splits.test], recipe)
+            require_learned(counts, set(schema.labels), recipe)
+        return schema
 
     def learner(self, recipe: Recipe) -> Learner | None:
         """Returns an object that learns what `fit` does, chunk by chunk, for tables larger than memory. With a learner, rows
         are also encoded and answered in chunks. None (the default) if rows depend on each other."""
+        return None
+
+    def row_decoder(self, recipe: Recipe) -> RowDecoder | None:
+        """Returns how the only input of a row is computed from one column, for rows that are encoded again in each epoch
+        because all of them, encoded, are too large. None (the default) if a row has other inputs."""
         return None
 
     def evaluation_columns(self, schema: Schema, recipe: Recipe) -> list[str] | None:
@@ -132,6 +156,15 @@ class TaskType(ABC):
             `(rows,)` scores whose mean is the metric, or `(rows, 2)` amounts and weights, the quotient of whose sums it is.
         """
         raise TypeError(f"{type(self).__name__} has a metric {metric!r} but no row_scores for it")
+
+    def comparison_scores(self, metric: str, y_true: NDArray[Any], outputs: NDArray[Any], recipe: Recipe) -> NDArray[Any]:
+        """Returns what `row_scores` does, by default; for a task type whose metrics depend on the recipe."""
+        return self.row_scores(metric, y_true, outputs)
+
+    def align(self, outputs: NDArray[Any], theirs: Contract, ours: Contract) -> NDArray[Any]:
+        """Returns the answers of a model with the contract `theirs` in the order of labels or targets of `ours`, for the paired
+        comparison by `row_scores`. Unchanged by default."""
+        return outputs
 
     def samples(self, folder: Path, frame: pd.DataFrame, recipe: Recipe) -> list[dict[str, str]]:
         """Returns example answers of the graph in `folder`, stored in the evaluation for people to read. None by default."""
@@ -202,9 +235,41 @@ def class_indices(frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> NDArra
         raise DataError(
             f"label {value!r} is in no training row, so no model could learn it",
             where=f"column {recipe.data.target}",
-            hint="add rows with this label (headrace data add), or exclude it with an expectation in the recipe",
+            hint="add rows with this label (headrace data add), or leave its rows out (data.drop_values) and ingest again",
         )
     return np.array(found, dtype=np.int64)
+
+
+def label_counts(frames: Iterable[pd.DataFrame], recipe: Recipe) -> dict[str | int, int]:
+    """Returns the number of rows of each label in these tables; rows without a label are not counted."""
+    counts: dict[str | int, int] = {}
+    for frame in frames:
+        for value, count in frame[recipe.data.target].value_counts().items():
+            counts[as_label(value)] = counts.get(as_label(value), 0) + int(count)
+    return counts
+
+
+def require_learned(counts: Mapping[str | int, int], known: Collection[str | int], recipe: Recipe) -> None:
+    """Checks before training that some training row has each label.
+
+    Args:
+        counts: rows of each label in the validation and test sets.
+        known: labels of the training rows.
+
+    Raises:
+        DataError: labels are in no training row; the message names all of them with their rows.
+    """
+    lost = {label: count for label, count in counts.items() if label not in known}
+    if not lost:
+        return
+    named = ", ".join(f"{label!r} ({count} row{'' if count == 1 else 's'})" for label, count in lost.items())
+    listed = ", ".join(map(str, lost))
+    raise DataError(
+        f"{len(lost)} labels are in no training row, so no model could learn them: {named}",
+        where=f"column {recipe.data.target}",
+        hint=f"leave their rows out: `drop_values: {{{recipe.data.target}: [{listed}]}}` under data, "
+        f"then headrace run {recipe.name}; or merge rare labels in the file, or add rows with them",
+    )
 
 
 def labels_of(train: pd.DataFrame, recipe: Recipe) -> list[str | int]:
@@ -218,7 +283,11 @@ def labels_of(train: pd.DataFrame, recipe: Recipe) -> list[str | int]:
 
 def distinct_labels(train: pd.DataFrame, recipe: Recipe) -> set[str | int]:
     """Returns the distinct labels of these rows."""
-    return {as_label(value) for value in train[recipe.data.target].unique()}
+    if recipe.task_type.is_multilabel:
+        return labels_in(train, recipe)
+    found = {as_label(value) for value in train[recipe.data.target].unique()}
+    refuse_lists(found, recipe)
+    return found
 
 
 def sorted_labels(found: set[str | int], recipe: Recipe) -> list[str | int]:
@@ -228,6 +297,8 @@ def sorted_labels(found: set[str | int], recipe: Recipe) -> list[str | int]:
         DataError: there are fewer than two.
     """
     labels = sorted(found, key=lambda v: (isinstance(v, str), v))
+    if recipe.task_type.is_multilabel:
+        return known_labels(labels, recipe)
     if len(labels) < 2:
         raise DataError(
             f"the training rows have only one class: {labels}",

@@ -17,9 +17,10 @@ from headrace.models.onnx_export import export_graph, save_graph
 from headrace.models.onnx_inference import open_graph
 from headrace.models.parity import PARITY_ROWS, check_parity
 from headrace.models.schema import Numeric, Schema, Shape
-from headrace.runtime.contract import Contract, ContractViolation, Feeds, InputField
+from headrace.runtime.contract import Contract, Feeds
 from headrace.runtime.graph import Subgraph, undirected
 from headrace.runtime.graph_batch import GraphReader, pad_graphs, run_by_size
+from headrace.runtime.input_field import ContractViolation, InputField
 from headrace.task_types.base import TaskType, class_indices, labels_of
 
 if TYPE_CHECKING:

@@ -20,8 +20,9 @@ from headrace.models.onnx_inference import open_graph
 from headrace.models.parity import PARITY_ROWS, check_answers
 from headrace.models.schema import Schema, Shape
 from headrace.recipe.data import EDGES
-from headrace.runtime.contract import Contract, Feeds, InputField
+from headrace.runtime.contract import Contract, Feeds
 from headrace.runtime.graph import Graph, Subgraph, make_graph, undirected
+from headrace.runtime.input_field import InputField
 from headrace.runtime.node_queries import HOPS, NodePredictor
 from headrace.task_types.base import TaskType, as_label, class_indices, labels_of
 from headrace.task_types.table_columns import finite, numeric_column

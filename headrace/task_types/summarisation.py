@@ -23,10 +23,11 @@ from headrace.runtime.beam_search import (
     encode_source,
     one_line,
 )
-from headrace.runtime.contract import Contract, Feeds, InputField
+from headrace.runtime.contract import Contract, Feeds
+from headrace.runtime.input_field import InputField
 from headrace.runtime.tokenizer import END, PAD, START, Encoder
 from headrace.task_types.base import TaskType
-from headrace.task_types.text_classification import LONGEST, texts_or_empty
+from headrace.task_types.text_classification import LONGEST, text_column, texts_or_empty
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,7 +93,9 @@ class Summarisation(TaskType):
         return Contract(
             model=recipe.name,
             task=recipe.task,
-            inputs=[InputField(name="text", dtype="string", longest=LONGEST, tokens=schema.shape.length)],
+            inputs=[
+                InputField(name="text", column=text_column(recipe), dtype="string", longest=LONGEST, tokens=schema.shape.length)
+            ],
             output="text",
             target=recipe.data.target,
             sample={"text": sources(sample, recipe)[0][:LONGEST]},

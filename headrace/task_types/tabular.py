@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headrace.models.onnx_export import with_columns
-from headrace.models.schema import Categorical, Numeric, Schema
-from headrace.runtime.contract import Contract, Feeds, InputField
+from headrace.models.schema import Categorical, Numeric, Schema, Time
+from headrace.runtime.contract import Contract, Feeds
+from headrace.runtime.input_field import InputField
+from headrace.runtime.values import EPOCH, ValueRule
 from headrace.task_types.base import Learner, TaskType, class_indices
-from headrace.task_types.table_columns import ClassLearner, ValueLearner, category_texts
+from headrace.task_types.table_columns import ClassLearner, NotesGaps, ValueLearner, category_texts, moments_of
 
 if TYPE_CHECKING:
     import onnx
     import pandas as pd
 
+    from headrace.data.splits import Splits
     from headrace.evaluation.metrics import Evaluation
     from headrace.models.served import ServedModel
     from headrace.recipe.models import ModelConfig
@@ -38,22 +42,27 @@ class Tabular(TaskType):
         learner.add(train)
         return learner.schema()
 
+    def learn(self, splits: Splits, recipe: Recipe) -> Schema:
+        learner = self.learner(recipe)
+        learner.add(splits.train)
+        if isinstance(learner, NotesGaps):
+            for rows in (splits.validation, splits.test):
+                learner.note_gaps(rows)
+        return learner.schema()
+
     def encode(self, frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> dict[str, NDArray[Any]]:
-        """Returns `numeric` `(rows, columns)`, with NaN for missing, float64 if a column needs it and float32 otherwise, and
-        `categorical` `(rows, columns)` int64; each only if the table has such columns."""
+        """Returns `numeric` `(rows, columns)`, with NaN for missing, float64 if a column needs it and float32 otherwise,
+        `times` `(rows, columns)` float64, in seconds since 1970, and `categorical` `(rows, columns)` int64; each only if the
+        table has such columns."""
         wide = any(column.wide for column in schema.numeric)
         numeric = [_numbers(frame, column.name, wide) for column in schema.numeric]
         categorical = [_indices(frame[column.name], column.levels) for column in schema.categorical]
-        matrices: dict[str, list[NDArray[Any]]] = {"numeric": [*numeric], "categorical": [*categorical]}
+        times = [moments_of(frame, column.name) for column in schema.times]
+        matrices: dict[str, list[NDArray[Any]]] = {"numeric": numeric, "times": [*times], "categorical": [*categorical]}
         return {name: np.stack(columns, axis=1) for name, columns in matrices.items() if columns}
 
     def feeds(self, frame: pd.DataFrame, contract: Contract, recipe: Recipe) -> Feeds:
-        return {
-            field.name: category_texts(frame[field.name])
-            if field.dtype == "string"
-            else _numbers(frame, field.name, wide=field.dtype == "float64")
-            for field in contract.inputs
-        }
+        return {field.name: _feed(frame, field) for field in contract.inputs}
 
     def complete(self, graph: onnx.ModelProto, schema: Schema) -> onnx.ModelProto:
         return with_columns(graph, schema)
@@ -68,25 +77,53 @@ class Tabular(TaskType):
             values = rng.integers(0, 2, rows).astype(np.float64) if number.boolean else values
             edges = [-1e30, 1e30, *([np.nan] if number.nullable else [])]
             columns[number.name] = np.where(rng.random(rows) < 0.1, rng.choice(edges, rows), values)
+        for time in schema.times:
+            moments = np.where(
+                rng.random(rows) < 0.5, rng.uniform(time.low, time.high + 1.0, rows), rng.uniform(-3e9, 6e9, rows)
+            )
+            gaps = rng.random(rows) < (0.1 if time.nullable else 0.0)
+            columns[time.name] = np.where(gaps, np.datetime64("NaT"), (moments * 1e6).astype("int64").astype("datetime64[us]"))
         for category in schema.categorical:
             columns[category.name] = rng.choice([*category.levels, "", "never seen before"], rows)
         return pd.DataFrame(columns)
 
     def evaluation_columns(self, schema: Schema, recipe: Recipe) -> list[str]:
-        return [*(column.name for column in _sliced(schema)), recipe.data.target]
+        return [*(column.name for column in _sliced(schema)), *recipe.data.targets]
 
-    def _inputs(self, schema: Schema) -> list[InputField]:
+    def _inputs(self, schema: Schema, recipe: Recipe) -> list[InputField]:
+        """Returns the fields of the contract, with the rules by which the recipe reads their texts."""
+        data = recipe.data
+        common: dict[str, Any] = {"missing": data.missing or [], "trim": data.trim}
         numbers = [
-            InputField(name=c.name, dtype="float64" if c.wide else "float32", nullable=c.nullable, boolean=c.boolean)
+            InputField(
+                name=c.name,
+                dtype="float64" if c.wide else "float32",
+                nullable=c.nullable,
+                boolean=c.boolean,
+                lowest=None if c.boolean else c.low,
+                highest=None if c.boolean else c.high,
+                rule=data.parse.get(c.name, ValueRule(type="boolean") if c.boolean else None),
+                **common,
+            )
             for c in schema.numeric
         ]
-        texts = [InputField(name=c.name, dtype="string", levels=c.levels, nullable=c.nullable) for c in schema.categorical]
-        return [*numbers, *texts]
+        times = [
+            InputField(name=c.name, dtype="float64", nullable=c.nullable, rule=data.times[c.name].rule, lowest=c.low, **common)
+            for c in schema.times
+        ]
+        texts = [
+            InputField(name=c.name, dtype="string", levels=c.levels, nullable=c.nullable, **common) for c in schema.categorical
+        ]
+        return [*numbers, *times, *texts]
 
-    def _sample(self, schema: Schema, row: pd.DataFrame) -> dict[str, Any]:
-        """Returns the row as a client would send it; a missing number that the contract requires is replaced by the mean."""
+    def _sample(self, schema: Schema, row: pd.DataFrame, recipe: Recipe) -> dict[str, Any]:
+        """Returns the row as a client would send it; a missing number that the contract requires is replaced by the mean, and
+        what the contract refuses as unknown by the nearest known value."""
+        if recipe.serve.unknown == "refuse":
+            row = _known(row, schema)
         numbers = {c.name: _sampled(c, float(_numbers(row, c.name, c.wide)[0])) for c in schema.numeric}
-        return {**numbers, **{c.name: str(category_texts(row[c.name])[0]) for c in schema.categorical}}
+        times = {c.name: _sampled_time(c, row, recipe.data.times[c.name].format) for c in schema.times}
+        return {**numbers, **times, **{c.name: str(category_texts(row[c.name])[0]) for c in schema.categorical}}
 
     def _slices(self, frame: pd.DataFrame, schema: Schema) -> dict[str, NDArray[Any]]:
         """Returns the values of categorical columns that have few levels."""
@@ -112,11 +149,12 @@ class TabularClassification(Tabular):
         return Contract(
             model=recipe.name,
             task=recipe.task,
-            inputs=self._inputs(schema),
+            inputs=self._inputs(schema, recipe),
             output="probabilities",
             labels=schema.labels,
             target=recipe.data.target,
-            sample=self._sample(schema, sample),
+            sample=self._sample(schema, sample, recipe),
+            unknown=recipe.serve.unknown,
             threads=recipe.serve.threads,
         )
 
@@ -129,7 +167,7 @@ class TabularClassification(Tabular):
 
 
 class TabularRegression(Tabular):
-    """Predicts one value per row, with an interval if `model.interval` is set."""
+    """Predicts one value per row, with an interval or quantiles if `model.interval` or `model.quantiles` is set."""
 
     def learner(self, recipe: Recipe) -> Learner:
         return ValueLearner(recipe)
@@ -140,24 +178,30 @@ class TabularRegression(Tabular):
     def module(self, config: ModelConfig, schema: Schema) -> ServedModel:
         from headrace.models.build import build
         from headrace.models.interval import IntervalRegressor
+        from headrace.models.quantiles import QuantileRegressor
         from headrace.models.served import Regressor, ScaleTable
 
         scale, mean, std = ScaleTable(schema), schema.target_mean, schema.target_std
-        level = interval_of(config)
+        level, quantiles = interval_of(config), quantiles_of(config)
+        if quantiles is not None:
+            network = build(config, schema.shape.model_copy(update={"outputs": len(quantiles)}))
+            return QuantileRegressor(scale, network, mean, std, quantiles, schema.target_transform)
         if level is None:
-            return Regressor(scale, build(config, schema.shape), mean, std)
+            return Regressor(scale, build(config, schema.shape), mean, std, schema.target_transform)
         network = build(config, schema.shape.model_copy(update={"outputs": 3}))
-        return IntervalRegressor(scale, network, mean, std, level)
+        return IntervalRegressor(scale, network, mean, std, level, schema.target_transform)
 
     def contract(self, schema: Schema, recipe: Recipe, sample: pd.DataFrame) -> Contract:
         return Contract(
             model=recipe.name,
             task=recipe.task,
-            inputs=self._inputs(schema),
+            inputs=self._inputs(schema, recipe),
             output="value",
             interval=interval_of(recipe.model),
+            quantiles=quantiles_of(recipe.model),
             target=recipe.data.target,
-            sample=self._sample(schema, sample),
+            sample=self._sample(schema, sample, recipe),
+            unknown=recipe.serve.unknown,
             threads=recipe.serve.threads,
         )
 
@@ -165,7 +209,9 @@ class TabularRegression(Tabular):
         from headrace.evaluation.metrics import score_regression
 
         y_true, slices = self.targets(frame, schema, recipe), self._slices(frame, schema)
-        return score_regression(y_true, outputs, slices, interval_of(recipe.model))
+        quantiles = quantiles_of(recipe.model)
+        level = interval_of(recipe.model) if quantiles is None else quantiles[-1] - quantiles[0]
+        return score_regression(y_true, outputs, slices, level)
 
     def row_scores(self, metric: str, y_true: NDArray[Any], outputs: NDArray[Any]) -> NDArray[Any]:
         from headrace.evaluation.metrics import interval_scores
@@ -183,6 +229,12 @@ def interval_of(config: ModelConfig) -> float | None:
     return level
 
 
+def quantiles_of(config: ModelConfig) -> list[float] | None:
+    """Returns the quantiles that are predicted beside the value; a custom network may have the setting too."""
+    found: list[float] | None = getattr(config, "quantiles", None)
+    return found
+
+
 def _sampled(column: Numeric, value: float) -> float | bool | None:
     """Returns a number as a client would send it; for a missing one, null or the mean."""
     if value != value:
@@ -190,6 +242,38 @@ def _sampled(column: Numeric, value: float) -> float | bool | None:
             return None
         value = round(column.mean) if column.boolean else column.mean
     return bool(value) if column.boolean else value
+
+
+def _known(row: pd.DataFrame, schema: Schema) -> pd.DataFrame:
+    """Returns the row with numbers in the range of training, and known categories."""
+    row = row.copy()
+    for c in schema.numeric:
+        if not c.boolean and c.low is not None and c.high is not None:
+            row[c.name] = row[c.name].astype("float64").clip(c.low, c.high)
+    for t in schema.times:
+        first = (EPOCH + timedelta(seconds=t.low)).replace(tzinfo=None)
+        row[t.name] = row[t.name].where(row[t.name].isna() | (row[t.name] >= first), first)
+    for k in schema.categorical:
+        if category_texts(row[k.name])[0] not in [*k.levels, *([""] if k.nullable else [])]:
+            row[k.name] = k.levels[0]
+    return row
+
+
+def _sampled_time(column: Time, row: pd.DataFrame, format: str | None) -> str | None:
+    """Returns a time as a client would send it; for a missing one, null or the last one of the training rows."""
+    seconds = float(moments_of(row, column.name)[0])
+    if seconds != seconds:
+        if column.nullable:
+            return None
+        seconds = column.high
+    moment = EPOCH.replace(tzinfo=None) + timedelta(seconds=seconds)
+    return moment.strftime(format) if format else moment.isoformat()
+
+
+def _feed(frame: pd.DataFrame, field: InputField) -> NDArray[Any]:
+    if field.dtype == "string":
+        return category_texts(frame[field.name])
+    return moments_of(frame, field.name) if field.is_time else _numbers(frame, field.name, wide=field.dtype == "float64")
 
 
 def _numbers(frame: pd.DataFrame, name: str, wide: bool = False) -> NDArray[Any]:

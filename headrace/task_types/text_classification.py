@@ -13,13 +13,16 @@ from headrace.errors import RecipeError, near_miss
 from headrace.models.onnx_inference import open_graph
 from headrace.models.parity import PARITY_ROWS
 from headrace.models.schema import Schema, Shape
-from headrace.runtime.contract import Contract, Feeds, InputField
+from headrace.runtime.contract import Contract, Feeds
+from headrace.runtime.input_field import InputField
 from headrace.runtime.tokenizer import PAD, SPECIAL, Encoder, padded, run_by_length
 from headrace.task_types.base import TaskType, as_label, class_indices, labels_of
+from headrace.task_types.table_columns import reading_rules
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from headrace.data.splits import Splits
     from headrace.evaluation.metrics import Evaluation
     from headrace.models.served import ServedModel
     from headrace.recipe.models import ModelConfig
@@ -47,8 +50,14 @@ class TextClassification(TaskType):
             shape=Shape(vocabulary=Encoder(tokenizer).vocabulary, length=max(SHORTEST, config.length), outputs=len(labels)),
             labels=labels,
             tokenizer=tokenizer,
-            extra={"nullable": bool(train[config.column].isna().any())},
+            extra={"nullable": bool(train[config.column].isna().any()), **reading_rules(recipe)},
         )
+
+    def learn(self, splits: Splits, recipe: Recipe) -> Schema:
+        """Learns from rows of any split whether texts may be missing, and all else from the training rows."""
+        schema, column = super().learn(splits, recipe), text_column(recipe)
+        gaps = any(column in rows and bool(rows[column].isna().any()) for rows in (splits.validation, splits.test))
+        return schema.model_copy(update={"extra": {**schema.extra, "nullable": schema.extra["nullable"] or gaps}})
 
     def encode(self, frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> dict[str, NDArray[Any]]:
         """Returns `tokens` `(rows, longest)` int64, padded."""
@@ -71,10 +80,13 @@ class TextClassification(TaskType):
         assert recipe.data.text is not None
         text = InputField(
             name="text",
+            column=text_column(recipe),
             dtype="string",
             nullable=bool(schema.extra["nullable"]),
             longest=LONGEST,
             tokens=recipe.data.text.length,
+            missing=recipe.data.missing or [],
+            trim=recipe.data.trim,
         )
         return Contract(
             model=recipe.name,
@@ -119,6 +131,12 @@ class TextClassification(TaskType):
             [str(label) for label in schema.labels],
             slices={"tokens": np.array([len(row) for row in rows])},
         )
+
+
+def text_column(recipe: Recipe) -> str | None:
+    """Returns the column of the texts where the field `text` of the contract has another name."""
+    assert recipe.data.text is not None
+    return recipe.data.text.column if recipe.data.text.column != "text" else None
 
 
 def texts_or_empty(frame: pd.DataFrame, recipe: Recipe) -> list[str]:

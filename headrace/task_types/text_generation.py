@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from headrace.errors import DataError, RecipeError
 from headrace.models.onnx_inference import open_graph
 from headrace.models.schema import Schema, Shape
-from headrace.runtime.contract import Contract, Feeds, InputField
+from headrace.runtime.contract import Contract, Feeds
 from headrace.runtime.generation import TOKENS, SamplingParams, TextGenerator
+from headrace.runtime.input_field import InputField
 from headrace.runtime.tokenizer import END, PAD, START, UNKNOWN, Encoder
 from headrace.task_types.base import TaskType
 

@@ -1,30 +1,46 @@
-"""MLflow's SQLite database: created once, completely, with a write-ahead log, also by several processes at the same time."""
+"""MLflow's SQLite database: created once, completely, with a write-ahead log, also by several processes at the same time.
+
+A database of an older MLflow is migrated, after a copy of it was made that is kept beside it.
+"""
 
 from __future__ import annotations
 
 import logging
 import sqlite3
 import time
+from collections.abc import Mapping
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
+from urllib.parse import unquote
 
+from headrace import console
 from headrace.files import atomic_write, write_text
 from headrace.project import Project
 from headrace.tracking.database_templates import copy_template
+from headrace.tracking.schema_migration import upgrade_schema, use_write_ahead_log
+
+ARTIFACTS = "/mlruns/artifacts"
 
 
 def artifact_root(project: Project) -> str:
     """Where MLflow keeps artifacts, as a URI."""
-    return (project.mlruns / "artifacts").as_uri()
+    return (project.mlruns / "artifacts").as_uri()  # ends with ARTIFACTS
 
 
 def initialise_tracking(project: Project) -> None:
     """Creates the database, unless it exists or the setting `tracking_uri` names another. Takes a millisecond once it exists.
 
     The first time copies a template, or takes MLflow's import and its migrations, about 4 s. A kill leaves no partial file.
+    After the project's folder was moved, the locations of artifacts are changed, which MLflow keeps as absolute addresses.
+
+    Raises:
+        NewerFile: a newer MLflow wrote the database.
+        HeadraceError: a migration of an older database failed; it is as it was.
     """
     path, done = project.mlflow_database, project.state / "tracking.done"
-    if path.exists() and _read(done) == _mark(path):
+    artifacts = artifact_root(project)
+    if path.exists() and _read(done) == _mark(path, artifacts):
         return
     from filelock import FileLock
 
@@ -33,12 +49,14 @@ def initialise_tracking(project: Project) -> None:
     with FileLock(project.locks / "tracking.lock"):
         if project.settings.tracking_uri is not None:
             return
-        artifacts = artifact_root(project)
         if not path.exists() and not copy_template("mlflow", path, lambda copied: _set_artifact_root(copied, artifacts)):
             with atomic_write(path) as beside:
                 create_database(beside, artifacts)
-        _use_write_ahead_log(path)
-        write_text(done, _mark(path))
+        upgrade_schema(path, "mlflow", lambda: _migrate(path))
+        use_write_ahead_log(path)
+        if moved_from := move_artifact_locations(path, artifacts):
+            console.report(f"the project was moved from {moved_from}: MLflow's artifacts are found in their new place")
+        write_text(done, _mark(path, artifacts))
 
 
 def create_database(path: Path, artifacts: str) -> None:
@@ -69,6 +87,44 @@ def create_database(path: Path, artifacts: str) -> None:
     store.engine.dispose()
 
 
+def deleted_in_mlflow(served: Mapping[str, tuple[str, str]], project: Project) -> dict[str, str]:
+    """What was deleted of some versions, by model: `version` or `run`. Reads the database without MLflow's import, which
+    takes seconds; {} where it is on another machine.
+
+    Args:
+        served: number of the version and id of its run, by model.
+    """
+    if project.settings.tracking_uri is not None or not project.mlflow_database.exists():
+        return {}
+    has_version = "SELECT 1 FROM model_versions WHERE name = ? AND version = ? AND current_stage != 'Deleted_Internal'"
+    has_run = "SELECT 1 FROM runs WHERE run_uuid = ? AND lifecycle_stage = 'active'"
+    found: dict[str, str] = {}
+    try:
+        with closing(sqlite3.connect(f"{project.mlflow_database.as_uri()}?mode=ro", uri=True, timeout=5)) as connection:
+            for model, (version, run_id) in served.items():
+                if connection.execute(has_version, (model, int(version))).fetchone() is None:
+                    found[model] = "version"
+                elif connection.execute(has_run, (run_id,)).fetchone() is None:
+                    found[model] = "run"
+    except (sqlite3.Error, ValueError):  # locked or damaged: the commands that need it say so
+        return {}
+    return found
+
+
+def _migrate(path: Path) -> None:
+    """Runs those of MLflow's migrations that a database does not have."""
+    import sqlalchemy
+    from mlflow.store.db import utils
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    engine = sqlalchemy.create_engine(f"sqlite:///{path}")
+    try:
+        utils._upgrade_db(engine)  # type: ignore[no-untyped-call]
+    finally:
+        engine.dispose()
+
+
 def _set_artifact_root(path: Path, artifacts: str) -> None:
     """Gives the default experiment of a copied template this project's artifact folder and the present time."""
     milliseconds = int(time.time() * 1000)
@@ -83,18 +139,48 @@ def _set_artifact_root(path: Path, artifacts: str) -> None:
         connection.close()
 
 
-def _use_write_ahead_log(path: Path) -> None:
-    """Readers then do not wait for a writer; without it writers sometimes fail under load. The file keeps the mode."""
+def move_artifact_locations(path: Path, artifacts: str) -> str | None:
+    """Changes all locations of artifacts to `artifacts`, at once or not at all, where the project had another folder before.
+
+    Returns:
+        The earlier folder of the project; None if the locations are right.
+    """
     connection = sqlite3.connect(path, timeout=30)
     try:
-        connection.execute("PRAGMA journal_mode=WAL")
+        with connection:
+            found = connection.execute("SELECT artifact_location FROM experiments WHERE experiment_id = 0").fetchone()
+            before = str(found[0] if found else "").removesuffix("/0")
+            if before == artifacts or not before.startswith("file://") or not before.endswith(ARTIFACTS):
+                return None
+            for earlier, now in ((before, artifacts), (_path(before), _path(artifacts))):  # addresses, and plain paths
+                for table, column in _text_columns(connection):
+                    connection.execute(
+                        f'UPDATE "{table}" SET "{column}" = ? || substr("{column}", ?) '  # noqa: S608 (names of the schema)
+                        f'WHERE substr("{column}", 1, ?) = ?',
+                        (now, len(earlier) + 1, len(earlier) + 1, f"{earlier}/"),
+                    )
     finally:
         connection.close()
+    return _path(before).removesuffix(ARTIFACTS)
 
 
-def _mark(path: Path) -> str:
-    """Changes when the file is another one, or MLflow is."""
-    return f"mlflow {version('mlflow')} inode {path.stat().st_ino}"
+def _text_columns(connection: sqlite3.Connection) -> list[tuple[str, str]]:
+    tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    return [
+        (table, column[1])
+        for table in tables
+        for column in connection.execute(f'PRAGMA table_info("{table}")')
+        if "CHAR" in column[2].upper() or "TEXT" in column[2].upper()
+    ]
+
+
+def _path(uri: str) -> str:
+    return unquote(uri.removeprefix("file://"))
+
+
+def _mark(path: Path, artifacts: str) -> str:
+    """Changes when the file is another one, or in another folder, or MLflow is another version."""
+    return f"mlflow {version('mlflow')} inode {path.stat().st_ino} {artifacts}"
 
 
 def _read(path: Path) -> str | None:

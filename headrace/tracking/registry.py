@@ -7,22 +7,25 @@ import hashlib
 import os
 import re
 import shutil
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
+from headrace import __version__
+from headrace.data.split_record import read_record
 from headrace.data.versions import DataVersion
 from headrace.errors import RegistryError, UsageError, near_miss
 from headrace.files import read_json, write_with
-from headrace.plugins import custom_sources
 from headrace.project import Project
 from headrace.recipe.recipe import NAME_PATTERN, Recipe
 from headrace.runtime.contract import Contract
-from headrace.task_types.lookup import task_type_of
-from headrace.tracking import provenance, runs
+from headrace.task_types.lookup import task_type_for
+from headrace.tracking import artifact, provenance, runs, sources
 from headrace.tracking.artifact import CONTRACT, GRAPH, content_hash, served_parts
 from headrace.tracking.runs import client, registry_errors
+from headrace.tracking.sources import Sources
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -30,7 +33,14 @@ if TYPE_CHECKING:
 CHAMPION, CHALLENGER = "champion", "challenger"
 CONTENT = "headrace.content_sha256"
 PREFIX = "headrace."
-IDENTITY = ("data_md5", "data_rows", "git_commit", "lock_sha256", "recipe_sha256", "validation", "content_sha256", "run_id")
+SKIPPED = "headrace.skipped"
+"""Tag of a version that is being created, until it has its number."""
+SPLIT = "split"
+"""Tag with the `SplitRecord` of the rows that a version was trained on."""
+IDENTITY = (
+    "data_md5", "data_rows", "git_commit", "uncommitted", "source", "lock_sha256", "recipe_sha256", "validation",
+    "content_sha256", "run_id", "headrace",
+)  # fmt: skip
 """Tags with the identity of a version; they never change. Those of the gate and of a person's approval do."""
 
 
@@ -58,42 +68,97 @@ class Version:
 
 def identity_of(recipe: Recipe, version: DataVersion, project: Project) -> dict[str, str]:
     """The identity of the model that was trained last, as tags for its version in the registry."""
+    return _identity(recipe, version, sources.collect(recipe, version, project), project)
+
+
+def _identity(recipe: Recipe, version: DataVersion, source: Sources, project: Project) -> dict[str, str]:
     validation = read_json(project.artifacts(recipe.name) / "validation.json") or {}
+    split = read_record(project.artifacts(recipe.name) / "split")
     return {
+        **({SPLIT: split.model_dump_json(), "split_sha256": split.sha256} if split else {}),
         "data_md5": version.md5,
         "data_rows": str(version.rows),
-        "git_commit": provenance.git_commit(project, custom_sources(recipe.custom_classes, project.root)),
+        "git_commit": source.changes.git_commit,
+        **({"uncommitted": sources.named(uncommitted)} if (uncommitted := source.changes.uncommitted) else {}),
         "lock_sha256": provenance.lock_hash(project),
-        "recipe_sha256": provenance.sha256(project.recipes / f"{recipe.name}.yaml"),
+        **({} if project.is_clone else {"headrace": __version__}),
+        "recipe_sha256": hashlib.sha256(source.recipe).hexdigest(),
         "validation": f"{validation.get('passed')} of {validation.get('total')} expectations",
     }
 
 
-def register(recipe: Recipe, project: Project, identity: dict[str, str]) -> Version:
+def register_trained(recipe: Recipe, version: DataVersion, project: Project, after: int = 0) -> Version:
+    """Registers the exported graph as `register` does, with its identity and what it was made from."""
+    source = sources.collect(recipe, version, project)
+    return register(recipe, project, _identity(recipe, version, source, project), source, after)
+
+
+def register(
+    recipe: Recipe, project: Project, identity: dict[str, str], source: Sources | None = None, after: int = 0
+) -> Version:
     """Registers the exported graph. The same graph from the same data keeps the version that it has.
 
     Args:
         identity: tags for the version: data_md5, git_commit, lock_sha256 and others.
+        source: what the version was made from; stored with its run.
+        after: the highest number that the journal knows. MLflow forgets it when the registered model is deleted, and a new
+            version never has the number of another one.
 
     Raises:
-        RegistryError: MLflow's database cannot be written.
+        RegistryError: MLflow's database cannot be written, or the files of the version with this graph have changed.
     """
     artifacts = project.artifacts(recipe.name)
     content = content_hash(artifacts / "export")
+    with registry_errors(project):
+        _remove_skipped(recipe.name, project)
     known = find_same_content(recipe.name, project, content, identity["data_md5"])
     if known:
+        require_content(known, content, artifact.file_hashes(artifacts / "export"))
         return known
     history = _history(artifacts / "train" / "curves.csv")
     run = runs.run_of_weights(recipe, project, artifacts / "train" / "model.pt", history)
     with registry_errors(project):
         _log_evaluation(project, run.id, artifacts)
-        source, model_id = _log_graph(run.id, artifacts / "export", recipe)
+        uri, model_id = _log_graph(run.id, artifacts / "export", recipe, project)
+        if source is not None:
+            sources.log(run.id, source, project)
+            identity = {**identity, "source": source.digest}
         store = client(project)
         if not store.search_registered_models(f"name = '{recipe.name}'"):
             store.create_registered_model(recipe.name, description=f"Built from recipes/{recipe.name}.yaml")
         tags = {PREFIX + key: value for key, value in identity.items()} | {CONTENT: content, PREFIX + "run_id": run.id}
-        created = store.create_model_version(recipe.name, source, run.id, tags=tags, model_id=model_id)
+        newest = store.search_model_versions(f"name = '{recipe.name}'", order_by=["version_number DESC"], max_results=1)
+        if (int(newest[0].version) if newest else 0) >= after:
+            created = store.create_model_version(recipe.name, uri, run.id, tags=tags, model_id=model_id)
+        else:
+            created = _create_after(after, recipe.name, uri, run.id, tags, model_id, project)
         return _with_files(_version(created, project), project)
+
+
+def _create_after(
+    after: int, model: str, uri: str, run_id: str, tags: dict[str, str], model_id: str | None, project: Project
+) -> ModelVersion:
+    """Creates a version with a number above `after`: MLflow gives the number after the highest, deleted ones included.
+
+    Until its number is known to be above, it has the tag `SKIPPED`, by which `_remove_skipped` finds it.
+    """
+    store = client(project)
+    while True:
+        made = store.create_model_version(model, uri, run_id, tags={SKIPPED: "true"}, model_id=model_id)
+        if int(made.version) > after:
+            break
+        store.delete_model_version(model, made.version)
+    for name, value in tags.items():
+        store.set_model_version_tag(model, made.version, name, value)
+    store.delete_model_version_tag(model, made.version, SKIPPED)
+    return store.get_model_version(model, made.version)
+
+
+def _remove_skipped(model: str, project: Project) -> None:
+    """Removes versions that a process which was killed left without their final number."""
+    store = client(project)
+    for left in store.search_model_versions(f"name = '{model}' and tags.`{SKIPPED}` = 'true'"):
+        store.delete_model_version(model, left.version)
 
 
 def find_same_content(model: str, project: Project, content: str, data_md5: str) -> Version | None:
@@ -109,6 +174,47 @@ def find_same_content(model: str, project: Project, content: str, data_md5: str)
         with contextlib.suppress(RegistryError):
             return _with_files(_version(found[0], project), project)
         return None
+
+
+def require_content(version: Version, content: str, files: Mapping[str, str] | None = None) -> None:
+    """Compares the files of a version with what was registered. Its tag is not asked: anybody may set one.
+
+    Args:
+        content: the content hash, from the export or the journal.
+        files: the sha256 of each file, where it is known.
+
+    Raises:
+        RegistryError: they differ.
+    """
+    if content_hash(version.folder) != content:
+        hint = f"restore {version.folder} from a backup; or delete {version.name} in the MLflow UI, then: "
+        hint += f"headrace run {version.model}"
+        raise artifact.model_changed(version.name, version.folder, content, hint, files)
+
+
+def models(project: Project) -> list[str]:
+    """Names of all registered models."""
+    found: list[str] = []
+    with registry_errors(project):
+        token = None
+        while True:
+            page = client(project).search_registered_models(page_token=token)
+            found.extend(model.name for model in page)
+            token = page.token
+            if not token:
+                return found
+
+
+def source_of(version: Version, project: Project, elsewhere: Iterable[Path] = ()) -> Sources | None:
+    """What a version was made from; None for one that an older Headrace registered.
+
+    Args:
+        elsewhere: folders that may hold the same files, if the run was deleted.
+
+    Raises:
+        RegistryError: it is gone.
+    """
+    return sources.load(version.run_id, version.identity.get("source"), project, elsewhere)
 
 
 def versions(model: str, project: Project) -> list[Version]:
@@ -197,13 +303,15 @@ def _log_evaluation(project: Project, run_id: str, artifacts: Path) -> None:
 
     store = client(project)
     metrics: dict[str, float] = read_json(artifacts / "evaluation" / "metrics.json") or {}
+    rows = (read_json(artifacts / "evaluation" / "evaluation.json") or {}).get("rows")
+    metrics = metrics if rows is None else {**metrics, "rows": rows}
     store.log_batch(run_id, [Metric(f"test_{name}", value, 0, 0) for name, value in metrics.items()])
     store.log_artifacts(run_id, str(artifacts / "evaluation" / "pictures"), "evaluation")
     store.log_artifact(run_id, str(artifacts / "evaluation" / "evaluation.json"), "evaluation")
     store.log_artifact(run_id, str(artifacts / "validation.json"), "data")
 
 
-def _log_graph(run_id: str, export: Path, recipe: Recipe) -> tuple[str, str]:
+def _log_graph(run_id: str, export: Path, recipe: Recipe, project: Project) -> tuple[str, str]:
     """Logs the graph with signature, input example and the files beside it; returns its URI and MLflow's model id."""
     import mlflow
     import mlflow.onnx
@@ -212,6 +320,7 @@ def _log_graph(run_id: str, export: Path, recipe: Recipe) -> tuple[str, str]:
 
     from headrace.models.onnx_export import signature_of
 
+    mlflow.set_tracking_uri(project.tracking_uri)  # of the whole process: another project may have set its own
     contract = Contract.read(export / CONTRACT)
     graph = onnx.load(export / GRAPH)
     with mlflow.start_run(run_id=run_id):
@@ -219,7 +328,7 @@ def _log_graph(run_id: str, export: Path, recipe: Recipe) -> tuple[str, str]:
             graph,
             name="model",
             signature=signature_of(graph),
-            input_example=task_type_of(recipe.task).example(contract, export),
+            input_example=task_type_for(recipe).example(contract, export),
             pip_requirements=[f"onnxruntime=={onnxruntime.__version__}"],
             save_as_external_data=False,
             extra_files=[str(path) for path in served_parts(export) if path.name != GRAPH],
@@ -277,7 +386,9 @@ def _download(version: Version, project: Project) -> None:
         beside = version.folder.with_name(f".{version.folder.name}.{os.getpid()}.part")
         try:
             beside.mkdir(parents=True)
-            made = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(beside)))  # it may be a subfolder
+            made = Path(
+                mlflow.artifacts.download_artifacts(uri, dst_path=str(beside), tracking_uri=project.tracking_uri)
+            )  # it may be a subfolder
             shutil.rmtree(version.folder, ignore_errors=True)
             made.rename(version.folder)
         finally:
@@ -288,8 +399,7 @@ def _gone(version: Version) -> RegistryError:
     return RegistryError(
         f"the files of {version.name} are gone",
         where=str(version.folder),
-        hint=f"restore mlruns/artifacts from a backup, or delete {version.name} in the MLflow UI; "
-        f"then: headrace run {version.model}",
+        hint=f"restore mlruns/artifacts from a backup, or train a new version: headrace run {version.model} --force",
     )
 
 
@@ -310,5 +420,6 @@ def _history(curves: Path) -> list[dict[str, float]]:
 
 
 def evidence(version: Version) -> dict[str, Any]:
-    """The version's identity, as facts for the journal."""
-    return {"run_id": version.run_id, **version.identity}
+    """The version's identity, as facts for the journal; the hashes are those of its files, whatever its tags say."""
+    hashes = {"content_sha256": content_hash(version.folder), "files": artifact.file_hashes(version.folder)}
+    return {"run_id": version.run_id, **version.identity, **hashes}

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 FINGERPRINT = "headrace.fingerprint"
 WEIGHTS = "headrace.weights_md5"
+INTERRUPTED = "headrace.interrupted"
+"""`true` for a run whose training was interrupted, until the same training continues or another one takes its place."""
 
 
 @dataclass
@@ -54,6 +56,12 @@ class Run:
         with registry_errors(self.project):
             client(self.project).set_terminated(self.id, "FAILED")
 
+    def interrupt(self) -> None:
+        """Marks the run as killed; the same training continues it later."""
+        with registry_errors(self.project):
+            client(self.project).set_tag(self.id, INTERRUPTED, "true")
+            client(self.project).set_terminated(self.id, "KILLED")
+
     def finish(self, weights: Path) -> None:
         with registry_errors(self.project):
             client(self.project).set_tag(self.id, WEIGHTS, md5(weights))
@@ -82,16 +90,25 @@ def _quieten() -> None:
 
 
 def open_run(recipe: Recipe, project: Project, fingerprint: str, tags: dict[str, str]) -> Run:
-    """The open run of a killed training with the same fingerprint, else a new one with the recipe's parameters.
+    """The run of an interrupted or killed training with the same fingerprint, else a new one with the recipe's parameters.
 
-    Open runs with other fingerprints are closed: a recipe trains once at a time, and their checkpoint is overwritten.
+    Those with other fingerprints are closed: a recipe trains once at a time, and their checkpoint is overwritten.
     """
+    store = client(project)
+    is_open, is_interrupted = "attributes.status = 'RUNNING'", f"tags.`{INTERRUPTED}` = 'true'"
+    same, other = (f"tags.`{FINGERPRINT}` {sign} '{fingerprint}' and" for sign in ("=", "!="))
     with registry_errors(project):
-        found = _search(recipe.name, project, f"tags.`{FINGERPRINT}` = '{fingerprint}' and attributes.status = 'RUNNING'")
-        others = f"tags.`{FINGERPRINT}` != '{fingerprint}' and attributes.status = 'RUNNING'"
-        while abandoned := _search(recipe.name, project, others):
-            client(project).set_terminated(abandoned.info.run_id, "KILLED")
-        return Run(found.info.run_id if found else _create(recipe, project, {FINGERPRINT: fingerprint, **tags}), project)
+        found = _search(recipe.name, project, f"{same} {is_open}") or _search(recipe.name, project, f"{same} {is_interrupted}")
+        while abandoned := _search(recipe.name, project, f"{other} {is_open}"):
+            store.set_terminated(abandoned.info.run_id, "KILLED")
+        while abandoned := _search(recipe.name, project, f"{other} {is_interrupted}"):
+            store.set_tag(abandoned.info.run_id, INTERRUPTED, "false")
+        if not found:
+            return Run(_create(recipe, project, {FINGERPRINT: fingerprint, **tags}), project)
+        if found.info.status != "RUNNING":
+            store.set_tag(found.info.run_id, INTERRUPTED, "false")
+            store.update_run(found.info.run_id, "RUNNING")
+        return Run(found.info.run_id, project)
 
 
 def run_of_weights(recipe: Recipe, project: Project, weights: Path, history: list[dict[str, float]]) -> Run:
@@ -105,6 +122,29 @@ def run_of_weights(recipe: Recipe, project: Project, weights: Path, history: lis
     run.log_history(history)
     run.finish(weights)
     return run
+
+
+def exists(run_id: str, project: Project) -> bool:
+    """Whether MLflow has the run, and it was not deleted there.
+
+    Raises:
+        RegistryError: MLflow's database cannot be read.
+    """
+    return experiment_of(run_id, project) is not None
+
+
+def experiment_of(run_id: str, project: Project) -> str | None:
+    """The id of the experiment of a run; None when the run was deleted."""
+    from mlflow.exceptions import MlflowException
+
+    with registry_errors(project):
+        try:
+            info = client(project).get_run(run_id).info
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+    return str(info.experiment_id) if info.lifecycle_stage == "active" else None
 
 
 def md5(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from numpy.typing import NDArray
 
-from headrace.console import bar
+from headrace.console import bar, report
 from headrace.data.chunks import free_memory, open_chunks
 from headrace.models.schema import Schema
-from headrace.models.served import ScaleImage, ScaleTable, ServedModel
+from headrace.models.served import ScaleColour, ScaleImage, ScaleTable, ServedModel
 from headrace.recipe.recipe import Recipe
 from headrace.recipe.training import TrainConfig
-from headrace.task_types.base import TaskType
+from headrace.task_types.base import RowDecoder, TaskType
+from headrace.training.decoding import RowsToDecode
 from headrace.training.memmap import ArrayFile, MappedRows
 from headrace.training.rows import Rows, Split, row_bytes, window_rows
 
@@ -25,7 +27,9 @@ if TYPE_CHECKING:
 
 MEMORY_DIVISOR = 4
 """A split may take a fourth of the device's free memory; the network, gradients and the other split need the rest."""
-ROW_WISE = (ScaleImage, ScaleTable)
+DISK_DIVISOR = 2
+"""Decoded rows may take half of the free disk."""
+ROW_WISE = (ScaleImage, ScaleColour, ScaleTable)
 """Preprocessing that has nothing to learn and processes each row independently, so that the bits are those of a batch."""
 CHUNK_ROWS = 4096
 """Rows that are preprocessed at once."""
@@ -45,12 +49,17 @@ def load_rows(path: Path, task_type: TaskType, schema: Schema, recipe: Recipe, d
         return to_device(pd.read_parquet(path), task_type, schema, recipe, device)
     # data.columns was applied by `prepare`, and names columns of the source
     chunks = open_chunks([path], recipe.data.model_copy(update={"columns": None}))
-    rows: _RowsInMemory | _RowsInFiles | None = None
+    rows: _RowsInMemory | _RowsInFiles | RowsToDecode | None = None
     with bar(f"encoding {path.stem}", chunks.rows) as progress:
         for frame in chunks.frames():
-            arrays = (*task_type.encode(frame, schema, recipe).values(), task_type.targets(frame, schema, recipe))
-            rows = rows or _storage_for(arrays, chunks.rows, recipe, device, folder)
-            rows.add(arrays)
+            head = frame.iloc[:1]
+            if rows is None:
+                like = (*task_type.encode(head, schema, recipe).values(), task_type.targets(head, schema, recipe))
+                rows = _storage_for(like, chunks.rows, recipe, device, folder, task_type.row_decoder(recipe))
+            if isinstance(rows, RowsToDecode):
+                rows.add(frame, task_type.targets(frame, schema, recipe))
+            else:
+                rows.add((*task_type.encode(frame, schema, recipe).values(), task_type.targets(frame, schema, recipe)))
             progress.update(int(frame.index[-1]) + 1)
     assert rows is not None, "a split has rows"
     return rows.done()
@@ -98,12 +107,31 @@ class _RowsInFiles:
 
 
 def _storage_for(
-    arrays: tuple[NDArray[Any], ...], rows: int, recipe: Recipe, device: torch.device, folder: Path
-) -> _RowsInMemory | _RowsInFiles:
-    """Returns storage for `rows` rows like these, on the device if they fit."""
+    arrays: tuple[NDArray[Any], ...],
+    rows: int,
+    recipe: Recipe,
+    device: torch.device,
+    folder: Path,
+    decoder: RowDecoder | None,
+) -> _RowsInMemory | _RowsInFiles | RowsToDecode:
+    """Returns storage for `rows` rows like these: on the device if they fit, else in files, unless they can be decoded in each
+    epoch and the disk has no room for them."""
     like = [torch.from_numpy(array) for array in arrays]
-    fits = rows * row_bytes(like) <= memory_on(device, recipe)
-    return _RowsInMemory(like, rows, device) if fits else _RowsInFiles(len(like), device, folder)
+    size = rows * row_bytes(like)
+    if size <= memory_on(device, recipe):
+        return _RowsInMemory(like, rows, device)
+    if decoder is not None and size > _disk_for(decoder, folder):
+        report(f"{size / 1e9:.1f} GB when decoded, more than data.image.cache: each batch is decoded in each epoch")
+        return RowsToDecode(decoder, like, device, folder)
+    return _RowsInFiles(len(like), device, folder)
+
+
+def _disk_for(decoder: RowDecoder, folder: Path) -> int:
+    """Returns how many bytes decoded rows may take on disk."""
+    if decoder.cache is not None:
+        return decoder.cache
+    folder.mkdir(parents=True, exist_ok=True)
+    return shutil.disk_usage(folder).free // DISK_DIVISOR
 
 
 def memory_on(device: torch.device, recipe: Recipe) -> int:

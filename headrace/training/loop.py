@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from headrace.models.served import LossModule, ServedModel
+from headrace.models.served import LossModule, ScaleColour, ServedModel
 from headrace.recipe.training import TrainConfig
 from headrace.training.augment import Augment
 from headrace.training.averaging import make_average
@@ -63,7 +63,7 @@ class Trainer:
         self.compiled: nn.Module | None = None
         """For full batches only: torch would compile again for another size, which takes longer than it saves."""
         self.optimizer = ScheduledOptimizer(model, config, steps)
-        self.augment = Augment(config.augment, config.seed) if config.augment else None
+        self.augment = Augment(config.augment, config.seed, is_channels_last(model)) if config.augment else None
         self.average = make_average(model, config)
         parts = {"model": model, "optimizer": self.optimizer, "average": self.average}
         self.checkpoints = Checkpoints(run.checkpoint, run.fingerprint, parts, self.process_group)
@@ -198,7 +198,7 @@ def evaluate(
     model.eval()
     loss = torch.zeros((), device=rows.device)
     metric = torch.zeros((), device=rows.device)
-    for batch in rows.batches(min(EVALUATION_BATCH, model.max_evaluation_batch)):
+    for batch in rows.batches(min(EVALUATION_BATCH, model.max_evaluation_batch, rows.max_batch)):
         weight = len(batch[1]) * process_group.local_weight(batch[1], model.count_items)
         inputs, target = process_group.local_batch(batch)
         with autocast(target.device, precision):
@@ -208,6 +208,11 @@ def evaluate(
         metric += model.metric(raw, target) * weight
     loss, metric = process_group.all_reduce(torch.stack([loss, metric])).unbind()
     return float(loss) / len(rows), float(metric) / len(rows)
+
+
+def is_channels_last(model: ServedModel) -> bool:
+    """Returns whether rows are pictures in colour, with the channels last."""
+    return isinstance(model.preprocess, ScaleColour)
 
 
 def has_stalled(progress: Progress, config: TrainConfig) -> bool:

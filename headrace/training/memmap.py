@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from headrace.models.onnx_inference import rows_at_once
 from headrace.training.rows import Batch, Columns, Window, cut, row_bytes, window_rows, windows
 
 T = TypeVar("T")
@@ -82,6 +83,10 @@ class MappedRows:
     @property
     def target(self) -> Tensor:
         return self._arrays[-1].tensor
+
+    @property
+    def max_batch(self) -> int:
+        return min(rows_at_once(array.tensor.shape) for array in self._arrays[:-1])
 
     def __len__(self) -> int:
         return len(self.target)

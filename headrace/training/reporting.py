@@ -88,6 +88,11 @@ class RunReporter(NullReporter):
         self.flush()
         self._run.finish(weights)
 
+    def interrupt(self) -> None:
+        """Marks the MLflow run as killed, with the epochs it completed; the same training continues it."""
+        self.flush()
+        self._run.interrupt()
+
     def fail(self) -> None:
         """Marks the MLflow run as failed, with the epochs it completed."""
         self.flush()
@@ -109,4 +114,7 @@ def report_run(recipe: Recipe, project: Project, device: torch.device, rows: int
             yield reporter
         except TrainingError:
             reporter.fail()
+            raise
+        except KeyboardInterrupt:
+            reporter.interrupt()
             raise

@@ -10,6 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from headrace.models.onnx_inference import rows_at_once
+
 Batch = tuple[tuple[Tensor, ...], Tensor]
 """Inputs, each `(B, ...)`, and targets `(B, ...)`, on the device that trains."""
 StepFunction = Callable[[Batch, float | Tensor, bool], Tensor]
@@ -36,6 +38,11 @@ class Rows(Protocol):
         """Targets of all rows `(N, ...)`: on the device, or mapped from a file."""
         ...
 
+    @property
+    def max_batch(self) -> int:
+        """Most rows that are evaluated together; few of large images."""
+        ...
+
     def __len__(self) -> int: ...
 
     def batches(self, size: int, shuffle: torch.Generator | None = None, first: int = 0) -> Iterator[Batch]:
@@ -53,6 +60,10 @@ class Split:
     @property
     def device(self) -> torch.device:
         return self.target.device
+
+    @property
+    def max_batch(self) -> int:
+        return min(rows_at_once(part.shape) for part in self.inputs)
 
     def __len__(self) -> int:
         return len(self.target)

@@ -12,13 +12,14 @@ import torch
 from headrace import console
 from headrace.errors import TrainingError
 from headrace.files import atomic_write, write_json, write_with
+from headrace.models.multilabel import MultilabelClassifier
 from headrace.models.schema import Schema
 from headrace.models.served import ServedModel
 from headrace.plugins import code_files, custom_sources
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
 from headrace.recipe.training import TrainConfig
-from headrace.task_types.lookup import task_type_of
+from headrace.task_types.lookup import task_type_for
 from headrace.training import checkpoint
 from headrace.training.checkpoint import Progress
 from headrace.training.device import choose_device, choose_precision, seed_everything
@@ -58,7 +59,7 @@ def train(recipe: Recipe, project: Project, process_group: SingleProcess) -> Non
     device = choose_device(recipe.train.device)
     precision = choose_precision(recipe.train.precision, device)
     seed_everything(recipe.train.seed)
-    task_type, schema = task_type_of(recipe.task), Schema.read(prepared / "schema.json")
+    task_type, schema = task_type_for(recipe), Schema.read(prepared / "schema.json")
     rows, validation = (
         load_rows(prepared / f"{name}.parquet", task_type, schema, recipe, device, project.state / "encoded")
         for name in ("train", "validation")
@@ -110,12 +111,20 @@ def calibrate(model: ServedModel, validation: Rows, config: TrainConfig) -> dict
             where="train.calibrate",
             hint="remove train.calibrate; for a regression, set model.interval",
         )
+    if isinstance(model, MultilabelClassifier):
+        model.label_threshold = config.label_threshold
     if not model.is_calibrated(config.calibrate):
         return {}
     model.eval()
     found = [(model.raw(*inputs).float(), target) for inputs, target in validation.batches(CALIBRATION_BATCH)]
     raw, target = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return {name: round(value, 8) for name, value in model.calibrate(raw, target, config.calibrate).items()}
+    calibrated = model.calibrate(raw, target, config.calibrate)
+    if (reached := calibrated.get("interval_level_reached")) is not None:
+        console.report(
+            f"{len(target):,} validation rows are too few for model.interval: only {reached:.4g} of similar rows are sure to "
+            "be inside the intervals; add data, or raise data.split.validation"
+        )
+    return {name: round(value, 8) for name, value in calibrated.items()}
 
 
 def on_device(model: ServedModel, schema: Schema, device: torch.device) -> ServedModel:

@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headrace import processes
+from headrace import permissions, processes
 from headrace.errors import HeadraceError
 from headrace.files import write_json
 from headrace.project import Project
@@ -35,6 +35,7 @@ def main(arguments: list[str]) -> int:
     """
     name, root, rendezvous, role = arguments
     processes.die_with_parent(os.getppid())
+    processes.interrupt_on_sigterm()
     project = Project(Path(root))
     folder = project.state / "processes" / name
     try:
@@ -123,6 +124,7 @@ def save_error(error: Exception, folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    permissions.set_private_umask()
     processes.raise_gc_threshold()
     code = main(sys.argv[1:])
     sys.stdout.flush()

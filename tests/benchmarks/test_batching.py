@@ -14,6 +14,7 @@ from benchmarks.serving_model import sample
 from tests.benchmarks.tiny_model import write_tiny_model
 
 
+@pytest.mark.exhaustive  # one benchmark of serving is enough
 @pytest.mark.skipif(shutil.which("wrk") is None, reason="needs wrk (apt install wrk)")
 def test_a_quick_run_measures_each_mode_and_shows_the_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def write(folder: Path) -> None:

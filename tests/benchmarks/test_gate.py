@@ -24,7 +24,12 @@ def test_quick_benchmark_shows_few_false_promotions_by_the_gate_and_many_by_the_
     # 400 trials at a true rate of at most 5 % exceed 9.3 % once in 10,000 times
     assert max(float(gate) for gate, *_ in shares) < 9.3
     assert min(float(naive) for *_, naive in shares) > 20
-    assert text.count("\n## ") == 6
+    assert text.count("\n## ") == 7
+    series = text.split("## 12 and 52 retrains in a row, simulated")[1].split("##")[0]
+    found = re.findall(r"\| ([\d.]+) % \(([\d.]+) to [\d.]+\) \| ([\d.]+) %[^|]*\| ([\d.]+) %", series)
+    assert len(found) == 8
+    assert all(float(low) <= 5 for _, low, _, _ in found), "the budget is kept"
+    assert min(float(naive) for *_, naive in found) > 60
 
 
 def test_the_simulation_on_counts_agrees_with_the_gate_on_rows() -> None:
@@ -34,7 +39,7 @@ def test_the_simulation_on_counts_agrees_with_the_gate_on_rows() -> None:
         candidate, champion = (np.stack([0.2 + 0.6 * r, 0.8 - 0.6 * r], axis=1) for r in right)
         y = np.zeros(30 + won + lost, dtype=int)
         answer = compare(y, candidate, champion, beat=BeatChampion(metric="accuracy"), better="higher", seed=0)
-        assert answer.promoted == bool(benchmark.mcnemar([won], [lost], len(y))[0])
+        assert answer.promoted == bool(benchmark.mcnemar([won], [lost])[0])
 
 
 def test_simulated_counts_have_the_requested_gain_and_disagreement() -> None:

@@ -10,6 +10,7 @@ from benchmarks import text
 from tests.paths import ROOT
 
 
+@pytest.mark.exhaustive  # one benchmark of serving is enough
 def test_a_quick_run_has_a_row_for_each_number_of_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     report = text.main(["--quick", "--out", str(tmp_path / "text.md")])

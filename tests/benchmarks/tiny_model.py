@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.serving_model import contract_of, sample
-from headrace.runtime.contract import InputField
+from headrace.runtime.input_field import InputField
 
 
 def write_tiny_model(folder: Path) -> None:

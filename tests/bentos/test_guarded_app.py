@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from starlette.requests import ClientDisconnect
 
 from bentos import app as app_module
 from bentos.app import PredictionApp
@@ -23,6 +24,7 @@ from bentos.models.onnx_model import OnnxModel
 from bentos.telemetry import metrics as metrics_module
 from bentos.telemetry import request_log as log_module
 from bentos.telemetry.metrics import Metrics, bucket_of
+from headrace.runtime.http_messages import CURRENT_REQUEST
 from headrace.runtime.usage import read_usage
 from tests.tiny_models import image_model, table_model
 from tests.token_issuer import TokenIssuer
@@ -135,6 +137,27 @@ def test_a_quota_is_exact_to_the_row_and_refused_requests_cost_nothing(replica: 
     assert replica.ask(issuer.header("globex", rows_per_day=5)).status_code == 200
     text = replica.ask({}, "/metrics", method="GET").text
     assert 'headrace_quota_refused_total{model="halves",tenant="acme",version="3"} 2.0' in text
+
+
+@pytest.mark.parametrize(("is_worked_on", "left"), [(False, 5), (True, 2)])
+def test_rows_of_a_client_that_left_are_returned_unless_the_model_worked_on_them(
+    replica: Replica, issuer: TokenIssuer, monkeypatch: pytest.MonkeyPatch, is_worked_on: bool, left: int
+) -> None:
+    acme = issuer.header("acme", rows_per_day=5)
+
+    async def client_leaves(*_: Any) -> Any:
+        """In place of the model's work."""
+        CURRENT_REQUEST.get().is_worked_on = is_worked_on
+        raise ClientDisconnect
+
+    with monkeypatch.context() as patched:
+        patched.setattr(replica.app, "_inline_bytes", -1)  # as for a model that takes its time
+        patched.setattr(replica.app, "run", client_leaves)
+        patched.setattr(replica.app, "run_batched", client_leaves)
+        with pytest.raises(AssertionError):  # a response never came
+            replica.ask(acme, body={"instances": [IMAGE] * 3})
+    assert_error(replica.ask(acme, body={"instances": [IMAGE] * (left + 1)}), 429, "quota_exceeded")
+    assert replica.ask(acme, body={"instances": [IMAGE] * left}).status_code == 200
 
 
 @pytest.mark.parametrize(("when_down", "status"), [("closed", 503), ("open", 200)])

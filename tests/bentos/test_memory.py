@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.bentos.live_app import live_app
+from tests.exhaustive import exhaustive
 from tests.tiny_models import image_model, language_model
 
 MEBIBYTES = 4
@@ -68,11 +69,11 @@ def mebibytes_kept(address: str, path: str, body: bytes, status: int) -> float:
     ("protocol", "body"),
     [
         ("v1", {"pixels": LARGE, "prompt": LARGE}),
-        ("v1", [LARGE]),
+        exhaustive("v1", [LARGE]),
         ("v2", {"inputs": [{"name": "prompt", "datatype": "BYTES", "shape": [1], "data": [LARGE]}]}),
         ("openai", {"model": "letters", "prompt": LARGE}),
-        ("openai", {"model": "halves", "prompt": LARGE}),
-        ("openai", {"model": "letters", "prompt": LARGE, "n": 99}),
+        exhaustive("openai", {"model": "halves", "prompt": LARGE}),
+        exhaustive("openai", {"model": "letters", "prompt": LARGE, "n": 99}),
     ],
 )
 def test_a_refused_request_leaves_no_memory_behind(live: tuple[str, str], protocol: str, body: object) -> None:

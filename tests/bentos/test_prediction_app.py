@@ -249,6 +249,7 @@ def test_values_without_a_finite_answer_are_a_client_error(tmp_path: Path) -> No
     app.model = OnnxModel(table_model(tmp_path))
     far = {"distance": 3e38, "carrier": "AA"}  # doubled it is infinite, though it fits the contract
     assert_refused(ask(app, "POST", "/v1/models/trips/predict", json=far), 422, "no_answer")
+    assert 'headrace_no_answers_total{model="trips",version="0"} 1.0' in ask(app, "GET", "/metrics").text
     infer = {"inputs": [
         {"name": "distance", "shape": [1], "datatype": "FP32", "data": [3e38]},
         {"name": "carrier", "shape": [1], "datatype": "BYTES", "data": ["AA"]},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import stat
 import subprocess
 import time
 from collections.abc import Iterator
@@ -18,7 +19,9 @@ import psutil
 import pytest
 
 from headrace.project import Project
+from headrace.serving.local_http import try_request
 from headrace.serving.packaging import Bento, package, serve_command
+from headrace.serving.replicas.connections import has_connections
 from tests.asgi import Served, make_project, serve
 from tests.tiny_models import image_model
 
@@ -156,10 +159,52 @@ def test_a_model_that_fails_its_sample_never_becomes_ready(project: Project, tmp
 
 
 def test_a_taken_port_is_reported_in_one_line(project: Project, bento: Bento, server: Served) -> None:
-    argv, env = serve_command(project, bento.tag, "127.0.0.1", server.port, 1)
+    argv, env = serve_command(project, bento.tag, ("127.0.0.1", server.port), 1)
     done = subprocess.run(argv, env={**env, "PATH": "/usr/bin:/bin"}, capture_output=True, text=True, timeout=60)
     assert done.returncode != 0
     assert f"cannot listen on 127.0.0.1:{server.port}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_on_a_unix_socket_it_keeps_connections_and_completes_a_request_after_sigterm(
+    project: Project, bento: Bento, tmp_path: Path
+) -> None:
+    path = tmp_path / "sockets" / "replica.sock"
+    argv, env = serve_command(project, bento.tag, path, 1)
+    process = subprocess.Popen(argv, env={**env, "PATH": "/usr/bin:/bin"}, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while (ready := try_request(path, "/readyz")) is None or ready.status != 200:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        assert (stat.S_IMODE(path.parent.stat().st_mode), stat.S_IMODE(path.stat().st_mode)) == (0o700, 0o600)
+        body = json.dumps(IMAGE).encode()
+        head = f"POST {PREDICT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(20)
+            connection.connect(str(path))
+            for _ in range(2):
+                connection.sendall(head.encode() + body)
+                assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+            assert has_connections(path, process.pid)
+            connection.sendall(head.encode() + body[:-1])
+            time.sleep(0.3)
+            process.terminate()
+            time.sleep(0.5)
+            connection.sendall(body[-1:])
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+def test_a_folder_that_others_can_enter_is_reported_in_one_line(project: Project, bento: Bento, tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    argv, env = serve_command(project, bento.tag, tmp_path / "replica.sock", 1)
+    done = subprocess.run(argv, env={**env, "PATH": "/usr/bin:/bin"}, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0 and not (tmp_path / "replica.sock").exists()
+    assert done.stderr.startswith(f"cannot listen in the folder {tmp_path}: it has mode 755, which lets other users in")
     assert "Traceback" not in done.stderr
 
 
@@ -176,7 +221,7 @@ async def main():
             print((await client.get("/readyz")).status_code)
 asyncio.run(main())
 """
-    argv, env = serve_command(project, bento.tag, "127.0.0.1", 1, 1)
+    argv, env = serve_command(project, bento.tag, ("127.0.0.1", 1), 1)
     done = subprocess.run(
         [argv[0], "-P", "-c", program, bento.tag, json.dumps(IMAGE)],
         env={**env, "PATH": "/usr/bin:/bin"},

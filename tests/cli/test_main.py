@@ -49,6 +49,13 @@ def test_an_unknown_command_suggests_the_near_miss(capsys: pytest.CaptureFixture
     assert "unknown command 'predct'; did you mean 'predict'?" in capsys.readouterr().err
 
 
+def test_a_removed_option_is_an_error_that_says_what_there_is_instead() -> None:
+    command = [sys.executable, "-c", "from headrace.cli import main; main()", "approve", "digits@2", "--by", "ada"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "--by was removed: who decides is not free text" in done.stderr
+    assert "headrace tokens issue --tenant NAME --role reviewer" in done.stderr
+
+
 @pytest.mark.parametrize(("old", "new"), renamed.OPTIONS.items())
 def test_a_renamed_option_is_an_error_that_gives_the_new_name(old: str, new: str) -> None:
     command = [sys.executable, "-c", "from headrace.cli import main; main()", "run", "digits", old, "docker"]

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import inspect
+import io
 import json
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from headrace.client import (
@@ -31,7 +36,7 @@ from headrace.client import (
     Unauthorized,
     Unavailable,
 )
-from headrace.client.requests import to_instances
+from headrace.client.requests import explain_request, predict_request, to_instances
 from headrace.client.retries import RetryBudget
 
 ANSWER = {"id": "m@1:r", "model": "m", "version": "1", "request_id": "r", "predictions": [{"label": 3}], "new_field": 1}
@@ -130,6 +135,74 @@ def test_numpy_and_pandas_values_are_sent_as_json() -> None:
     assert to_instances(frame) == rows
     assert to_instances(frame.iloc[0]) == rows[:1]
     assert to_instances(row for row in rows) == rows
+
+
+def test_every_type_of_a_frame_becomes_a_json_value_and_what_is_missing_null() -> None:
+    frame = pd.DataFrame(
+        {
+            "whole": pd.array([1, None], dtype="Int64"),
+            "category": pd.Categorical(["a", None]),
+            "flag": pd.array([True, None], dtype="boolean"),
+            "text": pd.array(["x", None], dtype="string[pyarrow]"),
+            "price": pd.array([Decimal("1.50"), None], dtype=pd.ArrowDtype(pa.decimal128(9, 2))),
+            "weight": np.array([0.5, np.nan], dtype=np.float32),
+            "count": pd.array([7, None], dtype="int64[pyarrow]"),
+            "plain": [Decimal("2"), Decimal("NaN")],
+        }
+    )
+    first = {"whole": 1, "category": "a", "flag": True, "text": "x", "price": 1.5, "weight": 0.5, "count": 7, "plain": 2.0}
+    assert to_instances(frame) == [first, dict.fromkeys(first)]
+    assert json.loads(predict_request("m", frame).body or b"") == {"instances": [first, dict.fromkeys(first)]}
+
+
+@dataclasses.dataclass
+class Row:
+    x: np.float32
+    name: str
+
+
+def test_dataclasses_are_instances() -> None:
+    assert to_instances([Row(np.float32(0.5), "a"), Row(np.float32(1), "b")]) == [
+        {"x": 0.5, "name": "a"}, {"x": 1.0, "name": "b"}
+    ]  # fmt: skip
+    assert to_instances(Row(np.float32(1), "b")) == [{"x": 1.0, "name": "b"}]
+
+
+class LikePolars:
+    columns = ("x",)
+
+    def to_dict(self, *, as_series: bool = True) -> Any:
+        raise AssertionError("columns, not rows")
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        return [{"x": 1.5}, {"x": None}]
+
+
+def test_a_frame_with_the_methods_of_polars_is_read_by_rows_with_a_class_in_its_place() -> None:
+    assert to_instances(LikePolars()) == [{"x": 1.5}, {"x": None}]
+
+
+@pytest.mark.parametrize(
+    ("given", "where", "message"),
+    [
+        (pd.DataFrame({"a": [1.0, np.inf]}), "instances.1.a", "infinity"),
+        (pd.DataFrame({"a": [1.0, -np.inf]}).iloc[1], "instances.0.a", "infinity"),
+        ([{"a": 1}, {"a": {"b": object()}}], "instances.1.a.b", "type object"),
+        ({"a": Decimal("Infinity")}, "instances.0.a", "infinity"),
+        (pd.DataFrame({"a": []}), "instances", "at least one instance"),
+        (pd.DataFrame({"a": np.zeros(10_001)}), "instances", "10,001 instances exceed the limit of 10,000"),
+        (pd.DataFrame([[1, 2]], columns=["a", "a"]), None, "several named 'a'"),
+    ],
+)
+def test_what_cannot_be_sent_is_named_with_row_and_field(given: Any, where: str | None, message: str) -> None:
+    with pytest.raises(InvalidInput, match=message) as caught:
+        predict_request("m", given)
+    assert caught.value.where == where
+
+
+def test_an_explanation_takes_one_instance() -> None:
+    with pytest.raises(InvalidInput, match="expected one instance, got 2"):
+        explain_request("m", pd.DataFrame({"a": [1, 2]}), {})
 
 
 @pytest.mark.parametrize("given", ["text", b"x", 3, {"x": float("inf")}, {"x": object()}])
@@ -277,8 +350,46 @@ def test_an_upload_keeps_its_idempotency_key_in_all_attempts(serve: Serve, tmp_p
         assert client.submit("m", tmp_path / "rows.jsonl").state == "queued"
     assert {body for *_, body in service.requests} == {b'{"x": 1}\n'}
     assert len({headers["idempotency-key"] for _, _, headers, _ in service.requests}) == 1
-    with Client(service.address) as client, pytest.raises(InvalidInput, match="unknown ending of a batch file"):
-        client.submit("m", tmp_path / "rows.csv")
+    for missing, message in (("rows.csv", "file not found"), ("", "this is a folder")):
+        with Client(service.address) as client, pytest.raises(InvalidInput, match=message):
+            client.submit("m", tmp_path / missing)
+
+
+BATCH = {"id": "b", "model": "m", "state": "queued", "rows_done": 0, "rows_total": None, "rows_failed": 0, "created_at": 1.0}
+FRAME = pd.DataFrame({"x": [Decimal("1.5"), None], "kind": pd.Categorical(["a", None]), "flag": [True, False]}, index=[5, 7])
+
+
+@pytest.mark.parametrize("rows", [FRAME, pa.Table.from_pandas(FRAME), pa.RecordBatch.from_pandas(FRAME)])
+def test_a_frame_is_submitted_as_parquet_and_sent_row_by_row(serve: Serve, rows: Any) -> None:
+    service = serve(ok({**BATCH, "media_type": "application/vnd.apache.parquet", "notes": ["read"]}))
+    with Client(service.address) as client:
+        assert client.submit("m", rows, columns="keep").notes == ["read"]
+    ((_, path, headers, body),) = service.requests
+    assert (path, headers["content-type"]) == ("/v1/models/m/batches?columns=keep", "application/vnd.apache.parquet")
+    pd.testing.assert_frame_equal(pd.read_parquet(io.BytesIO(body)), FRAME)
+    first, second = to_instances(rows)
+    assert ({**first, "x": 1.5}.items() >= {"kind": "a", "flag": True}.items(), second["x"]) == (True, None)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (pd.DataFrame([[1, 2]], columns=["a", "a"]), "several named 'a'"),
+        (pd.DataFrame({"a": [object()]}), "the frame cannot be written as Parquet"),
+        ([{"a": 1}], "expected the path of a file, or a frame, got list"),
+    ],
+)
+def test_what_cannot_be_submitted_is_refused_before_it_is_sent(rows: Any, message: str) -> None:
+    with Client("http://127.0.0.1:9") as client, pytest.raises(InvalidInput, match=message):
+        client.submit("m", rows)
+
+
+def test_every_method_of_the_client_has_an_asynchronous_one_with_the_same_arguments() -> None:
+    def arguments(cls: type) -> dict[str, list[str]]:
+        methods = {name: one for name, one in vars(cls).items() if not name.startswith("_")}
+        return {name: list(inspect.signature(one).parameters) for name, one in methods.items()}
+
+    assert arguments(Client) == arguments(AsyncClient)
 
 
 # -- streams

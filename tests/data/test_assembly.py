@@ -57,10 +57,35 @@ def test_a_missing_column_to_rename_suggests_a_close_match(two: Path) -> None:
         assembled(two, source="a.csv", rename={"text": "words"})
 
 
+@pytest.mark.parametrize("field", ["parse", "times"])
+def test_a_rule_for_an_unknown_column_is_refused(tmp_path: Path, field: str) -> None:
+    (tmp_path / "t.csv").write_text("price,y\n1,p\n2,q\n")
+    with pytest.raises(DataError, match="no column 'prise'; did you mean 'price'"):
+        assembled(tmp_path, source="t.csv", **{field: {"prise": {}}})
+
+
 def test_numbers_in_one_file_and_text_in_the_other_do_not_match(two: Path) -> None:
     (two / "b.csv").write_text("y,id,Text\np,x,three\n")
     with pytest.raises(DataError, match="do not match"):
         assembled(two, source=["a.csv", "b.csv"])
+
+
+def test_a_refusal_does_not_show_the_password_of_an_address(two: Path) -> None:
+    (two / "b.csv").write_text("id,Text,y\nthree,x,p\n")
+    uris = ["https://example.org/a.csv?signature=s3cret", "https://example.org/b.csv?signature=s3cret"]
+    section = DataConfig.model_validate({"target": "y", "source": uris})
+    with pytest.raises(DataError) as caught:
+        assemble([two / "a.csv", two / "b.csv"], section)
+    assert "example.org" in str(caught.value) and "s3cret" not in str(caught.value)
+
+
+
+@pytest.mark.parametrize(
+    "address", ["https://ann:s3cret@example.org/a.csv", "postgresql://ann:s3/cret@db/shop", "mysql://db/shop?password=s3cret"]
+)
+def test_a_recipe_takes_no_password(address: str) -> None:
+    with pytest.raises(ValueError, match="a password does not belong in a recipe"):
+        DataConfig.model_validate({"target": "y", "source": address})
 
 
 def test_labels_from_another_file_are_joined_by_their_key(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ SPLITS: dict[str, dict[str, Any]] = {
     "predefined": {"predefined": {"column": "code", "test": 3}, "validation": 0.2},
     "group": {"group": {"column": "person"}, "test": 0.3, "validation": 0.3},
 }
-OFTEN = {("classification", "random"), ("classification", "group"), ("regression", "time"), ("regression", "predefined")}
+OFTEN = {("classification", "group"), ("regression", "time")}
 
 
 @pytest.mark.parametrize(

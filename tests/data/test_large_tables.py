@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from headrace.data import ingest, tables
+from headrace.data.chunked_ingest import copy_in_chunks, is_chunked_source
 from headrace.errors import DataError, DataRejected
 from headrace.files import read_json
 from headrace.models.schema import Schema
@@ -111,6 +112,7 @@ def test_a_source_in_chunks_gives_the_same_data_weights_and_metrics(
     assert list((two_projects[1].state / "encoded").iterdir()) == list((two_projects[1].state / "incoming").iterdir()) == []
 
 
+@pytest.mark.exhaustive
 def test_a_refused_source_in_chunks_is_quarantined_and_not_stored(two_projects: tuple[Project, Project]) -> None:
     project = two_projects[1]
     frame = source()
@@ -138,3 +140,42 @@ def test_a_damaged_source_is_refused_before_anything_is_stored(two_projects: tup
     with pytest.raises(DataError, match="not a complete Parquet file"):
         ingest.ingest(recipe_with(project, "6kB"), project, lambda line: None)
     assert not list(project.data.rglob("*.parquet"))
+
+
+TEXTS: dict[str, dict[str, Any]] = {
+    "big.csv": {},
+    "big.csv.gz": {},
+    "eu.csv": {"read": {"separator": ";", "decimal": ",", "encoding": "cp1252"}},
+    "big.jsonl": {},
+    "big.feather": {},
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_other_formats_in_blocks_give_the_same_bytes_as_parquet(
+    two_projects: tuple[Project, Project], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    for module in ("dialects", "json_lines"):
+        monkeypatch.setattr(f"headrace.data.formats.{module}.BLOCK_BYTES", 4096)
+    frame, path = source(), two_projects[0].root / name
+    frame.loc[5, "colour"] = "gr\u00fcn"
+    frame.to_parquet(two_projects[0].root / "big.parquet", index=False)
+    if name.endswith("jsonl"):
+        frame.to_json(path, orient="records", lines=True)
+    elif name.endswith("feather"):
+        frame.to_feather(path)
+    else:
+        sep, decimal, encoding = (";", ",", "cp1252") if name == "eu.csv" else (",", ".", "utf-8")
+        frame.to_csv(path, index=False, sep=sep, decimal=decimal, encoding=encoding)
+    found = []
+    for file, more in (("big.parquet", {}), (name, TEXTS[name])):
+        fields = {**FIELDS, "data": {**FIELDS["data"], "source": file, "memory": "6kB", **more}}
+        (two_projects[0].recipes / "big.yaml").write_text(yaml.safe_dump(fields))
+        recipe = load_recipe("big", two_projects[0])
+        paths, lines = [two_projects[0].root / file], list[str]()
+        assert is_chunked_source(paths, recipe)
+        # The key in the file's metadata names the source, which differs; so both get one.
+        copy_in_chunks(list(zip(recipe.data.files, paths, strict=True)), recipe.data, path.parent / "copy", "key", lines.append)
+        assert "2 rows left out: no value in width" in lines
+        found.append((path.parent / "copy").read_bytes())
+    assert found[0] == found[1]

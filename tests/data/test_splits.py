@@ -158,3 +158,52 @@ def test_too_few_rows_for_a_split_per_class_are_an_error(make_recipe: Any, per_c
 
 def test_only_a_split_per_class_leaves_rows_over(make_recipe: Any) -> None:
     assert split(rows(500), make_recipe()).rest.empty
+
+
+DAYS = pd.DataFrame({"day": pd.date_range("2023-01-01", periods=200).repeat(2), "y": range(400)})
+
+
+@pytest.mark.parametrize(
+    ("test", "first", "count"),
+    [
+        ("last", "2023-07-19", 2),
+        (0.1, "2023-06-30", 40),
+        (0.001, "2023-07-19", 2),
+        ("2023-07-01", "2023-07-01", 38),
+        ("2023-07-01T00:00:01", "2023-07-02", 36),
+    ],
+)
+@pytest.mark.parametrize("kind", ["times", "texts"])
+def test_the_latest_share_or_the_rows_from_a_date_on_are_the_test_set(
+    make_recipe: Any, kind: str, test: Any, first: str, count: int
+) -> None:
+    recipe = make_recipe(split={"time": {"column": "day", "test": test}})
+    frame = DAYS if kind == "times" else DAYS.assign(day=DAYS["day"].dt.strftime("%Y-%m-%d"))
+    parts = split(frame, recipe)
+    assert (str(parts.test["day"].min())[:10], len(parts.test)) == (first, count)
+    assert max(parts.train["day"].max(), parts.validation["day"].max()) < parts.test["day"].min()
+    assert len(parts.train) + len(parts.validation) + count == 400
+
+
+def test_a_number_of_one_or_more_is_a_value_in_time(make_recipe: Any) -> None:
+    parts = split(
+        rows(300).assign(year=[2021, 2022, 2023] * 100), make_recipe(split={"time": {"column": "year", "test": 2022}})
+    )
+    assert set(parts.test["year"]) == {2022, 2023}
+
+
+@pytest.mark.parametrize(
+    ("frame", "test", "message"),
+    [
+        (DAYS, "2030-01-01", "no row has a day from 2030-01-01 on"),
+        (DAYS, "2020-01-01", "no value before those of the test set"),
+        (DAYS, "soon", "'soon' cannot be compared"),
+        (DAYS.assign(day=DAYS["day"].dt.strftime("%d/%m/%Y")), 0.1, r"400 texts such as '01/01/2023', whose order is not"),
+    ],
+)
+def test_a_split_by_time_that_cannot_be_made_gives_the_reason(
+    make_recipe: Any, frame: pd.DataFrame, test: Any, message: str
+) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        split(frame, make_recipe(split={"time": {"column": "day", "test": test}}))
+    assert caught.value.hint

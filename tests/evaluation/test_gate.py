@@ -417,3 +417,15 @@ def test_a_verdict_survives_json():
     for comparison in (contest("accuracy", *table(90, 10, 0, 0)), contest("auc", *table(90, 10, 0, 0)), None):
         found = verdict({"accuracy": ">= 0.5", "auc": "> 0"}, {"accuracy": 0.9, "auc": math.nan}, comparison)
         assert Verdict.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False))) == found
+
+
+def test_the_verdict_has_the_number_of_test_rows_and_what_few_of_them_cannot_show() -> None:
+    gate = GateConfig(require={"accuracy": ">= 0.9"})
+    few = check_gate(gate, {"accuracy": "higher"}, {"accuracy": 1.0}, None, rows=6)
+    assert few.passed and few.reasons[-1] == (
+        "measured on 6 test rows, which is few: the true accuracy may be anywhere from 0.61 to 1 (95 % confidence)"
+    )
+    many = check_gate(gate, {"accuracy": "higher"}, {"accuracy": 0.95}, None, rows=12_345)
+    assert many.reasons[-1] == "measured on 12,345 test rows"
+    values = check_gate(GateConfig(), {"mae": "lower"}, {"mae": 2.0}, None, rows=25)
+    assert values.reasons[-1].endswith("errors that are larger by about 39% could not have been seen")

@@ -90,6 +90,15 @@ def interval_model(level: float = 0.8, network: torch.nn.Module | None = None) -
     return IntervalRegressor(AsIs(), network or torch.nn.Identity(), mean=100.0, std=20.0, level=level)
 
 
+@pytest.mark.parametrize(("rows", "said"), [(18, True), (19, False)])
+def test_too_few_rows_for_an_interval_are_reported(rows: int, said: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    model = interval_model(0.95, torch.nn.Linear(1, 3))
+    found = calibrate(model, Split((torch.zeros(rows, 1),), torch.linspace(50, 150, rows)), TrainConfig())
+    message = "18 validation rows are too few for model.interval: only 0.9474 of similar rows are sure to be inside"
+    assert (message in "".join(capsys.readouterr())) is said
+    assert found.get("interval_level_reached") == (pytest.approx(18 / 19) if said else None)
+
+
 def test_an_interval_model_answers_value_and_bounds_in_the_targets_unit() -> None:
     model = interval_model()
     raw = torch.tensor([[-1.0, 0.0, 2.0], [0.5, 0.0, -0.5]])  # the second row's quantiles cross

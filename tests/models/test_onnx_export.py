@@ -212,6 +212,18 @@ def test_a_value_with_its_interval_is_answered_as_by_torch(tmp_path: Path) -> No
     assert parity(made, made.path)["largest_relative_difference"] <= 1e-5
 
 
+def test_quantiles_are_answered_as_by_torch(tmp_path: Path) -> None:
+    model = {"name": "mlp", "hidden": [16], "quantiles": [0.1, 0.25, 0.5, 0.9]}
+    recipe = make_recipe("regression", model, categorical=["colour", "month"])
+    made = Exported(mixed(60).assign(y=np.random.default_rng(1).normal(1000, 300, 60)), recipe, tmp_path)
+    for rows in (1, 33):
+        made.assert_agrees(mixed(rows, seed=rows))
+    assert made.graph_answers(mixed(5)).shape == (5, 5)
+    (answer,) = Served(tmp_path).predict([made.contract.sample])
+    found = list(answer["quantiles"].values())
+    assert found == sorted(found) and answer["y"] == answer["quantiles"]["0.5"]
+
+
 def test_a_temperature_is_part_of_the_graph(tmp_path: Path) -> None:
     frame, recipe = mixed(60), make_recipe(model={"name": "mlp", "hidden": [16]}, categorical=["colour", "month"])
     plain = Exported(frame, recipe, tmp_path / "plain")

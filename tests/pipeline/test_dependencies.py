@@ -24,8 +24,10 @@ from tests.projects import git
 WITHOUT = {
     "headrace.console": "prints progress; nothing that a stage writes comes from it",
     "headrace.errors": "messages; a stage that raises one writes nothing",
+    "headrace.installation": "where the files of Headrace are",
     "headrace.processes": "garbage collection and the end of processes",
     "headrace.project": "paths: a stage that reads or writes elsewhere fails, because they are its deps and outs",
+    "headrace.recipe.synonyms": "suggestions in messages about unknown names",
     "headrace.renamed": "messages for old names",
     "headrace.settings": "ports and servers; no setting changes what a stage computes",
 }
@@ -133,12 +135,12 @@ def test_an_edit_of_a_module_that_a_custom_model_imports_trains_again(with_helpe
     git(with_helper.root, "commit", "--quiet", "--message", "dvc.yaml lists the recipe")
     sources = custom_sources(recipe.custom_classes, with_helper.root)
     assert [path.name for path in sources] == ["gated.py", "blocks.py"]
-    assert not provenance.git_commit(with_helper, sources).endswith("-dirty")
+    assert not provenance.changes(with_helper, sources).git_commit.endswith("-dirty")
     before = snapshot(recipe, with_helper)
 
     (with_helper.root / "blocks.py").write_text(BLOCKS.replace("torch.relu", "torch.tanh"))
     assert snapshot(recipe, with_helper) != before
-    assert provenance.git_commit(with_helper, sources).endswith("-dirty")
+    assert provenance.changes(with_helper, sources).git_commit.endswith("-dirty")
     assert not reproduce("prepare", recipe, with_helper).ran
     assert "Running stage 'train@tiny'" in dvc(with_helper, "repro", "train@tiny")
     assert not reproduce("train", recipe, with_helper).ran

@@ -18,6 +18,7 @@ from headrace.pipeline.dvc import reproduce
 from headrace.pipeline.stages import STAGES
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe, load_recipe
+from tests.exhaustive import exhaustive
 from tests.pipeline.commands import dvc
 from tests.projects import git, make_project, table
 
@@ -146,7 +147,7 @@ def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proj
         subprocess.run(["umount", "-l", str(root)], check=True)
 
 
-@pytest.mark.parametrize("left", [300_000, 1_050_000], ids=["for nothing", "for the files, not for the cache"])
+@pytest.mark.parametrize("left", [exhaustive(300_000), 1_050_000], ids=["for nothing", "for the files, not for the cache"])
 def test_a_full_disk_is_an_error_and_the_next_run_completes(
     left: int, small_disk: Project, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -165,10 +166,10 @@ def test_a_full_disk_is_an_error_and_the_next_run_completes(
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda content: b"",
+        exhaustive(lambda content: b""),
         lambda content: content[: len(content) // 2],
-        lambda content: content[: content.index(b"md5")],
-        lambda content: b"\x00" * len(content),
+        exhaustive(lambda content: content[: content.index(b"md5")]),
+        exhaustive(lambda content: b"\x00" * len(content)),
         lambda content: b"schema: '2.0'\nstages: [\n",
     ],
     ids=["empty", "half", "cut in an entry", "zeros", "no YAML"],
@@ -220,7 +221,7 @@ def test_a_dvc_yaml_without_its_lists_is_an_error(content: str, project: Project
     (project.root / "dvc.yaml").write_text(content)
     with pytest.raises(HeadraceError, match="cannot read the recipes") as caught:
         reproduce("prepare", load_recipe("tiny", project), project)
-    assert "git checkout dvc.yaml" in str(caught.value.hint)
+    assert "git diff dvc.yaml" in str(caught.value.hint) and "Error(" not in str(caught.value)
 
 
 def test_dvc_by_hand_works_in_a_fresh_clone_once_the_data_is_ingested(piped: Project, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from headrace.project import Project
+from headrace.services import prefect_api
 from headrace.serving.access.tokens import operator_token
 from headrace.settings import Settings
 from tests.projects import table
@@ -43,12 +44,11 @@ class Live:
     def settings(self) -> Settings:
         """As the commands see them."""
         fields = {name.removeprefix("HEADRACE_").lower(): value for name, value in self.ports.items()}
-        first, last = json.loads(fields.pop("replica_ports"))
         ports: dict[str, Any] = {name: int(value) for name, value in fields.items()}
-        return Settings(**ports, replica_ports=(first, last))
+        return Settings(**ports)
 
     @property
-    def door(self) -> str:
+    def gateway(self) -> str:
         return f"http://127.0.0.1:{self.ports['HEADRACE_GATEWAY_PORT']}"
 
     @property
@@ -83,7 +83,22 @@ class Live:
 
     def serving(self, name: str) -> str:
         """The version of a model that answers now; other models may be served beside it."""
-        return str(next(model["version"] for model in self.json("status")["models"] if model["name"] == name))
+        return str(next(model["version"] for model in self.status()["models"] if model["name"] == name))
+
+    def status(self) -> Any:
+        """What `headrace status` says, whether or not all that should run works."""
+        command = [HEADRACE, "status", "--json"]
+        done = subprocess.run(
+            command, cwd=self.project.root, env=self.environment, capture_output=True, text=True, timeout=SECONDS
+        )
+        assert done.returncode in (0, 5), done.stderr
+        return json.loads(done.stdout)
+
+    def prefect(self, path: str, method: str = "GET", body: Any = None) -> Any:
+        """What Prefect's API answers."""
+        answer = prefect_api.call(self.project.using(self.settings), path, method, body)
+        assert answer is not None and answer.status < 300, answer
+        return answer.json()
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Starts `headrace ARGUMENTS` in a process group of its own, its steps readable on standard error."""

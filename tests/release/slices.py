@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from PIL import Image
 
 PIXELS = 28 * 28
 WORDS = [
@@ -51,6 +53,25 @@ def drawn(count: int, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDAr
         top, left = 4 + 10 * (label // 5), 2 + 5 * (label % 5)
         image[top : top + 8, left : left + 4] = rng.integers(150, 256, (8, 4))
     return images, labels
+
+
+def emoji(folder: Path, data: Data, rng: np.random.Generator) -> None:
+    """For each vendor an array of objects, some of whose fields are nested, and a folder of PNGs."""
+    categories = ("Flags", "Food & Drink", "Symbols")
+    rows = [
+        {"image": f"{i:04x}.png", "unified": f"{i:04X}", "category": categories[i % 3], "texts": None, "skins": {"any": [i]}}
+        for i in range(60)
+    ]
+    for vendor in data["source"]:
+        (folder / vendor).mkdir()
+        (folder / f"{vendor}.json").write_text(json.dumps(rows))
+        for i, row in enumerate(rows):
+            pixels = rng.integers(0, 90, (64, 64, 3), dtype=np.uint8)
+            pixels[..., i % 3] += 150
+            Image.fromarray(pixels).save(folder / vendor / row["image"])
+        data["source"][vendor] = str(folder / f"{vendor}.json")
+        data["image"]["files"][vendor] = str(folder / vendor)
+    del data["image"]["sha256"]
 
 
 # -- tables
@@ -209,6 +230,7 @@ def solubility(folder: Path, data: Data, rng: np.random.Generator) -> None:
 SLICES: dict[str, Slice] = {
     "cora": cora,
     "digits": digits,
+    "emoji": emoji,
     "employment": employment,
     "flights": flights,
     "mnist": mnist,

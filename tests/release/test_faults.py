@@ -16,8 +16,7 @@ import psutil
 import pytest
 
 from headrace.release import journal
-from headrace.services import up
-from headrace.tracking import registry
+from headrace.services import prefect, up
 from tests.exhaustive import exhaustive
 from tests.ports import taken
 from tests.projects import make_project, table
@@ -57,7 +56,7 @@ def test_kill_at_steps_leaves_nothing_half_done(name: str, steps: list[str], liv
         assert steps_until(process, step)[-1] == step
         time.sleep(0.3)  # into the step
         kill_group(process)
-        served = httpx.get(f"{live.door}/v1/models/tiny", headers=live.headers, timeout=20)
+        served = httpx.get(f"{live.gateway}/v1/models/tiny", headers=live.headers, timeout=20)
         assert served.json()["model"] == "tiny"
     released = live.json("run", name)
     assert released["version"] == "1", "a release that was killed registers its model once"
@@ -68,6 +67,7 @@ def test_kill_at_steps_leaves_nothing_half_done(name: str, steps: list[str], liv
     assert not list(live.project.root.rglob("*.part"))
 
 
+@pytest.mark.exhaustive
 def test_a_killed_release_leaves_no_stage_running(live: Live) -> None:
     name = another_recipe(live, "orphan", train={"epochs": 100000, "learning_rate": 0.001})
     process = live.start("run", name)
@@ -115,10 +115,45 @@ def test_ctrl_c_prints_how_to_continue(live: Live) -> None:
     assert "interrupted" in said and "hint" in said and "Traceback" not in said
 
 
+def test_a_run_cancelled_in_prefect_ends_and_the_next_one_continues(live: Live) -> None:
+    name = another_recipe(live, "cancelled", train={"epochs": 100000, "learning_rate": 0.001})
+    process = live.start("run", name)
+    assert steps_until(process, "train")[-1] == "train"
+    checkpoint = live.project.state / "checkpoints" / f"{name}.pt"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    project = live.project.using(live.settings)
+    (run,) = prefect.call(project, "POST", "flow_runs/filter", {"flow_runs": {"name": {"any_": [name]}}})
+    prefect.call(project, "POST", f"flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLING"}})
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "cancelled in Prefect" in said and f"headrace run {name}" in said and "Traceback" not in said
+    assert prefect.call(project, "GET", f"flow_runs/{run['id']}")["state"]["type"] == "CANCELLED"
+    assert not stages_of(live) and checkpoint.exists()
+    assert statuses_in_mlflow(live, name) == ["KILLED"]
+
+    again = live.start("run", name)
+    assert steps_until(again, "train")[-1] == "train"
+    while statuses_in_mlflow(live, name) != ["RUNNING"] and time.monotonic() < deadline:  # the same run, not another one
+        time.sleep(0.2)
+    kill_group(again)
+    assert statuses_in_mlflow(live, name) == ["RUNNING"]
+
+
+def statuses_in_mlflow(live: Live, name: str) -> list[str]:
+    """The states of all training runs of a recipe."""
+    with contextlib.closing(sqlite3.connect(live.project.mlflow_database)) as database:
+        query = "select r.status from runs r join experiments e using (experiment_id) where e.name = ?"
+        return [str(status) for (status,) in database.execute(query, (name,))]
+
+
 def test_two_releases_of_one_recipe_exclude_each_other(live: Live) -> None:
     first = live.start("run", "tiny", "--force")
     steps_until(first, "validate")
+    os.killpg(first.pid, signal.SIGSTOP)  # it could end before the second one looks
     error = live.json("run", "tiny", "--force", code=6)
+    os.killpg(first.pid, signal.SIGCONT)
     assert "is being released by process" in error["message"]
     assert first.wait(SECONDS) == 0
 
@@ -137,6 +172,7 @@ def _listens(process: psutil.Process, port: int) -> bool:
     return False
 
 
+@pytest.mark.exhaustive
 def test_a_prefect_server_that_dies_during_a_release_does_not_spoil_it(live: Live) -> None:
     name = another_recipe(live, "halfway", train={"epochs": 800, "learning_rate": 0.001})
     process = live.start("run", name)
@@ -157,7 +193,7 @@ def test_a_locked_registry_is_reported_and_the_next_run_registers_the_model(live
         assert "locked" in error["message"] and error["hint"]
         holder.execute("ROLLBACK")
     run_until(live, name, "package")
-    assert registry.get(f"{name}@1", live.project).version == "1"
+    assert live.json("trace", f"{name}@1")["version"] == "1"
 
 
 def test_a_bad_source_stops_the_flow_before_training(live: Live) -> None:
@@ -168,8 +204,7 @@ def test_a_bad_source_stops_the_flow_before_training(live: Live) -> None:
     error = live.json("run", name, code=3)
     assert "kind" in error["message"]
     assert not (live.project.artifacts(name) / "train").exists()
-    api = f"http://127.0.0.1:{live.ports['HEADRACE_PREFECT_PORT']}/api"
-    shown = httpx.get(f"{api}/artifacts/validation-{name}/latest").json()
+    shown = live.prefect(f"/artifacts/validation-{name}/latest")
     assert "expect_column_values_to_not_be_null" in shown["data"], "Prefect's UI shows the rows at fault"
     assert name not in {m["name"] for m in live.json("status")["models"]}
 
@@ -230,6 +265,7 @@ def test_an_unknown_command_or_recipe_ends_with_2(live: Live) -> None:
     )
 
 
+@pytest.mark.exhaustive  # as in tests/pipeline/test_dvc.py and tests/data/test_crashes.py
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system of its own")
 def test_a_full_disk_is_reported_and_the_next_run_goes_on(live: Live) -> None:
     name = another_recipe(live, "full")

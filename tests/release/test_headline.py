@@ -29,7 +29,7 @@ def test_a_trial_is_announced_only_where_another_version_serves(tmp_path: Path, 
     recipe = recipe.model_copy(update={"serve": recipe.serve.model_copy(update={"rollout": how})})
     plain = "digits@2, 2 replicas as processes"
     assert headline(recipe, SECOND, project.using(SETTINGS)) == plain, "nothing serves"
-    endpoint = Replica("digits-v2-0001", ReplicaSpec("digits", "2", "digits:2-0000"), "127.0.0.1", 21000)
+    endpoint = Replica("digits-v2-0001", ReplicaSpec("digits", "2", "digits:2-0000"), Path("digits.sock"))
     gateway.update_model(project.using(SETTINGS), "digits", [endpoint])
     assert headline(recipe, SECOND, project.using(SETTINGS)) == plain, "it serves itself"
     gateway.update_model(project.using(SETTINGS), "digits", [replace(endpoint, spec=replace(endpoint.spec, version="1"))])

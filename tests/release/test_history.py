@@ -74,7 +74,7 @@ def test_a_step_with_too_few_requests_is_not_shown_as_passed(book: Project, caps
     numbers = {"error_rate": 0.0, "requests": 0}
     journal.record(book, "rollout-step", "digits", "2", {"step": "canary 5 %", "judged": False, **numbers})
     journal.record(book, "rollout-step", "digits", "2", {"step": "canary 25 %", "judged": True, **numbers, "requests": 1200})
-    print_history(journal.entries(book))
+    print_history(journal.entries(book), {})
     printed = capsys.readouterr().out
     assert "canary 5 %: not judged: too few requests (0)" in printed
     assert "canary 25 %: passed; 1,200 requests, errors 0.00%" in printed

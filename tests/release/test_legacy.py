@@ -57,7 +57,7 @@ def test_a_version_is_traced_to_its_data_and_commit(upgraded: Live) -> None:
 
 
 def test_a_rollback_serves_the_bento_that_was_built_then(upgraded: Live) -> None:
-    back = upgraded.json("rollback", "small", "--by", "ada", "--why", "colours")
+    back = upgraded.json("rollback", "small", "--why", "colours")
     assert (back["version"], back["bento"], back["runner"]) == ("1", SMALL["bento"], "process")
     assert registry.aliased("small", "champion", upgraded.project) == "1"
     answer = upgraded.json("predict", "small", "--sample")

@@ -19,10 +19,9 @@ from tests.serving.load import PAUSE_SECONDS, Load
 def release_under_load(live: Live, name: str, runner: str) -> Load:
     """Releases a new version of a model, which two replicas serve, while clients call it."""
     before = live.serving(name)
-    after = str(int(before) + 1)
     path = live.project.recipes / f"{name}.yaml"
     recipe = yaml.safe_load(path.read_text())
-    recipe["train"]["seed"] = 100 + int(after)
+    recipe["train"]["seed"] = 101 + int(before)
     recipe["serve"] = {"replicas": 2}
     path.write_text(yaml.safe_dump(recipe))
     with clients(live, name) as load:
@@ -33,9 +32,9 @@ def release_under_load(live: Live, name: str, runner: str) -> Load:
         load.pause_seconds = PAUSE_SECONDS
         released, said = process.communicate(timeout=SECONDS)
         assert process.returncode == 0, said
-        assert json.loads(released)["version"] == after
+        after = json.loads(released)["version"]
         load.wait_for(after)
-    assert load.answers[before] and load.answers[after]
+    assert after != before and load.answers[before] and load.answers[after]
     return load
 
 
@@ -43,6 +42,7 @@ def clients(live: Live, name: str, slow: int = 2) -> Load:
     return Load(int(live.ports["HEADRACE_GATEWAY_PORT"]), name, fast=2, slow=slow, fresh=1, instance=INSTANCE, token=live.token)
 
 
+@pytest.mark.exhaustive  # as in containers below, and as in tests/serving/rollout
 def test_no_request_fails_while_processes_are_swapped(live: Live, second: str) -> None:
     assert release_under_load(live, second, "process").failures == []
 
@@ -73,9 +73,10 @@ def test_no_request_fails_while_containers_are_swapped(live: Live, docker_engine
     assert release_under_load(live, name, "docker").failures == []
 
 
+@pytest.mark.exhaustive  # as in tests/serving/gateway/test_changed_settings.py
 def test_access_changes_by_up_alone_and_a_release_before_it_is_refused(live: Live) -> None:
     opened = {"HEADRACE_ACCESS": "open"}
-    address = f"{live.door}/v1/models/tiny"
+    address = f"{live.gateway}/v1/models/tiny"
     with clients(live, "tiny", slow=1) as load:
         load.wait_for("1")
         assert live.json("run", "tiny", code=2, environment=opened)["hint"].startswith("headrace up")

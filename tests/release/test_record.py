@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+
 from headrace.project import Project
 from headrace.recipe.recipe import load_recipe
 from headrace.release import journal, record, up_to_date
@@ -14,6 +16,7 @@ def test_a_release_is_recorded_with_its_evidence(built: Project) -> None:
     facts = finish(recipe, decide(recipe, register(recipe, built), built), built)
     assert (facts["version"], facts["bento"]) == ("1", "b:1")
     assert facts["metrics"]["accuracy"] > 0.1 and facts["training"]["epochs"] == 3
+    assert facts["by"] == getpass.getuser()
     assert facts["data_md5"] == "aaa.dir" and facts["validation"].endswith("expectations")
     assert events(recipe, built) == [("released", "1")]
     assert record.last_final_release(recipe.name, built) == facts

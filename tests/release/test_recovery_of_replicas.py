@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,7 +42,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedProject]:
 def champion(served: ServedProject, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runners, "runner_for", lambda *_: served.runner)  # replicas of these tests instead of bentos
     served.roll_out(CHAMPION)
-    served.project.journal.unlink(missing_ok=True)
+    log = journal.log(served.project)
+    for path in (log.path, log.anchor, log.key):
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -241,8 +244,8 @@ def test_a_version_that_the_journal_calls_released_is_not_rolled_back(
 def test_a_predecessor_that_cannot_serve_any_longer_is_not_in_the_way_of_the_next_release(
     served: ServedProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def only_new(spec: ReplicaSpec, host: str, port: int) -> Argv:
-        return (["false"], {}) if spec.version == "1" else misbehaving_command(spec, host, port)
+    def only_new(spec: ReplicaSpec, socket: Path) -> Argv:
+        return (["false"], {}) if spec.version == "1" else misbehaving_command(spec, socket)
 
     with served.load() as load:
         served.roll_out(V2, is_final=False)

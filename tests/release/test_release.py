@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +16,10 @@ import pytest
 import yaml
 
 from headrace.release import journal
+from headrace.tracking import runs
 from tests.projects import table
-from tests.release.live import Live
+from tests.release.live import Live, another_recipe
+from tests.written_files import readable_by_others
 
 
 def edit_recipe(live: Live, **sections: dict[str, object]) -> None:
@@ -30,7 +34,7 @@ def test_status_names_models_and_services(live: Live) -> None:
     found = live.json("status")
     model = next(m for m in found["models"] if m["name"] == "tiny")
     assert (model["replicas"], model["ready"], model["alias"]) == (2, 2, "champion")
-    assert model["address"].startswith(live.door)
+    assert model["address"].startswith(live.gateway)
     assert {s["name"]: s["state"] for s in found["services"]} == {
         "prefect-server": "ready",
         "prefect-worker": "ready",
@@ -39,6 +43,14 @@ def test_status_names_models_and_services(live: Live) -> None:
         "api-server": "ready",
         "watchdog": "ready",
     }
+
+
+def test_what_a_release_and_the_services_write_is_private_and_what_git_tracks_is_not(live: Live) -> None:
+    assert readable_by_others(live.project) == []
+    umask = os.umask(0o022)
+    os.umask(umask)
+    modes = {name: stat.S_IMODE((live.project.root / name).stat().st_mode) for name in ("dvc.lock", "dvc.yaml", "data.dvc")}
+    assert modes == dict.fromkeys(modes, 0o666 & ~umask)
 
 
 def test_predict_sends_the_sample_through_the_balancer(live: Live) -> None:
@@ -101,6 +113,7 @@ def test_the_summary_shows_what_a_person_asks(live: Live) -> None:
         "Data Docs",
     ):
         assert part in shown
+    assert re.search(r"expectations +\d+ of \d+ passed", shown)
 
 
 def test_trace_leads_to_the_bytes(live: Live) -> None:
@@ -142,8 +155,7 @@ def test_mlflow_has_the_curves_and_the_pictures_of_the_run(live: Live) -> None:
 
 
 def test_the_flow_is_in_prefect_with_all_its_steps(live: Live) -> None:
-    api = f"http://127.0.0.1:{live.ports['HEADRACE_PREFECT_PORT']}/api"
-    runs = httpx.post(f"{api}/task_runs/filter", json={}).json()
+    runs = live.prefect("/task_runs/filter", "POST", {})
     named = {run["name"].rsplit("-", 1)[0] for run in runs}
     assert {
         "ingest",
@@ -159,25 +171,54 @@ def test_the_flow_is_in_prefect_with_all_its_steps(live: Live) -> None:
         "promote",
         "record",
     } <= named
-    deployments = {d["name"] for d in httpx.post(f"{api}/deployments/filter", json={}).json()}
+    deployments = {d["name"] for d in live.prefect("/deployments/filter", "POST", {})}
     assert deployments == {"release", "refresh-flights"}
 
 
+@pytest.mark.exhaustive  # as a schedule does
 def test_a_deployment_runs_from_prefect_with_parameters(live: Live) -> None:
-    api = f"http://127.0.0.1:{live.ports['HEADRACE_PREFECT_PORT']}/api"
-    deployment = next(d for d in httpx.post(f"{api}/deployments/filter", json={}).json() if d["name"] == "release")
-    run = httpx.post(
-        f"{api}/deployments/{deployment['id']}/create_flow_run", json={"parameters": {"recipe_name": "tiny"}}
-    ).json()
+    deployment = next(d for d in live.prefect("/deployments/filter", "POST", {}) if d["name"] == "release")
+    started = {"parameters": {"recipe_name": "tiny"}}
+    run = live.prefect(f"/deployments/{deployment['id']}/create_flow_run", "POST", started)
     import time
 
     state = None
     for _ in range(240):
-        state = httpx.get(f"{api}/flow_runs/{run['id']}").json()["state"]
+        state = live.prefect(f"/flow_runs/{run['id']}")["state"]
         if state["type"] in ("COMPLETED", "FAILED", "CRASHED"):
             break
         time.sleep(0.5)
     assert state is not None and state["type"] == "COMPLETED", state
+
+
+EVERY_MINUTE = """
+  - name: every-minute
+    entrypoint: flows/release.py:release
+    parameters: {recipe_name: scheduled}
+    work_pool: {name: headrace}
+    schedules: [{cron: "* * * * *"}]
+"""
+
+
+def test_a_schedule_releases_a_model_by_itself(live: Live) -> None:
+    import time
+
+    name = another_recipe(live, "scheduled")
+    file = live.project.root / "prefect.yaml"
+    before = file.read_text()
+    wanted = {"deployments": {"name": {"any_": ["every-minute"]}}, "flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}
+    try:
+        file.write_text(before + EVERY_MINUTE)
+        assert "deployment every-minute added" in live.run("up").stderr
+        deadline = time.monotonic() + 300
+        while not (done := live.prefect("/flow_runs/filter", "POST", wanted)) and time.monotonic() < deadline:
+            time.sleep(1)
+        assert done and all(run["auto_scheduled"] for run in done)
+        assert live.serving(name) == "1"
+    finally:
+        file.write_text(before)
+        assert "deployment every-minute removed" in live.run("up").stderr
+    assert {d["name"] for d in live.prefect("/deployments/filter", "POST", {})} == {"release", "refresh-flights"}
 
 
 def test_dvc_by_hand_finds_everything_up_to_date(live: Live) -> None:
@@ -224,7 +265,7 @@ def test_down_frees_everything_and_a_refused_release_starts_what_is_in_productio
     version = live.serving("tiny")
     live.run("down")
     found = live.json("status")
-    assert found["models"] == []
+    assert {model["replicas"] for model in found["models"]} <= {0}
     assert {s["state"] for s in found["services"]} == {"stopped"}
     assert "headrace up" in live.json("predict", "tiny", "--sample", code=5)["hint"]
     assert f"tiny@{version} keeps serving" in live.json("run", "tiny", code=4)["message"]
@@ -243,19 +284,35 @@ def test_a_person_approves_before_a_model_serves(live: Live) -> None:
     assert live.json("predict", "tiny", "--sample")["version"] == champion
     waiting = journal.entries(live.project, "tiny")[-1]
     assert waiting.event == "awaiting-approval"
-    live.run("approve", f"tiny@{waiting.version}", "--by", "ada")
+    name = f"tiny@{waiting.version}"
+    runs.client(live.project).set_model_version_tag("tiny", waiting.version, "approval", "approved")
+    assert f"the tag approval=approved of {name} in MLflow does not count" in live.json("run", "tiny", code=4)["message"]
+
+    ada, vic = (
+        {"HEADRACE_TOKEN": live.json("tokens", "issue", "--tenant", who, "--role", role)["token"]}
+        for who, role in (("ada", "reviewer"), ("vic", "viewer"))
+    )
+    there = ("--address", live.gateway)
+    seen = [(one["model"], one["version"], one["state"]) for one in live.json("approve", *there, environment=vic)]
+    assert ("tiny", waiting.version, "waiting") in seen
+    refused = live.json("approve", name, *there, code=5, environment=vic)
+    assert "the token of vic has the role viewer" in refused["message"]
+    assert live.json("predict", "tiny", "--sample", code=5, environment=ada)["error"] == "Forbidden"
+    assert live.json("approve", name, "--why", "better", *there, environment=ada)["by"] == "ada"
     released = live.json("run", "tiny")
+    assert released["approval"]["by"] == "ada" and released["approval"]["role"] == "reviewer"
     assert released["version"] == waiting.version
     assert live.json("predict", "tiny", "--sample")["version"] == waiting.version
     events = [entry["event"] for entry in live.json("history", "tiny")]
     assert events[-3:] == ["awaiting-approval", "approved", "released"]
 
 
+@pytest.mark.exhaustive  # as in tests/serving/gateway/test_changed_settings.py
 def test_changed_settings_of_the_gateway_are_used_after_up(live: Live) -> None:
     live.serving("tiny")
 
     def send_4_kilobytes() -> int:
-        return httpx.post(f"{live.door}/v1/models/tiny/predict", content=b"x" * 4096, headers=live.headers).status_code
+        return httpx.post(f"{live.gateway}/v1/models/tiny/predict", content=b"x" * 4096, headers=live.headers).status_code
 
     assert send_4_kilobytes() == 415
     live.run("up", environment={"HEADRACE_MAX_REQUEST_BYTES": "2048"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 
+import pytest
 import yaml
 
 from headrace.release import journal
@@ -13,7 +14,7 @@ from headrace.tracking import registry
 from tests.release.live import INSTANCE, Live, another_recipe
 from tests.serving.load import Load
 
-PERSON = ("--by", "ada", "--why", "wrong colours")
+WHY = ("--why", "wrong colours")
 
 
 def test_a_canary_is_released_then_rolled_back_in_seconds_and_stays_back(live: Live) -> None:
@@ -23,19 +24,19 @@ def test_a_canary_is_released_then_rolled_back_in_seconds_and_stays_back(live: L
     path = live.project.recipes / f"{name}.yaml"
     recipe = yaml.safe_load(path.read_text())
     recipe["train"]["seed"] = 2
-    recipe["serve"]["rollout"] = {"strategy": "canary", "steps": [50], "bake": "3s", "bounds": {"latency": 20}}
+    recipe["serve"]["rollout"] = {"strategy": "canary", "steps": [50], "bake": "8s", "bounds": {"latency": 20}}
     path.write_text(yaml.safe_dump(recipe))
-    door = int(live.ports["HEADRACE_GATEWAY_PORT"])
-    with Load(door, name, fast=2, slow=1, fresh=1, instance=INSTANCE, token=live.token) as load:
+    gateway_port = int(live.ports["HEADRACE_GATEWAY_PORT"])
+    with Load(gateway_port, name, fast=2, slow=1, fresh=1, instance=INSTANCE, token=live.token) as load:
         load.wait_for("1")
         assert live.json("run", name)["version"] == "2"
         began = time.monotonic()
-        back = live.json("rollback", name, *PERSON)
+        back = live.json("rollback", name, *WHY)
         seconds = time.monotonic() - began
         load.wait_for("1")
-        assert (back["version"], back["rolled_back"]) == ("1", {"from": "2", "why": "wrong colours", "by": "ada"})
+        assert (back["version"], back["rolled_back"]) == ("1", {"from": "2", "why": "wrong colours", "by": audit.user()})
         error = live.json("run", name, code=4)
-        assert f"{name}@2 was rolled back" in error["message"] and "by ada: wrong colours" in error["message"]
+        assert f"{name}@2 was rolled back" in error["message"] and f"by {audit.user()}: wrong colours" in error["message"]
         assert f"{name}@1 keeps serving" in error["message"] and "--force" in error["hint"]
         assert live.serving(name) == "1"
     assert load.failures == [] and seconds < 60  # a bound for a machine that does much else; it takes a few seconds
@@ -52,9 +53,10 @@ def test_a_canary_is_released_then_rolled_back_in_seconds_and_stays_back(live: L
         "replicas tell their answers"
     )
     assert "rollback" in {entry.act for entry in audit.entries(live.project)}
-    assert "rolled back by ada: wrong colours" in live.run("history", name).stdout
+    assert f"rolled back by {audit.user()}: wrong colours" in live.run("history", name).stdout
 
 
+@pytest.mark.exhaustive
 def test_a_rollback_whose_bento_is_gone_says_how_to_rebuild_it(live: Live) -> None:
     name = "backward"
     assert f"{name}@7 never served" in live.json("rollback", name, "--to", "7", code=2)["message"]

@@ -5,14 +5,18 @@ from __future__ import annotations
 import base64
 import io
 import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from headrace.runtime import contract as contract_module
-from headrace.runtime.contract import MAX_LOOP_ROWS, Contract, ContractViolation, InputField, describe
+from headrace.runtime import input_field as input_field_module
+from headrace.runtime.contract import Contract
+from headrace.runtime.images import PictureFormat
+from headrace.runtime.input_field import MAX_LOOP_ROWS, ContractViolation, InputField, describe
+from headrace.runtime.values import ValueRule
 
 IMAGE = Contract(
     model="pictures",
@@ -67,6 +71,23 @@ def test_a_file_may_come_as_base64_or_as_bytes() -> None:
     assert found.tolist() == [[[0, 1], [2, 255]], [[0, 1], [2, 255]], [[9, 9], [9, 9]], [[0, 1], [2, 3]]]
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        lambda raw: "data:image/png;base64," + base64.b64encode(raw).decode(),
+        lambda raw: base64.encodebytes(raw).decode(),
+        lambda raw: base64.encodebytes(raw).decode().replace("\n", "\r\n"),
+        lambda raw: base64.urlsafe_b64encode(raw).decode().rstrip("="),
+    ],
+    ids=["data URL", "with line breaks", "with Windows' line breaks", "for URLs"],
+)
+def test_base64_may_be_written_in_every_common_way(written: Callable[[bytes], str]) -> None:
+    raw = file_of(np.random.default_rng(0).integers(0, 256, (2, 2)).tolist())
+    assert PICTURE.to_feeds([{"image": written(raw)}])["image"].tolist() == PICTURE.to_feeds([{"image": raw}])["image"].tolist()
+    pixels = bytes([251, 255, 190, 239])  # with both characters that differ in URLs
+    assert PICTURE.to_feeds([{"image": written(pixels)}])["image"].ravel().tolist() == list(pixels)
+
+
 def test_a_contract_that_takes_no_files_refuses_them() -> None:
     with pytest.raises(ContractViolation, match="base64 of 4 bytes, got"):
         IMAGE.to_feeds([{"image": base64.b64encode(file_of([[0, 1], [2, 255]])).decode()}])
@@ -76,7 +97,7 @@ def test_a_contract_that_takes_no_files_refuses_them() -> None:
     ("value", "said"),
     [
         (file_of([[1, 2], [3, 4]])[:40], "damaged|cannot be read"),
-        (b"GIF89a", "6 bytes of another format"),
+        (b"GIF89a", "PNG or JPEG file, got a GIF file"),
         (b"\x00\x01\x02\x03", "4 bytes of another format"),
         (base64.b64encode(b"12345").decode(), "PNG or JPEG file, got 5 bytes"),
         ("ä", "not base64"),
@@ -90,12 +111,31 @@ def test_an_unreadable_picture_is_refused_with_its_row_and_what_was_expected(val
 
 
 def test_the_pictures_of_a_request_share_one_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contract_module, "MAX_PIXELS", 10)
+    monkeypatch.setattr(input_field_module, "MAX_PIXELS", 10)
     raw = base64.b64encode(file_of([[1, 2], [3, 4]])).decode()
     PICTURE.to_feeds([{"image": raw}] * 2)
     with pytest.raises(ContractViolation) as caught:
         PICTURE.to_feeds([{"image": raw}] * 3)
-    assert caught.value.path == "instances.2.image"
+    assert caught.value.path == "instances", "no row is at fault"
+
+
+def test_a_small_file_counts_by_the_picture_that_it_becomes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(input_field_module, "MAX_PIXELS", 40)
+    to = PictureFormat(height=4, width=4, channels=1, fit="resize", interpolation="nearest")
+    field = InputField(name="image", dtype="uint8", shape=to.shape, picture=to)
+    raw = base64.b64encode(file_of([[1]])).decode()
+    field.to_array([raw] * 2, "instances")
+    with pytest.raises(ContractViolation, match="pictures of at most 40 pixels together"):
+        field.to_array([raw] * 3, "instances")
+
+
+def test_numbers_that_mean_a_missing_value_and_times_outside_of_a_calendar() -> None:
+    field = InputField(name="age", dtype="float32", nullable=True, missing=["-999", "n.a."])
+    assert np.isnan(field.to_array([-999, -999.0, "n.a.", 5], "instances")).tolist() == [True, True, True, False]
+    moment = InputField(name="at", dtype="float64", rule=ValueRule(type="time"), lowest=0.0)
+    table = TABLE.model_copy(update={"inputs": [moment]})
+    found = table.unseen(table.to_feeds([{"at": "0001-01-01T00:00:00+01:00"}]))
+    assert "a time before the year 1" in found.messages("instances")[0]["message"]
 
 
 def test_true_and_false_are_one_and_zero() -> None:
@@ -245,3 +285,17 @@ def test_a_list_of_another_length_is_refused_without_a_copy_of_its_values() -> N
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
+
+
+def test_categories_that_are_whole_numbers_are_taken_as_numbers_too() -> None:
+    field = InputField(name="store", dtype="string", levels=["3", "17", "-204"])
+    assert field.to_array([17, 17.0, "17", "17.0", -204, 5, "other"], "rows").tolist() == [
+        "17", "17", "17", "17", "-204", "5", "other",
+    ]  # fmt: skip
+    for value in (True, 17.5, None, 10**30, float("nan")):
+        with pytest.raises(ContractViolation, match=r"rows\.0\.store: expected text or a whole number"):
+            field.to_array([value], "rows")
+    mixed = InputField(name="plan", dtype="string", levels=["3", "basic"])
+    assert mixed.to_array(["3.0"], "rows").tolist() == ["3.0"]
+    with pytest.raises(ContractViolation, match="expected text, got int 3"):
+        mixed.to_array([3], "rows")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from headrace.runtime import images
-from headrace.runtime.images import InvalidImage, decode, is_image_file
+from headrace.runtime.images import InvalidImage, decode, format_of, is_image_file
 
 GRADIENT = (np.arange(28 * 28).reshape(28, 28) % 256).astype(np.uint8)
 
@@ -105,6 +105,15 @@ def test_magic_bytes_tell_files_from_raw_pixels() -> None:
 def test_other_formats_are_refused_though_pillow_knows_them(kind: str) -> None:
     with pytest.raises(InvalidImage, match="cannot be read"):
         pixels(file_of(GRADIENT, kind))
+
+
+NAMES = {"GIF": "a GIF file", "BMP": "a BMP file", "WEBP": "a WebP file", "TIFF": "a TIFF file"}
+
+
+@pytest.mark.parametrize(("kind", "name"), NAMES.items())
+def test_other_formats_are_named(kind: str, name: str) -> None:
+    assert format_of(file_of(GRADIENT, kind)) == name
+    assert format_of(file_of(GRADIENT)) is None and format_of(GRADIENT.tobytes()) is None
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])

@@ -9,8 +9,9 @@ import pytest
 from numpy.typing import NDArray
 
 from headrace.runtime import node_queries
-from headrace.runtime.contract import Contract, ContractViolation
+from headrace.runtime.contract import Contract
 from headrace.runtime.graph import Graph, Subgraph, make_graph
+from headrace.runtime.input_field import ContractViolation
 from headrace.runtime.node_queries import NodePredictor
 
 FEATURES = 4

@@ -44,6 +44,17 @@ def test_a_star_allows_all_models_and_an_empty_list_none(issuer: TokenIssuer, ve
     assert not verifier.verify(issuer.token(models=())).may_call("digits")
 
 
+@pytest.mark.parametrize("role", ["reviewer", "viewer", "operator", None])
+def test_a_token_may_have_a_role(issuer: TokenIssuer, verifier: TokenVerifier, role: str | None) -> None:
+    assert verifier.verify(issuer.token("ada", (), role=role)).role == role
+
+
+@pytest.mark.parametrize("role", ["admin", "", 1, ["operator"]])
+def test_a_token_with_another_role_is_refused(issuer: TokenIssuer, verifier: TokenVerifier, role: object) -> None:
+    with pytest.raises(InvalidToken):
+        verifier.verify(issuer.token("ada", (), role=role))
+
+
 def test_without_a_key_folder_access_is_open() -> None:
     caller = TokenVerifier(None).verify("")
     assert (caller.tenant, caller.may_call("digits"), caller.rows_per_day) == ("open", True, None)
@@ -197,6 +208,18 @@ def test_access_is_refused_until_the_files_can_be_read(issuer: TokenIssuer, name
     (issuer.folder / name).write_text(content)
     with pytest.raises(InvalidToken):
         TokenVerifier(issuer.folder).verify(issuer.token())
+
+
+@pytest.mark.usefixtures("looks_each_time")
+def test_a_missing_list_of_revoked_tokens_lets_none_of_them_in(issuer: TokenIssuer, verifier: TokenVerifier) -> None:
+    revoked, token = issuer.token(), issuer.token()
+    issuer.revoke(revoked)
+    verifier.verify(token)
+    (issuer.folder / "revoked.json").unlink()
+    assert verifier.verify(token), "the last list stays in force"
+    for new in (verifier, TokenVerifier(issuer.folder)):
+        with pytest.raises(InvalidToken):
+            new.verify(revoked)
 
 
 def test_verified_tokens_are_bounded(issuer: TokenIssuer, verifier: TokenVerifier, monkeypatch: pytest.MonkeyPatch) -> None:

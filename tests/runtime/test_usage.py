@@ -88,8 +88,9 @@ def test_a_killed_process_has_lost_no_usage_of_sent_answers(tmp_path: Path) -> N
     process.wait()
     for _ in range(2):
         found = read_usage(tmp_path)
-        assert sum(row.requests for row in found) - answered in (0, 1)  # one may have been in flight
-        assert all((row.rows, row.tokens) == (2 * row.requests, 5 * row.requests) for row in found)
+        for counted, each in (("requests", 1), ("rows", 2), ("tokens", 5)):
+            in_flight = sum(getattr(row, counted) for row in found) - each * answered
+            assert in_flight in (0, each), counted  # one request may have been counted, or in part, but not answered
         fold(tmp_path)
 
 

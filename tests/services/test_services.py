@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,19 +14,28 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
+import psutil
 import pytest
 
 from headrace.errors import PortTaken
 from headrace.project import Project
-from headrace.services import api_server
+from headrace.services import api_server, prefect_api, probes, systemd
 from headrace.services import up as services
-from headrace.services.prefect import prefect_environment
+from headrace.services.authentication import STARTED, login
+from headrace.services.authentication.credentials import basic, credential
+from headrace.services.authentication.login_page import LOGIN_PATH
+from headrace.services.prefect import WORK_POOL, prefect_environment
+from headrace.services.service import settings_environment
 from headrace.services.status import status
+from headrace.serving.access.tokens import issue, operator_token
 from headrace.serving.gateway import gateway
 from headrace.serving.local_http import request
-from headrace.serving.replicas import ports, supervisor
+from headrace.serving.replicas import ports, project_processes, supervisor
 from headrace.settings import Settings
+from tests.other_user import as_other_user
 from tests.ports import free_ports, taken
+from tests.services import intruder
 
 ALL_READY = dict.fromkeys(["prefect-server", "prefect-worker", "mlflow", "envoy", "api-server", "watchdog"], "ready")
 DEPLOYMENTS = """
@@ -39,13 +51,12 @@ FLOW = "from prefect import flow\n\n@flow\ndef nightly():\n    pass\n"
 
 @pytest.fixture
 def settings() -> Settings:
-    gateway_port, admin, mlflow, prefect, api = free_ports(5)
+    gateway_port, admin, mlflow, prefect = free_ports(4)
     return Settings(
         gateway_port=gateway_port,
         gateway_admin_port=admin,
         mlflow_port=mlflow,
         prefect_port=prefect,
-        api_port=api,
         drain_seconds=5.0,
     )
 
@@ -88,8 +99,91 @@ def wait_until(condition: Callable[[], object], seconds: float = 90.0) -> None:
         time.sleep(0.1)
 
 
-def prefect_api(settings: Settings, path: str, body: dict[str, Any]) -> Any:
-    return request(("127.0.0.1", settings.prefect_port), f"/api/{path}", method="POST", body=body).json()
+def in_prefect(project: Project, settings: Settings, path: str, body: dict[str, Any]) -> Any:
+    answer = prefect_api.call(project.using(settings), path, "POST", body)
+    assert answer is not None and answer.status in (200, 201, 204), answer
+    return answer.json_or_text()
+
+
+def require_authentication(project: Project, settings: Settings) -> None:
+    """Prefect and MLflow refuse every request without their secret, and every one that a page of another site sends."""
+    deployment = in_prefect(project, settings, "/deployments/filter", {})[0]["id"]
+    start = {"job_variables": {"command": "touch started", "env": {"PATH": "/nowhere"}}}
+    for server, port, calls in (
+        ("prefect", settings.prefect_port, [f"/api/deployments/{deployment}/create_flow_run", "/api/work_pools/filter"]),
+        ("mlflow", settings.mlflow_port, ["/api/2.0/mlflow/experiments/create", "/ajax-api/2.0/mlflow/runs/search"]),
+    ):
+        log = "prefect-server.log" if server == "prefect" else "mlflow.log"
+        assert f"{STARTED} {server}" in (project.logs / log).read_text(), "errors are counted from here"
+        address, secret = ("127.0.0.1", port), {"authorization": basic(credential(project, server) or "")}
+        for path in (*calls, "/", "/api/health", "/health", "/ui-settings"):
+            for method in ("GET", "POST", "OPTIONS"):
+                for foreign in ({"origin": "http://evil.example"}, {"host": "evil.example"}, {"origin": "null"}):
+                    assert request(address, path, method=method, body=start, headers={**foreign, **secret}).status == 403
+                assert request(address, path, method=method, body=start).status == 401
+    answer = prefect_api.call(project.using(settings), f"/deployments/{deployment}/create_flow_run", "POST", start)
+    assert answer is not None and answer.status in (409, 422), "the work pool takes neither a command nor variables"
+    pools = in_prefect(project, settings, "/work_pools/filter", {})
+    assert [(pool["name"], pool["base_job_template"]["variables"]["properties"]) for pool in pools] == [(WORK_POOL, {})]
+
+
+def require_login(project: Project, settings: Settings) -> None:
+    """`headrace open` logs a browser in: the pages of both servers, and what they ask for, are then answered."""
+    for server, port, path in (
+        ("prefect", settings.prefect_port, "/api/admin/version"),
+        ("mlflow", settings.mlflow_port, "/ajax-api/2.0/mlflow/experiments/search?max_results=1"),
+    ):
+        link = login.login_link(project.using(settings), server)
+        code = link.partition("#")[2]
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False, follow_redirects=True) as browser:
+            assert browser.get("/", headers={"accept": "text/html"}).status_code == 401
+            assert browser.post(LOGIN_PATH, content=code).status_code == 204
+            assert "html" in browser.get("/", headers={"accept": "text/html"}).text
+            assert browser.get(path).status_code == 200
+
+
+def require_people_only_look(project: Project, settings: Settings) -> None:
+    """MLflow's own client reads with a reviewer's token; what it would change is refused. Prefect takes no such token."""
+    token, _ = issue(project.using(settings), "ada", (), 3600, role="reviewer")
+    header = {"authorization": f"Bearer {token}"}
+    address = ("127.0.0.1", settings.mlflow_port)
+    assert "html" in request(address, "/", headers=header).text
+    found = request(address, "/api/2.0/mlflow/experiments/search?max_results=5", headers=header)
+    assert found.json()["experiments"]
+    change = {"name": "by a reviewer"}
+    refused = request(address, "/api/2.0/mlflow/experiments/create", method="POST", body=change, headers=header)
+    assert refused.status == 403 and "the role reviewer of ada may look at MLflow" in refused.text
+    assert (
+        request(("127.0.0.1", settings.prefect_port), "/api/flows/filter", method="POST", body={}, headers=header).status == 401
+    )
+
+
+def require_nobody_else_gets_in(project: Project, settings: Settings) -> None:
+    """Another user of this machine, and a page of another site, are refused by all that listens, and can read no secret."""
+    ports_of = intruder.listening_ports(project)
+    assert {settings.prefect_port, settings.mlflow_port, settings.gateway_port} <= ports_of.keys()
+    assert not {"api-server"} & set(ports_of.values())
+    sockets = intruder.unix_sockets(project)
+    assert {path.name for path in sockets} >= {"supervisor.sock", "admin.sock", "api-server.sock"}
+    assert intruder.exposed_secrets(project) == []
+    secrets = [(credential(project, name) or "").partition(":")[2] for name in ("prefect", "mlflow")]
+    assert intruder.secrets_in_commands(project, [*secrets, operator_token(project)]) == []
+    as_other = as_other_user if os.getuid() == 0 else lambda function: function()
+    accepted = as_other(lambda: {name: answer for port, name in ports_of.items() if (answer := intruder.answers(port))})
+    assert accepted == {}
+    if os.getuid() == 0:
+        assert as_other_user(lambda: intruder.opened_sockets(sockets)) == []
+
+
+def require_watchdog_finds_all_well(project: Project, settings: Settings) -> None:
+    """The real servers answer the watchdog's requests: it would restart what refuses them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings_environment(project.using(settings)).items():
+            patch.setenv(name, value)
+        targets = list(probes.programs(project.using(settings)))
+    assert {target.name for target in targets} == {"envoy", "api-server", "mlflow", "prefect-server"}
+    answers = {target.name: request(target.address, target.path, headers=target.headers).status for target in targets}
+    assert answers == dict.fromkeys(answers, 200)
 
 
 def test_services_start_are_reused_restarted_and_stopped(project: Project, settings: Settings) -> None:
@@ -138,7 +232,7 @@ def test_services_start_are_reused_restarted_and_stopped(project: Project, setti
 
     # A schedule of a deployment has runs that wait for their time.
     scheduled = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
-    wait_until(lambda: prefect_api(settings, "flow_runs/filter", scheduled))
+    wait_until(lambda: in_prefect(project, settings, "/flow_runs/filter", scheduled))
     log = supervisor.log_path(project, "prefect-server").read_text()
     assert "Traceback" not in log, log
 
@@ -149,14 +243,30 @@ def test_services_start_are_reused_restarted_and_stopped(project: Project, setti
     services.up(project.using(settings), ignore)
     assert states(project, settings) == ALL_READY
 
-    assert prefect_api(settings, "work_pools/filter", {})[0]["type"] == "process"
-    for port in (settings.prefect_port, settings.mlflow_port):
-        assert "html" in request(("127.0.0.1", port), "/").text
+    require_watchdog_finds_all_well(project, settings)
+    require_authentication(project, settings)
+    require_login(project, settings)
+    require_people_only_look(project, settings)
+    require_nobody_else_gets_in(project, settings)
+
+    # As after a reboot: the command of the systemd unit finds no process, only files, and nothing of a shell.
+    for process in [*project_processes.find_supervisords(project), *supervisor.supervised_processes(project)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings_environment(project.using(settings)).items():
+            patch.setenv(name, value)
+        unit = systemd.render(project.using(settings))
+    environment = dict(json.loads(line.partition("=")[2]).split("=", 1) for line in unit.splitlines() if "Environment=" in line)
+    start = next(line.partition("=")[2] for line in unit.splitlines() if line.startswith("ExecStart="))
+    done = subprocess.run(shlex.split(start), cwd="/", env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert states(project, settings) == ALL_READY
 
     services.down(project.using(settings))
     assert supervisor.supervised_processes(project) == []
     assert states(project, settings) == dict.fromkeys(ALL_READY, "stopped")
-    used = (settings.prefect_port, settings.mlflow_port, settings.gateway_port, settings.gateway_admin_port, settings.api_port)
+    used = (settings.prefect_port, settings.mlflow_port, settings.gateway_port, settings.gateway_admin_port)
     assert [port for port in used if not ports.is_free(port)] == []
 
 
@@ -173,7 +283,7 @@ def test_status_and_down_work_when_nothing_runs(project: Project, settings: Sett
     services.down(project.using(settings))
 
 
-@pytest.mark.parametrize("field", ["prefect_port", "mlflow_port", "gateway_port", "gateway_admin_port", "api_port"])
+@pytest.mark.parametrize("field", ["prefect_port", "mlflow_port", "gateway_port", "gateway_admin_port"])
 def test_a_port_of_another_program_is_reported_before_anything_starts(field: str, project: Project, settings: Settings) -> None:
     with taken(getattr(settings, field)), pytest.raises(PortTaken, match=f"in use by .*pid {os.getpid()}") as caught:
         services.up(project.using(settings), ignore)
@@ -182,16 +292,14 @@ def test_a_port_of_another_program_is_reported_before_anything_starts(field: str
 
 
 def test_only_the_gateway_listens_beyond_this_machine(project: Project) -> None:
-    """Prefect and MLflow have no access control."""
     settings = Settings(host="0.0.0.0")
     servers = {server.name: server for server in services.servers(project.using(settings))}
     for name in ("prefect-server", "mlflow"):
-        argv = servers[name].program.argv
-        assert argv[argv.index("--host") + 1] == "127.0.0.1"
-        assert not any("0.0.0.0" in text for text in (*argv, *servers[name].program.env.values()))
+        program = servers[name].program
+        assert not any("0.0.0.0" in text for text in (*program.argv, *program.env.values()))
     assert (servers["prefect-server"].address, servers["mlflow"].address) == ("http://127.0.0.1:4200", "http://127.0.0.1:5000")
     assert prefect_environment(project.using(settings))["PREFECT_API_URL"] == "http://127.0.0.1:4200/api"
-    assert servers["api-server"].address == "http://127.0.0.1:8090"
+    assert servers["api-server"].address == "unix:.headrace/sockets/api-server.sock"
 
 
 def test_prefect_accepts_the_environment(project: Project, settings: Settings) -> None:

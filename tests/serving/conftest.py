@@ -36,10 +36,8 @@ def settings() -> Iterator[Settings]:
             gateway_admin_port=ports[1],
             mlflow_port=ports[2],
             prefect_port=ports[3],
-            replica_ports=(ports[4], ports[-3]),
             drain_seconds=10.0,
             ready_seconds=20.0,
-            api_port=ports[-2],
             access="open",
         )
 

@@ -1,4 +1,6 @@
-"""A small real server with the routes of a replica: `python echo_replica.py MODEL VERSION PORT [READY_AFTER]`.
+"""A small real server with the routes of a replica: `python echo_replica.py MODEL VERSION SOCKET [READY_AFTER]`.
+
+With a number as SOCKET it listens on that port, as replicas of earlier versions did.
 
 `{"instances": [{"wait": 0.2}]}` takes 0.2 s. READY_AFTER `never` stays unready, `crash` exits before it listens.
 """
@@ -8,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from pathlib import Path
+from socket import create_server
 
 import uvicorn
 from starlette.applications import Starlette
@@ -16,6 +20,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from bentos.connection import server_config
+from headrace.runtime.unix_socket import bind
 
 
 def app(model: str, version: str, ready_after: str) -> Starlette:
@@ -65,9 +70,9 @@ def app(model: str, version: str, ready_after: str) -> Starlette:
 
 
 if __name__ == "__main__":
-    name, answered_version, port, ready = sys.argv[1:5]
+    name, answered_version, socket, ready = sys.argv[1:5]
     if ready == "crash":
         sys.exit("the graph and the contract disagree")
     config = server_config(app(name, answered_version, ready))
-    config.port = int(port)
-    uvicorn.Server(config).run()
+    bound = create_server(("127.0.0.1", int(socket))) if socket.isdigit() else bind(Path(socket))
+    uvicorn.Server(config).run(sockets=[bound])

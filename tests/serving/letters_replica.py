@@ -1,4 +1,4 @@
-"""A real language model in the real app, slowed down: `letters_replica.py FOLDER PORT`.
+"""A real language model in the real app, slowed down: `letters_replica.py FOLDER SOCKET`.
 
 It generates one text at a time, so that the next request shows whether the previous one has ended.
 """
@@ -18,6 +18,7 @@ from bentos.app import PredictionApp
 from bentos.models.generation import GenerationModel
 from bentos.scheduling import streams
 from headrace.runtime.generation import Session
+from headrace.runtime.unix_socket import bind
 
 PACE_SECONDS = 0.02
 """Time for each token."""
@@ -34,7 +35,7 @@ class SlowSession:
         return self._session.run(names, feeds)
 
 
-def main(folder: str, port: str) -> None:
+def main(folder: str, socket: str) -> None:
     predictions = PredictionApp()
     model = GenerationModel(Path(folder))
     model.generator.session = cast(Session, SlowSession(model.generator.session))
@@ -45,7 +46,8 @@ def main(folder: str, port: str) -> None:
         found = Response() if scope["path"] == "/readyz" else predictions
         await found(scope, receive, send)
 
-    uvicorn.run(app, host="127.0.0.1", port=int(port), log_level="warning", lifespan="off", timeout_keep_alive=75)
+    config = uvicorn.Config(app, log_level="warning", lifespan="off", timeout_keep_alive=75)
+    uvicorn.Server(config).run(sockets=[bind(Path(socket))])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A small real server with a fault; it counts and records its answers: `misbehaving_replica.py MODEL VERSION PORT FAULT`.
+"""A small real server with a fault; it counts and records its answers: `misbehaving_replica.py MODEL VERSION SOCKET FAULT`.
 
 `good` labels half of the requests `a` and half `b`, by their id; `errors` fails for a quarter of them; `slow` takes 60 ms
 longer; `other` answers `a` to all; `dies` exits at its fifth request.
@@ -19,6 +19,8 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+
+from headrace.runtime.unix_socket import bind
 
 SAMPLE = {"sample": True}
 
@@ -72,7 +74,6 @@ def app(model: str, version: str, fault: str) -> Starlette:
 
 
 if __name__ == "__main__":
-    name, answered_version, port, fault = sys.argv[1:5]
-    uvicorn.run(
-        app(name, answered_version, fault), host="127.0.0.1", port=int(port), log_level="warning", timeout_keep_alive=75
-    )
+    name, answered_version, socket, fault = sys.argv[1:5]
+    config = uvicorn.Config(app(name, answered_version, fault), log_level="warning", timeout_keep_alive=75)
+    uvicorn.Server(config).run(sockets=[bind(Path(socket))])

@@ -67,8 +67,6 @@ def open_served_project(root: Path) -> Iterator[ServedProject]:
         settings = Settings(
             gateway_port=ports[0],
             gateway_admin_port=ports[1],
-            api_port=ports[2],
-            replica_ports=(ports[3], ports[-1]),
             drain_seconds=10.0,
             ready_seconds=20.0,
             access="open",

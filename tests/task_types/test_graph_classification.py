@@ -22,12 +22,13 @@ from headrace.project import Project
 from headrace.recipe.recipe import Recipe, load_recipe
 from headrace.release.decision import judge
 from headrace.runtime import graph_batch
-from headrace.runtime.contract import ContractViolation
 from headrace.runtime.graph import Subgraph
 from headrace.runtime.graph_batch import GraphReader, pad_graphs, run_by_size
 from headrace.runtime.http import Refused
+from headrace.runtime.input_field import ContractViolation
 from headrace.task_types.graph_classification import edge_case_graphs, graphs_of
 from headrace.task_types.lookup import task_type_of
+from headrace.tracking.registry import Version
 from tests.asgi import predict_body
 from tests.bento_projects import make_model, make_recipe, run_stages
 from tests.bentos.protocols.explain_requests import ask
@@ -245,7 +246,7 @@ def test_the_tiny_recipe_passes_its_gate(project: Project) -> None:
     recipe = load_recipe("shapes", project)
     artifacts = project.artifacts("shapes")
     assert read_json(artifacts / "evaluation" / "metrics.json")["accuracy"] >= 0.9
-    assert judge(recipe, None, project).passed
+    assert judge(recipe, Version(recipe.name, "1", "run", artifacts / "export", {}), None, project).passed
     slices = read_json(artifacts / "evaluation" / "evaluation.json")["slices"]
     assert {one["column"] for one in slices} == {"nodes"} and 20 < sum(one["rows"] for one in slices) <= 36
 

@@ -28,6 +28,7 @@ from headrace.runtime.http import Refused
 from headrace.task_types import node_classification
 from headrace.task_types.lookup import task_type_of
 from headrace.task_types.node_classification import graph_of
+from headrace.tracking.registry import Version
 from tests.asgi import predict_body
 from tests.bento_projects import make_model, make_recipe, run_stages
 from tests.bentos.protocols.explain_requests import ask, send
@@ -260,7 +261,7 @@ def test_the_tiny_recipe_passes_its_gate(project: Project) -> None:
     metrics = read_json(artifacts / "evaluation" / "metrics.json")
     assert metrics["accuracy"] >= 0.8
     assert read_json(artifacts / "train" / "summary.json")["train_rows"] == 8
-    assert judge(recipe, None, project).passed
+    assert judge(recipe, Version(recipe.name, "1", "run", artifacts / "export", {}), None, project).passed
     slices = read_json(artifacts / "evaluation" / "evaluation.json")["slices"]
     assert {one["column"] for one in slices} == {"neighbours"} and sum(one["rows"] for one in slices) == 20
 

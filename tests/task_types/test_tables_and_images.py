@@ -147,6 +147,17 @@ def test_a_regression_with_an_interval_says_so_and_is_scored_by_it() -> None:
     assert task_type.row_scores("interval_width", y, outputs).tolist() == [3, 2, 1, 1]
 
 
+def test_a_regression_with_quantiles_is_scored_by_the_outer_two() -> None:
+    recipe = make_recipe("regression", {"name": "mlp", "quantiles": [0.1, 0.5, 0.75, 0.9]})
+    frame = pd.DataFrame({"a": [1.0, 2.0, 3.0, 4.0], "y": [10.0, 20.0, 30.0, 41.0]})
+    task_type, schema = task_type_of(recipe.task), fitted(frame, recipe)
+    assert task_type.contract(schema, recipe, frame.iloc[:1]).quantiles == [0.1, 0.5, 0.75, 0.9]
+    outputs = np.array([[10, 9, 10, 11, 12], [20, 18, 20, 20, 20], [30, 30, 30, 30, 31], [40, 39, 40, 40, 40]], np.float32)
+    found = task_type.evaluate(frame, outputs, schema, recipe)
+    assert (found.metrics["mae"], found.metrics["coverage"], found.metrics["interval_width"]) == (0.25, 0.75, 1.75)
+    assert found.interval == pytest.approx(0.8)
+
+
 @pytest.mark.parametrize(
     ("task", "changes", "said"),
     [

@@ -204,6 +204,7 @@ def test_the_service_gives_the_answers_of_torch(made: Exported) -> None:
         assert list(answer["probabilities"].values()) == pytest.approx(wanted.tolist(), abs=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_texts_of_one_token_and_a_length_of_one_are_exported(tmp_path: Path) -> None:
     """The example that is traced must not fix the length at one."""
     frame = pd.DataFrame({"body": ["fine", "awful", "late", "fine"] * 3, "mood": ["good", "bad", "bad", "good"] * 3})
@@ -244,7 +245,7 @@ def test_the_contract_says_what_is_read_and_what_is_refused() -> None:
     frame.loc[0, "body"] = "fine " * LONGEST
     contract = task_type_of(recipe.task).contract(fitted(frame, recipe), recipe, frame.iloc[:1])
     (field,) = contract.inputs
-    assert (field.name, field.dtype, field.tokens, field.longest) == ("text", "string", 9, LONGEST)
+    assert (field.name, field.column, field.dtype, field.tokens, field.longest) == ("text", "body", "string", 9, LONGEST)
     assert contract.labels == ["bad", "good"] and contract.target == "mood"
     contract.to_feeds([contract.sample])  # also where the test row itself is too long
 

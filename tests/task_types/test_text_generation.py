@@ -27,7 +27,8 @@ from headrace.models.language import LanguageNetwork, MaskedNetwork
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe, load_recipe
 from headrace.release.decision import judge
-from headrace.runtime.contract import Contract, ContractViolation
+from headrace.runtime.contract import Contract
+from headrace.runtime.input_field import ContractViolation
 from headrace.runtime.tokenizer import END, PAD, START, UNKNOWN, Encoder
 from headrace.task_types import text_generation
 from headrace.task_types.lookup import task_type_of
@@ -215,7 +216,8 @@ def test_the_gate_compares_passage_by_passage(rhymes_project: tuple[Project, Rec
     """Against a champion whose weights are noise the candidate is better; against itself it is the same."""
     project, recipe = rhymes_project
     export = project.artifacts(recipe.name) / "export"
-    same = judge(recipe, Version("rhymes", "1", "run", export, {}), project)
+    candidate = Version("rhymes", "2", "run", export, {})
+    same = judge(recipe, candidate, Version("rhymes", "1", "run", export, {}), project)
     assert same.same_model
     task_type, frame = task_type_of(recipe.task), rhymes(60)
     schema = fitted(frame, recipe)
@@ -223,7 +225,7 @@ def test_the_gate_compares_passage_by_passage(rhymes_project: tuple[Project, Rec
     task_type.export(make_model(recipe, schema), schema, recipe, contract, frame, tmp_path)
     (tmp_path / "tokenizer.json").write_text(schema.tokenizer or "")
     contract.write(tmp_path / "contract.json")
-    verdict = judge(recipe, Version("rhymes", "1", "run", tmp_path, {}), project)
+    verdict = judge(recipe, candidate, Version("rhymes", "1", "run", tmp_path, {}), project)
     assert verdict.passed and verdict.comparison is not None and verdict.comparison.metric == "bits_per_character"
     assert verdict.comparison.promoted
 

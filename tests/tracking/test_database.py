@@ -132,3 +132,34 @@ def test_writers_do_not_fail_each_other_with_the_write_ahead_log(project: Projec
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(write, range(4))) == [20] * 4
+
+
+def test_artifacts_are_found_after_the_project_was_moved(project: Project, capfd: pytest.CaptureFixture[str]) -> None:
+    from headrace.tracking.runs import client
+
+    initialise_tracking(project)
+    store = client(project)
+    run = store.create_run("0").info.run_id
+    store.log_text(run, "weights", "model/weights.txt")
+    store.create_registered_model("toy")
+    made = store.create_model_version("toy", f"{store.get_run(run).info.artifact_uri}/model", run)
+
+    moved = Project(project.root.rename(project.root.parent / "moved here"))
+    initialise_tracking(moved)
+    assert f"the project was moved from {project.root}" in capfd.readouterr().err
+    now = client(moved)
+    uri = now.get_model_version_download_uri("toy", made.version)
+    assert uri.startswith((moved.mlruns / "artifacts").as_uri())
+    assert [found.path for found in now.list_artifacts(run, "model")] == ["model/weights.txt"]
+    leftovers = [line for line in _dump(moved.mlflow_database) if str(project.root) + "/" in line]
+    assert leftovers == []
+    initialise_tracking(moved)
+    assert "moved" not in capfd.readouterr().err
+
+
+def _dump(path: Path) -> list[str]:
+    connection = sqlite3.connect(path)
+    try:
+        return list(connection.iterdump())
+    finally:
+        connection.close()

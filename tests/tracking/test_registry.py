@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import json
 import os
@@ -68,6 +69,21 @@ def test_the_served_files_are_those_that_were_exported(recipe: Recipe, built: Pr
     folder = registered(recipe, built).folder
     for name in ("model.onnx", "contract.json"):
         assert (folder / name).read_bytes() == (built.artifacts(recipe.name) / "export" / name).read_bytes()
+
+
+def test_a_version_whose_files_were_changed_is_not_taken_for_the_export(recipe: Recipe, built: Project) -> None:
+    version = registered(recipe, built)
+    graph = version.folder / "model.onnx"
+    graph.write_bytes(graph.read_bytes() + b"\0")
+    with pytest.raises(RegistryError, match=rf"model\.onnx: model\.onnx of {version.name} changed") as caught:
+        registered(recipe, built)
+    assert caught.value.where == str(graph)
+    assert f"delete {version.name} in the MLflow UI, then: headrace run {recipe.name}" in str(caught.value.hint)
+    runs.client(built).set_model_version_tag(version.model, version.version, registry.CONTENT, "0" * 64)
+    evidence = registry.evidence(registry.get(version.name, built))
+    assert evidence["content_sha256"] == artifact.content_hash(version.folder), "of the files, whatever the tag says"
+    assert evidence["files"]["model.onnx"] == hashlib.sha256(graph.read_bytes()).hexdigest()
+    assert registered(recipe, built).version == "2", "the export is registered again, with its own files"
 
 
 def test_aliases_move_and_go(recipe: Recipe, built: Project) -> None:
@@ -150,10 +166,10 @@ def test_files_that_are_gone_are_reported(recipe: Recipe, built: Project) -> Non
     shutil.rmtree(version.folder)
     with pytest.raises(RegistryError, match="are gone") as caught:
         registry.get(recipe.name, built)
-    assert version.name in str(caught.value.hint)
+    assert f"headrace run {version.model} --force" in str(caught.value.hint)
     with pytest.raises(RegistryError, match="are gone"):
         registry.find_version(recipe.name, "1", built)
-    runs.client(built).delete_model_version(version.model, version.version)  # as the hint says
+    runs.client(built).delete_model_version(version.model, version.version)
     assert registry.find_version(recipe.name, "1", built) is None
 
 
@@ -210,7 +226,7 @@ def in_a_process(project: Project, reference: str, **environment: str) -> subpro
     root = str(ROOT)
     command = [sys.executable, "-c", CHILD, str(project.root), reference]
     env = {**os.environ, "PYTHONPATH": root, **environment}
-    return subprocess.run(command, capture_output=True, text=True, timeout=200, env=env)
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, env=env, cwd=project.root)
 
 
 def test_a_locked_database_is_reported_with_a_hint_and_without_a_traceback(recipe: Recipe, built: Project) -> None:

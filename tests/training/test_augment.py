@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
 from headrace.recipe.training import Augmentation
-from headrace.training.augment import DRAWS, Augment, affine, resample
+from headrace.training.augment import DRAWS, Augment, affine, change_colours, flip, resample
 
 
 def drawn(**numbers: float) -> Tensor:
@@ -132,3 +133,74 @@ def test_planes_of_a_colour_move_together() -> None:
     planes = picture().expand(1, 3, 8, 8)
     (moved,) = Augment(ALL, seed=0)((planes,), 0, 0)
     assert torch.equal(moved[:, 0], moved[:, 1]) and torch.equal(moved[:, 1], moved[:, 2])
+
+
+# Flips and colours.
+
+
+def photo(rows: int = 64) -> Tensor:
+    return torch.randint(40, 200, (rows, 6, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(("direction", "axes"), [("horizontal", [-1]), ("vertical", [-2]), ("both", [-1, -2])])
+def test_half_of_the_images_are_flipped_pixel_by_pixel(direction: str, axes: list[int]) -> None:
+    image = photo()
+    (found,) = Augment(Augmentation(flip=direction), 3, channels_last=True)((image,), 0, 0)  # type: ignore[arg-type]
+    planes, moved = image.permute(0, 3, 1, 2).float(), found.permute(0, 3, 1, 2)
+    ways = [planes, *(planes.flip(axis) for axis in axes), *([planes.flip(axes)] if len(axes) > 1 else [])]
+    is_way = torch.stack([(moved == way).flatten(1).all(1) for way in ways])
+    assert is_way.any(0).all() and (is_way.float().mean(1) > 0.1).all(), "each in its share"
+    assert found.dtype == torch.float32 and found.shape == image.shape
+
+
+def test_each_change_of_colour_is_what_pillow_does() -> None:
+    """ImageEnhance rounds its grey, so the results differ by a little more than one."""
+    from PIL import ImageEnhance
+
+    image = photo(1)
+    enhancers = {"brightness": ImageEnhance.Brightness, "contrast": ImageEnhance.Contrast, "saturation": ImageEnhance.Color}
+    for i, (name, enhancer) in enumerate(enhancers.items()):
+        draws = torch.full((1, 4), 0.5)
+        draws[0, i] = 1.0  # the largest change upwards
+        config = Augmentation.model_validate({name: 0.3})
+        found = change_colours(config, draws, image.permute(0, 3, 1, 2).float()).permute(0, 2, 3, 1)[0]
+        wanted = enhancer(Image.fromarray(image[0].numpy())).enhance(1.3)
+        assert (found - torch.from_numpy(numpy.array(wanted).astype("float32"))).abs().max() < 2.5, name
+
+
+def test_hue_turns_the_colours_and_keeps_the_luminance() -> None:
+    image = torch.tensor([180.0, 90.0, 60.0]).view(1, 3, 1, 1).expand(2, 3, 4, 4)
+    draws = torch.tensor([[0.5, 0.5, 0.5, 1.0], [0.5, 0.5, 0.5, 0.5]])
+    found = change_colours(Augmentation(hue=1 / 3), draws, image)
+    grey = torch.tensor([0.299, 0.587, 0.114])
+    torch.testing.assert_close(
+        torch.einsum("c,bchw->b", grey, found), torch.einsum("c,bchw->b", grey, image), rtol=0.02, atol=1
+    )
+    torch.testing.assert_close(found[1], image[1], atol=1e-2, rtol=0)
+    assert (found[0] - image[0]).abs().max() > 40
+
+
+def test_grey_images_get_brightness_and_contrast_and_stay_in_range() -> None:
+    image = torch.randint(0, 256, (9, 5, 7), dtype=torch.uint8)
+    config = Augmentation(brightness=0.9, contrast=0.9)
+    (found,) = Augment(config, 0)((image,), 0, 0)
+    assert found.shape == (9, 5, 7) and found.min() >= 0 and found.max() <= 255 and not torch.equal(found, image.float())
+
+
+def test_flips_and_colours_leave_the_other_draws_alone_and_divide_with_the_batch() -> None:
+    image = photo(10)
+    grey = image[..., 0]
+    config = ALL.model_copy(update={"brightness": 0.2})
+    (plain,), (bright,) = Augment(ALL, 7)((grey,), 1, 2), Augment(config, 7)((grey,), 1, 2)
+    ratio = bright.flatten(1).sum(1) / plain.flatten(1).sum(1)
+    torch.testing.assert_close(bright.clamp(1, 254), (plain * ratio.view(-1, 1, 1)).clamp(1, 254), atol=2.0, rtol=0.02)
+    every = Augmentation(flip="both", brightness=0.3, contrast=0.3, saturation=0.3, hue=0.2, crop=0.3)
+    augment = Augment(every, 7, channels_last=True)
+    (whole,) = augment((image,), 1, 2)
+    (part,) = augment((image[4:],), 1, 2, slice(4, 10), 10)
+    torch.testing.assert_close(part, whole[4:], atol=1e-3, rtol=0)
+
+
+def test_a_flip_without_a_direction_changes_nothing() -> None:
+    image = photo(4)
+    assert torch.equal(flip(Augmentation(), torch.zeros(4, 2), image), image)

@@ -104,6 +104,7 @@ def test_two_processes_give_the_same_again_and_when_resumed(strategy: str, made:
     assert whole["history"] == again["history"] == resumed["history"]
 
 
+@pytest.mark.exhaustive
 def test_three_processes_have_rows_for_two_of_them_in_the_last_batch(tmp_path: Path) -> None:
     """37 rows in batches of 7 leave 2 at the end; one process resumes what three left."""
     described = {"model": "table", "train": {"batch_size": 7, "epochs": 2}}
@@ -187,9 +188,10 @@ def test_a_killed_process_is_started_again_and_the_weights_are_those_of_a_run_ne
     wait_for(lambda: in_the_middle(recipe, prepared))
     victims = sorted(workers(cut), key=lambda process: process.pid)
     victims[1].send_signal(signal.SIGKILL)
-    assert cut.wait(300) == 0
+    ended = cut.wait(300)
     reader.join()
-    assert whole.wait(300) == 0
+    assert ended == 0, said
+    assert whole.wait(300) == 0, whole.stderr and whole.stderr.read()
     (line,) = (line for line in said if "SIGKILL" in line)
     assert "killed by SIGKILL: all processes resume from the last checkpoint" in line
     assert not any("Traceback" in line for line in said)
@@ -202,6 +204,7 @@ def test_a_killed_process_is_started_again_and_the_weights_are_those_of_a_run_ne
     assert not (prepared.state / "checkpoints" / f"{recipe.name}.pt").exists()
 
 
+@pytest.mark.exhaustive
 def test_an_error_is_reported_once_as_with_one_process(
     prepared: Project, stage: Callable[[Recipe], subprocess.Popen[str]], tmp_path: Path
 ) -> None:

@@ -15,11 +15,15 @@ import torch
 
 from headrace.errors import TrainingError
 from headrace.files import read_json
+from headrace.processes import interrupt_on_sigterm
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe, load_recipe
 from headrace.tracking.runs import client
+from headrace.training.checkpoint import Progress
+from headrace.training.reporting import RunReporter
 from headrace.training.run import fingerprint_of, train_model
 from tests.bento_projects import another
+from tests.exhaustive import exhaustive
 from tests.paths import ROOT
 
 numbers = itertools.count()
@@ -111,7 +115,9 @@ def killed(recipe: Recipe, project: Project, file: str, time: int) -> None:
     assert subprocess.run(command, env=environment, capture_output=True, timeout=200).returncode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize(("file", "time"), [("{name}.pt", 3), ("curves.csv", 1)], ids=["between epochs", "between files"])
+@pytest.mark.parametrize(
+    ("file", "time"), [("{name}.pt", 3), exhaustive("curves.csv", 1)], ids=["between epochs", "between files"]
+)
 def test_a_killed_training_resumes_and_ends_as_one_never_killed(file: str, time: int, built: Project) -> None:
     never, recipe = untrained(built, epochs=5), untrained(built, epochs=5)
     train_model(never, built)
@@ -125,6 +131,35 @@ def test_a_killed_training_resumes_and_ends_as_one_never_killed(file: str, time:
     (run,) = runs(recipe, built)
     assert (run.info.run_id, run.info.status) == (cut.info.run_id, "FINISHED")
     assert [p.step for p in client(built).get_metric_history(run.info.run_id, "train_loss")] == [1, 2, 3, 4, 5]
+
+
+def test_an_interrupted_training_is_closed_in_mlflow_and_continued(built: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM, as after a cancellation in Prefect, or Ctrl-C."""
+    recipe = untrained(built, epochs=5)
+
+    on_epoch = RunReporter.on_epoch
+
+    def interrupt(reporter: RunReporter, progress: Progress) -> None:
+        on_epoch(reporter, progress)
+        if progress.epoch == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    previous = signal.getsignal(signal.SIGTERM)
+    try:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(RunReporter, "on_epoch", interrupt)
+            interrupt_on_sigterm()
+            train_model(recipe, built)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    (cut,) = runs(recipe, built)
+    assert cut.info.status == "KILLED"
+    train_model(recipe, built)
+    (run,) = runs(recipe, built)
+    assert (run.info.run_id, run.info.status) == (cut.info.run_id, "FINISHED")
+    assert [p.step for p in client(built).get_metric_history(run.info.run_id, "train_loss")] == [1, 2, 3, 4, 5]
+    train_model(recipe, built)  # the same training again: a run of its own
+    assert [run.info.status for run in runs(recipe, built)] == ["FINISHED", "FINISHED"]
 
 
 def test_a_training_that_fails_says_so_in_mlflow_and_leaves_no_weights(built: Project) -> None:
@@ -168,6 +203,7 @@ def test_a_fingerprint_names_data_and_settings_and_nothing_else(built: Project) 
     assert fingerprint_of(load_recipe(recipe.name, built), prepared, built.root) != first
 
 
+@pytest.mark.exhaustive
 def test_a_checkpoint_of_other_data_is_not_used(built: Project) -> None:
     recipe = untrained(built, epochs=3)
     killed(recipe, built, f"{recipe.name}.pt", 3)

@@ -8,6 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from headrace.data.formats.codes import are_codes, keep_codes
 from headrace.data.formats.encoding import as_utf8, first_line, unpacked
 from headrace.data.formats.options import ReadOptions
 from headrace.errors import DataError
@@ -33,12 +34,15 @@ def read_csv(path: Path, kind: str, options: ReadOptions) -> pa.Table:
 
     raw = as_utf8(unpacked(path, kind), options.encoding, path)
     parse = csv.ParseOptions(delimiter="\t" if kind.startswith((".tsv", ".tab")) else ",", newlines_in_values=True)
+    missing = options.rules.missing
     convert = csv.ConvertOptions(
-        column_types=dict.fromkeys(options.text, pa.string()),
+        column_types=dict.fromkeys([*options.text, *options.rules.texts], pa.string()),
+        null_values=None if missing is None else list(missing),
         strings_can_be_null=True,
-        quoted_strings_can_be_null=False,  # a quoted "NA" is text, an unquoted NA is missing, as R and pandas write it
-        true_values=[],
-        false_values=[],  # true and false stay text: a category like any other
+        # a quoted "NA" is text, an unquoted NA is missing, as R and pandas write it; a rule of the recipe means both
+        quoted_strings_can_be_null=missing is not None,
+        true_values=["true", "True", "TRUE"],
+        false_values=["false", "False", "FALSE"],  # not 1 and 0, which are numbers
     )
     try:
         read = csv.ReadOptions(
@@ -53,7 +57,12 @@ def read_csv(path: Path, kind: str, options: ReadOptions) -> pa.Table:
     except pa.ArrowInvalid as error:
         _explain_csv(path, raw, error, parse.delimiter, options)
     _refuse_undecodable(path, table, options)
-    return _quoted_gaps(table, options.text)
+
+    def texts(names: list[str]) -> pa.Table:
+        convert.include_columns, convert.column_types = names, dict.fromkeys(names, pa.string())
+        return csv.read_csv(pa.BufferReader(raw), read_options=read, parse_options=parse, convert_options=convert)
+
+    return keep_codes(_quoted_gaps(table, [*options.text, *options.rules.texts]), raw, options.numbers, texts)
 
 
 def _explain_csv(path: Path, raw: bytes, error: Exception, delimiter: str, options: ReadOptions) -> NoReturn:
@@ -103,7 +112,7 @@ def _quoted_gaps(table: pa.Table, text: Collection[str]) -> pa.Table:
         if name in text or not pa.types.is_string(column.type) or not pc.any(pc.equal(column, "")).as_py():
             continue
         filled = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
-        if filled.null_count == len(filled):
+        if filled.null_count == len(filled) or are_codes(filled):
             continue
         for kind in (pa.int64(), pa.float64()):
             try:

@@ -9,28 +9,43 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NoReturn
 from zipfile import ZipFile
 
+from headrace.data.formats.column_rules import apply_rules
+from headrace.data.formats.columnar import not_whole, stream_arrow, stream_parquet
 from headrace.data.formats.delimited import read_csv
+from headrace.data.formats.dialects import stream_delimited
 from headrace.data.formats.encoding import as_utf8, first_line, unpacked
+from headrace.data.formats.label_lists import label_lists_as_text
+from headrace.data.formats.json_lines import stream_json_lines
 from headrace.data.formats.molecules import graphs_as_text, read_molecules
 from headrace.data.formats.options import ReadOptions
+from headrace.data.formats.partitions import with_partitions
+from headrace.data.formats.streams import TableStream
 from headrace.data.formats.text_files import read_docstrings, read_lines, read_texts
+from headrace.data.formats.text_values import has_leading_zeros
+from headrace.data.formats.workbooks import read_sheet
 from headrace.errors import DataError, near_miss
 from headrace.files import visible_names
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+__all__ = ["ENDINGS", "FORMATS", "format_of", "not_whole", "plain_schema", "read_file", "read_packed", "stream_file"]
+
 ENDINGS = {
-    "csv": (".csv", ".csv.gz", ".csv.zip"),
-    "tsv": (".tsv", ".tab", ".tsv.gz"),
+    "csv": (".csv", ".csv.gz", ".csv.zip", ".csv.bz2", ".csv.xz", ".csv.zst"),
+    "tsv": (".tsv", ".tab", ".tsv.gz", ".tsv.zip", ".tsv.bz2", ".tsv.xz", ".tsv.zst"),
     "parquet": (".parquet", ".pq"),
-    "jsonl": (".jsonl", ".ndjson", ".jsonl.gz"),
+    "arrow": (".arrow", ".feather", ".ipc"),
+    "excel": (".xlsx", ".xlsm", ".xlsb", ".xls", ".ods"),
+    "jsonl": (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".jsonl.zip", ".jsonl.bz2", ".jsonl.xz", ".jsonl.zst"),
     "lines": (".txt", ".txt.gz"),
     "texts": (".txt.zip",),
     "docstrings": (".py", ".py.zip"),
     "sdf": (".sdf", ".sdf.gz"),
 }
 """Formats and their file extensions. Text files, and the files of a pattern, are packed into one zip."""
+STREAMED = (".bz2", ".xz", ".zst")
+"""Compressions that are read as streams only."""
 FORMATS = tuple(ending for endings in ENDINGS.values() for ending in endings)
 
 
@@ -46,11 +61,12 @@ def read_file(path: Path, options: ReadOptions | None = None) -> pa.Table:
         _missing(path)
     if path.stat().st_size == 0:
         raise DataError("the file is empty (0 bytes)", where=str(path), hint="fetch or export it again")
-    table = graphs_as_text(_read(path, options))
+    table = label_lists_as_text(_needed(graphs_as_text(_read(path, options)), options), options.label_lists)
     twice = sorted(name for name, count in Counter(table.column_names).items() if count > 1)
     if twice:
         raise DataError(f"column {twice[0]!r} appears twice", where=str(path), hint="rename one of the two columns in the file")
-    return _plain_types(table, path)
+    is_untyped = _kind(_ending(path, options.format)) in ("csv", "tsv")
+    return _plain_types(apply_rules(table, options.rules, path, is_untyped), path)
 
 
 def read_packed(path: Path, options: ReadOptions) -> list[tuple[pa.Table, Path]]:
@@ -69,8 +85,17 @@ def read_packed(path: Path, options: ReadOptions) -> list[tuple[pa.Table, Path]]
             place = Path(folder) / str(number) / Path(name).name
             place.parent.mkdir()
             place.write_bytes(files.read(name))
-            found.append((read_file(place, options), Path(name)))
+            table = read_file(place, options)
+            if options.read is not None:
+                table = with_partitions(table, Path(name), options.only)
+            found.append((table, Path(name)))
         return found
+
+
+def format_of(path: Path) -> str | None:
+    """Returns the format that the name of a file tells, or None."""
+    name = path.name.lower()
+    return next((kind for kind, endings in ENDINGS.items() if name.endswith(endings)), None)
 
 
 def _kind(ending: str) -> str:
@@ -80,12 +105,12 @@ def _kind(ending: str) -> str:
 def _read(path: Path, options: ReadOptions) -> pa.Table:
     ending = _ending(path, options.format)
     match _kind(ending):
-        case "csv" | "tsv":
-            return read_csv(path, ending, options)
-        case "parquet":
-            return _read_parquet(path)
-        case "jsonl":
+        case "csv" | "tsv" if options.read is None and not options.rules.trim and not ending.endswith(STREAMED):
+            return _keep_codes(read_csv(path, ending, options), path, ending, options)
+        case "jsonl" if options.read is None and not ending.endswith((*STREAMED, ".zip")):
             return _read_jsonl(path, ending, options)
+        case "csv" | "tsv" | "jsonl" | "parquet" | "arrow" | "excel":
+            return stream_file(path, options).table()
         case "lines":
             return read_lines(unpacked(path, ending), path, options)
         case "texts":
@@ -94,6 +119,52 @@ def _read(path: Path, options: ReadOptions) -> pa.Table:
             return read_molecules(unpacked(path, ending), path, options)
         case _:
             return read_docstrings(path, options)
+
+
+def stream_file(path: Path, options: ReadOptions) -> TableStream:
+    """Returns the table in a CSV, TSV, JSON lines, Parquet, Arrow or Excel file as a stream of blocks. A sheet of a workbook
+    is read as a whole.
+
+    Raises:
+        DataError: as `read_file`.
+    """
+    ending = _ending(path, options.format)
+    match _kind(ending):
+        case "csv" | "tsv":
+            return stream_delimited(path, ending, options)
+        case "jsonl":
+            return stream_json_lines(path, options)
+        case "parquet":
+            return stream_parquet(path, options)
+        case "arrow":
+            return stream_arrow(path, options)
+        case _:
+            table = read_sheet(path, options)
+            return TableStream(table.schema, table.num_rows, lambda: iter([table]))
+
+
+def _needed(table: pa.Table, options: ReadOptions) -> pa.Table:
+    """Returns the columns that are asked for; of two with one name the first."""
+    if options.only is None:
+        return table
+    first = {name: i for i, name in reversed(list(enumerate(table.column_names))) if name in options.only}
+    found = table.select(sorted(first.values()))
+    return found if found.num_columns else table
+
+
+def _keep_codes(table: pa.Table, path: Path, ending: str, options: ReadOptions) -> pa.Table:
+    """Returns the table with those columns of `options.codes` as text that have a number with a leading zero."""
+    import pyarrow.types as types
+
+    numbers = {name for name in options.codes if name in table.column_names and types.is_integer(table[name].type)}
+    numbers |= {name for name in options.codes if name in table.column_names and types.is_floating(table[name].type)}
+    if not numbers:
+        return table
+    texts = read_csv(path, ending, replace(options, text=[*options.text, *numbers]))
+    for name in numbers:
+        if has_leading_zeros(texts[name]):
+            table = table.set_column(table.column_names.index(name), name, texts[name])
+    return table
 
 
 def _missing(path: Path) -> NoReturn:
@@ -126,26 +197,6 @@ def _ending(path: Path, known: str | None) -> str:
     return found
 
 
-def _read_parquet(path: Path) -> pa.Table:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            return file.read()
-    except (pa.ArrowException, OSError) as error:
-        raise not_whole(path, error) from None
-
-
-def not_whole(path: Path, error: Exception) -> DataError:
-    """Returns the error for a Parquet file that cannot be read to its end."""
-    return DataError(
-        f"not a complete Parquet file: {first_line(error)}",
-        where=str(path),
-        hint="fetch or export it again; it may be truncated",
-    )
-
-
 def _read_jsonl(path: Path, ending: str, options: ReadOptions) -> pa.Table:
     import pyarrow as pa
     from pyarrow import json
@@ -170,7 +221,7 @@ def _read_jsonl(path: Path, ending: str, options: ReadOptions) -> pa.Table:
 
 
 def _plain_types(table: pa.Table, path: Path) -> pa.Table:
-    """Converts every column to a number, a text or a time: the types that later steps support."""
+    """Converts every column to a number, a text, a time, or true and false: the types that later steps support."""
     import pyarrow as pa
 
     try:
@@ -197,7 +248,7 @@ def plain_schema(schema: pa.Schema, path: Path) -> pa.Schema:
         kind = field.type
         if types.is_dictionary(kind):
             kind = kind.value_type
-        if types.is_large_string(kind) or types.is_string_view(kind) or types.is_boolean(kind) or types.is_time(kind):
+        if types.is_large_string(kind) or types.is_string_view(kind) or types.is_time(kind):
             kind = pa.string()
         elif types.is_decimal(kind) or types.is_float16(kind) or types.is_null(kind):
             kind = pa.float64()  # an empty column becomes missing numbers
@@ -205,7 +256,7 @@ def plain_schema(schema: pa.Schema, path: Path) -> pa.Schema:
             kind = pa.timestamp("us")
         elif types.is_timestamp(kind):
             kind = pa.timestamp("us", tz=kind.tz)
-        elif not (types.is_integer(kind) or types.is_floating(kind) or types.is_string(kind)):
+        elif not (types.is_integer(kind) or types.is_floating(kind) or types.is_string(kind) or types.is_boolean(kind)):
             raise DataError(
                 f"column {field.name!r} holds {field.type}, which is not a number, text or time",
                 where=str(path),

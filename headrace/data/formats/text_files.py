@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import lzma
+import tarfile
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from headrace.data.formats.encoding import decoded
@@ -20,12 +23,14 @@ SUMMARY_WORDS = (3, 20)
 """Fewest and most words of a summary, the first paragraph of a docstring."""
 BODY_WORDS = 15
 """Fewest words of a body, the text below the summary."""
+ADDED = {"__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini"}
+"""Names of files and folders that operating systems add to archives."""
 TESTS = {"tests"}
 """Folders that are left out."""
 
 
 def read_texts(path: Path, options: ReadOptions) -> pa.Table:
-    """Reads one row per file of the zip `path`: `file`, `text`, with line ends as `\\n`.
+    """Reads one row per file of the zip or tar `path`: `file`, `text`, with line ends as `\\n`.
 
     Raises:
         DataError: a file is not text in its encoding.
@@ -72,12 +77,26 @@ def read_docstrings(path: Path, options: ReadOptions) -> pa.Table:
 
 
 def _texts(path: Path, encoding: str) -> Iterator[tuple[str, str]]:
+    """Yields name and text of each file of a zip or tar, without what an operating system adds."""
     try:
-        with zipfile.ZipFile(path) as files:
-            for name in files.namelist():
-                yield name, decoded(files.read(name), encoding, Path(name))
-    except zipfile.BadZipFile as error:
-        raise DataError(f"the zip is truncated or damaged: {error}", where=str(path), hint="fetch it again") from None
+        for name, raw in _members(path):
+            if not any(part in ADDED for part in PurePosixPath(name).parts):
+                yield name, decoded(raw, encoding, Path(name))
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError) as error:
+        raise DataError(f"the archive is truncated or damaged: {error}", where=str(path), hint="fetch it again") from None
+
+
+def _members(path: Path) -> Iterator[tuple[str, bytes]]:
+    if not zipfile.is_zipfile(path) and tarfile.is_tarfile(path):
+        with tarfile.open(path) as packed:
+            for member in packed:
+                if member.isfile() and (opened := packed.extractfile(member)) is not None:  # a link could point anywhere
+                    yield member.name.removeprefix("./"), opened.read()
+        return
+    with zipfile.ZipFile(path) as files:
+        for info in files.infolist():
+            if not info.is_dir():
+                yield info.filename, files.read(info)
 
 
 def _pairs(source: str) -> Iterator[tuple[str, str, str]]:

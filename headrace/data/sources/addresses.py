@@ -9,7 +9,9 @@ from urllib.parse import unquote, urlsplit
 from headrace.data.sources.archives import is_pattern, matching
 from headrace.errors import SourceError, near_miss
 
-SCHEMES = ("pypi", "npm", "https", "http", "s3", "file")
+OBJECT_STORES = ("s3", "gs", "az", "abfs")
+DATABASES = ("postgresql", "postgres", "mysql", "mariadb", "sqlite")
+SCHEMES = ("pypi", "npm", "https", "http", "file", *OBJECT_STORES, *DATABASES)
 
 
 def scheme_of(uri: str) -> str:
@@ -26,7 +28,7 @@ def scheme_of(uri: str) -> str:
         raise SourceError(
             f"unknown source {scheme}://; {near_miss(scheme, SCHEMES)}",
             where="data.source",
-            hint="use a path, or pypi://, npm://, https:// or s3://",
+            hint="use a path, or pypi://, npm://, https://, s3://, gs://, az://, postgresql://, mysql:// or sqlite:///",
         )
     return scheme
 
@@ -35,7 +37,8 @@ def redacted(uri: str) -> str:
     """Returns the address for messages and logs: without a password, and without a query, which may contain a signature."""
     if "://" not in uri or uri.startswith(("pypi://", "npm://")):  # here `@` and `==` precede a version
         return uri
-    return re.sub(r"(?<=://)[^/@]*@", "", uri).partition("?")[0]
+    until = "[^?]*" if uri.lower().startswith(tuple(f"{scheme}://" for scheme in DATABASES)) else "[^/?]*"
+    return re.sub(f"(?<=://){until}@", "", uri, count=1).partition("?")[0]
 
 
 def file_name(uri: str) -> str:

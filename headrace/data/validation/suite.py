@@ -20,6 +20,8 @@ PIXELS = "expect_pixels_to_be_between"
 COLUMN_FIELDS = ("column", "column_A", "column_B", "column_list")
 FEW_VALUES = 20
 """A text column, or a target, with at most this many distinct values is proposed as a set."""
+TRUTHS: list[Any] = [0, 1, True, False, "true", "false", "True", "False", "TRUE", "FALSE", "0", "1"]
+"""What a column that says whether a row has a label may hold."""
 MARGIN = 0.1
 """Proposed ranges are wider than the observed one by this share of it, on both sides."""
 COLUMN_LIMIT = 60
@@ -71,16 +73,18 @@ def _built(kind: str, arguments: dict[str, Any], field: str, where: str) -> GXEx
 def implicit_expectations(frame: pd.DataFrame, recipe: Recipe, known_labels: Sequence[Any] | None) -> list[GXExpectation]:
     """Returns what is expected of every recipe: its columns, a target in each row, at least one row, no new label, and of
     images pixels from 0 to 255."""
-    target = recipe.data.target
+    data, target = recipe.data, recipe.data.target
+    columns = [] if data.label_separator else [name for name in data.targets if name in frame.columns]  # no label: empty text
     always: list[tuple[str, dict[str, Any]]] = [
         ("expect_table_row_count_to_be_between", {"min_value": 1}),
         (
             "expect_table_columns_to_match_set",
-            {"column_set": list(recipe.data.stored_columns or [target]), "exact_match": False},
+            {"column_set": list(recipe.data.stored_columns or data.targets), "exact_match": False},
         ),
     ]
-    if target in frame.columns:
-        always.append(("expect_column_values_to_not_be_null", {"column": target}))
+    always += [("expect_column_values_to_not_be_null", {"column": name}) for name in columns]
+    if recipe.task_type.is_multilabel and data.target_columns:
+        always += [("expect_column_values_to_be_in_set", {"column": name, "value_set": TRUTHS}) for name in columns]
     if recipe.data.parts:
         always.append(("expect_column_values_to_be_in_set", {"column": PART, "value_set": recipe.data.parts}))
         always.append(("expect_column_values_to_not_be_null", {"column": PART}))
@@ -89,7 +93,7 @@ def implicit_expectations(frame: pd.DataFrame, recipe: Recipe, known_labels: Seq
         labels = [to_json_value(label) for label in known_labels]
         always.append(("expect_column_values_to_be_in_set", {"column": target, "value_set": labels}))
     built = [_built(kind, arguments, "implicit", "headrace") for kind, arguments in always]
-    if recipe.data.image is not None:
+    if recipe.data.pixels is not None:
         from headrace.data.validation.pixels import ExpectPixelsToBeBetween
 
         names = [str(name) for name in frame.columns]
@@ -120,7 +124,7 @@ def _proposals(values: pd.Series[Any], column: str, is_target: bool) -> list[dic
     if present.empty:
         return found
     distinct = present.unique()
-    numeric = pd.api.types.is_numeric_dtype(values)
+    numeric = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
     whole = numeric and bool((present % 1 == 0).all())
     is_label = is_target and len(distinct) <= FEW_VALUES and (whole or not numeric)
     if is_label or (not numeric and len(distinct) <= min(FEW_VALUES, max(2, len(present) // 10))):

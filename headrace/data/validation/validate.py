@@ -266,4 +266,7 @@ def _observed(failure: Failure) -> str:
         return failure.problem
     if failure.samples:
         return ", ".join(f"row {sample.row}: {sample.value!r}" for sample in failure.samples)
-    return "" if failure.observed is None else f"observed {failure.observed!r}"[:200]
+    if failure.observed is None:
+        return ""
+    expected = ", ".join(f"{name} {value!r}" for name, value in failure.arguments.items() if name != "column")
+    return f"observed {failure.observed!r}"[:200] + (f", expected {expected}"[:200] if expected else "")

@@ -7,7 +7,6 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any
 
-import httpx
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Match, Route
@@ -16,18 +15,19 @@ from starlette.types import Receive, Scope, Send
 from headrace.project import Project
 from headrace.runtime.http import Refused, request_id_of
 from headrace.runtime.http_messages import TrackedRequest
-from headrace.runtime.token_verifier import Caller, InvalidToken, TokenVerifier, bearer
+from headrace.runtime.token_verifier import TokenVerifier
 from headrace.services.api.batches import BatchRoutes
+from headrace.services.api.callers import caller_of
 from headrace.services.api.catalogue import Catalogue, CatalogueRoutes
 from headrace.services.api.feedback import FeedbackRoutes
 from headrace.services.api.health import HealthRoutes
 from headrace.services.api.openapi_routes import OpenApiRoutes
+from headrace.services.api.replica_metrics import ReplicaMetricsRoutes
+from headrace.services.api.reviews import ReviewRoutes
 
 logger = logging.getLogger("headrace.services.api")
 OPEN_PATHS = frozenset({"/readyz", "/livez", "/v2", "/v2/health/live", "/v2/health/ready", "/docs"})
 """They reveal no model, so they need no token."""
-REPLICA_SECONDS = 5.0
-"""How long a replica, or Envoy's admin interface, may take to answer."""
 
 
 class ApiServer:
@@ -35,21 +35,22 @@ class ApiServer:
 
     def __init__(self, project: Project) -> None:
         self._verifier = TokenVerifier(project.token_keys if project.settings.access == "tokens" else None)
-        self._http = httpx.AsyncClient(timeout=REPLICA_SECONDS)
         self._open = AsyncExitStack()
-        catalogue = Catalogue(project, self._http)
+        catalogue = Catalogue(project)
         self._batches = BatchRoutes(project, catalogue)
         self._feedback = FeedbackRoutes(project, catalogue)
         self.routes: list[Route] = [
             *CatalogueRoutes(catalogue).routes,
             *self._feedback.routes,
             *self._batches.routes,
+            *ReviewRoutes(project).routes,
             *OpenApiRoutes(catalogue, project.settings).routes,
             *HealthRoutes(catalogue).routes,
+            *ReplicaMetricsRoutes(project).routes,
         ]
 
     async def __aenter__(self) -> ApiServer:
-        for part in (self._http, self._feedback, self._batches):
+        for part in (self._feedback, self._batches):
             await self._open.enter_async_context(part)
         return self
 
@@ -74,7 +75,7 @@ class ApiServer:
         """Returns the response of a route, an error, or a 500 that gives the client nothing but the request id."""
         try:
             if request.scope["path"] not in OPEN_PATHS:
-                request.caller = self._caller(request)
+                request.caller = caller_of(request, self._verifier)
             response: Response = await self._find(request)(request)
             return response
         except Refused as refused:
@@ -85,13 +86,6 @@ class ApiServer:
             logger.exception("request %s failed", request.request_id)
             generic = Refused(500, "internal", "the server failed; see its log for this request id")
             return generic.to_response(request.request_id)
-
-    def _caller(self, request: TrackedRequest) -> Caller:
-        try:
-            return self._verifier.verify(bearer(request.header_bytes.get(b"authorization", b"")))
-        except InvalidToken:
-            message = "a valid token is needed: authorization: Bearer ..."
-            raise Refused(401, "unauthorized", message, {"www-authenticate": "Bearer"}) from None
 
     def _find(self, request: TrackedRequest) -> Any:
         """Returns the endpoint for the path and the method."""

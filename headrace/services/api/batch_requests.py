@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from threading import Event
 from typing import Any
 
 import msgspec
 
 from headrace.client import AsyncClient
 from headrace.client.errors import CallFailed, InvalidInput, QuotaExceeded, TimedOut, Unavailable
-from headrace.services.api.batch_rows import BadRow
+from headrace.scoring.rows import BadRow, Line
 
 AT_ONCE = 2
 """Requests in progress: enough to keep a replica busy, few enough to leave capacity for others."""
@@ -23,8 +24,6 @@ MAX_BAD_ROWS = 4
 """Bad rows that are removed from a request one after another; with more of them, each row becomes a request."""
 ROW = re.compile(r"instances\.(\d+)\b")
 
-Line = dict[str, Any]
-"""`{"row", "prediction", "id", "id_row"}`, or `{"row", "error": {"code", "message", ...}}`."""
 Numbered = list[tuple[int, Any]]
 """Rows with their numbers in the batch."""
 
@@ -40,7 +39,13 @@ class RetryLater(Exception):
 class BatchClient:
     """Sends the requests of one batch."""
 
-    def __init__(self, client: AsyncClient, model: str, batch: str, at_once: int = AT_ONCE) -> None:
+    def __init__(self, client: AsyncClient, model: str, batch: str, at_once: int = AT_ONCE, stop: Event | None = None) -> None:
+        """
+        Args:
+            at_once: requests in progress.
+            stop: once it is set, no further rows are sent.
+        """
+        self._stop = stop or Event()
         self._client, self._model, self._batch, self._at_once = client, model, batch, at_once
         self._rows = FIRST_ROWS
         self._remaining: Numbered = []
@@ -49,6 +54,8 @@ class BatchClient:
 
     async def answer(self, rows: list[Any], first: int) -> tuple[list[Line], RetryLater | CallFailed | None]:
         """Returns one line per row in order, up to the first row without an answer, and the failure that stopped it.
+
+        After `stop` there are fewer lines than rows, and no failure.
 
         Args:
             first: number of the first row in the batch.
@@ -62,8 +69,8 @@ class BatchClient:
         return [line for row, line in enumerate(lines, first) if line["row"] == row], self._failure
 
     async def _send_until_done(self) -> None:
-        """Sends rows until none is left, or a whole request has failed."""
-        while self._remaining and self._failure is None:
+        """Sends rows until none is left, a whole request has failed, or `stop` is set."""
+        while self._remaining and self._failure is None and not self._stop.is_set():
             rows, self._remaining = self._remaining[: self._rows], self._remaining[self._rows :]
             try:
                 await self._send(rows, MAX_BAD_ROWS)

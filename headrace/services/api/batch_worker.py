@@ -1,7 +1,8 @@
 """The process that works on one batch: `python -m headrace.services.api.batch_worker FOLDER`. It ends with the API server.
 
 A separate process, so that a malicious Parquet file can harm nothing else. It yields to interactive requests: it has a lower
-priority and sends two requests at a time, each no larger than a tenth of a second allows.
+priority and sends two requests at a time, each no larger than a tenth of a second allows. After a SIGTERM it keeps the
+answers so far and ends: other tenants have their turn, and the batch is queued again.
 """
 
 from __future__ import annotations
@@ -13,22 +14,28 @@ import itertools
 import logging
 import os
 import resource
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 from headrace import processes
 from headrace.client import AsyncClient
 from headrace.client.errors import CallFailed, Forbidden, NotFound
-from headrace.errors import HeadraceError
+from headrace.errors import DamagedFile, HeadraceError
 from headrace.files import atomic_write, is_disk_full
 from headrace.project import Project, find_project
 from headrace.runtime.contract import Contract
-from headrace.services.api.batch_requests import AT_ONCE, BatchClient, Line, RetryLater, encode
-from headrace.services.api.batch_rows import BadFile, count_rows, parts_from, write_parquet
-from headrace.services.api.batch_store import PARQUET, BatchFolder, Progress, now
-from headrace.services.api.internal_tokens import TenantToken, is_revoked
+from headrace.scoring.open_rows import open_rows
+from headrace.scoring.refusals import Refusals
+from headrace.scoring.results import write_result
+from headrace.scoring.rows import JSON_LINES, PARQUET, BadFile, Line, RowsFile
+from headrace.services.api.batch_requests import AT_ONCE, BatchClient, RetryLater, encode
+from headrace.services.api.batch_rows import damaged_parts, lines_of, write_parquet
+from headrace.services.api.batch_store import BatchFolder, Progress, now
+from headrace.services.api.internal_tokens import REVOKED, RevokedTokens, TenantToken
 
 logger = logging.getLogger("headrace.services.api.batch")
 MAX_MEMORY_BYTES = 2 << 30
@@ -37,7 +44,6 @@ RETRY_SECONDS = 15.0
 GIVE_UP_SECONDS = 24 * 3600.0
 """A batch without progress for this long has failed."""
 NICENESS = 5
-REVOKED = {"code": "unauthorized", "message": "the token that the batch was sent with was revoked"}
 
 
 class BatchFailed(Exception):
@@ -48,12 +54,12 @@ class BatchFailed(Exception):
         self.code, self.message = code, message
 
 
-async def work(folder: BatchFolder, project: Project) -> Progress:
-    """Answers the missing parts and returns the new state of the batch: done, failed, or waiting."""
+async def work(folder: BatchFolder, project: Project, stop: Event) -> Progress:
+    """Answers the missing parts and returns the new state of the batch: done, failed, or waiting; queued after `stop`."""
     try:
         token = TenantToken(folder.submitted, project)
         async with AsyncClient(**token.client_options(), timeout=project.settings.request_seconds + 5.0, retries=4) as client:
-            return await _answer_parts(folder, client, project)
+            return await _answer_parts(folder, client, project, stop)
     except (BadFile, BatchFailed) as error:
         return replace(folder.progress, state="failed", error={"code": error.code, "message": error.message}, changed_at=now())
     except RetryLater as error:
@@ -61,62 +67,111 @@ async def work(folder: BatchFolder, project: Project) -> Progress:
     except (Forbidden, NotFound):  # the model may come back
         return _waiting(folder.progress, RetryLater("not_served", "the model is not served at the moment", RETRY_SECONDS))
     except CallFailed as error:
-        if is_revoked(project, folder.submitted.jti):  # replicas noticed first
-            return replace(folder.progress, state="failed", error=REVOKED, changed_at=now())
+        # Also for a token that was revoked: replicas notice first, and the API server then ends the batch.
         return _waiting(
             folder.progress, RetryLater(error.code or "unavailable", error.message, error.retry_after or RETRY_SECONDS)
         )
     except (OSError, HeadraceError) as error:
         if is_disk_full(error):
             return _waiting(folder.progress, RetryLater("disk_full", "the service's disk is full", RETRY_SECONDS))
+        if isinstance(error, DamagedFile):  # for example the list of tokens, which is not the batch's fault
+            logger.error("batch %s waits: %s", folder.path.name, error)
+            return _waiting(folder.progress, RetryLater("unavailable", "the service needs its operator", RETRY_SECONDS))
         raise
 
 
-async def _answer_parts(folder: BatchFolder, client: AsyncClient, project: Project) -> Progress:
+async def _answer_parts(folder: BatchFolder, client: AsyncClient, project: Project, stop: Event) -> Progress:
     submitted = folder.submitted
     contract = Contract.model_validate((await client.describe(submitted.model))["contract"])
-    total = await asyncio.to_thread(count_rows, folder.input, submitted.media_type, contract)
+    parts, before = folder.parts(), folder.progress
+    file = await asyncio.to_thread(open_rows, folder.input, contract, submitted.columns, submitted.media_type)
+    total = before.rows_total  # counted in an earlier turn
+    if total is None:
+        total = await asyncio.to_thread(file.count)
     if total == 0:
         raise BatchFailed("no_rows", "the file has no rows")
-    parts, before = folder.parts(), folder.progress
     progress = Progress(
         "running",
         sum(p.rows for p in parts),
         sum(p.failed for p in parts),
         total,
         changed_at=before.changed_at or now(),
+        answer_bytes=sum(part.path.stat().st_size for part in parts),
+        media_type=file.media_type,
+        notes=file.notes,
     )
     folder.write_progress(progress)
     # After a quota was used up, one request at a time: the rest of the next quota may be too small for two.
     at_once = 1 if (before.error or {}).get("code") == "quota_exceeded" else AT_ONCE
-    batch_client = BatchClient(client, submitted.model, submitted.id, at_once)
-    rows = parts_from(folder.input, submitted.media_type, progress.rows_done)
+    batch_client = BatchClient(client, submitted.model, submitted.id, at_once, stop)
+    revoked = RevokedTokens(project)
+    chunks = file.chunks(progress.rows_done)
     for index in itertools.count(len(parts)):
         if progress.rows_done >= total:
             break
-        if is_revoked(project, submitted.jti):
+        if submitted.jti in revoked.read():
             raise BatchFailed(**REVOKED)
-        found = await asyncio.to_thread(next, rows, None)
+        found = await asyncio.to_thread(next, chunks, None)
         if found is None:
             raise BadFile("bad_file", f"the file ends after {progress.rows_done} of {total} rows")
-        lines, failure = await batch_client.answer(found, progress.rows_done)
+        lines, failure = await batch_client.answer(found.values, progress.rows_done)
         if lines:
-            failed = progress.rows_failed + _write_part(folder, index, lines)
-            progress = replace(progress, rows_done=progress.rows_done + len(lines), rows_failed=failed, changed_at=now())
+            failed, size = _write_part(folder, index, lines)
+            progress = replace(
+                progress,
+                rows_done=progress.rows_done + len(lines),
+                rows_failed=progress.rows_failed + failed,
+                changed_at=now(),
+                answer_bytes=progress.answer_bytes + size,
+            )
             folder.write_progress(progress)
         if failure is not None:
             raise failure
-    if submitted.media_type == PARQUET:
-        await asyncio.to_thread(write_parquet, folder.parts(), contract, folder.result)
+        if stop.is_set():
+            return replace(progress, state="queued")
+    if (rows_failed := await _answer_damaged(folder, file, batch_client)) is None:
+        return replace(progress, state="queued")
+    refusals = await asyncio.to_thread(_write_result, folder, file)
+    progress = replace(progress, rows_failed=rows_failed, notes=file.notes, refusals=refusals.to_list())
     return replace(progress, state="done", changed_at=now())
 
 
-def _write_part(folder: BatchFolder, index: int, lines: list[Line]) -> int:
-    """Writes a part and returns the number of failed rows."""
-    failed = sum("error" in line for line in lines)
+def _write_result(folder: BatchFolder, file: RowsFile) -> Refusals:
+    """Writes the result, unless it is the parts as they are. Returns the refused rows."""
+    parts = folder.parts()
+    if file.others != "refuse" or file.media_type not in (PARQUET, JSON_LINES):
+        with atomic_write(folder.table) as beside, beside.open("wb") as handle:
+            return write_result(file, handle, lines_of(parts))
+    if file.media_type == PARQUET:
+        write_parquet(parts, file.contract, folder.result)
+    refusals = Refusals()
+    for line in lines_of(parts):
+        refusals.add(line)
+    return refusals
+
+
+async def _answer_damaged(folder: BatchFolder, file: RowsFile, client: BatchClient) -> int | None:
+    """Answers the rows of damaged parts again. Returns the number of failed rows of all parts; None after `stop`."""
+    for part, first in await asyncio.to_thread(lambda: list(damaged_parts(folder.parts()))):
+        logger.error("the part %s is damaged; its rows are answered again", part.path)
+        chunk = await asyncio.to_thread(next, file.chunks(first))
+        lines, failure = await client.answer(chunk.values[: part.rows], first)
+        if failure is not None:
+            raise failure
+        if len(lines) < part.rows:
+            return None
+        failed, _ = _write_part(folder, part.index, lines)
+        if failed != part.failed:  # the number is in the name
+            part.path.unlink()
+    return sum(part.failed for part in folder.parts())
+
+
+def _write_part(folder: BatchFolder, index: int, lines: list[Line]) -> tuple[int, int]:
+    """Writes a part and returns the number of failed rows, and its size in bytes."""
+    failed, content = sum("error" in line for line in lines), b"".join(encode(line) for line in lines)
     with atomic_write(folder.part_path(index, len(lines), failed)) as beside:
-        beside.write_bytes(b"".join(encode(line) for line in lines))
-    return failed
+        beside.write_bytes(content)
+    return failed, len(content)
 
 
 def _waiting(progress: Progress, why: RetryLater) -> Progress:
@@ -133,11 +188,13 @@ def main() -> int:
     processes.die_with_parent()
     os.nice(NICENESS)
     resource.setrlimit(resource.RLIMIT_DATA, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
+    stop = Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
     folder = BatchFolder(Path(sys.argv[1]))
     project = find_project()
     with _exclusive(folder):
         if not folder.progress.has_ended:
-            folder.write_progress(progress := asyncio.run(work(folder, project)))
+            folder.write_progress(progress := asyncio.run(work(folder, project, stop)))
             if progress.has_ended:
                 folder.input.unlink(missing_ok=True)  # the rows are not needed any more
     return 0

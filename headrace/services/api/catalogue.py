@@ -10,7 +10,6 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -21,18 +20,22 @@ from headrace.runtime.http import Refused, model_list, openai_model, to_json
 from headrace.runtime.http_messages import TrackedRequest
 from headrace.runtime.token_verifier import Caller
 from headrace.services.api.internal_tokens import operator_headers
-from headrace.serving.gateway import gateway
+from headrace.serving.gateway import admin, gateway
 from headrace.serving.gateway.clusters import cluster_name
 from headrace.serving.gateway.model_route import ModelRoute, Traffic
+from headrace.serving.local_http import Address, request
+from headrace.serving.local_http import Response as Answer
 from headrace.serving.replicas.replica import Replica
 
 logger = logging.getLogger("headrace.services.api")
 HEALTH_SECONDS = 1.0
 """How long the health that Envoy reports is cached."""
+REPLICA_SECONDS = 5.0
+"""How long a replica may take to describe itself."""
 SILENT_SECONDS = 5.0
 """A replica that gave no description is not asked again for this long."""
 
-HealthyAddresses = dict[str, set[tuple[str, int]]]
+HealthyAddresses = dict[str, set[Address]]
 """Envoy's cluster to the addresses of its healthy replicas."""
 
 
@@ -85,8 +88,8 @@ class CatalogueEntry:
 class Catalogue:
     """Reads the gateway's routes, asks Envoy for health and replicas for descriptions, and caches both for a while."""
 
-    def __init__(self, project: Project, http: httpx.AsyncClient) -> None:
-        self._project, self._settings, self._http = project, project.settings, http
+    def __init__(self, project: Project) -> None:
+        self._project = project
         self._health: tuple[float, HealthyAddresses] = (0.0, {})
         self._descriptions: dict[tuple[str, str, str], dict[str, Any]] = {}
         self._silent_until: dict[str, float] = {}
@@ -152,18 +155,29 @@ class Catalogue:
 
     async def _ask(self, model: str, endpoint: Replica) -> dict[str, Any]:
         """Returns a replica's description, with the optional protocols that it has: an older bento may lack them."""
-        headers = operator_headers(self._project)
-        base, path = f"http://{endpoint.host}:{endpoint.port}", f"/v1/models/{model}"
         try:
-            response = await self._http.get(base + path, headers=headers)
-            description: dict[str, Any] = response.json() if response.status_code == 200 else {}
-            for name, further in (("explains", f"{path}/explain"), ("completes", "/v1/completions")):
-                # A path that exists for POST only answers 405 to GET.
-                description[name] = (await self._http.get(base + further, headers=headers)).status_code == 405
-            return description if "contract" in description else {}
-        except (httpx.HTTPError, ValueError) as error:
+            return await asyncio.to_thread(self._read_description, model, endpoint)
+        except (OSError, ValueError) as error:
             logger.warning("%s gives no description: %s", endpoint.id, error)
             return {}
+
+    def _read_description(self, model: str, endpoint: Replica) -> dict[str, Any]:
+        """
+        Raises:
+            OSError: the replica does not answer.
+            ValueError: its answer is not JSON.
+        """
+        path = f"/v1/models/{model}"
+        response = self._get(endpoint, path)
+        description: dict[str, Any] = response.json() if response.status == 200 else {}
+        for name, further in (("explains", f"{path}/explain"), ("completes", "/v1/completions")):
+            # A path that exists for POST only answers 405 to GET.
+            description[name] = self._get(endpoint, further).status == 405
+        return description if "contract" in description else {}
+
+    def _get(self, endpoint: Replica, path: str) -> Answer:
+        headers = operator_headers(self._project)
+        return request(endpoint.address_in(self._project), path, headers=headers, timeout_seconds=REPLICA_SECONDS)
 
     async def _healthy_addresses(self) -> HealthyAddresses:
         at, health = self._health
@@ -174,9 +188,9 @@ class Catalogue:
 
     async def _ask_envoy(self) -> HealthyAddresses:
         try:
-            answer = await self._http.get(f"http://127.0.0.1:{self._settings.gateway_admin_port}/clusters?format=json")
-            return _healthy_hosts(answer.json())
-        except (httpx.HTTPError, json.JSONDecodeError):
+            answer = await asyncio.to_thread(admin.ask, self._project, "/clusters?format=json")
+            return _healthy_hosts(answer.json()) if answer else {}
+        except json.JSONDecodeError:
             return {}
 
 
@@ -208,7 +222,6 @@ def _healthy_hosts(clusters: dict[str, Any]) -> HealthyAddresses:
     found: HealthyAddresses = {}
     for cluster in clusters.get("cluster_statuses", []):
         for host in cluster.get("host_statuses", []):
-            where = host["address"]["socket_address"]
-            if not any(value for name, value in host["health_status"].items() if name != "eds_health_status"):
-                found.setdefault(cluster["name"], set()).add((str(where["address"]), int(where["port_value"])))
+            if admin.is_healthy(host):
+                found.setdefault(cluster["name"], set()).add(admin.host_address(host))
     return found

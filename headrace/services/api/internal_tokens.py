@@ -9,8 +9,9 @@ from headrace.services.api.batch_store import Submitted, now
 from headrace.serving.access import tls, tokens
 from headrace.serving.gateway import gateway
 
-LIFE_SECONDS, RENEW_SECONDS = 600.0, 300.0
-"""Lifetime of a token for a batch, and the time before its end at which it is renewed."""
+RENEW_SECONDS = 300.0
+"""Time before the end of a token for a batch at which it is renewed."""
+REVOKED = {"code": "unauthorized", "message": "the token that the batch was sent with was revoked"}
 
 
 def operator_headers(project: Project) -> dict[str, str]:
@@ -18,9 +19,25 @@ def operator_headers(project: Project) -> dict[str, str]:
     return {"authorization": f"Bearer {tokens.operator_token(project)}"} if project.settings.access == "tokens" else {}
 
 
-def is_revoked(project: Project, jti: str) -> bool:
-    """Whether the token of this id was revoked, also after it has expired."""
-    return any(facts.jti == jti and facts.revoked is not None for facts in tokens.list_tokens(project))
+class RevokedTokens:
+    """The ids of revoked tokens, also of those that expired before; read again when the list of tokens has changed."""
+
+    def __init__(self, project: Project) -> None:
+        self._project = project
+        self._stat: tuple[int, int] | None = None
+        self.known: frozenset[str] = frozenset()
+        """As they were read last."""
+
+    def read(self) -> frozenset[str]:
+        """Returns the ids.
+
+        Raises:
+            DamagedFile: the list of tokens cannot be read; raised once for each change of the file.
+        """
+        if (stat := tokens.list_stat(self._project)) != self._stat:
+            self._stat = stat
+            self.known = frozenset(facts.jti for facts in tokens.list_tokens(self._project) if facts.revoked is not None)
+        return self.known
 
 
 class TenantToken:
@@ -42,8 +59,6 @@ class TenantToken:
     def get(self) -> str:
         if now() > self._until - RENEW_SECONDS:
             sent = self._submitted
-            self._token = tokens.delegate(
-                self._project, sent.jti, sent.tenant, sent.model, int(LIFE_SECONDS), sent.rows_per_day
-            )
-            self._until = now() + LIFE_SECONDS
+            self._token = tokens.delegate(self._project, sent.jti, sent.tenant, sent.model, sent.rows_per_day)
+            self._until = now() + tokens.DELEGATED_SECONDS
         return self._token

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from headrace.runtime.contract import LARGEST, Contract, InputField
+from headrace.runtime.contract import Contract
+from headrace.runtime.input_field import LARGEST, InputField
 
 Schema = dict[str, Any]
 GRAPH_CLASSES = ("bentos.models.nodes:NodeModel", "bentos.models.graphs:GraphModel")
@@ -38,6 +39,10 @@ def field_schema(field: InputField, of_any_length: bool = False) -> Schema:
 
 def _text(field: InputField) -> Schema:
     schema: Schema = {"type": "string"}
+    for takes, kind in ((field.takes_numbers, "number"), (field.takes_booleans, "boolean")):
+        schema = {"type": ["string", kind]} if takes else schema
+    if field.takes_whole_numbers:
+        schema = {"type": ["string", "integer"]}
     if field.longest is not None:
         schema["maxLength"] = field.longest
     if field.levels:
@@ -47,6 +52,15 @@ def _text(field: InputField) -> Schema:
 
 
 def _numbers(field: InputField) -> Schema:
+    if field.is_time:
+        return {"type": "string", "description": field.expected_text}
+    schema = _plain_numbers(field)
+    if field.reads_texts and field.rule is not None:
+        return {"anyOf": [schema, {"type": "string", "description": field.expected_text}]}
+    return schema
+
+
+def _plain_numbers(field: InputField) -> Schema:
     if field.boolean:
         schema: Schema = {"anyOf": [{"type": "boolean"}, {"type": "integer", "minimum": 0, "maximum": 1}]}
     else:
@@ -64,7 +78,8 @@ def _numbers(field: InputField) -> Schema:
 
 
 def _image(field: InputField) -> Schema:
-    description = "Base64 of the raw bytes, row by row" + (", or of a PNG or JPEG file" if len(field.accepts) > 2 else "")
+    files = "a PNG, JPEG or WebP file of any size" if field.picture else "a PNG or JPEG file"
+    description = "Base64 of the raw bytes, row by row" + (f", or of {files}" if len(field.accepts) > 2 else "")
     return {"type": "string", "contentEncoding": "base64", "description": description + "."}
 
 
@@ -78,9 +93,18 @@ def answer_schema(contract: Contract) -> Schema:
                 "probabilities": _object({str(label): {"type": "number", "minimum": 0, "maximum": 1} for label in labels}),
             }
         )
+    if contract.output == "labels":
+        probability = {"type": "number", "minimum": 0, "maximum": 1}
+        probabilities = _object({str(label): probability for label in contract.labels or []})
+        return _object({"labels": truth_schema(contract), "probabilities": probabilities})
+    if contract.output == "values":
+        return truth_schema(contract)
     if contract.output == "value":
         interval = {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}
-        return _object({contract.target: {"type": "number"}, **({"interval": interval} if contract.interval else {})})
+        more: Schema = {"interval": interval} if contract.interval else {}
+        if contract.quantiles:
+            more = {"quantiles": _object({f"{level:g}": {"type": "number"} for level in contract.quantiles})}
+        return _object({contract.target: {"type": "number"}, **more})
     if contract.task == "text-generation":
         return _object(
             {"text": {"type": "string"}, "finish_reason": {"enum": ["stop", "length"]}, "tokens": {"type": "integer"}}
@@ -92,6 +116,10 @@ def truth_schema(contract: Contract) -> Schema:
     """Schema of the true answer that feedback gives."""
     if contract.output == "probabilities":
         return {"enum": contract.labels or []}
+    if contract.output == "labels":
+        return {"type": "array", "items": {"enum": contract.labels or []}, "uniqueItems": True}
+    if contract.output == "values":
+        return _object({name: {"type": "number"} for name in contract.targets or []})
     return {"type": "number"} if contract.output == "value" else {"type": "string"}
 
 

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from headrace import __version__
+from headrace.scoring.rows import CSV, JSON_LINES, PARQUET
 from headrace.services.api import openapi_errors as errors
-from headrace.services.api import openapi_protocols
+from headrace.services.api import openapi_protocols, openapi_reviews
+from headrace.services.api.batch_store import MEDIA_TYPES, OTHERS
 from headrace.services.api.catalogue import CatalogueEntry
 from headrace.services.api.json_schemas import answer_schema, instance_schema, truth_schema
 
@@ -15,8 +17,8 @@ Json = dict[str, Any]
 BATCH = "Batch"
 
 
-def document(models: Sequence[CatalogueEntry], address: str, needs_token: bool) -> Json:
-    """Builds the description. Models without a known contract are left out."""
+def document(models: Sequence[CatalogueEntry], address: str, needs_token: bool, sees_reviews: bool) -> Json:
+    """Builds the description. Models without a known contract are left out, and reviews for a caller without a role."""
     known = [entry for entry in models if entry.contract is not None]
     paths: Json = {"/v1/models": {"get": _list_models()}}
     for entry in known:
@@ -26,6 +28,8 @@ def document(models: Sequence[CatalogueEntry], address: str, needs_token: bool) 
     if generators := [entry for entry in known if entry.generates]:
         paths |= openapi_protocols.openai_paths(generators)
     paths |= openapi_protocols.server_paths()
+    if sees_reviews:
+        paths |= openapi_reviews.review_paths()
     return {
         "openapi": "3.1.0",
         "info": {
@@ -37,7 +41,7 @@ def document(models: Sequence[CatalogueEntry], address: str, needs_token: bool) 
         "servers": [{"url": address}],
         "paths": paths,
         "components": {
-            "schemas": errors.SCHEMAS | _shared_schemas(),
+            "schemas": errors.SCHEMAS | _shared_schemas() | (openapi_reviews.review_schemas() if sees_reviews else {}),
             "responses": errors.RESPONSES,
             **(
                 {"securitySchemes": {"token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}}}
@@ -102,7 +106,7 @@ def _own_paths(entry: CatalogueEntry) -> Json:
                 f"predict_{model}",
                 model,
                 _headline(entry),
-                {"200": _answers(entry, _with(identity, predictions))},
+                {"200": _answers(entry, _with(identity, predictions, _warnings()))},
                 errors.OF_INPUT,
                 requestBody=_request(entry, instance),
             )
@@ -127,6 +131,7 @@ def _explain(entry: CatalogueEntry, instance: Json) -> Json:
         },
         "seed": {"type": "integer", "minimum": 0, "default": 0},
         **({"target": {"enum": contract.labels, "description": "By default the most likely one."}} if contract.labels else {}),
+        **({"target": {"enum": contract.targets, "description": "By default the first."}} if contract.targets else {}),
     }
     properties: Json = {
         "method": {"type": "string"},
@@ -160,7 +165,7 @@ def _request(entry: CatalogueEntry, instance: Json) -> Json:
         several["properties"]["instances"]["maxItems"] = 32
     found = body({"anyOf": [several, instance]}, _examples(entry))
     assert entry.contract is not None
-    for kind in ("image/png", "image/jpeg"):
+    for kind in ("image/png", "image/jpeg", "image/webp"):
         if any(kind in field.accepts for field in entry.contract.inputs):
             found["content"][kind] = {"schema": {"type": "string", "format": "binary"}}
     return found
@@ -213,14 +218,18 @@ def _feedback(models: Sequence[CatalogueEntry]) -> Json:
     }
     contract = models[0].contract
     assert contract is not None
-    true_answer = contract.labels[0] if contract.labels else 1.5 if contract.output == "value" else "a text"
+    true_answer: Any = contract.labels[0] if contract.labels else 1.5 if contract.output == "value" else "a text"
+    if contract.output == "labels":
+        true_answer = [true_answer]
+    elif contract.output == "values":
+        true_answer = dict.fromkeys(contract.targets or (), 1.5)
     example = {"value": {"id": f"{names[0]}@1:5c1f0e9a", "truth": true_answer}}
     return operation(
         "send_feedback",
         "gateway",
         "Send the true answer to an earlier request, by its id; a list is for the rows from `row` on",
         {"202": answer("Stored: joined with the answer, or pending until the answer is found", kept)},
-        (*errors.OF_INPUT, 404),
+        (*errors.OF_INPUT, 404, 507),
         requestBody=body({"anyOf": [by("id"), by("request_id")]}, {"one": example}),
     )
 
@@ -233,7 +242,15 @@ def _batch_paths(entry: CatalogueEntry) -> Json:
     assert entry.contract is not None
     one = {"$ref": f"#/components/schemas/{BATCH}"}
     rows = {"type": "string", "format": "binary"}
-    files = {kind: {"schema": rows} for kind in ("application/vnd.apache.parquet", "application/x-ndjson")}
+    files = {kind: {"schema": rows} for kind in MEDIA_TYPES}
+    results = {kind: {"schema": rows} for kind in (PARQUET, JSON_LINES, CSV)}
+    columns = {
+        "name": "columns",
+        "in": "query",
+        "schema": {"enum": list(OTHERS), "default": OTHERS[0]},
+        "description": "What happens to columns that the model does not know: the file is refused; they are ignored; or they "
+        "are in the result, which then has the columns of the file and the answers beside them.",
+    }
     several = {"type": "object", "properties": {"batches": {"type": "array", "items": one}}, "required": ["batches"]}
     key = {"name": "idempotency-key", "in": "header", "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:/+=@-]{1,128}$"}}
     batch = {"name": "batch", "in": "path", "required": True, "schema": {"type": "string", "pattern": "^[0-9a-f]{32}$"}}
@@ -245,7 +262,7 @@ def _batch_paths(entry: CatalogueEntry) -> Json:
                 "Send a file of rows, to be answered in the background",
                 {"202": answer("Accepted", one)},
                 (408, 409, 413, 415, 422, 429, 507),
-                parameters=[key],
+                parameters=[key, columns],
                 requestBody={"required": True, "content": files},
             ),
             "get": operation(
@@ -269,10 +286,25 @@ def _batch_paths(entry: CatalogueEntry) -> Json:
                 f"batch_result_{model}",
                 model,
                 "The answers, in the order and the format of the file",
-                {"200": {"description": "The answers", "content": files}},
+                {"200": {"description": "The answers", "content": results}},
                 (404, 409),
             ),
         },
+    }
+
+
+def _refusal() -> Json:
+    row = {"row": {"type": "integer"}, "place": {"type": ["string", "null"]}, "got": {"type": ["string", "null"]}}
+    return {
+        "type": "object",
+        "properties": {
+            "code": {"type": "string"},
+            "field": {"type": ["string", "null"]},
+            "expected": {"type": "string", "description": "What the field takes; without a field, the message."},
+            "count": {"type": "integer"},
+            "rows": {"type": "array", "items": {"type": "object", "properties": row}, "description": "The first ten."},
+        },
+        "required": ["code", "field", "expected", "count", "rows"],
     }
 
 
@@ -288,8 +320,14 @@ def _identity_schema() -> Json:
     return {name: {"type": "string"} for name in ("id", "model", "version", "request_id")}
 
 
-def _with(identity: Json, more: Json) -> Json:
-    return {"type": "object", "properties": identity | more, "required": [*identity, *more]}
+def _with(identity: Json, more: Json, optional: Json | None = None) -> Json:
+    return {"type": "object", "properties": identity | more | (optional or {}), "required": [*identity, *more]}
+
+
+def _warnings() -> Json:
+    item = {"type": "object", "properties": {"path": {"type": "string"}, "message": {"type": "string"}}}
+    described = "Values that no training row had, the first hundred; absent if there are none."
+    return {"warnings": {"type": "array", "items": {**item, "required": ["path", "message"]}, "description": described}}
 
 
 def _shared_schemas() -> Json:
@@ -343,7 +381,11 @@ def _shared_schemas() -> Json:
                 "waits_until": moment,
                 "error": anything,
                 "created_at": {"type": "number"},
-                "media_type": {"type": "string"},
+                "media_type": {"type": "string", "description": "Of the content of the file, once it was read; as the result."},
+                "columns": {"enum": list(OTHERS)},
+                "notes": {"type": "array", "items": {"type": "string"}, "description": "How the file was read."},
+                "refusals": {"type": "array", "items": _refusal(), "description": "Why rows were refused, once it is done."},
+                "tenant": {"type": "string"},
                 "path": {"type": "string"},
             },
             "required": ["id", "model", "state", "rows_done", "rows_failed", "rows_total", "created_at", "media_type"],

@@ -16,7 +16,7 @@ MEANING = {
     404: "Not found",
     408: "The request did not arrive in time",
     409: "Not possible in this state",
-    413: "Too large, or too many instances",
+    413: "Too large, too many instances, or more than the tenant may store",
     415: "Unsupported content-type or content-encoding",
     422: "The input violates the contract; `path` names the field",
     429: "Too many requests, or the daily quota of rows is used up",
@@ -24,7 +24,7 @@ MEANING = {
     502: "A replica gave no valid response",
     503: "No replica can answer at the moment",
     504: "No answer in time",
-    507: "The service's disk is full; nothing of the file is kept",
+    507: "The service's disk is full; nothing of the request is kept",
 }
 SCHEMAS: Json = {
     "Error": {

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from headrace.runtime.contract import Contract, InputField
+from headrace.runtime.contract import Contract
+from headrace.runtime.input_field import InputField
 from headrace.services.api import openapi_errors as errors
 from headrace.services.api.catalogue import CatalogueEntry
 
@@ -103,7 +104,8 @@ def _tensor(field: InputField, value: Any) -> Json:
     shape = [1, *np.shape(value)] if field.dtype != "string" else [1]
     flat = np.ravel(np.asarray(value, dtype=object)).tolist() if field.dtype != "string" else [value]
     numbers = [int(one) if isinstance(one, bool) else one for one in flat]
-    return {"name": field.name, "shape": shape, "datatype": DATATYPES[field.dtype], "data": numbers}
+    datatype = "BYTES" if field.is_time else DATATYPES[field.dtype]
+    return {"name": field.name, "shape": shape, "datatype": datatype, "data": numbers}
 
 
 def _tensor_schema() -> Json:

@@ -12,6 +12,7 @@ from starlette.routing import Route
 
 from headrace.runtime.http import to_json
 from headrace.runtime.http_messages import TrackedRequest
+from headrace.runtime.token_verifier import SEE
 from headrace.services.api.catalogue import Catalogue
 from headrace.services.api.openapi import document
 from headrace.serving.gateway import gateway
@@ -33,9 +34,10 @@ class OpenApiRoutes:
         ]
 
     async def openapi(self, request: TrackedRequest) -> Response:
-        """Describes the models that the caller may use, and no others."""
+        """Describes the models that the caller may use, and no others; reviews for callers with a role."""
         models = await self._catalogue.list_for(request.caller)
-        return to_json(document(models, gateway.address(self._settings), self._settings.access == "tokens"))
+        needs_token, sees_reviews = self._settings.access == "tokens", request.caller.role in SEE
+        return to_json(document(models, gateway.address(self._settings), needs_token, sees_reviews))
 
     async def page(self, request: TrackedRequest) -> Response:
         content, policy = _page()

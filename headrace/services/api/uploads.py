@@ -7,7 +7,7 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,23 +33,29 @@ class Upload:
 
 
 @asynccontextmanager
-async def receive(request: TrackedRequest, store: BatchStore, max_bytes: int, idle_seconds: float) -> AsyncIterator[Upload]:
+async def receive(
+    request: TrackedRequest, store: BatchStore, max_bytes: int, idle_seconds: float, check: Callable[[int, int], None]
+) -> AsyncIterator[Upload]:
     """Gives the body as a file while the block runs; its folder is removed afterwards unless the block has moved it.
 
     Args:
         max_bytes: largest accepted body.
         idle_seconds: a body without new data for this long is refused.
+        check: called with the bytes so far and the bytes that are announced (0 if they are not), before the upload begins
+            and before each piece is written; it raises `Refused` if too little room is left for them.
 
     Raises:
         Refused: 408, 413, 422 (an empty body) or 507 (the disk is full).
         ClientDisconnect: the client disconnected before the end.
     """
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > max_bytes:
+    announced = int(declared) if declared.isdigit() else 0
+    if announced > max_bytes:
         raise _too_large(max_bytes)
+    check(0, announced)
     folder = await asyncio.to_thread(store.incoming)
     try:
-        yield await _to_file(request, folder, max_bytes, idle_seconds)
+        yield await _to_file(_pieces(request, max_bytes, idle_seconds), folder, lambda size: check(size, announced))
     except OSError as error:
         if is_disk_full(error) or error.errno == errno.EFBIG:
             raise Refused(507, "disk_full", "no space is left for this file; nothing of it is kept", CLOSE) from None
@@ -58,11 +64,12 @@ async def receive(request: TrackedRequest, store: BatchStore, max_bytes: int, id
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
-async def _to_file(request: TrackedRequest, folder: Path, max_bytes: int, idle_seconds: float) -> Upload:
+async def _to_file(pieces: AsyncIterator[bytes], folder: Path, check: Callable[[int], None]) -> Upload:
     size, digest = 0, hashlib.sha256()
     with (folder / "input").open("wb", buffering=0) as handle:
-        async for piece in _pieces(request, max_bytes, idle_seconds):
+        async for piece in pieces:
             size += len(piece)
+            check(size)
             await asyncio.to_thread(_write, handle, digest, piece)
         await asyncio.to_thread(os.fsync, handle.fileno())
     if size == 0:

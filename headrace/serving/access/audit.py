@@ -23,11 +23,15 @@ class AuditEntry(append_log.LogEntry):
     """Details of the action; never a secret."""
 
 
+def log(project: Project) -> append_log.Log:
+    return append_log.Log(project.audit_log, "audit log", project.state)
+
+
 def record(project: Project, act: str, facts: dict[str, Any]) -> AuditEntry:
     """Appends one entry, synced to disk before it returns."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return append_log.append(
-        project.audit_log, lambda previous: AuditEntry(at=now, act=act, by=_user(), facts=facts, previous=previous)
+        log(project), lambda previous: AuditEntry(at=now, act=act, by=user(), facts=facts, previous=previous)
     )
 
 
@@ -35,12 +39,12 @@ def entries(project: Project) -> list[AuditEntry]:
     """All entries, oldest first.
 
     Raises:
-        HeadraceError: a line was changed or removed.
+        HeadraceError: a line was changed or removed, also at the end.
     """
-    return append_log.read_entries(project.audit_log, AuditEntry, "audit log")
+    return append_log.read_entries(log(project), AuditEntry)
 
 
-def _user() -> str:
+def user() -> str:
     """The user name by user id, not by an environment variable, which any user can set."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name

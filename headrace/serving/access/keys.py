@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrace.errors import HeadraceError
-from headrace.files import read_json, write_json, write_secret
+from headrace.files import read_object, write_json, write_secret
+from headrace.permissions import FOR_CONTAINERS
 from headrace.project import Project
 from headrace.runtime.token_verifier import ALGORITHM
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 Jwk = dict[str, str]
+TOKEN_KEY_FIELDS: dict[str, dict[str, type]] = {"jwks.json": {"keys": list}, "revoked.json": {"revoked": dict}}
+"""Files that replicas read, with their fields."""
 
 
 def signing_key(project: Project) -> tuple[str, Ed25519PrivateKey]:
@@ -82,20 +85,20 @@ def write_token_keys(project: Project, name: str, content: Any) -> None:
     folder = token_keys_folder(project)
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o755)
-    write_json(folder / name, content)
+    write_json(folder / name, content, FOR_CONTAINERS)
 
 
 def read_token_keys(project: Project, name: str) -> dict[str, Any]:
     """A file that `write_token_keys` wrote; empty when there is none.
 
     Raises:
-        DamagedFile: it is not JSON: as an empty file it would accept revoked tokens, or refuse valid ones.
+        DamagedFile: it cannot be read: as an empty file it would accept revoked tokens, or refuse valid ones.
     """
     path = token_keys_folder(project) / name
     hint = (
         f"restore it from a backup; or rm '{path}', then headrace up   (writes it from the signing key and the list of tokens)"
     )
-    return read_json(path, hint) or {}
+    return read_object(path, hint, **TOKEN_KEY_FIELDS[name]) or {}
 
 
 def _write_public(project: Project, keys: list[Jwk]) -> None:

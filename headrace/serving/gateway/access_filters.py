@@ -63,7 +63,8 @@ def _authentication(access: Access) -> Json:
     provider = {
         "issuer": ISSUER,
         "local_jwks": {"inline_string": _text({"keys": list(access.keys)})},
-        "from_headers": [{"name": "authorization", "value_prefix": "Bearer "}],  # not from the URL, which is logged
+        # Not from the URL, which is logged. Of any scheme: Envoy would compare its case; `_refused` checks the scheme.
+        "from_headers": [{"name": "authorization", "value_prefix": " "}],
         "forward": True,  # replicas check it again
         "payload_in_metadata": "claims",
         "clock_skew_seconds": LEEWAY_SECONDS,
@@ -113,7 +114,7 @@ def for_all_routes(access: Access) -> Json:
     if access.is_open:
         off = {"@type": TYPES + "config.route.v3.FilterConfig", "disabled": True}
         return dict.fromkeys((JWT, REVOKED, RATES, RIGHTS), off)
-    return {REVOKED: _rules("DENY", _revoked(access.revoked)), RATES: _limits(access.rates)}
+    return {REVOKED: _rules("DENY", _refused(access.revoked)), RATES: _limits(access.rates)}
 
 
 def allow_model(access: Access, model: str | None) -> Json:
@@ -128,8 +129,12 @@ def allow_any_token(access: Access) -> Json:
     return {} if access.is_open else {RIGHTS: _rules("ALLOW", {"all": {"any": True}})}
 
 
-def _revoked(ids: Sequence[str]) -> dict[str, Json]:
-    return {"revoked": _claim("jti", _any_of(ids))} if ids else {}
+def _refused(revoked: Sequence[str]) -> dict[str, Json]:
+    """Returns who is refused like a caller without a token: revoked tokens, and schemes other than `bearer` in any case."""
+    is_bearer = {"name": "authorization", "string_match": {"prefix": "bearer ", "ignore_case": True}}
+    has_scheme = {"header": {"name": "authorization", "present_match": True}}
+    other_scheme = {"and_ids": {"ids": [has_scheme, {"not_id": {"header": is_bearer}}]}}
+    return {"revoked": {"or_ids": {"ids": [other_scheme, *([_claim("jti", _any_of(revoked))] if revoked else [])]}}}
 
 
 def _any_of(texts: Sequence[str]) -> Json:

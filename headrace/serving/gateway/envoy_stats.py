@@ -22,6 +22,8 @@ class PoolStats:
     seconds: tuple[tuple[float, int], ...] = ()
     """Upper bounds in seconds, ascending, each with the number of answers that took at most this long. Envoy updates them
     once a second."""
+    refused: int = 0
+    """Answered with a status of 400 to 499."""
 
     def since(self, earlier: PoolStats) -> PoolStats:
         """Returns what was counted after `earlier`; everything when Envoy was restarted in between."""
@@ -33,12 +35,18 @@ class PoolStats:
             self.errors_5xx - earlier.errors_5xx,
             self.resets - earlier.resets,
             tuple((bound, count - before.get(bound, 0)) for bound, count in self.seconds),
+            self.refused - earlier.refused,
         )
 
     @property
     def error_rate(self) -> float:
         """Share of the requests that failed, 0 to 1; 0 without requests."""
         return min(1.0, (self.errors_5xx + self.resets) / self.requests) if self.requests else 0.0
+
+    @property
+    def refused_rate(self) -> float:
+        """Share of the requests that were refused, 0 to 1; 0 without requests."""
+        return min(1.0, self.refused / self.requests) if self.requests else 0.0
 
     @property
     def answers(self) -> int:
@@ -73,5 +81,6 @@ def read(stats: list[dict[str, Any]], names: Mapping[Pool, tuple[str, str]]) -> 
             sum(counters.get(f"cluster.{answered}.{kind}upstream_rq_5xx", 0) for kind in ("", "retry.")),
             counters.get(f"cluster.{sent}.upstream_rq_rx_reset", 0),
             tuple((float(b["upper_bound"]) / 1000, int(b["cumulative"])) for b in buckets),
+            counters.get(f"cluster.{answered}.upstream_rq_4xx", 0),
         )
     return found

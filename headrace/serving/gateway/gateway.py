@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from headrace.errors import SettingsError
-from headrace.files import read_cached_json, read_json, write_json
+from headrace.files import read_cached_json, read_object, write_json
 from headrace.project import Project
 from headrace.serving.access import keys, tls, tokens
-from headrace.serving.gateway import clusters, listener, routes
+from headrace.serving.gateway import clusters, listener, metrics_listener, routes
 from headrace.serving.gateway.access_filters import Access
 from headrace.serving.gateway.model_route import ModelRoute, Routes, Traffic
-from headrace.serving.gateway.models_file import adopt_old_folder, folder, read_models
+from headrace.serving.gateway.models_file import VERSION, adopt_old_folder, folder, read_models
 from headrace.serving.gateway.prometheus_targets import FILE, targets
 from headrace.serving.replicas import supervisor
-from headrace.serving.replicas.replica import Replica
+from headrace.serving.replicas.replica import SCHEMA_VERSION, Replica
 from headrace.settings import Settings
 
 PROGRAM = "envoy"
@@ -32,11 +32,12 @@ GATEWAY_SETTINGS = frozenset(
         "host",
         "gateway_port",
         "gateway_admin_port",
-        "api_port",
         "access",
         "tls",
         "request_seconds",
         "max_request_bytes",
+        "max_connections",
+        "max_connections_per_address",
         "upload_idle_seconds",
     }
 )
@@ -122,7 +123,7 @@ def remove_all_models(project: Project) -> None:
 def write_configuration_files(project: Project, wanted: Routes) -> None:
     """Writes `models.json`, then Envoy's files: replicas before clusters before routes, so that every reference resolves."""
     place = folder(project)
-    write_json(place / "models.json", {model: _format_route(route) for model, route in wanted.items()})
+    write_json(place / "models.json", {VERSION: SCHEMA_VERSION} | {m: _format_route(route) for m, route in wanted.items()})
     assignments = {
         clusters.cluster_name(model, pool): route.pool(pool) for model, route in wanted.items() for pool in clusters.POOLS
     }
@@ -130,14 +131,15 @@ def write_configuration_files(project: Project, wanted: Routes) -> None:
         write_resources(place / "eds" / f"{name}.json", [clusters.assignment(name, endpoints)])
     access = _access(project)
     models = [cluster for model in sorted(wanted) for cluster in clusters.clusters(model, place)]
-    cluster_list = [clusters.api_cluster(project.settings), *models]
+    cluster_list = [*clusters.server_clusters(project), *models]
     route_table = [routes.route_configuration(wanted, project.settings, access)]
     # A removed model leaves the routes first, a new one enters them last.
     is_growing = len(cluster_list) >= len((read_cached_json(place / "cds.json") or {"resources": []})["resources"])
     for name, resources in [("cds.json", cluster_list), ("rds.json", route_table)][:: 1 if is_growing else -1]:
         write_resources(place / name, resources)
-    write_resources(place / "lds.json", [listener.listener(project.settings, place, access)])
-    write_json(place / FILE, targets(wanted))
+    metrics = metrics_listener.listener(project.settings, access)
+    write_resources(place / "lds.json", [listener.listener(project.settings, place, access), metrics])
+    write_json(place / FILE, targets(wanted, project.settings))
     for path in (place / "eds").glob("*.json"):
         if path.stem not in assignments:
             path.unlink(missing_ok=True)
@@ -152,9 +154,12 @@ def write_startup_files(project: Project) -> None:
     """
     read_routes(project)
     adopt_old_folder(project)
+    folder(project).mkdir(parents=True, exist_ok=True)
+    folder(project).chmod(0o700)  # before Envoy opens its admin socket in it
     _renew(project)
     write_json(folder(project) / SETTINGS_FILE, _gateway_settings(project.settings))
-    write_resources(folder(project) / "bootstrap.json", listener.bootstrap(project.settings, folder(project)))
+    bootstrap = listener.bootstrap(project.settings, folder(project), listener.admin_socket(project))
+    write_resources(folder(project) / "bootstrap.json", bootstrap)
 
 
 def reload_tokens(project: Project) -> None:
@@ -227,7 +232,7 @@ def require_same_access(project: Project) -> None:
 
 def _started_settings(project: Project) -> Settings:
     """Returns `settings`, with those of the gateway as it was started."""
-    stored = read_json(folder(project) / SETTINGS_FILE, "headrace up") or {}
+    stored = read_object(folder(project) / SETTINGS_FILE, "headrace up") or {}
     return project.settings.model_copy(update={name: stored[name] for name in GATEWAY_SETTINGS & stored.keys()})
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from headrace.project import Project
 from headrace.serving.access.tls import CIPHERS, Certificate
 from headrace.serving.gateway.access_filters import Access, filters
-from headrace.serving.gateway.protobuf import TYPES, Json, error, socket_address, typed, watched
+from headrace.serving.gateway.connection_limits import filter_chains
+from headrace.serving.gateway.protobuf import TYPES, Json, error, pipe, socket_address, typed, watched
 from headrace.settings import Settings
 
-MAX_CONNECTIONS = 4096
-"""Open client connections; each uses a file descriptor and a buffer."""
 BUFFER, COMPLETE = "envoy.filters.http.buffer", "headrace.complete"
+IDLE_SECONDS = 300.0
+"""A connection on which nothing happens for so long is closed."""
+FIRST_BYTES_SECONDS = 10.0
+"""A new connection that sends nothing is closed after so long instead."""
 ARRIVAL_SECONDS = 60.0
 """Requests whose body takes longer to arrive are refused, except uploads of batches while they make progress."""
 FORBIDDEN = ("forbidden", "this token does not allow this")
@@ -19,10 +23,21 @@ LATENCY_BUCKETS = [float(f"{step * 10**power:g}") for power in range(5) for step
 """Milliseconds, each a quarter above the previous one: Envoy's default buckets are too wide to compare two versions."""
 
 
-def bootstrap(settings: Settings, folder: Path) -> Json:
-    """Returns what Envoy reads once, when it starts; it watches everything else in `folder`."""
+def admin_socket(project: Project) -> Path:
+    """The socket of Envoy's admin interface as Envoy, which runs in the project's folder, finds it.
+
+    The address of a Unix socket has at most 107 bytes, and the path of the folder may be longer.
+    """
+    return project.gateway_admin.relative_to(project.root)
+
+
+def bootstrap(settings: Settings, folder: Path, admin: Path) -> Json:
+    """Returns what Envoy reads once, when it starts; it watches everything else in `folder`.
+
+    Its admin interface has no authentication, so it is a Unix socket that this user only can open.
+    """
     return {
-        "admin": {"address": socket_address("127.0.0.1", settings.gateway_admin_port)},
+        "admin": {"address": pipe(admin, mode=0o600)},
         "node": {"id": "headrace", "cluster": "headrace"},
         "dynamic_resources": {"lds_config": watched(folder / "lds.json"), "cds_config": watched(folder / "cds.json")},
         "overload_manager": {
@@ -30,7 +45,7 @@ def bootstrap(settings: Settings, folder: Path) -> Json:
                 typed(
                     "envoy.resource_monitors.global_downstream_max_connections",
                     "extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
-                    max_active_downstream_connections=MAX_CONNECTIONS,
+                    max_active_downstream_connections=settings.max_connections,
                 )
             ],
         },
@@ -41,11 +56,18 @@ def bootstrap(settings: Settings, folder: Path) -> Json:
 
 def listener(settings: Settings, folder: Path, access: Access) -> Json:
     """Returns the listener that clients connect to."""
-    manager = typed(
-        "envoy.filters.network.http_connection_manager",
-        "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-        **_connection_manager(settings, folder, access),
+    manager, silent = (
+        typed(
+            "envoy.filters.network.http_connection_manager",
+            "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+            **_connection_manager(settings, folder, access, idle_seconds),
+        )
+        for idle_seconds in (IDLE_SECONDS, FIRST_BYTES_SECONDS)
     )
+    chain = {
+        "transport_socket_connect_timeout": f"{FIRST_BYTES_SECONDS:g}s",
+        **({} if settings.tls == "off" else {"transport_socket": _tls(folder)}),
+    }
     return {
         "@type": TYPES + "config.listener.v3.Listener",
         "name": "gateway",
@@ -53,7 +75,7 @@ def listener(settings: Settings, folder: Path, access: Access) -> Json:
         # Without this a second Envoy could share the port unnoticed and answer half of the requests.
         "enable_reuse_port": False,
         "per_connection_buffer_limit_bytes": 1 << 20,
-        "filter_chains": [{"filters": [manager], **({} if settings.tls == "off" else {"transport_socket": _tls(folder)})}],
+        **filter_chains(settings, {"filters": [manager], **chain}, {"filters": [silent], **chain}),
     }
 
 
@@ -85,7 +107,7 @@ def secret(certificate: Certificate) -> Json:
     }
 
 
-def _connection_manager(settings: Settings, folder: Path, access: Access) -> Json:
+def _connection_manager(settings: Settings, folder: Path, access: Access, idle_seconds: float) -> Json:
     return {
         "stat_prefix": "gateway",
         "rds": {"route_config_name": "models", "config_source": watched(folder / "rds.json")},
@@ -109,7 +131,7 @@ def _connection_manager(settings: Settings, folder: Path, access: Access) -> Jso
         "request_headers_timeout": "10s",
         "stream_idle_timeout": "120s",
         "common_http_protocol_options": {
-            "idle_timeout": "300s",
+            "idle_timeout": f"{idle_seconds:g}s",
             "max_headers_count": 100,
             # Instead of `request_timeout`, which no route can override: routes extend it for the answer.
             "max_stream_duration": f"{ARRIVAL_SECONDS:g}s",

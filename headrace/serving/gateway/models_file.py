@@ -5,19 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from headrace.files import read_json
+from headrace.files import read_object
 from headrace.project import Project
+from headrace.serving.replicas.replica import SCHEMA_VERSION
+
+VERSION = "schema_version"
+"""Has an underscore, which no model's name does."""
 
 
 def read_models(project: Project) -> dict[str, Any]:
     """Returns the stored values of each model; empty before the first `up`.
 
     Raises:
-        DamagedFile: the file is not JSON. Envoy keeps serving from its own files.
+        DamagedFile: the file cannot be read. Envoy keeps serving from its own files.
+        NewerFile: a newer version of Headrace wrote it.
     """
     path = folder(project) / "models.json"
     hint = f"rm '{path}', then headrace up   (starts the versions that the journal records as released)"
-    return read_json(path, hint) or {}
+    return {model: found for model, found in (read_object(path, hint, SCHEMA_VERSION) or {}).items() if model != VERSION}
 
 
 def folder(project: Project) -> Path:

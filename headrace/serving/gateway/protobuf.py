@@ -26,6 +26,11 @@ def socket_address(host: str, port: int) -> Json:
     return {"socket_address": {"address": host, "port_value": port}}
 
 
+def pipe(path: Path, **options: int) -> Json:
+    """Returns the address of a Unix socket. Envoy runs in the project's folder: a relative path stays short."""
+    return {"pipe": {"path": str(path), **options}}
+
+
 def error(code: str, message: str) -> Json:
     """Returns the body of an error response, in the format that replicas use."""
     return {"error": {"code": code, "message": message}, "request_id": "%REQ(x-request-id)%"}

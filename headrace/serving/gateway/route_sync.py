@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from headrace.errors import ServiceError
+from headrace.project import Project
 from headrace.serving.gateway import clusters, routes
 from headrace.serving.gateway.admin import NOTICE_SECONDS, ask
 from headrace.serving.gateway.model_route import ModelRoute
-from headrace.settings import Settings
 
 PATH = "/config_dump?resource=dynamic_route_configs"
 
 
-def wait_until_routed(settings: Settings, model: str, route: ModelRoute) -> None:
+def wait_until_routed(project: Project, model: str, route: ModelRoute) -> None:
     """Returns when Envoy splits the requests of `model` between main pool, canaries and shadows as `route` says.
 
     Raises:
@@ -23,7 +23,7 @@ def wait_until_routed(settings: Settings, model: str, route: ModelRoute) -> None
     """
     wanted = next(_weights(routes.weights(model, route), model))
     deadline = time.monotonic() + NOTICE_SECONDS
-    while (found := set(_weights(_active_routes(settings), model))) != {wanted}:
+    while (found := set(_weights(_active_routes(project), model))) != {wanted}:
         if time.monotonic() > deadline:
             raise ServiceError(
                 f"Envoy has not applied the traffic weights of {model!r}: it has {sorted(found)} instead of {wanted}",
@@ -50,6 +50,6 @@ def _weights(value: Any, model: str) -> Iterator[tuple[int, int]]:
             yield from _weights(item, model)
 
 
-def _active_routes(settings: Settings) -> Any:
-    answer = ask(settings, PATH)
+def _active_routes(project: Project) -> Any:
+    answer = ask(project, PATH)
     return answer.json_or_text() if answer else None

@@ -21,7 +21,9 @@ from headrace.settings import Settings
 UNLIMITED = {"max_stream_duration": {"max_stream_duration": "0s"}}
 EXTRA_SECONDS = 5.0
 """The gateway waits this much longer than the API server, so that the client gets the API server's error."""
-API_PATHS = (*OPEN_PATHS, "/v1/models", "/v1/feedback", "/openapi.json")
+API_PATHS = (*OPEN_PATHS, "/v1/models", "/v1/feedback", "/v1/candidates", "/openapi.json")
+API_PREFIXES = ("/v1/candidates/", "/v1/history/")
+"""The API server checks the role of the token."""
 
 
 def route_configuration(routes: Routes, settings: Settings, access: Access) -> Json:
@@ -42,6 +44,7 @@ def route_configuration(routes: Routes, settings: Settings, access: Access) -> J
                     *(entry for model in models for entry in completion_routes(model, routes[model], settings, access)),
                     *(_route({"path": path}, allow_model(access, None) | reads_body(), **unnamed) for path in COMPLETIONS),
                     *(_route({"path": path}, allow_any_token(access), route=api_action(settings)) for path in API_PATHS),
+                    *(_route({"prefix": path}, allow_any_token(access), route=api_action(settings)) for path in API_PREFIXES),
                     _route({"prefix": "/"}, allow_model(access, None), **unknown),
                 ],
             }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +17,15 @@ import psutil
 
 from headrace.errors import DiskFull, HeadraceError, ServiceError
 from headrace.files import write_text
+from headrace.permissions import close_to_others
 from headrace.project import Project
 from headrace.runtime.contract import Contract
+from headrace.serving.local_http import Address
 from headrace.serving.packaging.code_files import served_files, short_digest
-from headrace.tracking.artifact import CONTRACT, GRAPH, served_parts
+from headrace.tracking.artifact import CONTRACT, GRAPH, content_hash, hash_of_parts, model_changed, served_parts
+
+SOCKET_OPTION = "--socket"
+SERVE_OLDER = Path(__file__).with_name("serve_older_bento.py")
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,15 @@ class Bento:
         return values
 
 
-def package(model_dir: Path, name: str, version: str, identity: dict[str, str], project: Project) -> Bento:
+def package(
+    model_dir: Path,
+    name: str,
+    version: str,
+    identity: dict[str, str],
+    project: Project,
+    source: Mapping[str, bytes] | None = None,
+    content_sha256: str | None = None,
+) -> Bento:
     """Builds the bento of a model version, or finds it: equal files, identity and serving code have the same tag.
 
     Args:
@@ -56,19 +71,45 @@ def package(model_dir: Path, name: str, version: str, identity: dict[str, str], 
         name: the recipe's name, which is the contract's `model`.
         version: the registry's version.
         identity: stored with the model, and part of its description for clients.
+        source: what the version was made from, by path; stored with the model in the folder `source`.
+        content_sha256: the content hash that the packaged bytes must have; by default any.
 
     Raises:
         HeadraceError: a file is missing, the contract is for another model, or BentoML fails.
+        RegistryError: the files, or those of a bento that was built earlier, have another content hash.
         DiskFull: no space is left.
     """
     files = _model_files(model_dir, name)
+    content = hash_of_parts(files)  # of the very bytes that are packaged
+    hashes = {part: hashlib.sha256(data).hexdigest() for part, data in files.items()}
+    if content_sha256 is not None and content != content_sha256:
+        hint = f"restore {model_dir} from a backup; or delete {name}@{version} in the MLflow UI, then: headrace run {name}"
+        raise model_changed(f"{name}@{version}", model_dir, content_sha256, hint)
     files["identity.json"] = _identity_bytes(name, version, identity)
+    files |= {f"source/{path}": content for path, content in (source or {}).items()}
     served_by = Contract.read(model_dir / "contract.json").served_by
     sources = {path: file.read_bytes() for path, file in served_files(served_by, project.root).items()}
     found = _locate(project, name, f"{version}-{short_digest({**files, **{f'src/{k}': v for k, v in sources.items()}})}")
     if not _is_complete(found):
         _build(found, files, sources, project)
+    require_content(found, content, hashes)
     return found
+
+
+def require_content(bento: Bento, content_sha256: str, files: Mapping[str, str] | None = None) -> None:
+    """Compares the model's files in a bento with those that were released.
+
+    Args:
+        content_sha256: their content hash, from the journal.
+        files: the sha256 of each file, where it is known.
+
+    Raises:
+        RegistryError: they differ.
+    """
+    if content_hash(bento.model_path) != content_sha256:
+        hint = f"move '{bento.path}' and '{bento.model_path}' out of the store, then headrace run {bento.name} builds it again"
+        name = f"{bento.name}@{bento.version}"
+        raise model_changed(name, bento.model_path, content_sha256, hint, files)
 
 
 def find_bento(project: Project, tag: str) -> Bento:
@@ -88,8 +129,8 @@ def find_bento(project: Project, tag: str) -> Bento:
     return found
 
 
-def serve_command(project: Project, bento_tag: str, host: str, port: int, threads: int) -> tuple[list[str], dict[str, str]]:
-    """Arguments and additional environment variables of a process that serves `bento_tag` on `host:port`.
+def serve_command(project: Project, bento_tag: str, address: Address, threads: int) -> tuple[list[str], dict[str, str]]:
+    """Arguments and additional environment variables of a process that serves `bento_tag` at `address`.
 
     The code comes from the bento, not from the working tree, so that an edit does not reach released versions. The server
     is ready when `GET /readyz` answers 200; after SIGTERM it completes its requests and ends.
@@ -98,8 +139,7 @@ def serve_command(project: Project, bento_tag: str, host: str, port: int, thread
         HeadraceError: the bento does not exist.
     """
     bento = find_bento(project, bento_tag)
-    arguments = [sys.executable, "-P", "-m", "bentos.serve", str(bento.path), "--host", host, "--port", str(port)]
-    return arguments, {
+    return [sys.executable, "-P", *_server(bento, address)], {
         "PYTHONPATH": str(bento.path / "src"),
         "BENTOML_HOME": str(project.bentoml_home),
         "BENTOML_DO_NOT_TRACK": "true",
@@ -109,6 +149,21 @@ def serve_command(project: Project, bento_tag: str, host: str, port: int, thread
         # Two arenas instead of eight per core, since each replica pays for the allocator's unused memory.
         "MALLOC_ARENA_MAX": "2",
     }
+
+
+def _server(bento: Bento, address: Address) -> list[str]:
+    """Python's arguments for the server in the bento; one that was built earlier does not know Unix sockets."""
+    if not isinstance(address, Path):
+        return ["-m", "bentos.serve", str(bento.path), "--host", address[0], "--port", str(address[1])]
+    if SOCKET_OPTION in (bento.path / "src" / "bentos" / "serve.py").read_text(encoding="utf-8"):
+        return ["-m", "bentos.serve", str(bento.path), SOCKET_OPTION, str(address)]
+    return [str(SERVE_OLDER), str(address), str(bento.path)]
+
+
+def model_folder(project: Project, tag: str) -> Path:
+    """The folder of a bento's model in BentoML's store, whether or not it exists."""
+    name, _, version = tag.partition(":")
+    return _locate(project, name, version).model_path
 
 
 def _locate(project: Project, name: str, version: str) -> Bento:
@@ -151,6 +206,7 @@ def _build(bento: Bento, files: dict[str, bytes], sources: dict[str, bytes], pro
         _write_all(scratch / "model", files)
         _run_bentoml(bento, scratch)
         store = scratch / "home"
+        close_to_others(store)  # BentoML gives some of its files a mode
         _move(store / "models" / bento.name / bento.model_path.name, bento.model_path)
         _move(store / "bentos" / bento.name / bento.path.name, bento.path)
     except OSError as error:
@@ -212,7 +268,7 @@ def _move(built: Path, place: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-    write_text(place.parent / "latest", place.name)
+    write_text(place.parent / "latest", place.name)  # also makes the rename survive a power failure
 
 
 def _remove_abandoned(building: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -19,8 +20,8 @@ def main(scratch: Path, tag: str) -> None:
     write_choices(scratch)
     with bentoml.models.create(tag) as model:
         shutil.copytree(scratch / "model", model.path, dirs_exist_ok=True)
-    lines = (scratch / "src" / "requirements-serving.txt").read_text(encoding="utf-8").splitlines()
-    packages = [line for line in lines if line and not line.startswith("#")]
+    requirements = (scratch / "src" / "requirements-serving.txt").read_text(encoding="utf-8")
+    packages = re.findall(r"^[\w.-]+==[^\s;]+", requirements, re.MULTILINE)  # without hashes: pip checks them in the image
     bentoml.bentos.build(
         "bentos.service:Headrace",
         name=name,

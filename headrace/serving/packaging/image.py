@@ -23,6 +23,8 @@ from headrace.settings import Settings
 CREATED = re.compile(rb"creation_time: '[^']*'")
 FIXED_TIME = b"creation_time: '1970-01-01T00:00:00+00:00'"
 IN_IMAGE = "opt/bento"
+LISTENS = "headrace.listens"
+"""Label of images whose server can listen on a Unix socket."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ def _labels(bento: Bento, settings: Settings) -> dict[str, str]:
         "base.name": settings.base_image,
     }
     labels = {f"org.opencontainers.image.{name}": value for name, value in standard.items()}
-    labels["headrace.sbom"] = sbom.IN_IMAGE
+    labels |= {"headrace.sbom": sbom.IN_IMAGE, LISTENS: "socket"}
     return labels | {f"headrace.{name}": value for name, value in identity.items()} | {"headrace.bento": bento.tag}
 
 

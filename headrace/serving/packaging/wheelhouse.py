@@ -33,7 +33,7 @@ def make_wheelhouse(project: Project) -> Path:
     beside.mkdir(parents=True)
     try:
         _download(beside)
-        (beside / STAMP).write_text(_requirements_digest() + "\n")
+        (beside / STAMP).write_text(_digest(beside) + "\n")
         shutil.rmtree(project.wheelhouse, ignore_errors=True)
         beside.rename(project.wheelhouse)
     finally:
@@ -42,13 +42,18 @@ def make_wheelhouse(project: Project) -> Path:
 
 
 def is_current(wheelhouse: Path) -> bool:
-    """Whether the folder matches the requirements. Its stamp is written after all wheels."""
+    """Whether the folder has the wheels that were downloaded for these requirements. Its stamp is written after all wheels."""
     stamp = wheelhouse / STAMP
-    return stamp.is_file() and stamp.read_text().strip() == _requirements_digest()
+    return stamp.is_file() and stamp.read_text().strip() == _digest(wheelhouse)
 
 
-def _requirements_digest() -> str:
-    return hashlib.sha256(REQUIREMENTS.read_bytes() + platform.machine().encode()).hexdigest()
+def _digest(wheelhouse: Path) -> str:
+    """A hash of the requirements, this machine's kind, and the name and content of each wheel."""
+    digest = hashlib.sha256(REQUIREMENTS.read_bytes() + platform.machine().encode())
+    for wheel in sorted(wheelhouse.glob("*.whl")):
+        with wheel.open("rb") as file:
+            digest.update(f"{wheel.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def _download(folder: Path) -> None:
@@ -60,6 +65,7 @@ def _download(folder: Path) -> None:
         "--quiet",
         "--disable-pip-version-check",
         "--no-deps",
+        "--require-hashes",
         "--only-binary=:all:",
         "--python-version",
         "3.11",

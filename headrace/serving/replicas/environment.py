@@ -9,6 +9,7 @@ import time
 from fnmatch import fnmatch
 from pathlib import Path
 
+from headrace.files import safe_filename
 from headrace.project import Project
 from headrace.runtime.usage_file import PATTERN
 from headrace.serving.access.keys import token_keys_folder
@@ -16,9 +17,12 @@ from headrace.serving.replicas.replica import ReplicaSpec
 from headrace.settings import Settings
 
 IN_CONTAINER = Path("/run/headrace")
+SOCKETS_IN_CONTAINER = IN_CONTAINER / "sockets"
 PASSED_ON = ("HEADRACE_LOG", "HEADRACE_SLOW_SECONDS", "HEADRACE_STUCK_SECONDS", "HEADRACE_QUEUE_SECONDS")
 OLD_NAMES = {"HEADRACE_TOKEN_KEYS": "HEADRACE_GUARD", "HEADRACE_USAGE": "HEADRACE_LEDGER"}
 """Earlier names, which older bentos read: a bento keeps the code that it was built with."""
+LISTENS = {"listens on": "unix socket"}
+"""Part of the digest: replicas that an earlier version started on a port are replaced."""
 KEPT_DAYS = 30
 """How long answers of removed replicas are kept, for feedback that comes late."""
 
@@ -26,7 +30,7 @@ KEPT_DAYS = 30
 def process_variables(spec: ReplicaSpec, replica_id: str, project: Project) -> dict[str, str]:
     """Environment variables of a replica that is a local process. Makes the folders that it writes to."""
     folders = (token_keys_folder(project), _usage(project, replica_id), _quotas(project))
-    return _variables(spec, replica_id, project.settings, *folders)
+    return _variables(spec, replica_id, project.settings, *folders) | _redis(project)
 
 
 def container_arguments(spec: ReplicaSpec, replica_id: str, project: Project) -> list[str]:
@@ -36,25 +40,46 @@ def container_arguments(spec: ReplicaSpec, replica_id: str, project: Project) ->
     """
     token_keys, usage, quotas = (IN_CONTAINER / name for name in ("token-keys", "usage", "quotas"))
     variables = _variables(spec, replica_id, project.settings, token_keys, usage, quotas)
+    variables |= _redis(project)
     variables |= {"HEADRACE_THREADS": str(spec.threads), "OMP_NUM_THREADS": str(spec.threads)}
-    mounts = [f"type=bind,source={_usage(project, replica_id)},target={usage}"]
+    mounts = [
+        f"type=bind,source={_usage(project, replica_id)},target={usage}",
+        f"type=bind,source={socket_folder(replica_id, project)},target={SOCKETS_IN_CONTAINER}",
+    ]
     if project.settings.access == "tokens":
         mounts.append(f"type=bind,source={_readable(token_keys_folder(project))},target={token_keys},readonly")
     if project.settings.quota_store is None:
         mounts.append(f"type=bind,source={_quotas(project)},target={quotas}")
-    assigned = [f"{name}={value}" for name, value in variables.items() if name not in docker_client_variables(project.settings)]
-    arguments = [part for one in (*assigned, *docker_client_variables(project.settings)) for part in ("--env", one)]
+    inherited = docker_client_variables(project)
+    assigned = [f"{name}={value}" for name, value in variables.items() if name not in inherited]
+    arguments = [part for one in (*assigned, *inherited) for part in ("--env", one)]
     return arguments + [part for mount in mounts for part in ("--mount", mount)]
 
 
-def docker_client_variables(settings: Settings) -> dict[str, str]:
+def socket_folder(replica_id: str, project: Project) -> Path:
+    """The folder for a container's Unix socket, which is mounted at `SOCKETS_IN_CONTAINER`. Made on the first call."""
+    return _writable(project.sockets, replica_id)
+
+
+def docker_client_variables(project: Project) -> dict[str, str]:
     """Variables that `docker run` passes on from its own environment, because every user can read its arguments."""
-    return {"HEADRACE_QUOTAS": settings.quota_store} if settings.quota_store else {}
+    return _redis(project) | _passed_on()  # headers for an exporter of traces may contain a key
+
+
+def _redis(project: Project) -> dict[str, str]:
+    """Returns the address of Redis with a name for this project, by which its keys differ from those of others."""
+    store = project.settings.quota_store
+    if store is None or "#" in store:
+        return {"HEADRACE_QUOTAS": store} if store else {}
+    digest = hashlib.sha256(str(project.root).encode()).hexdigest()[:8]
+    return {"HEADRACE_QUOTAS": f"{store}#{safe_filename(project.root.name)}-{digest}"}
 
 
 def settings_digest(settings: Settings) -> str:
     """Twelve hex digits of the settings that replicas depend on: a replica with another digest has to be replaced."""
-    values = sorted(_settings_variables(settings, Path("token-keys"), Path("quotas")).items())
+    values = sorted((LISTENS | _settings_variables(settings, Path("token-keys"), Path("quotas"))).items())
+    if settings.container_network is not None:
+        values.append(("container_network", settings.container_network))
     return hashlib.sha256(repr(values).encode()).hexdigest()[:12]  # hashed, since the address of Redis may hold a password
 
 
@@ -100,6 +125,11 @@ def _settings_variables(settings: Settings, token_keys: Path, quotas: Path) -> d
         "HEADRACE_BODY_LIMIT_BYTES": str(settings.max_request_bytes),
         "HEADRACE_REQUEST_SECONDS": f"{settings.request_seconds:g}",
     }
+
+
+def has_tracing() -> bool:
+    """Whether replicas send traces to a collector."""
+    return any(name.startswith("OTEL_") for name in _passed_on())
 
 
 def _passed_on() -> dict[str, str]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import random
+import os
 import socket
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from headrace.errors import PortTaken
+from headrace.serving.replicas.connections import tcp_connections
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,19 @@ class PortOwner:
 
     pid: int | None
     command: str
+
+
+def user_state_folder() -> Path | None:
+    """The folder for what all projects of one user share: `$XDG_STATE_HOME/headrace`, by default below
+    `~/.local/state`; None if the user has no home that can be written to.
+    """
+    try:
+        base = os.environ.get("XDG_STATE_HOME")
+        folder = (Path(base) if base else Path.home() / ".local" / "state") / "headrace"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        return None
+    return folder if os.access(folder, os.W_OK) else None
 
 
 def is_free(port: int, host: str = "127.0.0.1") -> bool:
@@ -36,20 +49,13 @@ def find_owner(port: int) -> PortOwner | None:
     """The process that listens on `port`; None when the port is free."""
     import psutil
 
-    for connection in _connections():
+    for connection in tcp_connections():
         if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
             with contextlib.suppress(psutil.Error):
                 if connection.pid:
                     return PortOwner(connection.pid, " ".join(psutil.Process(connection.pid).cmdline())[:120])
             return PortOwner(None, "a process of another user")
     return None if is_free(port) else PortOwner(None, "an unknown process")
-
-
-def has_connections(port: int) -> bool:
-    """Whether a process on this machine has an open connection to `port`."""
-    import psutil
-
-    return any(c.status == psutil.CONN_ESTABLISHED and c.raddr and c.raddr.port == port for c in _connections())
 
 
 def require_free(port: int, setting: str, host: str = "127.0.0.1") -> None:
@@ -89,62 +95,3 @@ def require_ports(wanted: Iterable[tuple[int, str, str]], own_pids: Callable[[],
 def next_free(start: int, host: str = "127.0.0.1") -> int:
     """The first free port from `start` upwards."""
     return next((port for port in range(start, 65536) if is_free(port, host)), 0)
-
-
-def reserve_port(ports: tuple[int, int], reservations: Path, used: Collection[int] = (), host: str = "127.0.0.1") -> int:
-    """Reserves a free port from `ports` (first, last), which no other process of this project gets at the same time.
-
-    Args:
-        reservations: folder of lock files. A reservation ends with `release_port` or with this process.
-        used: ports of known replicas, which may not listen yet.
-
-    Raises:
-        PortTaken: no port is left.
-    """
-    first, last = ports
-    candidates = list(range(first, last + 1))
-    random.shuffle(candidates)  # a port is not reused at once: a late client of the last replica must not reach another model
-    for port in candidates:
-        if port not in used and is_free(port, host) and _reserve(reservations, port):
-            return port
-    raise PortTaken(
-        f"no free port from {first} to {last}",
-        where="replica_ports",
-        hint="widen replica_ports in headrace.toml, or stop all models: headrace down",
-    )
-
-
-_reservations: dict[int, object] = {}
-
-
-def _reserve(folder: Path, port: int) -> bool:
-    from filelock import FileLock, Timeout
-
-    if port in _reservations:
-        return False
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / f"port-{port}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return False
-    _reservations[port] = lock  # released with the process, however it ends
-    return True
-
-
-def release_port(port: int) -> None:
-    """Ends a reservation, once the server listens or has failed."""
-    from filelock import FileLock
-
-    lock = _reservations.pop(port, None)
-    if isinstance(lock, FileLock):
-        lock.release()
-
-
-def _connections() -> list[Any]:
-    import psutil
-
-    try:
-        return list(psutil.net_connections("tcp"))
-    except psutil.AccessDenied:  # macOS shows other users' sockets to root only
-        return []

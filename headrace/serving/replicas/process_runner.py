@@ -11,16 +11,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from headrace.files import read_json, write_json
+from headrace.files import private_folder, read_json, write_json
 from headrace.project import Project
 from headrace.serving.replicas import environment, supervisor
-from headrace.serving.replicas.replica import Replica, ReplicaSpec, RunnerName, State, new_id
+from headrace.serving.replicas.connections import has_connections
+from headrace.serving.replicas.replica import SCHEMA_VERSION, Replica, ReplicaSpec, RunnerName, State, new_id
 
 Argv = tuple[list[str], dict[str, str]]
-Command = Callable[[ReplicaSpec, str, int], Argv]
-"""Makes the arguments and environment variables of a server from a spec, a host and a port."""
+Command = Callable[[ReplicaSpec, Path], Argv]
+"""Makes the arguments and environment variables of a server from a spec, and the path of the Unix socket to listen on."""
 
-HOST = "127.0.0.1"
 STATES: dict[str, State] = {"starting": "starting", "running": "running", "stopping": "stopping", "stopped": "stopped"}
 
 
@@ -34,12 +34,18 @@ class ProcessRunner:
         self.project = project
         self._command = command or self._serve_bento
 
-    def start(self, spec: ReplicaSpec, port: int) -> Replica:
-        settings = self.project.settings
-        digest = environment.settings_digest(settings)
-        replica = Replica(new_id(spec), spec, HOST, port, self.name, digest, started_at=time.time(), state="starting")
-        argv, env = self._command(spec, HOST, port)
-        write_json(self._path(replica.id), replica.to_dict())
+    def start(self, spec: ReplicaSpec) -> Replica:
+        """Starts a process with a Unix socket of its own, and returns before it is ready.
+
+        Raises:
+            ServiceError: it cannot be started, or other users can enter the folder of the socket.
+        """
+        private_folder(self.project.sockets)
+        name, digest = new_id(spec), environment.settings_digest(self.project.settings)
+        socket = (self.project.sockets / f"{name}.sock").relative_to(self.project.root)  # short, whatever the project's path
+        replica = Replica(name, spec, socket, self.name, digest, started_at=time.time(), state="starting")
+        argv, env = self._command(spec, socket)
+        write_json(self._path(replica.id), {"schema_version": SCHEMA_VERSION, **replica.to_dict()})
         variables = environment.process_variables(spec, replica.id, self.project)
         supervisor.add(self.project, supervisor.Program(replica.id, argv, {**env, **variables}, priority=400))
         return replace(replica, pid=self._pid(replica.id))
@@ -49,13 +55,20 @@ class ProcessRunner:
         self._path(replica.id).unlink(missing_ok=True)
         for log in self.project.logs.glob(f"{replica.id}.log*"):
             log.unlink(missing_ok=True)
+        if isinstance(socket := replica.address_in(self.project), Path):
+            socket.unlink(missing_ok=True)
+
+    def has_connections(self, replica: Replica) -> bool:
+        return has_connections(replica.address, self._pid(replica.id))
 
     def restart(self, replica: Replica, stop_seconds: float) -> None:
         supervisor.restart(self.project, replica.id, stop_seconds)
 
     def list(self, model: str | None = None) -> list[Replica]:
         states = supervisor.states(self.project)
-        found = (read_json(path, "headrace down, then headrace up") for path in sorted(self._folder.glob("*.json")))
+        found = (
+            read_json(path, "headrace down, then headrace up", SCHEMA_VERSION) for path in sorted(self._folder.glob("*.json"))
+        )
         replicas = [self._with_state(Replica.from_dict(values), states) for values in found if values]
         return [replica for replica in replicas if model in (None, replica.model)]
 
@@ -79,7 +92,7 @@ class ProcessRunner:
             return replace(replica, state="stopped", pid=None)
         return replace(replica, state=STATES.get(state.state, "failed"), pid=state.pid)
 
-    def _serve_bento(self, spec: ReplicaSpec, host: str, port: int) -> Argv:
+    def _serve_bento(self, spec: ReplicaSpec, socket: Path) -> Argv:
         from headrace.serving.packaging import serve_command
 
-        return serve_command(self.project, spec.bento_tag, host, port, spec.threads)
+        return serve_command(self.project, spec.bento_tag, socket, spec.threads)

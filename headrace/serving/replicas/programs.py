@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from headrace.errors import ServiceError
-from headrace.files import write_text
+from headrace.files import private_folder, write_text
+from headrace.permissions import PRIVATE_UMASK
 from headrace.project import Project
 
+SOCKET = "supervisor.sock"
 SUPERVISED = "HEADRACE_SUPERVISED"
 """Environment variable of every program; processes that outlive supervisord are found by it."""
 
@@ -36,7 +38,7 @@ class Program:
 
 
 def socket_path(project: Project) -> Path:
-    return project.runtime_dir / "supervisor.sock"
+    return project.runtime_dir / SOCKET
 
 
 def log_path(project: Project, program: str) -> Path:
@@ -45,8 +47,7 @@ def log_path(project: Project, program: str) -> Path:
 
 
 def configuration_path(project: Project) -> Path:
-    # Through a link in the short runtime folder: supervisord globs this path, and a project's name may contain [, % or a space.
-    return project.runtime_dir / "conf" / "supervisord.conf"
+    return project.state / "supervisor" / "supervisord.conf"
 
 
 def programs_folder(project: Project) -> Path:
@@ -58,31 +59,32 @@ def program_path(project: Project, name: str) -> Path:
 
 
 def write_configuration(project: Project) -> None:
-    folder = project.state / "supervisor"
+    """Writes supervisord's configuration, and makes its folders.
+
+    Raises:
+        ServiceError: others can enter the folder of the socket, or a path contains what supervisord cannot read.
+    """
+    private_folder(project.runtime_dir)
     programs_folder(project).mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)  # the address of Redis may contain a password
+    configuration_path(project).parent.chmod(0o700)  # the address of Redis may contain a password
     project.logs.mkdir(parents=True, exist_ok=True)
-    project.runtime_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for name, target in (("conf", folder), ("logs", project.logs), ("root", project.root)):
-        link = project.runtime_dir / name
-        link.unlink(missing_ok=True)
-        link.symlink_to(target)
+    logs = _literal(str(project.logs))
     write_text(
-        folder / "supervisord.conf",
+        configuration_path(project),
         f"""\
 [supervisord]
-logfile={project.runtime_dir}/logs/supervisord.log
+logfile={logs}/supervisord.log
 logfile_maxbytes=1MB
 logfile_backups=1
-pidfile={project.runtime_dir}/supervisord.pid
-directory={project.runtime_dir}/root
-childlogdir={project.runtime_dir}/logs
+{pid_file_option(project)}
+childlogdir={logs}
 nocleanup=true
-minfds={_file_limit()}
+umask={PRIVATE_UMASK:03o}
+minfds={_file_limit(project.settings.max_connections)}
 minprocs=16
 
 [unix_http_server]
-file={socket_path(project)}
+file={SOCKET}
 chmod=0700
 
 [rpcinterface:supervisor]
@@ -94,23 +96,28 @@ files=programs/*.conf
     )
 
 
-def _file_limit() -> int:
-    """The limit of open files, which Envoy and replicas inherit; each connection takes one."""
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    return 8192 if hard == resource.RLIM_INFINITY else min(8192, hard)
+def pid_file_option(project: Project) -> str:
+    """A line of the configuration that has the project's path."""
+    return f"pidfile={_literal(str(project.runtime_dir))}/supervisord.pid"
+
+
+def _file_limit(max_connections: int) -> int:
+    """The limit of open files, which Envoy and replicas inherit; each connection takes one, and its request another."""
+    wanted, hard = max(8192, 2 * max_connections), resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
 
 
 def render(project: Project, program: Program) -> str:
     command = _literal(shlex.join(program.argv))
-    environment = ",".join(
-        f"{name}={_quoted(value)}" for name, value in {**program.env, SUPERVISED: str(project.runtime_dir)}.items()
-    )
+    environment = ",".join(f"{name}={_quoted(value)}" for name, value in {**program.env, SUPERVISED: project.label}.items())
+    logs = _literal(_literal(str(project.logs)))  # supervisord expands this option twice
     code = f"; code {program.code}\n" if program.code else ""
     return f"""\
 {code}[program:{program.name}]
 command={command}
-directory={project.runtime_dir}/root
+directory={_literal(str(project.root))}
 environment={environment}
+umask={PRIVATE_UMASK:03o}
 priority={program.priority}
 autostart=true
 autorestart=true
@@ -121,7 +128,7 @@ stopwaitsecs={max(1, round(program.stop_seconds))}
 stopasgroup=true
 killasgroup=true
 redirect_stderr=true
-stdout_logfile={project.runtime_dir}/logs/{program.name}.log
+stdout_logfile={logs}/{program.name}.log
 stdout_logfile_maxbytes=5MB
 stdout_logfile_backups=2
 """

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, Literal, Protocol
+
+from headrace.project import Project
+from headrace.serving.local_http import Address
 
 RunnerName = Literal["process", "docker"]
 Pool = Literal["main", "canary", "shadow"]
 """Replicas that serve all requests, a share of them on trial, or copies of them whose answers are discarded."""
+SCHEMA_VERSION = 2
+"""Of files with replicas; in version 1 every replica had a host and a port."""
 State = Literal["starting", "running", "stopping", "stopped", "failed"]
 
 
@@ -39,8 +45,8 @@ class Replica:
     id: str
     """`<model>-v<version>-<4 hex digits>`: the name of its program or container."""
     spec: ReplicaSpec
-    host: str
-    port: int
+    address: Address
+    """Its Unix socket, relative to the project's folder; host and port of one that an earlier version started."""
     runner: RunnerName = "process"
     settings_digest: str = field(default="", compare=False)
     """`environment.settings_digest` of the settings that it was started with; empty when unknown."""
@@ -65,14 +71,9 @@ class Replica:
     def pool(self) -> Pool:
         return self.spec.pool
 
-    @property
-    def address(self) -> tuple[str, int]:
-        """Host and port."""
-        return self.host, self.port
-
-    @property
-    def url(self) -> str:
-        return f"http://{self.host}:{self.port}"
+    def address_in(self, project: Project) -> Address:
+        """Where requests reach it, whatever the working folder."""
+        return project.root / self.address if isinstance(self.address, Path) else self.address
 
     def in_pool(self, pool: Pool) -> Replica:
         """The same replica as a member of another pool."""
@@ -80,7 +81,11 @@ class Replica:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, without state, pid and container: the runner knows those."""
-        placed = {"id": self.id, "host": self.host, "port": self.port, "runner": self.runner}
+        if isinstance(self.address, Path):
+            listens: dict[str, Any] = {"socket": str(self.address)}
+        else:
+            listens = {"host": self.address[0], "port": self.address[1]}
+        placed = {"id": self.id, **listens, "runner": self.runner}
         return {**placed, **asdict(self.spec), "settings_digest": self.settings_digest, "started_at": self.started_at}
 
     @staticmethod
@@ -96,8 +101,9 @@ class Replica:
         if values.get("runner") == "processes":
             values["runner"] = "process"
         spec = ReplicaSpec(**{f.name: values[f.name] for f in fields(ReplicaSpec) if f.name in values})
-        kept = ("id", "host", "port", "runner", "settings_digest", "started_at")
-        return Replica(spec=spec, **{name: values[name] for name in kept if name in values})
+        address = Path(values["socket"]) if "socket" in values else (str(values["host"]), int(values["port"]))
+        kept = ("id", "runner", "settings_digest", "started_at")
+        return Replica(spec=spec, address=address, **{name: values[name] for name in kept if name in values})
 
 
 class Runner(Protocol):
@@ -106,8 +112,8 @@ class Runner(Protocol):
     @property
     def name(self) -> RunnerName: ...
 
-    def start(self, spec: ReplicaSpec, port: int) -> Replica:
-        """Starts a replica on `port` and returns before it is ready.
+    def start(self, spec: ReplicaSpec) -> Replica:
+        """Starts a replica and returns before it is ready.
 
         Raises:
             ServiceError: it cannot be started.
@@ -119,6 +125,10 @@ class Runner(Protocol):
 
         Does nothing for a replica that is gone.
         """
+        ...
+
+    def has_connections(self, replica: Replica) -> bool:
+        """Whether something on this machine has an open connection to a replica."""
         ...
 
     def restart(self, replica: Replica, stop_seconds: float) -> None:

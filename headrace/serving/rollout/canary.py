@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from headrace.serving.gateway.model_route import Traffic
 from headrace.serving.replicas.replica import Replica
-from headrace.serving.rollout.monitor import Trial, monitor, pool_snapshot, scale_for_share
+from headrace.serving.rollout.monitor import Trial, compared_answers, monitor, pool_snapshot, scale_for_share
 
 
 def run_canary(trial: Trial, replicas: int) -> list[Replica]:
@@ -35,4 +35,5 @@ def _monitor_step(trial: Trial, step: str, canaries: Sequence[Replica]) -> None:
         "canary",
         lambda: pool_snapshot(context, "canary", canaries).since(new_before),
         lambda: pool_snapshot(context, "main", champions).since(champion_before),
+        compared_answers(context, canaries, champions),
     )

@@ -55,7 +55,7 @@ class RolloutContext:
         """Sends shares of the requests to canaries and shadows; returns when Envoy does so."""
         gateway.update_model(self.project, self.model, self.endpoints(), traffic)
         if envoy_process.is_ours(self.project):
-            wait_until_routed(self.settings, self.model, gateway.read_routes(self.project)[self.model])
+            wait_until_routed(self.project, self.model, gateway.read_routes(self.project)[self.model])
 
     def finalize(self) -> None:
         """Marks the version that serves now as final."""

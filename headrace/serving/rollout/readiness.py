@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from headrace.errors import ServiceError
-from headrace.serving.local_http import request
+from headrace.serving.local_http import address_text, request
 from headrace.serving.replicas.replica import Replica, ReplicaSpec
 from headrace.serving.rollout.context import RolloutContext
 
@@ -39,11 +39,11 @@ def wait_ready(context: RolloutContext, spec: ReplicaSpec, started: Sequence[Rep
 
 def _not_ready(context: RolloutContext, replica: Replica, reason: str) -> ServiceError:
     log = context.runner.logs(replica, LOG_LINES).strip()
+    serves = "; the previous version keeps serving" if context.endpoints("main") else ", and nothing else serves this model"
     more_time = f" (or raise ready_seconds in headrace.toml, now {context.settings.ready_seconds:g} s)"
     return ServiceError(
-        f"replica {replica.id} did not become ready ({reason}); the previous version keeps serving."
-        + (f" Last log lines:\n{log}" if log else ""),
-        where=replica.url,
+        f"replica {replica.id} did not become ready ({reason}){serves}." + (f" Last log lines:\n{log}" if log else ""),
+        where=address_text(replica.address),
         hint="fix the cause shown in its log, then release again" + ("" if reason == EXITED else more_time),
     )
 
@@ -70,7 +70,7 @@ def _unready_reason(context: RolloutContext, spec: ReplicaSpec, replica: Replica
     if str(answer.get("version")) != spec.version:
         raise ServiceError(
             f"replica {replica.id} serves version {answer.get('version')}, not {spec.version}",
-            where=replica.url,
+            where=address_text(replica.address),
             hint="release again, so that the bento is rebuilt",
         )
     return None
@@ -78,5 +78,6 @@ def _unready_reason(context: RolloutContext, spec: ReplicaSpec, replica: Replica
 
 def _call(context: RolloutContext, replica: Replica, method: str, path: str, body: Any = None) -> tuple[int, Any]:
     """Sends one request to a replica as the operator; returns its status and its JSON or text."""
-    answer = request(replica.address, path, method=method, body=body, token=context.token, timeout_seconds=CALL_SECONDS)
+    address = replica.address_in(context.project)
+    answer = request(address, path, method=method, body=body, token=context.token, timeout_seconds=CALL_SECONDS)
     return answer.status, answer.json_or_text()

@@ -21,7 +21,7 @@ from headrace.serving.replicas.replica import Replica, ReplicaSpec, Runner
 from headrace.serving.rollout import steps
 from headrace.serving.rollout.canary import run_canary
 from headrace.serving.rollout.context import RolloutContext, rollout_lock
-from headrace.serving.rollout.monitor import RecordStep, Trial, monitor, pool_snapshot
+from headrace.serving.rollout.monitor import RecordStep, Trial, compared_answers, monitor, pool_snapshot
 from headrace.serving.rollout.previous_replicas import restore_previous
 from headrace.serving.rollout.shadow import run_shadow
 from headrace.serving.rollout.steps import add_to_pool, remove_from_pool, start_replicas
@@ -53,7 +53,7 @@ def is_serving(spec: ReplicaSpec, replicas: int, project: Project) -> bool:
         return False
     if gateway.previous_replicas(project, spec.model):
         return False
-    healthy = admin.healthy_endpoints(project.settings, spec.model)
+    healthy = admin.healthy_endpoints(project, spec.model)
     return healthy == {e.address for e in endpoints} and envoy_process.is_ready(project)
 
 
@@ -86,7 +86,7 @@ def roll_out(
         Busy: another roll-out of the same model is running.
         SettingsError: the gateway runs with another value of `access`.
         ServiceError: the new replicas do not become ready; with the last lines of their log.
-        PortTaken: no port is free for a replica, or another program holds one of Envoy's.
+        PortTaken: another program holds one of Envoy's ports.
         RolloutAborted: the new version left its bounds while it was monitored; the previous version keeps serving.
         DamagedFile: `models.json` is not JSON; nothing was started or stopped.
     """
@@ -184,7 +184,7 @@ def _trial(
     context: RolloutContext, spec: ReplicaSpec, before: Sequence[Replica], config: RolloutConfig, record_step: RecordStep
 ) -> Trial | None:
     """None where no healthy replica serves that a new version could be compared with."""
-    healthy = admin.healthy_endpoints(context.settings, context.model, "main")
+    healthy = admin.healthy_endpoints(context.project, context.model, "main")
     if not any(endpoint.address in healthy for endpoint in before):
         return None
     return Trial(context, spec, versions(before), config, record_step)
@@ -192,7 +192,7 @@ def _trial(
 
 def _reusable(context: RolloutContext, spec: ReplicaSpec, wanted: int, before: Sequence[Replica]) -> list[Replica]:
     """Returns the healthy replicas that serve exactly this spec already, at most `wanted`."""
-    healthy = admin.healthy_endpoints(context.settings, context.model, "main")
+    healthy = admin.healthy_endpoints(context.project, context.model, "main")
     return [e for e in before if steps.serves_as(e, spec, context.settings) and e.address in healthy][:wanted]
 
 
@@ -220,12 +220,13 @@ def _replace(
     context.split_traffic(Traffic())
     remove_from_pool(context, [*removed, *context.endpoints("canary")])
     if trial and champion:
-        began = pool_snapshot(context, "main", new)
+        began, answers = pool_snapshot(context, "main", new), compared_answers(context, new, before, with_past=True)
         monitor(
             trial,
             f"version {trial.spec.version} live",
             "main",
             lambda: pool_snapshot(context, "main", new).since(began),
             lambda: champion,
+            answers,
         )
     return removed

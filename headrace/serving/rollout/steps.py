@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from headrace.errors import HeadraceError
 from headrace.serving.gateway import admin, envoy_process, gateway
 from headrace.serving.gateway.model_route import Traffic, versions
-from headrace.serving.replicas import environment, ports
+from headrace.serving.replicas import environment
 from headrace.serving.replicas.replica import Replica, ReplicaSpec, Runner
 from headrace.serving.rollout.context import RolloutContext
 from headrace.serving.rollout.readiness import wait_ready
@@ -22,27 +22,20 @@ POLL_SECONDS = 0.1
 def start_replicas(context: RolloutContext, spec: ReplicaSpec, count: int) -> list[Replica]:
     """Starts `count` replicas and waits until each is ready; stops all of them if one does not become ready."""
     started: list[Replica] = []
-    taken: list[int] = []
     try:
         for _ in range(count):
-            used = {e.port for endpoints in gateway.endpoints_by_model(context.project).values() for e in endpoints}
-            used |= {replica.port for replica in context.runner.list()}
-            taken.append(ports.reserve_port(context.settings.replica_ports, context.project.locks / "ports", used))
-            started.append(context.runner.start(spec, taken[-1]))
+            started.append(context.runner.start(spec))
         if started:
             noun = "replica" if spec.pool == "main" else spec.pool
             context.report(
                 f"{count} new {noun}{'s' * (count > 1)} of version {spec.version}: "
-                + ", ".join(f"{replica.host}:{replica.port}" for replica in started)
+                + ", ".join(replica.id for replica in started)
             )
         wait_ready(context, spec, started, context.settings.ready_seconds)
         return started
     except BaseException:
         stop_all(started, context.settings, lambda replica: context.runner, drain_seconds=1.0)
         raise
-    finally:
-        for port in taken:
-            ports.release_port(port)
 
 
 def add_to_pool(context: RolloutContext, new: Sequence[Replica], previous: Sequence[Replica] | None = None) -> None:
@@ -57,7 +50,7 @@ def add_to_pool(context: RolloutContext, new: Sequence[Replica], previous: Seque
         gateway.update_model(context.project, context.model, [*before, *new], previous=previous)
         for pool in {replica.pool for replica in new}:
             addresses = {replica.address for replica in new if replica.pool == pool}
-            admin.wait_until_healthy(context.settings, context.model, addresses, pool=pool)
+            admin.wait_until_healthy(context.project, context.model, addresses, pool=pool)
     except BaseException:
         gateway.update_model(context.project, context.model, before)
         stop(context, [replica for replica in new if replica.id not in recorded])
@@ -71,7 +64,7 @@ def remove_from_pool(context: RolloutContext, removed: Sequence[Replica]) -> Non
     if removed and envoy_process.is_ours(context.project):
         for pool in {endpoint.pool for endpoint in removed}:
             addresses = {endpoint.address for endpoint in removed if endpoint.pool == pool}
-            admin.wait_until_removed(context.settings, context.model, addresses, pool=pool)
+            admin.wait_until_removed(context.project, context.model, addresses, pool=pool)
 
 
 def stop(context: RolloutContext, removed: Sequence[Replica]) -> None:
@@ -110,7 +103,7 @@ def stop_all(
 def _drain_and_stop(replica: Replica, runner: Runner, limit: float) -> None:
     """Envoy closes a connection to a removed replica once its last request is answered; then SIGTERM interrupts nothing."""
     start = time.monotonic()
-    while ports.has_connections(replica.port) and time.monotonic() - start < limit:
+    while runner.has_connections(replica) and time.monotonic() - start < limit:
         time.sleep(POLL_SECONDS)
     runner.stop(replica, max(1.0, limit - (time.monotonic() - start)))
 

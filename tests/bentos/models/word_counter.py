@@ -11,7 +11,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from headrace.runtime.contract import Contract, InputField
+from headrace.runtime.contract import Contract
+from headrace.runtime.input_field import InputField
 from headrace.task_types.vocabulary import learn_vocabulary
 
 LONGEST = 1000

@@ -64,7 +64,7 @@ def test_files_and_arrays_can_be_mixed_in_json(app: PredictionApp) -> None:
     ("body", "path", "said"),
     [
         (b"", "body", "0 bytes"),
-        (b"GIF89a", "body", "another format"),
+        (b"GIF89a", "body", "a GIF file"),
         (UPPER.tobytes(), "body", "16 bytes of another format"),
         (file_of(UPPER)[:50], "instances.0.pixels", "damaged"),
     ],
@@ -97,4 +97,5 @@ def test_files_that_may_decode_to_large_pictures_are_decoded_in_a_thread() -> No
     for kind in ("PNG", "JPEG"):
         body = b'{"pixels": "' + base64.b64encode(file_of(UPPER, kind)) + b'"}'
         assert len(body) < INLINE_BYTES < weight_of(body)
+        assert weight_of(body.translate(bytes.maketrans(b"+/", b"-_"))) > INLINE_BYTES, "in the alphabet for URLs"
     assert weight_of(b'{"pixels": [[1, 2]]}') == 20

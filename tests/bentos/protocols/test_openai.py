@@ -155,6 +155,8 @@ def test_unsupported_parameters_are_refused_as_openai_does(client: openai.OpenAI
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "messages"),
         ({"messages": [{"role": "user"}]}, "messages"),
+        ({"messages": [{"role": "assistant", "content": None}]}, "messages"),
+        ({"messages": [{"role": "assistant", "content": [{"type": "output_text", "text": "a"}]}]}, "messages"),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"logprobs": True}, "logprobs"),
@@ -179,6 +181,33 @@ def test_parameters_without_effect_are_accepted(client: openai.OpenAI) -> None:
         logit_bias={},
     )
     assert found.choices[0].text == "bc "
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        dict.fromkeys(("max_tokens", "max_completion_tokens", "stop", "n", "temperature", "top_p", "seed", "stream")),
+        dict.fromkeys(("stream_options", "logit_bias", "tools", "tool_choice", "response_format", "user", "logprobs")),
+        {"n": 1, "logit_bias": {}, "tools": [], "response_format": {"type": "text"}, "stop": [], "parallel_tool_calls": True},
+        {"stream_options": {"include_usage": True}},
+    ],
+    ids=["nulls", "nulls of unsupported fields", "defaults", "options of a stream without one"],
+)
+def test_what_clients_send_unasked_is_accepted(letters: tuple[PredictionApp, str], fields: dict[str, Any]) -> None:
+    chat = {"model": "letters", "messages": [{"role": "user", "content": "a", "name": None}], **fields}
+    response = httpx.post(f"http://{letters[1]}/v1/chat/completions", json=chat)
+    assert response.status_code == 200, response.text
+    assert response.json()["choices"][0]["message"]["role"] == "assistant"
+
+
+@pytest.mark.parametrize("prompt", ["", "😀", "שלום", "\0", "a" * 200_000], ids=range(5))
+def test_every_text_is_answered_or_refused_with_its_field(letters: tuple[PredictionApp, str], prompt: str) -> None:
+    body = json.dumps({"model": "letters", "prompt": prompt}).encode()
+    headers = {"content-type": "application/json"}
+    response = httpx.post(f"http://{letters[1]}/v1/completions", content=body, headers=headers)
+    assert response.status_code in (200, 400), response.text
+    if response.status_code == 400:
+        assert response.json()["error"]["param"] == "prompt", response.text
 
 
 def test_an_unknown_model_and_one_without_text_generation_are_refused(client: openai.OpenAI, tmp_path: Path) -> None:
@@ -206,7 +235,7 @@ def test_a_client_that_disconnects_ends_its_generation(client: openai.OpenAI, le
     with client.completions.create(**LONG, stop="zz", stream=True) as stream:
         for _, _ in zip(range(3), stream, strict=False):
             pass
-    wait_until(lambda: app.streams._active == 0)
+    wait_until(lambda: not app.streams._active)
     continuous = app.streams._batching
     assert continuous is not None
     wait_until(lambda: not continuous._is_running and not continuous._active)

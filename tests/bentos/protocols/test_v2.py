@@ -15,7 +15,8 @@ import tritonclient.http as triton
 
 from bentos.app import PredictionApp
 from bentos.protocols.server import MAX_INSTANCES
-from headrace.runtime.contract import Contract, InputField
+from headrace.runtime.contract import Contract
+from headrace.runtime.input_field import InputField
 from tests.bentos.live_app import live_app
 from tests.bentos.models.word_counter import word_counter
 from tests.tiny_models import image_model, language_model, table_model
@@ -365,7 +366,7 @@ def test_a_compressed_body_is_refused(halves: tuple[PredictionApp, str]) -> None
 def test_parameters_of_an_input_are_kept() -> None:
     """A boolean is a number to the graph, and 0 or 1 on the wire."""
     from bentos.protocols.tensors import TensorReader, parse
-    from headrace.runtime.contract import ContractViolation
+    from headrace.runtime.input_field import ContractViolation
 
     field = InputField(name="late", dtype="float32", boolean=True, nullable=True)
     contract = Contract(model="m", task="t", inputs=[field], output="value", target="y", sample={"late": True})

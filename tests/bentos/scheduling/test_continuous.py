@@ -313,3 +313,21 @@ def test_a_step_that_fails_fails_its_texts_and_no_later_ones(model: GenerationMo
 
 def test_an_older_model_layout_is_read_as_one_without_a_mask() -> None:
     assert not StepLayout.model_validate_json('{"length": 4, "states": []}').masked
+
+
+def test_among_waiting_texts_the_tenant_with_the_fewest_is_next(model: GenerationModel) -> None:
+    asked = GenerationRequest(model.generator, [5, 6], SamplingParams())
+
+    async def order() -> list[str]:
+        with ThreadPoolExecutor(1) as thread:
+            batch = ContinuousBatching(model.generator, thread)
+            batch._waiting.extend(ActiveText(asked, lambda _: None, tenant) for tenant in "aaaabbc")
+            batch._active = {number: ActiveText(asked, lambda _: None, "a") for number in range(2)}
+            found = []
+            while batch._waiting:
+                text = batch._next_waiting()
+                batch._active[len(batch._active)] = text
+                found.append(text.tenant)
+            return found
+
+    assert asyncio.run(order()) == list("bcbaaaa")

@@ -6,7 +6,10 @@ import asyncio
 import json
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from bentos.models.generation import MAX_TEXTS, GenerationModel
 from bentos.models.onnx_model import NotServable, load
 from bentos.scheduling import streams as streams_module
 from headrace.runtime.generation import STEPS
+from headrace.runtime.http import Refused
 from tests.tiny_models import image_model, language_model
 
 PREDICT = "/v1/models/letters/predict"
@@ -167,7 +171,7 @@ def test_a_client_that_disconnects_ends_its_generation(app: PredictionApp) -> No
 
     asyncio.run(leave())
     assert 3 <= len(taken) < 50
-    assert app.streams._active == 0
+    assert not app.streams._active
 
 
 def test_a_client_that_disconnects_before_the_whole_answer_ends_its_generation(app: PredictionApp) -> None:
@@ -277,3 +281,32 @@ def count_steps(app: PredictionApp) -> list[float]:
 
     model.generator.session = Counting()
     return taken
+
+
+def test_a_tenant_cannot_take_all_streams_and_gets_back_no_more_than_an_equal_share() -> None:
+    streams = streams_module.Streams(ThreadPoolExecutor(1), lambda *_, **__: None)
+    held: dict[str, list[ExitStack]] = defaultdict(list)
+
+    def taken(tenant: str, wanted: int) -> int:
+        """Number of streams that the tenant gets."""
+        for count in range(wanted):
+            slot = ExitStack()
+            try:
+                slot.enter_context(streams._slot(tenant))
+            except Refused as refused:
+                assert (refused.status, refused.code) == (503, "overloaded")
+                return count
+            held[tenant].append(slot)
+        return wanted
+
+    assert streams_module.MAX_REQUESTS == 16
+    assert taken("first", 16) == 12
+    assert taken("second", 16) == 4, "there is room for another tenant"
+    for slot in held["first"][:3]:
+        slot.close()
+    assert taken("first", 3) == 0, "it has more than its share"
+    assert taken("third", 16) == 3
+    for slot in [slot for slots in held.values() for slot in slots]:
+        slot.close()
+    assert not streams._active
+    assert taken("first", 1) == 1

@@ -17,9 +17,9 @@ from starlette.requests import ClientDisconnect
 from bentos.models import progress
 from bentos.scheduling import worker_thread
 from bentos.scheduling.worker_thread import WorkerThread
-from headrace.runtime.contract import ContractViolation
 from headrace.runtime.http import Refused
 from headrace.runtime.http_messages import CURRENT_REQUEST, TrackedRequest
+from headrace.runtime.input_field import ContractViolation
 
 
 @pytest.fixture
@@ -218,3 +218,30 @@ def test_work_without_progress_is_reported(worker: WorkerThread) -> None:
     assert reported.wait(20)
     worker.thread.submit(int).result(20)
     assert worker.thread.silent_seconds == 0
+
+
+@pytest.mark.parametrize("is_started", [True, False])
+def test_a_request_knows_whether_its_rows_were_worked_on_when_its_client_leaves(worker: WorkerThread, is_started: bool) -> None:
+    begun, release = threading.Event(), threading.Event()
+
+    async def leaves() -> dict[str, Any]:
+        await asyncio.to_thread(begun.wait, 20 if is_started else 0.05)
+        return {"type": "http.disconnect"}
+
+    request = call_of(leaves)
+    request.spent = {"2026-11-24": 3}
+
+    def work() -> None:
+        begun.set()
+        release.wait(20)
+
+    async def scenario() -> None:
+        CURRENT_REQUEST.set(request)
+        await worker.run(10, work)
+
+    if not is_started:
+        worker.thread.submit(release.wait, 20)
+    with pytest.raises(ClientDisconnect):
+        asyncio.run(scenario())
+    release.set()
+    assert request.is_worked_on == is_started

@@ -47,7 +47,8 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 
 
 @pytest.fixture(params=["folder", "redis"])
-def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def address(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(quota_module, "STORE_SECONDS", 10.0)  # how it counts is the question here, on a busy machine too
     if request.param == "folder":
         return str(tmp_path / "quotas")
     server: RedisServer = request.getfixturevalue("redis_server")
@@ -128,9 +129,62 @@ def test_a_record_cut_short_by_a_kill_is_ignored(tmp_path: Path) -> None:
 
 
 def test_old_days_are_removed(tmp_path: Path) -> None:
-    for day in ("2026-11-20", "2026-11-21", "2026-11-22", "2026-11-23"):
+    days = [f"2026-11-{day}" for day in range(11, 24)]
+    for day in days:
         take(opened(str(tmp_path)), 1, day=day)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["rows-2026-11-22.bin", "rows-2026-11-23.bin"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"rows-{day}.bin" for day in days[-10:]]
+
+
+def test_a_clock_that_jumps_ahead_and_back_forgets_no_count(tmp_path: Path) -> None:
+    store = opened(str(tmp_path))
+    assert take(store, 10) == [True]
+    for day in ("2026-11-26", "2026-11-27", "2027-11-24", "2026-11-23"):
+        assert take(store, 10, day=day) == [True]
+    assert take(store, 1) == [False]
+
+
+def test_rows_are_returned_to_the_day_that_they_were_taken_from(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    quotas, spent = Quotas(opened(address), False, lambda: None), dict[str, int]()
+
+    async def scenario() -> list[bool]:
+        monkeypatch.setattr(quota_module, "today", lambda: "2026-11-24")
+        found = [await quotas.take(CALLER, 8, spent)]
+        monkeypatch.setattr(quota_module, "today", lambda: "2026-11-25")
+        found.append(await quotas.take(CALLER, 10))
+        await quotas.give_back(CALLER, spent)
+        found.append(await quotas.take(CALLER, 1))
+        monkeypatch.setattr(quota_module, "today", lambda: "2026-11-24")
+        return [*found, await quotas.take(CALLER, 10)]
+
+    assert asyncio.run(scenario()) == [True, True, False, True]
+
+
+def test_what_was_served_unchecked_is_not_returned() -> None:
+    spent = dict[str, int]()
+    assert asyncio.run(Quotas(None, True, lambda: None).take(CALLER, 4, spent))
+    assert spent == {}
+
+
+def test_a_file_that_was_cut_is_not_read_as_empty(tmp_path: Path) -> None:
+    running = opened(str(tmp_path))
+    take(running, 10)
+    take(running, 10, tenant="other")
+    (file,) = tmp_path.glob("*.bin")
+    os.truncate(file, 260)
+    for store in (running, opened(str(tmp_path))):
+        for tenant in ("acme", "other", "new"):
+            with pytest.raises(StoreDown, match=r"damaged file: .* remove rows-2026-11-24\.bin|was cut short"):
+                take(store, 1, tenant=tenant)
+    file.unlink()  # as the message says
+    assert take(running, 10) == [True] and take(opened(str(tmp_path)), 1) == [False]
+
+
+def test_projects_that_share_a_redis_count_apart(redis_server: RedisServer) -> None:
+    with redis.Redis(port=redis_server.port) as client:
+        client.flushall()
+        for project in ("a-1", "b-2"):
+            assert take(opened(f"{redis_server.address}#{project}"), 10) == [True]
+        assert sorted(client.keys()) == [b"headrace:a-1:rows:2026-11-24:acme", b"headrace:b-2:rows:2026-11-24:acme"]
 
 
 @pytest.mark.parametrize("serves", [False, True], ids=["closed", "open"])

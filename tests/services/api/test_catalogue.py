@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import httpx
 import openai
 import pytest
 
+from headrace.serving.local_http import request
 from tests.services.api.server import LocalService
 
 
@@ -60,8 +62,8 @@ def test_nothing_is_revealed_without_a_valid_token(service: LocalService, path: 
 
 
 def test_the_api_server_requires_a_token_also_without_the_gateway(service: LocalService) -> None:
-    assert httpx.get(f"{service.api_server}/v1/models").status_code == 401
-    assert httpx.get(f"{service.api_server}/openapi.json").status_code == 401
+    with service.direct() as direct:
+        assert direct.get("/v1/models").status_code == direct.get("/openapi.json").status_code == 401
 
 
 def test_batches_of_another_model_and_of_an_unknown_one_are_refused_alike(service: LocalService) -> None:
@@ -69,9 +71,27 @@ def test_batches_of_another_model_and_of_an_unknown_one_are_refused_alike(servic
     there, nowhere = (get(service, f"/v1/models/{model}/batches", token) for model in ("trips", "nothing"))
     assert there.status_code == nowhere.status_code == 403
     assert refusal(there) == refusal(nowhere)
-    around = httpx.get(f"{service.api_server}/v1/models/trips/batches", headers={"authorization": f"Bearer {token}"})
+    with service.direct() as direct:
+        around = direct.get("/v1/models/trips/batches", headers={"authorization": f"Bearer {token}"})
     assert around.status_code == 403
     assert refusal(around) == refusal(there)
+
+
+def test_prometheus_reads_each_replica_through_the_port_of_metrics_with_a_token_for_all_models(service: LocalService) -> None:
+    address = ("127.0.0.1", service.settings.gateway_admin_port)
+    groups = json.loads((service.project.gateway / "targets.json").read_text())
+    assert {group["labels"]["model"] for group in groups} == set(service.models)
+    for group in groups:
+        assert group["targets"] == [f"{address[0]}:{address[1]}"]
+        path = group["labels"]["__metrics_path__"]
+        found = request(address, path, token=service.token("ops", "*"))
+        assert (found.status, found.content_type) == (200, "text/plain")
+        assert f'model="{group["labels"]["model"]}"' in found.text
+        assert request(address, path).status == 401
+    assert request(address, "/replicas/other/metrics", token=service.token("ops", "*")).status == 404
+    with service.direct() as direct:
+        for token, status in ((service.token("acme", "trips"), 403), ("x", 401)):
+            assert direct.get(path, headers={"authorization": f"Bearer {token}"}).status_code == status
 
 
 @pytest.mark.parametrize(("path", "body"), [("/v2/health/live", {"live": True}), ("/v2/health/ready", {"ready": True})])
@@ -90,8 +110,9 @@ def test_the_page_of_the_description_loads_nothing_from_other_servers(service: L
 
 def test_unknown_paths_and_methods_are_errors(service: LocalService) -> None:
     headers = {"authorization": f"Bearer {service.token('ops', '*')}"}
-    assert httpx.get(f"{service.api_server}/v1/nothing", headers=headers).json()["error"]["code"] == "not_found"
-    refused = httpx.put(f"{service.api_server}/v1/feedback", headers=headers)
+    with service.direct() as direct:
+        assert direct.get("/v1/nothing", headers=headers).json()["error"]["code"] == "not_found"
+        refused = direct.put("/v1/feedback", headers=headers)
     assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
 
 

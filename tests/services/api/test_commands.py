@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from headrace.services.api.feedback_store import joined
-from tests.services.api.server import LocalService
+from tests.services.api.server import LocalService, until
 
 HEADRACE = str(Path(sys.executable).with_name("headrace"))
 
 
-def run(service: LocalService, *arguments: str, token: str | None = None) -> subprocess.CompletedProcess[str]:
+def run(
+    service: LocalService, *arguments: str, token: str | None = None, as_json: bool = True
+) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in service.environment.items() if name != "HEADRACE_TOKEN"}
     if token is not None:
         environment["HEADRACE_TOKEN"] = token
-    command = [HEADRACE, *arguments, "--json"]
+    command = [HEADRACE, *arguments, *(["--json"] if as_json else [])]
     return subprocess.run(command, cwd=service.project.root, env=environment, capture_output=True, text=True, timeout=60)
 
 
@@ -34,7 +40,9 @@ def test_batches_and_feedback_belong_to_the_token_of_the_environment(service: Lo
     batch = json.loads(run(service, "batch", "submit", "trips", str(rows), token=token).stdout)
     with service.client("acme", "trips") as acme:
         assert batch["id"] in [one.id for one in acme.batches("trips")]
-    assert "no such batch" in run(service, "batch", "status", "trips", batch["id"]).stdout  # the operator has other batches
+    stranger = service.token("other", "trips")
+    assert "no such batch" in run(service, "batch", "status", "trips", batch["id"], token=stranger).stdout
+    assert json.loads(run(service, "batch", "status", "trips", batch["id"]).stdout)["more"]["tenant"] == "acme", "the operator"
 
 
 def test_without_a_token_in_the_environment_the_operator_s_token_is_used(service: LocalService) -> None:
@@ -51,3 +59,107 @@ def test_the_error_names_the_environment_variable_of_a_refused_token(service: Lo
     error = json.loads(done.stdout)
     assert "does not allow this" in error["message"]
     assert "HEADRACE_TOKEN" in error["hint"]
+
+
+SCORED = "prediction,prediction_error,prediction_id,prediction_row"
+TRIPS = "\ufeffid;distance;carrier;minutes\r\n007;1,5;AA;9\r\n\r\n008;far;AA;\r\n009;2;BB;\r\n"
+"""With a byte order mark, decimal commas, a blank line, an id, the old target, and one bad row."""
+
+
+def test_a_table_comes_back_with_the_answers_beside_its_columns(service: LocalService, tmp_path: Path) -> None:
+    rows, to = tmp_path / "rows.txt", tmp_path / "scored.csv"
+    rows.write_text(TRIPS, newline="")
+    done = run(service, "predict", "trips", "--file", str(rows), "--output", str(to), as_json=False)
+    assert done.returncode == 3, done
+    assert done.stderr.splitlines()[1:3] == [
+        "  3 rows: 2 answered, 1 refused",
+        "  1 × distance: expected a number: line 4 (str 'far')",
+    ]
+    assert "1 of 3 rows were refused" in done.stderr
+    lines = to.read_text(encoding="utf-8").splitlines()
+    assert lines[0] == f"\ufeffid;distance;carrier;minutes;{SCORED.replace(',', ';')}"
+    assert [line.split(";")[:5] for line in lines[1:]] == [
+        ["007", "1,5", "AA", "9", "13,0"],
+        ["008", "far", "AA", "", ""],
+        ["009", "2", "BB", "", "24,0"],
+    ]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+    printed = run(service, "predict", "trips", "--file", str(rows), "--answers-only", as_json=False).stdout.splitlines()
+    assert (printed[0].removeprefix("\ufeff"), len(printed)) == (f"row;{SCORED.replace(',', ';')}", 4)
+    as_json = run(service, "predict", "trips", "--file", str(rows))
+    found = json.loads(as_json.stdout)
+    assert as_json.returncode == 3
+    assert (found["answered"], found["refused"], found["predictions"][1]) == (2, 1, None)
+    assert found["refusals"][0]["rows"] == [{"row": 1, "place": "line 4", "got": "str 'far'"}]
+
+
+def test_a_batch_of_a_table_comes_back_with_the_answers_beside_its_columns(service: LocalService, tmp_path: Path) -> None:
+    rows, to = tmp_path / "rows.csv", tmp_path / "scored.csv"
+    rows.write_text(TRIPS, newline="")
+    done = run(service, "batch", "submit", "trips", str(rows), "--to", str(to), as_json=False)
+    assert done.returncode == 3, done
+    assert "  1 × distance: expected a number: line 4 (str 'far')" in done.stderr.splitlines()
+    lines = to.read_text(encoding="utf-8").splitlines()
+    assert [line.split(";")[4] for line in lines] == ["prediction", "13,0", "", "24,0"]
+
+
+def test_a_folder_and_a_zip_of_pictures_give_a_row_for_each(service: LocalService, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    (folder / "b").mkdir(parents=True)
+    for name, half in (("a.png", 0), ("b/c.png", 2)):
+        pixels = np.zeros((4, 4), np.uint8)
+        pixels[half : half + 2] = 255
+        Image.fromarray(pixels).save(folder / name)
+    (folder / "d.jpg").write_bytes(b"no picture")
+    (folder / "notes.md").write_text("x")
+    done = run(service, "predict", "halves", "--file", str(folder), as_json=False)
+    assert done.returncode == 3, done
+    assert [line.split(",")[:2] for line in done.stdout.splitlines()] == [
+        ["file", "prediction"],
+        ["a.png", "upper"],
+        ["b/c.png", "lower"],
+        ["d.jpg", ""],
+    ]
+    assert "1 other files are left out: 'notes.md'" in done.stderr
+    packed = shutil.make_archive(str(tmp_path / "packed"), "zip", folder)
+    to = tmp_path / "scored.csv"
+    batch = run(service, "batch", "submit", "halves", packed, "--to", str(to), as_json=False)
+    assert batch.returncode == 3, batch
+    assert [line.split(",")[:2] for line in to.read_text().splitlines()] == [
+        line.split(",")[:2] for line in done.stdout.splitlines()
+    ]
+
+
+def test_an_interrupted_command_leaves_nothing_and_an_earlier_result_as_it_was(service: LocalService, tmp_path: Path) -> None:
+    rows, to = tmp_path / "rows.csv", tmp_path / "scored.csv"
+    rows.write_text("distance,carrier\n" + "1,AA\n" * 100_000)
+    to.write_text("earlier")
+    command = [HEADRACE, "predict", "trips", "--file", str(rows), "--output", str(to)]
+    process = subprocess.Popen(command, cwd=service.project.root, env=service.environment, stderr=subprocess.PIPE, text=True)
+    until(lambda: any(path.stat().st_size > 1000 for path in tmp_path.glob(".scored.csv.*")))
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, "interrupted" in said, "Traceback" in said) == (130, True, False), said
+    assert {path.name for path in tmp_path.iterdir()} == {"rows.csv", "scored.csv"}
+    assert to.read_text() == "earlier"
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        ("id,distanse,carrier\n1,2,AA\n", (), "the column 'distance' is missing"),
+        ("distance,carrier\n", (), "the file has no rows"),
+        ("distance,carrier\n1,AA\n", ("--output", "x.parquet"), "its answers come in the same format"),
+        ("distance,carrier\n1,AA\n", ("--stream",), "only one input can be streamed"),
+        ('{"distance": 1, "carrier": "AA"}', ("--answers-only",), "rows.json is one input"),
+    ],
+)
+def test_a_table_that_cannot_be_scored_is_refused_as_a_whole(
+    service: LocalService, tmp_path: Path, content: str, options: tuple[str, ...], message: str
+) -> None:
+    rows = tmp_path / ("rows.json" if content.startswith("{") else "rows.csv")
+    rows.write_text(content)
+    done = run(service, "predict", "trips", "--file", str(rows), *options)
+    assert done.returncode in (2, 3) and message in json.loads(done.stdout)["message"], done
+    assert json.loads(done.stdout)["hint"]

@@ -19,6 +19,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from headrace.serving.access import tokens
 from tests.services.api.server import LocalService
 
 EXAMPLES = 6
@@ -111,6 +112,27 @@ def test_the_description_names_only_the_models_of_the_token(service: LocalServic
         and "letters" not in description
         and "completions" not in description
     )
+
+
+@pytest.mark.parametrize("role", ["reviewer", "viewer"])
+def test_reviews_are_described_for_roles_and_answered_as_described(service: LocalService, role: str) -> None:
+    token = tokens.issue(service.project, "ada", [], 3600, role=role)[0]
+    description = httpx.get(f"{service.gateway}/openapi.json", headers={"authorization": f"Bearer {token}"}, timeout=20).json()
+    schema: BaseSchema = schemathesis.openapi.from_dict(description)
+    schema.config.update(base_url=service.gateway)
+    operations = [found.ok() for found in schema.get_all_operations()]
+    reviews = [one for one in operations if one.path.startswith(("/v1/candidates", "/v1/history"))]
+    assert len(reviews) == 4
+    right = {one.label: set(answers_to(one, token, GenerationMode.POSITIVE)) for one in reviews}
+    assert right["GET /v1/candidates"] == {200}
+    assert right["POST /v1/candidates/{model}/{version}/approve"] <= ({404, 409} if role == "reviewer" else {403})
+    wrong = {one.label: set(answers_to(one, token, GenerationMode.NEGATIVE)) for one in reviews if one.body}
+    refusals = {400, 401, 403, 404, 409, 415, 422}  # a generated request may be without the token too
+    assert wrong["POST /v1/candidates/{model}/{version}/reject"] <= refusals
+
+
+def test_reviews_are_not_described_for_tenants(described: Any) -> None:
+    assert not [path for path in described["paths"] if path.startswith(("/v1/candidates", "/v1/history"))]
 
 
 def answers_to(operation: APIOperation[Any, Any, Any, Any], token: str, mode: GenerationMode) -> list[int]:

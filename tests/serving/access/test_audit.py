@@ -47,8 +47,8 @@ def test_a_tokens_facts_are_shown_in_readable_units(project: Project) -> None:
     )
 
 
-@pytest.mark.parametrize("number", [0, 1, 2])
-def test_a_changed_or_missing_line_is_found_but_for_the_last_that_nothing_follows(project: Project, number: int) -> None:
+@pytest.mark.parametrize("number", [0, 1, 2, 3])
+def test_a_changed_or_missing_line_is_found_also_the_last(project: Project, number: int) -> None:
     for act in ("up", "tokens issue", "down", "up"):
         audit.record(project, act, {"n": 1})
     lines = project.audit_log.read_text().splitlines()

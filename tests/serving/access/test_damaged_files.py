@@ -9,6 +9,7 @@ import pytest
 
 from headrace.errors import DamagedFile
 from headrace.project import Project
+from headrace.runtime.token_verifier import InvalidToken, TokenVerifier
 from headrace.serving.access import keys, tokens
 
 HOUR = 3600
@@ -51,3 +52,34 @@ def test_a_removed_list_of_revoked_tokens_is_written_again_from_the_list_of_toke
     (keys.token_keys_folder(project) / "revoked.json").unlink()
     tokens.prepare_tokens(project)
     assert tokens.revoked_ids(project) == before != []
+
+
+@pytest.mark.parametrize("content", ["", "null", "[]", "{}", '{"tokens": null}', '{"tokens": [{}]}', '{"tokens": ["a"]}'])
+def test_a_list_of_tokens_with_another_content_is_never_read_as_empty(content: str, project: Project) -> None:
+    (project.keys / "tokens.json").write_text(content)
+    with pytest.raises(DamagedFile, match=r"tokens\.json: damaged file"):
+        tokens.issue(project, "acme", ["digits"], HOUR)
+    assert (project.keys / "tokens.json").read_text() == content
+
+
+@pytest.mark.parametrize(("name", "content"), [("revoked.json", "{}"), ("revoked.json", "null"), ("jwks.json", '{"keys": {}}')])
+def test_a_file_for_verifiers_with_another_content_is_never_read_as_empty(name: str, content: str, project: Project) -> None:
+    (keys.token_keys_folder(project) / name).write_text(content)
+    with pytest.raises(DamagedFile, match="damaged file"):
+        tokens.prepare_tokens(project)
+    assert (keys.token_keys_folder(project) / name).read_text() == content
+
+
+def test_without_the_list_of_revoked_tokens_none_of_them_is_accepted(project: Project) -> None:
+    revoked, _ = tokens.issue(project, "revoked", ["digits"], HOUR)
+    valid, _ = tokens.issue(project, "acme", ["digits"], HOUR)
+    (jti,) = (facts.jti for facts in tokens.revoke(project, "revoked"))
+    (keys.token_keys_folder(project) / "revoked.json").unlink()
+    for token in (revoked, valid):
+        with pytest.raises(InvalidToken):
+            TokenVerifier(project.token_keys).verify(token)
+    assert jti in tokens.revoked_ids(project), "the gateway refuses it too"
+    tokens.operator_token(project)  # as the API server asks for it
+    assert TokenVerifier(project.token_keys).verify(valid).tenant == "acme"
+    with pytest.raises(InvalidToken):
+        TokenVerifier(project.token_keys).verify(revoked)

@@ -148,9 +148,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Project,
     (root / "dvc.yaml").write_text("stages: {}\n")
     project = Project(root)
     with lease() as ports:
-        settings = Settings(
-            gateway_port=ports[0], gateway_admin_port=ports[1], api_port=ports[2], tls="self_signed", access="open"
-        )
+        settings = Settings(gateway_port=ports[0], gateway_admin_port=ports[1], tls="self_signed", access="open")
         try:
             envoy_process.start(project.using(settings))
             yield project, settings

@@ -119,6 +119,42 @@ def test_the_operators_token_is_made_once_and_replaced_before_it_expires_or_when
     assert tokens.operator_token(project) != second
 
 
+def test_a_token_of_a_role_calls_no_model_unless_models_are_named_too(project: Project) -> None:
+    token, facts = tokens.issue(project, "ada", [], HOUR, role="reviewer")
+    caller = verifier(project).verify(token)
+    assert (caller.tenant, caller.role, caller.models, facts.role) == ("ada", "reviewer", frozenset(), "reviewer")
+    assert not caller.may_call("digits")
+    both, _ = tokens.issue(project, "bob", ["digits"], HOUR, role="viewer")
+    assert verifier(project).verify(both).role == "viewer" and verifier(project).verify(both).may_call("digits")
+    assert verifier(project).verify(tokens.issue(project, "acme", ["*"], HOUR)[0]).role is None
+    assert verifier(project).verify(tokens.operator_token(project)).role == "operator"
+    with pytest.raises(UsageError, match="at least one model, or a role"):
+        tokens.issue(project, "acme", [], HOUR)
+    with pytest.raises(UsageError, match="cannot be issued for the role 'operator'"):
+        tokens.issue(project, "eve", ["*"], HOUR, role="operator")
+
+
+def test_a_token_of_a_role_does_not_lift_the_rate_limit_of_a_tenant_of_its_name(project: Project) -> None:
+    tokens.issue(project, "acme", ["*"], HOUR, rate=5.0)
+    tokens.issue(project, "acme", [], HOUR, role="viewer")
+    assert tokens.rates(project) == {"acme": 5.0}
+
+
+def test_tokens_of_earlier_versions_stay_valid_and_the_operators_is_replaced_by_one_with_its_role(project: Project) -> None:
+    token, _ = tokens.issue(project, "acme", ["digits"], HOUR)
+    operator, _ = tokens._sign(project, tokens.OPERATOR, ["*"], tokens.OPERATOR_SECONDS)
+    (project.keys / "operator.token").write_text(operator)
+    path = project.keys / "tokens.json"
+    stored = json.loads(path.read_text())["tokens"]
+    path.write_text(json.dumps({"tokens": [{k: v for k, v in facts.items() if k != "role"} for facts in stored]}))
+    assert [facts.role for facts in tokens.list_tokens(project)] == [None, None]
+    assert verifier(project).verify(token).role is None
+    new = tokens.operator_token(project)
+    assert new != operator and tokens.operator_token(project) == new
+    assert verifier(project).verify(new).role == "operator"
+    assert verifier(project).verify(operator).role is None and verifier(project).verify(operator).has_all_models
+
+
 def test_after_a_rotation_both_keys_verify_until_the_old_tokens_expire(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,7 +195,7 @@ def test_the_error_for_a_damaged_key_says_how_to_repair_it(project: Project) -> 
 
 def test_a_delegated_token_opens_one_model_and_is_revoked_with_the_original(project: Project) -> None:
     _, facts = tokens.issue(project, "acme", ["*"], HOUR, rows_per_day=1000)
-    token = tokens.delegate(project, facts.jti, "acme", "digits", 600, facts.rows_per_day)
+    token = tokens.delegate(project, facts.jti, "acme", "digits", facts.rows_per_day)
     caller = verifier(project).verify(token)
     assert (caller.tenant, caller.jti, caller.models, caller.rows_per_day) == ("acme", facts.jti, frozenset({"digits"}), 1000)
     assert caller.expires_at == pytest.approx(time.time() + 600, abs=2)
@@ -238,6 +274,7 @@ def test_the_commands_issue_list_revoke_and_are_audited(project: Project) -> Non
     assert verifier(project).verify(issued["token"]).models == {"digits", "flights"}
     (row,) = json.loads(run("list", "--json"))
     assert (row["id"], row["state"], row["rate"], row["rows_per_day"]) == (issued["id"], "active", "100/s", 1_000_000)
+    assert row["role"] is None
     assert "is revoked" in run("revoke", issued["id"])
     assert "revoked" in run("list")
     assert run("show").strip() == tokens.operator_token(project)
@@ -245,7 +282,23 @@ def test_the_commands_issue_list_revoke_and_are_audited(project: Project) -> Non
     assert issued["token"] not in project.audit_log.read_text()
 
 
+def test_the_commands_issue_a_token_of_a_role(project: Project) -> None:
+    issued = json.loads(run("issue", "--tenant", "ada", "--role", "reviewer", "--json"))
+    assert (issued["role"], issued["models"]) == ("reviewer", [])
+    assert verifier(project).verify(issued["token"]).role == "reviewer"
+    assert [(row["tenant"], row["role"]) for row in json.loads(run("list", "--json"))] == [("ada", "reviewer")]
+    assert audit.entries(project)[-1].facts["role"] == "reviewer"
+    refused = CliRunner().invoke(cli, ["tokens", "issue", "--tenant", "eve", "--role", "operator", "--models", "*"])
+    assert refused.exit_code == 2
+
+
 def test_an_unknown_model_is_refused_with_a_suggestion(project: Project) -> None:
     with pytest.raises(UsageError, match="unknown model 'digts'; did you mean 'digits'"):
         run("issue", "--tenant", "acme", "--models", "digts")
     assert tokens.list_tokens(project) == []
+
+
+@pytest.mark.parametrize("tenant", ["operator", "Operator", "open"])
+def test_a_name_that_headrace_uses_itself_is_not_issued(project: Project, tenant: str) -> None:
+    with pytest.raises(UsageError, match="is reserved"):
+        tokens.issue(project, tenant, ["*"], HOUR)

@@ -8,9 +8,9 @@ import hmac
 import http.client
 import json
 import math
+import stat
 import threading
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,13 +22,16 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from headrace.project import Project
+from headrace.serving import local_http
 from headrace.serving.access import keys, tokens
-from headrace.serving.gateway import envoy_process, gateway
+from headrace.serving.access.tokens import operator_token
+from headrace.serving.gateway import admin, envoy_process, gateway
 from headrace.serving.replicas import supervisor
 from headrace.serving.replicas.process_runner import ProcessRunner
 from headrace.serving.replicas.replica import ReplicaSpec
 from headrace.serving.rollout import rolling
 from headrace.settings import Settings
+from tests.other_user import as_other_user, needs_root
 from tests.ports import lease
 from tests.serving.replica_commands import echo_command
 
@@ -82,26 +85,24 @@ def gateway_project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gatewa
     (root / "dvc.yaml").write_text("stages: {}\n")
     project = Project(root)
     with lease() as ports:
-        settings = Settings(
-            gateway_port=ports[0], gateway_admin_port=ports[1], api_port=ports[2], replica_ports=(ports[4], ports[-1])
-        )
+        settings = Settings(gateway_port=ports[0], gateway_admin_port=ports[1])
         runner = ProcessRunner(project.using(settings), echo_command)
         try:
             for model in ("digits", "flights"):
                 rolling.roll_out(ReplicaSpec(model, "3", "good"), 1, project.using(settings), runner, lambda line: None)
             yield GatewayProject(project, settings)
-            assert rejected(settings) == {}
+            assert rejected(project) == {}
             assert "deprecated" not in supervisor.tail(supervisor.log_path(project, "envoy"), 1000).lower()
         finally:
             supervisor.shutdown(project, stop_seconds=2.0)
             assert supervisor.supervised_processes(project) == []
 
 
-def rejected(settings: Settings) -> dict[str, int]:
+def rejected(project: Project) -> dict[str, int]:
     """Updates that Envoy rejected, by the name of the counter."""
-    url = f"http://127.0.0.1:{settings.gateway_admin_port}/stats?format=json&filter=update_rejected"
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        return {stat["name"]: stat["value"] for stat in json.load(answer)["stats"] if stat["value"]}
+    answer = admin.ask(project, "/stats?format=json&filter=update_rejected")
+    assert answer is not None
+    return {stat["name"]: stat["value"] for stat in answer.json()["stats"] if stat["value"]}
 
 
 def claims(**changes: Any) -> dict[str, Any]:
@@ -172,6 +173,15 @@ def test_every_wrong_token_gets_the_same_refusal_and_a_valid_one_is_accepted(gat
     assert gateway_project.predict(signed(gateway_project, exp=int(time.time()) - 30))[0] == 200, (
         "clocks may differ by a minute"
     )
+
+
+@pytest.mark.parametrize(
+    ("scheme", "status"), [("Bearer", 200), ("bearer", 200), ("BEARER", 200), ("bEARER", 200), ("Basic", 401), ("xBearer", 401)]
+)
+def test_the_scheme_of_a_token_is_compared_without_its_case(gateway_project: GatewayProject, scheme: str, status: int) -> None:
+    found, body, _ = gateway_project.predict(None, ("authorization", f"{scheme} {signed(gateway_project)}"))
+    assert found == status
+    assert status == 200 or body["error"] == UNAUTHORIZED["error"]
 
 
 def test_a_token_in_the_url_is_ignored(gateway_project: GatewayProject) -> None:
@@ -391,3 +401,53 @@ def test_issuing_a_token_in_a_shell_with_other_settings_does_not_change_the_gate
     gateway_project.until(lambda: gateway_project.predict(token)[0] == 200)
     assert gateway_project.predict(None)[0] == 401
     assert envoy_process.is_ready(gateway_project.project.using(gateway_project.settings))
+
+
+def test_envoys_administration_is_for_this_user_alone(gateway_project: GatewayProject) -> None:
+    admin_socket = gateway_project.project.gateway_admin
+    assert (stat.S_IMODE(admin_socket.stat().st_mode), stat.S_IMODE(admin_socket.parent.stat().st_mode)) == (0o600, 0o700)
+    assert admin.ask(gateway_project.project, "/ready") is not None
+    address = ("127.0.0.1", gateway_project.settings.gateway_admin_port)
+    everything = operator_token(gateway_project.project)
+    for path in (
+        "/",
+        "/config_dump",
+        "/quitquitquit",
+        "/clusters",
+        "/stats",
+        "/stats/prometheus/../../config_dump",
+        "/%2fstats",
+    ):
+        for method in ("GET", "POST"):
+            for token in (None, everything):
+                assert local_http.request(address, path, method=method, token=token).status in (400, 401, 403, 404), path
+    assert local_http.request(address, "/stats/prometheus", method="POST", token=everything).status in (403, 404)
+
+
+def test_prometheus_needs_a_token_for_all_models(gateway_project: GatewayProject) -> None:
+    address, path = ("127.0.0.1", gateway_project.settings.gateway_admin_port), "/stats/prometheus"
+    assert local_http.request(address, path).status == 401
+    assert local_http.request(address, path, token=signed(gateway_project)).status == 403
+    found = local_http.request(address, path, token=operator_token(gateway_project.project))
+    assert found.status == 200 and 'envoy_cluster_name="digits"' in found.text
+    replica = gateway.endpoints_by_model(gateway_project.project)["digits"][0]
+    path = f"/replicas/{replica.id}/metrics"
+    assert local_http.request(address, path).status == 401
+    assert local_http.request(address, path, token=signed(gateway_project)).status == 403
+    assert local_http.request(address, path, token=operator_token(gateway_project.project)).status == 503, "no API server"
+    assert gateway_project.call("GET", path, operator_token(gateway_project.project))[0] == 404, "not on the gateway's port"
+
+
+@needs_root
+def test_another_user_cannot_reach_envoys_administration(gateway_project: GatewayProject) -> None:
+    admin_socket = gateway_project.project.gateway_admin
+
+    def connect() -> str:
+        try:
+            local_http.request(admin_socket, "/ready")
+        except OSError as error:
+            return type(error).__name__
+        return "connected"
+
+    assert as_other_user(connect) == "PermissionError"
+    assert connect() == "connected"

@@ -8,11 +8,13 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
+from headrace.files import private_folder
 from headrace.project import Project
+from headrace.runtime.unix_socket import bind
 from headrace.serving.gateway import envoy_process, listener
 from headrace.serving.replicas.process_runner import ProcessRunner
 from headrace.serving.replicas.replica import ReplicaSpec
@@ -26,15 +28,18 @@ DRIP_SECONDS = 0.1
 @pytest.fixture
 def digits(project: Project, settings: Settings, runner: ProcessRunner, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
     monkeypatch.setattr(listener, "ARRIVAL_SECONDS", SECONDS)
+    monkeypatch.setattr(listener, "FIRST_BYTES_SECONDS", SECONDS)
     rolling.roll_out(ReplicaSpec("digits", "1", "good"), 1, project.using(settings), runner, lambda line: None)
-    with upload_server(settings.api_port):
+    with upload_server(project):
         yield settings
 
 
 @contextmanager
-def upload_server(port: int) -> Iterator[None]:
+def upload_server(project: Project) -> Iterator[None]:
     """A server in place of the API server: answers once the body is complete."""
-    server = socket.create_server(("127.0.0.1", port))
+    private_folder(project.sockets)
+    server = bind(project.api_socket)
+    server.listen()
 
     def serve() -> None:
         while True:
@@ -48,9 +53,10 @@ def upload_server(port: int) -> Iterator[None]:
                 for _ in iter(request.readline, b"\r\n") if length else ():
                     pass
                 answer = json.dumps({"bytes": len(request.read(length))}).encode()
-                connection.sendall(
-                    b"HTTP/1.1 202 Accepted\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(answer) + answer
-                )
+                with suppress(BrokenPipeError):  # the gateway has given up
+                    connection.sendall(
+                        b"HTTP/1.1 202 Accepted\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(answer) + answer
+                    )
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
@@ -111,3 +117,18 @@ def test_an_idle_upload_is_refused_by_the_gateway_when_the_api_server_does_not(
     while drip(impatient, "/v1/models/digits/batches", b"x" * 40, 0.2, silent=2.0)[0] != 408:
         assert time.monotonic() < deadline
     assert drip(impatient, "/v1/models/digits/batches", b"x" * 4000, 2.0)[0] == 202
+
+
+def test_a_connection_that_sends_nothing_is_closed_and_one_that_was_used_stays_open(digits: Settings) -> None:
+    used = http.client.HTTPConnection("127.0.0.1", digits.gateway_port, timeout=20)
+    with socket.create_connection(("127.0.0.1", digits.gateway_port), timeout=20) as silent:
+        start = time.monotonic()
+        used.request("GET", "/v1/models/digits")
+        used.getresponse().read()
+        connection = used.sock
+        assert silent.recv(1) == b"", "closed by the gateway"
+        assert SECONDS * 0.5 < time.monotonic() - start < SECONDS + 10
+    time.sleep(SECONDS)
+    used.request("GET", "/v1/models/digits")
+    assert used.getresponse().status and used.sock is connection, "the same connection"
+    used.close()

@@ -18,6 +18,7 @@ from headrace.errors import SettingsError
 from headrace.project import Project
 from headrace.serving.access import tokens
 from headrace.serving.gateway import envoy_process, gateway
+from headrace.serving.local_http import request
 from headrace.serving.replicas.process_runner import Argv, ProcessRunner
 from headrace.serving.replicas.replica import ReplicaSpec
 from headrace.serving.rollout import rolling
@@ -68,9 +69,9 @@ def switch(project: Project, settings: Settings, tmp_path: Path) -> Callable[...
     """Does what `headrace up` does: the gateway first, then each model. Two real replicas, which check tokens themselves."""
     folder = table_model(tmp_path / "trips")
 
-    def command(spec: ReplicaSpec, host: str, port: int) -> Argv:
+    def command(spec: ReplicaSpec, socket: Path) -> Argv:
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-        return [sys.executable, "-m", "tests.services.api.replica", str(folder), str(port)], {"PYTHONPATH": path}
+        return [sys.executable, "-m", "tests.services.api.replica", str(folder), str(socket)], {"PYTHONPATH": path}
 
     def to(access: str, **changes: Any) -> Settings:
         wanted = settings.model_copy(update={"access": access, **changes})
@@ -89,10 +90,8 @@ def asked_directly(project: Project) -> set[int]:
     """Statuses of replicas for a client without a token that bypasses the gateway."""
     found = set()
     for endpoint in gateway.endpoints_by_model(project)["trips"]:
-        connection = http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=20)
-        connection.request("POST", "/v1/models/trips/predict", BODY, {"content-type": "application/json"})
-        found.add(connection.getresponse().status)
-        connection.close()
+        address = endpoint.address_in(project)
+        found.add(request(address, "/v1/models/trips/predict", method="POST", body=json.loads(BODY), timeout_seconds=20).status)
     return found
 
 

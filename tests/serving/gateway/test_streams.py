@@ -67,15 +67,14 @@ def letters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Letters]:
     (root / "dvc.yaml").write_text("stages: {}\n")
     project = Project(root)
 
-    def command(spec: ReplicaSpec, host: str, port: int) -> Argv:
+    def command(spec: ReplicaSpec, socket: Path) -> Argv:
         replica = Path(__file__).parents[1] / "letters_replica.py"
-        return [sys.executable, str(replica), spec.bento_tag, str(port)], {"PYTHONPATH": str(ROOT)}
+        return [sys.executable, str(replica), spec.bento_tag, str(socket)], {"PYTHONPATH": str(ROOT)}
 
     with lease() as ports:
         settings = Settings(
             gateway_port=ports[0],
             gateway_admin_port=ports[1],
-            replica_ports=(ports[2], ports[-1]),
             request_seconds=IDLE_SECONDS,
             drain_seconds=1.0,
             access="open",
@@ -237,7 +236,7 @@ def test_predict_reports_a_text_that_broke_off(shell: Letters) -> None:
     assert process.returncode == 5
     assert "the stream was interrupted" in error and "headrace logs letters" in error
     admin.wait_until_healthy(
-        shell.settings, "letters", {e.address for e in gateway.endpoints_by_model(shell.project)["letters"]}
+        shell.project, "letters", {e.address for e in gateway.endpoints_by_model(shell.project)["letters"]}
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 from headrace.project import Project
 from headrace.runtime.usage import read_usage
 from headrace.serving.access.tokens import issue, operator_token, prepare_tokens, revoke
-from headrace.serving.local_http import Response, request
+from headrace.serving.local_http import Response, request, try_request
 from headrace.serving.packaging import package
 from headrace.serving.replicas import supervisor
 from headrace.serving.replicas.process_runner import ProcessRunner
@@ -21,11 +21,9 @@ from headrace.serving.replicas.replica import Replica, ReplicaSpec
 from headrace.settings import Settings
 from headrace.tracking import registry
 from headrace.tracking.artifact import content_hash
-from tests.asgi import wait_ready
 from tests.exhaustive import exhaustive
 from tests.legacy.unpack import unpack
 from tests.paths import ROOT
-from tests.ports import free_port
 
 LEGACY = ROOT / "tests" / "legacy"
 FACTS: dict[str, dict[str, Any]] = json.loads((LEGACY / "facts.json").read_text())["versions"]
@@ -46,17 +44,20 @@ def serve(project: Project) -> Iterator[Serve]:
 
     def start(version: str, bento_tag: str) -> Replica:
         model, _, number = version.partition("@")
-        replica = runner.start(ReplicaSpec(model, number, bento_tag), free_port())
-        wait_ready(replica.url, 60)
+        replica = runner.start(ReplicaSpec(model, number, bento_tag))
+        deadline = time.monotonic() + 60
+        while (answer := try_request(replica.address_in(project), "/readyz")) is None or answer.status != 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
         return replica
 
     yield start
     supervisor.shutdown(project, stop_seconds=5.0)
 
 
-def predict(replica: Replica, instances: list[Any], token: str | None) -> Response:
-    path = f"/v1/models/{replica.model}/predict"
-    return request(replica.address, path, method="POST", body={"instances": instances}, token=token, timeout_seconds=30)
+def predict(project: Project, replica: Replica, instances: list[Any], token: str | None) -> Response:
+    address, path = replica.address_in(project), f"/v1/models/{replica.model}/predict"
+    return request(address, path, method="POST", body={"instances": instances}, token=token, timeout_seconds=30)
 
 
 def rows_of(project: Project, model: str) -> int:
@@ -78,8 +79,8 @@ def test_an_old_bento_serves_the_same_predictions_with_the_code_inside_it(projec
     facts = FACTS[version]
     replica = serve(version, facts["bento"])
     rows_before = rows_of(project, replica.model)
-    assert predict(replica, facts["instances"], token=None).status == 401, "it finds the token keys"
-    answer = predict(replica, facts["instances"], operator_token(project))
+    assert predict(project, replica, facts["instances"], token=None).status == 401, "it finds the token keys"
+    answer = predict(project, replica, facts["instances"], operator_token(project))
     assert answer.json()["predictions"] == approximate(facts["predictions"])
     assert rows_of(project, replica.model) == rows_before + len(facts["instances"]), "usage is written where it is read"
 
@@ -88,10 +89,10 @@ def test_an_old_bento_refuses_a_token_that_was_revoked_by_the_new_code(project: 
     facts = FACTS["small@1"]
     replica = serve("small@1", facts["bento"])
     token, issued = issue(project, "acme", ["small"], 3600)
-    assert predict(replica, facts["instances"], token).status == 200
+    assert predict(project, replica, facts["instances"], token).status == 200
     revoke(project, issued.jti)
     deadline = time.monotonic() + 20
-    while (status := predict(replica, facts["instances"], token).status) != 401:
+    while (status := predict(project, replica, facts["instances"], token).status) != 401:
         assert status == 200 and time.monotonic() < deadline
         time.sleep(0.1)
 
@@ -108,5 +109,5 @@ def test_an_old_registered_version_packaged_again_gives_the_same_predictions(
     assert registered is not None and content_hash(registered.folder) == facts["content_sha256"]
     bento = package(registered.folder, model, number, registered.identity, project)
     assert bento.tag != facts["bento"], "it has the new serving code"
-    answer = predict(serve(version, bento.tag), facts["instances"], operator_token(project))
+    answer = predict(project, serve(version, bento.tag), facts["instances"], operator_token(project))
     assert answer.json()["predictions"] == approximate(facts["predictions"])

@@ -21,14 +21,17 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from headrace.errors import EngineMissing, HeadraceError, ServiceError
+from headrace.errors import EngineMissing, HeadraceError, RegistryError, ServiceError
 from headrace.project import Project
+from headrace.release import deploy
+from headrace.release.journal import Entry
 from headrace.serving.packaging import Bento, Image, build_image, find_bento, package, serve_command
 from headrace.serving.packaging.code_files import CODE, REQUIREMENTS, served_files
 from headrace.serving.packaging.docker import Docker
 from headrace.serving.packaging.image import bento_layer
 from headrace.serving.packaging.sbom import IN_IMAGE
 from headrace.settings import Settings
+from headrace.tracking.artifact import content_hash, file_hashes
 from tests.asgi import make_project
 from tests.tiny_models import image_model, table_model
 
@@ -77,6 +80,52 @@ def test_each_change_gives_another_tag(bento: Bento, project: Project, tmp_path:
     folder = image_model(tmp_path, bias=1.0 if change == "model" else 0.0)
     identity = {**IDENTITY, "data_md5": "other"} if change == "identity" else IDENTITY
     assert package(folder, "halves", "4" if change == "version" else "3", identity, project).tag != bento.tag
+
+
+def entry_of(bento: Bento, model_dir: Path, **facts: object) -> Entry:
+    """The journal's entry of a release of `bento`."""
+    content = {"content_sha256": content_hash(model_dir), "files": file_hashes(model_dir)}
+    served = {"bento": bento.tag, "image": None, "image_digest": None, "runner": "process", "threads": 1, "replicas": 1}
+    return Entry(at="now", event="released", model="halves", version="3", facts={**served, **content, **facts}, previous="")
+
+
+def test_files_other_than_those_in_the_journal_are_not_packaged(project: Project, tmp_path: Path) -> None:
+    folder = image_model(tmp_path / "changed", bias=2.0)
+    content = content_hash(folder)
+    (folder / "model.onnx").write_bytes((folder / "model.onnx").read_bytes() + b"\0")
+    with pytest.raises(RegistryError, match=r"contract\.json, model\.onnx of halves@7 changed: .* was registered") as caught:
+        package(folder, "halves", "7", IDENTITY, project, content_sha256=content)
+    assert "restore" in str(caught.value.hint) and "headrace run halves" in str(caught.value.hint)
+    assert not list((project.bentoml_home / "bentos" / "halves").glob("7-*"))
+    assert package(folder, "halves", "7", IDENTITY, project, content_sha256=content_hash(folder)).version == "7"
+
+
+def test_a_bento_whose_model_was_changed_is_neither_served_nor_taken_for_built(
+    bento: Bento, project: Project, model_dir: Path
+) -> None:
+    released = entry_of(bento, model_dir)
+    deploy.require_released_bytes(released, project)
+    graph = bento.model_path / "model.onnx"
+    original = graph.read_bytes()
+    try:
+        graph.write_bytes(original + b"\0")
+        for use in (
+            lambda: deploy.serve_released(released, project, print),
+            lambda: package(model_dir, "halves", "3", IDENTITY, project),
+        ):
+            with pytest.raises(RegistryError, match=r"model\.onnx of halves@3 changed") as caught:
+                use()
+            assert f"move '{bento.path}' and '{bento.model_path}' out of the store, then headrace run halves" in str(
+                caught.value.hint
+            )
+        with pytest.raises(RegistryError, match=r"model\.onnx: model\.onnx of halves@3 changed") as caught:
+            deploy.require_released_bytes(released, project)
+        assert caught.value.where == str(graph)
+    finally:
+        graph.write_bytes(original)
+    early = entry_of(bento, model_dir)
+    del early.facts["content_sha256"]
+    deploy.require_released_bytes(early, project)
 
 
 def test_bentoml_finds_the_bento_and_its_model(bento: Bento, project: Project) -> None:
@@ -178,7 +227,7 @@ def test_a_missing_file_or_the_contract_of_another_model_is_an_error(project: Pr
 
 def test_a_missing_bento_is_an_error_with_the_command_that_builds_it(project: Project) -> None:
     with pytest.raises(HeadraceError, match=r"halves:9-00000000.*\n.*headrace run halves"):
-        serve_command(project, "halves:9-00000000", "127.0.0.1", 3000, 1)
+        serve_command(project, "halves:9-00000000", ("127.0.0.1", 3000), 1)
 
 
 def test_a_layer_does_not_depend_on_times_or_paths(bento: Bento) -> None:
@@ -241,7 +290,7 @@ def test_an_image_has_a_bill_of_materials(docker_engine: Settings, project: Proj
     bill = json.loads(in_image(image, f"cat {IN_IMAGE}"))
     assert (bill["bomFormat"], bill["specVersion"], bill["metadata"]["component"]["type"]) == ("CycloneDX", "1.6", "container")
     found = {component["name"]: component for component in bill["components"]}
-    pinned = dict(line.split("==") for line in REQUIREMENTS.read_text().splitlines() if line and not line.startswith("#"))
+    pinned = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", REQUIREMENTS.read_text(), re.MULTILINE))
     named = {name.lower().replace("_", "-").replace(".", "-"): part["version"] for name, part in found.items()}
     assert {name: named.get(name) for name in pinned} == pinned
     model = found["halves"]

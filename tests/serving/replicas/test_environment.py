@@ -48,7 +48,12 @@ def test_a_shadow_replica_and_open_access_have_their_own_variables(project: Proj
     assert not {"HEADRACE_TOKEN_KEYS", "HEADRACE_GUARD"} & is_open.keys()
     redis = Settings(quota_store="redis://127.0.0.1:6379", quota_when_down="open")
     variables = environment.process_variables(spec(), "a", project.using(redis))
-    assert (variables["HEADRACE_QUOTAS"], variables["HEADRACE_QUOTA_WHEN_DOWN"]) == ("redis://127.0.0.1:6379", "open")
+    address, _, name = variables["HEADRACE_QUOTAS"].partition("#")
+    assert (address, variables["HEADRACE_QUOTA_WHEN_DOWN"]) == ("redis://127.0.0.1:6379", "open")
+    other = environment.process_variables(spec(), "a", Project(project.root / "other").using(redis))
+    assert name and other["HEADRACE_QUOTAS"] not in (address, f"{address}#{name}"), "projects that share a Redis count apart"
+    named = Settings(quota_store="redis://127.0.0.1:6379#shared")
+    assert environment.process_variables(spec(), "a", project.using(named))["HEADRACE_QUOTAS"] == named.quota_store
 
 
 def test_the_digest_changes_with_the_settings_that_replicas_read_and_with_no_others() -> None:
@@ -66,11 +71,12 @@ def test_the_digest_changes_with_the_settings_that_replicas_read_and_with_no_oth
     assert "secret" not in "".join(found)
 
 
-def test_a_container_writes_to_its_own_folder_and_the_quotas_and_only_reads_the_token_keys(project: Project) -> None:
+def test_a_container_writes_to_its_own_folders_and_the_quotas_and_only_reads_the_token_keys(project: Project) -> None:
     arguments = environment.container_arguments(spec(), "digits-v3-0000", project.using(Settings()))
     mounts = [arguments[i + 1] for i, name in enumerate(arguments) if name == "--mount"]
     assert mounts == [
         f"type=bind,source={project.usage / 'digits-v3-0000'},target=/run/headrace/usage",
+        f"type=bind,source={project.sockets / 'digits-v3-0000'},target=/run/headrace/sockets",
         f"type=bind,source={project.token_keys},target=/run/headrace/token-keys,readonly",
         f"type=bind,source={project.quotas / 'store'},target=/run/headrace/quotas",
     ]
@@ -90,7 +96,18 @@ def test_the_address_of_redis_with_its_password_is_not_an_argument_of_docker(pro
     settings = Settings(quota_store="redis://:secret@127.0.0.1:6379")
     arguments = environment.container_arguments(spec(), "a", project.using(settings))
     assert "HEADRACE_QUOTAS" in arguments and not any("secret" in argument for argument in arguments)
-    assert environment.docker_client_variables(settings) == {"HEADRACE_QUOTAS": settings.quota_store}
+    (address,) = environment.docker_client_variables(project.using(settings)).values()
+    assert address.startswith(f"{settings.quota_store}#")
+
+
+def test_headers_for_an_exporter_of_traces_are_not_arguments_of_docker(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "api-key=secret")
+    arguments = environment.container_arguments(spec(), "a", project.using(Settings()))
+    assert "OTEL_EXPORTER_OTLP_HEADERS" in arguments and not any("secret" in argument for argument in arguments)
+    passed_on = environment.docker_client_variables(project.using(Settings()))
+    assert passed_on["OTEL_EXPORTER_OTLP_HEADERS"] == "api-key=secret"
 
 
 def test_folders_of_removed_replicas_are_deleted_once_nothing_needs_them(project: Project) -> None:
@@ -112,6 +129,7 @@ def test_folders_of_removed_replicas_are_deleted_once_nothing_needs_them(project
 
 def test_no_other_user_of_this_machine_can_reach_what_containers_write(project: Project) -> None:
     environment.container_arguments(spec(), "a", project.using(Settings()))
-    for parent, folder in ((project.usage, project.usage / "a"), (project.quotas, project.quotas / "store")):
+    for folder in (project.usage / "a", project.sockets / "a", project.quotas / "store"):
+        parent = folder.parent
         assert stat.S_IMODE(parent.stat().st_mode) == 0o700
         assert stat.S_IMODE(folder.stat().st_mode) == 0o777

@@ -47,7 +47,7 @@ def test_a_replica_that_ends_under_load_loses_no_request(sent: signal.Signals, s
         load.wait_for("1", 50)
         os.kill(victim.pid, sent)
         wait_until(lambda: pid_of(served, victim.id) not in (None, victim.pid))
-        wait_until(lambda: len(admin.healthy_endpoints(served.settings, "digits")) == 2)
+        wait_until(lambda: len(admin.healthy_endpoints(served.project, "digits")) == 2)
         load.wait_for("1", 50)
     assert load.failures == []
 
@@ -63,7 +63,7 @@ def test_a_killed_envoy_is_restarted_and_only_requests_of_that_moment_fail(serve
                 pid_of(served, "envoy") not in (None, before) and envoy_process.is_ready(served.project.using(served.settings))
             )
         )
-        wait_until(lambda: len(admin.healthy_endpoints(served.settings, "digits")) == 2)
+        wait_until(lambda: len(admin.healthy_endpoints(served.project, "digits")) == 2)
         lost = len(load.failures)
         load.wait_for("1", 100)
     assert len(load.failures) == lost, "nothing fails once it is back"

@@ -14,7 +14,7 @@ import pytest
 from headrace.errors import Busy, ServiceError
 from headrace.project import Project
 from headrace.serving.gateway import admin, gateway
-from headrace.serving.replicas import supervisor
+from headrace.serving.replicas import project_processes, supervisor
 from headrace.serving.replicas.process_runner import ProcessRunner
 from headrace.serving.replicas.replica import Replica, ReplicaSpec
 from headrace.serving.rollout import rolling
@@ -53,7 +53,7 @@ def test_no_request_fails_while_scaling(roll: Any, project: Project, settings: S
     with Load(settings.gateway_port, "digits") as load:
         for replicas in (4, 1, 3):
             rolling.scale("digits", replicas, project.using(settings), runner, quiet)
-            assert len(admin.healthy_endpoints(settings, "digits")) == replicas
+            assert len(admin.healthy_endpoints(project, "digits")) == replicas
             load.wait_for("1")
     assert load.failures == []
 
@@ -67,7 +67,7 @@ def test_a_killed_replica_restarts_and_its_requests_are_retried(
     with Load(settings.gateway_port, "digits") as load:
         load.wait_for("1", 50)
         os.kill(victim.pid, signal.SIGKILL)
-        wait_until(lambda: was_restarted(runner, victim) and len(admin.healthy_endpoints(settings, "digits")) == 3)
+        wait_until(lambda: was_restarted(runner, victim) and len(admin.healthy_endpoints(project, "digits")) == 3)
         load.wait_for("1", 50)
     assert load.failures == []
 
@@ -123,7 +123,7 @@ def test_other_models_are_unaffected_when_one_is_added_replaced_and_removed(
     assert [replica.model for replica in runner.list()] == ["flights"]
 
 
-@pytest.mark.parametrize("delay", [exhaustive(0.05), 0.2, exhaustive(0.35), 0.5, exhaustive(0.7)])
+@pytest.mark.parametrize("delay", [exhaustive(0.05), exhaustive(0.2), exhaustive(0.35), 0.5, exhaustive(0.7)])
 def test_the_next_roll_out_repairs_one_that_was_killed_at_any_moment(
     delay: float, roll: Any, project: Project, settings: Settings, runner: ProcessRunner
 ) -> None:
@@ -162,7 +162,7 @@ def test_a_roll_out_after_supervisord_was_killed_starts_over(
     roll: Any, project: Project, settings: Settings, runner: ProcessRunner
 ) -> None:
     roll(V1)
-    (daemon,) = supervisor._find_supervisords(project)
+    (daemon,) = project_processes.find_supervisords(project)
     daemon.kill()
     roll(V2)
     assert rolling.is_serving(V2, 2, project.using(settings))

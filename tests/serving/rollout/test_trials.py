@@ -55,7 +55,8 @@ def test_a_good_canary_passes_all_steps_and_then_serves_alone(served: ServedProj
     small, large = served.recorded
     share = large["requests"] / (large["requests"] + large["champion_requests"])
     assert 0.4 < share < 0.6 and small["requests"] < large["requests"]
-    assert large["judged"] and large["psi"] < 0.2 and "p99_seconds" in large
+    assert large["judged"], served.reports
+    assert large["psi"] < 0.2 and "p99_seconds" in large
     assert any(
         re.search(r"canary 50 %, passed: .* requests, errors 0.00% .*p99 \d+ ms .*PSI 0\.", line) for line in served.reports
     )

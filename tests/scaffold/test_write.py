@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 
-from headrace.cli.recipe_scaffold import write_recipe
+from headrace.cli.main import cli
 from headrace.data.ingest import ingest
 from headrace.errors import RecipeError, UsageError
 from headrace.project import Project
 from headrace.recipe.recipe import load_recipe
+from headrace.scaffold.write import write_recipe
 
 ROWS = 200
 
@@ -53,14 +55,14 @@ def saved(project: Project, table: pd.DataFrame, name: str = "table.csv") -> Pat
 def test_a_written_recipe_loads_and_its_data_passes_validation(
     project: Project, table: pd.DataFrame, name: str, target: str, task: str
 ) -> None:
-    path = write_recipe("homes", saved(project, table, name), target, project)
+    path = write_recipe("homes", saved(project, table, name), target, project).path
     recipe = load_recipe("homes", project)
     assert path == project.recipes / "homes.yaml" and recipe.task == task and recipe.data.source == name
     assert ingest(recipe, project, lambda line: None).rows == ROWS
 
 
 def test_id_columns_are_excluded_with_a_comment(project: Project, table: pd.DataFrame) -> None:
-    path = write_recipe("homes", saved(project, table), "price", project)
+    path = write_recipe("homes", saved(project, table), "price", project).path
     assert load_recipe("homes", project).data.columns == ["price", "rooms", "city", "churned"]
     for column in ("id", "email", "unit"):
         assert f"# excluded: {column} " in path.read_text()
@@ -111,12 +113,12 @@ def test_any_column_name_can_be_written_as_yaml(project: Project) -> None:
 
 
 def test_a_name_that_would_mean_a_range_is_excluded(project: Project, table: pd.DataFrame) -> None:
-    path = write_recipe("homes", saved(project, table.rename(columns={"rooms": "rooms[3]"})), "price", project)
+    path = write_recipe("homes", saved(project, table.rename(columns={"rooms": "rooms[3]"})), "price", project).path
     assert "excluded: rooms[3]" in path.read_text() and "rooms[3]" not in (load_recipe("homes", project).data.columns or [])
 
 
 def test_an_existing_recipe_is_never_overwritten(project: Project, table: pd.DataFrame) -> None:
-    path = write_recipe("homes", saved(project, table), "price", project)
+    path = write_recipe("homes", saved(project, table), "price", project).path
     path.write_text("mine")
     with pytest.raises(UsageError, match="already exists"):
         write_recipe("homes", saved(project, table), "price", project)
@@ -145,3 +147,15 @@ def test_an_impossible_recipe_is_refused_and_leaves_no_file(
 def test_an_empty_target_is_refused(project: Project, table: pd.DataFrame) -> None:
     with pytest.raises(RecipeError, match="nothing to predict"):
         write_recipe("homes", saved(project, table.assign(price=np.nan)), "price", project)
+
+
+def test_a_source_outside_of_the_project_is_pointed_out(
+    project: Project, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADRACE_ROOT", str(project.root))
+    outside = project.root.parent / "table.csv"
+    table.to_csv(outside, index=False)
+    command = ["new", "--target", "churned", "--data"]
+    said = CliRunner().invoke(cli, [*command, str(outside), "far"])
+    assert f"{outside} is outside of the project, so another clone will not find it" in said.output
+    assert "outside" not in CliRunner().invoke(cli, [*command, str(saved(project, table)), "near"]).output

@@ -1,0 +1,1 @@
+"""Projects outside of the repository: `headrace init` writes one, `headrace upgrade` brings later changes of it."""

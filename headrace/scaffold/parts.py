@@ -1,0 +1,128 @@
+"""What the recipes that `headrace new` proposes for pictures and texts have in common."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from headrace.errors import DataError
+from headrace.project import Project
+from headrace.scaffold.columns import LABELS_LIMIT
+
+PARTS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
+}
+"""Names of folders that divide a set, and of the parts that they become."""
+FEWEST = 20
+"""Fewest files: with fewer a split would be empty."""
+FEW = 5
+"""Classes with fewer files are named: hardly one of them is in the test set."""
+NAMED = 10
+
+
+@dataclass(frozen=True)
+class Scaffold:
+    """A recipe that was written, and what was found in the data."""
+
+    path: Path
+    lines: list[str]
+    """For the terminal."""
+    facts: dict[str, Any]
+    """For `--json`."""
+
+
+def require_classes(classes: Counter[str], what: str, data: Path) -> None:
+    """
+    Raises:
+        DataError: there is one class only, or there are too few files.
+    """
+    if len(classes) < 2:
+        raise DataError(
+            f"all {sum(classes.values()):,} {what} have the class {next(iter(classes), 'none')!r}: there is nothing to learn",
+            where=str(data),
+            hint="use a folder with a folder for each of at least two classes",
+        )
+    if sum(classes.values()) < FEWEST:
+        raise DataError(
+            f"{sum(classes.values())} {what}; at least {FEWEST} are needed to train and to test",
+            where=str(data),
+            hint="add more",
+        )
+
+
+def class_lines(classes: Counter[str]) -> list[str]:
+    """Returns lines about the classes, the largest first, and about those with few files."""
+    shown = ", ".join(f"{label} {count:,}" for label, count in classes.most_common(NAMED))
+    more = f", and {len(classes) - NAMED:,} more" if len(classes) > NAMED else ""
+    lines = [f"{len(classes):,} classes: {shown}{more}"]
+    few = sorted(label for label, count in classes.items() if count < FEW)
+    if few:
+        names = ", ".join(few[:NAMED]) + (", …" if len(few) > NAMED else "")
+        lines.append(f"{len(few):,} classes have fewer than {FEW} files, too few to tell whether they are learned: {names}")
+    return lines
+
+
+def divided(labels: Sequence[str]) -> dict[str, str] | None:
+    """Returns the part that each of these folders is, if they are those of a divided set (train, test); else None."""
+    parts = {label: PARTS[label.lower()] for label in labels if label.lower() in PARTS}
+    if len(parts) == len(labels) and {"train", "test"} <= set(parts.values()) and len(set(parts.values())) == len(parts):
+        return parts
+    return None
+
+
+def head_of(name: str, task: str, found: str) -> list[str]:
+    """Returns the first lines of a recipe."""
+    return [
+        f"# Written by `headrace new` from {found}. Everything is a proposal: edit it,",
+        f"# then run `headrace check {name}`.",
+        f"name: {name}",
+        f"task: {task}",
+    ]
+
+
+def gate_of(classes: Counter[str]) -> list[str]:
+    """Returns the section `gate`: a candidate has to beat the most frequent label."""
+    majority = classes.most_common(1)[0][1] / sum(classes.values())
+    bound = math.floor(majority * 10_000 + 1) / 10_000
+    return [
+        "gate:",
+        f'  require: {{accuracy: ">= {min(bound, 1.0):.4f}"}}   # the most frequent label alone reaches {majority:.4f}',
+        "  beat_champion: {metric: accuracy, margin: 0.0, confidence: 0.95}",
+        "  approval: auto   # or: manual",
+    ]
+
+
+def as_yaml(value: Any) -> str:
+    """Returns a value in YAML's flow style, on one line."""
+    import yaml
+
+    # As an element of a list, so that commas and brackets are quoted too.
+    text: str = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, sort_keys=False, width=10**6)
+    return text.strip()[1:-1]
+
+
+def source_of(data: Path, project: Project) -> str:
+    """Returns a path relative to the project for data in it, so that the recipe works in other clones."""
+    absolute, root = data.expanduser().resolve(), project.root.resolve()
+    return absolute.relative_to(root).as_posix() if absolute.is_relative_to(root) else str(absolute)
+
+
+def labels_expectation(target: str, classes: Counter[str]) -> list[str]:
+    """Returns the section `expect`: the known labels, where they are not too many to list."""
+    if len(classes) > LABELS_LIMIT:
+        return ["expect: []"]
+    one = {"type": "expect_column_values_to_be_in_set", "column": target, "value_set": sorted(classes)}
+    return ["expect:   # every batch has to meet these; names as in Great Expectations", f"  - {as_yaml(one)}"]
+
+
+def split_line(parts: dict[str, str] | None) -> str:
+    """Returns the split: the folders' own, or by shares."""
+    if parts is None:
+        return "  split: {test: 0.2, validation: 0.1, seed: 7}"
+    return "  split: {predefined: {column: part, test: test}, validation: 0.1}"

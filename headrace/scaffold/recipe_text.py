@@ -1,0 +1,225 @@
+"""The text of a new recipe: its columns, expectations, model, training settings and gate."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headrace.data.formats.column_rules import ColumnRules
+from headrace.data.sources.addresses import redacted
+from headrace.recipe.read import ReadConfig
+from headrace.runtime.values import ValueRule
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MOSTLY = 0.99
+"""Share of rows that have to meet an expectation that comes from a sample of the rows."""
+TEXT_TOKENS = (64, 128, 256, 512)
+"""Lengths of texts, in tokens."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What a recipe is written from."""
+
+    name: str
+    source: str
+    task: str
+    target: str
+    frame: pd.DataFrame
+    """The sample with the columns that are kept, without rows that have no target."""
+    is_whole: bool
+    excluded: dict[str, str]
+    """Columns that are left out, by name, each with the reason."""
+    gaps: int
+    """Rows without a target."""
+    header: bool = True
+    format: str | None = None
+    read: ReadConfig | None = None
+    categorical: list[str] = field(default_factory=list)
+    text: str | None = None
+    time: str | None = None
+    drop_values: dict[str, list[Any]] = field(default_factory=dict)
+    rules: ColumnRules = field(default_factory=ColumnRules)
+    """How the values of the columns are read."""
+
+
+def recipe_text(proposal: Proposal) -> str:
+    """Returns the recipe as YAML, with a comment for each column that is left out."""
+    from headrace.data.validation.suite import propose_suite
+
+    frame, target = proposal.frame, proposal.target
+    rows = len(frame)
+    columns = [str(column) for column in frame.columns]
+    of = f"{rows:,} rows of" if proposal.is_whole else f"a sample of {rows:,} rows of"
+    source = _one_line(Path(redacted(proposal.source)).name)
+    lines = [
+        f"# Written by `headrace new` from {of} {source}. Everything is a proposal: edit it,",
+        f"# then run `headrace check {proposal.name}`.",
+        f"name: {proposal.name}",
+        f"task: {proposal.task}",
+        "data:",
+        f"  source: {yaml_text(proposal.source)}",
+    ]
+    lines += [f"  format: {proposal.format}"] if proposal.format else []
+    lines += [f"  read: {yaml_text(read_fields(proposal.read))}   # how it is read"] if proposal.read else []
+    lines += [f"  target: {yaml_text(target)}"]
+    lines += [f"  # excluded: {_one_line(column)} {_one_line(why)}" for column, why in proposal.excluded.items()]
+    lines += [] if proposal.header else ["  header: false   # data.read.names names all columns of the file, in its order"]
+    lines += _wrapped("  columns:", columns)
+    lines += _value_lines(proposal)
+    if proposal.categorical:
+        lines += _wrapped("  categorical:", proposal.categorical)
+    if proposal.text is not None:
+        length = _tokens(frame[proposal.text])
+        lines.append(f"  text: {{column: {yaml_text(proposal.text)}, tokens: pieces, vocabulary: 8000, length: {length}}}")
+    only_text = proposal.text if proposal.task == "text-classification" else None
+    missing = ([target] if proposal.gaps else []) + ([only_text] if _has_gaps(frame, only_text) else [])
+    if missing:
+        why = f"   # {proposal.gaps:,} rows have no target" if proposal.gaps else ""
+        lines.append(f"  drop_missing: {yaml_text(missing)}{why}")
+    if proposal.drop_values:
+        lines.append(f"  drop_values: {yaml_text(proposal.drop_values)}   # too few rows to learn from")
+    time = f", time: {{column: {yaml_text(proposal.time)}, test: 0.2}}" if proposal.time else ""
+    lines += [
+        f"  split: {{test: 0.2, validation: 0.1, seed: 7{time}}}",
+        "expect:   # every batch has to meet these; names as in Great Expectations",
+    ]
+    lines += [f"  - {yaml_text(one)}" for one in _relaxed(propose_suite(frame, target), proposal)]
+    training = _text_training(rows) if proposal.task == "text-classification" else _training(rows)
+    lines += [*training, *_gate(frame[target], proposal.task), _serve(proposal), ""]
+    return "\n".join(lines)
+
+
+def _value_lines(proposal: Proposal) -> list[str]:
+    """Returns the lines that say how values are read."""
+    rules, lines = proposal.rules, list[str]()
+    if rules.missing is not None:
+        lines.append(f"  missing: {yaml_text(list(rules.missing))}   # these texts mean a missing value")
+    if rules.trim:
+        lines.append("  trim: true   # blanks around texts are removed")
+    parse = {name: _rule_fields(rule) for name, rule in rules.rules.items() if rule.type != "time"}
+    if parse:
+        lines += ["  parse:", *(f"    {yaml_text(name)}: {yaml_text(rule)}" for name, rule in parse.items())]
+    times = {name: {"format": rule.format} if rule.format else {} for name, rule in rules.rules.items() if rule.type == "time"}
+    if times:
+        lines += ["  times:", *(f"    {yaml_text(name)}: {yaml_text(fields)}" for name, fields in times.items())]
+    return lines
+
+
+def _rule_fields(rule: ValueRule) -> str | dict[str, Any]:
+    """Returns a rule of `data.parse` as short as it can be written."""
+    fields = rule.model_dump(exclude_defaults=True)
+    return rule.type if not fields.keys() - {"type"} else fields
+
+
+def read_fields(read: ReadConfig) -> dict[str, Any]:
+    """Returns the fields of `data.read` that differ from their defaults."""
+    return read.model_dump(exclude_defaults=True)
+
+
+def _serve(proposal: Proposal) -> str:
+    return "serve: {replicas: 2}" if proposal.text is not None else "serve: {replicas: 2, runtime: onnx}"
+
+
+def _has_gaps(frame: pd.DataFrame, text: str | None) -> bool:
+    return text is not None and bool(frame[text].isna().any())
+
+
+def _relaxed(suite: list[dict[str, Any]], proposal: Proposal) -> list[dict[str, Any]]:
+    """Returns expectations that rows outside of the sample meet too, with few exceptions."""
+    labels = {"expect_column_values_to_be_in_set"}
+    found = []
+    for one in suite:
+        is_label = one["type"] in labels and one["column"] == proposal.target
+        if proposal.text is not None and one.get("column") == proposal.text and one["type"].endswith("not_be_null"):
+            continue
+        if not proposal.is_whole and "column" in one and not is_label:
+            one = {**one, "mostly": MOSTLY}
+        found.append(one)
+    return found
+
+
+def _tokens(texts: pd.Series[Any]) -> int:
+    """Returns a length that nearly all texts fit into; a token has about four characters."""
+    longest = float(texts.dropna().astype(str).str.len().quantile(0.95)) / 3
+    return next((length for length in TEXT_TOKENS if longest <= length), TEXT_TOKENS[-1])
+
+
+def _text_training(rows: int) -> list[str]:
+    batch = 16 if rows < 2_000 else 32 if rows < 10_000 else 64
+    epochs = 20 if rows < 2_000 else 8 if rows < 20_000 else 3
+    return [
+        "model: {name: attention, width: 64, layers: 1, dropout: 0.2}",
+        f"train: {{epochs: {epochs}, batch_size: {batch}, learning_rate: 0.002, early_stopping: {{patience: 4}}}}",
+    ]
+
+
+def _training(rows: int) -> list[str]:
+    """Returns the sections `model` and `train`: a larger network and fewer epochs for more rows, about 100 steps per epoch."""
+    batch = next(size for size in (16, 32, 64, 128, 256, 512) if rows < 100 * size or size == 512)
+    hidden = "[32]" if rows < 1_000 else "[64, 32]" if rows < 10_000 else "[128, 64]"
+    epochs = 60 if rows < 2_000 else 30 if rows < 20_000 else 10
+    return [
+        f"model: {{name: mlp, hidden: {hidden}}}",
+        f"train: {{epochs: {epochs}, batch_size: {batch}, learning_rate: 0.002, early_stopping: {{patience: 5}}}}",
+    ]
+
+
+def _gate(target: pd.Series[Any], task: str) -> list[str]:
+    """Returns the section `gate`: a candidate has to beat a constant, the most frequent label or the median."""
+    import math
+
+    if task != "regression":
+        majority = float(target.value_counts(normalize=True).iloc[0])
+        bound = math.floor(majority * 10_000 + 1) / 10_000
+        # If nearly all rows have one label, accuracy cannot distinguish a model from a constant.
+        metric, require, why = (
+            "accuracy",
+            f"> {majority:.4f}" if bound >= 1 else f">= {bound:.4f}",
+            f"the most frequent label alone reaches {majority:.4f}",
+        )
+    else:
+        error = float((target - target.median()).abs().mean())
+        metric, require, why = "mae", f"< {error:.6f}", f"the median alone reaches {error:.4g}"
+        if error < 1e-4:  # bounds in such small units need an exponent; r2 has no unit
+            metric, require, why = "r2", "> 0", "the mean alone reaches 0"
+    return [
+        "gate:",
+        f'  require: {{{metric}: "{require}"}}   # {why}; make it as strict as you need',
+        f"  beat_champion: {{metric: {metric}, margin: 0.0, confidence: 0.95}}",
+        "  approval: auto   # or: manual",
+    ]
+
+
+def yaml_text(value: Any) -> str:
+    """Returns a value in YAML's flow style, on one line, quoted where YAML would parse it differently."""
+    import yaml
+
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{yaml_text(k)}: {yaml_text(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(yaml_text(item) for item in value) + "]"
+    # As an element of a list, so that commas and brackets are quoted too.
+    text: str = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=10**6).strip()[1:-1]
+    return text if text.isprintable() else json.dumps(value)  # a JSON string is a YAML string
+
+
+def _wrapped(head: str, names: list[str]) -> list[str]:
+    """Returns the lines of a YAML list, wrapped."""
+    lines, line = [], f"{head} ["
+    for i, name in enumerate(names):
+        item = yaml_text(name) + (", " if i < len(names) - 1 else "]")
+        if len(line) + len(item) > 120:
+            lines.append(line.rstrip())
+            line = "    "
+        line += item
+    return [*lines, line.rstrip()]
+
+
+def _one_line(text: str) -> str:
+    """Replaces characters that would end a comment."""
+    return "".join(c if c.isprintable() else "?" for c in text)

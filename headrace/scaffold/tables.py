@@ -1,0 +1,168 @@
+"""Finds the table that `headrace new --data` names, and reads a sample of it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headrace.data.formats.files import ENDINGS
+from headrace.data.formats.partitions import with_partitions
+from headrace.data.sources.addresses import is_local, local_files, redacted, scheme_of
+from headrace.data.sources.archives import is_pattern
+from headrace.data.sources.databases import export, is_database, without_password
+from headrace.data.sources.fetch import fetch
+from headrace.errors import DataError, near_miss
+from headrace.files import visible_names
+from headrace.project import Project
+from headrace.recipe.read import ReadConfig
+from headrace.scaffold.sample import SAMPLE_ROWS, Sample, read_sample, with_rules
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+MORE_FILES = 4
+"""This many files are sampled besides the first one of a pattern."""
+TABLE_FORMATS = tuple(e for kind in ("csv", "tsv", "jsonl", "parquet", "arrow", "excel") for e in ENDINGS[kind])
+
+
+@dataclass(frozen=True)
+class Located:
+    """A table, the address that the recipe gets, and a sample."""
+
+    source: str
+    shown: str
+    """The address for messages, without credentials."""
+    sample: Sample
+    read_again: Callable[[Sample], pa.Table]
+    """Reads the sample's rows again, as its rules say."""
+    notes: list[str] = field(default_factory=list)
+
+
+def locate(data: str, project: Project, given: dict[str, Any], header: bool | None, known: str | None) -> Located:
+    """Returns a sample of the table in `data`: a file, a pattern of files, a folder of files, an address, or a database.
+
+    Raises:
+        SourceError, DataError: it does not exist, or cannot be read.
+    """
+    if "://" in data and is_database(data):
+        return _database(data, project, given)
+    if "://" in data and not is_local(data):
+        return _remote(data, project, given, header, known)
+    path = Path(data).expanduser()
+    if is_pattern(data) or path.is_dir():
+        return _several(path, project, given, header, known)
+    if not path.exists():
+        names = visible_names(path.parent)
+        raise DataError(
+            f"no such file; {near_miss(path.name, names)}" if names else "no such file",
+            where=data,
+            hint="correct the path, or copy the file there",
+        )
+    sample = read_sample(path, given, header, known)
+    source = source_of(path, project)
+    notes = [outside_note(source)] if Path(source).is_absolute() else []
+    return Located(source, source, sample, lambda one: _again(path, one), notes)
+
+
+def _database(uri: str, project: Project, given: dict[str, Any]) -> Located:
+    read = ReadConfig(**given)
+    source, variable = without_password(uri)
+    if scheme_of(uri) == "sqlite":
+        file = Path(uri.removeprefix("sqlite:///"))
+        source = f"sqlite:///{source_of(file if file.is_absolute() else Path.cwd() / file, project)}"
+        uri = source
+    project.state.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=project.state) as folder:
+        path = Path(folder) / "sample.parquet"
+        is_whole = export(uri, read, path, project.root, SAMPLE_ROWS)
+        sample = read_sample(path, {}, None)
+    what = "query" if read.query else f"table {read.table}"
+    sample = replace(sample, read=read, is_whole=is_whole and sample.is_whole, recognised=[what])
+    notes = [] if variable is None else [f"the password is not written to the recipe: set {variable} where it runs"]
+    table = sample.table
+    return Located(source, redacted(source), sample, lambda one: with_rules(table, one.rules, Path("sample")), notes)
+
+
+def _remote(uri: str, project: Project, given: dict[str, Any], header: bool | None, known: str | None) -> Located:
+    path = fetch(uri, None, project.state / "cache" / "sources", project.root)
+    sample = read_sample(path, given, header, known)
+    return Located(uri, redacted(uri), sample, lambda one: _again(path, one))
+
+
+def _several(path: Path, project: Project, given: dict[str, Any], header: bool | None, known: str | None) -> Located:
+    """Returns a sample of the first of several files; the recipe reads all of them."""
+    import pyarrow as pa
+
+    folder = path.is_dir()
+    pattern = str(path / f"*{_common_ending(path)}") if folder else str(path)
+    files = local_files(pattern, Path.cwd())
+    if not files:
+        raise DataError(
+            "no file matches", where=pattern, hint="correct the pattern; `*` matches any characters, folders included"
+        )
+    first = read_sample(files[0], given, header, known)
+    tables = [with_partitions(first.table, files[0])]
+    fixed, are_whole = first.read.model_dump() if first.read else {}, first.is_whole
+    for file in files[1 :: max(1, len(files) // MORE_FILES)][:MORE_FILES]:
+        other = read_sample(file, fixed, first.header, first.format, first.rules)
+        are_whole = are_whole and other.is_whole
+        tables.append(with_partitions(other.table, file))
+    try:
+        table = pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise DataError(
+            f"the files do not match: {str(error).splitlines()[0]}", where=pattern, hint="use files with the same columns"
+        ) from None
+    is_whole = len(files) == len(tables) and are_whole
+    recognised = [f"{len(files)} files", *first.recognised]
+    # With a section `read`, a column of the path such as year=2024 is a column of the table.
+    sample = replace(first, table=table, is_whole=is_whole, recognised=recognised, read=first.read or ReadConfig())
+    source = source_of(Path(pattern), project)
+    notes = [outside_note(source)] if Path(source).is_absolute() else []
+    return Located(source, source, sample, lambda one: with_rules(table, one.rules, Path("sample")), notes)
+
+
+def _common_ending(folder: Path) -> str:
+    """Returns the ending of the tables in a folder.
+
+    Raises:
+        DataError: it has no table, or tables of several formats.
+    """
+    found = {
+        next(ending for ending in sorted(TABLE_FORMATS, key=len, reverse=True) if path.name.lower().endswith(ending))
+        for path in folder.rglob("*")
+        if path.is_file() and path.name.lower().endswith(TABLE_FORMATS)
+    }
+    if len(found) == 1:
+        return found.pop()
+    what = (
+        f"tables of several formats: {', '.join(sorted(found))}" if found else "no table, and no folders of pictures or texts"
+    )
+    raise DataError(
+        f"the folder has {what}",
+        where=str(folder),
+        hint=f"name a file in it, or a pattern: '{folder}/*.csv'",
+    )
+
+
+def _again(path: Path, sample: Sample) -> pa.Table:
+    given = sample.read.model_dump() if sample.read else {}
+    table = read_sample(path, given, sample.header, sample.format, sample.rules).table
+    return table.select([name for name in sample.table.column_names if name in table.column_names])
+
+
+def source_of(path: Path, project: Project) -> str:
+    """Returns a path relative to the project for a file in it, so that the recipe works in other clones."""
+    absolute = path.resolve()
+    root = project.root.resolve()
+    return str(absolute.relative_to(root)) if absolute.is_relative_to(root) else str(absolute)
+
+
+def outside_note(source: str) -> str:
+    return (
+        f"{source} is outside of the project, so another clone will not find it: copy it into the project, or share the data "
+        "with dvc push"
+    )

@@ -1,0 +1,402 @@
+"""Writes a recipe for a user's own table: `headrace new`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headrace.data.formats.column_rules import ColumnRules
+from headrace.errors import DataError, RecipeError, UsageError, near_miss
+from headrace.files import write_text
+from headrace.permissions import tracked_mode
+from headrace.project import Project
+from headrace.recipe.read import ReadConfig
+from headrace.recipe.recipe import NAME_PATTERN, load_recipe, parse_recipe
+from headrace.runtime.values import ValueRule
+from headrace.scaffold.columns import (
+    CLASSES_LIMIT,
+    LABELS_LIMIT,
+    RANGE,
+    Column,
+    FoundRules,
+    all_missing,
+    find_rules,
+    is_sentences,
+    kind_of,
+    possible_task,
+    rare_labels,
+    reason_to_leave_out,
+)
+from headrace.scaffold.recipe_text import Proposal, read_fields, recipe_text
+from headrace.scaffold.sample import Sample
+from headrace.scaffold.tables import Located, locate
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TASKS = ("classification", "regression", "text-classification")
+LEAST_ROWS = 20
+"""With fewer rows no part of the split has enough of them."""
+LEAST_ROWS_OF_LABEL = 5
+"""A label with fewer rows may be in one part of the split only."""
+MOST_RARE_LABELS = 100
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the user has said about a table, where a guess can be wrong."""
+
+    task: str | None = None
+    text: str | None = None
+    time: str | None = None
+    categorical: list[str] = field(default_factory=list)
+    drop: list[str] = field(default_factory=list)
+    read: dict[str, Any] = field(default_factory=dict)
+    """Fields of `data.read`."""
+    missing: list[str] = field(default_factory=list)
+    """Further texts that mean a missing value."""
+    header: bool | None = None
+    format: str | None = None
+
+
+@dataclass(frozen=True)
+class Described:
+    """A table with its columns described, and how it is read."""
+
+    located: Located
+    sample: Sample
+    frame: pd.DataFrame
+    """The sample as the recipe reads it."""
+    rules: FoundRules
+    columns: list[Column]
+    targets: dict[str, str]
+    """Columns that could be the target, each with its task."""
+
+    @property
+    def features(self) -> list[str]:
+        """Names of the columns that are features, without the text."""
+        return [column.name for column in self.columns if column.role == "feature"]
+
+    @property
+    def text(self) -> str | None:
+        """Name of the column of the text."""
+        return next((column.name for column in self.columns if column.role == "text"), None)
+
+
+@dataclass(frozen=True)
+class Written:
+    """A recipe that was written."""
+
+    path: Path
+    task: str
+    why: str
+    """Why it is this task."""
+    described: Described
+    notes: list[str]
+    """What the user should know, one line each."""
+
+
+def write_recipe(name: str, data: str | Path, target: str, project: Project, choices: Choices | None = None) -> Written:
+    """Writes `recipes/<name>.yaml` for the table in `data` (`headrace new NAME --data X --target COLUMN`).
+
+    Columns that identify a row or are useless to a model are left out, with a comment in the recipe.
+
+    Raises:
+        UsageError: the name is invalid, or the recipe exists.
+        DataError: the table cannot be read.
+        RecipeError: the target is unknown (with the near miss), has no values, or cannot be predicted; or the table has too
+            few rows or nothing to learn from.
+    """
+    choices = choices or Choices()
+    path = check_name(name, project)
+    described = describe(data, project, choices, target)
+    where = described.located.shown
+    rows = described.frame[described.frame[target].notna()]
+    gaps = len(described.frame) - len(rows)
+    task, why = _task(described, target, choices, where)
+    _check_rows(rows, described, where)
+    rows, drop_values, notes = _without_rare_labels(rows, target, task, described, where)
+    _check_rows(rows, described, where)
+    text = described.text
+    if task == "text-classification" and text is None:
+        raise UsageError(
+            "no column holds texts of several words", where="--task", hint="name the column with the text: --text COLUMN"
+        )
+    kept, excluded = _kept(described, target, text, task, choices, where)
+    if gaps:
+        notes.append(f"{gaps:,} rows have no {target}, and are left out (data.drop_missing)")
+    read = described.sample.read
+    if not described.sample.header:
+        read = (read or ReadConfig()).model_copy(update={"names": described.sample.names})
+    time = choices.time
+    proposal = Proposal(
+        name,
+        described.located.source,
+        task,
+        target,
+        rows[kept],
+        described.sample.is_whole,
+        excluded,
+        gaps,
+        described.sample.header,
+        described.sample.format,
+        read,
+        _categorical(described, rows, kept, target, choices),
+        text,
+        time,
+        drop_values,
+        _kept_rules(described, kept),
+    )
+    content = recipe_text(proposal)
+    parse_recipe(content, f"recipes/{name}.yaml")  # an invalid recipe is not written
+    write_text(path, content, tracked_mode(path))
+    load_recipe(name, project)
+    return Written(path, task, why, described, [*described.located.notes, *notes])
+
+
+def check_name(name: str, project: Project) -> Path:
+    """Returns the path of a new recipe.
+
+    Raises:
+        UsageError: the name is invalid, or the recipe exists.
+    """
+    path = project.recipes / f"{name}.yaml"
+    if not re.fullmatch(NAME_PATTERN, name):
+        suggestion = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+        example = suggestion if re.fullmatch(NAME_PATTERN, suggestion) else "churn"
+        raise UsageError(
+            f"invalid recipe name {name!r}: use up to 40 lower-case letters, digits and dashes, with a letter first",
+            where="NAME",
+            hint=f"choose another name, for example {example!r}",
+        )
+    if path.exists():
+        raise UsageError(f"recipe {name!r} already exists", where=str(path), hint=f"choose another name, or remove {path}")
+    return path
+
+
+def describe(data: str | Path, project: Project, choices: Choices, target: str | None = None) -> Described:
+    """Reads a sample of the table in `data`, and describes its columns.
+
+    Raises:
+        DataError: the table cannot be read.
+        RecipeError: a column that the user names is unknown.
+    """
+    located = locate(str(data), project, choices.read, choices.header, choices.format)
+    sample = located.sample
+    where = located.shown
+    if not sample.table.num_rows:
+        raise DataError("there are no rows", where=where, hint="use a table, or a query, with rows")
+    frame: pd.DataFrame = sample.table.to_pandas()
+    _check_names(frame, sample, choices, target, where)
+    separator = sample.read.separator if sample.read is not None else None
+    is_text = separator is not None
+    given = replace(sample.rules, missing=all_missing(sample.rules.missing, choices.missing, is_text))
+    if given != sample.rules:  # what the user calls missing is not a value of its column
+        sample = replace(sample, rules=given)
+        frame = located.read_again(sample).to_pandas()
+    rules = find_rules(frame, given, choices.categorical, is_text, separator == ",")
+    if rules.applied(given) != sample.rules:
+        sample = replace(sample, rules=rules.applied(given))
+        frame = located.read_again(sample).to_pandas()
+    text = choices.text or _text_column(frame, {*choices.drop, *choices.categorical, target, choices.time})
+    columns = [_column(frame[name], frame, rules, replace(choices, text=text), target) for name in frame.columns]
+    columns += [
+        Column(name, "unknown", 0, 0, "left out", reason.partition(";")[0], reason.partition("; ")[2] or None)
+        for name, reason in sample.left_out.items()
+    ]
+    targets = {str(c): task for c in frame.columns if str(c) not in choices.drop and (task := possible_task(frame[c]))}
+    return Described(located, sample, frame, rules, columns, targets)
+
+
+def _check_names(frame: pd.DataFrame, sample: Sample, choices: Choices, target: str | None, where: str) -> None:
+    named = {
+        "--target": [target] if target is not None else [],
+        "--text": [choices.text] if choices.text else [],
+        "--time": [choices.time] if choices.time else [],
+        "--categorical": choices.categorical,
+        "--drop": [name for name in choices.drop if name not in sample.left_out],
+    }
+    known = list(map(str, frame.columns))
+    for option, names in named.items():
+        for name in names:
+            if name in known:
+                continue
+            reason = sample.left_out.get(name)
+            what = f"column {name!r} {reason}" if reason else f"unknown column {name!r}; {near_miss(name, known[:200])}"
+            several = [part.strip() for part in name.split(",")]
+            if option == "--target" and len(several) > 1 and set(several) <= set(known):
+                raise UsageError(
+                    f"one column can be the target of a new recipe, and {name!r} names {len(several)}",
+                    where="--target",
+                    hint=f"name one of them, then edit the recipe: `target: [{', '.join(several)}]`",
+                )
+            header = "; the file has no header: --header if its first line has the names" if not sample.header else ""
+            raise RecipeError(f"{what}{header}", where=where, hint=f"name a column of the file: {option} COLUMN")
+    if target is not None and RANGE.fullmatch(target):
+        raise RecipeError(
+            f"the name {target!r} would mean a range of columns in a recipe", where=where, hint="rename the column in the file"
+        )
+
+
+def _column(values: pd.Series[Any], frame: pd.DataFrame, rules: FoundRules, choices: Choices, target: str | None) -> Column:
+    name = str(values.name)
+    present = values.dropna()
+    example = str(present.iloc[0])[:40] if len(present) else None
+    facts = (name, kind_of(values), int(values.isna().sum()), int(present.nunique()))
+    note = rules.notes.get(name)
+    if name == target:
+        return Column(*facts, "target", note, None, example)
+    if name == choices.time:
+        return Column(*facts, "time", "the rows with its latest values are the test set", None, example)
+    if name == choices.text:
+        return Column(*facts, "text", "learned beside the other columns, if there are any", f"--drop {name!r}", example)
+    if name in choices.drop:
+        return Column(*facts, "left out", "as --drop says", None, example)
+    if name in choices.categorical:
+        return Column(*facts, "feature", note, None, example)
+    reason = reason_to_leave_out(values, len(frame))
+    problem = rules.problems.get(name)
+    if problem is not None and (reason is not None or kind_of(values) in ("text", "sentences")):
+        return Column(*facts, "left out", problem[0], problem[1], example)
+    if reason is None and kind_of(values) == "time":
+        return Column(*facts, "feature", note or "its calendar parts", f"--time {name!r} to test on the latest rows", example)
+    if reason is None:
+        return Column(*facts, "feature", note, None, example)
+    return Column(*facts, "left out", reason[0], reason[1], example)
+
+
+def _task(described: Described, target: str, choices: Choices, where: str) -> tuple[str, str]:
+    """Returns the task and why."""
+    import pandas as pd
+
+    values = described.frame[target].dropna()
+    distinct = values.nunique()
+    if choices.task is not None and choices.task not in TASKS:
+        raise UsageError(
+            f"unknown task {choices.task!r}; {near_miss(choices.task, TASKS)}", where="--task", hint=f"use {', '.join(TASKS)}"
+        )
+    if distinct < 2:
+        raise RecipeError(
+            f"column {target!r} has {distinct} distinct value(s); there is nothing to predict",
+            where=where,
+            hint=_other_targets(described, target),
+        )
+    if pd.api.types.is_datetime64_any_dtype(values):
+        raise RecipeError(
+            f"column {target!r} holds times, which no task can predict", where=where, hint=_other_targets(described, target)
+        )
+    is_number = pd.api.types.is_numeric_dtype(values)
+    if choices.task == "regression" and not is_number:
+        raise RecipeError(
+            f"column {target!r} holds texts such as {values.iloc[0]!r}, and a regression predicts numbers",
+            where="--task",
+            hint="use --task classification, or a rule in data.parse for numbers in another format",
+        )
+    if not is_number and distinct > min(LABELS_LIMIT, max(CLASSES_LIMIT, len(values) // 2)):
+        raise RecipeError(
+            f"column {target!r} has {distinct} distinct texts in {len(values)} rows, too many for classes",
+            where=where,
+            hint=_other_targets(described, target),
+        )
+    labels = f"{target} has {distinct:,} distinct {'numbers' if is_number else 'texts'}"
+    if kind_of(values) == "true/false":
+        is_number, labels = False, f"{target} is true or false"
+    is_class = not is_number or (distinct <= CLASSES_LIMIT and bool((values % 1 == 0).all()))
+    if choices.task is not None:
+        return choices.task, "as --task says"
+    if not is_class:
+        return "regression", f"{target} holds numbers, {distinct:,} of them distinct"
+    if described.text is not None and not described.features:
+        return "text-classification", f"{labels}, and {described.text} holds the text"
+    return "classification", labels + ("; --task regression to predict a number" if is_number else "")
+
+
+def _other_targets(described: Described, target: str) -> str:
+    others = [name for name in described.targets if name != target][:10]
+    return f"name another column: --target COLUMN ({', '.join(others)})" if others else "name another column: --target COLUMN"
+
+
+def _text_column(frame: pd.DataFrame, others: set[str | None]) -> str | None:
+    """Returns the column of sentences; of several the one with the longest texts."""
+    found = [str(name) for name in frame.columns if name not in others and is_sentences(frame[name])]
+    return max(found, key=lambda name: float(frame[name].dropna().astype(str).str.len().mean()), default=None)
+
+
+def _without_rare_labels(
+    rows: pd.DataFrame, target: str, task: str, described: Described, where: str
+) -> tuple[pd.DataFrame, dict[str, list[Any]], list[str]]:
+    """Returns the rows without labels that have too few of them."""
+    if task == "regression":
+        return rows, {}, []
+    rare = rare_labels(rows[target], LEAST_ROWS_OF_LABEL)
+    shown = ", ".join(f"{label!r} ({n})" for label, n in list(rare.items())[:10])
+    shown += f" and {len(rare) - 10:,} more" if len(rare) > 10 else ""
+    if not rare:
+        return rows, {}, []
+    if not described.sample.is_whole:
+        return rows, {}, [f"labels with few rows in the sample: {shown}"]
+    common = rows[target].nunique() - len(rare)
+    if common < 2 or len(rare) > MOST_RARE_LABELS:
+        raise RecipeError(
+            f"{len(rare):,} of the labels of {target!r} have fewer than {LEAST_ROWS_OF_LABEL} rows: {shown}",
+            where=where,
+            hint="add rows, merge these labels into one, or name another column: --target COLUMN",
+        )
+    left = rows[~rows[target].isin(list(rare))]
+    note = f"{sum(rare.values()):,} rows are left out, as their labels have fewer than {LEAST_ROWS_OF_LABEL} rows: {shown}; "
+    note += "to learn them, add rows or merge them, and edit data.drop_values"
+    return left, {target: [_plain(label) for label in rare]}, [note]
+
+
+def _plain(value: Any) -> Any:
+    value = value.item() if hasattr(value, "item") else value
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _check_rows(rows: pd.DataFrame, described: Described, where: str) -> None:
+    if described.sample.is_whole and len(rows) < LEAST_ROWS:
+        raise RecipeError(
+            f"{len(rows)} rows with a target are too few to train, validate and test with",
+            where=where,
+            hint=f"use a table with at least {LEAST_ROWS} rows, better some hundreds",
+        )
+
+
+def _kept(
+    described: Described, target: str, text: str | None, task: str, choices: Choices, where: str
+) -> tuple[list[str], dict[str, str]]:
+    """Returns the columns that are kept, in the file's order, and why others are left out."""
+    excluded = {c.name: f"{c.reason}" + (f"; {c.hint}" if c.hint else "") for c in described.columns if c.role == "left out"}
+    if task == "text-classification":
+        others = {c.name: "is left out, as a text alone decides (--task)" for c in described.columns if c.role == "feature"}
+        excluded = {name: why for name, why in {**excluded, **others}.items() if name != text}
+    kept = [str(name) for name in described.frame.columns if str(name) not in excluded]
+    features = [name for name in kept if name not in (target, choices.time)]
+    if not features:
+        reasons = "; ".join(f"{name} {why}" for name, why in list(excluded.items())[:10])
+        raise RecipeError(
+            f"no column except {target!r} is useful to a model" + (f": {reasons}" if reasons else ""),
+            where=where,
+            hint="use a file with feature columns, or bring one in with --categorical, --text or --time",
+        )
+    return kept, excluded
+
+
+def _categorical(described: Described, rows: pd.DataFrame, kept: list[str], target: str, choices: Choices) -> list[str]:
+    return [
+        name
+        for name in kept
+        if name not in (target, choices.time, described.text) and (name in choices.categorical or kind_of(rows[name]) == "text")
+    ]
+
+
+def _kept_rules(described: Described, kept: list[str]) -> ColumnRules:
+    """Returns the rules of the columns that are kept; a column of times without a rule is one in ISO 8601."""
+    found = described.sample.rules
+    times = {name: ValueRule(type="time") for name in kept if kind_of(described.frame[name]) == "time"}
+    return replace(found, rules={name: rule for name, rule in {**times, **found.rules}.items() if name in kept})
+
+
+__all__ = ["Choices", "Described", "Written", "check_name", "describe", "read_fields", "write_recipe"]
