@@ -39,6 +39,7 @@ def to_graph(
 
     for noisy in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    _forget_cached_kernels(torch.ops.aten.lstm.input, torch.ops.aten.gru.input)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -56,6 +57,16 @@ def to_graph(
         del node.metadata_props[:]
         node.doc_string = ""
     return graph
+
+
+def _forget_cached_kernels(*operators: torch._ops.OpOverload) -> None:
+    """Makes operators look up their kernels again.
+
+    During an export, torch.onnx registers kernels for texts of any length, but an operator that was used before still calls the
+    kernel that it has cached: the length of the example would become part of the graph (seen in torch 2.13).
+    """
+    for operator in operators:
+        operator._dispatch_cache.clear()
 
 
 def _dims(axes: Mapping[int, str]) -> dict[int, Any]:

@@ -149,6 +149,14 @@ def test_the_graph_agrees_with_torch_at_once_and_token_by_token(exported):
     assert check_step_parity(model, SHAPE, folder, layout, "tiny")["largest_relative_difference"] < 1e-5
 
 
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_every_export_of_a_process_takes_texts_of_any_length(name, tmp_path):
+    model = LanguageModel(network(name)).eval()
+    for _ in range(2):
+        layout = export_step(model, SHAPE, tmp_path)
+    check_step_parity(model, SHAPE, tmp_path, layout, "tiny")
+
+
 def test_the_graph_says_that_rows_and_lengths_may_be_any(exported):
     _, _, folder, layout = exported
     graph = onnx.load(folder / "model.onnx").graph

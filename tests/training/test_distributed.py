@@ -178,7 +178,7 @@ def in_the_middle(recipe: Recipe, prepared: Project) -> bool:
 
 
 def test_a_killed_process_is_started_again_and_the_weights_are_those_of_a_run_never_killed(
-    prepared: Project, stage: Callable[[Recipe], subprocess.Popen[str]]
+    prepared: Project, stage: Callable[[Recipe], subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     never, recipe = (untrained(prepared, epochs=40, batch_size=4) for _ in range(2))
     whole, cut = stage(never), stage(recipe)
@@ -190,7 +190,7 @@ def test_a_killed_process_is_started_again_and_the_weights_are_those_of_a_run_ne
     victims[1].send_signal(signal.SIGKILL)
     ended = cut.wait(300)
     reader.join()
-    assert ended == 0, said
+    assert ended == 0, (said, *map(Path.read_text, tmp_path.glob("*.json")), *map(Path.read_text, prepared.state.rglob("*.log")))
     assert whole.wait(300) == 0, whole.stderr and whole.stderr.read()
     (line,) = (line for line in said if "SIGKILL" in line)
     assert "killed by SIGKILL: all processes resume from the last checkpoint" in line
