@@ -68,13 +68,26 @@ def _exit_after(pid: int) -> None:
     os._exit(1)
 
 
-def interrupt_on_sigterm() -> None:
-    """Lets SIGTERM raise KeyboardInterrupt in the main thread, as Ctrl-C does, so that a process closes what it has opened."""
-    signal.signal(signal.SIGTERM, _interrupt)
+def interrupt_on_signals() -> None:
+    """Lets SIGTERM and SIGINT (Ctrl-C) raise KeyboardInterrupt in the main thread, so that a process closes what it has
+    opened."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _interrupt)
+
+
+def raise_if_interrupted() -> None:
+    """Raises KeyboardInterrupt again after a signal. Python drops an exception that a signal handler raises within a finalizer
+    or a callback; a loop that runs for hours calls this in each iteration, so that it ends all the same."""
+    if _interrupted.is_set():
+        raise KeyboardInterrupt
+
+
+_interrupted = threading.Event()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     signal.signal(number, signal.SIG_IGN)  # a second signal must not interrupt the clean-up
+    _interrupted.set()
     raise KeyboardInterrupt
 
 

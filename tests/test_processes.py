@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -49,6 +50,35 @@ def test_a_process_whose_parent_is_already_dead_ends_at_once() -> None:
     parent.wait()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), processes.PARENT_PID: str(parent.pid)}
     assert subprocess.run([sys.executable, "-c", WATCHED], env=environment, capture_output=True, timeout=30).returncode == 1
+
+
+LOOPING = """
+import time
+from headrace import processes
+
+class Closing:
+    def __del__(self):  # Python drops an exception that is raised here
+        print("closing", flush=True)
+        time.sleep(30)
+
+processes.interrupt_on_signals()
+try:
+    Closing()
+    for _ in range(3000):
+        processes.raise_if_interrupted()
+        time.sleep(0.01)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_within_a_finalizer_still_ends_a_loop(number: int) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", LOOPING], env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "closing\n"
+    process.send_signal(number)
+    assert process.communicate(timeout=25)[0] == "interrupted\n"
 
 
 @pytest.mark.parametrize(
@@ -125,8 +155,8 @@ def test_a_console_whose_reader_is_gone_stays_silent() -> None:
 
 STAGE = """
 import sys, time
-from headrace.processes import interrupt_on_sigterm
-interrupt_on_sigterm()
+from headrace.processes import interrupt_on_signals
+interrupt_on_signals()
 print("started", flush=True)
 try:
     time.sleep(60)

@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> int:
                 hint="python -m headrace.pipeline.stages STAGE RECIPE",
             )
         processes.die_with_parent()
-        processes.interrupt_on_sigterm()
+        processes.interrupt_on_signals()
         # Threads that spin while they wait make a small network five times slower as soon as another program needs a core.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         project = find_project()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from headrace.models.served import LossModule, ScaleColour, ServedModel
+from headrace.processes import raise_if_interrupted
 from headrace.recipe.training import TrainConfig
 from headrace.training.augment import Augment
 from headrace.training.averaging import make_average
@@ -100,6 +101,7 @@ class Trainer:
         group_rows = config.batch_size * config.gradient_accumulation_steps
         order = generator(config.seed, "order", progress.epoch)
         for batch in self.train.batches(config.batch_size, order, progress.step):
+            raise_if_interrupted()
             rows, local_weight = len(batch[1]), process_group.local_weight(batch[1], self.model.count_items)
             inputs, target = process_group.local_batch(batch)
             if self.augment:

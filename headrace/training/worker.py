@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
     """
     name, root, rendezvous, role = arguments
     processes.die_with_parent(os.getppid())
-    processes.interrupt_on_sigterm()
+    processes.interrupt_on_signals()
     project = Project(Path(root))
     folder = project.state / "processes" / name
     try:

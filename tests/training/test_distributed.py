@@ -190,7 +190,11 @@ def test_a_killed_process_is_started_again_and_the_weights_are_those_of_a_run_ne
     victims[1].send_signal(signal.SIGKILL)
     ended = cut.wait(300)
     reader.join()
-    assert ended == 0, (said, *map(Path.read_text, tmp_path.glob("*.json")), *map(Path.read_text, prepared.state.rglob("*.log")))
+    assert ended == 0, (
+        said,
+        *map(Path.read_text, tmp_path.glob("*.json")),
+        *map(Path.read_text, prepared.state.rglob("*.log")),
+    )
     assert whole.wait(300) == 0, whole.stderr and whole.stderr.read()
     (line,) = (line for line in said if "SIGKILL" in line)
     assert "killed by SIGKILL: all processes resume from the last checkpoint" in line
