@@ -10,6 +10,7 @@ from headrace.project import Project
 from headrace.recipe.recipe import Recipe
 from headrace.release import history, journal
 from headrace.release.decision import Decision, decide_promotion
+from headrace.release.description import describe
 from headrace.tracking import registry
 from headrace.tracking.registry import Version
 from tasks.reporting import report, report_result, step
@@ -58,9 +59,10 @@ def register(recipe: Recipe, version: DataVersion, project: Project) -> Version:
 
 @task(name="judge", timeout_seconds=HOUR, **PLAIN)
 def judge(recipe: Recipe, candidate: Version, project: Project, force: bool = False) -> Decision:
-    """Decides whether the candidate replaces the version in production."""
+    """Decides whether the candidate replaces the version in production, and describes it in MLflow for people."""
     step("judge", "thresholds, then the champion on the same test rows")
     decision = decide_promotion(recipe, candidate, project, report, force)
+    describe(recipe, decision, project)
     for reason in decision.verdict.reasons:
         report(reason)
     return decision

@@ -198,10 +198,11 @@ def _is_worker_online(project: Project) -> bool:
     program = supervisor.states(project).get(WORKER)
     if not program or not program.pid:
         return False
-    answer = prefect_api.call(project, f"/work_pools/{WORK_POOL}/workers/filter", "POST", {})
-    if answer is None or answer.status != 200:
+    try:
+        workers = call(project, "POST", f"work_pools/{WORK_POOL}/workers/filter", {})
+    except ServiceError:
         return False
-    return any(_is_alive(found, program.started_at) for found in answer.json())
+    return any(_is_alive(found, program.started_at) for found in workers)
 
 
 def _is_alive(worker: dict[str, Any], started_at: float) -> bool:
