@@ -81,6 +81,10 @@ def _own_user_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+_elsewhere: set[str] = set()
+"""Names of modules outside of the projects of tests: looking at all of them again after each test takes long."""
+
+
 @pytest.fixture(autouse=True)
 def _no_modules_of_other_projects(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Forgets the modules of a test's project: those of the next one can have the same names."""
@@ -88,8 +92,10 @@ def _no_modules_of_other_projects(tmp_path_factory: pytest.TempPathFactory) -> I
     yield
     sys.path[:] = import_path
     temporary = str(tmp_path_factory.getbasetemp())
-    for name, module in list(sys.modules.items()):
-        spec = getattr(module, "__spec__", None)
+    for name in sys.modules.keys() - _elsewhere:
+        spec = getattr(sys.modules[name], "__spec__", None)
         places = [spec.origin, *(spec.submodule_search_locations or ())] if isinstance(spec, ModuleSpec) else []
         if any(place and place.startswith(temporary) for place in places):
             del sys.modules[name]
+        else:
+            _elsewhere.add(name)

@@ -69,7 +69,7 @@ def test_a_kill_at_any_instant_leaves_the_old_or_the_new_version(project: Projec
     new, instants = data_version(project, "toy"), int(done.stdout)
     assert instants >= 4
     seen = set()
-    for at in range(1, instants + 1, max(1, instants // 8)):
+    for at in range(1, instants + 1, max(1, instants // 4)):
         (project.raw_data("toy") / "0001-new.parquet").unlink(missing_ok=True)
         track(project)
         killed = child(project, at)

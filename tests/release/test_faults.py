@@ -148,6 +148,7 @@ def statuses_in_mlflow(live: Live, name: str) -> list[str]:
         return [str(status) for (status,) in database.execute(query, (name,))]
 
 
+@pytest.mark.exhaustive  # tests/release/test_lock.py tests the lock alone
 def test_two_releases_of_one_recipe_exclude_each_other(live: Live) -> None:
     first = live.start("run", "tiny", "--force")
     steps_until(first, "validate")
@@ -185,6 +186,7 @@ def test_a_prefect_server_that_dies_during_a_release_does_not_spoil_it(live: Liv
     assert live.json("run", name)["version"] == "1"
 
 
+@pytest.mark.exhaustive  # tests/tracking/test_registry.py locks it without a release
 def test_a_locked_registry_is_reported_and_the_next_run_registers_the_model(live: Live) -> None:
     name = another_recipe(live, "locked")
     with contextlib.closing(sqlite3.connect(live.project.mlflow_database, isolation_level=None)) as holder:
@@ -212,10 +214,10 @@ def test_a_bad_source_stops_the_flow_before_training(live: Live) -> None:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda path: path.unlink(), "no such file"),
-        (lambda path: path.write_text("length,width,colour,kind\n"), "row"),
+        exhaustive(lambda path: path.unlink(), "no such file"),
+        exhaustive(lambda path: path.write_text("length,width,colour,kind\n"), "row"),
         (lambda path: path.write_text(path.read_text()[:2000].rsplit(",", 1)[0]), "truncated"),
-        (lambda path: path.write_text(path.read_text().replace("kind", "knd", 1)), "kind"),
+        exhaustive(lambda path: path.write_text(path.read_text().replace("kind", "knd", 1)), "kind"),
     ],
     ids=["missing file", "empty", "cut in the middle", "column gone"],
 )

@@ -252,24 +252,17 @@ def test_a_bad_batch_goes_to_quarantine_and_the_version_stays(live: Live) -> Non
     assert list(live.project.quarantine.rglob("report.json"))
 
 
-def test_a_model_that_is_not_better_is_refused_and_the_champion_keeps_serving(live: Live) -> None:
+def test_a_model_that_is_not_better_is_refused_and_the_champion_serves_also_after_down(live: Live) -> None:
     champion = live.serving("tiny")
     edit_recipe(live, train={"learning_rate": 0.0005, "epochs": 1}, gate={"require": {"accuracy": ">= 0.3"}})
-    error = live.json("run", "tiny", code=4)
-    assert f"tiny@{champion} keeps serving" in error["message"]
-    assert live.json("predict", "tiny", "--sample")["version"] == champion
-    assert journal.entries(live.project, "tiny")[-1].event == "refused"
-
-
-def test_down_frees_everything_and_a_refused_release_starts_what_is_in_production(live: Live) -> None:
-    version = live.serving("tiny")
     live.run("down")
     found = live.json("status")
     assert {model["replicas"] for model in found["models"]} <= {0}
     assert {s["state"] for s in found["services"]} == {"stopped"}
     assert "headrace up" in live.json("predict", "tiny", "--sample", code=5)["hint"]
-    assert f"tiny@{version} keeps serving" in live.json("run", "tiny", code=4)["message"]
-    assert live.json("predict", "tiny", "--sample")["version"] == version
+    assert f"tiny@{champion} keeps serving" in live.json("run", "tiny", code=4)["message"]
+    assert live.json("predict", "tiny", "--sample")["version"] == champion
+    assert journal.entries(live.project, "tiny")[-1].event == "refused"
 
 
 def test_a_person_approves_before_a_model_serves(live: Live) -> None:

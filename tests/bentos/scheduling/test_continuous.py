@@ -27,6 +27,7 @@ from headrace.runtime.text_batch import TextBatch
 from headrace.runtime.tokenizer import END
 from headrace.task_types.lookup import task_type_of
 from tests.bento_projects import fitted, make_model
+from tests.exhaustive import exhaustive
 from tests.task_types.verses import recipe_of, rhymes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -49,7 +50,7 @@ class WithoutMask(LanguageNetwork):
         return self.gpt.step(tokens, *states)
 
 
-@pytest.fixture(scope="module", params=["gpt", "gpt of an older release", "recurrent-language"])
+@pytest.fixture(scope="module", params=["gpt", exhaustive("gpt of an older release"), "recurrent-language"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> GenerationModel:
     """Random weights, so that every token matters; the older gpt's graph cannot leave anything out."""
     folder = tmp_path_factory.mktemp("model")
