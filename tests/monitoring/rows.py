@@ -1,0 +1,53 @@
+"""A small contract, and rows for it, for the tests of monitoring."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from headrace.monitoring.profile import Profile, make_profile
+from headrace.runtime.contract import Contract
+from headrace.runtime.input_field import InputField
+
+LEVELS = ["AA", "BB", "CC"]
+
+
+def contract(**fields: Any) -> Contract:
+    """A classifier of three inputs and two classes."""
+    defaults: dict[str, Any] = {
+        "model": "small",
+        "task": "tabular",
+        "output": "probabilities",
+        "labels": ["no", "yes"],
+        "target": "label",
+        "inputs": [
+            InputField(name="distance", dtype="float32", nullable=True),
+            InputField(name="hour", dtype="int64", column="Hour"),
+            InputField(name="carrier", dtype="string", levels=LEVELS, nullable=True),
+        ],
+        "sample": {"distance": 1.0, "hour": 2, "carrier": "AA"},
+    }
+    return Contract(**(defaults | fields))
+
+
+def rows(seed: int, count: int, shift: float = 0.0, shares: tuple[float, float, float] = (0.6, 0.3, 0.1)) -> pd.DataFrame:
+    """Independent rows: `shift` moves the mean of `distance`, whose standard deviation is 1."""
+    rng = np.random.default_rng(seed)
+    return pd.DataFrame(
+        {
+            "distance": rng.normal(size=count) + shift,
+            "hour": rng.integers(0, 24, count),
+            "carrier": rng.choice(LEVELS, count, p=shares),
+        }
+    )
+
+
+def outputs(seed: int, count: int) -> np.ndarray[Any, Any]:
+    p = np.random.default_rng(seed).beta(2, 2, count)
+    return np.stack([1 - p, p], axis=1)
+
+
+def profile(training_rows: int = 2_000, version: str = "1") -> Profile:
+    return make_profile(contract(), [rows(1, training_rows)], [outputs(2, training_rows)], version=version)
