@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrace.console import Report
+from headrace.data.batch_drift import compare_batch, keep_comparison
 from headrace.data.chunks import open_chunks
 from headrace.data.commit import commit_batch, exclusive, validate_or_quarantine
 from headrace.data.formats.files import read_file
@@ -133,7 +134,14 @@ def known_labels(project: Project, recipe: Recipe) -> list[Any] | None:
 def _validate_and_commit(
     table: pa.Table, name: str, title: str, recipe: Recipe, project: Project, report: Report, file: Path | None
 ) -> DataVersion:
-    validation = validate_or_quarantine(table, recipe, project, title, file, known_labels(project, recipe))
+    comparison = compare_batch(table, recipe, project)
+    for line in comparison.lines():
+        report(line)
+    if picture := keep_comparison(comparison, recipe, project, title):
+        report(f"  picture: {picture.relative_to(project.root)}")
+    validation = validate_or_quarantine(
+        table, recipe, project, title, file, known_labels(project, recipe), further=comparison.refused
+    )
     report(validation.summary)
     commit_batch(table, project, recipe, f"{_next_number(project, recipe):04d}-{name}.parquet")
     version = data_version(project, recipe.name)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from headrace.data.chunks import Chunks
 from headrace.data.tables import to_frame, write_batch
 from headrace.data.validation.quarantine import quarantine
-from headrace.data.validation.validate import ValidationReport, validate
+from headrace.data.validation.validate import Failure, ValidationReport, validate
 from headrace.data.versions import track
 from headrace.errors import Busy, DataRejected
 from headrace.files import atomic_write, sync_folder
@@ -55,20 +55,27 @@ def validate_or_quarantine(
     batch_name: str,
     file: Path | None = None,
     known_labels: Sequence[Any] | None = None,
+    further: Sequence[Failure] = (),
 ) -> ValidationReport:
     """Returns the report of a table that passes validation.
+
+    Args:
+        further: failures of checks besides the expectations.
 
     Raises:
         DataRejected: it failed and was moved to quarantine; the data version is unchanged.
     """
     frame = table if isinstance(table, Chunks) else to_frame(table)
     report = validate(frame, recipe, project, batch_name, known_labels)
+    if further:
+        failures = [*report.failures, *further]
+        report = report.model_copy(update={"success": False, "total": report.total + len(further), "failures": failures})
     report.to_json(project.validation_report(recipe.name))
     if report.success:
         return report
     folder = quarantine(report, frame, project, file)
     try:
-        report.raise_if_failed(_hint(recipe, folder, file))
+        report.raise_if_failed(_hint(recipe, folder, file, "`expect` or `data.drift`" if further else "`expect`"))
     except DataRejected as error:
         raise DataRejected(f"{error.message}\n  in quarantine: {folder}", where=error.where, hint=error.hint) from None
     raise AssertionError("a report without success raises")
@@ -116,7 +123,7 @@ def move_into_place(staged: Path, project: Project, recipe: Recipe, name: str) -
             raise
 
 
-def _hint(recipe: Recipe, folder: Path, file: Path | None) -> str:
+def _hint(recipe: Recipe, folder: Path, file: Path | None, fields: str) -> str:
     rows = " (failing rows: failing_rows.csv in quarantine)" if (folder / "failing_rows.csv").is_file() else ""
     again = f"headrace data add {recipe.name} {file}" if file else f"headrace run {recipe.name}"
-    return f"correct the data{rows} or `expect` in recipes/{recipe.name}.yaml, then: {again}"
+    return f"correct the data{rows} or {fields} in recipes/{recipe.name}.yaml, then: {again}"

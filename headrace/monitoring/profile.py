@@ -189,6 +189,20 @@ def make_profile(
     return builder.finish()
 
 
+def feature_profile(feature: Feature, values: Values, seed: int = 0) -> FeatureProfile:
+    """Returns the reference distribution of one feature, from all of its values `(rows,)`.
+
+    Raises:
+        DataError: no rows.
+    """
+    if not len(values):
+        raise DataError("a profile needs at least one row", where=feature.name, hint="add the rows to compare with")
+    rng = np.random.default_rng(seed)
+    collector = _Numbers(feature, SAMPLE_ROWS) if feature.kind == "numeric" else _Categories(feature)
+    collector.add(values, rng)
+    return collector.finish(rng)
+
+
 class _Numbers:
     """Collects a feature of numbers: exact counts, and a random sample of its values."""
 

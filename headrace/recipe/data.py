@@ -11,6 +11,7 @@ from pydantic import ByteSize, Field, TypeAdapter, field_validator, model_valida
 
 from headrace.errors import near_miss
 from headrace.recipe.columns import TIME_PARTS, TimeColumn, TimePart, as_rules, as_times, check_since
+from headrace.recipe.drift import BatchDrift
 from headrace.recipe.pictures import STORED, PictureConfig
 from headrace.recipe.read import ReadConfig, check_encoding
 from headrace.recipe.section import Section
@@ -153,6 +154,9 @@ class DataConfig(Section):
     graph: GraphConfig | None = None
     """Graph tasks: the ids of the nodes, and the edges."""
     incremental: Incremental | None = None
+    drift: BatchDrift | None = Field(default=None, exclude_if=lambda value: value is None)
+    """How much a later batch may differ from the rows that are already in. By default columns with a distance of at least 0.1
+    are printed."""
     memory: ByteSize | None = Field(default=None, gt=0)
     """Largest size of a table in memory, for example `512MB`; a larger one of named columns is processed in chunks. By default
     a sixteenth of the free memory."""
@@ -249,6 +253,7 @@ class DataConfig(Section):
                 "drop_missing": self.drop_missing,
                 "drop_values": list(self.drop_values),
                 "drop_duplicates": self.drop_duplicates,
+                "drift.columns": (self.drift.columns or []) if self.drift else [],
                 "text.column": [self.text.column] if self.text else [],
                 "graph.node": [self.graph.node] if self.graph else [],
                 "split.predefined.column": [self.split.predefined.column] if self.split.predefined else [],
