@@ -62,7 +62,8 @@ def run(recipe: str, runner: str | None, force: bool, as_json: bool) -> None:
 
 
 def _is_unchanged(recipe: Recipe, project: Project, as_json: bool) -> bool:
-    """Whether nothing has changed since the last release and its replicas serve; if so, prints the release."""
+    """Whether nothing has changed since the last release, its replicas serve and have MLflow's alias; if so, prints it."""
+    from headrace.cli.inspect import misplaced_champions
     from headrace.release import record, up_to_date
     from headrace.serving.replicas.replica import ReplicaSpec
     from headrace.serving.rollout.rolling import is_serving
@@ -72,7 +73,7 @@ def _is_unchanged(recipe: Recipe, project: Project, as_json: bool) -> bool:
     facts = record.current_release(recipe.name, project)
     if facts is not None:  # in production, also when a later candidate was refused: it has to serve
         spec = ReplicaSpec(recipe.name, facts["version"], facts["bento"], facts["image"], facts["threads"])
-        if not is_serving(spec, facts["replicas"], project):
+        if not is_serving(spec, facts["replicas"], project) or recipe.name in misplaced_champions(project):
             return False
     facts = record.last_final_release(recipe.name, project)
     if facts is None:
