@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import click
 
 from headrace.cli.shared import json_option, load_project, print_json
-from headrace.errors import HeadraceError
+from headrace.errors import DamagedFile, HeadraceError
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe, load_recipe
 
@@ -170,7 +171,14 @@ def down(as_json: bool) -> None:
     from headrace.services.up import down as stop_all
     from headrace.serving.access import audit
 
-    stop_all(project, console.report)
+    try:
+        stop_all(project, console.report)
+    except DamagedFile:  # nothing was stopped
+        raise
+    except HeadraceError:
+        with contextlib.suppress(OSError, HeadraceError):  # the same disk
+            audit.record(project, "down", {})
+        raise
     audit.record(project, "down", {})
     if as_json:
         print_json({"stopped": True})
