@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from headrace.errors import DamagedFile, DiskFull, NewerFile, ServiceError
+from headrace.errors import DamagedFile, DiskFull, HeadraceError, NewerFile, ServiceError
 
 SCHEMA_VERSION = 1
 """Of most stores that Headrace writes: what older versions wrote has it too, without saying so."""
@@ -48,6 +48,15 @@ def atomic_write(path: Path, mode: int | None = None) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def errors_collected(found: list[OSError | HeadraceError]) -> Iterator[None]:
+    """Ends the block at an error, for example of a file that cannot be written, and appends it to `found`."""
+    try:
+        yield
+    except (OSError, HeadraceError) as error:
+        found.append(error)
 
 
 def sync_folder(folder: Path) -> None:

@@ -37,9 +37,18 @@ def show_status(project: Project, as_json: bool) -> list[str]:
 
     found = service_status(project)
     production = history.production(journal.entries(project))
-    deleted = _deleted(production, project)
+    deleted, misplaced = _deleted(production, project), misplaced_champions(project)
     for model in found["models"]:
-        model["deleted_in_mlflow"] = deleted.get(model["name"])
+        name = model["name"]
+        model["deleted_in_mlflow"] = deleted.get(name)
+        model["champion_in_mlflow"] = None
+        if name in misplaced:
+            model["alias"] = None
+            model["champion_in_mlflow"] = {
+                "version": misplaced[name],
+                "serves": production[name].version,
+                "hint": f"headrace run {name}",
+            }
     if as_json:
         print_json(found)
         return failing(found)
@@ -54,6 +63,15 @@ def _deleted(production: Mapping[str, Entry], project: Project) -> dict[str, str
     from headrace.tracking.database import deleted_in_mlflow
 
     return deleted_in_mlflow({name: (e.version, str(e.facts.get("run_id"))) for name, e in production.items()}, project)
+
+
+def misplaced_champions(project: Project) -> dict[str, str | None]:
+    """Where MLflow's alias `champion` points, by model, if not to the version in production; None where it is missing."""
+    from headrace.release import history, journal
+    from headrace.tracking import database
+
+    production = history.production(journal.entries(project))
+    return database.misplaced_champions({name: entry.version for name, entry in production.items()}, project)
 
 
 @click.command(short_help="Show log lines of a service or of replicas.")

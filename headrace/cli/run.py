@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import click
 
 from headrace.cli.shared import json_option, load_project, print_json
-from headrace.errors import HeadraceError
+from headrace.errors import DamagedFile, HeadraceError
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe, load_recipe
 
@@ -62,7 +63,8 @@ def run(recipe: str, runner: str | None, force: bool, as_json: bool) -> None:
 
 
 def _is_unchanged(recipe: Recipe, project: Project, as_json: bool) -> bool:
-    """Whether nothing has changed since the last release and its replicas serve; if so, prints the release."""
+    """Whether nothing has changed since the last release, its replicas serve and have MLflow's alias; if so, prints it."""
+    from headrace.cli.inspect import misplaced_champions
     from headrace.release import record, up_to_date
     from headrace.serving.replicas.replica import ReplicaSpec
     from headrace.serving.rollout.rolling import is_serving
@@ -72,7 +74,7 @@ def _is_unchanged(recipe: Recipe, project: Project, as_json: bool) -> bool:
     facts = record.current_release(recipe.name, project)
     if facts is not None:  # in production, also when a later candidate was refused: it has to serve
         spec = ReplicaSpec(recipe.name, facts["version"], facts["bento"], facts["image"], facts["threads"])
-        if not is_serving(spec, facts["replicas"], project):
+        if not is_serving(spec, facts["replicas"], project) or recipe.name in misplaced_champions(project):
             return False
     facts = record.last_final_release(recipe.name, project)
     if facts is None:
@@ -169,7 +171,14 @@ def down(as_json: bool) -> None:
     from headrace.services.up import down as stop_all
     from headrace.serving.access import audit
 
-    stop_all(project, console.report)
+    try:
+        stop_all(project, console.report)
+    except DamagedFile:  # nothing was stopped
+        raise
+    except HeadraceError:
+        with contextlib.suppress(OSError, HeadraceError):  # the same disk
+            audit.record(project, "down", {})
+        raise
     audit.record(project, "down", {})
     if as_json:
         print_json({"stopped": True})

@@ -105,6 +105,8 @@ def print_status(found: dict[str, Any]) -> None:
         for model in found["models"]:
             if model["deleted_in_mlflow"]:
                 print_deleted(f"{model['name']}@{model['version']}", model["deleted_in_mlflow"])
+            if champion := model["champion_in_mlflow"]:
+                print_misplaced(model["name"], champion)
             for pool in ("canary", "shadow"):
                 if trial := model[pool]:
                     share = f"{trial['percent']:g} % of the requests" + (" copied" if pool == "shadow" else "")
@@ -128,6 +130,13 @@ def print_deleted(name: str, what: str) -> None:
     console.out().print(
         f"{gone}; it keeps serving from its bento, the gate compares with that, and headrace run {model} makes the next version"
     )
+
+
+def print_misplaced(model: str, champion: dict[str, str]) -> None:
+    """Prints that somebody moved or deleted MLflow's alias `champion`, which changes nothing about what serves."""
+    where = f"points to {model}@{champion['version']}" if champion["version"] else "is missing"
+    serves = f"{model}@{champion['serves']} is in production, and that counts"
+    console.out().print(f"MLflow's alias champion of {model} {where}; {serves}\n  hint: {champion['hint']} corrects the alias")
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

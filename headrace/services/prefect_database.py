@@ -52,6 +52,11 @@ def let_heartbeats_wait() -> None:
 
     It reads before it writes. When another transaction commits in between, SQLite refuses the write at once ("database is
     locked"), the server logs an error, and closes the worker's connection. A transaction that is begun for writing waits.
+    No setting of Prefect does that: it has a write-ahead log and waits 60 s for a lock already, whatever
+    `PREFECT_SERVER_DATABASE_TIMEOUT` says, and SQLite does not wait here at all.
+
+    Other transactions that read before they write are repeated: API requests end with 503, upon which clients ask again, and
+    the server's own services run again. To begin them all for writing could let one wait for another that it has started.
     """
     begin_mode = importlib.import_module("prefect.server.database.configurations").SQLITE_BEGIN_MODE
     worker_channel: Any = importlib.import_module("prefect.server.utilities.worker_channel")

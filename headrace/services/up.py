@@ -12,7 +12,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,9 @@ from filelock import FileLock, Timeout
 
 from headrace.console import Report
 from headrace.errors import HeadraceError
+from headrace.files import errors_collected
 from headrace.permissions import make_private
+from headrace.processes import as_headrace_error
 from headrace.project import Project, find_project
 from headrace.services import api_server, mlflow, prefect, prefect_checks, watchdog
 from headrace.services.backup.state import require_restored
@@ -36,6 +38,7 @@ NAMES = (prefect.SERVER, prefect.WORKER, mlflow.SERVER, gateway.PROGRAM, api_ser
 HEADRACE_COMMAND = re.compile(r"^command=\S+ -m headrace\.", re.MULTILINE)
 BACKGROUND_NICENESS = 5
 BACKGROUND_SECONDS = 180.0
+LISTED_FILES = 10
 
 
 def servers(project: Project) -> list[Server]:
@@ -119,22 +122,46 @@ def outdated(project: Project) -> list[str]:
 
 
 def down(project: Project, report: Report | None = None) -> None:
-    """Waits for requests in progress, stops every server and replica, and frees their ports. Safe when nothing runs."""
+    """Waits for requests in progress, stops every server and replica, and frees their ports. Safe when nothing runs.
+
+    Raises:
+        HeadraceError: everything has been stopped, but files could not be written or removed, for example on a read-only disk.
+        DamagedFile: the record of what serves is damaged; nothing has been stopped.
+    """
     # First, so that nothing is stopped when the record of what serves is damaged.
     endpoints = [e for found in gateway.read_routes(project).values() for e in (*found.endpoints, *found.previous)]
-    with contextlib.suppress(HeadraceError):
+    failures: list[OSError | HeadraceError] = []
+    with errors_collected(failures), contextlib.suppress(HeadraceError):
         envoy_process.stop(project, project.settings.drain_seconds)
     if "docker" in {endpoint.runner for endpoint in endpoints} | {project.settings.runner}:
-        with contextlib.suppress(HeadraceError):  # without an engine there are no containers
+        with errors_collected(failures), contextlib.suppress(HeadraceError):  # without an engine there are no containers
             engine = runners.runner_for(project, "docker")
             for replica in engine.list():
                 if report:
                     report(f"stopping {replica.id}")
                 engine.stop(replica, project.settings.drain_seconds)
-    gateway.remove_all_models(project)
-    supervisor.shutdown(project, stop_seconds=project.settings.drain_seconds)
+    with errors_collected(failures):
+        gateway.remove_all_models(project)
+    failures += supervisor.shutdown(project, stop_seconds=project.settings.drain_seconds)
     for path in (project.state / "replicas").glob("*.json"):
-        path.unlink(missing_ok=True)
+        with errors_collected(failures):
+            path.unlink(missing_ok=True)
+    if failures:
+        raise _not_written(project, failures)
+
+
+def _not_written(project: Project, failures: Sequence[OSError | HeadraceError]) -> HeadraceError:
+    """One error for all files, with the reason and the hint of the first."""
+    first = as_headrace_error(failures[0])
+    reason, hint = (first.message, first.hint) if first else (str(failures[0]), "correct that, then run the same command")
+    places = [Path(place) for error in failures if (place := getattr(error, "filename", None) or getattr(error, "where", None))]
+    names = dict.fromkeys(str(path.relative_to(project.root) if path.is_relative_to(project.root) else path) for path in places)
+    shown = [*names][:LISTED_FILES] + ([f"{len(names) - LISTED_FILES} more"] if len(names) > LISTED_FILES else [])
+    return HeadraceError(
+        f"everything is stopped, but not all files could be written or removed: {reason} ({', '.join(shown)})",
+        where=str(project.state),
+        hint=hint,
+    )
 
 
 def stop_if_moved(project: Project, report: Report) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import logging
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import unquote
 
 from headrace import console
@@ -21,6 +22,7 @@ from headrace.tracking.database_templates import copy_template
 from headrace.tracking.schema_migration import upgrade_schema, use_write_ahead_log
 
 ARTIFACTS = "/mlruns/artifacts"
+T = TypeVar("T")
 
 
 def artifact_root(project: Project) -> str:
@@ -94,21 +96,58 @@ def deleted_in_mlflow(served: Mapping[str, tuple[str, str]], project: Project) -
     Args:
         served: number of the version and id of its run, by model.
     """
-    if project.settings.tracking_uri is not None or not project.mlflow_database.exists():
-        return {}
-    has_version = "SELECT 1 FROM model_versions WHERE name = ? AND version = ? AND current_stage != 'Deleted_Internal'"
     has_run = "SELECT 1 FROM runs WHERE run_uuid = ? AND lifecycle_stage = 'active'"
-    found: dict[str, str] = {}
+
+    def read(database: sqlite3.Connection) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for model, (number, run_id) in served.items():
+            if not _has_version(database, model, number):
+                found[model] = "version"
+            elif database.execute(has_run, (run_id,)).fetchone() is None:
+                found[model] = "run"
+        return found
+
+    return _read_database(project, read) or {}
+
+
+def misplaced_champions(served: Mapping[str, str], project: Project) -> dict[str, str | None]:
+    """Where the alias `champion` points, by model, if not to the version that serves; None if somebody deleted it.
+
+    A version that was deleted from MLflow can have no alias: only one that points to another version is misplaced then.
+    Reads the database as `deleted_in_mlflow`.
+
+    Args:
+        served: number of the version, by model.
+    """
+    query = "SELECT version FROM registered_model_aliases WHERE name = ? AND alias = 'champion'"
+
+    def read(database: sqlite3.Connection) -> dict[str, str | None]:
+        found: dict[str, str | None] = {}
+        for model, number in served.items():
+            row = database.execute(query, (model,)).fetchone()
+            named = None if row is None else str(row[0])
+            if named != number and (named is not None or _has_version(database, model, number)):
+                found[model] = named
+        return found
+
+    return _read_database(project, read) or {}
+
+
+def _has_version(database: sqlite3.Connection, model: str, number: str) -> bool:
+    query = "SELECT 1 FROM model_versions WHERE name = ? AND version = ? AND current_stage != 'Deleted_Internal'"
+    return database.execute(query, (model, int(number))).fetchone() is not None
+
+
+def _read_database(project: Project, read: Callable[[sqlite3.Connection], T]) -> T | None:
+    """What `read` returns for MLflow's database; None where it is on another machine, locked or damaged: the commands that
+    need it say so."""
+    if project.settings.tracking_uri is not None or not project.mlflow_database.exists():
+        return None
     try:
         with closing(sqlite3.connect(f"{project.mlflow_database.as_uri()}?mode=ro", uri=True, timeout=5)) as connection:
-            for model, (version, run_id) in served.items():
-                if connection.execute(has_version, (model, int(version))).fetchone() is None:
-                    found[model] = "version"
-                elif connection.execute(has_run, (run_id,)).fetchone() is None:
-                    found[model] = "run"
-    except (sqlite3.Error, ValueError):  # locked or damaged: the commands that need it say so
-        return {}
-    return found
+            return read(connection)
+    except (sqlite3.Error, ValueError):
+        return None
 
 
 def _migrate(path: Path) -> None:

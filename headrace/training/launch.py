@@ -8,7 +8,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,12 +34,13 @@ from headrace.project import Project
 from headrace.recipe.recipe import Recipe
 from headrace.settings import Settings
 from headrace.training.device import choose_device
-from headrace.training.worker_exit import PEER_LOST, ROLE, error_file, log_file
+from headrace.training.worker_exit import INTERRUPTED, PEER_LOST, ROLE, error_file, log_file
 
 MAX_RESTARTS = 3
 JOIN_SECONDS = 1800
 """How long this machine waits for the others; the first one may have to prepare the data."""
 LOOPBACK = "127.0.0.1"
+BY_SIGTERM = (-signal.SIGTERM, INTERRUPTED)
 
 
 def launch(recipe: Recipe, project: Project, say: Report = console.report) -> None:
@@ -111,24 +112,55 @@ class Agent(LocalElasticAgent):
         self.say = say
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        result: RunResult = super()._monitor_workers(worker_group)
+        dead = {worker.global_rank for worker in worker_group.workers if has_ended(worker.id)}
+        result: RunResult = super()._monitor_workers(worker_group)  # when one is dead, this ends the others with SIGTERM
         if result.state in (WorkerState.FAILED, WorkerState.UNHEALTHY):
-            is_lost = all(failure.exitcode < 0 or failure.exitcode == PEER_LOST for failure in result.failures.values())
-            if error_file(self.folder).exists() or not is_lost:
+            if error_file(self.folder).exists() or not is_loss(result, dead):
                 self._remaining_restarts = 0
             elif self._remaining_restarts:
+                for rank in result.failures:  # what they say follows from the loss
+                    log_file(self.folder, rank).unlink(missing_ok=True)
                 self.say(
                     f"{deaths(result, self._worker_group.workers[0].world_size)}: all processes resume from the last checkpoint"
                 )
         return result
 
 
+def has_ended(pid: int) -> bool:
+    """Returns whether a child process has ended; torch has not read its exit code yet."""
+    import psutil
+
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def is_loss(result: RunResult, dead: Collection[int]) -> bool:
+    """Returns whether a process was lost, so that a restart helps, rather than the training having failed.
+
+    A lost process makes the others fail with any error. One that fails makes the others see a loss, or be ended by the agent.
+
+    Args:
+        dead: ranks of the processes that had ended before the agent ended the others.
+    """
+    codes = {rank: failure.exitcode for rank, failure in result.failures.items()}
+    if any(codes.get(rank, 0) < 0 for rank in dead):
+        return True
+    return all(code < 0 or code in (PEER_LOST, INTERRUPTED) for code in codes.values())
+
+
 def deaths(result: RunResult, size: int) -> str:
-    """Describes which processes died, and how."""
-    killed = {rank: failure for rank, failure in result.failures.items() if failure.exitcode < 0}
+    """Describes which processes died, and how. SIGTERM comes from the agent if another signal killed one."""
+    ended = {rank: failure.exitcode for rank, failure in result.failures.items() if failure.exitcode in BY_SIGTERM}
+    killed = {
+        rank: failure.signal_name() for rank, failure in result.failures.items() if failure.exitcode < 0 and rank not in ended
+    }
+    if not killed:
+        killed = dict.fromkeys(ended, signal.SIGTERM.name)
     if not killed:
         return "a process on another machine was lost"
-    return ", ".join(f"process {rank + 1} of {size} was killed by {killed[rank].signal_name()}" for rank in sorted(killed))
+    return ", ".join(f"process {rank + 1} of {size} was killed by {name}" for rank, name in sorted(killed.items()))
 
 
 def failure_of(result: RunResult | None, folder: Path, recipe: Recipe, settings: Settings) -> HeadraceError:

@@ -5,6 +5,7 @@ It joins the process group and trains. Its exit code tells the agent whether a r
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -17,13 +18,18 @@ from headrace.errors import HeadraceError
 from headrace.files import write_json
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe, load_recipe
-from headrace.training.worker_exit import FAILED, PEER_LOST, error_file, log_file
+from headrace.training.worker_exit import FAILED, INTERRUPTED, PEER_LOST, error_file, log_file
 
 if TYPE_CHECKING:
     from headrace.training.parallel import ProcessGroup
 
 CLOSE_SECONDS = 10.0
 """Time that a process with an error gives the main one, which may have the same error, to close its MLflow run."""
+LOST = (
+    *("gloo", "nccl", "broken pipe", "socket closed"),
+    *("connection closed by peer", "connection reset by peer", "connection refused"),
+)
+"""In messages of gloo, NCCL and torch's stores when another process is gone. Those of gloo have its source file's path."""
 
 
 def main(arguments: list[str]) -> int:
@@ -41,15 +47,14 @@ def main(arguments: list[str]) -> int:
     try:
         work(load_recipe(name, project), project, None if rendezvous == "-" else Path(rendezvous), role == "main")
         return 0
-    except KeyboardInterrupt:
-        return FAILED
-    except Exception as error:
-        if is_lost(error):
-            return PEER_LOST
-        save_error(error, folder)
-        if os.environ["RANK"] != "0":
-            time.sleep(CLOSE_SECONDS)
-        return FAILED
+    except (Exception, KeyboardInterrupt) as error:
+        code = exit_code(error)
+        if code == FAILED:
+            with contextlib.suppress(KeyboardInterrupt):
+                save_error(error, folder)
+                if os.environ["RANK"] != "0":
+                    time.sleep(CLOSE_SECONDS)
+        return code
 
 
 def work(recipe: Recipe, project: Project, rendezvous: Path | None, may_be_main: bool) -> None:
@@ -101,21 +106,43 @@ def loopback() -> str:
     return next(name for name, held in psutil.net_if_addrs().items() if "127.0.0.1" in {one.address for one in held})
 
 
-def is_lost(error: Exception) -> bool:
+def exit_code(error: BaseException) -> int:
+    """Returns what ended this process: SIGTERM, another process that was lost, or the training itself.
+
+    What happened first counts: closing the MLflow run or the process group may fail as well, and that error would hide it.
+    """
+    chain = causes(error)
+    if any(isinstance(one, KeyboardInterrupt) for one in chain):
+        return INTERRUPTED
+    return PEER_LOST if any(is_lost(one) for one in chain) else FAILED
+
+
+def causes(error: BaseException) -> list[BaseException]:
+    """Returns the error and all that were being handled when it was raised, also those hidden by `from None`."""
+    found: list[BaseException] = []
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        one = waiting.pop()
+        if one is not None and one not in found:
+            found.append(one)
+            waiting += [one.__context__, one.__cause__]
+    return found
+
+
+def is_lost(error: BaseException) -> bool:
     """Returns whether `error` means that another process was lost; gloo and NCCL have no exception classes for that."""
     import torch.distributed as dist
 
-    names = ("gloo", "nccl", "connection closed by peer", "connection reset by peer")
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError)
         and not isinstance(error, HeadraceError)
-        and any(name in str(error).lower() for name in names)
+        and any(message in str(error).lower() for message in LOST)
     )
 
 
-def save_error(error: Exception, folder: Path) -> None:
+def save_error(error: BaseException, folder: Path) -> None:
     """Saves an error that the user can fix for the launching process, and any other with its traceback."""
-    known = processes.as_headrace_error(error)
+    known = processes.as_headrace_error(error) if isinstance(error, Exception) else None
     if known is not None:
         write_json(error_file(folder), known.to_dict())
     else:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 ROLE = "training"
-FAILED, PEER_LOST = 1, 75
-"""Exit codes of a worker: the training failed and would fail again; another process was lost."""
+FAILED, PEER_LOST, INTERRUPTED = 1, 75, 128 + signal.SIGTERM
+"""Exit codes of a worker: the training failed and would fail again; another process was lost; SIGTERM, which the agent sends
+to the processes that are left when one has died."""
 
 
 def error_file(folder: Path) -> Path:

@@ -12,7 +12,7 @@ import yaml
 
 from headrace.data.batches import add_batch, next_batch
 from headrace.data.ingest import FIRST, ingest
-from headrace.data.pointer import listed_files
+from headrace.data.pointer import listed_files, out_of_reach
 from headrace.data.versions import data_version, is_tracked, track
 from headrace.errors import DataError
 from headrace.project import Project
@@ -86,7 +86,9 @@ def test_batches_that_can_be_had_nowhere_are_named_and_nothing_changes(
 def test_a_remote_brings_all_batches_back(project: Project, make_recipe: Any, toy_csv: Path, tmp_path: Path) -> None:
     recipe = make_recipe("lab")
     (project.root / ".dvc").mkdir()
-    (project.root / ".dvc" / "config").write_text(f"[core]\n    remote = store\n    no_scm = true\n['remote \"store\"']\n    url = {tmp_path}/store\n")
+    (project.root / ".dvc" / "config").write_text(
+        f"[core]\n    remote = store\n    no_scm = true\n['remote \"store\"']\n    url = {tmp_path}/store\n"
+    )
     ingest(recipe, project, quiet)
     added(project, recipe)
     from dvc.repo import Repo
@@ -141,3 +143,10 @@ def test_a_batch_that_is_removed_by_hand_is_no_loss(project: Project, make_recip
     next_batch(recipe, project, quiet)
     (project.raw_data("toy") / "0001-month-3.parquet").unlink()
     assert ingest(recipe, project, quiet).rows == 20 and named(project) == {f"toy/{FIRST}": 20}
+
+
+def test_one_missing_file_is_named_in_the_singular_and_several_in_the_plural() -> None:
+    one, several = out_of_reach("lab", ["lab/1.parquet"]), out_of_reach("lab", ["lab/1.parquet", "lab/2.parquet"])
+    assert "lab/1.parquet is named by data.dvc or dvc.lock, and neither DVC's cache nor a remote has it" in one.message
+    assert "lab/1.parquet, lab/2.parquet are named by data.dvc or dvc.lock" in several.message
+    assert several.message.endswith("has them") and HINT in str(several.hint)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import pytest
 import yaml
 
 from headrace.data.ingest import ingest
+from headrace.data.pointer import listed_files
+from headrace.data.versions import is_tracked
 from headrace.errors import DataRejected, DiskFull, HeadraceError
 from headrace.files import read_json, write_json
 from headrace.pipeline.dvc import reproduce
@@ -19,6 +22,7 @@ from headrace.pipeline.stages import STAGES
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe, load_recipe
 from tests.exhaustive import exhaustive
+from tests.paths import ROOT
 from tests.pipeline.commands import dvc
 from tests.projects import git, make_project, table
 
@@ -235,3 +239,58 @@ def test_dvc_by_hand_works_in_a_fresh_clone_once_the_data_is_ingested(piped: Pro
     assert [stage for stage in STAGES if f"Running stage '{stage}@tiny'" in printed] == list(STAGES)
     for name in MADE:
         assert (fresh.artifacts("tiny") / name).read_bytes() == (piped.artifacts("tiny") / name).read_bytes(), name
+
+
+AT_ONCE = """
+import sys
+from pathlib import Path
+from headrace.data.ingest import ingest
+from headrace.pipeline.dvc import reproduce
+from headrace.project import Project
+from headrace.recipe.recipe import load_recipe
+project = Project(Path(sys.argv[1]))
+recipe = load_recipe(sys.argv[2], project)
+print("ready", flush=True)
+sys.stdin.readline()
+ingest(recipe, project, lambda line: None)
+reproduce("validate", recipe, project)
+"""
+
+
+@pytest.mark.exhaustive
+def test_two_recipes_at_once_and_a_commit_beside_them_lose_nothing(project: Project) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", AT_ONCE, str(project.root), name],
+            cwd=project.root,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("tiny", "pictures")
+    ]
+    for process in started:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    for process in started:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    git(project.root, "commit", "--quiet", "--allow-empty", "--message", "Beside them")
+    for process in started:
+        said = process.communicate(timeout=240)[1]
+        assert process.returncode == 0, said
+    stages = yaml.safe_load((project.root / "dvc.lock").read_text())["stages"]
+    assert stages.keys() == {"validate@tiny", "validate@pictures"}
+    assert {file.path.partition("/")[0] for file in listed_files(project)} == {"tiny", "pictures"}
+    assert is_tracked(project)
+
+
+def test_dvc_gc_takes_nothing_that_the_next_run_needs(piped: Project) -> None:
+    recipe = load_recipe("tiny", piped)
+    dvc(piped, "gc", "--workspace", "--force")
+    ingest(recipe, piped, lambda line: None)
+    assert is_tracked(piped)
+    assert [reproduce(stage, recipe, piped).ran for stage in STAGES] == [False] * 5

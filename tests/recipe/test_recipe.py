@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -222,3 +223,19 @@ def test_every_variable_that_the_code_reads_may_be_set(monkeypatch: pytest.Monke
     monkeypatch.setenv("HEADRACE_TOKEN", "a token")
     monkeypatch.setenv("HEADRACE_ADDRESS", "http://127.0.0.1:8080")
     load_settings(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "model"), [("interval", {"interval": 0.9}), ("quantiles", {"quantiles": [0.1, 0.5, 0.9]})])
+def test_a_target_called_as_a_part_of_its_own_prediction_is_refused(name: str, model: dict[str, Any]) -> None:
+    fields = {
+        "name": "x",
+        "task": "regression",
+        "data": {"source": "x.csv", "target": name},
+        "expect": [],
+        "model": {"name": "mlp", **model},
+        "train": {},
+        "serve": {},
+    }
+    with pytest.raises(RecipeError, match=rf"data\.target: predictions hold their {name} .*rename the column \(data\.rename\)"):
+        parse_recipe(yaml.safe_dump(fields), "recipes/x.yaml")
+    parse_recipe(yaml.safe_dump({**fields, "model": {"name": "mlp"}}), "recipes/x.yaml")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from headrace.cli.inspect import history_command
 from headrace.cli.summary import print_history
 from headrace.project import Project
 from headrace.release import history, journal
@@ -78,3 +82,31 @@ def test_a_step_with_too_few_requests_is_not_shown_as_passed(book: Project, caps
     printed = capsys.readouterr().out
     assert "canary 5 %: not judged: too few requests (0)" in printed
     assert "canary 25 %: passed; 1,200 requests, errors 0.00%" in printed
+
+
+def test_what_was_in_production_when_why_and_by_whom_is_in_the_journal_alone(
+    book: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A release, one that the gate refused, another release, a rollback, and a forced release of what was rolled back."""
+    (book.root / "recipes").mkdir()
+    (book.root / "dvc.yaml").write_text("stages: {}\n")
+    monkeypatch.chdir(book.root)
+    refused = {"verdict": {"passed": False, "reasons": ["accuracy 0.9 >= 0.95: failed"]}}
+    back = {"rolled_back": {"from": "3", "by": "ada", "why": "slow"}}
+    journal.record(book, "released", "digits", "1", {"by": "bob"})
+    journal.record(book, "refused", "digits", "2", refused)
+    journal.record(book, "released", "digits", "3", {"by": "bob"})
+    journal.record(book, "rolled-back", "digits", "1", back)
+    journal.record(book, "released", "digits", "3", {"by": "eve", "forced": "it was rolled back at noon (by ada: slow)"})
+
+    read = json.loads(CliRunner().invoke(history_command, ["digits", "--json"]).stdout)
+    served = [(entry["version"], datetime.fromisoformat(entry["at"])) for entry in read if entry["event"] in history.IN_FORCE]
+    assert [version for version, _ in served] == ["1", "3", "1", "3"], "each until the next"
+    assert all(at.utcoffset() is not None for _, at in served) and served == sorted(served, key=lambda one: one[1])
+    people = [(entry["facts"].get("rolled_back") or entry["facts"]).get("by") for entry in read]
+    assert people == ["bob", None, "bob", "ada", "eve"]
+    printed = CliRunner().invoke(history_command, ["digits"]).stdout
+    said = ("accuracy 0.9 >= 0.95: failed", "rolled back by ada: slow", "released by eve", "it was rolled back at noon")
+    for line in ("digits@2  refused", *said):
+        assert line in printed, printed
+    assert printed.count("+00:00  digits@") == 5, "times have a zone"

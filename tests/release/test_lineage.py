@@ -1,21 +1,38 @@
-"""The lineage of a version."""
+"""The lineage of a version, and what of it somebody changed in MLflow by hand."""
 
 from __future__ import annotations
 
-import pytest
+import json
+from typing import Any
 
+import pytest
+from click.testing import CliRunner
+
+from headrace.cli.inspect import status
+from headrace.cli.run import _is_unchanged
 from headrace.data.versions import data_version
 from headrace.errors import UsageError
 from headrace.project import Project
+from headrace.release import up_to_date
 from headrace.release.lineage import trace_version
 from headrace.serving.packaging import package
+from headrace.serving.rollout import rolling
 from headrace.settings import Settings
 from headrace.tracking import registry
 from headrace.tracking.artifact import content_hash
 from headrace.tracking.database import deleted_in_mlflow
 from headrace.tracking.runs import client
 from tests.projects import git
-from tests.release.candidates import SERVING, decide, finish, new_recipe, released
+from tests.release.candidates import (
+    LENIENT,
+    SERVING,
+    decide,
+    finish,
+    new_recipe,
+    register_other_bytes,
+    released,
+    with_gate,
+)
 
 
 def test_the_id_of_a_response_leads_to_run_data_and_commit(built: Project) -> None:
@@ -56,3 +73,45 @@ def test_a_version_that_was_deleted_from_mlflow_is_traced_from_its_bento(built: 
         assert {link["link"]: link["id"] for link in found["chain"]}["data"] == version.identity["data_md5"]
     with pytest.raises(UsageError, match="no version '9'"):
         trace_version(f"{recipe.name}@9", built)
+
+
+def test_status_says_where_an_alias_moved_by_hand_points_and_the_named_command_is_not_idle(
+    built: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether files have changed and replicas serve is given here: a release without servers leaves neither."""
+    monkeypatch.chdir(built.root)
+    monkeypatch.setattr(up_to_date, "is_unchanged", lambda recipe, project: True)
+    monkeypatch.setattr(rolling, "is_serving", lambda spec, replicas, project: True)
+    recipe = with_gate(new_recipe(built), beat_champion=LENIENT)
+    name, first = recipe.name, released(recipe, built)
+    second = register_other_bytes(recipe, built)
+    finish(recipe, decide(recipe, second, built), built)
+
+    def seen() -> tuple[str | None, Any, str]:
+        shown = [CliRunner().invoke(status, options).stdout for options in (["--json"], [])]
+        (model,) = (one for one in json.loads(shown[0])["models"] if one["name"] == name)
+        return model["alias"], model["champion_in_mlflow"], shown[1]
+
+    alias, champion, shown = seen()
+    assert (alias, champion) == ("champion", None) and f"champion of {name}" not in shown
+    assert _is_unchanged(recipe, built, as_json=True)
+
+    registry.set_alias(first, registry.CHAMPION, built)
+    alias, champion, shown = seen()
+    assert (alias, champion) == (None, {"version": "1", "serves": "2", "hint": f"headrace run {name}"})
+    assert f"MLflow's alias champion of {name} points to {name}@1; {name}@2 is in production, and that counts" in shown
+    assert f"hint: headrace run {name} corrects the alias" in shown
+    assert not _is_unchanged(recipe, built, as_json=True)
+
+    registry.drop_alias(name, registry.CHAMPION, built)
+    alias, champion, shown = seen()
+    assert (alias, champion["version"]) == (None, None)
+    assert f"MLflow's alias champion of {name} is missing; {name}@2 is in production" in shown
+
+    decide(recipe, second, built)  # as the named command
+    assert seen()[:2] == ("champion", None) and _is_unchanged(recipe, built, as_json=True)
+
+    client(built).delete_model_version(name, "2")
+    assert seen()[1] is None, "a version that is gone from MLflow can have no alias"
+    registry.set_alias(first, registry.CHAMPION, built)
+    assert seen()[1]["version"] == "1"

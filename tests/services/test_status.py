@@ -99,7 +99,7 @@ def test_a_model_whose_replicas_do_not_answer_is_a_failure(capsys: pytest.Captur
     model = {
         "name": "digits", "version": "3", "alias": None, "replicas": 2, "ready": 1, "address": "", "canary": None,
         "shadow": None, "predecessor": None, "problem": "1 of 2 replicas do not answer", "hint": "headrace logs digits",
-        "deleted_in_mlflow": None,
+        "deleted_in_mlflow": None, "champion_in_mlflow": None,
     }  # fmt: skip
     watchdog = {"name": "watchdog", "state": "ready", "address": "", "problem": None, "hint": None}
     found = {"services": [watchdog], "models": [model], "candidates": []}

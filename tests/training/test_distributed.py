@@ -186,8 +186,12 @@ def test_a_killed_process_is_started_again_and_the_weights_are_those_of_a_run_ne
     reader = threading.Thread(target=lambda: said.extend(cut.stderr or []))
     reader.start()
     wait_for(lambda: in_the_middle(recipe, prepared))
-    victims = sorted(workers(cut), key=lambda process: process.pid)
-    victims[1].send_signal(signal.SIGKILL)
+    first, second = sorted(workers(cut), key=lambda process: process.pid)
+    first.suspend()  # so that the agent, which ends it with SIGTERM, sees the death earlier than it
+    second.kill()
+    wait_for(lambda: not second.is_running() or second.status() == psutil.STATUS_ZOMBIE)
+    time.sleep(0.5)
+    first.resume()
     ended = cut.wait(300)
     reader.join()
     assert ended == 0, (

@@ -19,8 +19,8 @@ import xmlrpc.client
 from collections.abc import Iterable
 from pathlib import Path
 
-from headrace.errors import ServiceError
-from headrace.files import private_folder, write_text
+from headrace.errors import HeadraceError, ServiceError
+from headrace.files import errors_collected, private_folder, write_text
 from headrace.processes import bypass_proxies_on_loopback
 from headrace.project import Project
 from headrace.serving.replicas.programs import (
@@ -269,26 +269,40 @@ def states(project: Project) -> dict[str, ProgramState]:
     return {state.name: state for state in found}
 
 
-def shutdown(project: Project, stop_seconds: float = 10.0) -> None:
-    """Stops every program and supervisord; leaves no process, socket or program file."""
+def shutdown(project: Project, stop_seconds: float = 10.0) -> list[OSError | HeadraceError]:
+    """Stops every program and supervisord; leaves no process, socket or program file.
+
+    Returns:
+        Errors of files that could not be written or removed, for example on a read-only disk. No process is left then either.
+    """
     from filelock import FileLock
 
+    failures: list[OSError | HeadraceError] = []
     if not project.state.is_dir():
-        return
-    project.locks.mkdir(parents=True, exist_ok=True)
-    with FileLock(project.locks / "supervisor.lock"):
-        if is_up(project):
-            _wait_for_exec(project, states(project).values())
-            stopping = find_supervisords(project)
-            with contextlib.suppress(OSError, http.client.HTTPException, xmlrpc.client.Error), connected(project) as server:
-                stopping += find_process(server.supervisor.getPID())  # of a project that was moved: another command line
-                server.supervisor.shutdown()
-            wait_gone(stopping, stop_seconds + 5)
-        stop_leftovers(project)
+        return failures
+    with contextlib.ExitStack() as held:
+        with errors_collected(failures):  # nobody else can have the lock then
+            project.locks.mkdir(parents=True, exist_ok=True)
+            held.enter_context(FileLock(project.locks / "supervisor.lock"))
+        _stop_all(project, stop_seconds, failures)
         for path in programs_folder(project).glob("*.conf"):
-            path.unlink(missing_ok=True)
+            with errors_collected(failures):
+                path.unlink(missing_ok=True)
         for folder in (project.runtime_dir, project.sockets):
             shutil.rmtree(folder, ignore_errors=True)
+    return failures
+
+
+def _stop_all(project: Project, stop_seconds: float, failures: list[OSError | HeadraceError]) -> None:
+    if is_up(project):
+        _wait_for_exec(project, states(project).values())
+        stopping = find_supervisords(project)
+        with contextlib.suppress(OSError, http.client.HTTPException, xmlrpc.client.Error), connected(project) as server:
+            stopping += find_process(server.supervisor.getPID())  # of a project that was moved: another command line
+            server.supervisor.shutdown()
+        wait_gone(stopping, stop_seconds + 5)
+    with errors_collected(failures):
+        stop_leftovers(project)
 
 
 def _wait_for_exec(project: Project, programs: Iterable[ProgramState]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from headrace.errors import ServiceError
+from headrace.serving.gateway.model_route import versions
 from headrace.serving.local_http import address_text, request
 from headrace.serving.replicas.replica import Replica, ReplicaSpec
 from headrace.serving.rollout.context import RolloutContext
@@ -39,7 +40,8 @@ def wait_ready(context: RolloutContext, spec: ReplicaSpec, started: Sequence[Rep
 
 def _not_ready(context: RolloutContext, replica: Replica, reason: str) -> ServiceError:
     log = context.runner.logs(replica, LOG_LINES).strip()
-    serves = "; the previous version keeps serving" if context.endpoints("main") else ", and nothing else serves this model"
+    serving = versions(context.endpoints("main"))
+    serves = f"; {context.model}@{serving} keeps serving" if serving else ", and nothing serves this model"
     more_time = f" (or raise ready_seconds in headrace.toml, now {context.settings.ready_seconds:g} s)"
     return ServiceError(
         f"replica {replica.id} did not become ready ({reason}){serves}." + (f" Last log lines:\n{log}" if log else ""),

@@ -119,6 +119,26 @@ def test_a_table_is_a_tensor_for_each_field(trips: tuple[PredictionApp, str], bi
     assert client.infer("trips", [tensor("distance", distance, "FP32", binary)]).as_numpy("minutes").tolist() == [3, 4, 2e6]
 
 
+def test_a_frame_as_mlserver_encodes_it_is_answered_and_null_is_for_fields_that_may_be_missing(
+    trips: tuple[PredictionApp, str],
+) -> None:
+    """The form of MLServer's `PandasCodec.encode_request`: a column a tensor of shape [rows, 1], whole numbers as INT64."""
+
+    def ask(distance: list[Any], carrier: list[Any]) -> httpx.Response:
+        as_text = {"parameters": {"content_type": "str"}}
+        inputs = [
+            {"name": "distance", "shape": [2, 1], "datatype": "INT64", "data": distance},
+            {"name": "carrier", "shape": [2, 1], "datatype": "BYTES", "data": carrier, **as_text},
+        ]
+        body = {"id": "a", "parameters": {"content_type": "pd", "headers": {"x": "y"}}, "inputs": inputs, "outputs": []}
+        return httpx.post(f"http://{trips[1]}/v2/models/trips/infer", json=body)
+
+    assert ask([1, 2], ["AA", "BB"]).json()["outputs"][0]["data"] == [12, 24]
+    assert ask([1, 2], ["AA", None]).json()["outputs"][0]["data"] == [12, 4]
+    refused = ask([1, None], ["AA", "BB"])
+    assert refused.status_code == 422 and "distance" in refused.json()["error"] and "null" in refused.json()["error"]
+
+
 def test_only_requested_outputs_are_returned(halves: tuple[PredictionApp, str]) -> None:
     client = triton.InferenceServerClient(halves[1])
     result = client.infer(

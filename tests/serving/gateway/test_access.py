@@ -230,9 +230,21 @@ def test_health_needs_no_token_and_metrics_are_not_served(gateway_project: Gatew
 def test_a_revoked_token_is_refused_within_seconds_like_any_wrong_one(gateway_project: GatewayProject) -> None:
     token, other = gateway_project.issue("digits", tenant="leaver"), gateway_project.issue("digits", tenant="stayer")
     assert gateway_project.predict(token)[0] == 200
+    kept = http.client.HTTPConnection("127.0.0.1", gateway_project.settings.gateway_port, timeout=20)
+
+    def status_on_an_open_connection() -> int:
+        headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
+        kept.request("POST", PREDICT, BODY, headers)
+        response = kept.getresponse()
+        response.read()
+        return response.status
+
+    assert status_on_an_open_connection() == 200
     tokens.revoke(gateway_project.project, "leaver")
     gateway_project.refresh()
     gateway_project.until(lambda: gateway_project.predict(token)[0] != 200, seconds=5)
+    assert status_on_an_open_connection() == 401
+    kept.close()
     assert shape(gateway_project.predict(token)) == shape(gateway_project.predict(None))
     assert gateway_project.predict(other)[0] == 200
 

@@ -86,6 +86,8 @@ def test_a_different_distribution_leaves_the_bound_and_chance_does_not() -> None
 
     assert bound({"a": 100.0}, {"a": 500.0, "b": 500.0}) == "distribution"
     assert bound({"a": 55.0, "b": 45.0}, {"a": 500.0, "b": 500.0}) is None
+    assert bound({"a": 50.0, "new": 50.0}, {"a": 1000.0}) == "distribution", "a label that the champion does not know"
+    assert bound({"a": 99.0, "new": 1.0}, {"a": 1000.0}) is None
     assert bound({"a": 100.0}, {}) is None, "a champion without recorded answers cannot be compared"
     assert bound({"a": 49.0}, {"a": 500.0, "b": 500.0}) is None, "too few"
 

@@ -103,10 +103,19 @@ def test_when_the_new_replicas_fail_the_previous_version_keeps_serving(
     with Load(settings.gateway_port, "digits", slow=0) as load, pytest.raises(ServiceError, match=reason) as caught:
         rolling.roll_out(ReplicaSpec("digits", "2", behaviour), 2, project.using(impatient), runner, quiet)
     assert caught.value.hint
+    assert behaviour == "wrong" or "; digits@1 keeps serving" in caught.value.message
     assert load.failures == []
     assert set(load.answers) == {"1"}
     assert {replica.id for replica in runner.list()} == before
     assert rolling.is_serving(V1, 2, project.using(settings))
+
+
+def test_a_first_release_that_fails_mentions_no_version_that_serves(roll: Any, project: Project, runner: ProcessRunner) -> None:
+    with pytest.raises(ServiceError, match="the graph and the contract disagree") as caught:
+        roll(ReplicaSpec("digits", "1", "crash"))
+    assert ", and nothing serves this model." in caught.value.message
+    assert "keeps serving" not in caught.value.message and "previous" not in caught.value.message
+    assert gateway.endpoints_by_model(project) == {} and runner.list() == []
 
 
 def test_other_models_are_unaffected_when_one_is_added_replaced_and_removed(
