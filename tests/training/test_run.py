@@ -15,7 +15,7 @@ import torch
 
 from headrace.errors import TrainingError
 from headrace.files import read_json
-from headrace.processes import interrupt_on_sigterm
+from headrace.processes import interrupt_on_signals
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe, load_recipe
 from headrace.tracking.runs import client
@@ -148,7 +148,7 @@ def test_an_interrupted_training_is_closed_in_mlflow_and_continued(built: Projec
     try:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(RunReporter, "on_epoch", interrupt)
-            interrupt_on_sigterm()
+            interrupt_on_signals()
             train_model(recipe, built)
     finally:
         signal.signal(signal.SIGTERM, previous)
