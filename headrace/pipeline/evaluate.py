@@ -13,6 +13,7 @@ from headrace.console import bar
 from headrace.evaluation.metrics import Evaluation, before_scaling
 from headrace.files import write_json, write_with
 from headrace.models.schema import Schema
+from headrace.pipeline.reference import write_profile
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
 from headrace.runtime.contract import Contract
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def evaluate_export(recipe: Recipe, project: Project) -> None:
-    """Writes `evaluation/`: metrics.json, evaluation.json, predictions.npz and pictures.
+    """Writes `evaluation/`: metrics.json, evaluation.json, predictions.npz, pictures, and the profile for monitoring.
 
     Raises:
         ExportError: the graph gives NaN or infinity.
@@ -45,6 +46,7 @@ def evaluate_export(recipe: Recipe, project: Project) -> None:
     write_json(out / "evaluation.json", evaluation.to_dict())
     write_json(out / "metrics.json", {name: rounded(value) for name, value in sorted(evaluation.metrics.items())})
     draw(recipe, evaluation, y_true, outputs, artifacts)
+    write_profile(recipe, artifacts, outputs)
 
 
 def answers_for(test: Path, folder: Path, recipe: Recipe) -> NDArray[Any]:

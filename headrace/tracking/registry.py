@@ -309,6 +309,7 @@ def _log_evaluation(project: Project, run_id: str, artifacts: Path) -> None:
     store.log_artifacts(run_id, str(artifacts / "evaluation" / "pictures"), "evaluation")
     store.log_artifact(run_id, str(artifacts / "evaluation" / "evaluation.json"), "evaluation")
     store.log_artifact(run_id, str(artifacts / "validation.json"), "data")
+    store.log_artifact(run_id, str(artifacts / "evaluation" / "profile.json"), "monitoring")
 
 
 def _log_graph(run_id: str, export: Path, recipe: Recipe, project: Project) -> tuple[str, str]:
