@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -89,6 +90,9 @@ class Settings(BaseSettings):
     """Disk space for the feedback of one tenant. Feedback beyond it is refused with 413."""
     tenant_pending_rows: int = Field(default=100_000, ge=0)
     """Rows of feedback that a tenant may send for requests without a recorded answer. A further one is refused with 413."""
+    notify: Annotated[tuple[str, ...], NoDecode] = ()
+    """Addresses that get a notification when an alarm is raised, as Apprise writes them, for example
+    `mailto://USER:PASSWORD@example.org` or `json://hooks.example.org/models`: a list; in the variable separated by blanks."""
     disk_reserve_bytes: int = Field(default=1024**3, ge=0)
     """Free disk space below which batches and feedback are refused with 507, and batches that were accepted wait."""
     train_nodes: int = Field(default=1, ge=1)
@@ -112,6 +116,14 @@ class Settings(BaseSettings):
     def prefect_address(self) -> str:
         """Where Prefect's pages are on this machine; its API is below `/api`."""
         return f"http://{LOOPBACK}:{self.prefect_port}"
+
+    @field_validator("notify", mode="before")
+    @classmethod
+    def _split_addresses(cls, notify: Any) -> Any:
+        found = notify.split() if isinstance(notify, str) else notify
+        if isinstance(found, list | tuple) and (wrong := [one for one in found if "://" not in str(one)]):
+            raise ValueError(f"expected addresses such as mailto://USER:PASSWORD@example.org; entry {len(wrong)} has no ://")
+        return found
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Settings:

@@ -13,6 +13,7 @@ from headrace.cli import (
     batches,
     data,
     inspect,
+    monitor,
     new,
     predict,
     projects,
@@ -31,7 +32,7 @@ from headrace.processes import bypass_proxies_on_loopback
 
 EXIT_CODES = """
 Exit codes: 0 done · 1 failed · 2 usage, recipe or settings · 3 data refused · 4 model not released ·
-5 a service, port or engine · 6 busy · 7 disk full · 130 interrupted.
+5 a service, port or engine · 6 busy · 7 disk full · 8 an alarm · 130 interrupted.
 """
 SECTIONS: dict[str, list[click.Command]] = {
     "Projects": [projects.init, projects.upgrade],
@@ -39,6 +40,7 @@ SECTIONS: dict[str, list[click.Command]] = {
     "Serve": [run.up, run.down, rollouts.scale, service.service],
     "Call models": [predict.predict, batches.batch, batches.feedback],
     "Recipes and data": [recipes.list_recipes, new.new, recipes.check, recipes.expectations, data.data],
+    "Monitor": [monitor.monitor, monitor.drift],
     "Inspect": [inspect.status, inspect.logs, inspect.history_command, inspect.trace, inspect.open_page],
     "Back up": [backups.backup, backups.restore],
     "Access and usage": [tokens.tokens, usage.usage, usage.audit],

@@ -1,0 +1,52 @@
+"""Monitoring: looks at a model, announces alarms, and decides whether to train again."""
+
+from __future__ import annotations
+
+from prefect import task
+from prefect.events import emit_event
+
+from headrace.project import Project
+from headrace.recipe.recipe import Recipe
+from headrace.services import notifications
+from headrace.services.monitoring import look as looking
+from headrace.services.monitoring import retraining
+from headrace.services.monitoring.report import MonitorReport
+from tasks.reporting import report, step
+from tasks.settings import HOUR, PLAIN
+
+
+@task(name="look", timeout_seconds=HOUR, **PLAIN)
+def look(recipe: Recipe, project: Project) -> MonitorReport:
+    """Counts the hours that are new, and compares the last day with training."""
+    step("look", "at what is asked and answered, beside the training rows")
+    found = looking.look(recipe.name, recipe.monitor, project, report)
+    for line in found.lines():
+        report(line)
+    return found
+
+
+@task(name="announce", timeout_seconds=HOUR, **PLAIN)
+def announce(recipe: Recipe, found: MonitorReport, project: Project) -> None:
+    """Tells Prefect's automations and people about an alarm, once for each alarm."""
+    if not found.is_alarming or not retraining.is_new_alarm(found, project):
+        return
+    step("announce", "the alarm")
+    name = f"{found.model}@{found.version}"
+    emit_event(
+        event="headrace.alarm",
+        resource={"prefect.resource.id": f"headrace.model.{found.model}", "prefect.resource.name": found.model},
+        payload={"version": found.version, "reasons": found.reasons},
+    )
+    notifications.notify(f"{name}: alarm", "\n".join([*found.reasons, f"headrace drift {found.model}"]), project, report)
+    retraining.mark_announced(found, project)
+
+
+@task(name="decide on training", timeout_seconds=HOUR, **PLAIN)
+def decide_retraining(recipe: Recipe, found: MonitorReport, project: Project) -> bool:
+    """Whether the model is trained again now, by the limits of `monitor.retrain`; an attempt is counted before it begins."""
+    decision = retraining.decide(recipe.monitor, found, project)
+    if found.is_alarming:
+        report(decision.reason)
+    if decision.retrain:
+        retraining.count_attempt(found, project)
+    return decision.retrain

@@ -1,0 +1,226 @@
+"""One look at a released model: sampled rows like those of training raise nothing, others do; hours count once."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from headrace.errors import RecipeError, UsageError
+from headrace.project import Project
+from headrace.recipe.monitor import MonitorConfig, RetrainConfig
+from headrace.recipe.recipe import Recipe, parse_recipe
+from headrace.runtime.sample_file import SampleHead, file_name
+from headrace.services.api.feedback_store import FeedbackStore, RecordedAnswer, Truth
+from headrace.services.monitoring import retraining
+from headrace.services.monitoring.look import look, restart
+from headrace.services.monitoring.report import MonitorReport, last_report
+from headrace.tracking.runs import client
+from tests.release.candidates import new_recipe, released
+
+numbers = itertools.count()
+HOUR = 3600.0
+
+
+@pytest.fixture
+def served(built: Project) -> Recipe:
+    """A recipe with one version in production, which has not been asked yet."""
+    recipe = new_recipe(built)
+    released(recipe, built)
+    return recipe
+
+
+def sampled(project: Project, model: str, hours_ago: float, rows: list[dict[str, Any]], version: str = "1") -> Path:
+    """Writes the sample of an hour, as a replica does."""
+    hour = datetime.fromtimestamp(time.time() - hours_ago * HOUR, UTC).strftime("%Y-%m-%dT%H")
+    folder = project.usage / f"{model}-v{version}-{next(numbers):04x}"
+    folder.mkdir(parents=True)
+    head = SampleHead(model, version, folder.name, hour, len(rows), len(rows), 0)
+    lines = [json.dumps(head.to_json()), *map(json.dumps, rows)]
+    path = folder / file_name(hour, "0123abcd")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def rows_like_training(project: Project, recipe: Recipe, count: int, seed: int, **changed: Any) -> list[dict[str, Any]]:
+    frame = pd.read_parquet(project.artifacts(recipe.name) / "prepared" / "train.parquet").sample(
+        count, random_state=seed, replace=True
+    )
+    rng = np.random.default_rng(seed)
+    inputs = [{**row, **changed} for row in json.loads(frame.drop(columns=recipe.data.target).to_json(orient="records"))]
+    answers = frame[recipe.data.target].tolist()
+    confidences = rng.uniform(0.9, 1.0, count).tolist()
+    return [
+        {"at": 1.0, "id": f"r{i}", "row": 0, "tenant": "acme", "inputs": row, "answer": answer, "confidence": confidence}
+        for i, (row, answer, confidence) in enumerate(zip(inputs, answers, confidences, strict=True))
+    ]
+
+
+def test_without_a_request_nothing_is_compared_and_that_is_said(served: Recipe, built: Project) -> None:
+    found = look(served.name, MonitorConfig(), built)
+    assert (found.rows, found.new_hours, found.is_alarming, found.drift) == (0, 0, False, [])
+    assert found.notes == ["no request has been sampled yet"]
+    assert last_report(served.name, built) == found
+
+
+def test_rows_like_those_of_training_raise_no_alarm_and_hours_count_once(served: Recipe, built: Project) -> None:
+    for hour in range(2, 8):
+        sampled(built, served.name, hour, rows_like_training(built, served, 60, hour))
+    first = look(served.name, MonitorConfig(), built)
+    assert (first.new_hours, first.rows) == (6, 360) and first.alarm is not None
+    assert [one for one in first.alarm.features if not one.startswith("(")] == []
+    again = look(served.name, MonitorConfig(), built)
+    assert again.new_hours == 0 and again.alarm is not None and again.alarm.windows == first.alarm.windows
+
+
+def test_a_field_that_shifts_raises_an_alarm_that_names_it(served: Recipe, built: Project) -> None:
+    for hour in range(2, 8):
+        sampled(built, served.name, hour, rows_like_training(built, served, 100, hour, length=1000.0))
+    found = look(served.name, MonitorConfig(), built)
+    assert found.is_alarming and found.alarm is not None and "length" in found.alarm.features
+    assert found.drift[0].name == "length" and found.drift[0].outside_range == 1.0
+    page = (built.state / "monitoring" / served.name / "report.html").read_text()
+    assert "the rows differ from training" in page and "data:image/png;base64," in page
+    version = client(built).get_model_version(served.name, "1")
+    assert "monitoring/report.html" in {one.path for one in client(built).list_artifacts(version.run_id or "", "monitoring")}
+    restart(served.name, built)
+    calm = look(served.name, MonitorConfig(), built)
+    assert not calm.is_alarming and calm.new_hours == 0, "hours that were counted stay counted"
+
+
+def test_the_current_hour_is_shown_and_not_counted_yet(served: Recipe, built: Project) -> None:
+    sampled(built, served.name, 0, rows_like_training(built, served, 40, 1))
+    found = look(served.name, MonitorConfig(), built)
+    assert (found.rows, found.new_hours) == (40, 0)
+
+
+def test_another_version_s_rows_and_damaged_files_are_left_out(served: Recipe, built: Project) -> None:
+    sampled(built, served.name, 3, rows_like_training(built, served, 30, 1, length=1e6), version="7")
+    damaged = sampled(built, served.name, 3, [])
+    damaged.write_text("{\n")
+    cut = sampled(built, served.name, 3, rows_like_training(built, served, 30, 2))
+    cut.write_bytes(cut.read_bytes()[:-20])
+    lines: list[str] = []
+    found = look(served.name, MonitorConfig(), built, lines.append)
+    assert found.rows == 29 and not found.is_alarming
+    assert any(str(damaged.relative_to(built.root)) in line and "is left out" in line for line in lines)
+
+
+def test_a_field_that_vanished_counts_as_missing(served: Recipe, built: Project) -> None:
+    rows = rows_like_training(built, served, 60, 1)
+    for row in rows:
+        del row["inputs"]["width"]
+    sampled(built, served.name, 3, rows)
+    drift = {one.name: one for one in look(served.name, MonitorConfig(), built).drift}
+    assert drift["width"].missing == 1.0
+
+
+def truths(project: Project, model: str, right: int, wrong: int) -> None:
+    store = FeedbackStore(project, 90)
+    for i in range(right + wrong):
+        record = RecordedAnswer(time.time(), f"{model}-{i}", "acme", model, "1", ["big"])
+        truth = Truth("acme", model, "1", f"{model}-{i}", 0, "big" if i < right else "small")
+        store.add([truth], record)
+    store.close()
+
+
+@pytest.mark.parametrize(("right", "wrong", "fallen"), [(300, 3, False), (40, 260, True)])
+def test_the_quality_by_true_answers_has_an_interval(
+    served: Recipe, built: Project, right: int, wrong: int, fallen: bool
+) -> None:
+    truths(built, served.name, right, wrong)
+    quality = look(served.name, MonitorConfig(), built).quality
+    assert quality is not None and (quality.metric, quality.all_rows) == ("accuracy", right + wrong)
+    assert quality.rows == right + wrong - 200 and quality.low <= quality.value <= quality.high
+    assert (quality.has_fallen, "has fallen" in quality.sentence) == (fallen, fallen)
+
+
+def test_an_estimate_is_called_one(served: Recipe, built: Project) -> None:
+    sampled(built, served.name, 1, rows_like_training(built, served, 50, 1))
+    found = look(served.name, MonitorConfig(), built)
+    assert found.estimate is not None and found.estimate.value == pytest.approx(0.95, abs=0.02)
+    assert any(
+        line.startswith("  estimated accuracy 0.9") and "if its probabilities are right" in line for line in found.lines()
+    )
+
+
+def test_a_model_that_is_not_in_production_is_named_with_the_near_miss(served: Recipe, built: Project) -> None:
+    with pytest.raises(UsageError, match=r"no version of .* is in production"):
+        look(served.name[:-1] + "x", MonitorConfig(), built)
+
+
+def test_other_settings_begin_the_alarm_again(served: Recipe, built: Project) -> None:
+    sampled(built, served.name, 3, rows_like_training(built, served, 50, 1))
+    assert look(served.name, MonitorConfig(), built).new_hours == 1
+    assert look(served.name, MonitorConfig(alpha=0.01), built).new_hours == 1
+
+
+@pytest.fixture
+def alarm() -> Callable[..., MonitorReport]:
+    quality = {
+        "metric": "accuracy",
+        "rows": 9,
+        "all_rows": 9,
+        "value": 0.1,
+        "low": 0.0,
+        "high": 0.2,
+        "reference": 0.9,
+        "has_fallen": True,
+    }
+    return lambda **changed: MonitorReport.model_validate(
+        {"model": "m", "version": "1", "at": "now", "new_hours": 0, "rows": 0, "quality": quality, **changed}
+    )
+
+
+def test_training_again_keeps_to_its_limits(project: Project, alarm: Callable[..., MonitorReport]) -> None:
+    monitor, found, day = MonitorConfig(retrain=RetrainConfig(cooldown="2d", per_week=2)), alarm(), 24 * HOUR
+    assert retraining.decide(monitor, found, project, now=0.0).retrain
+    retraining.count_attempt(found, project, now=0.0)
+    assert "less than 2d ago" in retraining.decide(monitor, found, project, now=day).reason
+    assert retraining.decide(monitor, found, project, now=2 * day).retrain
+    retraining.count_attempt(found, project, now=2 * day)
+    assert "2 times within a week" in retraining.decide(monitor, found, project, now=6 * day).reason
+    assert retraining.decide(monitor, found, project, now=8 * day).retrain
+    assert not retraining.decide(monitor, found, project, now=-5 * day).retrain, (
+        "a clock that was set back trains no more often"
+    )
+
+
+def test_without_limits_a_person_decides_and_a_calm_model_is_left_alone(
+    project: Project, alarm: Callable[..., MonitorReport]
+) -> None:
+    assert "a person decides: headrace run m" in retraining.decide(MonitorConfig(), alarm(), project).reason
+    assert not retraining.decide(MonitorConfig(retrain=RetrainConfig()), alarm(quality=None), project).retrain
+
+
+def test_an_alarm_is_announced_once(project: Project, alarm: Callable[..., MonitorReport]) -> None:
+    found = alarm()
+    assert retraining.is_new_alarm(found, project)
+    retraining.mark_announced(found, project)
+    assert not retraining.is_new_alarm(found, project)
+    assert retraining.is_new_alarm(alarm(version="2"), project)
+
+
+@pytest.mark.parametrize(
+    ("monitor", "said"),
+    [
+        ({"every": "10s"}, "at least a minute"),
+        ({"every": "daily"}, "for example 15m, 1h or 7d"),
+        ({"retrain": {"cooldown": "x"}}, "for example 15m"),
+        ({"retrain": {"per_week": 0}}, "greater than or equal to 1"),
+        ({"alpha": 1}, "less than 1"),
+        ({"evry": "1h"}, "every"),
+    ],
+)
+def test_wrong_fields_are_refused(served: Recipe, built: Project, monitor: dict[str, Any], said: str) -> None:
+    text = (built.recipes / f"{served.name}.yaml").read_text() + f"\nmonitor: {json.dumps(monitor)}\n"
+    with pytest.raises(RecipeError, match=said):
+        parse_recipe(text, "recipes/x.yaml")
