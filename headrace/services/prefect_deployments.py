@@ -1,4 +1,4 @@
-"""Makes the deployments on the local Prefect server the same as those in `prefect.yaml`, which is the truth.
+"""Makes the deployments on the local Prefect server the same as those in `prefect.yaml` and in recipes, which are the truth.
 
 Prefect's own `prefect deploy` only adds and changes: it removes neither deployments nor schedules, and resumes what was paused.
 """
@@ -21,6 +21,7 @@ from headrace.files import read_cached_json, write_json, write_text
 from headrace.project import Project
 from headrace.services import prefect
 from headrace.services.prefect_file import FILE, HINT, Entry, keep_pauses, read_entry, read_file, timing_of
+from headrace.services.recipe_deployments import monitor_entries
 from headrace.tracking.provenance import sha256
 
 SECONDS = 900
@@ -45,7 +46,7 @@ class _Record:
 
 
 def register_deployments(project: Project, report: Report = lambda line: None) -> bool:
-    """Adds, changes and removes deployments and schedules until the server has those of `prefect.yaml`.
+    """Adds, changes and removes deployments and schedules until the server has those of `prefect.yaml` and of recipes.
 
     A pause that a person made in the UI stays, unless the file's own `active` or `paused` has changed. Deployments that were
     not made from the file are left alone.
@@ -62,8 +63,10 @@ def register_deployments(project: Project, report: Report = lambda line: None) -
     project.locks.mkdir(parents=True, exist_ok=True)
     with FileLock(project.locks / "deployments.lock"):  # `up`, and a release that starts the servers
         content, entries = read_file(project.root)
+        watched = monitor_entries(project, {entry.name for entry in entries}, report)
+        entries = [*entries, *watched]
         record, found = _read_record(project), _deployments(project)
-        stamp = _stamp(project)
+        stamp = _stamp(project, watched)
         has_changed = record.stamp != stamp or not _is_deployed(entries, record, found)
         if has_changed:
             found = _deploy(project, content, entries, record, found, report)
@@ -101,7 +104,7 @@ def _deploy(
             continue
         if any(entry.key == key for entry in record.entries):
             prefect.call(project, "DELETE", f"deployments/{deployment['id']}")
-            report(f"deployment {deployment['name']} removed: {FILE} does not have it")
+            report(f"deployment {deployment['name']} removed: neither {FILE} nor a recipe has it")
         elif not record.exists and deployment["work_pool_name"] == prefect.WORK_POOL:
             report(
                 f"deployment {deployment['name']} is not in {FILE} and stays, since Headrace has no record of having made it; "
@@ -231,7 +234,9 @@ def _read_record(project: Project) -> _Record:
         return _Record("", [], False)
 
 
-def _stamp(project: Project) -> str:
-    """Changes when `prefect.yaml` changes, the project moves, or the server begins with a new database."""
+def _stamp(project: Project, watched: list[Entry]) -> str:
+    """Changes when `prefect.yaml` or the schedules of recipes change, the project moves, or the server begins with a new
+    database."""
     database = project.state / "prefect" / "prefect.db"
-    return f"{sha256(project.root / FILE)} {database.stat().st_ino if database.exists() else 0} {project.root}"
+    recipes = "".join(f" {entry.name} {schedule.timing}" for entry in watched for schedule in entry.schedules)
+    return f"{sha256(project.root / FILE)} {database.stat().st_ino if database.exists() else 0} {project.root}{recipes}"

@@ -15,6 +15,7 @@ from headrace.services import prefect
 from headrace.services.prefect_checks import poll_problem, unscheduled
 from headrace.services.prefect_deployments import register_deployments
 from headrace.services.prefect_file import Entry, keep_pauses, read_entry
+from tests.projects import TINY_TABLE
 from tests.services.prefect_server import prefect_server
 
 FLOW = "from prefect import flow\n\n@flow\ndef nightly(recipe_name: str = 'toy'):\n    pass\n"
@@ -127,7 +128,7 @@ def test_the_server_has_what_the_file_has_and_pauses_of_persons_survive(project:
         [
             *(f"deployment {name} changed" for name in ("emptied", "without", "fewer", "waiting")),
             *(f"deployment {name} added" for name in ("new", "paused")),
-            "deployment old removed: prefect.yaml does not have it",
+            "deployment old removed: neither prefect.yaml nor a recipe has it",
             *(f"deployment {name}: schedule cron 30 5 * * MON removed" for name in ("emptied", "fewer")),
             "deployment emptied: schedule cron 1 1 1 1 * removed",
             *(f"deployment without: schedule {timing} removed" for timing in ("interval 3600", "cron 7 7 * * *")),
@@ -195,8 +196,28 @@ def test_a_file_that_cannot_be_deployed_removes_nothing(text: str | None, messag
 def test_a_file_without_deployments_removes_those_of_the_file_alone(project: Project) -> None:
     before = deployments(project)
     write(project)
-    assert up(project) == [f"deployment {name} removed: prefect.yaml does not have it" for name in before if name != "own"]
+    assert up(project) == [
+        f"deployment {name} removed: neither prefect.yaml nor a recipe has it" for name in before if name != "own"
+    ]
     assert deployments(project).keys() == {"own"} & before.keys()
+
+
+def test_a_recipe_that_is_watched_on_a_schedule_has_a_deployment(project: Project) -> None:
+    (project.root / "flows").mkdir()
+    (project.root / "flows" / "monitor.py").write_text(FLOW.replace("nightly", "monitor"))
+    recipe = project.recipes / "tiny.yaml"
+    recipe.write_text(TINY_TABLE + "monitor: {every: 90m}\n")
+    (project.recipes / "broken.yaml").write_text("monitor: [\n")
+    write(project)
+    lines = up(project)
+    assert "deployment monitor-tiny added" in lines
+    assert any(line.startswith("deployment monitor-broken is not made, because its recipe cannot be read") for line in lines)
+    assert schedules(project, "monitor-tiny") == {"5400.0": True}
+    assert deployments(project)["monitor-tiny"]["parameters"] == {"recipe_name": "tiny"}
+    (project.recipes / "broken.yaml").unlink()
+    assert up(project) == []
+    recipe.write_text(TINY_TABLE)
+    assert up(project) == ["deployment monitor-tiny removed: neither prefect.yaml nor a recipe has it"]
 
 
 def test_pauses_when_the_file_changes_or_its_last_state_is_unknown() -> None:
