@@ -158,7 +158,7 @@ def _exit_if_refused(found: Batch, as_json: bool) -> None:
         return
     for note in found.notes:
         console.report(note)
-    print_counts(found.rows_done, found.refusals)
+    print_counts(found.rows_done, found.refusals, found.warnings)
     raise_if_refused(found.rows_done, found.rows_failed, f"batch {found.id}", "the file of the answers")
 
 

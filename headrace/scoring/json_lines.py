@@ -28,7 +28,7 @@ from headrace.scoring.rows import (
 )
 from headrace.scoring.values import from_values
 
-NAMES = ("prediction", "prediction_error", "prediction_id", "prediction_row")
+NAMES = ("prediction", "prediction_error", "prediction_id", "prediction_row", "prediction_warnings")
 MAX_NAMES = 100_000
 """Names of other fields that are compared with those of the answers."""
 MAX_SHOWN = 1000
@@ -132,6 +132,8 @@ class _JsonWriter(AnswerWriter):
     def write(self, chunk: Chunk, lines: list[Line]) -> None:
         for source, line in zip(chunk.sources, lines, strict=True):
             answer = {name + self._ending: value for name, value in _answer(line).items()}
+            if self._keeps and "warnings" in line:
+                answer["prediction_warnings" + self._ending] = line["warnings"]
             if self._keeps:
                 self._handle.write(_beside(source, answer))
             else:

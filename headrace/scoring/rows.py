@@ -20,7 +20,8 @@ Others = Literal["refuse", "ignore", "keep"]
 """What happens to columns that the model does not know: the file is refused, or they are left out of the result, or they are
 in the result beside the answers."""
 Line = dict[str, Any]
-"""An answer: `{"row", "prediction", "id", "id_row"}`, or `{"row", "error": {"code", "message", ...}}`."""
+"""An answer: `{"row", "prediction", "id", "id_row"}`, also with `warnings` about values that training has not seen; or
+`{"row", "error": {"code", "message", ...}}`."""
 
 
 class BadFile(Exception):

@@ -65,9 +65,9 @@ def test_rows_come_back_byte_for_byte_in_their_encoding(tmp_path: Path, encoding
     lines = found.decode(encoding).splitlines()
     assert lines[0] == (
         "Größe;price;store;x;prediction;probability;probability_no;probability_yes;"
-        "prediction_error;prediction_id;prediction_row"
+        "prediction_error;prediction_id;prediction_row;prediction_warnings"
     )
-    assert lines[1:] == ['"a;b";1,50;17; é ;yes;0,75;0,25;0,75;;m@1:x;0', '007;"2,0";3;"";yes;0,75;0,25;0,75;;m@1:x;1']
+    assert lines[1:] == ['"a;b";1,50;17; é ;yes;0,75;0,25;0,75;;m@1:x;0;', '007;"2,0";3;"";yes;0,75;0,25;0,75;;m@1:x;1;']
     assert notes == [f"CSV separated by semicolons, decimal commas, {encoding}"]
 
 
