@@ -41,19 +41,39 @@ class Located:
     notes: list[str] = field(default_factory=list)
 
 
-def locate(data: str, project: Project, given: dict[str, Any], header: bool | None, known: str | None) -> Located:
+@dataclass(frozen=True)
+class Reading:
+    """How the user wants files to be read."""
+
+    given: dict[str, Any] = field(default_factory=dict)
+    """Fields of `data.read`."""
+    header: bool | None = None
+    format: str | None = None
+    labels: tuple[str, ...] = ()
+    """Columns that may hold lists of labels."""
+
+    def sample(self, path: Path) -> Sample:
+        return read_sample(path, self.given, self.header, self.format, labels=self.labels)
+
+    def again(self, path: Path, sample: Sample) -> Sample:
+        """Reads a file as another one, or the same, was read before."""
+        fixed = sample.read.model_dump() if sample.read else {}
+        return read_sample(path, fixed, sample.header, sample.format, sample.rules, self.labels)
+
+
+def locate(data: str, project: Project, reading: Reading) -> Located:
     """Returns a sample of the table in `data`: a file, a pattern of files, a folder of files, an address, or a database.
 
     Raises:
         SourceError, DataError: it does not exist, or cannot be read.
     """
     if "://" in data and is_database(data):
-        return _database(data, project, given)
+        return _database(data, project, reading.given)
     if "://" in data and not is_local(data):
-        return _remote(data, project, given, header, known)
+        return _remote(data, project, reading)
     path = Path(data).expanduser()
     if is_pattern(data) or path.is_dir():
-        return _several(path, project, given, header, known)
+        return _several(path, project, reading)
     if not path.exists():
         names = visible_names(path.parent)
         raise DataError(
@@ -61,10 +81,10 @@ def locate(data: str, project: Project, given: dict[str, Any], header: bool | No
             where=data,
             hint="correct the path, or copy the file there",
         )
-    sample = read_sample(path, given, header, known)
+    sample = reading.sample(path)
     source = source_of(path, project)
     notes = [outside_note(source)] if Path(source).is_absolute() else []
-    return Located(source, source, sample, lambda one: _again(path, one), notes)
+    return Located(source, source, sample, lambda one: _again(path, one, reading), notes)
 
 
 def _database(uri: str, project: Project, given: dict[str, Any]) -> Located:
@@ -86,13 +106,13 @@ def _database(uri: str, project: Project, given: dict[str, Any]) -> Located:
     return Located(source, redacted(source), sample, lambda one: with_rules(table, one.rules, Path("sample")), notes)
 
 
-def _remote(uri: str, project: Project, given: dict[str, Any], header: bool | None, known: str | None) -> Located:
+def _remote(uri: str, project: Project, reading: Reading) -> Located:
     path = fetch(uri, None, project.state / "cache" / "sources", project.root)
-    sample = read_sample(path, given, header, known)
-    return Located(uri, redacted(uri), sample, lambda one: _again(path, one))
+    sample = reading.sample(path)
+    return Located(uri, redacted(uri), sample, lambda one: _again(path, one, reading))
 
 
-def _several(path: Path, project: Project, given: dict[str, Any], header: bool | None, known: str | None) -> Located:
+def _several(path: Path, project: Project, reading: Reading) -> Located:
     """Returns a sample of the first of several files; the recipe reads all of them."""
     import pyarrow as pa
 
@@ -103,11 +123,11 @@ def _several(path: Path, project: Project, given: dict[str, Any], header: bool |
         raise DataError(
             "no file matches", where=pattern, hint="correct the pattern; `*` matches any characters, folders included"
         )
-    first = read_sample(files[0], given, header, known)
+    first = reading.sample(files[0])
     tables = [with_partitions(first.table, files[0])]
-    fixed, are_whole = first.read.model_dump() if first.read else {}, first.is_whole
+    are_whole = first.is_whole
     for file in files[1 :: max(1, len(files) // MORE_FILES)][:MORE_FILES]:
-        other = read_sample(file, fixed, first.header, first.format, first.rules)
+        other = reading.again(file, first)
         are_whole = are_whole and other.is_whole
         tables.append(with_partitions(other.table, file))
     try:
@@ -148,9 +168,8 @@ def _common_ending(folder: Path) -> str:
     )
 
 
-def _again(path: Path, sample: Sample) -> pa.Table:
-    given = sample.read.model_dump() if sample.read else {}
-    table = read_sample(path, given, sample.header, sample.format, sample.rules).table
+def _again(path: Path, sample: Sample, reading: Reading) -> pa.Table:
+    table = reading.again(path, sample).table
     return table.select([name for name in sample.table.column_names if name in table.column_names])
 
 

@@ -285,8 +285,6 @@ def test_a_text_beside_other_columns_is_learned_with_them(project: Project) -> N
     assert recipe.task == "classification" and recipe.data.text is not None and {"text", "n"} <= set(rows)
     new(project, "both.csv", "--drop", "text", target="stars")
     assert load_recipe("shop", project).data.text is None
-    assert "target: [n, stars]" in new(project, "both.csv", target="n,stars", code=2)
-    assert "target: [n, stars]" in new(project, "both.csv", "--target", "stars", target="n", code=2)
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ SCORED = "prediction,prediction_error,prediction_id,prediction_row"
 WARNED = ";prediction_warnings"
 WARNING = "carrier: 'ZZ' is outside of the training data: known are 'AA', 'BB'"
 TRIPS = "\ufeffid;distance;carrier;minutes\r\n007;1,5;AA;9\r\n\r\n008;far;AA;\r\n009;2;ZZ;\r\n"
-"""With a byte order mark, decimal commas, a blank line, an id, the old target, a bad row, and a carrier without training rows."""
+"""With a byte order mark, decimal commas, a blank line, an id, the old target, a bad row, and an unknown carrier."""
 
 
 def test_a_table_comes_back_with_the_answers_beside_its_columns(service: LocalService, tmp_path: Path) -> None:
