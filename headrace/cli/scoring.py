@@ -16,6 +16,7 @@ import click
 
 from headrace import console
 from headrace.errors import DataError, Interrupted, UsageError
+from headrace.spreadsheets import ENDINGS as WORKBOOKS
 
 if TYPE_CHECKING:
     from headrace.client import AsyncClient
@@ -32,6 +33,7 @@ ENDINGS = {
     "text/csv": (".csv", ".tsv", ".tab", ".txt"),
     "application/x-ndjson": (".jsonl", ".ndjson"),
     "application/vnd.apache.parquet": (".parquet", ".pq"),
+    "workbook": WORKBOOKS,
 }
 """How the names of files of each format end."""
 
@@ -156,7 +158,7 @@ def _check_output(file: RowsFile, path: Path, output: Path | None) -> None:
     given = next((kind for kind, endings in ENDINGS.items() if output.name.lower().endswith(endings)), None)
     if given is not None and given != file.media_type:
         ending = ENDINGS[file.media_type][0]
-        message = f"{path.name} is {ending[1:]}, and its answers come in the same format, not as {output.name}"
+        message = f"the answers to {path.name} come as {ending[1:]}, not as {output.name}"
         raise UsageError(message, where="--output", hint=f"--output {output.with_suffix(ending)}")
 
 

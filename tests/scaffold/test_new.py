@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from headrace.data.tables import read_batches
 from headrace.errors import HeadraceError
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe, load_recipe
+from tests.workbooks import xlsx
 
 ROWS = 120
 
@@ -335,42 +335,9 @@ def test_a_large_file_is_sampled_from_all_of_it(project: Project, table: pd.Data
     assert set(stored(project)[1]["plan"]) == {"bäsic", "pro", "rare"}
 
 
-def workbook(path: Path, rows: list[list[Any]]) -> None:
-    """Writes an xlsx with two sheets; the rows are on the second one, named `Orders`."""
-
-    def cell(value: Any) -> str:
-        if value is None:
-            return "<c/>"
-        if isinstance(value, str):
-            return f'<c t="inlineStr"><is><t>{value}</t></is></c>'
-        return f"<c><v>{value}</v></c>"
-
-    kind = "application/vnd.openxmlformats-officedocument.spreadsheetml"
-    main, related = "http://schemas.openxmlformats.org/spreadsheetml/2006/main", "http://schemas.openxmlformats.org"
-    office = f"{related}/officeDocument/2006/relationships"
-    body = "".join(f"<row>{''.join(map(cell, row))}</row>" for row in rows)
-    sheet = f'<worksheet xmlns="{main}"><sheetData>{{}}</sheetData></worksheet>'
-    parts = "".join(f'<Override PartName="/xl/worksheets/s{i}.xml" ContentType="{kind}.worksheet+xml"/>' for i in (1, 2))
-    types = f'<Override PartName="/xl/workbook.xml" ContentType="{kind}.sheet.main+xml"/>{parts}'
-    rels = "".join(f'<Relationship Id="r{i}" Type="{office}/worksheet" Target="worksheets/s{i}.xml"/>' for i in (1, 2))
-    top = f'<Relationship Id="r1" Type="{office}/officeDocument" Target="xl/workbook.xml"/>'
-    sheets = '<sheet name="Notes" sheetId="1" r:id="r1"/><sheet name="Orders" sheetId="2" r:id="r2"/>'
-    xml = '<Default Extension="rels" ContentType="application/vnd.openxmlformats-package.relationships+xml"/>'
-    xml += '<Default Extension="xml" ContentType="application/xml"/>'
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("[Content_Types].xml", f'<Types xmlns="{related}/package/2006/content-types">{xml}{types}</Types>')
-        archive.writestr("_rels/.rels", f'<Relationships xmlns="{related}/package/2006/relationships">{top}</Relationships>')
-        archive.writestr("xl/workbook.xml", f'<workbook xmlns="{main}" xmlns:r="{office}"><sheets>{sheets}</sheets></workbook>')
-        archive.writestr(
-            "xl/_rels/workbook.xml.rels", f'<Relationships xmlns="{related}/package/2006/relationships">{rels}</Relationships>'
-        )
-        archive.writestr("xl/worksheets/s1.xml", sheet.format("<row><c><v>1</v></c></row>"))
-        archive.writestr("xl/worksheets/s2.xml", sheet.format(body))
-
-
 def test_a_sheet_of_a_workbook(project: Project, table: pd.DataFrame) -> None:
     cells = [list(table.columns), *table.astype(object).values.tolist()]
-    workbook(Path("orders.xlsx"), [["Orders of 2024"], *cells])
+    xlsx(Path("orders.xlsx"), [["Orders of 2024"], *cells])
     said = new(project, "orders.xlsx", "--sheet", "Orders", "--skip-lines", "1")
     assert "sheet 'Orders', not 'Notes' (--sheet)" in said
     pd.testing.assert_frame_equal(stored(project)[1], table, check_dtype=False)

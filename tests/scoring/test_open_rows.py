@@ -244,7 +244,7 @@ def test_a_file_that_cannot_be_used_says_why(tmp_path: Path, text: str, message:
         (gzip.compress(b"price,store\n1,3\n" * 9, mtime=0)[:-12], "truncated or damaged"),
         (b"\x1f\x8b\x08" + b"\x00" * 30, "truncated or damaged"),
         (b"PK\x03\x04 and nothing more", "truncated or damaged"),
-        (b"\xd0\xcf\x11\xe0", "an old Excel file; export it as CSV"),
+        (b"\xd0\xcf\x11\xe0", "not a workbook that can be read: Cannot detect file format; save it again as xlsx"),
         (b"\x89PNG\r\n\x1a\n", "a picture"),
         (b"", "no line at the beginning"),
     ],

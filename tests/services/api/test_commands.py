@@ -157,7 +157,7 @@ def test_an_interrupted_command_leaves_nothing_and_an_earlier_result_as_it_was(s
     [
         ("id,distanse,carrier\n1,2,AA\n", (), "the column 'distance' is missing"),
         ("distance,carrier\n", (), "the file has no rows"),
-        ("distance,carrier\n1,AA\n", ("--output", "x.parquet"), "its answers come in the same format"),
+        ("distance,carrier\n1,AA\n", ("--output", "x.parquet"), "come as csv, not as x.parquet"),
         ("distance,carrier\n1,AA\n", ("--stream",), "only one input can be streamed"),
         ('{"distance": 1, "carrier": "AA"}', ("--answers-only",), "rows.json is one input"),
     ],
