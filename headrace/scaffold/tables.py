@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrace.data.formats.files import ENDINGS
-from headrace.data.formats.partitions import with_partitions
+from headrace.data.formats.partitions import text_partitions, with_partitions
 from headrace.data.sources.addresses import is_local, local_files, redacted, scheme_of
 from headrace.data.sources.archives import is_pattern
 from headrace.data.sources.databases import export, is_database, without_password
@@ -18,6 +18,7 @@ from headrace.errors import DataError, near_miss
 from headrace.files import visible_names
 from headrace.project import Project
 from headrace.recipe.read import ReadConfig
+from headrace.runtime.values import ValueRule
 from headrace.scaffold.sample import SAMPLE_ROWS, Sample, read_sample, with_rules
 
 if TYPE_CHECKING:
@@ -123,13 +124,13 @@ def _several(path: Path, project: Project, reading: Reading) -> Located:
         raise DataError(
             "no file matches", where=pattern, hint="correct the pattern; `*` matches any characters, folders included"
         )
-    first = reading.sample(files[0])
-    tables = [with_partitions(first.table, files[0])]
+    first, text = reading.sample(files[0]), text_partitions(files)
+    tables = [with_partitions(first.table, files[0], text=text)]
     are_whole = first.is_whole
     for file in files[1 :: max(1, len(files) // MORE_FILES)][:MORE_FILES]:
         other = reading.again(file, first)
         are_whole = are_whole and other.is_whole
-        tables.append(with_partitions(other.table, file))
+        tables.append(with_partitions(other.table, file, text=text))
     try:
         table = pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
@@ -139,7 +140,11 @@ def _several(path: Path, project: Project, reading: Reading) -> Located:
     is_whole = len(files) == len(tables) and are_whole
     recognised = [f"{len(files)} files", *first.recognised]
     # With a section `read`, a column of the path such as year=2024 is a column of the table.
-    sample = replace(first, table=table, is_whole=is_whole, recognised=recognised, read=first.read or ReadConfig())
+    # What is text by the path of one file is text in later batches too, by a rule of the recipe.
+    codes = {name: ValueRule(type="text") for name in sorted(text) if name not in first.table.column_names}
+    rules = replace(first.rules, rules={**codes, **first.rules.rules})
+    read = first.read or ReadConfig()
+    sample = replace(first, table=table, is_whole=is_whole, recognised=recognised, read=read, rules=rules)
     source = source_of(Path(pattern), project)
     notes = [outside_note(source)] if Path(source).is_absolute() else []
     return Located(source, source, sample, lambda one: with_rules(table, one.rules, Path("sample")), notes)

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 
 from headrace.cli.main import cli
 from headrace.data.batches import add_batch
+from headrace.data.formats.partitions import text_partitions, with_partitions
 from headrace.data.ingest import ingest
 from headrace.data.tables import read_batches
 from headrace.errors import HeadraceError
@@ -362,6 +364,33 @@ def test_a_folder_of_partitions_has_their_columns(project: Project, table: pd.Da
     )
     add_batch(load_recipe("shop", project), later, project, lambda line: None)
     assert set(read_batches(project, recipe)["year"]) == {2023, 2024, 2025}
+
+
+@pytest.mark.parametrize("codes", [("02134", "10001"), ("10001", "02134"), ("10001", "N1")])
+def test_codes_in_the_names_of_folders_stay_text(project: Project, table: pd.DataFrame, codes: tuple[str, str]) -> None:
+    for code in codes:
+        folder = Path("sales") / f"zip={code}"
+        folder.mkdir(parents=True)
+        table.assign(spend=table["spend"] + len(code)).to_parquet(folder / "part.parquet")
+    new(project, "sales")
+    recipe, frame = stored(project)
+    assert set(frame["zip"]) == set(codes) and recipe.data.parse["zip"].type == "text"
+    later = Path("sales/zip=10001/later.parquet")
+    table.head(5).to_parquet(later)
+    path = project.recipes / "shop.yaml"
+    path.write_text("\n".join(line for line in path.read_text().splitlines() if "expect_" not in line or "match_set" in line))
+    add_batch(load_recipe("shop", project), later, project, lambda line: None)
+    assert set(read_batches(project, recipe)["zip"]) == set(codes)
+
+
+def test_columns_of_paths_have_one_type_in_all_files() -> None:
+    paths = [Path(f"s/zip={code}/month={month}/x.csv") for code, month in (("02134", "1"), ("10001", "12"))]
+    assert text_partitions(paths) == {"zip"}
+    assert text_partitions([Path("s/zip=__HIVE_DEFAULT_PARTITION__/x.csv"), Path("s/zip=7/x.csv")]) == set()
+    one = pa.table({"x": [1]})
+    assert with_partitions(one, paths[1], text={"zip"}).to_pylist() == [{"x": 1, "zip": "10001", "month": 12}]
+    assert with_partitions(one, Path("month=07/x.csv"), numbers=["month"]).to_pylist() == [{"x": 1, "month": 7}]
+    assert with_partitions(one, Path("month=07/x.csv")).to_pylist() == [{"x": 1, "month": "07"}]
 
 
 @pytest.mark.parametrize("name", ["t.jsonl", "t.jsonl.gz", "t.feather", "t.parquet"])
