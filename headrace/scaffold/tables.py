@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.data.formats.files import ENDINGS
 from headrace.data.formats.partitions import text_partitions, with_partitions
-from headrace.data.sources.addresses import is_local, local_files, redacted, scheme_of
+from headrace.data.sources.addresses import is_local, local_files, redacted, scheme_of, with_lower_scheme
 from headrace.data.sources.archives import is_pattern
 from headrace.data.sources.databases import export, is_database, without_password
-from headrace.data.sources.fetch import fetch
+from headrace.data.sources.fetch import fetch_all
 from headrace.errors import DataError, near_miss
 from headrace.files import visible_names
 from headrace.project import Project
@@ -68,6 +68,7 @@ def locate(data: str, project: Project, reading: Reading) -> Located:
     Raises:
         SourceError, DataError: it does not exist, or cannot be read.
     """
+    data = with_lower_scheme(data)
     if "://" in data and is_database(data):
         return _database(data, project, reading.given)
     if "://" in data and not is_local(data):
@@ -108,7 +109,8 @@ def _database(uri: str, project: Project, given: dict[str, Any]) -> Located:
 
 
 def _remote(uri: str, project: Project, reading: Reading) -> Located:
-    path = fetch(uri, None, project.state / "cache" / "sources", project.root)
+    cache, most = project.state / "cache" / "sources", project.settings.max_source_bytes
+    path = fetch_all([(uri, None)], cache, project.root, limit_bytes=most)[0]
     sample = reading.sample(path)
     return Located(uri, redacted(uri), sample, lambda one: _again(path, one, reading))
 
