@@ -144,6 +144,15 @@ def test_codes_keep_their_zeros_in_the_file_and_in_later_batches(project: Projec
     assert set(read_batches(project, recipe)["zip"]) == {"01234", "02345", "10115", "00501"}
 
 
+def test_whole_numbers_that_a_model_would_round_are_left_out_and_named(project: Project, table: pd.DataFrame) -> None:
+    table["ns"] = 1_700_000_000_000_000_001 + 7 * np.arange(ROWS)[::-1] ** 2
+    table["even"] = 2**53 + 2 * np.arange(ROWS)[::-1]
+    table.to_csv("t.csv", index=False)
+    said = new(project, "t.csv")
+    assert "left out: holds whole numbers beyond 2^53" in said and "--categorical 'ns'" in said
+    assert {"even"} <= set(load_recipe("shop", project).data.columns or []) and "ns" not in stored(project)[1]
+
+
 def test_categorical_reaches_the_reader_without_a_section_read(project: Project, table: pd.DataFrame) -> None:
     table["zip"] = np.resize(["01234", "10115"], ROWS)
     table["store"] = np.resize([3, 17], ROWS)

@@ -102,6 +102,23 @@ def test_a_column_with_the_name_of_an_answer_keeps_its_name_and_this_is_noted(tm
     assert "so the answers are in prediction_3 and so on" in notes[-1]
 
 
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl", "rows.parquet"])
+def test_a_whole_number_is_not_answered_as_its_neighbour(tmp_path: Path, name: str) -> None:
+    numbers = [2**53, 2**53 + 1, 2**53 + 2]
+    table = pd.DataFrame({"price": numbers, "store": "3"})
+    if name.endswith("parquet"):
+        table.to_parquet(tmp_path / name)
+    elif name.endswith("jsonl"):
+        table.to_json(tmp_path / name, orient="records", lines=True)
+    else:
+        table.to_csv(tmp_path / name, index=False)
+    _, lines, _ = score(tmp_path / name)
+    assert ["error" in line for line in lines] == [False, True, False]
+    assert (
+        "a number that float64 has exactly" in lines[1]["error"]["message"] and "9007199254740993" in lines[1]["error"]["got"]
+    )
+
+
 def test_a_level_that_looks_like_a_gap_is_a_level(tmp_path: Path) -> None:
     country = InputField(name="country", dtype="string", levels=["NA", "DE"])
     contract = CONTRACT.model_copy(update={"inputs": [country]})
