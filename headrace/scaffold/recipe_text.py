@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from headrace.data.formats.column_rules import ColumnRules
 from headrace.data.sources.addresses import redacted
 from headrace.recipe.read import ReadConfig
 from headrace.runtime.values import ValueRule
+from headrace.scaffold.parts import gate_lines, head_of, majority_bound, yaml_text
 from headrace.scaffold.targets import Target, multilabel_entropy, scaled_error
 
 if TYPE_CHECKING:
@@ -56,10 +56,7 @@ def recipe_text(proposal: Proposal) -> str:
     of = f"{rows:,} rows of" if proposal.is_whole else f"a sample of {rows:,} rows of"
     source = _one_line(Path(redacted(proposal.source)).name)
     lines = [
-        f"# Written by `headrace new` from {of} {source}. Everything is a proposal: edit it,",
-        f"# then run `headrace check {proposal.name}`.",
-        f"name: {proposal.name}",
-        f"task: {proposal.target.task}",
+        *head_of(proposal.name, proposal.target.task, f"{of} {source}"),
         "data:",
         f"  source: {yaml_text(proposal.source)}",
     ]
@@ -179,19 +176,11 @@ def _training(rows: int) -> list[str]:
 
 def _gate(frame: pd.DataFrame, target: Target) -> list[str]:
     """Returns the section `gate`: a candidate has to beat a constant, as the most frequent label or the median."""
-    metric, require, why = _least(frame, target)
-    return [
-        "gate:",
-        f'  require: {{{metric}: "{require}"}}   # {why}; make it as strict as you need',
-        f"  beat_champion: {{metric: {metric}, margin: 0.0, confidence: 0.95}}",
-        "  approval: auto   # or: manual",
-    ]
+    return gate_lines(*_least(frame, target))
 
 
 def _least(frame: pd.DataFrame, target: Target) -> tuple[str, str, str]:
     """Returns a metric, its bound, and what a constant reaches."""
-    import math
-
     if target.is_multilabel:
         loss = multilabel_entropy(frame, target)
         return "log_loss", f"< {loss:.6f}", f"the share of each label alone reaches {loss:.4g}"
@@ -200,28 +189,11 @@ def _least(frame: pd.DataFrame, target: Target) -> tuple[str, str, str]:
         return "scaled_mae", f"< {error:.6f}", f"the medians alone reach {error:.4g}"
     values = frame[target.columns[0]]
     if target.task != "regression":
-        majority = float(values.value_counts(normalize=True).iloc[0])
-        bound = math.floor(majority * 10_000 + 1) / 10_000
-        # If nearly all rows have one label, accuracy cannot distinguish a model from a constant.
-        require = f"> {majority:.4f}" if bound >= 1 else f">= {bound:.4f}"
-        return "accuracy", require, f"the most frequent label alone reaches {majority:.4f}"
+        return majority_bound(float(values.value_counts(normalize=True).iloc[0]))
     error = float((values - values.median()).abs().mean())
     if error < 1e-4:  # bounds in such small units need an exponent; r2 has no unit
         return "r2", "> 0", "the mean alone reaches 0"
     return "mae", f"< {error:.6f}", f"the median alone reaches {error:.4g}"
-
-
-def yaml_text(value: Any) -> str:
-    """Returns a value in YAML's flow style, on one line, quoted where YAML would parse it differently."""
-    import yaml
-
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{yaml_text(k)}: {yaml_text(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(yaml_text(item) for item in value) + "]"
-    # As an element of a list, so that commas and brackets are quoted too.
-    text: str = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=10**6).strip()[1:-1]
-    return text if text.isprintable() else json.dumps(value)  # a JSON string is a YAML string
 
 
 def _wrapped(head: str, names: list[str]) -> list[str]:

@@ -181,10 +181,9 @@ def _again(path: Path, sample: Sample, reading: Reading) -> pa.Table:
 
 
 def source_of(path: Path, project: Project) -> str:
-    """Returns a path relative to the project for a file in it, so that the recipe works in other clones."""
-    absolute = path.resolve()
-    root = project.root.resolve()
-    return str(absolute.relative_to(root)) if absolute.is_relative_to(root) else str(absolute)
+    """Returns a path relative to the project for data in it, so that the recipe works in other clones."""
+    absolute, root = path.expanduser().resolve(), project.root.resolve()
+    return absolute.relative_to(root).as_posix() if absolute.is_relative_to(root) else str(absolute)
 
 
 def outside_note(source: str) -> str:
