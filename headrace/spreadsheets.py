@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -120,9 +121,12 @@ def _memory() -> int:
 @functools.lru_cache(maxsize=16)
 def _measured(path: str, size: int, changed_ns: int, memory: int) -> dict[str, Any]:
     """Returns the cells of each sheet, or why the workbook cannot be read, from a process with limited memory."""
-    command = [sys.executable, "-m", "headrace.spreadsheets", path, str(memory)]
+    # -P: no file of the current folder is taken for a module of Python
+    command = [sys.executable, "-P", "-m", "headrace.spreadsheets", str(Path(path).resolve()), str(memory)]
+    places = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
     try:
-        done = subprocess.run(command, capture_output=True, timeout=MOST_SECONDS, check=False)
+        done = subprocess.run(command, capture_output=True, timeout=MOST_SECONDS, check=False, env=environment)
     except subprocess.TimeoutExpired:
         return {"too_large": f"takes more than {MOST_SECONDS} seconds"}
     if done.returncode == 0:

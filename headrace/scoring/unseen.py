@@ -18,9 +18,7 @@ UnseenWarning = dict[str, str]
 """`{"path", "message"}`, as in the answer to a request; the path is `row.` and the name of the field."""
 
 
-def warnings_by_row(
-    given: Sequence[UnseenWarning], contract: Contract | None, rows: Sequence[Any]
-) -> dict[int, list[UnseenWarning]]:
+def warnings_by_row(given: Sequence[UnseenWarning], contract: Contract, rows: Sequence[Any]) -> dict[int, list[UnseenWarning]]:
     """Returns the warnings of each row of a request.
 
     The service names the first hundred values only. If it has named so many, all of them are found here, by the contract.
@@ -29,7 +27,7 @@ def warnings_by_row(
         given: the warnings in the answer, with paths as `instances.0.plan`.
         rows: the rows of the request as they were sent.
     """
-    if len(given) >= MAX_WARNINGS and contract is not None:
+    if len(given) >= MAX_WARNINGS:
         given = _all_warnings(contract, rows) or given
     found: dict[int, list[UnseenWarning]] = {}
     for one in given:

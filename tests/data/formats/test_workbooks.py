@@ -65,6 +65,15 @@ def test_cells_far_apart_do_not_fill_the_memory(
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024
 
 
+def test_modules_of_the_current_folder_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('taken')\n")
+    (tmp_path / "headrace").mkdir()
+    (tmp_path / "headrace" / "__init__.py").write_text("raise SystemExit('taken')\n")
+    xlsx(tmp_path / "t.xlsx", [["a"], [1]])
+    monkeypatch.chdir(tmp_path)
+    assert spreadsheets.open_workbook(Path("t.xlsx")).sheet_names == ["Notes", "Orders"]
+
+
 def test_a_workbook_is_measured_once_until_it_changes(tmp_path: Path) -> None:
     xlsx(tmp_path / "t.xlsx", [["a"], [1]])
     spreadsheets._measured.cache_clear()
