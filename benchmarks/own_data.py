@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.own_data_sources import EXAM, KINDS, PICTURES, ROWS, TEXTS, Source, is_right, postgres_query, sqlite_query
+from benchmarks.progress import interrupt_on_sigterm, report
 from benchmarks.release_clone import CHECKOUT, Clone, CompletedCommand, commit, temporary_clone
 from benchmarks.report import hardware, markdown, wrap
 from headrace.errors import HeadraceError
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--transcripts", type=Path, help="folder for what each command printed")
     parser.add_argument("--out", type=Path, help="page to write (default: docs/benchmarks/own-data.md, or none with --quick)")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupt_on_sigterm()
     only = [name for name in options.only.split(",") if name]
     try:
         text, worked = measure(options.quick, only, options.transcripts)
@@ -196,15 +196,6 @@ def _report_one(one: Measured, transcripts: Path | None) -> None:
     if transcripts is not None:
         transcripts.mkdir(parents=True, exist_ok=True)
         write_text(transcripts / f"{one.source.name}.txt", "\n".join(one.transcript))
-
-
-def report(line: str) -> None:
-    """Prints a line of progress."""
-    print(f"  {time.strftime('%H:%M:%S')}  {line}", file=sys.stderr, flush=True)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

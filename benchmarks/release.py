@@ -9,7 +9,6 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from typing import Any
 
 from benchmarks import release_measures as measures
 from benchmarks import release_serving as serving
+from benchmarks.progress import interrupt_on_sigterm, report
 from benchmarks.release_clone import CHECKOUT, Clone, commit, temporary_clone
 from benchmarks.release_table import machine, render
 from headrace.errors import HeadraceError
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--out", type=Path, help="page that gets the table (default: docs/benchmarks/release.md, or none with --quick)"
     )
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupt_on_sigterm()
     try:
         runs = 1 if options.quick else max(1, options.runs)
         found = measure(runs, options.quick, options.setup, docker=not (options.quick or options.no_docker))
@@ -102,15 +102,6 @@ def write_table(table: str, page: Path) -> None:
     _, _, after = rest.partition(END)
     page.parent.mkdir(parents=True, exist_ok=True)
     write_text(page, f"{before}{BEGIN}\n\n{table}\n{END}{after}")
-
-
-def report(line: str) -> None:
-    """Prints a line of progress."""
-    print(f"  {time.strftime('%H:%M:%S')}  {line}", file=sys.stderr, flush=True)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

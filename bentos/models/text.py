@@ -12,11 +12,11 @@ from headrace.runtime.contract import Feeds
 from headrace.runtime.tokenizer import Encoder, run_by_length
 
 
-class TextModel(OnnxModel):
-    """Encodes one text field by `tokenizer.json` into the graph's `tokens` `(rows, length)`.
+class TokenizedModel(OnnxModel):
+    """A model with a `tokenizer.json`.
 
     Raises:
-        NotServable: also when the tokenizer is missing, or the contract does not have exactly one text field.
+        NotServable: also when it is missing or damaged.
     """
 
     def __init__(self, folder: Path, threads: int | None = None) -> None:
@@ -26,6 +26,14 @@ class TextModel(OnnxModel):
         except (OSError, ValueError) as error:
             raise NotServable(f"the model's tokenizer cannot be read: {error}") from error
         super().__init__(folder, threads)
+
+
+class TextModel(TokenizedModel):
+    """Encodes one text field into the graph's `tokens` `(rows, length)`.
+
+    Raises:
+        NotServable: also when the contract does not have exactly one text field.
+    """
 
     def run(self, feeds: Feeds) -> NDArray[Any]:
         (texts,) = feeds.values()

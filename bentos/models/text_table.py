@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from bentos.models.onnx_model import NotServable, OnnxModel
+from bentos.models.onnx_model import NotServable
+from bentos.models.text import TokenizedModel
 from headrace.runtime.contract import Feeds
-from headrace.runtime.tokenizer import Encoder, run_with_text
+from headrace.runtime.tokenizer import run_with_text
 
 
-class TextTableModel(OnnxModel):
-    """Encodes the contract's one field with tokens by `tokenizer.json`; the graph's input has the name of the field.
+class TextTableModel(TokenizedModel):
+    """Encodes the contract's one field with tokens; the graph's input has the name of the field.
 
     Raises:
-        NotServable: also when the tokenizer is missing, or the contract does not have exactly one such field.
+        NotServable: also when the contract does not have exactly one such field.
     """
-
-    def __init__(self, folder: Path, threads: int | None = None) -> None:
-        try:
-            self._encoder = Encoder((folder / "tokenizer.json").read_text(encoding="utf-8"))
-            _ = self._encoder.vocabulary  # loads it now instead of with the first request
-        except (OSError, ValueError) as error:
-            raise NotServable(f"the model's tokenizer cannot be read: {error}") from error
-        super().__init__(folder, threads)
 
     def run(self, feeds: Feeds) -> NDArray[Any]:
         rows = self._encoder.truncate(feeds[self._text].tolist(), self._length)

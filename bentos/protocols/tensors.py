@@ -235,9 +235,13 @@ class _Slot:
         most = EXACT.get(self.field.dtype)
         if most is None or not tensor.datatype.startswith(("INT", "UINT")) or not numbers.size:
             return
-        if int(numbers.max()) > most or int(numbers.min()) < -most:
-            expected = f"whole numbers from -{most} to {most}, which {self.datatype} holds exactly"
-            raise ContractViolation(f"inputs.{tensor.name}.data", expected, f"{numbers.min()} to {numbers.max()}")
+        if int(numbers.max()) <= most and int(numbers.min()) >= -most:
+            return
+        kind = np.dtype(self.field.dtype).type
+        large = numbers[(numbers > most) | (numbers < -most)].tolist()
+        if (rounded := next((number for number in large if int(kind(number)) != number), None)) is not None:
+            expected = f"whole numbers from -{most} to {most}, or larger ones that {self.datatype} has exactly"
+            raise ContractViolation(f"inputs.{tensor.name}.data", expected, str(rounded))
 
     def from_bytes(self, tensor: Tensor, rows: int, body: bytes, start: int, size: int) -> NDArray[Any]:
         if tensor.datatype == "BYTES":

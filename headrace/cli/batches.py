@@ -40,9 +40,10 @@ def batch() -> None:
 @click.option("--answers-only", is_flag=True, help="Leave the columns of the file out of the result.")
 @json_option
 def submit(model: str, file: Path, to: Path | None, answers_only: bool, as_json: bool) -> None:
-    """Submit FILE to MODEL: CSV, JSON lines or Parquet with one instance per row, also compressed, or a zip of pictures.
+    """Submit FILE to MODEL: CSV, JSON lines or Parquet with one instance per row, also compressed, a workbook, or a zip of
+    pictures.
 
-    The answers come in the same format, beside the columns of the file.
+    The answers come in the same format, of a workbook as CSV, beside the columns of the file.
     """
     with _client() as client:
         found = client.submit(model, file, columns="ignore" if answers_only else "keep")
@@ -158,7 +159,7 @@ def _exit_if_refused(found: Batch, as_json: bool) -> None:
         return
     for note in found.notes:
         console.report(note)
-    print_counts(found.rows_done, found.refusals)
+    print_counts(found.rows_done, found.refusals, found.warnings)
     raise_if_refused(found.rows_done, found.rows_failed, f"batch {found.id}", "the file of the answers")
 
 

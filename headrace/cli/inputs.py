@@ -14,10 +14,12 @@ from headrace.files import visible_names
 from headrace.runtime.contract import Contract
 from headrace.runtime.images import format_of, is_image_file
 from headrace.runtime.input_field import InputField
+from headrace.spreadsheets import ENDINGS as WORKBOOKS
+from headrace.spreadsheets import OLE
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 MOLECULES = (".sdf", ".sdf.gz")
-TABLES = (".csv", ".csv.gz", ".tsv", ".tab", ".jsonl", ".ndjson", ".parquet", ".pq", ".zip")
+TABLES = (".csv", ".csv.gz", ".tsv", ".tab", ".jsonl", ".ndjson", ".parquet", ".pq", ".zip", *WORKBOOKS)
 FILES = (".json", ".txt", *IMAGES, *MOLECULES, *TABLES)
 MAX_LINE_BYTES = 16 * 1024 * 1024
 
@@ -75,7 +77,7 @@ def has_rows(path: Path, contract: Contract) -> bool:
         first, second = handle.readline(MAX_LINE_BYTES), handle.readline(MAX_LINE_BYTES)
     if is_image_file(magic) or format_of(magic) is not None:
         return False
-    if magic.startswith((b"PAR1", b"PK\x03\x04")):
+    if magic.startswith((b"PAR1", b"PK\x03\x04", OLE)):
         return True
     start = first.removeprefix(codecs.BOM_UTF8).lstrip()
     if start.startswith(b"["):

@@ -35,9 +35,11 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
                 "targets",
                 multiple=True,
                 metavar="COLUMN",
-                help="The column to predict. Without it, the possible ones are listed.",
+                help="The column to predict; several of numbers, or of true and false. Without it, possible ones are listed.",
             ),
-            click.option("--task", help="classification, regression or text-classification."),
+            click.option(
+                "--task", help="classification, regression, text-classification, or multilabel- before a classification."
+            ),
             click.option("--text", metavar="COLUMN", help="The column with the text to learn from."),
             click.option(
                 "--categorical", multiple=True, metavar="COLUMN", help="A category that looks like a number or an id."
@@ -79,16 +81,16 @@ def new(name: str, as_json: bool, data: str, targets: tuple[str, ...], **options
     from headrace.scaffold.folders import write_folder_recipe
     from headrace.scaffold.write import check_name, describe, write_recipe
 
-    choices, data, target = _choices(options), _address(data), ",".join(targets) or None
-    if (found := write_folder_recipe(name, Path(data).expanduser(), target, project)) is not None:
+    choices, data = _choices(options), _address(data)
+    if (found := write_folder_recipe(name, Path(data).expanduser(), ",".join(targets) or None, project)) is not None:
         _show_folder(name, found, as_json)
         return
-    if target is None:
+    if not targets:
         check_name(name, project)
         _choose_target(describe(data, project, choices), as_json)
         return
-    written = write_recipe(name, data, target, project, choices)
-    _show(name, target, written, as_json)
+    written = write_recipe(name, data, targets, project, choices)
+    _show(name, written, as_json)
 
 
 def _address(data: str) -> str:
@@ -144,7 +146,7 @@ def _choose_target(described: Described, as_json: bool) -> None:
     raise UsageError("no column can be predicted", where="--target", hint="use a table with a column of labels or numbers")
 
 
-def _show(name: str, target: str, written: Written, as_json: bool) -> None:
+def _show(name: str, written: Written, as_json: bool) -> None:
     from headrace.recipe.recipe import load_recipe
 
     project = load_project()
@@ -158,7 +160,8 @@ def _show(name: str, target: str, written: Written, as_json: bool) -> None:
         return
     _show_table(written.described)
     click.echo(
-        f"{path.relative_to(project.root)}: {recipe.task} of {target}, {_expectations(len(recipe.expect))}, {recipe.model.name}"
+        f"{path.relative_to(project.root)}: {recipe.task} of {', '.join(recipe.data.targets)}, "
+        f"{_expectations(len(recipe.expect))}, {recipe.model.name}"
     )
     click.echo(
         f"{recipe.task}, because {written.why}" if not written.why.startswith("as ") else f"{recipe.task}, {written.why}"

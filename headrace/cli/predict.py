@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 @click.option(
     "--file",
     type=click.Path(path_type=Path),
-    help="A table (CSV, JSON lines, Parquet, also compressed) or pictures (a folder, a zip): the answers come in the same "
-    "format, beside the columns of the file. Or an image (PNG, JPEG), a text, molecules (SDF), or JSON with one input or a "
-    "list of inputs; - reads JSON from standard input.",
+    help="A table (CSV, JSON lines, Parquet, also compressed; a workbook) or pictures (a folder, a zip): the answers come in "
+    "the same format (of a workbook as CSV), beside the columns of the file. Or an image (PNG, JPEG), a text, molecules (SDF), "
+    "or JSON with one input or a list of inputs; - reads JSON from standard input.",
 )
 @click.option(
     "--output",

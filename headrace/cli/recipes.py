@@ -52,7 +52,7 @@ def expectations(recipe: str, as_json: bool) -> None:
     from headrace.data.tables import read_batches
     from headrace.data.validation.suite import propose_suite
 
-    suite = propose_suite(read_batches(project, found), found.data.target)
+    suite = propose_suite(read_batches(project, found), found.data.targets)
     if as_json:
         print_json(suite)
         return

@@ -16,10 +16,11 @@ import click
 
 from headrace import console
 from headrace.errors import DataError, Interrupted, UsageError
+from headrace.spreadsheets import ENDINGS as WORKBOOKS
 
 if TYPE_CHECKING:
     from headrace.client import AsyncClient
-    from headrace.scoring.refusals import Refusals
+    from headrace.scoring.results import Summary
     from headrace.scoring.rows import AnswerWriter, RowsFile
 
 MAX_MEMORY_BYTES = 4 << 30
@@ -32,6 +33,7 @@ ENDINGS = {
     "text/csv": (".csv", ".tsv", ".tab", ".txt"),
     "application/x-ndjson": (".jsonl", ".ndjson"),
     "application/vnd.apache.parquet": (".parquet", ".pq"),
+    "workbook": WORKBOOKS,
 }
 """How the names of files of each format end."""
 
@@ -41,7 +43,7 @@ class Answered:
     """What became of the rows of a file."""
 
     rows: int
-    refusals: Refusals
+    summary: Summary
     versions: set[str] = field(default_factory=set)
     predictions: list[Any] = field(default_factory=list)
     """The answers, if they are to be printed as JSON; None for a refused row."""
@@ -72,11 +74,11 @@ def score_file(client: AsyncClient, contract: Any, path: Path, output: Path | No
 
 async def _score(client: AsyncClient, file: RowsFile, total: int, writer: AnswerWriter, keeps: bool) -> Answered:
     from headrace.client.requests import new_id
-    from headrace.scoring.refusals import Refusals
+    from headrace.scoring.results import Summary
     from headrace.services.api.batch_requests import BatchClient
 
-    answered = Answered(0, Refusals())
-    requests = BatchClient(client, file.contract.model, new_id())
+    answered = Answered(0, Summary())
+    requests = BatchClient(client, file.contract, new_id())
     async with client:
         with console.bar("predict", total) as bar:
             for chunk in file.chunks():
@@ -84,7 +86,7 @@ async def _score(client: AsyncClient, file: RowsFile, total: int, writer: Answer
                 if failure is not None:
                     raise _as_error(failure, file.contract.model, answered.rows + len(lines), total)
                 for place, line in enumerate(lines):
-                    answered.refusals.add(line, chunk.places[place] if chunk.places else None)
+                    answered.summary.add(line, chunk.places[place] if chunk.places else None)
                     if "id" in line:
                         answered.versions.add(str(line["id"]).partition(":")[0])
                     if keeps:
@@ -156,7 +158,7 @@ def _check_output(file: RowsFile, path: Path, output: Path | None) -> None:
     given = next((kind for kind, endings in ENDINGS.items() if output.name.lower().endswith(endings)), None)
     if given is not None and given != file.media_type:
         ending = ENDINGS[file.media_type][0]
-        message = f"{path.name} is {ending[1:]}, and its answers come in the same format, not as {output.name}"
+        message = f"the answers to {path.name} come as {ending[1:]}, not as {output.name}"
         raise UsageError(message, where="--output", hint=f"--output {output.with_suffix(ending)}")
 
 
@@ -180,7 +182,8 @@ def _output(file: RowsFile, output: Path | None, as_json: bool) -> Iterator[Answ
 
 
 def _sum_up(model: str, path: Path, file: RowsFile, output: Path | None, answered: Answered, as_json: bool) -> None:
-    refused = answered.refusals.count
+    summary = answered.summary
+    refused, refusals, warnings = summary.refusals.count, summary.refusals.to_list(), summary.unseen.to_dict()
     if as_json:
         from headrace.cli.shared import print_json
 
@@ -191,7 +194,8 @@ def _sum_up(model: str, path: Path, file: RowsFile, output: Path | None, answere
                 "rows": answered.rows,
                 "answered": answered.rows - refused,
                 "refused": refused,
-                "refusals": answered.refusals.to_list(),
+                "refusals": refusals,
+                "warnings": warnings,
                 "notes": file.notes,
                 **({"predictions": answered.predictions} if output is None else {"output": str(output)}),
             }
@@ -199,15 +203,16 @@ def _sum_up(model: str, path: Path, file: RowsFile, output: Path | None, answere
         if refused:
             sys.exit(DataError.exit_code)
         return
-    print_counts(answered.rows, answered.refusals.to_list())
+    print_counts(answered.rows, refusals, warnings)
     shown = ", ".join(sorted(answered.versions)) + (f" → {output}" if output else "")
     click.echo(click.style(shown, dim=True), err=True)
     raise_if_refused(answered.rows, refused, str(path), "prediction_error")
 
 
-def print_counts(rows: int, refusals: list[dict[str, Any]]) -> None:
-    """Prints how many rows were answered, and the reasons of those that were refused."""
+def print_counts(rows: int, refusals: list[dict[str, Any]], warnings: dict[str, int]) -> None:
+    """Prints how many rows were answered, the reasons of those that were refused, and what training has not seen."""
     from headrace.scoring.refusals import describe
+    from headrace.scoring.unseen import describe_counts
 
     refused = sum(int(one["count"]) for one in refusals)
     console.report(f"{rows:,} rows: {rows - refused:,} answered, {refused:,} refused")
@@ -215,6 +220,8 @@ def print_counts(rows: int, refusals: list[dict[str, Any]]) -> None:
         console.report(describe(refusal))
     if len(refusals) > MOST_REASONS:
         console.report(f"and {len(refusals) - MOST_REASONS:,} more reasons")
+    if warnings:
+        console.report(describe_counts(warnings))
 
 
 def raise_if_refused(rows: int, refused: int, where: str, column: str) -> None:

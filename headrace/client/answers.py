@@ -85,6 +85,8 @@ class Batch:
     """How the server has read the file."""
     refusals: list[dict[str, Any]] = field(default_factory=list)
     """Why rows were refused, once it is done: a reason each, with `count` and the first `rows`."""
+    warnings: dict[str, int] = field(default_factory=dict)
+    """The number of values that no training row had, by field, once it is done."""
     more: dict[str, Any] = field(default_factory=dict)
 
     @property

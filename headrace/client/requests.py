@@ -227,6 +227,8 @@ def to_json_value(value: Any, where: str | None = None) -> Any:
     if isinstance(value, float | Decimal):
         if value.is_infinite() if isinstance(value, Decimal) else math.isinf(value):
             raise InvalidInput("JSON cannot represent infinity; send a finite number, or null for a missing value", where=where)
+        if isinstance(value, Decimal) and value == value and abs(value) > 2**53 and value == value.to_integral_value():
+            return int(value)  # a float would be another number; the service says what it takes
         return None if value != value else float(value)  # a missing number is not equal to itself
     if _is_record(value):
         value = {one.name: getattr(value, one.name) for one in fields(value)}

@@ -99,9 +99,7 @@ def _ingest_pictures(recipe: Recipe, project: Project, report: Report, check_row
     with _bar(Path(recipe.data.origin).name) as progress:
         listings = listings_of(recipe, project, source_cache(project), progress)
     check = lambda written: check_rows(written.rows.num_rows)  # noqa: E731
-    validation = write_batch_of_pictures(
-        listings, recipe, project, FIRST, report, title="first", key=key, check=check
-    )
+    validation = write_batch_of_pictures(listings, recipe, project, FIRST, report, title="first", key=key, check=check)
     keep_report(validation, recipe, project)
     version = data_version(project, recipe.name)
     report(f"data/{recipe.name}: {version}")

@@ -89,7 +89,12 @@ def unseen_rows(theirs: SplitRecord, ours: SplitRecord, keys: NDArray[np.uint64]
 def _is_later(theirs: SplitRecord, ours: SplitRecord) -> bool:
     """Whether our test rows have a value in time that none of their training rows has."""
     ours_time, theirs_time = ours.split.time, theirs.split.time
-    if ours_time is None or theirs_time is None or ours_time.column != theirs_time.column or type(ours.last) is not type(theirs.last):
+    if (
+        ours_time is None
+        or theirs_time is None
+        or ours_time.column != theirs_time.column
+        or type(ours.last) is not type(theirs.last)
+    ):
         raise DataError(f"its test rows were those of the last {getattr(theirs_time, 'column', None)}")
     assert ours.last is not None and theirs.last is not None
     return bool(ours.last >= theirs.last)  # type: ignore[operator]

@@ -85,7 +85,7 @@ def read_batch(path: Path, data: DataConfig, schema: pa.Schema) -> SelectedTable
             raise
         table = read_file(path, replace(options, encoding=encoding))
     if data.read is not None:
-        table = with_partitions(table, path, options.only)
+        table = with_partitions(table, path, options.only, {*options.text, *options.rules.text_columns}, options.numbers)
     table = table.rename_columns([data.rename.get(name, name) for name in table.column_names])
     table = match_booleans(select(table, data.stored_columns or schema.names, path), schema)
     check_types(table, schema, path)
@@ -143,7 +143,9 @@ def drop_excluded_rows(table: pa.Table, data: DataConfig, path: Path) -> Selecte
         select(kept, [name], path)
         is_first, contradicts = _duplicates(kept, name, data.targets)
         if contradicts.any():
-            left_out.append(f"{contradicts.sum():,} rows left out: the same {name} with more than one {', '.join(data.targets)}")
+            left_out.append(
+                f"{contradicts.sum():,} rows left out: the same {name} with more than one {', '.join(data.targets)}"
+            )
         if repeated := int((~is_first & ~contradicts).sum()):
             left_out.append(f"{repeated:,} rows left out: the same {name} as an earlier row")
         kept = kept.filter(pa.array(is_first & ~contradicts))
@@ -373,7 +375,9 @@ def _duplicates(table: pa.Table, name: str, targets: list[str]) -> tuple[NDArray
     is_first = ~pd.Series(codes).duplicated().to_numpy() | (codes < 0)
     varies = np.zeros(table.num_rows, dtype=bool)
     for target in targets:
-        varies |= pd.Series(_codes(table[target])).groupby(codes).transform("nunique").to_numpy() > 1  # -1 (no value) is a group
+        varies |= (
+            pd.Series(_codes(table[target])).groupby(codes).transform("nunique").to_numpy() > 1
+        )  # -1 (no value) is a group
     return is_first, varies & (codes >= 0) & (name not in targets)
 
 

@@ -6,31 +6,26 @@ import torch
 from torch import Tensor, nn
 
 from headrace.models.calibration import conformal_margin, largest_level
-from headrace.models.served import Regressor
-from headrace.models.target_transform import inverse, transform
+from headrace.models.pinball import PinballRegressor
+from headrace.models.target_transform import transform
 
 
-class IntervalRegressor(Regressor):
+class IntervalRegressor(PinballRegressor):
     """Three standardised quantiles `(batch, 3)` (lower, median, upper) to value, lower and upper bound `(batch, 3)` in the
     target's own unit.
 
-    The quantiles are trained by the pinball loss (Koenker & Bassett 1978, Econometrica 46:33); `calibrate` then sets the margin
-    that conformalised quantile regression adds (Romano et al. 2019, arXiv:1905.03222), so that the interval contains `level`
-    of new rows from the same distribution as the validation rows, however well the quantiles were learned.
+    `calibrate` sets the margin that conformalised quantile regression adds (Romano et al. 2019, arXiv:1905.03222), so that the
+    interval contains `level` of new rows from the same distribution as the validation rows, however well the quantiles were
+    learned.
     """
 
     def __init__(
         self, preprocess: nn.Module, network: nn.Module, mean: float, std: float, level: float, transform: str | None = None
     ) -> None:
-        super().__init__(preprocess, network, mean, std, transform)
+        super().__init__(preprocess, network, mean, std, [(1 - level) / 2, 0.5, (1 + level) / 2], transform)
         self.level = level
-        self.quantiles: Tensor
         self.margin: Tensor
-        self.register_buffer("quantiles", torch.tensor([(1 - level) / 2, 0.5, (1 + level) / 2]))
         self.register_buffer("margin", torch.tensor(0.0))
-
-    def answer(self, raw: Tensor) -> Tensor:
-        return inverse(self._transformed(raw), self.transform)
 
     def _transformed(self, raw: Tensor) -> Tensor:
         """Returns value, lower and upper bound before the target's transform is undone, `(batch, 3)`."""
@@ -41,19 +36,10 @@ class IntervalRegressor(Regressor):
         return torch.stack([value, torch.minimum(low, value), torch.maximum(high, value)], dim=1)
 
     def loss(self, raw: Tensor, target: Tensor) -> Tensor:
-        """Returns the sum of the quantiles' pinball losses. The median's counts twice: it is half the absolute
-        error."""
-        above = self.standardised(target).unsqueeze(1) - raw
-        lower, middle, upper = torch.maximum(self.quantiles * above, (self.quantiles - 1) * above).mean(0)
+        """Returns the sum of the quantiles' pinball losses. The median's counts twice: it is half the absolute error."""
+        lower, middle, upper = self.losses(raw, target)
         loss: Tensor = lower + 2 * middle + upper
         return loss
-
-    def metric(self, raw: Tensor, target: Tensor) -> Tensor:
-        error: Tensor = self.answer(raw)[:, 0] - target
-        return error.abs().mean()
-
-    def is_calibrated(self, how: str | None) -> bool:
-        return True
 
     def calibrate(self, raw: Tensor, target: Tensor, how: str | None) -> dict[str, float]:
         self.margin.zero_()

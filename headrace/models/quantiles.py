@@ -8,19 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from headrace.models.calibration import conformal_shift
-from headrace.models.served import Regressor
-from headrace.models.target_transform import inverse, transform
+from headrace.models.pinball import PinballRegressor
+from headrace.models.target_transform import transform
 
 MEDIAN = 0.5
 
 
-class QuantileRegressor(Regressor):
+class QuantileRegressor(PinballRegressor):
     """Standardised quantiles `(batch, quantiles)` to the value and the quantiles, `(batch, 1 + quantiles)`, in the target's own
     unit. The value is the median.
 
-    The quantiles are trained by the pinball loss (Koenker & Bassett 1978, Econometrica 46:33). `calibrate` then shifts each by
-    the quantile of its errors, so that a share of `tau` of new rows from the same distribution as the validation rows is below
-    the quantile `tau` (split conformal prediction, one-sided: Romano et al. 2019, arXiv:1905.03222).
+    `calibrate` shifts each quantile by the quantile of its errors, so that a share of `tau` of new rows from the same
+    distribution as the validation rows is below the quantile `tau` (split conformal prediction, one-sided: Romano et al. 2019,
+    arXiv:1905.03222).
     """
 
     def __init__(
@@ -32,15 +32,10 @@ class QuantileRegressor(Regressor):
         quantiles: Sequence[float],
         transform: str | None = None,
     ) -> None:
-        super().__init__(preprocess, network, mean, std, transform)
+        super().__init__(preprocess, network, mean, std, quantiles, transform)
         self.middle = list(quantiles).index(MEDIAN)
-        self.quantiles: Tensor
         self.shift: Tensor
-        self.register_buffer("quantiles", torch.tensor(list(quantiles)))
         self.register_buffer("shift", torch.zeros(len(quantiles)))
-
-    def answer(self, raw: Tensor) -> Tensor:
-        return inverse(self._transformed(raw), self.transform)
 
     def _transformed(self, raw: Tensor) -> Tensor:
         """Returns the value and the quantiles before the target's transform is undone, `(batch, 1 + quantiles)`."""
@@ -54,16 +49,7 @@ class QuantileRegressor(Regressor):
 
     def loss(self, raw: Tensor, target: Tensor) -> Tensor:
         """Returns the sum of the quantiles' pinball losses."""
-        above = self.standardised(target).unsqueeze(1) - raw
-        loss: Tensor = torch.maximum(self.quantiles * above, (self.quantiles - 1) * above).mean(0).sum()
-        return loss
-
-    def metric(self, raw: Tensor, target: Tensor) -> Tensor:
-        error: Tensor = self.answer(raw)[:, 0] - target
-        return error.abs().mean()
-
-    def is_calibrated(self, how: str | None) -> bool:
-        return True
+        return self.losses(raw, target).sum()
 
     def calibrate(self, raw: Tensor, target: Tensor, how: str | None) -> dict[str, float]:
         self.shift.zero_()

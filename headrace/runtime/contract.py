@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from headrace.runtime.input_field import ContractViolation, InputField, describe
-from headrace.runtime.unseen_values import UnseenValues, unseen_values
+from headrace.runtime.unseen_values import MAX_WARNINGS, UnseenValues, unseen_values
 
 Feeds = dict[str, NDArray[Any]]
 RENAMED_CLASSES = {
@@ -93,9 +93,9 @@ class Contract(BaseModel):
         self.check_seen(feeds, start)
         return feeds
 
-    def unseen(self, feeds: Feeds) -> UnseenValues:
-        """Returns the values of `feeds` that no training row had."""
-        return unseen_values(self.inputs, feeds)
+    def unseen(self, feeds: Feeds, most: int | None = MAX_WARNINGS) -> UnseenValues:
+        """Returns the values of `feeds` that no training row had; it names at most `most` of them, all if it is None."""
+        return unseen_values(self.inputs, feeds, most)
 
     def check_seen(self, feeds: Feeds, start: str) -> None:
         """Refuses values that no training row had, if the contract says so; `start` is the beginning of the path in the error.

@@ -35,6 +35,8 @@ from headrace.runtime.values import (
     ValueRule,
     category_text,
     is_missing,
+    is_rounded,
+    is_rounded_text,
 )
 
 DType = Literal["float32", "float64", "int64", "uint8", "string"]
@@ -45,6 +47,8 @@ LARGEST: dict[str, float] = {
     "uint8": 255.0,
 }
 """Largest magnitude of each type."""
+EXACT = f"a number that float64 has exactly, as all whole numbers up to {int(MAX_EXACT_INTEGER)}"
+"""What a whole number for a field of floats has to be: a neighbour in its place would be the answer to another question."""
 FROM_URL_ALPHABET = str.maketrans("-_", "+/")
 """From the characters that base64 has in URLs to the usual ones (RFC 4648, section 5)."""
 MAX_LOOP_ROWS = 64
@@ -255,6 +259,8 @@ class InputField(BaseModel):
             numbers = array_of(values, self._row_values)
             if numbers.dtype.kind not in "iuf" or numbers.shape != (len(values), *self.shape):
                 return None
+            if self._rounded(values, numbers) is not None:
+                return None
             self._check_range(numbers, "")
         except (ValueError, OverflowError):
             return None
@@ -268,10 +274,14 @@ class InputField(BaseModel):
             if self.is_time and value is not None:
                 raise ContractViolation(path, self._expected(), describe(value))
             return value
+        rule = self.rule or PLAIN_NUMBER
         try:
-            return (self.rule or PLAIN_NUMBER).read(value)
+            found = rule.read(value)
         except (ValueError, OverflowError):
             raise ContractViolation(path, self._expected(), describe(value)) from None
+        if rule.type == "number" and abs(found) >= MAX_EXACT_INTEGER and is_rounded_text(value, rule):
+            raise ContractViolation(path, EXACT, describe(value))
+        return found
 
     @cached_property
     def takes_whole_numbers(self) -> bool:
@@ -350,8 +360,16 @@ class InputField(BaseModel):
             raise ContractViolation(path, self._expected(), describe(value)) from None
         if numbers.shape != self.shape:
             raise ContractViolation(path, self._expected(), f"shape {list(numbers.shape)}")
+        if (rounded := self._rounded(value, numbers)) is not None:
+            raise ContractViolation(path, EXACT, describe(rounded))
         self._check_range(numbers, path)
         return numbers.astype(self.dtype)
+
+    def _rounded(self, value: Any, numbers: NDArray[Any]) -> int | None:
+        """Returns a whole number in `value` that a field of floats would round to a neighbour; `numbers` are its array."""
+        if self._is_whole or not (np.abs(numbers, dtype=np.float64) >= MAX_EXACT_INTEGER).any():
+            return None
+        return _first_rounded(value)
 
     def _decode_images(self, values: list[Any], start: str) -> list[Any]:
         """Replaces base64 and files by arrays."""
@@ -447,6 +465,12 @@ class InputField(BaseModel):
             files = ", or a PNG, JPEG or WebP file" if self.picture else ", or a PNG or JPEG file" if self.accepts else ""
             shaped = f"{shaped}, base64 of {int(np.prod(self.shape)):,} bytes{files}"
         return f"{shaped} or null" if self.nullable or self.default is not None else shaped
+
+
+def _first_rounded(value: Any) -> int | None:
+    if isinstance(value, list):
+        return next((found for one in value if (found := _first_rounded(one)) is not None), None)
+    return value if type(value) is int and is_rounded(value) else None
 
 
 def _decode_base64(text: str) -> bytes:

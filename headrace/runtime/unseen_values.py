@@ -53,6 +53,12 @@ class UnseenValues:
     values: list[UnseenValue] = field(default_factory=list)
     counts: dict[tuple[str, str], int] = field(default_factory=dict)
     """By name of the field and kind: `unknown_level`, `out_of_range`."""
+    most: int | None = MAX_WARNINGS
+    """Values that are named; None: all."""
+
+    def first_of(self, rows: list[int]) -> list[int]:
+        """Returns those of further `rows` that are still to be named."""
+        return rows if self.most is None else rows[: self.most - len(self.values)]
 
     def messages(self, start: str) -> list[dict[str, str]]:
         """Returns `{"path", "message"}` of each value; `start` is the beginning of paths."""
@@ -62,9 +68,15 @@ class UnseenValues:
         ]
 
 
-def unseen_values(inputs: Sequence[KnownField], feeds: dict[str, NDArray[Any]]) -> UnseenValues:
-    """Returns the values of `feeds` that no training row had, for the fields that know what training had."""
-    found = UnseenValues()
+def unseen_values(
+    inputs: Sequence[KnownField], feeds: dict[str, NDArray[Any]], most: int | None = MAX_WARNINGS
+) -> UnseenValues:
+    """Returns the values of `feeds` that no training row had, for the fields that know what training had.
+
+    Args:
+        most: values that are named; all are counted. None: all are named.
+    """
+    found = UnseenValues(most=most)
     for one in inputs:
         if one.levels and one.dtype == "string":
             _add_unknown_levels(one, feeds[one.name], found)
@@ -82,7 +94,7 @@ def _add_unknown_levels(one: KnownField, values: NDArray[Any], found: UnseenValu
     found.counts[one.name, "unknown_level"] = len(rows)
     levels = one.levels or []
     known = ", ".join(map(repr, levels[:10])) + (f" and {len(levels) - 10} more" if len(levels) > 10 else "")
-    for row in rows[: MAX_WARNINGS - len(found.values)]:
+    for row in found.first_of(rows):
         found.values.append(UnseenValue(row, one.name, f"known are {known}", repr(texts[row])[:MAX_SHOWN]))
 
 
@@ -98,5 +110,5 @@ def _add_out_of_range(one: KnownField, numbers: NDArray[Any], found: UnseenValue
     rows = np.flatnonzero(outside).tolist()
     found.counts[one.name, "out_of_range"] = len(rows)
     limits = f"from {one.shown(low)} to {one.shown(high)}" if high is not None else f"not before {one.shown(low)}"
-    for row in rows[: MAX_WARNINGS - len(found.values)]:
+    for row in found.first_of(rows):
         found.values.append(UnseenValue(row, one.name, limits, one.shown(numbers[row])))

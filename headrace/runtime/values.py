@@ -107,6 +107,20 @@ def check_time_format(format: str) -> None:
         raise ValueError(f"format: {format!r} has no year; write for example %d/%m/%Y")
 
 
+def is_rounded(number: int) -> bool:
+    """Returns whether float64 has only a neighbour of a whole number: all up to 2^53 are exact, and some of the larger ones.
+
+    A float that is written without an exponent, as JavaScript and Go write 1e17, is not rounded: its digits are the float's.
+    """
+    if -MAX_EXACT_INTEGER <= number <= MAX_EXACT_INTEGER:
+        return False
+    try:
+        near = float(number)
+    except OverflowError:
+        return True
+    return int(near) != number and int(Decimal(repr(near))) != number
+
+
 def parse_number(value: Any, rule: ValueRule) -> float:
     """Returns the number in a text such as `$1,234.50` or `7 %`, or a number as it is.
 
@@ -117,6 +131,24 @@ def parse_number(value: Any, rule: ValueRule) -> float:
         raise ValueError(value)
     if isinstance(value, int | float | Decimal):
         return float(value)
+    number = float(_plain_number(value, rule))
+    if math.isinf(number):
+        raise ValueError(value)
+    return number
+
+
+def is_rounded_text(text: str, rule: ValueRule) -> bool:
+    """Returns whether float64 has only a neighbour of the whole number in a text that `rule` reads as a number."""
+    plain = _plain_number(text, rule)
+    return plain.lstrip("+-").isdigit() and is_rounded(int(plain))
+
+
+def _plain_number(value: Any, rule: ValueRule) -> str:
+    """Returns the number in a text as Python writes it: without units and separators of thousands.
+
+    Raises:
+        ValueError: the text is not a number in the rule's format.
+    """
     text, sign = str(value).translate(MINUS).strip(), ""
     if text[:1] == "(" and text[-1:] == ")":  # an amount below zero in accounts
         text = f"-{text[1:-1].strip()}"
@@ -129,10 +161,7 @@ def parse_number(value: Any, rule: ValueRule) -> float:
     digits = _without_thousands(whole, rule)
     if digits is None or not re.fullmatch("[0-9]*([eE][+-]?[0-9]+)?", fraction) or not (digits + fraction):
         raise ValueError(value)
-    number = float(f"{sign}{digits or 0}.{fraction}" if fraction else f"{sign}{digits}")
-    if math.isinf(number):
-        raise ValueError(value)
-    return number
+    return f"{sign}{digits or 0}.{fraction}" if fraction else f"{sign}{digits}"
 
 
 def _without_thousands(whole: str, rule: ValueRule) -> str | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from headrace.data.formats.column_rules import ColumnRules
 from headrace.data.formats.text_values import LEADING_ZERO, null_values
-from headrace.runtime.values import ValueRule
+from headrace.runtime.values import ValueRule, is_rounded
 from headrace.scaffold.value_formats import MISSING_ANYWHERE, as_dates, as_numbers, not_numbers
 
 if TYPE_CHECKING:
@@ -221,7 +221,12 @@ def reason_to_leave_out(values: pd.Series[Any], rows: int) -> tuple[str, str] | 
         return "differs in nearly every row, so it identifies rows", f"--categorical {name!r}, if it is a category"
     if is_text and distinct > LEVELS_LIMIT:
         return f"has {distinct:,} distinct texts", f"--categorical {name!r}, if its values come again"
-    return ("numbers the rows", f"--categorical {name!r}, if it is a category") if _numbers_rows(values) else None
+    if _numbers_rows(values):
+        return "numbers the rows", f"--categorical {name!r}, if it is a category"
+    if not is_text and _exceeds_doubles(values):
+        reason = "holds whole numbers beyond 2^53, whose last digits a model does not see"
+        return reason, f"--categorical {name!r} for codes; or write them in a larger unit, as seconds for nanoseconds"
+    return None
 
 
 def possible_task(values: pd.Series[Any]) -> str | None:
@@ -256,6 +261,15 @@ def _numbers_rows(values: pd.Series[Any]) -> bool:
         return False
     named = ID_NAMES.search(str(values.name).lower()) is not None
     return named or bool((values.diff().dropna() == 1).all())
+
+
+def _exceeds_doubles(values: pd.Series[Any]) -> bool:
+    """Whether a column holds whole numbers that float64 has not all exactly."""
+    import pandas as pd
+
+    if not pd.api.types.is_integer_dtype(values):
+        return False
+    return any(is_rounded(number) for number in values.dropna().unique().tolist())
 
 
 def _is_text(values: pd.Series[Any]) -> bool:

@@ -1,7 +1,8 @@
-"""What the recipes that `headrace new` proposes for pictures and texts have in common."""
+"""What the recipes that `headrace new` proposes have in common."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from headrace.errors import DataError
-from headrace.project import Project
 from headrace.scaffold.columns import LABELS_LIMIT
 
 PARTS = {
@@ -88,29 +88,38 @@ def head_of(name: str, task: str, found: str) -> list[str]:
 
 def gate_of(classes: Counter[str]) -> list[str]:
     """Returns the section `gate`: a candidate has to beat the most frequent label."""
-    majority = classes.most_common(1)[0][1] / sum(classes.values())
+    return gate_lines(*majority_bound(classes.most_common(1)[0][1] / sum(classes.values())))
+
+
+def majority_bound(majority: float) -> tuple[str, str, str]:
+    """Returns a metric, its bound, and what the most frequent label reaches: the share `majority` of the rows."""
     bound = math.floor(majority * 10_000 + 1) / 10_000
+    # If nearly all rows have one label, accuracy cannot distinguish a model from a constant.
+    require = f"> {majority:.4f}" if bound >= 1 else f">= {bound:.4f}"
+    return "accuracy", require, f"the most frequent label alone reaches {majority:.4f}"
+
+
+def gate_lines(metric: str, require: str, why: str) -> list[str]:
+    """Returns the section `gate` with one metric and its bound."""
     return [
         "gate:",
-        f'  require: {{accuracy: ">= {min(bound, 1.0):.4f}"}}   # the most frequent label alone reaches {majority:.4f}',
-        "  beat_champion: {metric: accuracy, margin: 0.0, confidence: 0.95}",
+        f'  require: {{{metric}: "{require}"}}   # {why}; make it as strict as you need',
+        f"  beat_champion: {{metric: {metric}, margin: 0.0, confidence: 0.95}}",
         "  approval: auto   # or: manual",
     ]
 
 
-def as_yaml(value: Any) -> str:
-    """Returns a value in YAML's flow style, on one line."""
+def yaml_text(value: Any) -> str:
+    """Returns a value in YAML's flow style, on one line, quoted where YAML would parse it differently."""
     import yaml
 
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{yaml_text(k)}: {yaml_text(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(yaml_text(item) for item in value) + "]"
     # As an element of a list, so that commas and brackets are quoted too.
-    text: str = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, sort_keys=False, width=10**6)
-    return text.strip()[1:-1]
-
-
-def source_of(data: Path, project: Project) -> str:
-    """Returns a path relative to the project for data in it, so that the recipe works in other clones."""
-    absolute, root = data.expanduser().resolve(), project.root.resolve()
-    return absolute.relative_to(root).as_posix() if absolute.is_relative_to(root) else str(absolute)
+    text: str = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=10**6).strip()[1:-1]
+    return text if text.isprintable() else json.dumps(value)  # a JSON string is a YAML string
 
 
 def labels_expectation(target: str, classes: Counter[str]) -> list[str]:
@@ -118,7 +127,7 @@ def labels_expectation(target: str, classes: Counter[str]) -> list[str]:
     if len(classes) > LABELS_LIMIT:
         return ["expect: []"]
     one = {"type": "expect_column_values_to_be_in_set", "column": target, "value_set": sorted(classes)}
-    return ["expect:   # every batch has to meet these; names as in Great Expectations", f"  - {as_yaml(one)}"]
+    return ["expect:   # every batch has to meet these; names as in Great Expectations", f"  - {yaml_text(one)}"]
 
 
 def split_line(parts: dict[str, str] | None) -> str:

@@ -18,20 +18,19 @@ from headrace.recipe.data import DataConfig
 from headrace.recipe.pictures import PATH
 from headrace.runtime.images import InvalidImage, PictureFormat, decode_picture
 from headrace.scaffold.parts import (
-    as_yaml,
     class_lines,
     divided,
     gate_of,
     head_of,
     labels_expectation,
     require_classes,
-    source_of,
     split_line,
+    yaml_text,
 )
 from headrace.scaffold.recipe_text import read_fields
 from headrace.scaffold.sample import Sample as TableSample
 from headrace.scaffold.sample import read_sample
-from headrace.scaffold.tables import TABLE_FORMATS
+from headrace.scaffold.tables import TABLE_FORMATS, source_of
 
 if TYPE_CHECKING:
     from headrace.project import Project
@@ -349,13 +348,13 @@ def _text(
     lines = head_of(name, "image-classification", f"{total:,} pictures of {len(classes):,} classes")
     lines.append("data:")
     if parts is None:
-        lines.append(f"  source: {as_yaml(source)}")
+        lines.append(f"  source: {yaml_text(source)}")
     else:
-        lines += ["  source:", *(f"    {part}: {as_yaml(f'{source}/{folder}')}" for folder, part in parts.items())]
+        lines += ["  source:", *(f"    {part}: {yaml_text(f'{source}/{folder}')}" for folder, part in parts.items())]
     lines += [
-        *(f"  {name}: {as_yaml(value)}" for name, value in (fields.get("reading") or {}).items()),
-        f"  target: {as_yaml(target)}",
-        f"  image: {as_yaml(image)}   # height and width; larger ones take longer to train, and may do better",
+        *(f"  {name}: {yaml_text(value)}" for name, value in (fields.get("reading") or {}).items()),
+        f"  target: {yaml_text(target)}",
+        f"  image: {yaml_text(image)}   # height and width; larger ones take longer to train, and may do better",
         split_line(parts),
         *labels_expectation(target, classes),
         *_model_and_training(total, size),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,8 @@ from headrace.data.formats.column_rules import ColumnRules
 from headrace.data.sources.addresses import redacted
 from headrace.recipe.read import ReadConfig
 from headrace.runtime.values import ValueRule
+from headrace.scaffold.parts import gate_lines, head_of, majority_bound, yaml_text
+from headrace.scaffold.targets import Target, multilabel_entropy, scaled_error
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,15 +28,14 @@ class Proposal:
 
     name: str
     source: str
-    task: str
-    target: str
+    target: Target
     frame: pd.DataFrame
     """The sample with the columns that are kept, without rows that have no target."""
     is_whole: bool
     excluded: dict[str, str]
     """Columns that are left out, by name, each with the reason."""
-    gaps: int
-    """Rows without a target."""
+    gaps: dict[str, int]
+    """Rows without a target, by its column."""
     header: bool = True
     format: str | None = None
     read: ReadConfig | None = None
@@ -49,24 +49,21 @@ class Proposal:
 
 def recipe_text(proposal: Proposal) -> str:
     """Returns the recipe as YAML, with a comment for each column that is left out."""
-    from headrace.data.validation.suite import propose_suite
-
     frame, target = proposal.frame, proposal.target
+    is_text = proposal.target.task.endswith("text-classification")
     rows = len(frame)
     columns = [str(column) for column in frame.columns]
     of = f"{rows:,} rows of" if proposal.is_whole else f"a sample of {rows:,} rows of"
     source = _one_line(Path(redacted(proposal.source)).name)
     lines = [
-        f"# Written by `headrace new` from {of} {source}. Everything is a proposal: edit it,",
-        f"# then run `headrace check {proposal.name}`.",
-        f"name: {proposal.name}",
-        f"task: {proposal.task}",
+        *head_of(proposal.name, proposal.target.task, f"{of} {source}"),
         "data:",
         f"  source: {yaml_text(proposal.source)}",
     ]
     lines += [f"  format: {proposal.format}"] if proposal.format else []
     lines += [f"  read: {yaml_text(read_fields(proposal.read))}   # how it is read"] if proposal.read else []
-    lines += [f"  target: {yaml_text(target)}"]
+    lines += [f"  target: {yaml_text(target.in_yaml)}"]
+    lines += [f"  label_separator: {yaml_text(target.separator)}"] if target.separator else []
     lines += [f"  # excluded: {_one_line(column)} {_one_line(why)}" for column, why in proposal.excluded.items()]
     lines += [] if proposal.header else ["  header: false   # data.read.names names all columns of the file, in its order"]
     lines += _wrapped("  columns:", columns)
@@ -76,10 +73,10 @@ def recipe_text(proposal: Proposal) -> str:
     if proposal.text is not None:
         length = _tokens(frame[proposal.text])
         lines.append(f"  text: {{column: {yaml_text(proposal.text)}, tokens: pieces, vocabulary: 8000, length: {length}}}")
-    only_text = proposal.text if proposal.task == "text-classification" else None
-    missing = ([target] if proposal.gaps else []) + ([only_text] if _has_gaps(frame, only_text) else [])
+    only_text = proposal.text if is_text else None
+    missing = [*proposal.gaps, *([only_text] if _has_gaps(frame, only_text) else [])]
     if missing:
-        why = f"   # {proposal.gaps:,} rows have no target" if proposal.gaps else ""
+        why = f"   # {max(proposal.gaps.values()):,} rows have no target" if proposal.gaps else ""
         lines.append(f"  drop_missing: {yaml_text(missing)}{why}")
     if proposal.drop_values:
         lines.append(f"  drop_values: {yaml_text(proposal.drop_values)}   # too few rows to learn from")
@@ -88,9 +85,9 @@ def recipe_text(proposal: Proposal) -> str:
         f"  split: {{test: 0.2, validation: 0.1, seed: 7{time}}}",
         "expect:   # every batch has to meet these; names as in Great Expectations",
     ]
-    lines += [f"  - {yaml_text(one)}" for one in _relaxed(propose_suite(frame, target), proposal)]
-    training = _text_training(rows) if proposal.task == "text-classification" else _training(rows)
-    lines += [*training, *_gate(frame[target], proposal.task), _serve(proposal), ""]
+    lines += [f"  - {yaml_text(one)}" for one in _relaxed(_suite(frame, target), proposal)]
+    training = _text_training(rows) if is_text else _training(rows)
+    lines += [*training, *_gate(frame, target), _serve(proposal), ""]
     return "\n".join(lines)
 
 
@@ -129,12 +126,20 @@ def _has_gaps(frame: pd.DataFrame, text: str | None) -> bool:
     return text is not None and bool(frame[text].isna().any())
 
 
+def _suite(frame: pd.DataFrame, target: Target) -> list[dict[str, Any]]:
+    """Returns the expectations; what labels may be is always checked, and which of them come together differs in each batch."""
+    from headrace.data.validation.suite import propose_suite
+
+    suite = propose_suite(frame, target.columns)
+    return [one for one in suite if not (target.is_multilabel and one.get("column") in target.columns)]
+
+
 def _relaxed(suite: list[dict[str, Any]], proposal: Proposal) -> list[dict[str, Any]]:
     """Returns expectations that rows outside of the sample meet too, with few exceptions."""
     labels = {"expect_column_values_to_be_in_set"}
     found = []
     for one in suite:
-        is_label = one["type"] in labels and one["column"] == proposal.target
+        is_label = one["type"] in labels and one["column"] in proposal.target.columns
         if proposal.text is not None and one.get("column") == proposal.text and one["type"].endswith("not_be_null"):
             continue
         if not proposal.is_whole and "column" in one and not is_label:
@@ -169,43 +174,26 @@ def _training(rows: int) -> list[str]:
     ]
 
 
-def _gate(target: pd.Series[Any], task: str) -> list[str]:
-    """Returns the section `gate`: a candidate has to beat a constant, the most frequent label or the median."""
-    import math
-
-    if task != "regression":
-        majority = float(target.value_counts(normalize=True).iloc[0])
-        bound = math.floor(majority * 10_000 + 1) / 10_000
-        # If nearly all rows have one label, accuracy cannot distinguish a model from a constant.
-        metric, require, why = (
-            "accuracy",
-            f"> {majority:.4f}" if bound >= 1 else f">= {bound:.4f}",
-            f"the most frequent label alone reaches {majority:.4f}",
-        )
-    else:
-        error = float((target - target.median()).abs().mean())
-        metric, require, why = "mae", f"< {error:.6f}", f"the median alone reaches {error:.4g}"
-        if error < 1e-4:  # bounds in such small units need an exponent; r2 has no unit
-            metric, require, why = "r2", "> 0", "the mean alone reaches 0"
-    return [
-        "gate:",
-        f'  require: {{{metric}: "{require}"}}   # {why}; make it as strict as you need',
-        f"  beat_champion: {{metric: {metric}, margin: 0.0, confidence: 0.95}}",
-        "  approval: auto   # or: manual",
-    ]
+def _gate(frame: pd.DataFrame, target: Target) -> list[str]:
+    """Returns the section `gate`: a candidate has to beat a constant, as the most frequent label or the median."""
+    return gate_lines(*_least(frame, target))
 
 
-def yaml_text(value: Any) -> str:
-    """Returns a value in YAML's flow style, on one line, quoted where YAML would parse it differently."""
-    import yaml
-
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{yaml_text(k)}: {yaml_text(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(yaml_text(item) for item in value) + "]"
-    # As an element of a list, so that commas and brackets are quoted too.
-    text: str = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=10**6).strip()[1:-1]
-    return text if text.isprintable() else json.dumps(value)  # a JSON string is a YAML string
+def _least(frame: pd.DataFrame, target: Target) -> tuple[str, str, str]:
+    """Returns a metric, its bound, and what a constant reaches."""
+    if target.is_multilabel:
+        loss = multilabel_entropy(frame, target)
+        return "log_loss", f"< {loss:.6f}", f"the share of each label alone reaches {loss:.4g}"
+    if len(target.columns) > 1:
+        error = scaled_error(frame, target.columns)
+        return "scaled_mae", f"< {error:.6f}", f"the medians alone reach {error:.4g}"
+    values = frame[target.columns[0]]
+    if target.task != "regression":
+        return majority_bound(float(values.value_counts(normalize=True).iloc[0]))
+    error = float((values - values.median()).abs().mean())
+    if error < 1e-4:  # bounds in such small units need an exponent; r2 has no unit
+        return "r2", "> 0", "the mean alone reaches 0"
+    return "mae", f"< {error:.6f}", f"the median alone reaches {error:.4g}"
 
 
 def _wrapped(head: str, names: list[str]) -> list[str]:

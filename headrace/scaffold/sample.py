@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.data.formats.column_rules import ColumnRules, apply_rules
 from headrace.data.formats.files import format_of, plain_schema, stream_file
+from headrace.data.formats.label_lists import label_lists_as_text
 from headrace.data.formats.opening import TABLE_ENDINGS, compression
 from headrace.data.formats.options import ReadOptions
 from headrace.data.formats.streams import TableStream
@@ -61,6 +62,7 @@ def read_sample(
     header: bool | None = None,
     known: str | None = None,
     rules: ColumnRules | None = None,
+    labels: Collection[str] = (),
 ) -> Sample:
     """Reads a sample of the table in `path`.
 
@@ -69,6 +71,7 @@ def read_sample(
         header: whether the first line of a text file holds names; None: to be recognised.
         known: the format, where the name of the file does not tell it.
         rules: how values are read; None: blanks are removed where a text file has them.
+        labels: columns that may hold lists of labels, which become JSON text.
 
     Raises:
         DataError: the file is missing or empty, or cannot be read.
@@ -87,7 +90,7 @@ def read_sample(
     with _sampled_lines(path, 0) if kind == "jsonl" else _as_it_is(path) as (copy, is_whole):
         table, all_rows = _rows(stream_file(copy, options))
     note = _sheet_note(path, read) if kind == "excel" else []
-    plain, left_out = _usable(table, path)
+    plain, left_out = _usable(label_lists_as_text(table, labels), path)
     plain = with_rules(plain, rules, path)
     names = table.column_names if not is_named else []
     return Sample(plain, is_whole and all_rows, read, is_named, None if is_by_name else kind, note, left_out, names, rules)

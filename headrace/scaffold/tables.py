@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrace.data.formats.files import ENDINGS
-from headrace.data.formats.partitions import with_partitions
-from headrace.data.sources.addresses import is_local, local_files, redacted, scheme_of
+from headrace.data.formats.partitions import text_partitions, with_partitions
+from headrace.data.sources.addresses import is_local, local_files, redacted, scheme_of, with_lower_scheme
 from headrace.data.sources.archives import is_pattern
 from headrace.data.sources.databases import export, is_database, without_password
-from headrace.data.sources.fetch import fetch
+from headrace.data.sources.fetch import fetch_all
 from headrace.errors import DataError, near_miss
 from headrace.files import visible_names
 from headrace.project import Project
 from headrace.recipe.read import ReadConfig
+from headrace.runtime.values import ValueRule
 from headrace.scaffold.sample import SAMPLE_ROWS, Sample, read_sample, with_rules
 
 if TYPE_CHECKING:
@@ -41,19 +42,40 @@ class Located:
     notes: list[str] = field(default_factory=list)
 
 
-def locate(data: str, project: Project, given: dict[str, Any], header: bool | None, known: str | None) -> Located:
+@dataclass(frozen=True)
+class Reading:
+    """How the user wants files to be read."""
+
+    given: dict[str, Any] = field(default_factory=dict)
+    """Fields of `data.read`."""
+    header: bool | None = None
+    format: str | None = None
+    labels: tuple[str, ...] = ()
+    """Columns that may hold lists of labels."""
+
+    def sample(self, path: Path) -> Sample:
+        return read_sample(path, self.given, self.header, self.format, labels=self.labels)
+
+    def again(self, path: Path, sample: Sample) -> Sample:
+        """Reads a file as another one, or the same, was read before."""
+        fixed = sample.read.model_dump() if sample.read else {}
+        return read_sample(path, fixed, sample.header, sample.format, sample.rules, self.labels)
+
+
+def locate(data: str, project: Project, reading: Reading) -> Located:
     """Returns a sample of the table in `data`: a file, a pattern of files, a folder of files, an address, or a database.
 
     Raises:
         SourceError, DataError: it does not exist, or cannot be read.
     """
+    data = with_lower_scheme(data)
     if "://" in data and is_database(data):
-        return _database(data, project, given)
+        return _database(data, project, reading.given)
     if "://" in data and not is_local(data):
-        return _remote(data, project, given, header, known)
+        return _remote(data, project, reading)
     path = Path(data).expanduser()
     if is_pattern(data) or path.is_dir():
-        return _several(path, project, given, header, known)
+        return _several(path, project, reading)
     if not path.exists():
         names = visible_names(path.parent)
         raise DataError(
@@ -61,10 +83,10 @@ def locate(data: str, project: Project, given: dict[str, Any], header: bool | No
             where=data,
             hint="correct the path, or copy the file there",
         )
-    sample = read_sample(path, given, header, known)
+    sample = reading.sample(path)
     source = source_of(path, project)
     notes = [outside_note(source)] if Path(source).is_absolute() else []
-    return Located(source, source, sample, lambda one: _again(path, one), notes)
+    return Located(source, source, sample, lambda one: _again(path, one, reading), notes)
 
 
 def _database(uri: str, project: Project, given: dict[str, Any]) -> Located:
@@ -86,13 +108,14 @@ def _database(uri: str, project: Project, given: dict[str, Any]) -> Located:
     return Located(source, redacted(source), sample, lambda one: with_rules(table, one.rules, Path("sample")), notes)
 
 
-def _remote(uri: str, project: Project, given: dict[str, Any], header: bool | None, known: str | None) -> Located:
-    path = fetch(uri, None, project.state / "cache" / "sources", project.root)
-    sample = read_sample(path, given, header, known)
-    return Located(uri, redacted(uri), sample, lambda one: _again(path, one))
+def _remote(uri: str, project: Project, reading: Reading) -> Located:
+    cache, most = project.state / "cache" / "sources", project.settings.max_source_bytes
+    path = fetch_all([(uri, None)], cache, project.root, limit_bytes=most)[0]
+    sample = reading.sample(path)
+    return Located(uri, redacted(uri), sample, lambda one: _again(path, one, reading))
 
 
-def _several(path: Path, project: Project, given: dict[str, Any], header: bool | None, known: str | None) -> Located:
+def _several(path: Path, project: Project, reading: Reading) -> Located:
     """Returns a sample of the first of several files; the recipe reads all of them."""
     import pyarrow as pa
 
@@ -103,13 +126,13 @@ def _several(path: Path, project: Project, given: dict[str, Any], header: bool |
         raise DataError(
             "no file matches", where=pattern, hint="correct the pattern; `*` matches any characters, folders included"
         )
-    first = read_sample(files[0], given, header, known)
-    tables = [with_partitions(first.table, files[0])]
-    fixed, are_whole = first.read.model_dump() if first.read else {}, first.is_whole
+    first, text = reading.sample(files[0]), text_partitions(files)
+    tables = [with_partitions(first.table, files[0], text=text)]
+    are_whole = first.is_whole
     for file in files[1 :: max(1, len(files) // MORE_FILES)][:MORE_FILES]:
-        other = read_sample(file, fixed, first.header, first.format, first.rules)
+        other = reading.again(file, first)
         are_whole = are_whole and other.is_whole
-        tables.append(with_partitions(other.table, file))
+        tables.append(with_partitions(other.table, file, text=text))
     try:
         table = pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
@@ -119,7 +142,11 @@ def _several(path: Path, project: Project, given: dict[str, Any], header: bool |
     is_whole = len(files) == len(tables) and are_whole
     recognised = [f"{len(files)} files", *first.recognised]
     # With a section `read`, a column of the path such as year=2024 is a column of the table.
-    sample = replace(first, table=table, is_whole=is_whole, recognised=recognised, read=first.read or ReadConfig())
+    # What is text by the path of one file is text in later batches too, by a rule of the recipe.
+    codes = {name: ValueRule(type="text") for name in sorted(text) if name not in first.table.column_names}
+    rules = replace(first.rules, rules={**codes, **first.rules.rules})
+    read = first.read or ReadConfig()
+    sample = replace(first, table=table, is_whole=is_whole, recognised=recognised, read=read, rules=rules)
     source = source_of(Path(pattern), project)
     notes = [outside_note(source)] if Path(source).is_absolute() else []
     return Located(source, source, sample, lambda one: with_rules(table, one.rules, Path("sample")), notes)
@@ -148,17 +175,15 @@ def _common_ending(folder: Path) -> str:
     )
 
 
-def _again(path: Path, sample: Sample) -> pa.Table:
-    given = sample.read.model_dump() if sample.read else {}
-    table = read_sample(path, given, sample.header, sample.format, sample.rules).table
+def _again(path: Path, sample: Sample, reading: Reading) -> pa.Table:
+    table = reading.again(path, sample).table
     return table.select([name for name in sample.table.column_names if name in table.column_names])
 
 
 def source_of(path: Path, project: Project) -> str:
-    """Returns a path relative to the project for a file in it, so that the recipe works in other clones."""
-    absolute = path.resolve()
-    root = project.root.resolve()
-    return str(absolute.relative_to(root)) if absolute.is_relative_to(root) else str(absolute)
+    """Returns a path relative to the project for data in it, so that the recipe works in other clones."""
+    absolute, root = path.expanduser().resolve(), project.root.resolve()
+    return absolute.relative_to(root).as_posix() if absolute.is_relative_to(root) else str(absolute)
 
 
 def outside_note(source: str) -> str:

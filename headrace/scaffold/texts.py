@@ -13,17 +13,16 @@ from headrace.data.pictures.listing import folder_labels, shuffled_order
 from headrace.errors import UsageError
 from headrace.scaffold.encodings import recognised_encoding
 from headrace.scaffold.parts import (
-    as_yaml,
     class_lines,
     divided,
     gate_of,
     head_of,
     labels_expectation,
     require_classes,
-    source_of,
     split_line,
+    yaml_text,
 )
-from headrace.scaffold.tables import TABLE_FORMATS
+from headrace.scaffold.tables import TABLE_FORMATS, source_of
 
 if TYPE_CHECKING:
     from headrace.project import Project
@@ -82,8 +81,8 @@ def text_recipe(name: str, data: Path, target: str | None, project: Project) -> 
     label, source = target or "label", source_of(data, project)
     text = _text(
         name,
-        _pattern(source, ending, parts) if data.is_dir() else [f"source: {as_yaml(source)}"],
-        ["format: texts", *([f"encoding: {encoding}"] if encoding != "utf-8" else []), f"folder: {as_yaml(label)}"],
+        _pattern(source, ending, parts) if data.is_dir() else [f"source: {yaml_text(source)}"],
+        ["format: texts", *([f"encoding: {encoding}"] if encoding != "utf-8" else []), f"folder: {yaml_text(label)}"],
         ["text", label],
         classes,
         words,
@@ -100,8 +99,8 @@ def text_recipe(name: str, data: Path, target: str | None, project: Project) -> 
 
 def _pattern(source: str, ending: str, parts: dict[str, str] | None) -> list[str]:
     if parts is None:
-        return [f"source: {as_yaml(f'{source}/*/*{ending}')}"]
-    return ["source:", *(f"  {part}: {as_yaml(f'{source}/{folder}/*/*{ending}')}" for folder, part in parts.items())]
+        return [f"source: {yaml_text(f'{source}/*/*{ending}')}"]
+    return ["source:", *(f"  {part}: {yaml_text(f'{source}/{folder}/*/*{ending}')}" for folder, part in parts.items())]
 
 
 def _texts_in(files: Container) -> list[str]:
@@ -202,8 +201,8 @@ def _text(
             *head_of(name, "text-classification", found),
             "data:",
             *(f"  {line}" for line in [*source, *options]),
-            f"  target: {as_yaml(target)}",
-            f"  text: {as_yaml(tokens)}",
+            f"  target: {yaml_text(target)}",
+            f"  text: {yaml_text(tokens)}",
             split_line(parts),
             *labels_expectation(target, classes),
             "model: {name: recurrent, embedding: 64, hidden: 48, dropout: 0.4}",

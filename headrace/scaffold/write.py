@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,16 +32,26 @@ from headrace.scaffold.columns import (
 )
 from headrace.scaffold.recipe_text import Proposal, read_fields, recipe_text
 from headrace.scaffold.sample import Sample
-from headrace.scaffold.tables import Located, locate
+from headrace.scaffold.tables import Located, Reading, locate
+from headrace.scaffold.targets import (
+    LABELS,
+    LEAST_ROWS_OF_LABEL,
+    TEXT_LABELS,
+    Target,
+    holds_lists,
+    labels_target,
+    rare_label_note,
+    separator_of,
+    several_targets,
+    split_names,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
-TASKS = ("classification", "regression", "text-classification")
+TASKS = ("classification", "regression", "text-classification", LABELS, TEXT_LABELS)
 LEAST_ROWS = 20
 """With fewer rows no part of the split has enough of them."""
-LEAST_ROWS_OF_LABEL = 5
-"""A label with fewer rows may be in one part of the split only."""
 MOST_RARE_LABELS = 100
 
 
@@ -71,6 +82,8 @@ class Described:
     """The sample as the recipe reads it."""
     rules: FoundRules
     columns: list[Column]
+    chosen: list[str]
+    """The columns to predict, as the user names them."""
     targets: dict[str, str]
     """Columns that could be the target, each with its task."""
 
@@ -98,35 +111,39 @@ class Written:
     """What the user should know, one line each."""
 
 
-def write_recipe(name: str, data: str | Path, target: str, project: Project, choices: Choices | None = None) -> Written:
+def write_recipe(
+    name: str, data: str | Path, targets: str | Sequence[str], project: Project, choices: Choices | None = None
+) -> Written:
     """Writes `recipes/<name>.yaml` for the table in `data` (`headrace new NAME --data X --target COLUMN`).
 
     Columns that identify a row or are useless to a model are left out, with a comment in the recipe.
 
+    Args:
+        targets: the column to predict, or several; a text may name several with commas between them.
+
     Raises:
         UsageError: the name is invalid, or the recipe exists.
         DataError: the table cannot be read.
-        RecipeError: the target is unknown (with the near miss), has no values, or cannot be predicted; or the table has too
+        RecipeError: a target is unknown (with the near miss), has no values, or cannot be predicted; or the table has too
             few rows or nothing to learn from.
     """
     choices = choices or Choices()
     path = check_name(name, project)
-    described = describe(data, project, choices, target)
+    described = describe(data, project, choices, [targets] if isinstance(targets, str) else list(targets))
     where = described.located.shown
-    rows = described.frame[described.frame[target].notna()]
-    gaps = len(described.frame) - len(rows)
-    task, why = _task(described, target, choices, where)
+    target = _target(described, choices, where)
+    task, why = target.task, target.why
+    gaps, rows = _without_gaps(described.frame, target)
     _check_rows(rows, described, where)
-    rows, drop_values, notes = _without_rare_labels(rows, target, task, described, where)
+    rows, drop_values, notes = _without_rare_labels(rows, target, described, where)
     _check_rows(rows, described, where)
     text = described.text
-    if task == "text-classification" and text is None:
+    if task in (TEXT_LABELS, "text-classification") and text is None:
         raise UsageError(
             "no column holds texts of several words", where="--task", hint="name the column with the text: --text COLUMN"
         )
-    kept, excluded = _kept(described, target, text, task, choices, where)
-    if gaps:
-        notes.append(f"{gaps:,} rows have no {target}, and are left out (data.drop_missing)")
+    kept, excluded = _kept(described, target, text, choices, where)
+    notes += [f"{count:,} rows have no {column}, and are left out (data.drop_missing)" for column, count in gaps.items()]
     read = described.sample.read
     if not described.sample.header:
         read = (read or ReadConfig()).model_copy(update={"names": described.sample.names})
@@ -134,7 +151,6 @@ def write_recipe(name: str, data: str | Path, target: str, project: Project, cho
     proposal = Proposal(
         name,
         described.located.source,
-        task,
         target,
         rows[kept],
         described.sample.is_whole,
@@ -143,7 +159,7 @@ def write_recipe(name: str, data: str | Path, target: str, project: Project, cho
         described.sample.header,
         described.sample.format,
         read,
-        _categorical(described, rows, kept, target, choices),
+        _categorical(described, rows, kept, target.columns, choices),
         text,
         time,
         drop_values,
@@ -176,20 +192,22 @@ def check_name(name: str, project: Project) -> Path:
     return path
 
 
-def describe(data: str | Path, project: Project, choices: Choices, target: str | None = None) -> Described:
-    """Reads a sample of the table in `data`, and describes its columns.
+def describe(data: str | Path, project: Project, choices: Choices, targets: Sequence[str] = ()) -> Described:
+    """Reads a sample of the table in `data`, and describes its columns; `targets` are values of `--target`.
 
     Raises:
         DataError: the table cannot be read.
         RecipeError: a column that the user names is unknown.
     """
-    located = locate(str(data), project, choices.read, choices.header, choices.format)
+    labels = tuple({*targets, *split_names(targets, ())})
+    located = locate(str(data), project, Reading(choices.read, choices.header, choices.format, labels))
     sample = located.sample
     where = located.shown
     if not sample.table.num_rows:
         raise DataError("there are no rows", where=where, hint="use a table, or a query, with rows")
     frame: pd.DataFrame = sample.table.to_pandas()
-    _check_names(frame, sample, choices, target, where)
+    chosen = split_names(targets, list(map(str, frame.columns)))
+    _check_names(frame, sample, choices, chosen, where)
     separator = sample.read.separator if sample.read is not None else None
     is_text = separator is not None
     given = replace(sample.rules, missing=all_missing(sample.rules.missing, choices.missing, is_text))
@@ -200,19 +218,26 @@ def describe(data: str | Path, project: Project, choices: Choices, target: str |
     if rules.applied(given) != sample.rules:
         sample = replace(sample, rules=rules.applied(given))
         frame = located.read_again(sample).to_pandas()
-    text = choices.text or _text_column(frame, {*choices.drop, *choices.categorical, target, choices.time})
-    columns = [_column(frame[name], frame, rules, replace(choices, text=text), target) for name in frame.columns]
+    text = choices.text or _text_column(frame, {*choices.drop, *choices.categorical, *chosen, choices.time})
+    columns = [_column(frame[name], frame, rules, replace(choices, text=text), chosen) for name in frame.columns]
     columns += [
         Column(name, "unknown", 0, 0, "left out", reason.partition(";")[0], reason.partition("; ")[2] or None)
         for name, reason in sample.left_out.items()
     ]
-    targets = {str(c): task for c in frame.columns if str(c) not in choices.drop and (task := possible_task(frame[c]))}
-    return Described(located, sample, frame, rules, columns, targets)
+    possible = {str(c): task for c in frame.columns if str(c) not in choices.drop and (task := _possible(frame[c]))}
+    return Described(located, sample, frame, rules, columns, chosen, possible)
 
 
-def _check_names(frame: pd.DataFrame, sample: Sample, choices: Choices, target: str | None, where: str) -> None:
+def _possible(values: pd.Series[Any]) -> str | None:
+    """Returns the task for a column as the target, or None if no task can predict it."""
+    if holds_lists(values) or separator_of(values) is not None:
+        return LABELS
+    return possible_task(values)
+
+
+def _check_names(frame: pd.DataFrame, sample: Sample, choices: Choices, targets: list[str], where: str) -> None:
     named = {
-        "--target": [target] if target is not None else [],
+        "--target": targets,
         "--text": [choices.text] if choices.text else [],
         "--time": [choices.time] if choices.time else [],
         "--categorical": choices.categorical,
@@ -225,28 +250,23 @@ def _check_names(frame: pd.DataFrame, sample: Sample, choices: Choices, target: 
                 continue
             reason = sample.left_out.get(name)
             what = f"column {name!r} {reason}" if reason else f"unknown column {name!r}; {near_miss(name, known[:200])}"
-            several = [part.strip() for part in name.split(",")]
-            if option == "--target" and len(several) > 1 and set(several) <= set(known):
-                raise UsageError(
-                    f"one column can be the target of a new recipe, and {name!r} names {len(several)}",
-                    where="--target",
-                    hint=f"name one of them, then edit the recipe: `target: [{', '.join(several)}]`",
-                )
             header = "; the file has no header: --header if its first line has the names" if not sample.header else ""
             raise RecipeError(f"{what}{header}", where=where, hint=f"name a column of the file: {option} COLUMN")
-    if target is not None and RANGE.fullmatch(target):
+    if ranges := [name for name in targets if RANGE.fullmatch(name)]:
         raise RecipeError(
-            f"the name {target!r} would mean a range of columns in a recipe", where=where, hint="rename the column in the file"
+            f"the name {ranges[0]!r} would mean a range of columns in a recipe",
+            where=where,
+            hint="rename the column in the file",
         )
 
 
-def _column(values: pd.Series[Any], frame: pd.DataFrame, rules: FoundRules, choices: Choices, target: str | None) -> Column:
+def _column(values: pd.Series[Any], frame: pd.DataFrame, rules: FoundRules, choices: Choices, targets: list[str]) -> Column:
     name = str(values.name)
     present = values.dropna()
     example = str(present.iloc[0])[:40] if len(present) else None
     facts = (name, kind_of(values), int(values.isna().sum()), int(present.nunique()))
     note = rules.notes.get(name)
-    if name == target:
+    if name in targets:
         return Column(*facts, "target", note, None, example)
     if name == choices.time:
         return Column(*facts, "time", "the rows with its latest values are the test set", None, example)
@@ -267,16 +287,35 @@ def _column(values: pd.Series[Any], frame: pd.DataFrame, rules: FoundRules, choi
     return Column(*facts, "left out", reason[0], reason[1], example)
 
 
-def _task(described: Described, target: str, choices: Choices, where: str) -> tuple[str, str]:
-    """Returns the task and why."""
-    import pandas as pd
-
-    values = described.frame[target].dropna()
-    distinct = values.nunique()
+def _target(described: Described, choices: Choices, where: str) -> Target:
+    """Returns what the recipe predicts."""
     if choices.task is not None and choices.task not in TASKS:
         raise UsageError(
             f"unknown task {choices.task!r}; {near_miss(choices.task, TASKS)}", where="--task", hint=f"use {', '.join(TASKS)}"
         )
+    names, frame = described.chosen, described.frame
+    only_text = described.text is not None and not described.features
+    if len(names) > 1:
+        return several_targets(frame, names, choices.task, only_text, where)
+    if (found := labels_target(frame[names[0]], names[0], choices.task, only_text, where)) is not None:
+        return found
+    return Target(names, *_task(described, names[0], choices, where))
+
+
+def _without_gaps(frame: pd.DataFrame, target: Target) -> tuple[dict[str, int], pd.DataFrame]:
+    """Returns the number of gaps of each target that has some, and the rows without gaps."""
+    if target.may_be_empty:
+        return {}, frame
+    gaps = {name: int(frame[name].isna().sum()) for name in target.columns}
+    return {name: count for name, count in gaps.items() if count}, frame[frame[target.columns].notna().all(axis=1)]
+
+
+def _task(described: Described, target: str, choices: Choices, where: str) -> tuple[str, str]:
+    """Returns the task for one value in each row, and why."""
+    import pandas as pd
+
+    values = described.frame[target].dropna()
+    distinct = values.nunique()
     if distinct < 2:
         raise RecipeError(
             f"column {target!r} has {distinct} distinct value(s); there is nothing to predict",
@@ -325,10 +364,13 @@ def _text_column(frame: pd.DataFrame, others: set[str | None]) -> str | None:
 
 
 def _without_rare_labels(
-    rows: pd.DataFrame, target: str, task: str, described: Described, where: str
+    rows: pd.DataFrame, predicted: Target, described: Described, where: str
 ) -> tuple[pd.DataFrame, dict[str, list[Any]], list[str]]:
     """Returns the rows without labels that have too few of them."""
-    if task == "regression":
+    target = predicted.columns[0]
+    if predicted.is_multilabel and not predicted.has_column_each:
+        return rows, {}, rare_label_note(rows[target], predicted.separator)
+    if predicted.task == "regression" or predicted.has_column_each:
         return rows, {}, []
     rare = rare_labels(rows[target], LEAST_ROWS_OF_LABEL)
     shown = ", ".join(f"{label!r} ({n})" for label, n in list(rare.items())[:10])
@@ -365,30 +407,32 @@ def _check_rows(rows: pd.DataFrame, described: Described, where: str) -> None:
 
 
 def _kept(
-    described: Described, target: str, text: str | None, task: str, choices: Choices, where: str
+    described: Described, target: Target, text: str | None, choices: Choices, where: str
 ) -> tuple[list[str], dict[str, str]]:
     """Returns the columns that are kept, in the file's order, and why others are left out."""
     excluded = {c.name: f"{c.reason}" + (f"; {c.hint}" if c.hint else "") for c in described.columns if c.role == "left out"}
-    if task == "text-classification":
+    if target.task in (TEXT_LABELS, "text-classification"):
         others = {c.name: "is left out, as a text alone decides (--task)" for c in described.columns if c.role == "feature"}
         excluded = {name: why for name, why in {**excluded, **others}.items() if name != text}
     kept = [str(name) for name in described.frame.columns if str(name) not in excluded]
-    features = [name for name in kept if name not in (target, choices.time)]
+    features = [name for name in kept if name not in (*target.columns, choices.time)]
     if not features:
         reasons = "; ".join(f"{name} {why}" for name, why in list(excluded.items())[:10])
         raise RecipeError(
-            f"no column except {target!r} is useful to a model" + (f": {reasons}" if reasons else ""),
+            f"no column except {', '.join(map(repr, target.columns))} is useful to a model"
+            + (f": {reasons}" if reasons else ""),
             where=where,
             hint="use a file with feature columns, or bring one in with --categorical, --text or --time",
         )
     return kept, excluded
 
 
-def _categorical(described: Described, rows: pd.DataFrame, kept: list[str], target: str, choices: Choices) -> list[str]:
+def _categorical(described: Described, rows: pd.DataFrame, kept: list[str], targets: list[str], choices: Choices) -> list[str]:
     return [
         name
         for name in kept
-        if name not in (target, choices.time, described.text) and (name in choices.categorical or kind_of(rows[name]) == "text")
+        if name not in (*targets, choices.time, described.text)
+        and (name in choices.categorical or kind_of(rows[name]) == "text")
     ]
 
 

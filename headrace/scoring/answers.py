@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from headrace.runtime.contract import Contract
 from headrace.scoring.rows import Line
+from headrace.scoring.unseen import warnings_text
 
 MAX_CLASSES = 20
 """Up to this many classes each one has a column with its probability."""
@@ -25,12 +26,13 @@ class Column:
 
 
 def answer_columns(contract: Contract, taken: Collection[str] = (), lead: Collection[str] = ()) -> list[Column]:
-    """Returns the columns of the answers: the prediction, its probabilities or bounds, the error, and what feedback takes.
+    """Returns the columns of the answers: the prediction, its probabilities or bounds, the error, what
+    feedback takes, and the warnings.
 
     Args:
         taken: names of the file's columns. If one of the answers' names is among them, all of these end in `_2`, or the
             next number that is free.
-        lead: `row`, to number the rows where the file's own columns are left out.
+        lead: `row`, to number the rows where the file's own columns are left out; then there are no warnings either.
     """
     columns = [
         *([Column("row", "whole", lambda line: line["row"])] if "row" in lead else []),
@@ -38,6 +40,7 @@ def answer_columns(contract: Contract, taken: Collection[str] = (), lead: Collec
         Column("prediction_error", "text", error_text),
         Column("prediction_id", "text", lambda line: line.get("id")),
         Column("prediction_row", "whole", lambda line: line.get("id_row")),
+        *([Column("prediction_warnings", "text", warnings_text)] if "row" not in lead else []),
     ]
     ending = free_ending([column.name for column in columns], taken)
     return [Column(column.name + ending, column.kind, column.value) for column in columns]
@@ -89,7 +92,7 @@ def _prediction_columns(contract: Contract) -> list[Column]:
 
 def _value_name(target: str) -> str:
     """The name of one of several targets, unless the answers have another column of that name."""
-    return f"value_{target}" if target in ("error", "id", "row") else target
+    return f"value_{target}" if target in ("error", "id", "row", "warnings") else target
 
 
 def _label_columns(contract: Contract) -> list[Column]:

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from headrace.scoring.rows import BadFile
+from headrace.spreadsheets import OLE
 
-Content = Literal["parquet", "zip", "text"]
+Content = Literal["parquet", "zip", "workbook", "text"]
 COMPRESSED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 """How compressed files begin."""
 OTHERS = {
     b"\x28\xb5\x2f\xfd": "compressed with zstd; decompress it first",
-    b"\xd0\xcf\x11\xe0": "an old Excel file; export it as CSV",
     b"ARROW1": "an Arrow file; write it as Parquet",
     b"ORC": "an ORC file; write it as Parquet",
     b"Obj\x01": "an Avro file; write it as Parquet",
@@ -38,6 +38,8 @@ MOST_TIMES = 500
 FREE_BYTES = 64 * 1024 * 1024
 BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 READ_BYTES = 1 << 20
+OPENDOCUMENT = b"application/vnd.oasis.opendocument.spreadsheet"
+"""What an OpenDocument sheet says of itself."""
 
 
 def content_of(path: Path) -> Content:
@@ -51,12 +53,22 @@ def content_of(path: Path) -> Content:
     if start.startswith(b"PAR1"):
         return "parquet"
     if start.startswith(b"PK\x03\x04"):
-        return "zip"
+        return "workbook" if _is_workbook(path) else "zip"
+    if start.startswith(OLE):
+        return "workbook"
     is_text = all(byte >= 32 or byte in b"\t\r\n" for byte in start)
     for magic, what in OTHERS.items():
         if start.startswith(magic) and not (magic == b"ORC" and is_text):  # the name of a column may begin so
             raise BadFile("unknown_format", f"the file is {what}")
     return "text"
+
+
+def _is_workbook(path: Path) -> bool:
+    with archive_errors(), zipfile.ZipFile(path) as archive:
+        names = set(archive.namelist())
+        if names & {"xl/workbook.xml", "xl/workbook.bin"}:
+            return True
+        return "mimetype" in names and archive.getinfo("mimetype").file_size < 100 and archive.read("mimetype") == OPENDOCUMENT
 
 
 @contextmanager

@@ -4,30 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO, cast
+from typing import Any, TextIO
 
 from headrace.runtime.contract import Contract
 from headrace.runtime.input_field import InputField
-from headrace.scoring.answers import Column, answer_columns, clash_note
 from headrace.scoring.columns import columns_of_fields
 from headrace.scoring.content import encoding_of, unpacked
+from headrace.scoring.csv_rows import CsvRows
 from headrace.scoring.dialect import HEADER_LINES, SAMPLE_ROWS, dialect_of
-from headrace.scoring.rows import (
-    CSV,
-    MAX_ROW_BYTES,
-    PART_BYTES,
-    PART_ROWS,
-    AnswerWriter,
-    BadFile,
-    Chunk,
-    Line,
-    Others,
-    RowsFile,
-    bad_row,
-)
+from headrace.scoring.rows import MAX_ROW_BYTES, BadFile, Chunk, Others, bad_row, in_chunks
 from headrace.scoring.values import from_text
 
 csv.field_size_limit(MAX_ROW_BYTES)
@@ -37,10 +26,8 @@ ROW_BYTES = 200
 """What a row takes beside its text."""
 
 
-class DelimitedFile(RowsFile):
+class DelimitedFile(CsvRows):
     """A CSV file; `member` is its name in a zip."""
-
-    media_type = CSV
 
     def __init__(self, path: Path, contract: Contract, others: Others, member: str | None = None) -> None:
         super().__init__(contract, others)
@@ -56,25 +43,10 @@ class DelimitedFile(RowsFile):
 
     def chunks(self, skip: int = 0) -> Iterator[Chunk]:
         fields = [(field, self.fields[field.name]) for field in self.contract.inputs if field.name in self.fields]
-        values: list[Any] = []
-        sources: list[str] = []
-        places: list[str] = []
-        size = 0
-        for number, (line, cells, text) in enumerate(self._records()):
-            if number < skip:
-                continue
-            values.append(self._row(cells, fields))
-            sources.append(self._padded(cells, text))
-            places.append(f"line {line}")
-            size += len(text) + ROW_BYTES
-            if len(values) >= PART_ROWS or size >= PART_BYTES:
-                yield Chunk(values, sources, places)
-                values, sources, places, size = [], [], [], 0
-        if values:
-            yield Chunk(values, sources, places)
-
-    def writer(self, handle: BinaryIO) -> AnswerWriter:
-        return _CsvWriter(self, handle)
+        return in_chunks(
+            (self._row(cells, fields), self._padded(cells, text), f"line {line}", len(text) + ROW_BYTES)
+            for line, cells, text in itertools.islice(self._records(), skip, None)
+        )
 
     def _row(self, cells: list[str], fields: list[tuple[InputField, int]]) -> Any:
         if len(cells) > len(self.columns) and any(cell.strip() for cell in cells[len(self.columns) :]):
@@ -184,62 +156,3 @@ class _Lines:
         return line
 
     _is_last = False
-
-
-class _CsvWriter(AnswerWriter):
-    """Writes rows in the file's own dialect and encoding."""
-
-    def __init__(self, file: DelimitedFile, handle: BinaryIO) -> None:
-        self._file = file
-        keeps = file.others == "keep"
-        taken = [name.strip("\ufeff \t") for name in file.columns] if keeps else []
-        self._columns = answer_columns(file.contract, taken, () if keeps else ("row",))
-        if keeps:
-            file.note(clash_note(self._columns[0].name))
-        self._text = io.TextIOWrapper(cast("Any", _Unclosed(handle)), file.encoding, errors="backslashreplace", newline="")
-        names = file.dialect.joined([column.name for column in self._columns])
-        if keeps:
-            for line in file.head[:-1]:
-                self._text.write(line)
-            self._put(file.head[-1].rstrip("\r\n"), names)
-        else:
-            self._put(None, names)
-
-    def write(self, chunk: Chunk, lines: list[Line]) -> None:
-        keeps, dialect, columns = self._file.others == "keep", self._file.dialect, self._columns
-        rows = []
-        for source, line in zip(chunk.sources, lines, strict=True):
-            cells = dialect.joined([self._cell(column, line) for column in columns])
-            rows.append(f"{source}{dialect.separator}{cells}{dialect.newline}" if keeps else cells + dialect.newline)
-        self._text.write("".join(rows))
-        self._text.flush()
-
-    def _put(self, source: str | None, cells: str) -> None:
-        before = "" if source is None else source + self._file.dialect.separator
-        self._text.write(before + cells + self._file.dialect.newline)
-
-    def _cell(self, column: Column, line: Line) -> str:
-        if (value := column.value(line)) is None:
-            return ""
-        if column.kind != "number":
-            return str(value)
-        return repr(float(value)).replace(".", self._file.dialect.decimal)
-
-
-class _Unclosed(io.BufferedIOBase):
-    """A binary file that a text wrapper around it does not close."""
-
-    def __init__(self, handle: BinaryIO) -> None:
-        self._handle = handle
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        return self._handle.write(data)
-
-    def flush(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass

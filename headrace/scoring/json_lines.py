@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,8 +17,6 @@ from headrace.scoring.content import unpacked
 from headrace.scoring.rows import (
     JSON_LINES,
     MAX_ROW_BYTES,
-    PART_BYTES,
-    PART_ROWS,
     AnswerWriter,
     BadRow,
     Chunk,
@@ -25,10 +24,11 @@ from headrace.scoring.rows import (
     Others,
     RowsFile,
     bad_row,
+    in_chunks,
 )
 from headrace.scoring.values import from_values
 
-NAMES = ("prediction", "prediction_error", "prediction_id", "prediction_row")
+NAMES = ("prediction", "prediction_error", "prediction_id", "prediction_row", "prediction_warnings")
 MAX_NAMES = 100_000
 """Names of other fields that are compared with those of the answers."""
 MAX_SHOWN = 1000
@@ -52,22 +52,10 @@ class JsonLinesFile(RowsFile):
         return sum(1 for _ in self._lines())
 
     def chunks(self, skip: int = 0) -> Iterator[Chunk]:
-        values: list[Any] = []
-        sources: list[bytes] = []
-        places: list[str] = []
-        size = 0
-        for row, (number, line) in enumerate(self._lines()):
-            if row < skip:
-                continue
-            values.append(self._row(line))
-            sources.append(line[:MAX_ROW_BYTES])
-            places.append(f"line {number}")
-            size += len(line) + ROW_BYTES
-            if len(values) >= PART_ROWS or size >= PART_BYTES:
-                yield Chunk(values, sources, places)
-                values, sources, places, size = [], [], [], 0
-        if values:
-            yield Chunk(values, sources, places)
+        return in_chunks(
+            (self._row(line), line[:MAX_ROW_BYTES], f"line {number}", len(line) + ROW_BYTES)
+            for number, line in itertools.islice(self._lines(), skip, None)
+        )
 
     def writer(self, handle: BinaryIO) -> AnswerWriter:
         ending = free_ending(NAMES, self._names()) if self.others == "keep" else ""
@@ -132,6 +120,8 @@ class _JsonWriter(AnswerWriter):
     def write(self, chunk: Chunk, lines: list[Line]) -> None:
         for source, line in zip(chunk.sources, lines, strict=True):
             answer = {name + self._ending: value for name, value in _answer(line).items()}
+            if self._keeps and "warnings" in line:
+                answer["prediction_warnings" + self._ending] = line["warnings"]
             if self._keeps:
                 self._handle.write(_beside(source, answer))
             else:

@@ -1,4 +1,4 @@
-"""Opens a file of rows by its content: Parquet, CSV, JSON lines, or pictures; also compressed."""
+"""Opens a file of rows by its content: Parquet, CSV, JSON lines, a workbook, or pictures."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from headrace.scoring.json_lines import JsonLinesFile
 from headrace.scoring.parquet import ParquetFile
 from headrace.scoring.pictures import PICTURES, PicturesFile, picture_field
 from headrace.scoring.rows import JSON_LINES, PARQUET, BadFile, Others, RowsFile
+from headrace.scoring.sheets import SheetFile
 
 START_BYTES = 64 * 1024
 TABLES = (".csv", ".tsv", ".tab", ".txt", ".jsonl", ".ndjson", ".json")
@@ -33,6 +34,8 @@ def open_rows(path: Path, contract: Contract, others: Others, declared: str = ""
     content = content_of(path)
     if content == "parquet":
         return ParquetFile(path, contract, others)
+    if content == "workbook":
+        return SheetFile(path, contract, others)
     if content == "zip":
         member = _table_in(path, contract)
         return PicturesFile(path, contract) if member is None else _open_text(path, contract, others, declared, member)
@@ -65,8 +68,6 @@ def _table_in(path: Path, contract: Contract) -> str | None:
     """
     with archive_errors(), zipfile.ZipFile(path) as archive:
         names = [info.filename for info in archive.infolist() if not info.is_dir() and "__MACOSX" not in info.filename]
-    if "xl/workbook.xml" in names:
-        raise BadFile("unknown_format", "the file is an Excel workbook; export the sheet as CSV")
     tables = [name for name in names if name.lower().endswith(TABLES)]
     if picture_field(contract) is not None and any(name.lower().endswith(PICTURES) for name in names):
         return None

@@ -18,7 +18,7 @@ from headrace.scoring.answers import answer_columns
 from headrace.scoring.columns import listed
 from headrace.scoring.content import archive_errors
 from headrace.scoring.dialect import Dialect
-from headrace.scoring.rows import CSV, PART_BYTES, PART_ROWS, AnswerWriter, BadFile, Chunk, Line, RowsFile, bad_row
+from headrace.scoring.rows import CSV, AnswerWriter, BadFile, Chunk, Line, RowsFile, bad_row, in_chunks
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic")
 """Names of pictures end like this; the model refuses those that it does not take."""
@@ -61,23 +61,16 @@ class PicturesFile(RowsFile):
         return len(self._names)
 
     def chunks(self, skip: int = 0) -> Iterator[Chunk]:
-        values: list[Any] = []
-        names: list[str] = []
-        size = 0
         with _members(self._path) as members:
-            for name in self._names[skip:]:
-                raw = members.read(name)
-                values.append(raw if isinstance(raw, dict) else {self._field.name: base64.b64encode(raw).decode()})
-                names.append(name)
-                size += len(raw)
-                if len(values) >= PART_ROWS or size >= PART_BYTES:
-                    yield Chunk(values, names, names)
-                    values, names, size = [], [], 0
-        if values:
-            yield Chunk(values, names, names)
+            yield from in_chunks(self._picture(members, name) for name in self._names[skip:])
 
     def writer(self, handle: BinaryIO) -> AnswerWriter:
         return _NamesWriter(self.contract, handle)
+
+    def _picture(self, members: _Members, name: str) -> tuple[Any, str, str, int]:
+        raw = members.read(name)
+        value = raw if isinstance(raw, dict) else {self._field.name: base64.b64encode(raw).decode()}
+        return value, name, name, len(raw)
 
 
 class _Members:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Literal
 
@@ -20,7 +20,8 @@ Others = Literal["refuse", "ignore", "keep"]
 """What happens to columns that the model does not know: the file is refused, or they are left out of the result, or they are
 in the result beside the answers."""
 Line = dict[str, Any]
-"""An answer: `{"row", "prediction", "id", "id_row"}`, or `{"row", "error": {"code", "message", ...}}`."""
+"""An answer: `{"row", "prediction", "id", "id_row"}`, also with `warnings` about values that training has not seen; or
+`{"row", "error": {"code", "message", ...}}`."""
 
 
 class BadFile(Exception):
@@ -49,6 +50,21 @@ class Chunk:
     """The same rows as they are in the file, for the result."""
     places: list[str] = field(default_factory=list)
     """Where each row is in the file, for messages, for example "line 5"; may be empty."""
+
+
+def in_chunks(rows: Iterable[tuple[Any, Any, str, int]]) -> Iterator[Chunk]:
+    """Yields chunks of rows, each of which is given as its value, its source, its place, and its size in bytes."""
+    values, sources, places, size = list[Any](), list[Any](), list[str](), 0
+    for value, source, place, row_bytes in rows:
+        values.append(value)
+        sources.append(source)
+        places.append(place)
+        size += row_bytes
+        if len(values) >= PART_ROWS or size >= PART_BYTES:
+            yield Chunk(values, sources, places)
+            values, sources, places, size = [], [], [], 0
+    if values:
+        yield Chunk(values, sources, places)
 
 
 class AnswerWriter(ABC):

@@ -29,6 +29,7 @@ WITHOUT = {
     "headrace.project": "paths: a stage that reads or writes elsewhere fails, because they are its deps and outs",
     "headrace.recipe.synonyms": "suggestions in messages about unknown names",
     "headrace.renamed": "messages for old names",
+    "headrace.spreadsheets": "opens workbooks at ingest, and stages read the Parquet that ingest has stored",
     "headrace.settings": "ports and servers; no setting changes what a stage computes",
 }
 """Modules that no stage depends on, and why: an edit of a message should not train every model again."""

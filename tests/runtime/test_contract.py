@@ -263,6 +263,41 @@ def test_a_value_is_accepted_or_refused_alike_in_small_and_large_requests(field:
     assert taken(1) == taken(MAX_LOOP_ROWS) == taken(MAX_LOOP_ROWS + 1)
 
 
+EXACT = [2**53, -(2**53), 2**53 + 2, 2**60, 10**17, 12345678901234567000, -(10**18)]
+"""Held exactly, or the digits of a float that is written without an exponent, as JavaScript and Go do."""
+ROUNDED = [2**53 + 1, -(2**53) - 1, 2**63 - 1, 9223372036854775809, 10**16 + 1, 12345678901234567890]
+
+
+@pytest.mark.parametrize("rows", [1, MAX_LOOP_ROWS + 1])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(), (2,)])
+@pytest.mark.parametrize("value", [*EXACT, *ROUNDED])
+def test_a_whole_number_is_not_answered_as_its_neighbour(dtype: Any, shape: tuple[int, ...], value: int, rows: int) -> None:
+    field = InputField(name="x", dtype=dtype, shape=shape)
+    given: list[Any] = [[0.5, 1] if shape else 1] * (rows - 1)
+    given.append([0.5, value] if shape else value)  # beside a float, numpy would round it before it can be looked at
+    if value in EXACT:
+        found = np.ravel(field.to_array(given, "rows")[-1])[-1]
+        assert found == np.dtype(dtype).type(value)
+    else:
+        with pytest.raises(ContractViolation, match=rf"rows\.{rows - 1}\.x: expected a number that float64 has exactly"):
+            field.to_array(given, "rows")
+    floats = [[0.5, float(value)] if shape else float(value)]
+    assert field.to_array(floats, "rows").dtype == dtype, "a float says that it is rounded"
+
+
+@pytest.mark.parametrize(
+    ("text", "is_exact"), [("9.007.199.254.740.993 kg", False), ("9.007.199.254.740.992", True), ("1,5", True)]
+)
+def test_whole_numbers_in_texts_are_not_rounded_either(text: str, is_exact: bool) -> None:
+    field = InputField(name="x", dtype="float64", rule=ValueRule(decimal=",", strip=["kg"]))
+    if is_exact:
+        assert field.to_array([text], "rows").shape == (1,)
+    else:
+        with pytest.raises(ContractViolation, match="a number that float64 has exactly"):
+            field.to_array([text], "rows")
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [(2_000_000, "from 1 to 1000000, got 2000000"), (0, "from 1 to 1000000, got 0"), (-1e30, "fits int64")],

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 
 from headrace.cli.main import cli
 from headrace.data.batches import add_batch
+from headrace.data.formats.partitions import text_partitions, with_partitions
 from headrace.data.ingest import ingest
 from headrace.data.tables import read_batches
 from headrace.errors import HeadraceError
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe, load_recipe
+from tests.workbooks import xlsx
 
 ROWS = 120
 
@@ -140,6 +142,15 @@ def test_codes_keep_their_zeros_in_the_file_and_in_later_batches(project: Projec
     table.head(5).to_csv("more.csv", index=False)
     add_batch(recipe, Path("more.csv"), project, lambda line: None)
     assert set(read_batches(project, recipe)["zip"]) == {"01234", "02345", "10115", "00501"}
+
+
+def test_whole_numbers_that_a_model_would_round_are_left_out_and_named(project: Project, table: pd.DataFrame) -> None:
+    table["ns"] = 1_700_000_000_000_000_001 + 7 * np.arange(ROWS)[::-1] ** 2
+    table["even"] = 2**53 + 2 * np.arange(ROWS)[::-1]
+    table.to_csv("t.csv", index=False)
+    said = new(project, "t.csv")
+    assert "left out: holds whole numbers beyond 2^53" in said and "--categorical 'ns'" in said
+    assert {"even"} <= set(load_recipe("shop", project).data.columns or []) and "ns" not in stored(project)[1]
 
 
 def test_categorical_reaches_the_reader_without_a_section_read(project: Project, table: pd.DataFrame) -> None:
@@ -285,8 +296,6 @@ def test_a_text_beside_other_columns_is_learned_with_them(project: Project) -> N
     assert recipe.task == "classification" and recipe.data.text is not None and {"text", "n"} <= set(rows)
     new(project, "both.csv", "--drop", "text", target="stars")
     assert load_recipe("shop", project).data.text is None
-    assert "target: [n, stars]" in new(project, "both.csv", target="n,stars", code=2)
-    assert "target: [n, stars]" in new(project, "both.csv", "--target", "stars", target="n", code=2)
 
 
 @pytest.mark.parametrize(
@@ -337,42 +346,9 @@ def test_a_large_file_is_sampled_from_all_of_it(project: Project, table: pd.Data
     assert set(stored(project)[1]["plan"]) == {"bäsic", "pro", "rare"}
 
 
-def workbook(path: Path, rows: list[list[Any]]) -> None:
-    """Writes an xlsx with two sheets; the rows are on the second one, named `Orders`."""
-
-    def cell(value: Any) -> str:
-        if value is None:
-            return "<c/>"
-        if isinstance(value, str):
-            return f'<c t="inlineStr"><is><t>{value}</t></is></c>'
-        return f"<c><v>{value}</v></c>"
-
-    kind = "application/vnd.openxmlformats-officedocument.spreadsheetml"
-    main, related = "http://schemas.openxmlformats.org/spreadsheetml/2006/main", "http://schemas.openxmlformats.org"
-    office = f"{related}/officeDocument/2006/relationships"
-    body = "".join(f"<row>{''.join(map(cell, row))}</row>" for row in rows)
-    sheet = f'<worksheet xmlns="{main}"><sheetData>{{}}</sheetData></worksheet>'
-    parts = "".join(f'<Override PartName="/xl/worksheets/s{i}.xml" ContentType="{kind}.worksheet+xml"/>' for i in (1, 2))
-    types = f'<Override PartName="/xl/workbook.xml" ContentType="{kind}.sheet.main+xml"/>{parts}'
-    rels = "".join(f'<Relationship Id="r{i}" Type="{office}/worksheet" Target="worksheets/s{i}.xml"/>' for i in (1, 2))
-    top = f'<Relationship Id="r1" Type="{office}/officeDocument" Target="xl/workbook.xml"/>'
-    sheets = '<sheet name="Notes" sheetId="1" r:id="r1"/><sheet name="Orders" sheetId="2" r:id="r2"/>'
-    xml = '<Default Extension="rels" ContentType="application/vnd.openxmlformats-package.relationships+xml"/>'
-    xml += '<Default Extension="xml" ContentType="application/xml"/>'
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("[Content_Types].xml", f'<Types xmlns="{related}/package/2006/content-types">{xml}{types}</Types>')
-        archive.writestr("_rels/.rels", f'<Relationships xmlns="{related}/package/2006/relationships">{top}</Relationships>')
-        archive.writestr("xl/workbook.xml", f'<workbook xmlns="{main}" xmlns:r="{office}"><sheets>{sheets}</sheets></workbook>')
-        archive.writestr(
-            "xl/_rels/workbook.xml.rels", f'<Relationships xmlns="{related}/package/2006/relationships">{rels}</Relationships>'
-        )
-        archive.writestr("xl/worksheets/s1.xml", sheet.format("<row><c><v>1</v></c></row>"))
-        archive.writestr("xl/worksheets/s2.xml", sheet.format(body))
-
-
 def test_a_sheet_of_a_workbook(project: Project, table: pd.DataFrame) -> None:
     cells = [list(table.columns), *table.astype(object).values.tolist()]
-    workbook(Path("orders.xlsx"), [["Orders of 2024"], *cells])
+    xlsx(Path("orders.xlsx"), [["Orders of 2024"], *cells])
     said = new(project, "orders.xlsx", "--sheet", "Orders", "--skip-lines", "1")
     assert "sheet 'Orders', not 'Notes' (--sheet)" in said
     pd.testing.assert_frame_equal(stored(project)[1], table, check_dtype=False)
@@ -397,6 +373,33 @@ def test_a_folder_of_partitions_has_their_columns(project: Project, table: pd.Da
     )
     add_batch(load_recipe("shop", project), later, project, lambda line: None)
     assert set(read_batches(project, recipe)["year"]) == {2023, 2024, 2025}
+
+
+@pytest.mark.parametrize("codes", [("02134", "10001"), ("10001", "02134"), ("10001", "N1")])
+def test_codes_in_the_names_of_folders_stay_text(project: Project, table: pd.DataFrame, codes: tuple[str, str]) -> None:
+    for code in codes:
+        folder = Path("sales") / f"zip={code}"
+        folder.mkdir(parents=True)
+        table.assign(spend=table["spend"] + len(code)).to_parquet(folder / "part.parquet")
+    new(project, "sales")
+    recipe, frame = stored(project)
+    assert set(frame["zip"]) == set(codes) and recipe.data.parse["zip"].type == "text"
+    later = Path("sales/zip=10001/later.parquet")
+    table.head(5).to_parquet(later)
+    path = project.recipes / "shop.yaml"
+    path.write_text("\n".join(line for line in path.read_text().splitlines() if "expect_" not in line or "match_set" in line))
+    add_batch(load_recipe("shop", project), later, project, lambda line: None)
+    assert set(read_batches(project, recipe)["zip"]) == set(codes)
+
+
+def test_columns_of_paths_have_one_type_in_all_files() -> None:
+    paths = [Path(f"s/zip={code}/month={month}/x.csv") for code, month in (("02134", "1"), ("10001", "12"))]
+    assert text_partitions(paths) == {"zip"}
+    assert text_partitions([Path("s/zip=__HIVE_DEFAULT_PARTITION__/x.csv"), Path("s/zip=7/x.csv")]) == set()
+    one = pa.table({"x": [1]})
+    assert with_partitions(one, paths[1], text={"zip"}).to_pylist() == [{"x": 1, "zip": "10001", "month": 12}]
+    assert with_partitions(one, Path("month=07/x.csv"), numbers=["month"]).to_pylist() == [{"x": 1, "month": 7}]
+    assert with_partitions(one, Path("month=07/x.csv")).to_pylist() == [{"x": 1, "month": "07"}]
 
 
 @pytest.mark.parametrize("name", ["t.jsonl", "t.jsonl.gz", "t.feather", "t.parquet"])

@@ -10,6 +10,7 @@ from headrace.runtime.input_field import ContractViolation, InputField
 from headrace.scoring.open_rows import open_rows
 from headrace.scoring.results import write_result
 from headrace.scoring.rows import BadRow, Line, Others
+from headrace.scoring.unseen import warnings_by_row
 
 CONTRACT = Contract(
     model="m",
@@ -43,9 +44,11 @@ def _answer(row: int, value: object, contract: Contract) -> Line:
     if isinstance(value, BadRow):
         return {"row": row, "error": dict(value)}
     try:
-        contract.to_feeds([value], "row")
+        feeds = contract.to_feeds([value], "row")
     except ContractViolation as error:
         message = str(error).replace("row.0", "row")
         return {"row": row, "error": {"code": "contract_violation", "message": message, "got": error.got}}
     answer = {"label": "yes", "probabilities": {"no": 0.25, "yes": 0.75}}
-    return {"row": row, "prediction": answer, "id": "m@1:x", "id_row": row}
+    line: Line = {"row": row, "prediction": answer, "id": "m@1:x", "id_row": row}
+    warnings = warnings_by_row(contract.unseen(feeds).messages("instances"), contract, [value])
+    return {**line, "warnings": warnings[0]} if warnings else line

@@ -65,9 +65,9 @@ def test_rows_come_back_byte_for_byte_in_their_encoding(tmp_path: Path, encoding
     lines = found.decode(encoding).splitlines()
     assert lines[0] == (
         "Größe;price;store;x;prediction;probability;probability_no;probability_yes;"
-        "prediction_error;prediction_id;prediction_row"
+        "prediction_error;prediction_id;prediction_row;prediction_warnings"
     )
-    assert lines[1:] == ['"a;b";1,50;17; é ;yes;0,75;0,25;0,75;;m@1:x;0', '007;"2,0";3;"";yes;0,75;0,25;0,75;;m@1:x;1']
+    assert lines[1:] == ['"a;b";1,50;17; é ;yes;0,75;0,25;0,75;;m@1:x;0;', '007;"2,0";3;"";yes;0,75;0,25;0,75;;m@1:x;1;']
     assert notes == [f"CSV separated by semicolons, decimal commas, {encoding}"]
 
 
@@ -100,6 +100,23 @@ def test_a_column_with_the_name_of_an_answer_keeps_its_name_and_this_is_noted(tm
     head = found.decode().splitlines()[0].split(",")
     assert head[2:6] == ["prediction", "prediction_2", "prediction_3", "probability_3"]
     assert "so the answers are in prediction_3 and so on" in notes[-1]
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl", "rows.parquet"])
+def test_a_whole_number_is_not_answered_as_its_neighbour(tmp_path: Path, name: str) -> None:
+    numbers = [2**53, 2**53 + 1, 2**53 + 2]
+    table = pd.DataFrame({"price": numbers, "store": "3"})
+    if name.endswith("parquet"):
+        table.to_parquet(tmp_path / name)
+    elif name.endswith("jsonl"):
+        table.to_json(tmp_path / name, orient="records", lines=True)
+    else:
+        table.to_csv(tmp_path / name, index=False)
+    _, lines, _ = score(tmp_path / name)
+    assert ["error" in line for line in lines] == [False, True, False]
+    assert (
+        "a number that float64 has exactly" in lines[1]["error"]["message"] and "9007199254740993" in lines[1]["error"]["got"]
+    )
 
 
 def test_a_level_that_looks_like_a_gap_is_a_level(tmp_path: Path) -> None:
@@ -244,7 +261,7 @@ def test_a_file_that_cannot_be_used_says_why(tmp_path: Path, text: str, message:
         (gzip.compress(b"price,store\n1,3\n" * 9, mtime=0)[:-12], "truncated or damaged"),
         (b"\x1f\x8b\x08" + b"\x00" * 30, "truncated or damaged"),
         (b"PK\x03\x04 and nothing more", "truncated or damaged"),
-        (b"\xd0\xcf\x11\xe0", "an old Excel file; export it as CSV"),
+        (b"\xd0\xcf\x11\xe0", "not a workbook that can be read: Cannot detect file format; save it again as xlsx"),
         (b"\x89PNG\r\n\x1a\n", "a picture"),
         (b"", "no line at the beginning"),
     ],

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
 from bentos.app import PredictionApp
+from headrace.client import AsyncClient
 from headrace.client.requests import parse_answer
 from headrace.data.tables import read_batch
 from headrace.recipe.recipe import Recipe, parse_recipe
+from headrace.scoring.rows import Line
+from headrace.services.api.batch_requests import BatchClient
 from tests.bento_projects import make_recipe
 from tests.bentos.app_requests import ask
 from tests.served_tables import contract_for, predictions, read_table, rows_of, served
@@ -120,6 +125,22 @@ def test_unknown_levels_and_values_outside_of_training_are_warned_of_and_counted
     metrics = ask(app, "GET", "/metrics").text
     assert 'headrace_unseen_values_total{field="plan",kind="unknown_level",model="toy",version="0"} 2.0' in metrics
     assert 'headrace_unseen_values_total{field="spend",kind="out_of_range",model="toy",version="0"} 1.0' in metrics
+
+
+def test_a_batch_has_all_of_them_though_an_answer_names_a_hundred(app: PredictionApp) -> None:
+    rows: list[Any] = [{"plan": "gold", "spend": 5e6, "country": "NA"} for _ in range(250)]
+    rows[70] = {"plan": "pro", "spend": 50.0, "country": "NA"}
+
+    async def answered() -> list[Line]:
+        async with AsyncClient("http://test") as client:
+            client._http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+            lines, failure = await BatchClient(client, app.model.contract, "batch").answer(rows, 1000)
+        assert failure is None
+        return lines
+
+    lines = asyncio.run(answered())
+    assert [line["row"] for line in lines] == list(range(1000, 1250)) and "warnings" not in lines[70]
+    assert {tuple(one["path"] for one in line["warnings"]) for line in lines[:70] + lines[71:]} == {("row.spend", "row.plan")}
 
 
 def test_many_unseen_values_are_all_counted_and_a_hundred_are_named(app: PredictionApp) -> None:

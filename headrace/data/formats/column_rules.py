@@ -34,6 +34,11 @@ class ColumnRules:
         """Columns that a file without types has to give as text."""
         return list(self.rules)
 
+    @property
+    def text_columns(self) -> list[str]:
+        """Columns that a rule makes text."""
+        return [name for name, rule in self.rules.items() if rule.type == "text"]
+
 
 def apply_rules(table: pa.Table, rules: ColumnRules, path: Path, untyped: bool = False, first_row: int = 1) -> pa.Table:
     """Returns the table with its texts trimmed, its missing values as null, and the types that the rules give.

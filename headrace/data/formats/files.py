@@ -18,7 +18,7 @@ from headrace.data.formats.label_lists import label_lists_as_text
 from headrace.data.formats.json_lines import stream_json_lines
 from headrace.data.formats.molecules import graphs_as_text, read_molecules
 from headrace.data.formats.options import ReadOptions
-from headrace.data.formats.partitions import with_partitions
+from headrace.data.formats.partitions import text_partitions, with_partitions
 from headrace.data.formats.streams import TableStream
 from headrace.data.formats.text_files import read_docstrings, read_lines, read_texts
 from headrace.data.formats.text_values import has_leading_zeros
@@ -80,14 +80,14 @@ def read_packed(path: Path, options: ReadOptions) -> list[tuple[pa.Table, Path]]
         kind = options.format or _kind(_ending(Path(names[0]), None)).replace("lines", "texts")
         if kind in ("texts", "docstrings"):
             return [(read_file(path, replace(options, format=kind)), path)]
-        found = []
+        found, text = [], {*text_partitions(map(Path, names)), *options.rules.text_columns}
         for number, name in enumerate(names):
             place = Path(folder) / str(number) / Path(name).name
             place.parent.mkdir()
             place.write_bytes(files.read(name))
             table = read_file(place, options)
             if options.read is not None:
-                table = with_partitions(table, Path(name), options.only)
+                table = with_partitions(table, Path(name), options.only, text)
             found.append((table, Path(name)))
         return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
@@ -12,22 +12,47 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
+NUMBER = re.compile(r"0|-?[1-9][0-9]{0,17}")
+DIGITS = re.compile(r"-?[0-9]{1,18}")
 
 
-def with_partitions(table: pa.Table, path: Path, only: Collection[str] | None = None) -> pa.Table:
+def with_partitions(
+    table: pa.Table,
+    path: Path,
+    only: Collection[str] | None = None,
+    text: Collection[str] = (),
+    numbers: Collection[str] = (),
+) -> pa.Table:
     """Returns the table with a column for each `name=value` in the folders of its path that it does not have already.
 
     Args:
         only: the columns that are asked for; None: all.
+        text: columns of text, although this value may look like a number.
+        numbers: columns of digits that are numbers, whatever their leading zeros.
     """
     import pyarrow as pa
 
-    for folder in path.parent.parts:
-        name, equals, text = folder.partition("=")
-        if not equals or not name or name in table.column_names or (only is not None and name not in only):
+    for name, value in _partitions(path):
+        if name in table.column_names or (only is not None and name not in only):
             continue
-        value = None if text == NO_VALUE else unquote(text)
-        is_number = value is None or re.fullmatch(r"0|-?[1-9][0-9]{0,17}", value) is not None
+        is_number = name not in text and (value is None or _is_number(value, name in numbers))
         one = pa.scalar(value if value is None or not is_number else int(value), pa.int64() if is_number else pa.string())
         table = table.append_column(name, pa.repeat(one, table.num_rows))
     return table
+
+
+def text_partitions(paths: Iterable[Path]) -> set[str]:
+    """Returns the columns in these paths that hold text: those of which one value is no number. A code such as `02134` is
+    text, and so is then the `10001` beside it."""
+    return {name for path in paths for name, value in _partitions(path) if value is not None and not _is_number(value, False)}
+
+
+def _partitions(path: Path) -> Iterator[tuple[str, str | None]]:
+    for folder in path.parent.parts:
+        name, equals, text = folder.partition("=")
+        if equals and name:
+            yield name, None if text == NO_VALUE else unquote(text)
+
+
+def _is_number(value: str, may_begin_with_zero: bool) -> bool:
+    return (DIGITS if may_begin_with_zero else NUMBER).fullmatch(value) is not None

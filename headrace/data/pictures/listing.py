@@ -239,7 +239,9 @@ def _resolved(wanted: list[str], container: Container, folder: str) -> list[str 
                 if one + ending in known:
                     return one + ending
         named = by_name.get(PurePosixPath(plain).name, []) if plain else []
-        close = [name for name in named if f"/{name}".endswith(f"/{plain}") or f"/{name}".rpartition(".")[0].endswith(f"/{plain}")]
+        close = [
+            name for name in named if f"/{name}".endswith(f"/{plain}") or f"/{name}".rpartition(".")[0].endswith(f"/{plain}")
+        ]
         return next(iter(close or named)) if len(close or named) == 1 else None
 
     return [resolve(path) if path else None for path in wanted]

@@ -33,9 +33,19 @@ def scheme_of(uri: str) -> str:
     return scheme
 
 
+def with_lower_scheme(uri: str) -> str:
+    """Returns the address with its scheme in lower case: upper case means the same, but not to every client.
+
+    Raises:
+        SourceError: an unknown scheme.
+    """
+    scheme = scheme_of(uri)
+    return scheme + uri[len(scheme) :]
+
+
 def redacted(uri: str) -> str:
     """Returns the address for messages and logs: without a password, and without a query, which may contain a signature."""
-    if "://" not in uri or uri.startswith(("pypi://", "npm://")):  # here `@` and `==` precede a version
+    if "://" not in uri or uri.lower().startswith(("pypi://", "npm://")):  # here `@` and `==` precede a version
         return uri
     until = "[^?]*" if uri.lower().startswith(tuple(f"{scheme}://" for scheme in DATABASES)) else "[^/?]*"
     return re.sub(f"(?<=://){until}@", "", uri, count=1).partition("?")[0]

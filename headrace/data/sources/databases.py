@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headrace.data.sources.addresses import DATABASES, redacted, scheme_of
+from headrace.data.sources.addresses import DATABASES, redacted, scheme_of, with_lower_scheme
 from headrace.errors import SourceError, SourceUnreachable, near_miss
 from headrace.recipe.read import ReadConfig
 
@@ -89,7 +89,7 @@ def _connected(uri: str, project_root: Path) -> Iterator[Connection]:
     import sqlalchemy as sa
     from sqlalchemy.exc import DBAPIError, NoSuchTableError, SQLAlchemyError
 
-    url = _url(uri, project_root)
+    url = _url(with_lower_scheme(uri), project_root)
     engine = _engine(url)
     try:
         with engine.connect() as connection:

@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import IO, NoReturn
 
 from headrace.data.sources import packages
-from headrace.data.sources.addresses import OBJECT_STORES, file_name, is_local, local_file, local_files, redacted, scheme_of
+from headrace.data.sources.addresses import (
+    OBJECT_STORES,
+    file_name,
+    is_local,
+    local_file,
+    local_files,
+    redacted,
+    scheme_of,
+    with_lower_scheme,
+)
 from headrace.data.sources.archives import is_pattern, listing_sha256, pack_files
 from headrace.data.sources.packages import Progress
 from headrace.data.sources.remote import from_http, from_object_store
@@ -52,6 +61,7 @@ def fetch_all(
     """
     report_progress = progress or (lambda done, total: None)
     cache = cache_dir.resolve()
+    wanted = [(with_lower_scheme(uri), sha256) for uri, sha256 in wanted]
     places = [_place(uri, sha256, cache, project_root) for uri, sha256 in wanted]
     absent = [(uri, sha256, to) for (uri, sha256), to in zip(wanted, places, strict=True) if not _is_kept(uri, sha256, to)]
     members: dict[packages.Package, list[tuple[str, str, str | None, Path]]] = {}

@@ -102,15 +102,15 @@ def implicit_expectations(frame: pd.DataFrame, recipe: Recipe, known_labels: Seq
     return built
 
 
-def propose_suite(frame: pd.DataFrame, target: str) -> list[dict[str, Any]]:
+def propose_suite(frame: pd.DataFrame, targets: Sequence[str]) -> list[dict[str, Any]]:
     """Proposes expectations for `expect` that `frame` passes and a damaged batch would fail: sets for columns of few texts,
     ranges with a margin for numbers, no gaps where there are none."""
     found: list[dict[str, Any]] = [{"type": "expect_table_columns_to_match_set", "column_set": [str(c) for c in frame.columns]}]
     wide = frame.shape[1] > COLUMN_LIMIT
     if wide:
         found = [{"type": "expect_table_column_count_to_equal", "value": frame.shape[1]}]
-    for column in [target] if wide else [str(c) for c in frame.columns]:
-        found += _proposals(frame[column], column, is_target=column == target)
+    for column in targets if wide else [str(c) for c in frame.columns]:
+        found += _proposals(frame[column], column, is_target=column in targets)
     return found
 
 

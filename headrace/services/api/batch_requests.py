@@ -12,7 +12,9 @@ import msgspec
 
 from headrace.client import AsyncClient
 from headrace.client.errors import CallFailed, InvalidInput, QuotaExceeded, TimedOut, Unavailable
+from headrace.runtime.contract import Contract
 from headrace.scoring.rows import BadRow, Line
+from headrace.scoring.unseen import warnings_by_row
 
 AT_ONCE = 2
 """Requests in progress: enough to keep a replica busy, few enough to leave capacity for others."""
@@ -39,14 +41,22 @@ class RetryLater(Exception):
 class BatchClient:
     """Sends the requests of one batch."""
 
-    def __init__(self, client: AsyncClient, model: str, batch: str, at_once: int = AT_ONCE, stop: Event | None = None) -> None:
+    def __init__(
+        self,
+        client: AsyncClient,
+        contract: Contract,
+        batch: str,
+        at_once: int = AT_ONCE,
+        stop: Event | None = None,
+    ) -> None:
         """
         Args:
+            contract: of the model that answers.
             at_once: requests in progress.
             stop: once it is set, no further rows are sent.
         """
         self._stop = stop or Event()
-        self._client, self._model, self._batch, self._at_once = client, model, batch, at_once
+        self._client, self._contract, self._batch, self._at_once = client, contract, batch, at_once
         self._rows = FIRST_ROWS
         self._remaining: Numbered = []
         self._lines: list[Line] = []
@@ -111,18 +121,21 @@ class BatchClient:
 
     async def _predict(self, rows: Numbered) -> list[Line]:
         start = time.monotonic()
-        request_id = f"batch-{self._batch}-{rows[0][0]}-{len(rows)}"
+        request_id, values = f"batch-{self._batch}-{rows[0][0]}-{len(rows)}", [value for _, value in rows]
         try:
-            answer = await self._client.predict(self._model, [value for _, value in rows], request_id=request_id)
+            answer = await self._client.predict(self._contract.model, values, request_id=request_id)
         except RecursionError:
             raise InvalidInput("the JSON is nested too deeply", code="bad_json") from None
         self._adapt_size(len(rows), time.monotonic() - start)
         if len(answer.predictions) != len(rows):
             raise CallFailed(f"{len(answer.predictions)} answers to {len(rows)} rows", code="internal", status=500)
-        return [
+        lines: list[Line] = [
             {"row": row, "prediction": prediction, "id": answer.id, "id_row": place}
             for place, ((row, _), prediction) in enumerate(zip(rows, answer.predictions, strict=True))
         ]
+        for place, warnings in warnings_by_row(answer.warnings, self._contract, values).items():
+            lines[place]["warnings"] = warnings
+        return lines
 
     def _adapt_size(self, rows: int, seconds: float) -> None:
         """Sets the rows of the next request: as many as fit `REQUEST_SECONDS`, at most twice those of this request."""

@@ -12,9 +12,10 @@ import msgspec
 from headrace.files import atomic_write
 from headrace.runtime.contract import Contract
 from headrace.scoring.rows import Line
+from headrace.scoring.unseen import warnings_text
 from headrace.services.api.batch_store import Part
 
-RESULT_COLUMNS = ("row", "error", "id", "id_row", "interval", "quantiles")
+RESULT_COLUMNS = ("row", "error", "id", "id_row", "interval", "quantiles", "warnings")
 """Columns of a result beside the answers."""
 
 
@@ -43,12 +44,14 @@ def damaged_parts(parts: list[Part]) -> Iterator[tuple[Part, int]]:
 
 
 def write_parquet(parts: list[Part], contract: Contract, path: Path) -> None:
-    """Writes the answers of all parts to one file atomically: `row`, the columns of the answer, `error`, `id` and `id_row`."""
+    """Writes the answers of all parts to one file atomically: `row`, the columns of the answer, `error`, `id`,
+    `id_row` and `warnings`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     columns = _answer_columns(contract)
-    schema = pa.schema([("row", pa.int64()), *columns, ("error", pa.string()), ("id", pa.string()), ("id_row", pa.int64())])
+    more = [("error", pa.string()), ("id", pa.string()), ("id_row", pa.int64()), ("warnings", pa.string())]
+    schema = pa.schema([("row", pa.int64()), *columns, *more])
     with atomic_write(path) as beside, pq.ParquetWriter(beside, schema) as writer:
         for part in parts:
             lines = [json.loads(line) for line in part.path.read_bytes().splitlines()]
@@ -79,6 +82,7 @@ def _flat(line: dict[str, Any], contract: Contract) -> dict[str, Any]:
     answer, error = line.get("prediction"), line.get("error")
     flat = {name: line.get(name) for name in ("row", "id", "id_row")}
     flat["error"] = f"{error['code']}: {error['message']}" if error else None
+    flat["warnings"] = warnings_text(line)
     if answer is None:
         return flat
     if contract.output == "probabilities":

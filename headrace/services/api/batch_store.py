@@ -83,6 +83,8 @@ class Progress:
     """How the file was read."""
     refusals: list[Refusal] = field(default_factory=list)
     """Why rows were refused, once the batch is done."""
+    warnings: dict[str, int] = field(default_factory=dict)
+    """Values that training has not seen, by field, once the batch is done."""
 
     @property
     def has_ended(self) -> bool:

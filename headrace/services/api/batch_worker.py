@@ -29,8 +29,7 @@ from headrace.files import atomic_write, is_disk_full
 from headrace.project import Project, find_project
 from headrace.runtime.contract import Contract
 from headrace.scoring.open_rows import open_rows
-from headrace.scoring.refusals import Refusals
-from headrace.scoring.results import write_result
+from headrace.scoring.results import Summary, write_result
 from headrace.scoring.rows import JSON_LINES, PARQUET, BadFile, Line, RowsFile
 from headrace.services.api.batch_requests import AT_ONCE, BatchClient, RetryLater, encode
 from headrace.services.api.batch_rows import damaged_parts, lines_of, write_parquet
@@ -103,7 +102,7 @@ async def _answer_parts(folder: BatchFolder, client: AsyncClient, project: Proje
     folder.write_progress(progress)
     # After a quota was used up, one request at a time: the rest of the next quota may be too small for two.
     at_once = 1 if (before.error or {}).get("code") == "quota_exceeded" else AT_ONCE
-    batch_client = BatchClient(client, submitted.model, submitted.id, at_once, stop)
+    batch_client = BatchClient(client, contract, submitted.id, at_once, stop)
     revoked = RevokedTokens(project)
     chunks = file.chunks(progress.rows_done)
     for index in itertools.count(len(parts)):
@@ -131,23 +130,24 @@ async def _answer_parts(folder: BatchFolder, client: AsyncClient, project: Proje
             return replace(progress, state="queued")
     if (rows_failed := await _answer_damaged(folder, file, batch_client)) is None:
         return replace(progress, state="queued")
-    refusals = await asyncio.to_thread(_write_result, folder, file)
-    progress = replace(progress, rows_failed=rows_failed, notes=file.notes, refusals=refusals.to_list())
+    summary = await asyncio.to_thread(_write_result, folder, file)
+    refusals, warnings = summary.refusals.to_list(), summary.unseen.to_dict()
+    progress = replace(progress, rows_failed=rows_failed, notes=file.notes, refusals=refusals, warnings=warnings)
     return replace(progress, state="done", changed_at=now())
 
 
-def _write_result(folder: BatchFolder, file: RowsFile) -> Refusals:
-    """Writes the result, unless it is the parts as they are. Returns the refused rows."""
+def _write_result(folder: BatchFolder, file: RowsFile) -> Summary:
+    """Writes the result, unless it is the parts as they are, and counts the answers."""
     parts = folder.parts()
     if file.others != "refuse" or file.media_type not in (PARQUET, JSON_LINES):
         with atomic_write(folder.table) as beside, beside.open("wb") as handle:
             return write_result(file, handle, lines_of(parts))
     if file.media_type == PARQUET:
         write_parquet(parts, file.contract, folder.result)
-    refusals = Refusals()
+    summary = Summary()
     for line in lines_of(parts):
-        refusals.add(line)
-    return refusals
+        summary.add(line)
+    return summary
 
 
 async def _answer_damaged(folder: BatchFolder, file: RowsFile, client: BatchClient) -> int | None:

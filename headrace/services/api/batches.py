@@ -249,6 +249,7 @@ def _format(submitted: Submitted, progress: Progress) -> dict[str, Any]:
         "columns": submitted.columns,
         "notes": progress.notes,
         "refusals": progress.refusals,
+        "warnings": progress.warnings,
         "path": f"/v1/models/{submitted.model}/batches/{submitted.id}",
     }
 

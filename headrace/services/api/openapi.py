@@ -385,6 +385,11 @@ def _shared_schemas() -> Json:
                 "columns": {"enum": list(OTHERS)},
                 "notes": {"type": "array", "items": {"type": "string"}, "description": "How the file was read."},
                 "refusals": {"type": "array", "items": _refusal(), "description": "Why rows were refused, once it is done."},
+                "warnings": {
+                    "type": "object",
+                    "additionalProperties": {"type": "integer"},
+                    "description": "The number of values that no training row had, by field, once it is done.",
+                },
                 "tenant": {"type": "string"},
                 "path": {"type": "string"},
             },

@@ -17,12 +17,14 @@ FIELDS = [
     InputField(name="member", dtype="float32", boolean=True),
     InputField(name="visits", dtype="int64"),
     InputField(name="store", dtype="string", levels=["3", "17", "204"]),
+    InputField(name="cents", dtype="float64"),
 ]
 BASE: dict[str, tuple[str, list[Any]]] = {
     "age": ("FP32", [1.0, 2.0]),
     "member": ("FP32", [1, 0]),
     "visits": ("INT64", [3, 4]),
     "store": ("BYTES", ["3", "17"]),
+    "cents": ("FP64", [1, 2]),
 }
 
 
@@ -66,7 +68,7 @@ def test_numbers_of_another_type_are_taken_where_none_is_rounded(binary: bool) -
             "age",
             "INT64",
             [1, 2**24 + 1],
-            r"inputs\.age\.data: expected whole numbers from -16777216 to 16777216.*1 to 16777217",
+            r"inputs\.age\.data: expected whole numbers from -16777216 to 16777216, or larger ones .* FP32 .*, got 16777217",
         ),
         ("age", "FP64", [1e300, 1], r"rows.*\.age: expected a number that fits float32"),
         ("age", "BOOL", [True, False], r"inputs\.age\.datatype: expected FP32, got str 'BOOL'"),
@@ -79,3 +81,26 @@ def test_other_numbers_are_refused_with_the_field(
 ) -> None:
     with pytest.raises(ContractViolation, match=message):
         infer(binary, **{field: (datatype, values)})
+
+
+@pytest.mark.parametrize("binary", [False, True], ids=["JSON", "bytes"])
+@pytest.mark.parametrize(
+    ("datatype", "value", "is_taken"),
+    [
+        ("INT64", 2**53, True),
+        ("INT64", 2**60, True),
+        ("INT64", 2**53 + 1, False),
+        ("INT64", 2**63 - 1, False),
+        ("INT64", -(2**53) - 1, False),
+        ("UINT64", 2**64 - 1, False),
+        ("FP64", 1e17, True),
+    ],
+)
+def test_a_field_of_doubles_takes_no_whole_number_for_its_neighbour(
+    binary: bool, datatype: str, value: float, is_taken: bool
+) -> None:
+    if is_taken:
+        assert infer(binary, cents=(datatype, [1, value]))["cents"].tolist() == [1.0, float(value)]
+        return
+    with pytest.raises(ContractViolation, match="exactly"):
+        infer(binary, cents=(datatype, [1, value]))

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from headrace.data.sources import databases
+from headrace.data.sources.addresses import with_lower_scheme
 from headrace.data.sources.databases import export, without_password
 from headrace.errors import SourceError, SourceUnreachable
 from headrace.recipe.read import ReadConfig
@@ -59,10 +60,21 @@ def test_what_is_wrong_is_said(shop: Path, uri: str, read: ReadConfig, message: 
     assert hint in str(caught.value.hint) and not list(shop.glob("*.parquet"))
 
 
-def test_a_missing_driver_is_named_with_the_command_that_installs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scheme_in_upper_case_means_the_same(shop: Path) -> None:
+    assert export("SQLITE:///shop.db", ReadConfig(table="sales"), shop / "t.parquet", shop)
+    assert pq.read_table(shop / "t.parquet").num_rows == ROWS
+    for scheme, driver in (("POSTGRESQL", "psycopg"), ("Postgres", "psycopg"), ("MySQL", "pymysql"), ("MARIADB", "pymysql")):
+        assert databases._url(with_lower_scheme(f"{scheme}://Ann@Host/DB"), shop).get_driver_name() == driver
+    assert without_password("MYSQL://Ann:pw@h/DB") == ("MYSQL://Ann:${MYSQL_PWD}@h/DB", "MYSQL_PWD")
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "POSTGRESQL"])
+def test_a_missing_driver_is_named_with_the_command_that_installs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
     monkeypatch.setitem(__import__("sys").modules, "psycopg", None)
     with pytest.raises(SourceError, match="needs the package psycopg") as caught:
-        export("postgresql://127.0.0.1:1/x", ReadConfig(table="t"), tmp_path / "t.parquet", tmp_path)
+        export(f"{scheme}://127.0.0.1:1/x", ReadConfig(table="t"), tmp_path / "t.parquet", tmp_path)
     assert caught.value.hint == "pip install 'headrace[postgres]'"
 
 

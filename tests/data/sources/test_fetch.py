@@ -20,6 +20,9 @@ import pytest
 from headrace.data.sources import packages, sdists
 from headrace.data.sources.fetch import fetch, fetch_all
 from headrace.errors import SourceError
+from headrace.project import Project
+from headrace.scaffold.tables import Reading, locate
+from headrace.settings import Settings
 
 CONTENT = b"a,b\n1,2\n"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -180,9 +183,7 @@ def sdist(ran: Path) -> bytes:
     return packed.getvalue()
 
 
-def test_no_code_of_a_package_runs_whether_a_folder_or_an_index_has_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_code_of_a_package_runs_whether_a_folder_or_an_index_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran, links = tmp_path / "ran", tmp_path / "links"
     links.mkdir()
     (links / "proof_pkg-1.0.tar.gz").write_bytes(sdist(ran))
@@ -209,9 +210,7 @@ def test_no_code_of_a_package_runs_whether_a_folder_or_an_index_has_it(
     assert not ran.exists()
 
 
-def test_pip_files_and_variables_configure_the_download_of_an_sdist(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pip_files_and_variables_configure_the_download_of_an_sdist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("PIP_")]:
         monkeypatch.delenv(name)
     (tmp_path / "pip.conf").write_text(
@@ -248,6 +247,9 @@ def test_a_download_above_the_limit_is_ended_and_leaves_nothing(tmp_path: Path, 
             fetch_all([(f"{address}/t.csv", None)], cache, tmp_path, None, 7)
         assert "max_source_bytes" in str(caught.value)
         assert fetch_all([(f"{address}/t.csv", None)], cache, tmp_path, None, 8)[0].read_bytes() == CONTENT
+        project = Project(tmp_path, Settings(max_source_bytes=7))
+        with pytest.raises(SourceError, match="has 8 bytes, more than the limit of 7"):
+            locate(f"{address.upper()}/t.csv", project, Reading())
     wheel = wheel_of(tmp_path / "links", "py3-none-any", monkeypatch)
     uri = ("pypi://tinydata==1.0/tinydata/t.csv", None)
     with pytest.raises(SourceError, match="tinydata==1.0 has at least"):
@@ -389,5 +391,8 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_s3_is_read_with_the_environments_credentials(tmp_path: Path, s3: None) -> None:
     assert fetch("s3://lake/in/t.csv", SHA256, tmp_path, tmp_path).read_bytes() == CONTENT
+    assert fetch("S3://lake/in/t.csv", None, tmp_path, tmp_path).read_bytes() == CONTENT
+    with pytest.raises(SourceError, match=r"s3://lake/in/t\.csv has 8 bytes, more than the limit of 7"):
+        fetch_all([("s3://lake/in/t.csv", None)], tmp_path, tmp_path, None, 7)
     with pytest.raises(SourceError, match="does not exist"):
         fetch("s3://lake/in/gone.csv", None, tmp_path, tmp_path)

@@ -159,12 +159,12 @@ def test_the_report_goes_to_json_and_to_the_terminal(
 
 def test_a_proposed_suite_accepts_its_data_and_refuses_damage(project: Project) -> None:
     frame = pd.concat([FRAME] * 10, ignore_index=True)
-    proposed = propose_suite(frame, "y")
+    proposed = propose_suite(frame, ["y"])
     assert validate(frame, recipe(proposed), project, "one").success
     for damage in ({"age": -5}, {"city": "Atlantis"}, {"age": None}, {"y": 1e6}):
         assert not validate(frame.assign(**damage), recipe(proposed), project, "two").success, damage
     assert not validate(
-        frame.drop(columns="age").assign(extra=1), recipe(propose_suite(frame, "y")[:1]), project, "three"
+        frame.drop(columns="age").assign(extra=1), recipe(propose_suite(frame, ["y"])[:1]), project, "three"
     ).success
 
 

@@ -103,7 +103,8 @@ def test_text_generation_works_in_a_batch(acme: Client, tmp_path: Path) -> None:
 def test_a_restarted_api_server_continues_a_batch_without_losing_or_repeating_rows(
     service: LocalService, acme: Client, tmp_path: Path
 ) -> None:
-    submitted = acme.submit("trips", lines(tmp_path / "rows.jsonl", trips(20_000)))
+    rows = [{**row, "carrier": "AA" if row["distance"] % 7 else "ZZ"} for row in trips(20_000)]
+    submitted = acme.submit("trips", lines(tmp_path / "rows.jsonl", rows))
     until(lambda: acme.batch("trips", submitted.id).rows_done)
     service.stop("api-server")
     service.start_api_server()
@@ -112,7 +113,11 @@ def test_a_restarted_api_server_continues_a_batch_without_losing_or_repeating_ro
     batch = acme.wait("trips", submitted.id, BATCH_SECONDS)
     assert (batch.state, batch.rows_done, batch.rows_failed) == ("done", 20_000, 0)
     found = [json.loads(line) for line in acme.result("trips", batch.id, tmp_path / "a.jsonl").read_text().splitlines()]
-    assert [(line["row"], line["prediction"]["minutes"]) for line in found] == [(i, 2.0 * i + 10) for i in range(20_000)]
+    assert [(line["row"], line["prediction"]["minutes"]) for line in found] == [
+        (i, 2.0 * i + (10 if i % 7 else 0)) for i in range(20_000)
+    ]
+    assert [line["row"] for line in found if "warnings" in line] == list(range(0, 20_000, 7))
+    assert found[0]["warnings"][0]["path"] == "row.carrier" and batch.warnings == {"carrier": 2858}
 
 
 def test_a_batch_that_is_told_to_yield_keeps_its_answers_and_goes_on(

@@ -62,8 +62,10 @@ def test_the_error_names_the_environment_variable_of_a_refused_token(service: Lo
 
 
 SCORED = "prediction,prediction_error,prediction_id,prediction_row"
-TRIPS = "\ufeffid;distance;carrier;minutes\r\n007;1,5;AA;9\r\n\r\n008;far;AA;\r\n009;2;BB;\r\n"
-"""With a byte order mark, decimal commas, a blank line, an id, the old target, and one bad row."""
+WARNED = ";prediction_warnings"
+WARNING = "carrier: 'ZZ' is outside of the training data: known are 'AA', 'BB'"
+TRIPS = "\ufeffid;distance;carrier;minutes\r\n007;1,5;AA;9\r\n\r\n008;far;AA;\r\n009;2;ZZ;\r\n"
+"""With a byte order mark, decimal commas, a blank line, an id, the old target, a bad row, and an unknown carrier."""
 
 
 def test_a_table_comes_back_with_the_answers_beside_its_columns(service: LocalService, tmp_path: Path) -> None:
@@ -71,18 +73,20 @@ def test_a_table_comes_back_with_the_answers_beside_its_columns(service: LocalSe
     rows.write_text(TRIPS, newline="")
     done = run(service, "predict", "trips", "--file", str(rows), "--output", str(to), as_json=False)
     assert done.returncode == 3, done
-    assert done.stderr.splitlines()[1:3] == [
+    assert done.stderr.splitlines()[1:4] == [
         "  3 rows: 2 answered, 1 refused",
         "  1 × distance: expected a number: line 4 (str 'far')",
+        "  values that training has not seen: 1 × carrier",
     ]
     assert "1 of 3 rows were refused" in done.stderr
     lines = to.read_text(encoding="utf-8").splitlines()
-    assert lines[0] == f"\ufeffid;distance;carrier;minutes;{SCORED.replace(',', ';')}"
+    assert lines[0] == f"\ufeffid;distance;carrier;minutes;{SCORED.replace(',', ';')}{WARNED}"
     assert [line.split(";")[:5] for line in lines[1:]] == [
         ["007", "1,5", "AA", "9", "13,0"],
         ["008", "far", "AA", "", ""],
-        ["009", "2", "BB", "", "24,0"],
+        ["009", "2", "ZZ", "", "4,0"],
     ]
+    assert [line.split(";")[-1] for line in lines[1:]] == ["", "", WARNING]
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
     printed = run(service, "predict", "trips", "--file", str(rows), "--answers-only", as_json=False).stdout.splitlines()
@@ -91,6 +95,7 @@ def test_a_table_comes_back_with_the_answers_beside_its_columns(service: LocalSe
     found = json.loads(as_json.stdout)
     assert as_json.returncode == 3
     assert (found["answered"], found["refused"], found["predictions"][1]) == (2, 1, None)
+    assert found["warnings"] == {"carrier": 1}
     assert found["refusals"][0]["rows"] == [{"row": 1, "place": "line 4", "got": "str 'far'"}]
 
 
@@ -101,7 +106,9 @@ def test_a_batch_of_a_table_comes_back_with_the_answers_beside_its_columns(servi
     assert done.returncode == 3, done
     assert "  1 × distance: expected a number: line 4 (str 'far')" in done.stderr.splitlines()
     lines = to.read_text(encoding="utf-8").splitlines()
-    assert [line.split(";")[4] for line in lines] == ["prediction", "13,0", "", "24,0"]
+    assert [line.split(";")[4] for line in lines] == ["prediction", "13,0", "", "4,0"]
+    assert lines[3].endswith(f";{WARNING}")
+    assert "  values that training has not seen: 1 × carrier" in done.stderr.splitlines()
 
 
 def test_a_folder_and_a_zip_of_pictures_give_a_row_for_each(service: LocalService, tmp_path: Path) -> None:
@@ -150,7 +157,7 @@ def test_an_interrupted_command_leaves_nothing_and_an_earlier_result_as_it_was(s
     [
         ("id,distanse,carrier\n1,2,AA\n", (), "the column 'distance' is missing"),
         ("distance,carrier\n", (), "the file has no rows"),
-        ("distance,carrier\n1,AA\n", ("--output", "x.parquet"), "its answers come in the same format"),
+        ("distance,carrier\n1,AA\n", ("--output", "x.parquet"), "come as csv, not as x.parquet"),
         ("distance,carrier\n1,AA\n", ("--stream",), "only one input can be streamed"),
         ('{"distance": 1, "carrier": "AA"}', ("--answers-only",), "rows.json is one input"),
     ],

@@ -82,7 +82,7 @@ def test_results_of_batches_have_a_column_for_each(contract: Contract, tmp_path:
     write_parquet([Part(0, 3, 1, tmp_path / "part")], contract, tmp_path / "result.parquet")
     table = pq.read_table(tmp_path / "result.parquet")
     if contract is VALUES:  # a target with the name of another column of the result
-        assert table.column_names == ["row", "rent", "value_row", "error", "id", "id_row"]
+        assert table.column_names == ["row", "rent", "value_row", "error", "id", "id_row", "warnings"]
         assert table["value_row"].to_pylist() == [4.0, 3.5, None]
     else:
         assert table["labels"].to_pylist() == [["late", "paid", "3"], [], None]
