@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import http.server
-import json
 import socket
 import socketserver
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import pytest
 
@@ -17,6 +11,7 @@ from headrace.errors import SettingsError
 from headrace.project import Project
 from headrace.services.notifications import notify
 from headrace.settings import Settings, load_settings
+from tests.http_receiver import Receiver, running
 
 
 class Mailbox(socketserver.ThreadingTCPServer):
@@ -49,35 +44,6 @@ class Session(socketserver.StreamRequestHandler):
 
     def reply(self, line: str) -> None:
         self.wfile.write(f"{line}\r\n".encode())
-
-
-class Receiver(http.server.ThreadingHTTPServer):
-    def __init__(self, status: int) -> None:
-        super().__init__(("127.0.0.1", 0), Hook)
-        self.status, self.bodies = status, list[dict[str, Any]]()
-
-
-class Hook(http.server.BaseHTTPRequestHandler):
-    server: Receiver
-
-    def do_POST(self) -> None:
-        self.server.bodies.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
-        self.send_response(self.server.status)
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        """Prints nothing."""
-
-
-@contextmanager
-def running(server: Any) -> Iterator[Any]:
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def sent(project: Project, *addresses: str) -> tuple[bool, list[str]]:

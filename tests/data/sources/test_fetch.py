@@ -232,7 +232,7 @@ def test_pip_files_and_variables_configure_the_download_of_an_sdist(tmp_path: Pa
 def test_a_redirect_to_an_address_without_encryption_needs_a_sha256(tmp_path: Path) -> None:
     """0.0.0.0 reaches this machine, and is not one of the names of loopback that may be asked without encryption."""
     with serving({"/t.csv": CONTENT}) as (plain, asked):
-        target = plain.replace("127.0.0.1", "0.0.0.0") + "/t.csv"  # noqa: S104 (an address to connect to)
+        target = plain.replace("127.0.0.1", "0.0.0.0") + "/t.csv"
         with redirecting(target) as start:
             with pytest.raises(SourceError, match=r"redirects to http://0\.0\.0\.0.* is not encrypted") as caught:
                 fetch(f"{start}/t.csv", None, tmp_path, tmp_path)

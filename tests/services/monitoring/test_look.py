@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import pytest
 
 from headrace.errors import RecipeError, UsageError
 from headrace.project import Project
 from headrace.recipe.monitor import MonitorConfig, RetrainConfig
 from headrace.recipe.recipe import Recipe, parse_recipe
-from headrace.runtime.sample_file import SampleHead, file_name
 from headrace.services.api.feedback_store import FeedbackStore, RecordedAnswer, Truth
 from headrace.services.monitoring import retraining
 from headrace.services.monitoring.look import look, restart
 from headrace.services.monitoring.report import MonitorReport, last_report
 from headrace.tracking.runs import client
 from tests.release.candidates import new_recipe, released
-
-numbers = itertools.count()
-HOUR = 3600.0
+from tests.services.monitoring.sampled_rows import HOUR, rows_like_training, sampled
 
 
 @pytest.fixture
@@ -36,32 +28,6 @@ def served(built: Project) -> Recipe:
     recipe = new_recipe(built)
     released(recipe, built)
     return recipe
-
-
-def sampled(project: Project, model: str, hours_ago: float, rows: list[dict[str, Any]], version: str = "1") -> Path:
-    """Writes the sample of an hour, as a replica does."""
-    hour = datetime.fromtimestamp(time.time() - hours_ago * HOUR, UTC).strftime("%Y-%m-%dT%H")
-    folder = project.usage / f"{model}-v{version}-{next(numbers):04x}"
-    folder.mkdir(parents=True)
-    head = SampleHead(model, version, folder.name, hour, len(rows), len(rows), 0)
-    lines = [json.dumps(head.to_json()), *map(json.dumps, rows)]
-    path = folder / file_name(hour, "0123abcd")
-    path.write_text("\n".join(lines) + "\n")
-    return path
-
-
-def rows_like_training(project: Project, recipe: Recipe, count: int, seed: int, **changed: Any) -> list[dict[str, Any]]:
-    frame = pd.read_parquet(project.artifacts(recipe.name) / "prepared" / "train.parquet").sample(
-        count, random_state=seed, replace=True
-    )
-    rng = np.random.default_rng(seed)
-    inputs = [{**row, **changed} for row in json.loads(frame.drop(columns=recipe.data.target).to_json(orient="records"))]
-    answers = frame[recipe.data.target].tolist()
-    confidences = rng.uniform(0.9, 1.0, count).tolist()
-    return [
-        {"at": 1.0, "id": f"r{i}", "row": 0, "tenant": "acme", "inputs": row, "answer": answer, "confidence": confidence}
-        for i, (row, answer, confidence) in enumerate(zip(inputs, answers, confidences, strict=True))
-    ]
 
 
 def test_without_a_request_nothing_is_compared_and_that_is_said(served: Recipe, built: Project) -> None:
