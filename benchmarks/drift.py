@@ -176,7 +176,8 @@ def delays(plan: Plan) -> str:
 the alarm for this feature, and in brackets the share of models that found it at all, where that is not all. A daily rule
 answers at the end of a day. The hourly PSI is left out: it alarms all the time, as the table above shows. Peers leave missing
 values out, as their libraries do. A shift of 0.1 standard deviations is a total variation distance of 0.04, which a tolerance
-of 0.05 allows; other differences below it in this table are the categories at 15 % and those of 2 and 3 %."""
+of 0.05 allows; other differences in this table that are not above it are the category at 15 %, the new one and 3 %
+missing. A model whose alarm came before the change counts as one that did not find it."""
     header = ("change", *RULES, *rules)
     return section("How soon a change is found, simulated", prose, header, rows)
 
@@ -197,8 +198,9 @@ def dependent(plan: Plan) -> str:
     prose = f"""
 {models} models per row of the table, one feature of 10, {plan.rows} rows an hour for {days} days. The rows of an hour have
 a share of their variance in common, drawn again each hour; over days nothing changes. The default alarm assumes that this
-share is 0. Most served rows are not like that: set `rows: correlated`, and the false alarms are back below 5 %. The last
-column is its price: the median hours until a shift by 0.5 standard deviations is found."""
+share is 0, which most served rows are not like; a tolerance is enough for a small share only. Correlated rows are what
+the third setting allows for, and the last column is its price: the median hours until a shift by 0.5 standard deviations
+is found."""
     header = (
         "variance in common",
         "Headrace: false alarms",
