@@ -50,6 +50,8 @@ MOST_SHRUNK = 0.98
 """A bettor keeps at least 2 % of the reference, so that no bucket has probability 0."""
 CAPS = (1.1, 1.3, 2.0, 10.0)
 POWERS = (0.5, 1.0)
+POWERS_OF_MEANS = (0.5, 1.0, 2.0, 4.0)
+"""For correlated rows: a mean of many rows varies less than one row, and bears larger bets."""
 """Bets with a tolerance are (guess / reference) to one of these powers, capped at one of the factors above and their
 inverse."""
 PADDING = 20.0
@@ -177,44 +179,79 @@ def _log_urn(urn: Floats, counts: Floats) -> Floats:
 
 
 def _bounded_payoffs(guessed: Floats, p: Floats, reference: Reference, counts: Floats) -> Floats:
-    log_bets = _bets(guessed, p[..., None, :], reference)
+    """Returns the logarithm of what bets pay whose mean is bounded under the null hypothesis, `(…, bettors)`."""
+    found = np.zeros(guessed.shape[:-1])
+    bets = np.abs(guessed - p[..., None, :]).max(axis=-1) > 1e-12  # the others expect no change, and do not bet
+
+    def each(values: Floats, axes: int = 0) -> Floats:
+        """Returns the values of each bettor that bets, `(bets, …)`."""
+        wanted = bets.shape + values.shape[values.ndim - axes :]
+        of_bets: Floats = np.broadcast_to(np.expand_dims(values, -1 - axes), wanted)[bets]
+        return of_bets
+
+    expected, rows, shares = each(p, 1), each(counts.sum(axis=-1)), each(counts, 1)
+    limits = Limits(
+        each(np.broadcast_to(reference.radius, p.shape[:-1])), each(reference.gaps.sum(axis=-1)), reference.tolerance
+    )
+    log_bets = _bets(guessed[bets], expected, limits, rows if reference.correlated else None)
     if not reference.correlated:
-        found: Floats = (counts[..., None, :] * log_bets).sum(axis=-1)
+        found[bets] = (shares * log_bets).sum(axis=-1)
         return found
-    rows = counts.sum(axis=-1)
-    shares = counts / np.maximum(rows, 1)[..., None]
-    mean = (shares[..., None, :] * np.exp(log_bets)).sum(axis=-1)
-    return np.where(rows[..., None] > 0, np.log(np.where(mean > 0, mean, 1.0)), 0.0)
+    mean = (shares * np.exp(log_bets)).sum(axis=-1) / np.maximum(rows, 1)
+    found[bets] = np.log(np.where(rows > 0, mean, 1.0))
+    return found
 
 
-def _bets(guessed: Floats, p: Floats, reference: Reference) -> Floats:
-    """Returns the logarithm of what each bettor's best bet pays on each bucket, `(…, bettors, buckets)`; 0 for no bet."""
+@dataclass(frozen=True)
+class Limits:
+    """What bounds the mean of each bet `(bets,)`."""
+
+    radius: Floats
+    reference_rows: Floats
+    tolerance: float
+
+
+def _bets(guessed: Floats, p: Floats, limits: Limits, rows: Floats | None) -> Floats:
+    """Returns the logarithm of what the best bet for each guess pays on each bucket, `(bets, buckets)`; 0 for no bet.
+
+    The best bet has the largest growth, if the guess is right. For correlated rows, growth is that of the mean of as many
+    independent rows as the square root of their number: between one and all of them.
+
+    Args:
+        rows: of the window `(bets,)`, if they are correlated.
+    """
     log_ratio = np.log(guessed / p)
-    best_growth = np.zeros(guessed.shape[:-1])
+    best_growth = np.zeros(len(guessed))
     best = np.zeros(guessed.shape)
-    for power in POWERS:
+    for power in POWERS if rows is None else POWERS_OF_MEANS:
         for cap in CAPS:
             log_bet = np.clip(power * log_ratio, -np.log(cap), np.log(cap))
-            bet = np.exp(log_bet)
-            pays = log_bet - np.log(_largest_mean(bet, p, reference))[..., None]
-            growth = (guessed * pays).sum(axis=-1)
-            if reference.correlated:  # between the growth of dependent and of independent rows
-                growth = (growth + np.log((guessed * np.exp(pays)).sum(axis=-1))) / 2
+            pays = log_bet - np.log(_largest_mean(np.exp(log_bet), p, limits))[:, None]
+            growth = (guessed * pays).sum(axis=-1) if rows is None else _growth_of_mean(guessed, pays, rows)
             better = growth > best_growth
             best_growth = np.where(better, growth, best_growth)
-            best = np.where(better[..., None], pays, best)
+            best = np.where(better[:, None], pays, best)
     return best
 
 
-def _largest_mean(bet: Floats, p: Floats, reference: Reference) -> Floats:
-    """Returns a bound on the mean of `bet` under every distribution that the null hypothesis allows, `(…, bettors)`."""
+def _growth_of_mean(guessed: Floats, pays: Floats, rows: Floats) -> Floats:
+    """Returns the expected logarithm of a mean payment, to second order, `(bets,)`."""
+    payment = np.exp(pays)
+    mean = (guessed * payment).sum(axis=-1)
+    variance = (guessed * payment**2).sum(axis=-1) - mean**2
+    found: Floats = np.log(mean) - variance / (2 * mean**2 * np.sqrt(np.maximum(rows, 1)))
+    return found
+
+
+def _largest_mean(bet: Floats, p: Floats, limits: Limits) -> Floats:
+    """Returns a bound on the mean of each bet under every distribution that the null hypothesis allows, `(bets,)`."""
     mean = (p * bet).sum(axis=-1)
-    scale = p + PADDING / reference.gaps.sum(axis=-1)[..., None, None]
+    scale = p + PADDING / limits.reference_rows[:, None]
     centre = (scale * bet).sum(axis=-1) / scale.sum(axis=-1)
     # by Cauchy-Schwarz; a constant can be subtracted from the bet, because p and its estimate have the same sum
-    deviation = np.sqrt((scale * (bet - centre[..., None]) ** 2).sum(axis=-1))
+    deviation = np.sqrt((scale * (bet - centre[:, None]) ** 2).sum(axis=-1))
     spread = bet.max(axis=-1) - bet.min(axis=-1)
-    found: Floats = mean + reference.radius[..., None] * deviation + reference.tolerance * spread
+    found: Floats = mean + limits.radius * deviation + limits.tolerance * spread
     return found
 
 

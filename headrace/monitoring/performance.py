@@ -186,6 +186,7 @@ def _wilson_interval(count: int, rows: int) -> tuple[float, float]:
 
 def _probabilities(outputs: Any) -> Floats:
     p = np.asarray(outputs, dtype=np.float64)
+    p = p if p.size else np.zeros((0, p.shape[1] if p.ndim == 2 else 0))
     p = p[np.isfinite(p).all(axis=1)] if p.ndim == 2 else p
     if p.ndim != 2 or (len(p) and (p.min() < 0 or p.max() > 1 + 1e-6 or np.abs(p.sum(axis=1) - 1).max() > 1e-3)):
         raise DataError(

@@ -80,6 +80,7 @@ def test_what_cannot_be_estimated_is_said() -> None:
     assert all(
         one.reason == "not estimated: there are no rows" for one in estimate_performance("probabilities", np.zeros((0, 2)))
     )
+    assert [one.rows for one in estimate_performance("probabilities", [])] == [0, 0]
     certain = {one.metric: one for one in estimate_performance("probabilities", np.tile([1.0, 0.0], (9, 1)))}
     assert certain["auc"].value is None and certain["auc"].reason == "not estimated: all rows are of one class"
     assert certain["accuracy"].value == 1

@@ -27,16 +27,17 @@ def values(seed: int, count: int = 50, **changes: Any) -> dict[str, Values]:
 def null_evidence(streams: int, windows: int, settings: AlarmSettings, seed: int, at_border: bool = False) -> Any:
     """Returns the highest evidence of each simulated stream in which nothing changes, with a reference of its own for each.
 
-    With `at_border` the rows are as far from the reference distribution as the tolerance allows, in the worst direction.
+    With `at_border` the rows are as far from the reference distribution as the tolerance allows, always in one direction.
     """
     rng = np.random.default_rng(seed)
     gaps = np.tile(np.array(PROFILE.feature("distance").ranks.gaps, dtype=float), (streams, 1))
     p = rng.standard_gamma(gaps)
     p /= p.sum(axis=1, keepdims=True)
     if at_border:
-        p[:, : p.shape[1] // 2] *= (0.5 - settings.tolerance) / p[:, : p.shape[1] // 2].sum(axis=1, keepdims=True)
-        rest = 1 - p[:, : p.shape[1] // 2].sum(axis=1, keepdims=True)
-        p[:, p.shape[1] // 2 :] *= rest / p[:, p.shape[1] // 2 :].sum(axis=1, keepdims=True)
+        half = p.shape[1] // 2
+        lower = p[:, :half].sum(axis=1, keepdims=True)
+        p[:, :half] *= (lower - settings.tolerance) / lower
+        p[:, half:] *= (1 - lower + settings.tolerance) / (1 - lower)
     exchangeable = settings.tolerance == 0 and settings.rows == "independent"
     radius = 0.0 if exchangeable else betting.region_radius(gaps[0], 0.005, rng)
     reference = betting.Reference(gaps, settings.tolerance, settings.rows == "correlated", np.full(streams, radius))
