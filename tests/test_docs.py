@@ -45,6 +45,7 @@ PAGES = [
     "docs/security.md",
     "docs/rollouts.md",
     "docs/observability.md",
+    "docs/monitoring.md",
     "docs/deployments.md",
     "docs/architecture.md",
 ]

@@ -43,10 +43,11 @@ class MonitorConfig(Section):
     only `headrace monitor` looks."""
     alpha: Fraction = 0.05
     """The chance that a model whose rows do not change ever raises an alarm, over all looks and fields together."""
-    tolerance: float = Field(default=0.05, ge=0.0, lt=1.0)
+    tolerance: float = Field(default=0.02, ge=0.0, lt=1.0)
     """The distance from the training rows that is harmless: the share of rows that would have to change (total variation)."""
-    rows: Literal["independent", "correlated"] = "independent"
-    """Whether rows of the same hour may depend on each other. `correlated` takes longer to raise an alarm."""
+    rows: Literal["independent", "correlated"] = "correlated"
+    """Whether rows of the same hour may depend on each other, as those of one customer do. `independent` finds a change sooner,
+    and raises false alarms where they do."""
     retrain: RetrainConfig | None = None
     """When an alarm trains the model again. By default it never does, and a person decides."""
 
