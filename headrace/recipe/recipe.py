@@ -23,6 +23,7 @@ from headrace.recipe.columns import RESERVED_FIELDS
 from headrace.recipe.data import DataConfig
 from headrace.recipe.gate import GateConfig
 from headrace.recipe.models import MODELS, ModelConfig, config_of
+from headrace.recipe.monitor import MonitorConfig, check_personal
 from headrace.recipe.section import Section
 from headrace.recipe.serve import ServeConfig
 from headrace.recipe.synonyms import near_field
@@ -66,6 +67,7 @@ class Recipe(Section):
     train: TrainConfig
     gate: GateConfig = GateConfig()
     serve: ServeConfig
+    monitor: MonitorConfig = MonitorConfig()
 
     @field_validator("task")
     @classmethod
@@ -91,6 +93,7 @@ class Recipe(Section):
         check_text(task_type, self.data, self.model, self.task)
         task_type.check_training(self.train, self.task)
         task_type.check_gate(self.gate, self.model, self.task)
+        check_personal(self.monitor, self.data)
         return self
 
     @model_validator(mode="after")
