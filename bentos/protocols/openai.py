@@ -157,13 +157,16 @@ class OpenAI:
             "system_fingerprint": f"{model.name}@{model.version}",
         }
         usage = _Usage(texts, asked.n or 1)
+        n = asked.n or 1
         if asked.stream:
             response = self._stream(request, asked, texts, form, head, usage)
             self.app.record_usage(request, rows=len(texts))
+            self.app.sample(request, len(texts), lambda row: ({"prompt": prompts[row // n]}, None, True))
             return response
         found = await self.app.streams.join(request, model, texts)
         usage.completion = sum(answer["tokens"] for answer in found)
         self.app.record_usage(request, rows=len(texts), tokens=usage.completion, answers=found)
+        self.app.sample(request, len(texts), lambda row: ({"prompt": prompts[row // n]}, found[row], True))
         choices = [{"index": i, **form.whole(i, answer["text"]), "finish_reason": answer["finish_reason"], "logprobs": None}
                    for i, answer in enumerate(found)]  # fmt: skip
         return to_json({**head, "object": form.whole_object, "choices": choices, "usage": usage.show()})

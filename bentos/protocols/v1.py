@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.responses import Response
@@ -13,6 +14,7 @@ from bentos.protocols import server
 from bentos.protocols.images import instance_of, takes_file, weight_of
 from bentos.protocols.server import ModelServer
 from bentos.scheduling.streams import Streaming
+from bentos.telemetry.sample_rows import row_of_feeds
 from headrace.runtime.contract import Feeds
 from headrace.runtime.http import (
     Refused,
@@ -58,8 +60,9 @@ class V1:
             body = await read_json_body(request, reserve)
             if self.app.is_streaming:
                 return await self._generate(request, model, await self.app.convert(len(body), lambda: parse_json(body)))
-            predictions, unseen = await self._predict(request, model, body)
+            instances, feeds, predictions, unseen = await self._predict(request, model, body)
         self.app.record_usage(request, rows=len(predictions), answers=predictions)
+        self.app.sample(request, len(predictions), lambda row: sampled(instances, feeds, predictions, row))
         answer = {**_identity(request, model), "predictions": predictions}
         if unseen.counts:
             self.app.count_unseen(unseen.counts)
@@ -68,27 +71,29 @@ class V1:
 
     async def _predict(
         self, request: TrackedRequest, model: OnnxModel, body: bytes
-    ) -> tuple[list[dict[str, Any]], UnseenValues]:
+    ) -> tuple[list[Any], Feeds | None, list[dict[str, Any]], UnseenValues]:
+        """Returns the instances, their feeds (see `predict_with_warnings`), their answers, and values that are unseen."""
         app, weight = self.app, weight_of(body)
         if app.runs_inline(weight) and not app.is_batching:  # the same as below without its overhead, for small predictions
             instances = to_instances(parse_json(body))
             await app.take_quota(request, len(instances))
-            return predict_with_warnings(model, instances)
+            return instances, *predict_with_warnings(model, instances)
         instances = await app.convert(weight, lambda: to_instances(parse_json(body)))
         await app.take_quota(request, len(instances))
         if not app.is_batching:
-            return await app.run(weight, lambda: predict_with_warnings(model, instances))
+            return instances, *await app.run(weight, lambda: predict_with_warnings(model, instances))
         feeds = await app.convert(weight, lambda: feeds_of(model, instances))
         outputs = await app.run_batched(feeds, len(instances))
-        return await app.convert(weight, lambda: (model.to_answers(outputs), unseen_of(model, feeds)))
+        return instances, feeds, *await app.convert(weight, lambda: (model.to_answers(outputs), unseen_of(model, feeds)))
 
     async def _predict_image(self, request: TrackedRequest, model: OnnxModel) -> Response:
         require_uncompressed(request)
         with self.app.body_memory() as reserve:
             body = await read_body(request, reserve)
             await self.app.take_quota(request, 1)
-            predictions = await self.app.run(MAX_FILE_BYTES, lambda: predict_image(model, body))
+            instances, feeds, predictions = await self.app.run(MAX_FILE_BYTES, lambda: predict_image(model, body))
         self.app.record_usage(request, rows=1, answers=predictions)
+        self.app.sample(request, 1, lambda row: sampled(instances, feeds, predictions, row))
         return to_json({**_identity(request, model), "predictions": predictions})
 
     async def _generate(self, request: TrackedRequest, model: Any, payload: Any) -> Response:
@@ -105,10 +110,13 @@ class V1:
         identity = _identity(request, model)
         self.app.record_usage(request, rows=len(instances))
         if is_stream:
-            return self.app.streams.respond(request, texts[0], identity)
+            response = self.app.streams.respond(request, texts[0], identity)
+            self.app.sample(request, 1, lambda row: (instances[row], None, True))
+            return response
         predictions = await self.app.streams.join(request, model, texts)
         tokens = sum(answer.get("tokens", 0) for answer in predictions)
         self.app.record_usage(request, tokens=tokens, answers=predictions)
+        self.app.sample(request, len(instances), lambda row: (instances[row], predictions[row], True))
         return to_json({**identity, "predictions": predictions})
 
     async def describe(self, request: TrackedRequest) -> Response:
@@ -145,12 +153,22 @@ def predict_instances(model: OnnxModel, instances: list[Any]) -> list[dict[str, 
         raise invalid_field(violation.path, violation.expected, violation.got) from None
 
 
-def predict_with_warnings(model: OnnxModel, instances: list[Any]) -> tuple[list[dict[str, Any]], UnseenValues]:
-    """Predicts like `predict_instances`, and also returns the values that no training row had."""
+def predict_with_warnings(model: OnnxModel, instances: list[Any]) -> tuple[Feeds | None, list[dict[str, Any]], UnseenValues]:
+    """Predicts like `predict_instances`; returns the feeds, the answers, and the values that no training row had. A model
+    with a `predict` of its own has no feeds."""
     if not model.warns:
-        return predict_instances(model, instances), UnseenValues()
+        return None, predict_instances(model, instances), UnseenValues()
     feeds = feeds_of(model, instances)
-    return model.to_answers(model.run(feeds)), unseen_of(model, feeds)
+    return feeds, model.to_answers(model.run(feeds)), unseen_of(model, feeds)
+
+
+def sampled(
+    instances: list[Any], feeds: Feeds | None, predictions: list[dict[str, Any]], row: int
+) -> tuple[Mapping[str, Any], Any, bool]:
+    """Returns a row for the sample: its inputs, its answer, and whether the inputs are its instance."""
+    if feeds is None:
+        return instances[row], predictions[row], True
+    return row_of_feeds(feeds, row, instances[row]), predictions[row], False
 
 
 def unseen_of(model: OnnxModel, feeds: Feeds) -> UnseenValues:
@@ -183,16 +201,18 @@ def split_stream_flag(payload: Any) -> tuple[Any, bool]:
     return {name: value for name, value in payload.items() if name != "stream"}, payload["stream"]
 
 
-def predict_image(model: OnnxModel, body: bytes) -> list[dict[str, Any]]:
-    """Predicts a PNG or JPEG file.
+def predict_image(model: OnnxModel, body: bytes) -> tuple[list[Any], Feeds | None, list[dict[str, Any]]]:
+    """Predicts a PNG or JPEG file; returns the instance that it is, its feeds, and the answer.
 
     Raises:
         Refused: 415 or 422, with what was expected.
     """
     try:
-        return model.predict([instance_of(body, model)])
+        instances = [instance_of(body, model)]
     except ContractViolation as violation:
         raise invalid_field(violation.path, violation.expected, violation.got) from None
+    feeds, predictions, _ = predict_with_warnings(model, instances)
+    return instances, feeds, predictions
 
 
 def to_instances(payload: Any) -> list[Any]:

@@ -17,6 +17,7 @@ from bentos.protocols.error_forms import errors_in
 from bentos.protocols.server import ModelServer
 from bentos.protocols.tensors import InferenceRequest, TensorReader, Values, datatype_of, encode, parse, select_outputs
 from bentos.telemetry.records import MAX_ANSWERS
+from bentos.telemetry.sample_rows import row_of_feeds
 from headrace.runtime import __version__
 from headrace.runtime.contract import Feeds
 from headrace.runtime.http import Refused, header, read_body, require_uncompressed, to_json
@@ -80,6 +81,7 @@ class V2:
                 found = await self.app.run(weight, lambda: tensors.answer(feeds))
             selected = select_outputs(asked, found)
             self.app.record_usage(request, rows=rows, answers=tensors.labels_or_values(found))
+            self.app.sample(request, rows, lambda row: (row_of_feeds(feeds, row), tensors.answer_at(found, row), False))
         head: dict[str, Any] = {"model_name": model.name, "model_version": model.version, "id": asked.id or request.request_id}
         if model.warns and (unseen := model.contract.unseen(feeds)).counts:
             self.app.count_unseen(unseen.counts)
@@ -218,6 +220,17 @@ class ModelTensors:
         first = next((values for values in found.values() if isinstance(values, list)), [])
         values = found.get(self.model.contract.target, first)[:MAX_ANSWERS]
         return values if isinstance(values, list) else values.tolist()
+
+    def answer_at(self, found: dict[str, Values], row: int) -> dict[str, Any]:
+        """Returns the answer of one row as `/v1` has it, for the sample of rows."""
+        one: dict[str, Values] = {name: values[row : row + 1] for name, values in found.items()}
+        answer = self.labels_or_values(one)[0]
+        if not isinstance(answer, dict):
+            answer = {"label" if self._labels else self.model.contract.target: answer}
+        if not self.returns_outputs or not self._labels:
+            return answer
+        probabilities = np.asarray(one["probabilities"])[0].astype(float).round(6).tolist()
+        return {**answer, "probabilities": dict(zip(self._labels, probabilities, strict=True))}
 
     def _column(self, values: list[Any]) -> Values:
         if all(isinstance(value, str) for value in values):

@@ -11,6 +11,7 @@ from bentos.models.onnx_model import OnnxModel
 from bentos.telemetry.metrics import Metrics
 from bentos.telemetry.quota import Quotas, open_store, seconds_to_next_day
 from bentos.telemetry.records import Records, recorded_answers
+from bentos.telemetry.samples import Samples
 from headrace.runtime.contract import Contract
 from headrace.runtime.http import Refused
 from headrace.runtime.http_messages import TrackedRequest
@@ -18,7 +19,7 @@ from headrace.runtime.usage import UsageWriter
 
 
 class Metering:
-    """Quotas, usage and records of one replica.
+    """Quotas, usage, records and samples of one replica.
 
     Nothing is written without HEADRACE_USAGE. A shadow replica (HEADRACE_SHADOW) records answers, but counts no usage.
     """
@@ -28,6 +29,7 @@ class Metering:
         self._is_metered = os.environ.get("HEADRACE_SHADOW") != "1"
         self._usage = UsageWriter(Path(folder)) if folder and self._is_metered else None
         self._records = Records(Path(folder)) if folder else None
+        self.samples = Samples.from_environment(Path(folder)) if folder else None
         serves_when_down = os.environ.get("HEADRACE_QUOTA_WHEN_DOWN") == "open"
         store = open_store(os.environ.get("HEADRACE_QUOTAS", ""))
         self._quotas = Quotas(store, serves_when_down, metrics.count_unchecked_quota)
@@ -42,6 +44,8 @@ class Metering:
         self._metrics.set_model(*self.model)
         if self._records is not None:
             self._records.set_model(*self.model)
+        if self.samples is not None:
+            self.samples.set_model(model)
 
     async def take_quota(self, request: TrackedRequest, rows: int) -> None:
         """Takes `rows` from the caller's daily quota.
@@ -77,6 +81,8 @@ class Metering:
         request.is_counted = True
 
     def close(self) -> None:
+        if self.samples is not None:
+            self.samples.close()
         if self._records is not None:
             self._records.close()
         if self._usage is not None:

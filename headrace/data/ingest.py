@@ -80,6 +80,7 @@ def ingest(recipe: Recipe, project: Project, report: Report) -> DataVersion:
             validation = validate_or_quarantine(table, recipe, project, "first")
             _update_later_batches(selected.table, recipe, project, report)
             commit_batch(table, project, recipe, FIRST, key)  # last: its key marks a complete ingest
+        _require_columns(recipe, project)
         keep_report(validation, recipe, project)
         version = data_version(project, recipe.name)
         report(f"data/{recipe.name}: {version}")
@@ -240,6 +241,7 @@ def _require_columns(recipe: Recipe, project: Project) -> None:
         "data.split.time.column": [data.split.time.column] if data.split.time else [],
         "data.split.predefined.column": [data.split.predefined.column] if data.split.predefined else [],
         "data.split.group.column": [data.split.group.column] if data.split.group else [],
+        "monitor.personal": recipe.monitor.personal,
     }
     for field, names in named.items():
         for name in names:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from headrace.files import write_json, write_text
 from headrace.models.schema import Schema
 from headrace.project import Project
+from headrace.recipe.monitor import personal_fields
 from headrace.recipe.recipe import Recipe
 from headrace.task_types.base import TaskType
 from headrace.task_types.lookup import task_type_for
@@ -34,6 +35,7 @@ def export_model(recipe: Recipe, project: Project) -> None:
     test = _test_rows(task_type, artifacts / "prepared" / "test.parquet", recipe)
     model = load_weights(recipe, schema, artifacts / "train" / "model.pt")
     contract = task_type.contract(schema, recipe, test.iloc[:1]).model_copy(update=model.describe())
+    contract = contract.model_copy(update={"personal": personal_fields(recipe.monitor, recipe.data, contract)})
     parity = task_type.export(model, schema, recipe, contract, test, out)
     if schema.tokenizer is not None:
         write_text(out / "tokenizer.json", schema.tokenizer)

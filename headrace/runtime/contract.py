@@ -58,6 +58,8 @@ class Contract(BaseModel):
     sample: dict[str, Any] = Field(description="A valid instance, taken from the test rows.")
     examples: list[dict[str, Any]] = []
     """Further valid instances, if there are several kinds of queries."""
+    personal: list[str] = Field(default=[], exclude_if=lambda value: not value)
+    """Inputs with personal data, which samples of requests never hold."""
     unknown: Literal["warn", "refuse"] = "warn"
     """What happens to values that no training row had: an answer with a warning, or a refusal."""
     served_by: str = "bentos.models.onnx_model:OnnxModel"

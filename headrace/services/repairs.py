@@ -39,11 +39,12 @@ def roll_back_interrupted(project: Project, model: str) -> None:
 
 
 def renew(project: Project) -> None:
-    """Renews credentials before they expire, and removes folders that no replica uses."""
+    """Renews credentials before they expire, and removes samples that are too old and folders that no replica uses."""
     try:
         gateway.renew_credentials(project)
     except HeadraceError as error:  # for example a given certificate that has expired: the running gateway is left as it is
         log(f"not renewed: {error}")
+    environment.remove_old_samples(project)
     environment.remove_old_folders(project)
 
 

@@ -41,6 +41,7 @@ WITHOUT_BY_STAGE = {
     "train": {
         "bentos": SERVED,
         "headrace.recipe.gate": SECTION,
+        "headrace.recipe.monitor": SECTION,
         "headrace.recipe.serve": SECTION,
         "headrace.tracking": "logs the run in MLflow; weights and learning curves do not depend on it",
     },

@@ -21,6 +21,7 @@ from headrace.pipeline.dvc import reproduce
 from headrace.pipeline.stages import STAGES
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe, load_recipe
+from headrace.runtime.contract import Contract
 from tests.exhaustive import exhaustive
 from tests.paths import ROOT
 from tests.pipeline.commands import dvc
@@ -34,7 +35,7 @@ def edit(project: Project, **sections: dict[str, Any]) -> Recipe:
     path = project.recipes / "tiny.yaml"
     fields = yaml.safe_load(path.read_text())
     for section, changed in sections.items():
-        fields[section] = {**fields[section], **changed}
+        fields[section] = {**fields.get(section, {}), **changed}
     path.write_text(yaml.safe_dump(fields))
     return load_recipe("tiny", project)
 
@@ -83,9 +84,22 @@ def test_a_change_to_the_training_reruns_the_training_alone(piped: Project, capf
     assert reproduce("export", recipe, piped).ran is False
 
 
-def test_a_change_that_no_stage_reads_reruns_none(piped: Project) -> None:
+def test_a_change_that_no_stage_reads_exports_again_and_reruns_nothing_else(piped: Project) -> None:
     recipe = edit(piped, gate={"require": {"accuracy": ">= 0.5"}})
-    assert [reproduce(stage, recipe, piped).ran for stage in ("prepare", "train", "evaluate")] == [False] * 3
+    found = [reproduce(stage, recipe, piped).ran for stage in STAGES]
+    assert found == [stage == "export" for stage in STAGES], "the export depends on the whole recipe, and gives the same bytes"
+    assert not reproduce("export", recipe, piped).ran
+
+
+def test_a_personal_column_is_in_the_contract_and_no_model_is_trained_again(piped: Project) -> None:
+    recipe = edit(piped, monitor={"personal": ["width"]})
+    assert not reproduce("train", recipe, piped).ran
+    assert reproduce("export", recipe, piped).ran
+    assert Contract.read(piped.artifacts("tiny") / "export" / "contract.json").personal == ["width"]
+    recipe = edit(piped, monitor={"personal": []})
+    reproduce("export", recipe, piped)
+    assert Contract.read(piped.artifacts("tiny") / "export" / "contract.json").personal == []
+    reproduce("evaluate", recipe, piped)
 
 
 @pytest.mark.parametrize("name", ["__pycache__/mlp.cpython-311.pyc", ".mlp.py.swp", ".ipynb_checkpoints/mlp.py"])

@@ -48,6 +48,9 @@ def changed(**fields: object) -> str:
         ("gate__beat_champion", {"metric": "mae"}, "unknown metric 'mae' for 'classification'"),
         ("gate__approval", "persn", "gate.approval"),
         ("serve__replicas", 0, "serve.replicas"),
+        ("monitor", {"personl": []}, "monitor.personl: unknown field; did you mean 'personal'?"),
+        ("monitor", {"personal": ["kind"]}, "monitor.personal: 'kind' is what the model predicts"),
+        ("monitor", {"personal": ["height", "height"]}, "listed twice"),
         ("expect", [{"type": "expect_column_value_to_be_in_set"}], "did you mean 'expect_column_values_to_be_in_set'?"),
     ],
 )

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from headrace.files import safe_filename
 from headrace.project import Project
+from headrace.runtime.sample_file import PATTERN as SAMPLES
+from headrace.runtime.sample_file import is_expired
 from headrace.runtime.usage_file import PATTERN
 from headrace.serving.access.keys import token_keys_folder
 from headrace.serving.replicas.replica import ReplicaSpec
@@ -83,8 +85,22 @@ def settings_digest(settings: Settings) -> str:
     return hashlib.sha256(repr(values).encode()).hexdigest()[:12]  # hashed, since the address of Redis may hold a password
 
 
+def remove_old_samples(project: Project) -> list[Path]:
+    """Removes samples of requests that are older than `sample_days`, also of replicas that are gone.
+
+    Returns:
+        The files that were removed.
+    """
+    now, days = time.time(), project.settings.sample_days
+    found = [path for path in project.usage.glob(f"*/{SAMPLES}") if is_expired(path, now, days)]
+    for path in found:
+        path.unlink(missing_ok=True)  # a running replica removes its own too
+    return found
+
+
 def remove_old_folders(project: Project) -> list[Path]:
-    """Removes the folders of replicas that are gone, once their usage is summed up and their answers are `KEPT_DAYS` old.
+    """Removes the folders of replicas that are gone, once their usage is summed up, their samples have expired, and their
+    answers are `KEPT_DAYS` old.
 
     Returns:
         The folders that were removed.
@@ -98,7 +114,8 @@ def remove_old_folders(project: Project) -> list[Path]:
             continue
         # A replica that runs has such a file, even when it is idle.
         has_usage = any(fnmatch(name.removeprefix("."), f"{PATTERN}*") for name, _ in files)
-        if not has_usage and now - last > KEPT_DAYS * 86400:
+        has_samples = any(fnmatch(name, SAMPLES) for name, _ in files)
+        if not has_usage and not has_samples and now - last > KEPT_DAYS * 86400:
             shutil.rmtree(folder, ignore_errors=True)
             removed.append(folder)
     return removed
@@ -124,6 +141,9 @@ def _settings_variables(settings: Settings, token_keys: Path, quotas: Path) -> d
         "HEADRACE_QUOTA_WHEN_DOWN": settings.quota_when_down,
         "HEADRACE_BODY_LIMIT_BYTES": str(settings.max_request_bytes),
         "HEADRACE_REQUEST_SECONDS": f"{settings.request_seconds:g}",
+        "HEADRACE_SAMPLE_ROWS_PER_HOUR": str(settings.sample_rows_per_hour),
+        "HEADRACE_SAMPLE_SHARE": f"{settings.sample_share:g}",
+        "HEADRACE_SAMPLE_DAYS": f"{settings.sample_days:g}",
     }
 
 

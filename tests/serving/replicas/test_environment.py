@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from headrace.project import Project
+from headrace.runtime.sample_file import file_name, hour_of
 from headrace.serving.replicas import environment
 from headrace.serving.replicas.replica import Pool, ReplicaSpec
 from headrace.settings import Settings
@@ -36,6 +37,9 @@ def test_a_process_gets_token_keys_usage_and_quota_folders_and_limits(project: P
         "HEADRACE_QUOTA_WHEN_DOWN": "closed",
         "HEADRACE_BODY_LIMIT_BYTES": "16777216",
         "HEADRACE_REQUEST_SECONDS": "30",
+        "HEADRACE_SAMPLE_ROWS_PER_HOUR": "1000",
+        "HEADRACE_SAMPLE_SHARE": "1",
+        "HEADRACE_SAMPLE_DAYS": "30",
         "HEADRACE_REPLICA": "digits-v3-0000",
     }
     assert all(Path(variables[name]).is_dir() for name in ("HEADRACE_USAGE", "HEADRACE_QUOTAS"))
@@ -64,6 +68,9 @@ def test_the_digest_changes_with_the_settings_that_replicas_read_and_with_no_oth
         {"quota_when_down": "open"},
         {"request_seconds": 45.0},
         {"max_request_bytes": 2048},
+        {"sample_rows_per_hour": 0},
+        {"sample_share": 0.1},
+        {"sample_days": 7.0},
     ]
     found = [environment.settings_digest(Settings(**change)) for change in changes]
     assert len(set(found)) == len(changes)
@@ -125,6 +132,19 @@ def test_folders_of_removed_replicas_are_deleted_once_nothing_needs_them(project
         os.utime(folder, (old, old))
     assert {folder.name for folder in environment.remove_old_folders(project)} == {"gone", "empty"}
     assert {folder.name for folder in project.usage.iterdir()} == {"uncounted", "late"}
+
+
+def test_samples_are_removed_after_their_days_also_of_removed_replicas(project: Project) -> None:
+    now = time.time()
+    folder = Path(environment.process_variables(spec(), "gone", project.using(Settings()))["HEADRACE_USAGE"])
+    kept, expired = (folder / file_name(hour_of(now - days * 86400), "aa") for days in (1, 3))
+    for path in (kept, expired, folder / "samples-of-somebody.jsonl"):
+        path.touch()
+        os.utime(path, (now - 100 * 86400,) * 2)
+    os.utime(folder, (now - 100 * 86400,) * 2)
+    assert environment.remove_old_samples(project.using(Settings(sample_days=2))) == [expired]
+    assert environment.remove_old_folders(project) == [], "the other sample has not expired"
+    assert environment.remove_old_samples(project.using(Settings(sample_days=0.5))) == [kept]
 
 
 def test_no_other_user_of_this_machine_can_reach_what_containers_write(project: Project) -> None:
