@@ -23,6 +23,7 @@ from headrace.cli import (
     rollouts,
     run,
     service,
+    simulate,
     tokens,
     usage,
 )
@@ -39,7 +40,7 @@ SECTIONS: dict[str, list[click.Command]] = {
     "Build and release": [run.run, reviews.approve, reviews.reject, rollouts.rollback, inspect.reproduce, prune.prune],
     "Serve": [run.up, run.down, rollouts.scale, service.service],
     "Call models": [predict.predict, batches.batch, batches.feedback],
-    "Recipes and data": [recipes.list_recipes, new.new, recipes.check, recipes.expectations, data.data],
+    "Recipes and data": [recipes.list_recipes, new.new, recipes.check, recipes.expectations, data.data, simulate.simulate],
     "Monitor": [monitor.monitor, monitor.drift],
     "Inspect": [inspect.status, inspect.logs, inspect.history_command, inspect.trace, inspect.open_page],
     "Back up": [backups.backup, backups.restore],

@@ -86,6 +86,19 @@ def unseen_rows(theirs: SplitRecord, ours: SplitRecord, keys: NDArray[np.uint64]
     return place < theirs.split.test
 
 
+def has_seen_test_rows(theirs: SplitRecord, ours: SplitRecord) -> bool:
+    """Whether a model that was trained with their split may have been trained on our test rows.
+
+    It may have been as soon as the splits differ, except for a split by time whose test rows are as late as theirs or later.
+    """
+    if theirs.split.time is None or ours.split.time is None:
+        return theirs != ours if ours.split.per_class is None else True
+    try:
+        return not _is_later(theirs, ours)
+    except DataError:
+        return True
+
+
 def _is_later(theirs: SplitRecord, ours: SplitRecord) -> bool:
     """Whether our test rows have a value in time that none of their training rows has."""
     ours_time, theirs_time = ours.split.time, theirs.split.time

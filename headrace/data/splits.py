@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.data.periods import first_of_window
 from headrace.errors import DataError, near_miss
+from headrace.recipe.periods import parse_period
 from headrace.recipe.pictures import IMAGE
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ class Splits:
     validation: pd.DataFrame
     test: pd.DataFrame
     rest: pd.DataFrame
-    """Rows in none of the three: those that a split by `per_class` treats as unlabelled; otherwise empty."""
+    """Rows in none of the three: those that a split by `per_class` treats as unlabelled, or before `train.window`."""
     test_keys: NDArray[np.uint64] | None = None
     """What the place of each test row depends on, `(rows,)`; see `row_keys`."""
     seen_below: float | None = None
@@ -54,7 +56,8 @@ def split(frame: pd.DataFrame, recipe: Recipe) -> Splits:
         masks = _per_class(frame, place, config.per_class, recipe.data.target)
         seen_below = float(place[masks[0] | masks[1]].max(initial=0.0))
     else:
-        masks = split_masks(frame, recipe, None if config.time is None else first_test_value([frame], config.time))
+        first = None if config.time is None else first_test_value([frame], config.time)
+        masks = split_masks(frame, recipe, first, first_training_value([frame], recipe, first))
     kept = frame[kept_columns(list(frame.columns), recipe)]
     rest = ~(masks[0] | masks[1] | masks[2])
     train, validation, test, unused = (kept[mask].reset_index(drop=True) for mask in (*masks, rest))
@@ -68,11 +71,12 @@ Masks = tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]
 """Training, validation and test rows, `(rows,)` each."""
 
 
-def split_masks(frame: pd.DataFrame, recipe: Recipe, first: Any = None) -> Masks:
+def split_masks(frame: pd.DataFrame, recipe: Recipe, first: Any = None, oldest: Any = None) -> Masks:
     """Returns which rows of `frame`, a table or a chunk of one, are in which split; not for a split by `per_class`.
 
     Args:
         first: for a split by time, the first value of its column that marks test rows.
+        oldest: with `train.window`, the first value of its column that training and validation rows have.
 
     Raises:
         DataError: a column that the split needs is missing or has missing values.
@@ -87,7 +91,11 @@ def split_masks(frame: pd.DataFrame, recipe: Recipe, first: Any = None) -> Masks
         is_test = place < config.test
     start = 0.0 if config.time or config.predefined else config.test
     is_validation = ~is_test & (place >= start) & (place < start + config.validation)
-    return ~is_test & ~is_validation, is_validation, is_test
+    is_train = ~is_test & ~is_validation
+    if oldest is not None:
+        is_recent = (frame[recipe.window_column] >= oldest).to_numpy(dtype=bool)
+        is_train, is_validation = is_train & is_recent, is_validation & is_recent
+    return is_train, is_validation, is_test
 
 
 def kept_columns(columns: list[str], recipe: Recipe) -> list[str]:
@@ -134,7 +142,8 @@ def check_parts(rows: dict[str, int], recipe: Recipe, values: Iterable[Any] = ()
             raise DataError(
                 f"the {name} set would be empty: {sum(rows.values())} rows split by {_described(recipe)}",
                 where="data.split",
-                hint="add more rows, or change data.split (test, validation, seed, time)",
+                hint="add more rows, or change data.split (test, validation, seed, time)"
+                + (" or train.window" if recipe.train.window is not None else ""),
             )
 
 
@@ -305,7 +314,37 @@ def first_test_value(frames: Iterable[pd.DataFrame], config: TimeSplit) -> Any:
     if config.share is not None:
         ordered = values.sort_values()
         return ordered.iloc[len(ordered) - math.ceil(config.share * len(ordered))]
+    if config.period is not None:
+        return first_of_window(values, config.period, "data.split.time.test")
     return values.max() if config.test == "last" else _as_value(config.test, values)
+
+
+def first_training_value(frames: Iterable[pd.DataFrame], recipe: Recipe, first_test: Any = None) -> Any:
+    """Returns the first value in `train.window`; training and validation rows have this value or a later one. The window ends
+    with the latest row, or with the latest before the test rows of a split by time. None for a recipe without a window.
+
+    Args:
+        frames: the whole table, or chunks of it with the column.
+        first_test: what `first_test_value` returns, for a split by time.
+
+    Raises:
+        DataError: the column is missing, has missing values, or holds no times where the window is a length of time.
+    """
+    import pandas as pd
+
+    window, column = recipe.train.window, recipe.window_column
+    if window is None or column is None:
+        return None
+    columns = []
+    for frame in frames:
+        _check_column(frame, column, "train.window", "place in time")
+        columns.append(frame[column].drop_duplicates())
+    values = pd.concat(columns, ignore_index=True)
+    if recipe.data.split.time is not None:
+        values = values[values < first_test]
+    if not len(values):
+        return None  # there are no training rows at all, which has an error of its own
+    return first_of_window(values, parse_period(window) or int(window), "train.window")
 
 
 def _check_order(values: pd.Series[Any], config: TimeSplit) -> None:
@@ -369,6 +408,7 @@ def _check_column(frame: pd.DataFrame, column: str, field: str, lacks: str) -> N
 
 def _described(recipe: Recipe) -> str:
     config = recipe.data.split
+    window = f", train.window {recipe.train.window}" if recipe.train.window is not None else ""
     if config.time or config.predefined:
         tests = (
             f"the {config.time.column} ({config.time.test})"
@@ -377,5 +417,5 @@ def _described(recipe: Recipe) -> str:
             if config.predefined
             else ""
         )
-        return f"{tests}, validation {config.validation:g}"
-    return f"test {config.test:g}, validation {config.validation:g}"
+        return f"{tests}, validation {config.validation:g}{window}"
+    return f"test {config.test:g}, validation {config.validation:g}{window}"

@@ -175,7 +175,6 @@ def check_types(table: pa.Table, schema: pa.Schema, path: Path) -> None:
     Raises:
         DataError: a column has another type; the message names the first row that differs.
     """
-    from pyarrow import types
 
     for field in schema:
         if field.name not in table.column_names:

@@ -121,11 +121,11 @@ def _register(recipe: Recipe, project: Project) -> None:
     path = project.root / "dvc.yaml"
     if not project.is_clone:
         installed_code.write_installed_code(project)
-    code = custom_code.dependencies(recipe, project)
-    is_custom = bool(recipe.custom_classes)
+    found = _listed(path)
+    code = custom_code.dependencies(recipe, project, found.recipes.get(recipe.name, {}))
+    is_custom = custom_code.are_written(code, recipe)
     if is_custom:
         custom_code.write_custom_code(recipe, project)
-    found = _listed(path)
     if found.recipes.get(recipe.name) == code and (recipe.name in found.custom) == is_custom:
         return
     from filelock import FileLock

@@ -30,6 +30,18 @@ def evaluate_export(recipe: Recipe, project: Project) -> None:
         ExportError: the graph gives NaN or infinity.
     """
     artifacts = project.artifacts(recipe.name)
+    evaluation, y_true, outputs = write_evaluation(recipe, project)
+    draw(recipe, evaluation, y_true, outputs, artifacts)
+    write_profile(recipe, artifacts, outputs)
+
+
+def write_evaluation(recipe: Recipe, project: Project) -> tuple[Evaluation, NDArray[Any], NDArray[Any]]:
+    """Writes `evaluation/` without pictures; returns the evaluation, the true answers and the graph's.
+
+    Raises:
+        ExportError: as `evaluate_export`.
+    """
+    artifacts = project.artifacts(recipe.name)
     out = artifacts / "evaluation"
     task_type, schema = task_type_for(recipe), Schema.read(artifacts / "prepared" / "schema.json")
     test = artifacts / "prepared" / "test.parquet"
@@ -45,8 +57,7 @@ def evaluate_export(recipe: Recipe, project: Project) -> None:
     write_with(out / "predictions.npz", lambda beside: save_arrays(beside, y_true=y_true, outputs=outputs))
     write_json(out / "evaluation.json", evaluation.to_dict())
     write_json(out / "metrics.json", {name: rounded(value) for name, value in sorted(evaluation.metrics.items())})
-    draw(recipe, evaluation, y_true, outputs, artifacts)
-    write_profile(recipe, artifacts, outputs)
+    return evaluation, y_true, outputs
 
 
 def answers_for(test: Path, folder: Path, recipe: Recipe) -> NDArray[Any]:

@@ -96,6 +96,7 @@ def _in_chunks(chunks: Chunks, recipe: Recipe, out: Path) -> tuple[Schema, dict[
             hint="split by shares, by time or by given rows; or raise data.memory, where the machine has it",
         )
     first, seen = _first_test_value(chunks, recipe), set[Any]()
+    oldest = _first_training_value(chunks, recipe, first)
     learner, given = task_type_for(recipe).learner(recipe), recipe.data.split.predefined
     assert learner is not None, "only kinds with a learner get chunks"
     kept = kept_columns(chunks.names, recipe)
@@ -106,7 +107,7 @@ def _in_chunks(chunks: Chunks, recipe: Recipe, out: Path) -> tuple[Schema, dict[
         bar(f"preparing {recipe.name}", chunks.rows) as progress,
     ):
         for frame in chunks.frames():
-            masks = split_masks(frame, recipe, first)
+            masks = split_masks(frame, recipe, first, oldest)
             if given is not None:
                 seen.update(frame[given.column].unique()[:50])
             with _rows_named(frame):
@@ -134,6 +135,16 @@ def _first_test_value(chunks: Chunks, recipe: Recipe) -> Any:
     if time is None:
         return None
     return first_test_value(chunks.frames([time.column]), time)
+
+
+def _first_training_value(chunks: Chunks, recipe: Recipe, first_test: Any) -> Any:
+    """The first value in `train.window`; found in one pass over its column. None without a window."""
+    from headrace.data.splits import first_training_value
+
+    column = recipe.window_column
+    if recipe.train.window is None or column is None:
+        return None
+    return first_training_value(chunks.frames([column]), recipe, first_test)
 
 
 @contextmanager

@@ -53,7 +53,7 @@ def evaluate(recipe: Recipe, project: Project) -> None:
 
 
 def custom_code(recipe: Recipe, project: Project) -> None:
-    """Writes the hashes of the modules of the recipe's custom classes."""
+    """Writes what the recipe's stages depend on beside what dvc.yaml names."""
     from headrace.pipeline.custom_code import write_custom_code
 
     write_custom_code(recipe, project)

@@ -106,6 +106,19 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_window(self) -> Recipe:
+        if self.train.window is None:
+            return self
+        if self.data.split.per_class is not None:
+            raise ValueError("train.window: data.split.per_class chooses the training rows; remove one of them")
+        if self.window_column is None:
+            raise ValueError(
+                "train.window: the recipe names no column of time; write `time: {column: COLUMN}` under data.split, "
+                "or remove the window"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_target_name(self) -> Recipe:
         if has_interval(self.model) and self.data.target in ("interval", "quantiles"):
             name = self.data.target
@@ -122,6 +135,12 @@ class Recipe(Section):
                         f"data.columns: no feature can be named {name!r}: {RESERVED_FIELDS[name]}; rename it (data.rename)"
                     )
         return self
+
+    @property
+    def window_column(self) -> str | None:
+        """The column by which `train.window` is measured, if the recipe names one."""
+        time, incremental = self.data.split.time, self.data.incremental
+        return time.column if time is not None else incremental.column if incremental is not None else None
 
     @property
     def task_type(self) -> TaskTypeEntry:

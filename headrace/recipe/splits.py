@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from headrace.recipe.periods import Period, parse_period
 from headrace.recipe.section import Fraction, Section
 
 
@@ -17,7 +18,8 @@ class TimeSplit(Section):
     """A column with an order, for example a month or a date. It is not a feature, unless `data.times` names its parts."""
     test: int | float | str = "last"
     """The test set: `last`, the rows with the last value of `column`; a fraction such as 0.1, at least this share of the
-    rows, those with the latest values; or a date or a value: the rows from it on, for example 2024-10-01."""
+    rows, those with the latest values; a length of time such as 30 days or 1 month, the rows of the latest such period; or a
+    date or a value: the rows from it on, for example 2024-10-01. All but the last move on when newer rows are added."""
 
     @field_validator("test", mode="before")
     @classmethod
@@ -25,6 +27,11 @@ class TimeSplit(Section):
         if isinstance(test, bool) or (isinstance(test, float) and not math.isfinite(test)):
             raise ValueError("expected last, a fraction such as 0.1, or a date such as 2024-10-01")
         return test.isoformat() if hasattr(test, "isoformat") else test  # YAML reads 2024-10-01 as a date
+
+    @property
+    def period(self) -> Period | None:
+        """The length of time that the test set covers, where `test` is one."""
+        return parse_period(self.test)
 
     @property
     def share(self) -> float | None:

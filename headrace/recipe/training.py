@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from headrace.recipe.periods import EXPECTED, parse_period
 from headrace.recipe.section import Fraction, Section
 
 OptimizerName = Literal["adamw", "adam", "sgd", "rmsprop", "muon"]
@@ -60,6 +61,13 @@ class Augmentation(Section):
 class TrainConfig(Section):
     """Settings of the training loop."""
 
+    window: int | str | None = None
+    """Training and validation rows are the newest ones only: a number of values, for example 3 for the newest 3 months of a
+    column of months or the newest 3 batches of an incremental source; or, for a column of times, a length such as 90 days or
+    3 months. The column is that of `data.split.time`, else that of `data.incremental`. By default all rows."""
+    start: Literal["random", "champion"] = "random"
+    """The weights with which training starts: random ones, or those of the version in production where they fit. See
+    `docs/retraining.md`."""
     epochs: int = Field(default=10, ge=1)
     """Largest number of passes over the training rows."""
     batch_size: int = Field(default=128, ge=1)
@@ -115,6 +123,14 @@ class TrainConfig(Section):
     def is_sharded(self) -> bool:
         """Whether each process holds a shard of every tensor."""
         return self.processes > 1 and self.strategy == "fsdp"
+
+    @field_validator("window", mode="before")
+    @classmethod
+    def _check_window(cls, window: Any) -> Any:
+        is_number = isinstance(window, int) and not isinstance(window, bool)
+        if window is None or (is_number and window >= 1) or parse_period(window) is not None:
+            return window
+        raise ValueError(f"expected a number of values, at least 1, or {EXPECTED}")
 
     @field_validator("class_weights")
     @classmethod

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from headrace.data.restore import restore_version
 from headrace.errors import UsageError
+from headrace.pipeline.start import restore_start
 from headrace.plugins import custom_sources
 from headrace.project import Project
 from headrace.recipe.recipe import load_recipe
@@ -42,7 +43,7 @@ def extract(reference: str, folder: Path, project: Project) -> str:
 
 
 def write_sources(version: Version, project: Project, folder: Path) -> str:
-    """Writes code, recipe and data of a version into the new `folder`, and returns where the code comes from.
+    """Writes code, recipe, data and first weights of a version into the new `folder`, and returns where the code comes from.
 
     Raises:
         UsageError, DataError: as `extract`.
@@ -52,6 +53,7 @@ def write_sources(version: Version, project: Project, folder: Path) -> str:
     code = _write_code(version, found, project, folder)
     hashes = found.data["files"] if found else None
     restore_version(version.model, version.identity["data_md5"], project, folder / "data" / version.model, hashes)
+    restore_start(version, project, folder)
     return code
 
 

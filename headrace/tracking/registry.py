@@ -37,6 +37,8 @@ SKIPPED = "headrace.skipped"
 """Tag of a version that is being created, until it has its number."""
 SPLIT = "split"
 """Tag with the `SplitRecord` of the rows that a version was trained on."""
+START = "start"
+"""Tag with the version that training started from, for `train.start: champion`."""
 IDENTITY = (
     "data_md5", "data_rows", "git_commit", "uncommitted", "source", "lock_sha256", "recipe_sha256", "validation",
     "content_sha256", "run_id", "headrace",
@@ -74,7 +76,9 @@ def identity_of(recipe: Recipe, version: DataVersion, project: Project) -> dict[
 def _identity(recipe: Recipe, version: DataVersion, source: Sources, project: Project) -> dict[str, str]:
     validation = read_json(project.artifacts(recipe.name) / "validation.json") or {}
     split = read_record(project.artifacts(recipe.name) / "split")
+    start = (read_json(project.artifacts(recipe.name) / "train" / "summary.json") or {}).get("start")
     return {
+        **({START: start} if start is not None else {}),
         **({SPLIT: split.model_dump_json(), "split_sha256": split.sha256} if split else {}),
         "data_md5": version.md5,
         "data_rows": str(version.rows),
@@ -119,6 +123,8 @@ def register(
     run = runs.run_of_weights(recipe, project, artifacts / "train" / "model.pt", history)
     with registry_errors(project):
         _log_evaluation(project, run.id, artifacts)
+        if recipe.train.start == "champion":
+            client(project).log_artifact(run.id, str(artifacts / "train" / "model.pt"), runs.FOLDER_OF_WEIGHTS)
         uri, model_id = _log_graph(run.id, artifacts / "export", recipe, project)
         if source is not None:
             sources.log(run.id, source, project)

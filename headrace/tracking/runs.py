@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 FINGERPRINT = "headrace.fingerprint"
 WEIGHTS = "headrace.weights_md5"
+FOLDER_OF_WEIGHTS = "weights"
+"""The folder of `model.pt` in the artifacts of a run whose recipe has `train.start: champion`."""
 INTERRUPTED = "headrace.interrupted"
 """`true` for a run whose training was interrupted, until the same training continues or another one takes its place."""
 

@@ -30,6 +30,7 @@ from headrace.training.loss_weights import set_loss_weights
 from headrace.training.reporting import NullReporter, report_run
 from headrace.training.rows import Rows
 from headrace.training.single_process import SingleProcess
+from headrace.training.start import start_digest, start_from_champion
 
 CALIBRATION_BATCH = 512
 
@@ -64,15 +65,19 @@ def train(recipe: Recipe, project: Project, process_group: SingleProcess) -> Non
         load_rows(prepared / f"{name}.parquet", task_type, schema, recipe, device, project.state / "encoded")
         for name in ("train", "validation")
     )
-    model = on_device(task_type.module(recipe.model, schema), schema, device)
+    model = task_type.module(recipe.model, schema)
+    start = start_from_champion(model, schema, project, recipe.name) if recipe.train.start == "champion" else {}
+    model = on_device(model, schema, device)
     set_loss_weights(model, recipe.train, rows.target, schema.labels)
 
     checkpoint_path = project.state / "checkpoints" / f"{recipe.name}.pt"
-    fingerprint = fingerprint_of(recipe, prepared, project.root)
+    fingerprint = fingerprint_of(recipe, prepared, project.root, start_digest(project, recipe.name) if start else b"")
     process_group.setup(fingerprint, recipe.train.seed)
     is_main = process_group.is_main
     reporting = report_run(recipe, project, device, len(rows), fingerprint) if is_main else nullcontext(NullReporter())
     with reporting as reporter:
+        if start:
+            reporter.say(f"starts with the weights of {start['start']}" if start["start"] != "random" else _random(start))
         with memory_errors(recipe.train), nondeterminism() as varying:
             run = TrainingRun(checkpoint_path, fingerprint, reporter, process_group)
             with preprocessed(model, recipe.train, rows, validation) as (train_rows, validation_rows):
@@ -92,9 +97,13 @@ def train(recipe: Recipe, project: Project, process_group: SingleProcess) -> Non
         scale = (
             {"processes": process_group.world_size, "strategy": recipe.train.strategy} if process_group.world_size > 1 else {}
         )
-        write_json(out / "summary.json", summary | how | scale | calibration)
+        write_json(out / "summary.json", summary | how | scale | calibration | start)
         reporter.finish(progress, out / "model.pt")
     checkpoint_path.unlink(missing_ok=True)
+
+
+def _random(start: dict[str, str]) -> str:
+    return f"starts with random weights, not with those of the version in production: {start['start_reason']}"
 
 
 @torch.no_grad()
@@ -135,14 +144,15 @@ def on_device(model: ServedModel, schema: Schema, device: torch.device) -> Serve
     return model
 
 
-def fingerprint_of(recipe: Recipe, prepared: Path, root: Path) -> str:
-    """Returns a sha256 of what determines the weights: prepared data, model and training settings, code, torch's version.
+def fingerprint_of(recipe: Recipe, prepared: Path, root: Path, start: bytes = b"") -> str:
+    """Returns a sha256 of what determines the weights: prepared data, model and training settings, code, torch's version, and
+    `start`, which identifies the weights that training starts with.
 
     The number of processes and their strategy are not included: the steps are the same, and a run that lost a machine may
     continue without it.
     """
     settings = recipe.train.model_copy(update={"processes": 1, "strategy": "ddp"})
-    digest = hashlib.sha256(f"{recipe.model!r}{settings!r}{torch.__version__}".encode())
+    digest = hashlib.sha256(f"{recipe.model!r}{settings!r}{torch.__version__}".encode() + start)
     for name in ("schema.json", "train.parquet", "validation.parquet"):
         with (prepared / name).open("rb") as part:
             while block := part.read(2**20):  # the files may be larger than memory

@@ -26,16 +26,22 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
 
 @pytest.fixture
 def make_recipe(project: Project) -> MakeRecipe:
-    """Writes `recipes/<name>.yaml` and loads it; keywords go into its data section."""
+    """Writes `recipes/<name>.yaml` and loads it; further keywords go into its data section."""
 
-    def make(name: str = "toy", task: str = "regression", expect: list[dict[str, Any]] | None = None, **data: Any) -> Recipe:
+    def make(
+        name: str = "toy",
+        task: str = "regression",
+        expect: list[dict[str, Any]] | None = None,
+        train: dict[str, Any] | None = None,
+        **data: Any,
+    ) -> Recipe:
         fields = {
             "name": name,
             "task": task,
             "data": {"source": "toy.csv", "target": "y", **data},
             "expect": expect or [],
             "model": {"name": "cnn" if task.startswith("image") else "mlp"},
-            "train": {},
+            "train": train or {},
             "serve": {},
         }
         (project.recipes / f"{name}.yaml").write_text(yaml.safe_dump(fields))

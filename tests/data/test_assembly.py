@@ -79,7 +79,6 @@ def test_a_refusal_does_not_show_the_password_of_an_address(two: Path) -> None:
     assert "example.org" in str(caught.value) and "s3cret" not in str(caught.value)
 
 
-
 @pytest.mark.parametrize(
     "address", ["https://ann:s3cret@example.org/a.csv", "postgresql://ann:s3/cret@db/shop", "mysql://db/shop?password=s3cret"]
 )

@@ -207,3 +207,55 @@ def test_a_split_by_time_that_cannot_be_made_gives_the_reason(
     with pytest.raises(DataError, match=message) as caught:
         split(frame, make_recipe(split={"time": {"column": "day", "test": test}}))
     assert caught.value.hint
+
+
+HALF_A_YEAR = pd.date_range("2024-01-01", "2024-06-30", freq="D").repeat(6)
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+@pytest.mark.parametrize(
+    ("window", "first"),
+    [
+        ("3 months", "2024-03-01"),
+        ("1 month", "2024-05-01"),
+        ("10 days", "2024-05-22"),
+        (2, "2024-05-30"),
+        ("9 years", "2024-01-01"),
+    ],
+)
+def test_a_window_leaves_the_newest_rows_before_the_test_rows_to_train_on(
+    make_recipe: Any, as_text: bool, window: str | int, first: str
+) -> None:
+    day = HALF_A_YEAR.strftime("%Y-%m-%d") if as_text else HALF_A_YEAR
+    frame = pd.DataFrame({"n": range(len(HALF_A_YEAR)), "y": 0.5, "day": day})
+    recipe = make_recipe(split={"time": {"column": "day", "test": "30 days"}, "validation": 0.2}, train={"window": window})
+    parts = split(frame, recipe)
+    assert min(parts.test["day"]) == (day[HALF_A_YEAR == "2024-06-01"][0])
+    trained = pd.concat([parts.train, parts.validation])
+    assert sorted(trained["n"]) == [
+        n for n in range(len(HALF_A_YEAR)) if pd.Timestamp(first) <= HALF_A_YEAR[n] < pd.Timestamp("2024-06-01")
+    ]
+    assert len(parts.train) + len(parts.validation) + len(parts.test) + len(parts.rest) == len(HALF_A_YEAR)
+
+
+def test_a_window_of_a_random_split_keeps_each_row_in_its_set(make_recipe: Any) -> None:
+    frame = rows(600).assign(month=lambda table: table["n"] // 100)
+    everything = split(frame, make_recipe(incremental={"column": "month", "first": 1}))
+    recent = split(frame, make_recipe(incremental={"column": "month", "first": 1}, train={"window": 2}))
+    assert keys(recent.test) == keys(everything.test)
+    for name in ("train", "validation"):
+        assert keys(getattr(recent, name)) == {n for n in keys(getattr(everything, name)) if n >= 400}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"train": {"window": "2 months"}}, "'month', which holds no times, for example 1"),
+        ({"split": {"time": {"column": "month", "test": "2 months"}}}, "'month', which holds no times, for example 2"),
+    ],
+)
+def test_a_length_of_time_needs_a_column_of_times(make_recipe: Any, fields: dict[str, Any], message: str) -> None:
+    fields = {"split": {"time": {"column": "month"}}, **fields}
+    with pytest.raises(DataError, match=message) as caught:
+        split(rows(90), make_recipe(**fields))
+    assert caught.value.hint

@@ -14,8 +14,8 @@ from headrace.data.formats.columnar import not_whole, stream_arrow, stream_parqu
 from headrace.data.formats.delimited import read_csv
 from headrace.data.formats.dialects import stream_delimited
 from headrace.data.formats.encoding import as_utf8, first_line, unpacked
-from headrace.data.formats.label_lists import label_lists_as_text
 from headrace.data.formats.json_lines import stream_json_lines
+from headrace.data.formats.label_lists import label_lists_as_text
 from headrace.data.formats.molecules import graphs_as_text, read_molecules
 from headrace.data.formats.options import ReadOptions
 from headrace.data.formats.partitions import text_partitions, with_partitions

@@ -142,8 +142,8 @@ class _Writer:
 
         plain = [name for name in self._schema.names if name != IMAGE]
         # Pictures are compressed already: another compression would cost time and save nothing.
-        options: dict[str, Any] = {**PARQUET_OPTIONS, "compression": {name: "zstd" for name in plain} | {IMAGE: "none"}}
-        options["compression_level"] = {name: 3 for name in plain}
+        options: dict[str, Any] = {**PARQUET_OPTIONS, "compression": dict.fromkeys(plain, "zstd") | {IMAGE: "none"}}
+        options["compression_level"] = dict.fromkeys(plain, 3)
         self._file = self._to.open("wb")
         dictionaries = [name for name in plain if name != PATH]
         self._writer: pq.ParquetWriter = pq.ParquetWriter(

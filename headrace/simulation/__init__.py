@@ -1,0 +1,1 @@
+"""A recipe's past, replayed: batch after batch is predicted, compared with the truth, and answered by retraining or not."""
