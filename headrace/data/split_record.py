@@ -1,4 +1,4 @@
-"""What decides which rows a model has seen, kept with each version: so a champion is only judged on rows that it has not seen."""
+"""What decides which rows a model has seen, kept with each version: a champion is judged only on rows that it has not seen."""
 
 from __future__ import annotations
 

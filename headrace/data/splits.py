@@ -358,10 +358,12 @@ def _check_order(values: pd.Series[Any], config: TimeSplit) -> None:
         return
     national = values[values.str.match(NATIONAL_DATE)]
     if len(national):
+        texts = f"{len(national):,} texts such as {national.iloc[0]!r}"
+        rule = f'{{{config.column}: {{format: "%d/%m/%Y", features: []}}}}'
         raise DataError(
-            f"column {config.column!r} has {len(national):,} texts such as {national.iloc[0]!r}, whose order is not that of time",
+            f"column {config.column!r} has {texts}, whose order is not that of time",
             where="data.split.time.column",
-            hint=f'read them as times: data.times: {{{config.column}: {{format: "%d/%m/%Y", features: []}}}}, in the format they have',
+            hint=f"read them as times: data.times: {rule}, in the format they have",
         )
 
 

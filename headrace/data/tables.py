@@ -104,7 +104,6 @@ def match_booleans(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """Returns the columns of true and false in the type that earlier batches have: before booleans were a type of their own,
     they were stored as texts. The numbers 0 and 1 are false and true where earlier batches have these."""
     import pyarrow as pa
-    import pyarrow.compute as pc
     from pyarrow import types
 
     for i, name in enumerate(table.column_names):
@@ -113,14 +112,20 @@ def match_booleans(table: pa.Table, schema: pa.Schema) -> pa.Table:
         column, kind = table.column(i), schema.field(name).type
         if types.is_boolean(column.type) and types.is_string(kind):
             table = table.set_column(i, name, column.cast(pa.string()))
-        elif types.is_boolean(kind) and _family(column.type) == "number":
-            if pc.all(pc.is_in(column.drop_null(), pa.array([0, 1], column.type))).as_py():
-                table = table.set_column(i, name, column.cast(pa.bool_()))
+        elif types.is_boolean(kind) and _family(column.type) == "number" and _is_zero_or_one(column):
+            table = table.set_column(i, name, column.cast(pa.bool_()))
     return table
 
 
+def _is_zero_or_one(column: pa.ChunkedArray) -> bool:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    return bool(pc.all(pc.is_in(column.drop_null(), pa.array([0, 1], column.type))).as_py())
+
+
 def drop_excluded_rows(table: pa.Table, data: DataConfig, path: Path) -> SelectedTable:
-    """Removes the rows that the recipe leaves out (`drop_missing`, `drop_values`, `drop_duplicates`), and counts them by reason.
+    """Removes the rows that the recipe leaves out (`drop_missing`, `drop_values`, `drop_duplicates`); counts them by reason.
 
     Raises:
         DataError: a column of `drop_missing`, `drop_values` or `drop_duplicates` is missing.

@@ -57,7 +57,8 @@ class DataVersion:
 
 @contextmanager
 def open_repo(project: Project) -> Iterator[Repo]:
-    """Opens the project's DVC repository in this process. It is created if it does not exist, without Git outside of a Git repository.
+    """Opens the project's DVC repository in this process. It is created if it does not exist; outside of a Git repository,
+    without Git.
 
     Raises:
         DiskFull: no space is left.

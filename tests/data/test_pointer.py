@@ -126,7 +126,7 @@ def test_pointers_of_an_older_headrace_are_kept_too(project: Project, make_recip
     (there.root / "data.dvc").write_text(yaml.safe_dump(content))
     stages = {"validate@one": {"cmd": "x", "deps": [{"path": "data/one", "md5": "a.dir", "nfiles": 2}]}}
     (there.root / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
-    with pytest.raises(DataError, match="data/one is not complete.*a version of 2 files"):
+    with pytest.raises(DataError, match=r"data/one is not complete.*a version of 2 files"):
         ingest(one, there, quiet)
     with pytest.raises(DataError, match=r"data\.dvc names 2 files.*dvc\.lock names data/one"):
         ingest(two, there, quiet)

@@ -46,10 +46,10 @@ def test_an_alarm_is_an_event_and_a_notification_once(served: tuple[Project, Rec
     project, hook = served
     recipe = new_recipe(project)
     released(recipe, project)
-    for hour in range(2, 5):
+    for hour in range(2, 10):
         sampled(project, recipe.name, hour, rows_like_training(project, recipe, 100, hour, length=1000.0))
     facts = monitor(recipe.name)
-    assert facts["alarm"]["raised"] and facts["new_hours"] == 3
+    assert facts["alarm"]["raised"] and facts["new_hours"] == 8
     assert [body["title"] for body in hook.bodies] == [f"{recipe.name}@1: alarm"]
     assert "length" in hook.bodies[0]["message"]
     again = monitor(recipe.name)

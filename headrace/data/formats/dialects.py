@@ -198,8 +198,9 @@ class _Reader:
                 hint=f"set data.read.separator: {other!r}, or export the file with {SEPARATORS[self.separator]}",
             )
         if not found:
+            near = near_miss(next(iter(self.options.only), ""), self.names[:200])
             raise DataError(
-                f"none of the recipe's columns is in the file; {near_miss(next(iter(self.options.only), ''), self.names[:200])}",
+                f"none of the recipe's columns is in the file; {near}",
                 where=str(self.path),
                 hint="correct data.columns in the recipe, data.read.skip_lines if the header is in a later line, or use "
                 "another file",

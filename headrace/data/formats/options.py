@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from headrace.data.formats.column_rules import ColumnRules
 from headrace.recipe.read import ReadConfig
@@ -27,7 +27,7 @@ class ReadOptions:
     """Rows to skip below the header."""
     numbers: Collection[str] = ()
     """Columns of digits that stay numbers, whatever their leading zeros."""
-    rules: ColumnRules = ColumnRules()
+    rules: ColumnRules = field(default_factory=ColumnRules)
     """How values are read by the recipe."""
     read: ReadConfig | None = None
     """The recipe's section `data.read`; None: a text file is read with commas or tabs, as its format says."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -219,11 +218,19 @@ def _folder_in_archive(place: Path, base: Path) -> str:
     return str(PurePosixPath(table_in(open_container(place))).parent) if base == place and place.is_file() else ""
 
 
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; also for names that are too long for one."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def _resolved(wanted: list[str], container: Container, folder: str) -> list[str | None]:
     """Returns the path in the container of each wanted picture, which the table may give relative to the table, from the root,
     without its ending, or as a name that only one picture has."""
-    if isinstance(container, Folder) and all(os.path.isfile(container.place / path) for path in wanted[:100] if path):
-        return [path if path and os.path.isfile(container.place / path) else None for path in wanted]  # false for a long name
+    if isinstance(container, Folder) and all(_is_file(container.place / path) for path in wanted[:100] if path):
+        return [path if path and _is_file(container.place / path) else None for path in wanted]
     names = container.names()
     known = set(names)
     by_name: dict[str, list[str]] = defaultdict(list)

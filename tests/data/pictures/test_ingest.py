@@ -29,7 +29,7 @@ def test_a_folder_of_pictures_becomes_one_file_and_later_batches_others(
     (photos / "red" / "cut.jpg").write_bytes((photos / "red" / "1.jpg").read_bytes()[:200])
     recipe = make_recipe("pets", "image-classification", source="photos", target="label", image={"size": [8, 8]})
     first = ingest(recipe, project, said.append)
-    assert first.rows == len(paths) and os.listdir(project.raw_data("pets")) == [FIRST]
+    assert first.rows == len(paths) and [path.name for path in project.raw_data("pets").iterdir()] == [FIRST]
     assert any("1 of 19 pictures left out:\n    red/cut.jpg: " in line for line in said), said
     before = (project.raw_data("pets") / FIRST).read_bytes()
 
@@ -58,7 +58,7 @@ def test_a_folder_of_pictures_becomes_one_file_and_later_batches_others(
     (project.root / "more" / "red").rename(project.root / "more" / "violet")
     with pytest.raises(DataRejected, match="violet"):
         add_batch(recipe, project.root / "more", project, said.append)
-    assert len(os.listdir(project.raw_data("pets"))) == 2
+    assert len(list(project.raw_data("pets").iterdir())) == 2
 
     # The stages: equal pictures are in the same split, whatever they are called.
     validate_batches(recipe, project)

@@ -213,7 +213,7 @@ def test_a_truncated_archive_is_refused_whole(kind: str, tmp_path: Path) -> None
     class_folders(tmp_path / "set", each=40)
     archive = packed(tmp_path / "set", tmp_path / f"set.{kind}")
     archive.write_bytes(archive.read_bytes()[: archive.stat().st_size // 2])
-    with pytest.raises(DataError, match="damaged|neither a folder"):
+    with pytest.raises(DataError, match=r"damaged|neither a folder"):
         stored(archive, tmp_path / "out.parquet")
 
 

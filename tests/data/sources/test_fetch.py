@@ -252,7 +252,7 @@ def test_a_download_above_the_limit_is_ended_and_leaves_nothing(tmp_path: Path, 
             locate(f"{address.upper()}/t.csv", project, Reading())
     wheel = wheel_of(tmp_path / "links", "py3-none-any", monkeypatch)
     uri = ("pypi://tinydata==1.0/tinydata/t.csv", None)
-    with pytest.raises(SourceError, match="tinydata==1.0 has at least"):
+    with pytest.raises(SourceError, match=r"tinydata==1\.0 has at least"):
         fetch_all([uri], cache, tmp_path, None, wheel.stat().st_size - 1)
     assert len(list(cache.iterdir())) == 1, "the first download alone"
 
