@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -126,7 +127,9 @@ class Settings(BaseSettings):
     @field_validator("notify", mode="before")
     @classmethod
     def _split_addresses(cls, notify: Any) -> Any:
-        found = notify.split() if isinstance(notify, str) else notify
+        found = notify
+        if isinstance(notify, str):  # one process passes the settings on to another as JSON
+            found = json.loads(notify) if notify.startswith("[") else notify.split()
         if isinstance(found, list | tuple) and (wrong := [one for one in found if "://" not in str(one)]):
             raise ValueError(f"expected addresses such as mailto://USER:PASSWORD@example.org; entry {len(wrong)} has no ://")
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import socketserver
 
@@ -86,6 +87,9 @@ def test_addresses_come_from_the_variable_or_the_file(project: Project, monkeypa
     assert load_settings(project.root).notify == ("json://one.example/", "json://two.example/")
     monkeypatch.setenv("HEADRACE_NOTIFY", "json://three.example/ mailto://a:b@example.org")
     assert load_settings(project.root).notify == ("json://three.example/", "mailto://a:b@example.org")
+    for passed_on in ((), ("json://four.example/ with a blank",)):
+        monkeypatch.setenv("HEADRACE_NOTIFY", json.dumps(passed_on))
+        assert load_settings(project.root).notify == passed_on
     monkeypatch.setenv("HEADRACE_NOTIFY", "three.example")
     with pytest.raises(SettingsError, match="notify"):
         load_settings(project.root)
