@@ -207,8 +207,8 @@ def _names(atoms: NDArray[np.float64], edges: NDArray[np.float64]) -> list[str]:
     singles = ["missing", *(f"{value:g}" for value in atoms)]
     if not len(edges):
         return [*singles, "other numbers"]
-    between = [f"{low:g} to {high:g}" for low, high in pairwise(edges)]
-    return [*singles, f"below {edges[0]:g}", *between, f"above {edges[-1]:g}"]
+    between = [f"{low:.4g} to {high:.4g}" for low, high in pairwise(edges)]
+    return [*singles, f"below {edges[0]:.4g}", *between, f"above {edges[-1]:.4g}"]
 
 
 def _categories(feature: FeatureProfile, values: Values) -> tuple[list[str], NDArray[np.float64], NDArray[np.int64]]:

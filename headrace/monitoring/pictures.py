@@ -34,7 +34,8 @@ def draw_distributions(found: Sequence[FeatureDrift], title: str, names: tuple[s
         axes.set_ylabel("share of rows", fontsize=8)
         axes.set_title(f"{feature.name}: distance {feature.total_variation or 0:.2f}", fontsize=9, loc="left")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize=7, frameon=False)
+        if feature is shown[0]:
+            axes.legend(fontsize=7, frameon=False)
     # without metadata: matplotlib writes its version into the file, and an upgrade would change the bytes
     write_with(path, lambda beside: figure.savefig(beside, format="png", metadata={"Software": None}))
     return path

@@ -74,6 +74,8 @@ def look(model: str, monitor: MonitorConfig, project: Project, report: Report = 
         estimate = _estimate(contract, values.get(CONFIDENCE))
         if not hours.names:
             notes.append("no request has been sampled yet")
+        elif not state.windows:
+            notes.append("the alarm counts an hour once it is over")
     quality = _quality(model, released, version, contract, monitor.alpha, project)
     made = MonitorReport(
         model=model,

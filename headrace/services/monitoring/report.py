@@ -97,6 +97,7 @@ class MonitorReport(BaseModel):
         """What a terminal shows."""
         yield f"{self.model}@{self.version}: {self._state}"
         if self.drift:
+            yield f"  {self.rows:,} sampled row{'' if self.rows == 1 else 's'} of the last day:"
             yield f"  {'feature':<28} {'distance':>8} {'by chance':>9} {'PSI':>7} {'missing':>8} {'unseen':>7}"
             for one in self.drift[:MOST_SHOWN]:
                 values = (one.total_variation, one.expected_by_chance, one.psi, one.missing)
@@ -184,7 +185,7 @@ STYLE = (
 
 
 def _picture(found: MonitorReport) -> str:
-    shown = [one for one in found.drift if one.buckets]
+    shown = [one for one in found.drift if one.buckets and one.excess > 0]
     if not shown:
         return ""
     from headrace.monitoring.pictures import draw_distributions
