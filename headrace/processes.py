@@ -68,9 +68,13 @@ def _exit_after(pid: int) -> None:
     os._exit(1)
 
 
+_interrupted = threading.Event()
+
+
 def interrupt_on_signals() -> None:
     """Lets SIGTERM and SIGINT (Ctrl-C) raise KeyboardInterrupt in the main thread, so that a process closes what it has
-    opened."""
+    opened. Earlier signals are forgotten."""
+    _interrupted.clear()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _interrupt)
 
@@ -80,9 +84,6 @@ def raise_if_interrupted() -> None:
     or a callback; a loop that runs for hours calls this in each iteration, so that it ends all the same."""
     if _interrupted.is_set():
         raise KeyboardInterrupt
-
-
-_interrupted = threading.Event()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

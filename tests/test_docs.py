@@ -38,6 +38,7 @@ PAGES = [
     "docs/pictures.md",
     "docs/your-data.md",
     "docs/training.md",
+    "docs/retraining.md",
     "docs/operations.md",
     "docs/calling.md",
     "docs/scoring.md",

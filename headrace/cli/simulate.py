@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 LONGEST_REASON = 60
 
 
-@click.command(short_help="Replay the past of a recipe: when would retraining have paid?")
+@click.command(short_help="Replay the past of a recipe, to compare when to retrain.")
 @click.argument("recipe")
 @click.option("--by", metavar="COLUMN", help="Column of time. By default that of data.incremental, else of data.split.time.")
 @click.option(

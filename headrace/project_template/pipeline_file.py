@@ -13,7 +13,7 @@ HEADER = """\
 # `installed_code` writes the hashes of the modules that each stage consists of.
 #
 # `headrace run` adds new recipes to both lists: `recipes`, with the code of each one's task type and model, and `custom`, those
-# with a custom task type or model.
+# with a custom task type or model, with `train.window` or with `train.start: champion`.
 vars:
   - recipes: {}
   - custom: []

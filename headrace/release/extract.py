@@ -8,7 +8,6 @@ from pathlib import Path
 
 from headrace.data.restore import restore_version
 from headrace.errors import UsageError
-from headrace.pipeline.start import restore_start
 from headrace.plugins import custom_sources
 from headrace.project import Project
 from headrace.recipe.recipe import load_recipe
@@ -48,6 +47,8 @@ def write_sources(version: Version, project: Project, folder: Path) -> str:
     Raises:
         UsageError, DataError: as `extract`.
     """
+    from headrace.pipeline.start import restore_start  # imports torch
+
     folder.mkdir(parents=True)
     found = registry.source_of(version, project, bento_sources(version, project))
     code = _write_code(version, found, project, folder)

@@ -112,6 +112,27 @@ def test_a_source_in_chunks_gives_the_same_data_weights_and_metrics(
     assert list((two_projects[1].state / "encoded").iterdir()) == list((two_projects[1].state / "incoming").iterdir()) == []
 
 
+def test_a_window_in_chunks_is_the_same(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "GROUP_ROWS", 200)
+    folder = project.raw_data("big")
+    folder.mkdir(parents=True)
+    frame = source().rename(columns={"LENGTH": "length"}).drop(columns="unused").fillna(0.0)
+    frame["day"] = pd.date_range("2024-01-01", periods=ROWS, freq="4h")
+    frame.to_parquet(folder / ingest.FIRST, index=False, row_group_size=200)
+    split = {"time": {"column": "day", "test": "30 days"}, "validation": 0.2}
+    data = FIELDS["data"] | {"columns": [*frame], "split": split, "times": {"day": {"features": ["weekday"]}}}
+    found = []
+    for memory in ("1GB", "6kB"):
+        fields = FIELDS | {"data": data | {"memory": memory}, "train": {"window": "60 days"}}
+        (project.recipes / "big.yaml").write_text(yaml.safe_dump(fields))
+        stages.prepare(load_recipe("big", project), project)
+        prepared = project.artifacts("big") / "prepared"
+        found.append([pd.read_parquet(prepared / f"{name}.parquet") for name in ("train", "validation", "test")])
+    for whole, pieces in zip(*found, strict=True):
+        pd.testing.assert_frame_equal(whole, pieces)
+    assert len(found[0][0]) + len(found[0][1]) == 60 * 6 and len(found[0][2]) == 30 * 6
+
+
 @pytest.mark.exhaustive
 def test_a_refused_source_in_chunks_is_quarantined_and_not_stored(two_projects: tuple[Project, Project]) -> None:
     project = two_projects[1]

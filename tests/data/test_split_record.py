@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from headrace.data.split_record import SplitRecord, record_of, unseen_rows
+from headrace.data.split_record import SplitRecord, has_seen_test_rows, record_of, unseen_rows
 from headrace.data.splits import Splits, first_test_value, row_keys, split
 from headrace.errors import DataError
 from headrace.recipe.recipe import Recipe, parse_recipe
@@ -17,7 +17,7 @@ from tests.projects import TINY_TABLE
 
 FRAME = pd.DataFrame(
     {"x": np.arange(600.0), "person": np.arange(600) // 4, "month": np.arange(600) // 100, "colour": ["red", "blue"] * 300}
-)
+).assign(day=pd.date_range("2024-01-01", periods=600, freq="8h"))
 
 
 def recipe_with(**fields: Any) -> Recipe:
@@ -45,6 +45,7 @@ SPLITS: dict[str, dict[str, Any]] = {
     "groups": {"group": {"column": "person"}},
     "groups, another seed": {"group": {"column": "person"}, "seed": 3},
     "the last month": {"time": {"column": "month"}},
+    "the last 40 days": {"time": {"column": "day", "test": "40 days"}},
 }
 
 
@@ -93,3 +94,22 @@ def test_the_hash_changes_with_the_division_and_not_with_further_rows() -> None:
 def test_rows_of_a_group_share_a_key() -> None:
     keys = row_keys(FRAME, recipe_with(group={"column": "person"}))
     assert len(set(keys.tolist())) == 150 and (keys.reshape(150, 4) == keys[::4, None]).all()
+
+
+@pytest.mark.parametrize("time", [{"column": "month"}, {"column": "day", "test": "1 month"}, {"column": "day", "test": 0.2}])
+def test_test_rows_that_move_with_each_batch_are_seen_by_no_earlier_model(time: dict[str, Any]) -> None:
+    recipe = recipe_with(time=time)
+    batches = [divided(recipe, FRAME.iloc[:rows]) for rows in range(200, 601, 100)]
+    for (of_champion, _), (of_candidate, candidate) in itertools.pairwise(batches):
+        assert candidate.test_keys is not None and len(candidate.test_keys) > 50
+        assert unseen_rows(of_champion, of_candidate, candidate.test_keys, same_data=False).all()
+        assert not has_seen_test_rows(of_champion, of_candidate) and of_champion.sha256 != of_candidate.sha256
+        assert has_seen_test_rows(of_candidate, of_champion), "the later model has learned the test rows of the earlier one"
+
+
+def test_weights_of_a_model_may_be_taken_over_only_if_the_split_is_the_same() -> None:
+    of = {name: divided(recipe_with(**fields), FRAME)[0] for name, fields in SPLITS.items()}
+    assert not has_seen_test_rows(of["shares"], of["shares"]) and has_seen_test_rows(of["shares"], of["another seed"])
+    assert has_seen_test_rows(of["shares"], of["the last month"]) and has_seen_test_rows(of["the last month"], of["shares"])
+    assert has_seen_test_rows(of["the last month"], of["the last 40 days"]), "two columns cannot be compared"
+    assert has_seen_test_rows(of["per class"], of["per class"]), "ranks move when rows are added"

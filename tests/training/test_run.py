@@ -144,14 +144,16 @@ def test_an_interrupted_training_is_closed_in_mlflow_and_continued(built: Projec
         if progress.epoch == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    previous = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(RunReporter, "on_epoch", interrupt)
             interrupt_on_signals()
             train_model(recipe, built)
+        interrupt_on_signals()  # the next training is another one
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     (cut,) = runs(recipe, built)
     assert cut.info.status == "KILLED"
     train_model(recipe, built)
