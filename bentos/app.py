@@ -30,7 +30,6 @@ from bentos.scheduling.worker_thread import WorkerThread, wait_for
 from bentos.telemetry.metering import Metering
 from bentos.telemetry.metrics import Metrics
 from bentos.telemetry.request_log import RequestLog
-from bentos.telemetry.samples import RowAt
 from bentos.telemetry.tracing import open_trace
 from headrace.runtime.contract import Feeds
 from headrace.runtime.http import BODY_LIMIT_BYTES, MEMORY_PER_BODY_BYTE, Refused, overloaded, request_id_of
@@ -93,7 +92,7 @@ class PredictionApp:
         self.token_verifier = TokenVerifier(Path(keys) if keys else None)
         self.metrics = Metrics()
         self.metering = Metering(self.metrics)
-        self._samples = self.metering.samples
+        self.samples = self.metering.samples
         self.log = RequestLog()
         self._trace = open_trace()
         self._worker = WorkerThread()
@@ -197,10 +196,6 @@ class PredictionApp:
 
     def record_usage(self, request: TrackedRequest, *, rows: int = 0, tokens: int = 0, answers: Sequence[Any] = ()) -> None:
         self.metering.record(request, rows, tokens, answers)
-
-    def sample(self, request: TrackedRequest, rows: int, row_at: RowAt) -> None:
-        if self._samples is not None:
-            self._samples.offer(request, rows, row_at)
 
     def count_unseen(self, counts: Mapping[tuple[str, str], int]) -> None:
         self.metrics.count_unseen(counts)

@@ -39,6 +39,7 @@ GROUPS = (
         "tests/services/api/test_catalogue.py",
         "tests/services/api/test_commands.py",
         "tests/services/api/test_feedback.py",
+        "tests/services/api/test_feedback_file.py",
         "tests/services/api/test_openapi.py",
     ),
 )

@@ -157,19 +157,26 @@ class OpenAI:
             "system_fingerprint": f"{model.name}@{model.version}",
         }
         usage = _Usage(texts, asked.n or 1)
-        n = asked.n or 1
         if asked.stream:
             response = self._stream(request, asked, texts, form, head, usage)
             self.app.record_usage(request, rows=len(texts))
-            self.app.sample(request, len(texts), lambda row: ({"prompt": prompts[row // n]}, None, True))
+            self._sample(request, prompts, asked.n or 1, None)
             return response
         found = await self.app.streams.join(request, model, texts)
         usage.completion = sum(answer["tokens"] for answer in found)
         self.app.record_usage(request, rows=len(texts), tokens=usage.completion, answers=found)
-        self.app.sample(request, len(texts), lambda row: ({"prompt": prompts[row // n]}, found[row], True))
+        self._sample(request, prompts, asked.n or 1, found)
         choices = [{"index": i, **form.whole(i, answer["text"]), "finish_reason": answer["finish_reason"], "logprobs": None}
                    for i, answer in enumerate(found)]  # fmt: skip
         return to_json({**head, "object": form.whole_object, "choices": choices, "usage": usage.show()})
+
+    def _sample(self, request: TrackedRequest, prompts: list[str], n: int, answers: list[Event] | None) -> None:
+        """Offers the texts of a request, `n` for each prompt, to the sample; a stream has no answers yet."""
+        samples, rows = self.app.samples, len(prompts) * n
+        if samples is not None and samples.wants(rows):
+            samples.take(
+                request, rows, lambda row: ({"prompt": prompts[row // n]}, None if answers is None else answers[row], True)
+            )
 
     def _stream(
         self,

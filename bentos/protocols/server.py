@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from bentos.models.onnx_model import OnnxModel
 from bentos.scheduling.streams import Streams
-from bentos.telemetry.samples import RowAt
+from bentos.telemetry.samples import Samples
 from headrace.runtime.contract import Feeds
 from headrace.runtime.http_messages import TrackedRequest
 
@@ -28,6 +28,8 @@ class ModelServer(Protocol):
     is_streaming: bool
     """Whether the model is a `bentos.scheduling.streams.Streaming`."""
     streams: Streams
+    samples: Samples | None
+    """The sample of answered rows, to which each route offers its own."""
 
     @property
     def ready(self) -> bool:
@@ -66,15 +68,6 @@ class ModelServer(Protocol):
             rows: rows of the whole answer; for a stream, given at its start, and 0 afterwards.
             tokens: tokens of generated text; for a stream, as they are generated.
             answers: a label, a value, or an answer as the model returns it, for each row.
-        """
-        ...
-
-    def sample(self, request: TrackedRequest, rows: int, row_at: RowAt) -> None:
-        """Offers the rows of an answered request to the sample for monitoring. Most of them are not taken.
-
-        Args:
-            row_at: returns the inputs and the answer of a row, and whether the inputs are an instance as the client sent it,
-                instead of a row of the feeds (`bentos.telemetry.sample_rows.row_of_feeds`).
         """
         ...
 

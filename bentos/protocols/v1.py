@@ -15,6 +15,7 @@ from bentos.protocols.images import instance_of, takes_file, weight_of
 from bentos.protocols.server import ModelServer
 from bentos.scheduling.streams import Streaming
 from bentos.telemetry.sample_rows import row_of_feeds
+from bentos.telemetry.samples import Samples
 from headrace.runtime.contract import Feeds
 from headrace.runtime.http import (
     Refused,
@@ -62,7 +63,8 @@ class V1:
                 return await self._generate(request, model, await self.app.convert(len(body), lambda: parse_json(body)))
             instances, feeds, predictions, unseen = await self._predict(request, model, body)
         self.app.record_usage(request, rows=len(predictions), answers=predictions)
-        self.app.sample(request, len(predictions), lambda row: sampled(instances, feeds, predictions, row))
+        if (samples := self.app.samples) is not None and samples.wants(len(predictions)):
+            take_rows(samples, request, instances, feeds, predictions)
         answer = {**_identity(request, model), "predictions": predictions}
         if unseen.counts:
             self.app.count_unseen(unseen.counts)
@@ -93,7 +95,8 @@ class V1:
             await self.app.take_quota(request, 1)
             instances, feeds, predictions = await self.app.run(MAX_FILE_BYTES, lambda: predict_image(model, body))
         self.app.record_usage(request, rows=1, answers=predictions)
-        self.app.sample(request, 1, lambda row: sampled(instances, feeds, predictions, row))
+        if (samples := self.app.samples) is not None and samples.wants(1):
+            take_rows(samples, request, instances, feeds, predictions)
         return to_json({**_identity(request, model), "predictions": predictions})
 
     async def _generate(self, request: TrackedRequest, model: Any, payload: Any) -> Response:
@@ -111,12 +114,14 @@ class V1:
         self.app.record_usage(request, rows=len(instances))
         if is_stream:
             response = self.app.streams.respond(request, texts[0], identity)
-            self.app.sample(request, 1, lambda row: (instances[row], None, True))
+            if (samples := self.app.samples) is not None and samples.wants(1):
+                take_rows(samples, request, instances, None, None)
             return response
         predictions = await self.app.streams.join(request, model, texts)
         tokens = sum(answer.get("tokens", 0) for answer in predictions)
         self.app.record_usage(request, tokens=tokens, answers=predictions)
-        self.app.sample(request, len(instances), lambda row: (instances[row], predictions[row], True))
+        if (samples := self.app.samples) is not None and samples.wants(len(instances)):
+            take_rows(samples, request, instances, None, predictions)
         return to_json({**identity, "predictions": predictions})
 
     async def describe(self, request: TrackedRequest) -> Response:
@@ -162,13 +167,18 @@ def predict_with_warnings(model: OnnxModel, instances: list[Any]) -> tuple[Feeds
     return feeds, model.to_answers(model.run(feeds)), unseen_of(model, feeds)
 
 
-def sampled(
-    instances: list[Any], feeds: Feeds | None, predictions: list[dict[str, Any]], row: int
-) -> tuple[Mapping[str, Any], Any, bool]:
-    """Returns a row for the sample: its inputs, its answer, and whether the inputs are its instance."""
-    if feeds is None:
-        return instances[row], predictions[row], True
-    return row_of_feeds(feeds, row, instances[row]), predictions[row], False
+def take_rows(
+    samples: Samples, request: TrackedRequest, instances: list[Any], feeds: Feeds | None, predictions: list[Any] | None
+) -> None:
+    """Gives the rows of a request to the sample that wants them; a stream has no `predictions` yet."""
+
+    def row_at(row: int) -> tuple[Mapping[str, Any], Any, bool]:
+        answer = None if predictions is None else predictions[row]
+        if feeds is None:
+            return instances[row], answer, True
+        return row_of_feeds(feeds, row, instances[row]), answer, False
+
+    samples.take(request, len(instances), row_at)
 
 
 def unseen_of(model: OnnxModel, feeds: Feeds) -> UnseenValues:

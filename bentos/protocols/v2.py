@@ -18,6 +18,7 @@ from bentos.protocols.server import ModelServer
 from bentos.protocols.tensors import InferenceRequest, TensorReader, Values, datatype_of, encode, parse, select_outputs
 from bentos.telemetry.records import MAX_ANSWERS
 from bentos.telemetry.sample_rows import row_of_feeds
+from bentos.telemetry.samples import Samples
 from headrace.runtime import __version__
 from headrace.runtime.contract import Feeds
 from headrace.runtime.http import Refused, header, read_body, require_uncompressed, to_json
@@ -81,7 +82,8 @@ class V2:
                 found = await self.app.run(weight, lambda: tensors.answer(feeds))
             selected = select_outputs(asked, found)
             self.app.record_usage(request, rows=rows, answers=tensors.labels_or_values(found))
-            self.app.sample(request, rows, lambda row: (row_of_feeds(feeds, row), tensors.answer_at(found, row), False))
+            if (samples := self.app.samples) is not None and samples.wants(rows):
+                tensors.take_rows(samples, request, feeds, found)
         head: dict[str, Any] = {"model_name": model.name, "model_version": model.version, "id": asked.id or request.request_id}
         if model.warns and (unseen := model.contract.unseen(feeds)).counts:
             self.app.count_unseen(unseen.counts)
@@ -220,6 +222,11 @@ class ModelTensors:
         first = next((values for values in found.values() if isinstance(values, list)), [])
         values = found.get(self.model.contract.target, first)[:MAX_ANSWERS]
         return values if isinstance(values, list) else values.tolist()
+
+    def take_rows(self, samples: Samples, request: TrackedRequest, feeds: Feeds, found: dict[str, Values]) -> None:
+        """Gives the rows of a request to the sample that wants them."""
+        rows = len(next(iter(feeds.values())))
+        samples.take(request, rows, lambda row: (row_of_feeds(feeds, row), self.answer_at(found, row), False))
 
     def answer_at(self, found: dict[str, Values], row: int) -> dict[str, Any]:
         """Returns the answer of one row as `/v1` has it, for the sample of rows."""

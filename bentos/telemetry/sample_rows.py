@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from bentos.models.graphs import GraphModel
 from bentos.models.nodes import NodeModel
 from bentos.models.onnx_model import OnnxModel
+from bentos.telemetry.records import MAX_ANSWERS
 from headrace.runtime.contract import Contract, Feeds
 from headrace.runtime.images import FORMATS, MAX_FILE_BYTES, MAX_PIXELS, InvalidImage, open_picture
 
@@ -134,6 +135,8 @@ class SampleEncoder:
             return {name: answer.get(name) for name in contract.targets or ()}, None
         if contract.output == "value":
             return _short(answer.get(contract.target)), None
+        if isinstance(nodes := answer.get("nodes"), list):  # of a whole graph
+            return [node.get("label") for node in nodes[:MAX_ANSWERS]], None
         probabilities = answer.get("probabilities")
         found = list(probabilities.values()) if isinstance(probabilities, dict) else []
         if contract.output == "probabilities":
@@ -222,6 +225,8 @@ def _parts(value: Any) -> int:
     """Returns the number of parts of a list, or of names in a text."""
     if isinstance(value, str):
         return len(value.split())
+    if isinstance(value, dict):  # features that are present
+        return sum(map(_parts, value.values()))
     return len(value) if isinstance(value, Sequence) else 1
 
 

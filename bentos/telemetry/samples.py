@@ -77,7 +77,7 @@ class _Sample:
 
 
 class Samples:
-    """The sample of one process, written to `folder`. `offer` is called from one thread, the event loop.
+    """The sample of one process, written to `folder`. `wants` and `take` are called from one thread, the event loop.
 
     Args:
         rows_per_hour: at most so many rows of each hour; at least 1.
@@ -91,6 +91,8 @@ class Samples:
         self._model: OnnxModel | None = None
         self._sample: _Sample | None = None
         self._past: list[_Sample] = []
+        self._reservoir = Reservoir(1, self._random)
+        """Of the current hour."""
         self._begin, self._end = 0.0, 0.0
         self._has_failed = False
         self._lock = threading.Lock()
@@ -112,22 +114,44 @@ class Samples:
         self._model = model
         self._begin = self._end = 0.0  # the next request begins a sample of its own
 
-    def offer(self, request: TrackedRequest, rows: int, row_at: RowAt) -> None:
-        """Counts the rows of an answered request, and holds those that are taken."""
-        now = time.time()
-        if not self._begin <= now < self._end:  # another hour, also of a clock that was set back
+    def wants(self, rows: int) -> bool:
+        """Counts the rows of an answered request, unless some of them are taken: then `take` has to be called.
+
+        It is apart from `take`, because a request that is not taken should not pay for more.
+        """
+        if not self._begin <= (now := time.time()) < self._end:  # another hour, also of a clock that was set back
             self._begin_sample(now)
-        sample = self._sample
-        assert sample is not None
         if self._share < 1.0 and self._random.random() >= self._share:
-            sample.ineligible += rows
-            return
-        reservoir = sample.reservoir
-        seen = reservoir.seen + rows
-        if seen <= reservoir.next_taken:
+            assert self._sample is not None
+            self._sample.ineligible += rows
+            return False
+        reservoir = self._reservoir
+        if (seen := reservoir.seen + rows) <= reservoir.next_taken:
             reservoir.seen = seen
-            return
-        self._take(sample, request, rows, row_at, now)
+            return False
+        return True
+
+    def take(self, request: TrackedRequest, rows: int, row_at: RowAt) -> None:
+        """Counts the rows of a request for which `wants` was true, and holds those that are taken."""
+        sample, now = self._sample, time.time()
+        assert sample is not None
+        with self._lock:
+            for row, slot in sample.reservoir.take(rows):
+                if sample.pending_bytes > PENDING_BYTES:
+                    sample.left_out += 1
+                    continue
+                try:
+                    inputs, answer, is_instance = row_at(row)
+                    kept = sample.encoder.without_personal(inputs)
+                    sampled = SampledRow(now, request.request_id, request.tenant, row, kept, answer, is_instance)
+                    sample.pending_bytes += sampled.size
+                except Exception:  # whatever a custom model answers: its client gets it all the same
+                    logger.debug("a row cannot be sampled", exc_info=True)
+                    sample.left_out += 1
+                    continue
+                sample.pending[slot] = sampled
+            if sample.pending_bytes > PENDING_BYTES // 2:
+                self._wake.set()
 
     def close(self) -> None:
         """Writes what is left."""
@@ -156,25 +180,6 @@ class Samples:
                 written = [one for one in self._past if one in samples and not self._has_failed]
                 self._past = [one for one in self._past if one not in written][-UNWRITTEN_HOURS:]
 
-    def _take(self, sample: _Sample, request: TrackedRequest, rows: int, row_at: RowAt, now: float) -> None:
-        with self._lock:
-            for row, slot in sample.reservoir.take(rows):
-                if sample.pending_bytes > PENDING_BYTES:
-                    sample.left_out += 1
-                    continue
-                try:
-                    inputs, answer, is_instance = row_at(row)
-                    kept = sample.encoder.without_personal(inputs)
-                    sampled = SampledRow(now, request.request_id, request.tenant, row, kept, answer, is_instance)
-                    sample.pending_bytes += sampled.size
-                except Exception:  # whatever a custom model answers: its client gets it all the same
-                    logger.debug("a row cannot be sampled", exc_info=True)
-                    sample.left_out += 1
-                    continue
-                sample.pending[slot] = sampled
-            if sample.pending_bytes > PENDING_BYTES // 2:
-                self._wake.set()
-
     def _begin_sample(self, now: float) -> None:
         assert self._model is not None
         begin = now // HOUR_SECONDS * HOUR_SECONDS
@@ -187,6 +192,7 @@ class Samples:
             if self._sample is not None:
                 self._past.append(self._sample)
             self._sample = sample
+            self._reservoir = reservoir
             self._begin, self._end = begin, begin + HOUR_SECONDS
 
     def _encode(self, sample: _Sample) -> None:

@@ -1,15 +1,14 @@
-"""Commands for batches and feedback, which call the Python client."""
+"""Commands for batches, which call the Python client."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -88,26 +87,6 @@ def cancel(model: str, batch_id: str, as_json: bool) -> None:
         _show([client.cancel(model, batch_id)], as_json)
 
 
-@click.command(short_help="Send the true answer to an earlier request.")
-@click.argument("answer_id", metavar="ID")
-@click.argument("truth")
-@click.option("--row", default=0, show_default=True, help="Row of the request.")
-@json_option
-def feedback(answer_id: str, truth: str, row: int, as_json: bool) -> None:
-    """Send TRUTH, the true answer to an earlier request, by the ID of its answer.
-
-    It is a label or a number; for several labels or values JSON, for example '["a", "b"]' or '{"a": 1.5, "b": 2}'.
-
-    The token is HEADRACE_TOKEN if it is set, otherwise the operator's. It has to be of the tenant that sent the request.
-    """
-    with _client() as client:
-        found = client.feedback(answer_id, _value(truth), row)
-    if as_json:
-        print_json(found)
-    else:
-        click.echo(f"{found['id']} row {row}: {found['state']}")
-
-
 @contextlib.contextmanager
 def _client() -> Iterator[Client]:
     from headrace.cli.gateway_client import gateway_client
@@ -161,15 +140,6 @@ def _exit_if_refused(found: Batch, as_json: bool) -> None:
         console.report(note)
     print_counts(found.rows_done, found.refusals, found.warnings)
     raise_if_refused(found.rows_done, found.rows_failed, f"batch {found.id}", "the file of the answers")
-
-
-def _value(text: str) -> Any:
-    """Returns a number where the text is one, otherwise the text."""
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return text
-    return found if isinstance(found, int | float | str | list | dict) and not isinstance(found, bool) else text
 
 
 def _show(found: list[Batch], as_json: bool) -> None:

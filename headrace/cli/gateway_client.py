@@ -11,7 +11,7 @@ from headrace.errors import UsageError
 from headrace.project import Project
 
 if TYPE_CHECKING:
-    from headrace.client import CallFailed, Client
+    from headrace.client import AsyncClient, CallFailed, Client
 
 EXTRA_SECONDS = 5.0
 """Added to the time limit of the gateway, so that its own error arrives first."""
@@ -47,8 +47,32 @@ def client_options(project: Project) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def remote_client(address: str) -> Iterator[Client]:
-    """A client of the gateway of another machine, with the token in `HEADRACE_TOKEN`. A server's refusal is a wrong input.
+def client_of(address: str | None, model: str | None = None) -> Iterator[Client]:
+    """A client of the gateway at `address`, or without one of the project of the working folder; errors as of these."""
+    if address is not None:
+        with remote_client(address, role=None) as client:
+            yield client
+        return
+    from headrace.cli.shared import load_project
+
+    with gateway_client(load_project(), model) as client:
+        yield client
+
+
+def async_client_of(address: str | None) -> AsyncClient:
+    """Returns an asynchronous client as `client_of` does, without hints in its errors."""
+    from headrace.cli.shared import load_project
+    from headrace.client import AsyncClient
+
+    if address is not None:
+        return AsyncClient(address, given_token())
+    return AsyncClient(**client_options(load_project()), retries=4)
+
+
+@contextlib.contextmanager
+def remote_client(address: str, role: str | None = "reviewer") -> Iterator[Client]:
+    """A client of the gateway of another machine, with the token in `HEADRACE_TOKEN`, of this role. A server's refusal is a
+    wrong input.
 
     Raises:
         UsageError: a token is missing, or the server refuses the request for a reason that the user can change.
@@ -58,7 +82,8 @@ def remote_client(address: str) -> Iterator[Client]:
 
     # Not the operator's own: it is for this project, and would go to another machine.
     if not given_token():
-        hint = "ask the operator there for one: headrace tokens issue --tenant NAME --role reviewer"
+        of_role = f" --role {role}" if role else ""
+        hint = f"ask the operator there for one: headrace tokens issue --tenant NAME{of_role}"
         raise UsageError(f"a token is needed for {address}", where="HEADRACE_TOKEN", hint=hint)
     with Client(address, given_token()) as client:
         try:

@@ -15,6 +15,7 @@ import torch
 from bentos.app import PredictionApp
 from bentos.models.nodes import NodeModel
 from bentos.models.onnx_model import NotServable, load
+from bentos.telemetry.sample_rows import SampledRow, SampleEncoder
 from headrace.data.batches import add_batch
 from headrace.data.splits import Splits
 from headrace.errors import DataError, ExportError, RecipeError
@@ -264,6 +265,25 @@ def test_the_tiny_recipe_passes_its_gate(project: Project) -> None:
     assert judge(recipe, Version(recipe.name, "1", "run", artifacts / "export", {}), None, project).passed
     slices = read_json(artifacts / "evaluation" / "evaluation.json")["slices"]
     assert {one["column"] for one in slices} == {"neighbours"} and sum(one["rows"] for one in slices) == 20
+
+
+def test_of_a_graph_a_sample_keeps_the_sizes_alone(folder: Path) -> None:
+    served = load(folder)
+    instances = [served.contract.sample, *served.contract.examples]
+    encoder = SampleEncoder(served)
+    lines = [
+        encoder.encode(SampledRow(0.0, "r", "acme", row, instance, answer, is_instance=True))
+        for row, (instance, answer) in enumerate(zip(instances, served.predict(instances), strict=True))
+    ]
+    rows = [json.loads(line) for line in lines if line is not None]
+    new, graph = served.contract.examples
+    assert [row["inputs"] for row in rows] == [
+        {"node": {"size": 1}},
+        {"features": {"size": len(new["features"]["present"])}, "neighbours": {"size": 1}},
+        {"nodes": {"size": len(graph["nodes"])}, "edges": {"size": len(graph["edges"])}},
+    ]
+    assert all(0.0 < row["confidence"] <= 1.0 and row["answer"] in ("chess", "tennis") for row in rows[:2])
+    assert set(rows[2]["answer"]) <= {"chess", "tennis"} and len(rows[2]["answer"]) == len(graph["nodes"])
 
 
 def test_the_service_answers_every_way_to_ask_over_its_own_protocol(folder: Path) -> None:

@@ -13,7 +13,7 @@ import json
 import mmap
 import sqlite3
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -256,6 +256,22 @@ def joined(project: Project, model: str, since: float = 0.0) -> Iterator[Joined]
         known = json.loads(row.answer) if row.answer is not None else _answer(record, row.row) if record else None
         if known is not None:
             yield Joined(row.at, row.version, row.request_id, row.row, known, json.loads(row.truth))
+
+
+def truths_of(project: Project, model: str, rows: Iterable[tuple[str, str, int]]) -> Iterator[Any]:
+    """Yields the latest truth of each row, given as tenant, request id and row number; None for a row without one."""
+    if not database(project).exists():
+        yield from (None for _ in rows)
+        return
+    connection = sqlite3.connect(f"file:{database(project)}?mode=ro", uri=True, timeout=BUSY_SECONDS)
+    with _readable(project), contextlib.closing(connection):
+        for tenant, request_id, row in rows:
+            found = connection.execute(
+                "SELECT truth FROM feedback WHERE tenant = ? AND request_id = ? AND row = ? AND model = ? "
+                "ORDER BY seq DESC LIMIT 1",
+                (tenant, request_id, row, model),
+            ).fetchone()
+            yield json.loads(found[0]) if found else None
 
 
 def find_recorded(

@@ -6,7 +6,6 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +13,8 @@ import pytest
 from PIL import Image
 
 from headrace.services.api.feedback_store import joined
+from tests.services.api.commands import HEADRACE, run
 from tests.services.api.server import LocalService, until
-
-HEADRACE = str(Path(sys.executable).with_name("headrace"))
-
-
-def run(
-    service: LocalService, *arguments: str, token: str | None = None, as_json: bool = True
-) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in service.environment.items() if name != "HEADRACE_TOKEN"}
-    if token is not None:
-        environment["HEADRACE_TOKEN"] = token
-    command = [HEADRACE, *arguments, *(["--json"] if as_json else [])]
-    return subprocess.run(command, cwd=service.project.root, env=environment, capture_output=True, text=True, timeout=60)
 
 
 def test_batches_and_feedback_belong_to_the_token_of_the_environment(service: LocalService, tmp_path: Path) -> None:
