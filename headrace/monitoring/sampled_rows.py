@@ -1,68 +1,89 @@
-"""The values of a profile's features in sampled rows of requests, as replicas keep them (`bentos.telemetry.sample_rows`)."""
+"""The values of a profile's features in sampled rows of requests, as `headrace.serving.samples` reads them."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from headrace.monitoring.features import ANSWER, CONFIDENCE, Values
 from headrace.monitoring.profile import FeatureProfile, Profile
 from headrace.runtime.contract import Contract
 from headrace.runtime.values import category_text
 
-UNSAMPLED = ("unknown tokens", "width of the interval")
-"""Parts of features that a sample does not have."""
-PIXEL_RANGE = 255.0
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS = {"length": "characters", "spread": "std"}
+"""Parts of features that a sample has under another name."""
+PIXEL_PARTS, PIXEL_RANGE = ("brightness", "contrast"), 255.0
+"""Of a sample these are in units of the pixels, of a profile from 0 to 1."""
 
 
-def values_of_rows(rows: Sequence[Mapping[str, Any]], profile: Profile, contract: Contract) -> dict[str, Values]:
+def sampled_values(
+    inputs: pd.DataFrame,
+    answers: pd.DataFrame,
+    confidences: NDArray[np.float64],
+    profile: Profile,
+    contract: Contract,
+) -> dict[str, Values]:
     """Returns the values of each feature of `profile` that samples have, `(rows,)`.
 
     Args:
-        rows: each with `inputs` (by field), `answer` and `confidence`.
+        inputs: a column for each field, or for each part of it (`FIELD.characters`).
+        answers: the column `answer`, or one for each target.
+        confidences: `(rows,)`.
     """
     narrow = {field.name for field in contract.inputs if field.dtype == "float32"}
     found: dict[str, Values] = {}
     for feature in profile.features:
         part = feature.name.removeprefix(feature.field).removeprefix(": ")
-        if part in UNSAMPLED or (feature.field == ANSWER and part == "width"):
+        if _is_unsampled(feature, part, contract):
             continue
-        if feature.field == CONFIDENCE and contract.output == "labels":
-            continue  # a sample has the mean over all labels, the profile that of the least sure one
-        values = [_value(row, feature, part) for row in rows]
+        if feature.field == CONFIDENCE:
+            found[feature.name] = confidences
+            continue
+        column = (
+            _column(answers, _answer_column(part)) if feature.field == ANSWER else _column(inputs, _input_column(feature, part))
+        )
+        if feature.field == ANSWER and part == "labels":
+            column = [len(value) if isinstance(value, list) else None for value in column]
         if feature.kind == "categorical":
-            column = np.full(len(values), None, dtype=object)
-            column[:] = [None if value in (None, "") else category_text(value) for value in values]
-            found[feature.name] = column
-        else:
-            numbers = np.array([_as_number(value) for value in values], dtype=np.float64)
-            if feature.field in narrow:  # as the served model gets them, and as the profile has them
-                numbers = numbers.astype(np.float32).astype(np.float64)
-            found[feature.name] = numbers
+            found[feature.name] = _categories(column)
+            continue
+        numbers = _numbers(column)
+        if feature.field in narrow and not part:  # as the served model gets them, and as the profile has them
+            numbers = numbers.astype(np.float32).astype(np.float64)
+        found[feature.name] = numbers / PIXEL_RANGE if part in PIXEL_PARTS else numbers
     return found
 
 
-def _value(row: Mapping[str, Any], feature: FeatureProfile, part: str) -> Any:
-    if feature.field == CONFIDENCE:
-        return row.get("confidence")
-    if feature.field == ANSWER:
-        answer = row.get("answer")
-        if part == "labels":
-            return len(answer) if isinstance(answer, list) else None
-        return answer.get(part) if isinstance(answer, dict) else answer
-    value = (row.get("inputs") or {}).get(feature.field)
-    if not part or not isinstance(value, dict):
-        return None if isinstance(value, dict) else value
-    if part in ("brightness", "contrast"):
-        number = value.get(part)
-        return None if number is None else number / PIXEL_RANGE
-    return value.get({"length": "characters", "spread": "std"}.get(part, part))
+def _is_unsampled(feature: FeatureProfile, part: str, contract: Contract) -> bool:
+    """Whether a sample does not have a feature: unknown tokens, widths of intervals; of several labels it has the mean
+    probability over all of them, and a profile that of the least sure one."""
+    is_width = feature.field == ANSWER and part == "width"
+    return part == "unknown tokens" or is_width or (feature.field == CONFIDENCE and contract.output == "labels")
 
 
-def _as_number(value: Any) -> float:
-    if isinstance(value, bool | int | float):
-        return float(value)
-    return math.nan
+def _answer_column(part: str) -> str:
+    return "answer" if part in ("", "labels") else {"length": "answer.characters"}.get(part, part)
+
+
+def _input_column(feature: FeatureProfile, part: str) -> str:
+    return f"{feature.field}.{COLUMNS.get(part, part)}" if part else feature.field
+
+
+def _column(frame: pd.DataFrame, name: str) -> list[Any]:
+    """Returns a column; of one that no row has, missing values."""
+    return list(frame[name]) if name in frame.columns else [None] * len(frame)
+
+
+def _numbers(column: list[Any]) -> Values:
+    return np.array([float(value) if isinstance(value, bool | int | float) else np.nan for value in column], dtype=np.float64)
+
+
+def _categories(column: list[Any]) -> Values:
+    found = np.full(len(column), None, dtype=object)
+    found[:] = [None if value in (None, "") or value != value else category_text(value) for value in column]
+    return found

@@ -77,6 +77,12 @@ def sampled_versions(project: Project, model: str, since: float, until: float, r
     return dict(found)
 
 
+def sampled_hours(project: Project, model: str, version: str, report: Report = log.warning) -> list[float]:
+    """Returns the hours (UTC) of which there are samples of a version, each by its begin in seconds since 1970, in order."""
+    files = _files(project, model, version, float("-inf"), float("inf"), report)
+    return sorted({begin for file in files if (begin := begin_of(file.path)) is not None})
+
+
 def read_samples(
     project: Project, model: str, version: str, since: float, until: float, report: Report = log.warning
 ) -> Iterator[Window]:

@@ -21,19 +21,23 @@ from headrace.monitoring.drift import FeatureDrift, compare_values
 from headrace.monitoring.features import CONFIDENCE
 from headrace.monitoring.performance import Estimate
 from headrace.monitoring.profile import Profile
-from headrace.monitoring.sampled_rows import values_of_rows
+from headrace.monitoring.sampled_rows import sampled_values
 from headrace.monitoring.sequential import Alarm, AlarmSettings, AlarmState
 from headrace.project import Project
 from headrace.recipe.monitor import MonitorConfig
 from headrace.release import history, journal, lookup
 from headrace.release.journal import Entry
 from headrace.runtime.contract import Contract
+from headrace.runtime.sample_file import HOUR_SECONDS, hour_of
 from headrace.services.api.feedback_store import joined
 from headrace.services.monitoring.report import AlarmReport, MonitorReport, Quality, folder_of, write_report
+from headrace.serving.samples import Window, read_window, sampled_hours
 from headrace.tracking.registry import Version
 from headrace.tracking.runs import client, registry_errors
 
-DAY_HOURS = 24
+DAY_SECONDS = 24 * 3600.0
+MOST_ROWS = 20_000
+"""Rows of a window that are compared."""
 SETTLE_SECONDS = 120.0
 """An hour is counted once its replicas have had this long to write its last rows."""
 BLOCK, FEWEST = 200, 50
@@ -63,16 +67,16 @@ def look(model: str, monitor: MonitorConfig, project: Project, report: Report = 
     profile = _profile(version, project, notes) if version else None
     contract = Contract.read(version.folder / "contract.json") if version else None
     hours = _Hours(model, released.version, project, report)
-    alarm, drift, estimate, new, rows = None, list[FeatureDrift](), None, 0, list[dict[str, Any]]()
+    alarm, drift, estimate, new, rows = None, list[FeatureDrift](), None, 0, 0
     if profile is not None and contract is not None:
         state, new = _count_hours(model, released, profile, contract, hours, monitor, project)
         alarm = _alarm_report(state)
-        rows = [row for hour in hours.last(DAY_HOURS) for row in hours.rows(hour)]
-        values = values_of_rows(rows, profile, contract)
+        window = hours.rows(time.time() - DAY_SECONDS, time.time() + DAY_SECONDS)  # also of a clock that is ahead
+        values, rows = _values(window, profile, contract), len(window)
         compared = [compare_values(one, values[one.name]) for one in profile.features if one.name in values] if rows else []
         drift = sorted(compared, key=lambda one: (-one.excess, one.name))
         estimate = _estimate(contract, values.get(CONFIDENCE))
-        if not hours.names:
+        if not hours.begins:
             notes.append("no request has been sampled yet")
         elif not state.windows:
             notes.append("the alarm counts an hour once it is over")
@@ -82,7 +86,7 @@ def look(model: str, monitor: MonitorConfig, project: Project, report: Report = 
         version=released.version,
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         new_hours=new,
-        rows=len(rows),
+        rows=rows,
         alarm=alarm,
         drift=drift,
         estimate=estimate,
@@ -151,10 +155,8 @@ def _count_hours(
     except DataError:  # other settings: evidence cannot be carried over
         alarm = Alarm(profile, settings)
     new = 0
-    for hour in hours.names:
-        if not hours.is_over(hour):
-            continue
-        alarm.update(hour, values_of_rows(hours.rows(hour), profile, contract))
+    for begin in hours.over():
+        alarm.update(hour_of(begin), _values(hours.rows(begin, begin + HOUR_SECONDS), profile, contract))
         if alarm.state.counted:
             new += 1
             alarm.state.write(path)
@@ -179,26 +181,21 @@ class _Hours:
     """The sampled rows of a version, hour by hour, of all its replicas."""
 
     def __init__(self, model: str, version: str, project: Project, report: Report) -> None:
-        from headrace.services.monitoring.samples import sample_files
+        self._model, self._version, self._project = model, version, project
+        self.begins = sampled_hours(project, model, version, report)
 
-        self._files = sample_files(model, version, project, report)
+    def over(self) -> list[float]:
+        """The hours whose rows are all written."""
+        return [begin for begin in self.begins if time.time() > begin + HOUR_SECONDS + SETTLE_SECONDS]
 
-    @property
-    def names(self) -> list[str]:
-        return sorted(self._files)
+    def rows(self, since: float, until: float) -> Window:
+        """At most `MOST_ROWS` rows between two times, chosen at random."""
+        quiet: Report = lambda line: None  # noqa: E731 - files that are left out were reported
+        return read_window(self._project, self._model, self._version, since, until, most_rows=MOST_ROWS, report=quiet)
 
-    def is_over(self, hour: str) -> bool:
-        end = datetime.strptime(hour, "%Y-%m-%dT%H").replace(tzinfo=UTC).timestamp() + 3600.0
-        return time.time() > end + SETTLE_SECONDS
 
-    def last(self, hours: int) -> list[str]:
-        since = datetime.fromtimestamp(time.time() - hours * 3600.0, UTC).strftime("%Y-%m-%dT%H")
-        return [name for name in self.names if name >= since]
-
-    def rows(self, hour: str) -> list[dict[str, Any]]:
-        from headrace.services.monitoring.samples import read_rows
-
-        return [row for path in self._files[hour] for row in read_rows(path)]
+def _values(window: Window, profile: Profile, contract: Contract) -> dict[str, Any]:
+    return sampled_values(window.inputs, window.answers, window.confidences, profile, contract)
 
 
 def _estimate(contract: Contract, confidences: Any) -> Estimate | None:

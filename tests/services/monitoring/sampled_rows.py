@@ -26,7 +26,8 @@ def sampled(project: Project, model: str, hours_ago: float, rows: list[dict[str,
     folder = project.usage / f"{model}-v{version}-{next(numbers):04x}"
     folder.mkdir(parents=True)
     head = SampleHead(model, version, folder.name, hour, len(rows), len(rows), 0)
-    lines = [json.dumps(head.to_json()), *map(json.dumps, rows)]
+    at = datetime.strptime(hour, "%Y-%m-%dT%H").replace(tzinfo=UTC).timestamp() + 1
+    lines = [json.dumps(head.to_json()), *(json.dumps({**row, "at": at}) for row in rows)]
     path = folder / file_name(hour, "0123abcd")
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -40,6 +41,6 @@ def rows_like_training(project: Project, recipe: Recipe, count: int, seed: int, 
     answers = frame[recipe.data.target].tolist()
     confidences = np.random.default_rng(seed).uniform(0.9, 1.0, count).tolist()
     return [
-        {"at": 1.0, "id": f"r{i}", "row": 0, "tenant": "acme", "inputs": row, "answer": answer, "confidence": confidence}
+        {"id": f"r{i}", "row": 0, "tenant": "acme", "inputs": row, "answer": answer, "confidence": confidence}
         for i, (row, answer, confidence) in enumerate(zip(inputs, answers, confidences, strict=True))
     ]
