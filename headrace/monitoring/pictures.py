@@ -32,7 +32,7 @@ def draw_distributions(found: Sequence[FeatureDrift], title: str, names: tuple[s
         axes.bar([place + 0.2 for place in places], [b.window for b in buckets], 0.4, color=ORANGE, label=names[1])
         axes.set_xticks(list(places), [_short(bucket.name) for bucket in buckets], rotation=25, ha="right", fontsize=7)
         axes.set_ylabel("share of rows", fontsize=8)
-        axes.set_title(f"{feature.name}: distance {feature.total_variation or 0:.2f}", fontsize=9, loc="left")
+        axes.set_title(feature.name, fontsize=9, loc="left")
         axes.spines[["top", "right"]].set_visible(False)
         if feature is shown[0]:
             axes.legend(fontsize=7, frameon=False)
