@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shutil
 import subprocess
@@ -24,12 +25,14 @@ from headrace.project import Project
 STAGES = ("ingest", "validate", "prepare", "train", "export", "evaluate")
 MEMORY = "64MB"
 BLOCK_ROWS = 2**18
+FORMATS = {"csv": "FORMAT csv, HEADER", "jsonl": "FORMAT json"}
+"""Other formats of the largest table, as DuckDB writes them."""
 COLOURS = ("red", "green", "blue", "black", "white")
 RECIPE = """
 name: large
 task: classification
 data:
-  source: large.parquet
+  source: large.{format}
   target: late
   memory: {memory}
   split: {{test: 0.1, validation: 0.1, seed: 7}}
@@ -65,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> str:
     started = time.perf_counter()
     all_in_memory = measure(sizes[0], "1TB")
     results = {rows: measure(rows, options.memory) for rows in sizes}
-    text = report(results, all_in_memory, options.memory, (time.perf_counter() - started) / 60)
+    formats = {name: measure_format(name, sizes[-1], options.memory) for name in FORMATS}
+    text = report(results, all_in_memory, formats, options.memory, (time.perf_counter() - started) / 60)
     print(text)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -89,8 +93,23 @@ def measure(rows: int, memory: str) -> dict[str, Any]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def run_stage(stage: str, project: Project) -> dict[str, float]:
-    """Runs one stage in this process; returns its seconds, without the start of Python, and its peak memory in MB."""
+def measure_format(name: str, rows: int, memory: str) -> dict[str, Any]:
+    """Returns seconds and peak memory of the ingest of the same table in another format, and the version that it makes."""
+    folder = Path(tempfile.mkdtemp(prefix="headrace-large-"))
+    try:
+        make_project(folder, rows, memory, name)
+        command = [sys.executable, "-m", "benchmarks.large_table", "--stage", "ingest", "--folder", str(folder)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        sys.stderr.write(f"{rows:,} rows, {memory}: ingest of {name} {found}\n")
+        return {**found, "file": (folder / f"large.{name}").stat().st_size}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def run_stage(stage: str, project: Project) -> dict[str, Any]:
+    """Runs one stage in this process; returns its seconds, without the start of Python, its peak memory in MB, and for the
+    ingest the sha256 of the columns and rows that it stored."""
     from headrace.data.ingest import ingest
     from headrace.pipeline import stages
     from headrace.recipe.recipe import load_recipe
@@ -101,7 +120,23 @@ def run_stage(stage: str, project: Project) -> dict[str, float]:
         ingest(recipe, project, lambda line: None)
     else:
         stages.STAGES[stage](recipe, project)
-    return {"seconds": time.perf_counter() - started, "peak_mb": peak_mb()}
+    measured: dict[str, Any] = {"seconds": time.perf_counter() - started, "peak_mb": peak_mb()}
+    return {**measured, "rows_sha256": rows_sha256(project)} if stage == "ingest" else measured
+
+
+def rows_sha256(project: Project) -> str:
+    """Returns a hash of what was stored: the file without its metadata, which names the source."""
+    import pyarrow.parquet as pq
+
+    digest = hashlib.sha256()
+    with pq.ParquetFile(project.raw_data("large") / "0000-first.parquet") as file:
+        digest.update(str(file.schema_arrow.remove_metadata()).encode())
+        for batch in file.iter_batches(BLOCK_ROWS):
+            for column in batch.columns:
+                digest.update(repr(column.null_count).encode())
+                for buffer in column.buffers():
+                    digest.update(buffer or b"")
+    return digest.hexdigest()
 
 
 def peak_mb() -> float:
@@ -111,13 +146,20 @@ def peak_mb() -> float:
     return int(line.split()[1]) / 1024
 
 
-def make_project(folder: Path, rows: int, memory: str) -> int:
+def make_project(folder: Path, rows: int, memory: str, name: str = "parquet") -> int:
     """Creates a project with one recipe and its source; returns the size of the table in Arrow, in bytes."""
     (folder / "recipes").mkdir()
-    (folder / "recipes" / "large.yaml").write_text(RECIPE.format(memory=memory))
+    (folder / "recipes" / "large.yaml").write_text(RECIPE.format(memory=memory, format=name))
     (folder / "dvc.yaml").write_text("stages: {}\n")
     (folder / "requirements.lock").write_text("")
-    return write_source(folder / "large.parquet", rows)
+    table_bytes = write_source(folder / "large.parquet", rows)
+    if name != "parquet":
+        import duckdb
+
+        query = f"COPY (SELECT * FROM '{folder}/large.parquet') TO '{folder}/large.{name}' ({FORMATS[name]})"
+        duckdb.connect(config={"preserve_insertion_order": True}).execute(query)
+        (folder / "large.parquet").unlink()
+    return table_bytes
 
 
 def write_source(path: Path, rows: int) -> int:
@@ -138,6 +180,8 @@ def write_source(path: Path, rows: int) -> int:
 
 def block(start: int, rows: int) -> dict[str, Any]:
     """Returns the columns of rows `start` to `start + rows`: numbers, some missing, integers, categories and a label."""
+    import pyarrow as pa
+
     rng = np.random.default_rng((7, start))
     speed, wind, weight = rng.normal(0, 20, rows), rng.normal(0, 5, rows), rng.normal(70, 12, rows)
     distance, delay = rng.gamma(2, 500, rows), rng.exponential(10, rows)
@@ -148,7 +192,7 @@ def block(start: int, rows: int) -> dict[str, Any]:
         "number": np.arange(start, start + rows),
         "distance": distance,
         "speed": speed,
-        "wind": np.where(rng.random(rows) < 0.02, np.nan, wind),
+        "wind": pa.array(wind, mask=rng.random(rows) < 0.02),
         "weight": weight,
         "delay": delay,
         "hour": hour,
@@ -160,7 +204,13 @@ def block(start: int, rows: int) -> dict[str, Any]:
     }
 
 
-def report(results: dict[int, dict[str, Any]], all_in_memory: dict[str, Any], memory: str, minutes: float) -> str:
+def report(
+    results: dict[int, dict[str, Any]],
+    all_in_memory: dict[str, Any],
+    formats: dict[str, dict[str, Any]],
+    memory: str,
+    minutes: float,
+) -> str:
     """Returns the page."""
     sizes = list(results)
     names = [f"{rows:,} rows" for rows in sizes]
@@ -188,6 +238,20 @@ The table has twelve columns; training is one epoch of a network with two hidden
 {last["file"] / 2**20:,.0f} MB. Each stage ran in a separate process; the seconds exclude the start of Python."""
     about_seconds = f"""
 The last column compares the largest table, with {sizes[-1] / sizes[0]:g} times the rows, to the smallest."""
+    largest = {"parquet": {**last["ingest"], "file": last["file"]}, **formats}
+    by_format = [
+        [
+            name,
+            f"{one['file'] / 2**20:,.0f}",
+            f"{one['seconds']:.1f}",
+            f"{one['peak_mb']:,.0f}",
+            "yes" if one["rows_sha256"] == last["ingest"]["rows_sha256"] else "no",
+        ]
+        for name, one in largest.items()
+    ]
+    about_formats = f"""
+The ingest of {names[-1]} in other formats, as DuckDB writes them. The last column compares all stored values and their types
+with those from Parquet."""
     about_peaks = """
 This includes libraries, and pages of memory-mapped files (`train`), which the kernel can reclaim. The last column is the
 smallest table with all of it in memory. Two things grow with the rows: in `evaluate` the predictions for the test rows and the
@@ -202,6 +266,9 @@ columns that define slices, in `train` the predictions for the validation rows."
                 about_peaks,
                 ["stage", *names, f"{names[0]}, all in memory"],
                 peaks,
+            ),
+            section(
+                "Other formats", about_formats, ["format", "file, MB", "seconds", "peak, MB", "same rows and types"], by_format
             )
             + "\n",
         ]
