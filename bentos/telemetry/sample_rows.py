@@ -196,9 +196,12 @@ def _picture(picture: Picture) -> dict[str, Any]:
     and height of the client's file, or of the pixels if it sent none."""
     pixels = picture.pixels
     width, height = _size_of_file(picture.file) or (pixels.shape[1], pixels.shape[0])
+    values = pixels.astype(np.float64).ravel()  # several times faster than np.std for small pictures
+    mean = float(values.sum()) / len(values)
+    values -= mean
     return {
-        "brightness": round(float(np.mean(pixels, dtype=np.float64)), 3),
-        "contrast": round(float(np.std(pixels, dtype=np.float64)), 3),
+        "brightness": round(mean, 3),
+        "contrast": round(math.sqrt(float(values @ values) / len(values)), 3),
         "width": width,
         "height": height,
     }

@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bentos.models.onnx_model import OnnxModel
 from bentos.telemetry.reservoir import Reservoir
@@ -41,8 +41,25 @@ HOUR_BYTES = 4 * 1024 * 1024
 """Size of the sample of an hour; if its rows are larger, fewer of them are kept."""
 TOTAL_BYTES = 256 * 1024 * 1024
 """Size of all files of a replica; beyond it the oldest are removed."""
+HELD_BODY_BYTES = 16 * 1024
+"""Largest body of a request of one row that is held as it is; of a larger one the row is read at once."""
+HELD_OVERHEAD_BYTES = 2000
+HELD_BYTES_PER_BYTE = 5
+"""What a held request takes in memory: so many bytes and, for each byte of its body, so many."""
 UNWRITTEN_HOURS = 2
 """Past hours that wait in memory while the disk is full."""
+
+
+class _Held(NamedTuple):
+    """A row of a small request, which is held whole until the row is read: most rows are replaced before that."""
+
+    at: float
+    request_id: str
+    tenant: str
+    row: int
+    row_at: RowAt
+    size: int
+    """Bytes in memory, about."""
 
 
 @dataclass
@@ -56,10 +73,10 @@ class _Sample:
     name: str
     ineligible: int = 0
     """Rows of requests that the share excluded."""
-    pending: dict[int, SampledRow] = field(default_factory=dict)
+    pending: dict[int, SampledRow | _Held] = field(default_factory=dict)
     """Rows that are not encoded yet, by slot."""
     pending_bytes: int = 0
-    """Of all rows that were taken since the last encoding, those that others replaced included."""
+    """Memory that they take, about."""
     lines: dict[int, bytes] = field(default_factory=dict)
     left_out: int = 0
     is_changed: bool = False
@@ -135,21 +152,23 @@ class Samples:
         """Counts the rows of a request for which `wants` was true, and holds those that are taken."""
         sample, now = self._sample, time.time()
         assert sample is not None
+        length = request.header_bytes.get(b"content-length", b"")
+        size = int(length) if length.isdigit() else HELD_BODY_BYTES + 1
+        memory = HELD_OVERHEAD_BYTES + size * HELD_BYTES_PER_BYTE
         with self._lock:
             for row, slot in sample.reservoir.take(rows):
                 if sample.pending_bytes > PENDING_BYTES:
                     sample.left_out += 1
                     continue
-                try:
-                    inputs, answer, is_instance = row_at(row)
-                    kept = sample.encoder.without_personal(inputs)
-                    sampled = SampledRow(now, request.request_id, request.tenant, row, kept, answer, is_instance)
-                    sample.pending_bytes += sampled.size
-                except Exception:  # whatever a custom model answers: its client gets it all the same
-                    logger.debug("a row cannot be sampled", exc_info=True)
+                held = _Held(now, request.request_id, request.tenant, row, row_at, memory)
+                is_held = rows == 1 and size <= HELD_BODY_BYTES
+                waiting = held if is_held else _read_row(held, sample.encoder)
+                if waiting is None:
                     sample.left_out += 1
                     continue
-                sample.pending[slot] = sampled
+                replaced = sample.pending.get(slot)
+                sample.pending_bytes += waiting.size - (0 if replaced is None else replaced.size)
+                sample.pending[slot] = waiting
             if sample.pending_bytes > PENDING_BYTES // 2:
                 self._wake.set()
 
@@ -199,12 +218,9 @@ class Samples:
         """Encodes the rows that wait; lowers the number of rows if they take too many bytes."""
         with self._lock:
             pending, sample.pending, sample.pending_bytes = sample.pending, {}, 0
-        for slot, sampled in pending.items():
-            try:
-                line = sample.encoder.encode(sampled)
-            except Exception:  # a custom model may accept and answer anything
-                logger.debug("a row cannot be sampled", exc_info=True)
-                line = None
+        for slot, waiting in pending.items():
+            sampled = _read_row(waiting, sample.encoder)
+            line = None if sampled is None else _encoded(sampled, sample.encoder)
             if line is None:
                 sample.left_out += 1
                 continue
@@ -218,6 +234,7 @@ class Samples:
             kept = sample.reservoir.shrink(max(1, sample.reservoir.size // 2))
             sample.lines = {new: sample.lines[old] for new, old in enumerate(kept) if old in sample.lines}
             sample.pending = {new: sample.pending[old] for new, old in enumerate(kept) if old in sample.pending}
+            sample.pending_bytes = sum(one.size for one in sample.pending.values())
 
     def _write_file(self, sample: _Sample, now: float) -> None:
         """Writes the sample, completely or not at all."""
@@ -265,3 +282,27 @@ class Samples:
             began = time.monotonic()
             self.write()
             due = time.monotonic() + max(WRITE_SECONDS, IDLE_SHARE * (time.monotonic() - began))
+
+
+def _read_row(held: SampledRow | _Held, encoder: SampleEncoder) -> SampledRow | None:
+    """Returns the row, without personal fields; None if it cannot be read."""
+    if isinstance(held, SampledRow):
+        return held
+    try:
+        inputs, answer, is_instance = held.row_at(held.row)
+        kept = encoder.without_personal(inputs)
+        found = SampledRow(held.at, held.request_id, held.tenant, held.row, kept, answer, is_instance)
+        _ = found.size
+    except Exception:  # a custom model may accept and answer anything
+        logger.debug("a row cannot be sampled", exc_info=True)
+        return None
+    return found
+
+
+def _encoded(sampled: SampledRow, encoder: SampleEncoder) -> bytes | None:
+    """Returns the line of a row; None if it is too large or cannot be encoded."""
+    try:
+        return encoder.encode(sampled)
+    except Exception:  # as above
+        logger.debug("a row cannot be sampled", exc_info=True)
+        return None

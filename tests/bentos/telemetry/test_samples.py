@@ -291,7 +291,7 @@ def test_a_row_that_cannot_be_read_is_left_out_and_its_client_is_answered(serve:
     predict(app, [flight(1)])
     assert samples._sample is not None
     taken = next(iter(samples._sample.pending.values()))
-    samples._sample.pending[1] = taken._replace(inputs={"distance": object()})
+    samples._sample.pending[1] = taken._replace(row=7)
     head, rows = read(app, usage)
     assert (len(rows), head["left_out"]) == (1, 1)
 
