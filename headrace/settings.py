@@ -91,7 +91,7 @@ class Settings(BaseSettings):
     """Disk space for the feedback of one tenant. Feedback beyond it is refused with 413."""
     tenant_pending_rows: int = Field(default=100_000, ge=0)
     """Rows of feedback that a tenant may send for requests without a recorded answer. A further one is refused with 413."""
-    sample_rows_per_hour: int = Field(default=1000, ge=0, le=100_000)
+    sample_rows_per_hour: int = Field(default=300, ge=0, le=100_000)
     """Rows of requests, with their answers, that a replica keeps of each hour, chosen at random; 0 keeps none."""
     sample_share: float = Field(default=1.0, gt=0.0, le=1.0)
     """Share of requests from which these rows are chosen, from 0 to 1."""

@@ -37,7 +37,7 @@ def test_a_process_gets_token_keys_usage_and_quota_folders_and_limits(project: P
         "HEADRACE_QUOTA_WHEN_DOWN": "closed",
         "HEADRACE_BODY_LIMIT_BYTES": "16777216",
         "HEADRACE_REQUEST_SECONDS": "30",
-        "HEADRACE_SAMPLE_ROWS_PER_HOUR": "1000",
+        "HEADRACE_SAMPLE_ROWS_PER_HOUR": "300",
         "HEADRACE_SAMPLE_SHARE": "1",
         "HEADRACE_SAMPLE_DAYS": "30",
         "HEADRACE_REPLICA": "digits-v3-0000",
