@@ -304,6 +304,8 @@ def test_two_recipes_at_once_and_a_commit_beside_them_lose_nothing(project: Proj
 
 def test_dvc_gc_takes_nothing_that_the_next_run_needs(piped: Project) -> None:
     recipe = load_recipe("tiny", piped)
+    for stage in STAGES:  # other tests have changed the project
+        reproduce(stage, recipe, piped)
     dvc(piped, "gc", "--workspace", "--force")
     ingest(recipe, piped, lambda line: None)
     assert is_tracked(piped)
