@@ -17,6 +17,7 @@ KEPT = {
     "usage",
     "quotas",
     "feedback",
+    "monitoring",
     "batches",
     "quarantine",
     "checkpoints",
