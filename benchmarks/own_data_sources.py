@@ -63,7 +63,7 @@ def comma_csv(folder: Path, rows: int) -> Source:
     """Customers: an id, numbers with gaps, a category, a date, and a label of two texts."""
     table, exam = _split(_customers(rows + EXAM, 1), rows)
     table.to_csv(folder / "customers.csv", index=False)
-    return _table("churn", "comma CSV", folder, "customers.csv", "churned", exam, ["months", "calls", "plan", "spend"])
+    return _table("churn", "comma CSV", folder, "customers.csv", "churned", exam, ["months", "calls", "plan", "spend", "since"])
 
 
 def spreadsheet_csv(folder: Path, rows: int) -> Source:
@@ -89,7 +89,11 @@ def spreadsheet_csv(folder: Path, rows: int) -> Source:
     table.to_csv(folder / "bestellungen.csv", **options)
     file = "new-bestellungen.csv"
     exam.drop(columns="zurückgeschickt").to_csv(folder / file, **options)
-    first = {"Betrag": amount[rows], "Gewicht kg": weight[rows], **{name: exam[name].iloc[0] for name in ("Größe", "Stück")}}
+    first = {
+        "Betrag": amount[rows],
+        "Gewicht kg": weight[rows],
+        **{name: exam[name].iloc[0] for name in ("Größe", "Stück", "Verkauft am")},
+    }
     return Source(
         "orders",
         "semicolon CSV, cp1252, decimal commas, dates dd.mm.yyyy",
@@ -120,7 +124,7 @@ def excel(folder: Path, rows: int) -> Source:
     )
     table, exam = _split(flats, rows)
     write_workbook(folder / "flats.xlsx", "Flats", table)
-    columns = ["area", "rooms", "district", "lift"]
+    columns = ["area", "rooms", "district", "built", "lift"]
     return _table("flats", "Excel workbook, a number to predict", folder, "flats.xlsx", "price", exam, columns)
 
 
@@ -153,7 +157,7 @@ def partitions(folder: Path, rows: int) -> Source:
         "late",
         f"{folder.name}/new-flights.parquet",
         exam["late"].tolist(),
-        fields(exam[["wind", "distance", "carrier", "month"]].iloc[0].to_dict()),
+        fields(exam[["wind", "distance", "carrier", "departs", "month"]].iloc[0].to_dict()),
     )
 
 

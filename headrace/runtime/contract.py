@@ -90,7 +90,8 @@ class Contract(BaseModel):
                 )
             for field in self.inputs:
                 if field.name not in instance and not field.nullable and field.default is None:
-                    raise ContractViolation(f"{start}.{i}.{field.name}", field.dtype, "nothing")
+                    expected = field.rule.expected if field.is_time and field.rule is not None else field.dtype
+                    raise ContractViolation(f"{start}.{i}.{field.name}", expected, "nothing")
         feeds = {field.name: field.to_array([row.get(field.name) for row in instances], start) for field in self.inputs}
         self.check_seen(feeds, start)
         return feeds
