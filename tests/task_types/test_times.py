@@ -109,6 +109,8 @@ def test_a_missing_time_is_refused_or_null_by_all_rows_not_by_the_split() -> Non
         with pytest.raises(ContractViolation, match=r"instances\.0\.day: expected a time such as") as caught:
             contract.to_feeds([{**row, "day": wrong}])
         assert caught.value.path == "instances.0.day"
+    with pytest.raises(ContractViolation, match=r"instances\.0\.day: expected a time such as .*, got nothing"):
+        contract.to_feeds([{name: value for name, value in row.items() if name != "day"}])
 
 
 def test_the_column_of_a_split_by_time_is_a_feature_only_where_the_recipe_names_its_parts() -> None:
