@@ -51,7 +51,7 @@ PAGES = [
     "docs/architecture.md",
 ]
 LONG = ("docs/recipes.md",)
-"""Pages with so many releases that only `make test-all` runs their commands."""
+"""Pages with many releases: only `make test-all` runs their commands."""
 REFERENCES = ["docs/reference/recipe.md", "docs/reference/settings.md"]
 OTHERS = [
     "docs/scaling.md",

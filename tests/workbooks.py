@@ -127,7 +127,7 @@ def ods(path: Path, rows: str) -> None:
 
 
 def ods_cell(number: float, columns: int = 1) -> str:
-    """Returns a cell, repeated in so many columns."""
+    """Returns a cell, repeated in this many columns."""
     return (
         f'<table:table-cell office:value-type="float" office:value="{number}" table:number-columns-repeated="{columns}">'
         f"<text:p>{number}</text:p></table:table-cell>"

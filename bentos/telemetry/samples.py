@@ -45,7 +45,7 @@ HELD_BODY_BYTES = 16 * 1024
 """Largest body of a request of one row that is held as it is; of a larger one the row is read at once."""
 HELD_OVERHEAD_BYTES = 2000
 HELD_BYTES_PER_BYTE = 5
-"""What a held request takes in memory: so many bytes and, for each byte of its body, so many."""
+"""What a held request takes in memory: a fixed number of bytes, and a number for each byte of its body."""
 UNWRITTEN_HOURS = 2
 """Past hours that wait in memory while the disk is full."""
 
@@ -97,7 +97,7 @@ class Samples:
     """The sample of one process, written to `folder`. `wants` and `take` are called from one thread, the event loop.
 
     Args:
-        rows_per_hour: at most so many rows of each hour; at least 1.
+        rows_per_hour: most rows that are kept of each hour; at least 1.
         share: share of requests that are eligible.
         days: age at which files are removed.
     """

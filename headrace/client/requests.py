@@ -137,7 +137,7 @@ def to_parquet(rows: Any) -> bytes:
             import pyarrow.parquet as pq
 
             pq.write_table(rows if isinstance(rows, pa.Table) else pa.Table.from_batches([rows]), content)
-    except (TypeError, ValueError, ImportError, NotImplementedError) as error:  # Arrow raises it for types without Parquet's
+    except (TypeError, ValueError, ImportError, NotImplementedError) as error:  # the last: Arrow, for types that Parquet lacks
         message = f"the frame cannot be written as Parquet: {str(error)[:LONGEST_MESSAGE]}"
         raise InvalidInput(message, hint="convert the column to numbers, texts, booleans or times") from None
     return content.getvalue()

@@ -146,7 +146,7 @@ def swap_test(differences: Floats, rng: np.random.Generator, level: float = 0.05
     few rows dominate the loss, it promoted one retrain in seven instead of one in twenty.
 
     Args:
-        level: where so many flips cannot tell whether p is below it, a formula replaces them.
+        level: where this many flips cannot tell whether p is below it, a formula replaces them.
     """
     n = len(differences)
     flips = int(np.clip(12 * CELLS_AT_ONCE // n, 999, RESAMPLES))

@@ -52,7 +52,7 @@ def conformal_shift(errors: Tensor, level: float) -> float:
 
 
 def largest_level(rows: int) -> float:
-    """Returns the largest share of similar rows, 0 to 1, that intervals calibrated on so many rows contain for certain."""
+    """Returns the largest share of similar rows, 0 to 1, that intervals calibrated on this many rows contain for certain."""
     return rows / (rows + 1)
 
 

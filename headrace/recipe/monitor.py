@@ -1,4 +1,4 @@
-"""The recipe's section `monitor`: what is kept of the requests to a model, how it is watched, and when it trains again."""
+"""The recipe's section `monitor`: what is kept of the requests to a model, how it is monitored, and when it trains again."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class RetrainConfig(Section):
 
 
 class MonitorConfig(Section):
-    """How a served model is watched."""
+    """How a served model is monitored."""
 
     every: str | None = None
     """How often the model is looked at, for example `1h`: `headrace up` then makes the deployment `monitor-NAME`. By default

@@ -21,7 +21,7 @@ UnseenWarning = dict[str, str]
 def warnings_by_row(given: Sequence[UnseenWarning], contract: Contract, rows: Sequence[Any]) -> dict[int, list[UnseenWarning]]:
     """Returns the warnings of each row of a request.
 
-    The service names the first hundred values only. If it has named so many, all of them are found here, by the contract.
+    The service names the first hundred values only. If it has named a hundred, all of them are found here, by the contract.
 
     Args:
         given: the warnings in the answer, with paths as `instances.0.plan`.

@@ -14,7 +14,7 @@ from tests.release.candidates import LENIENT, decide, new_recipe, register, regi
 
 
 def classified(right: dict[str, int], rows: int = 200) -> Evaluation:
-    """An evaluation of two classes and one column, with so many rows right for each value."""
+    """An evaluation of two classes and one column, with this many rows right for each value."""
     truth = np.tile([0, 1], rows * len(right) // 2)
     plan = np.repeat(list(right), rows)
     is_right = np.concatenate([np.arange(rows) < count for count in right.values()])

@@ -232,40 +232,33 @@ def _accuracy(pairs: Sequence[Any], metrics: dict[str, float], alpha: float) -> 
     if reference is None:
         return None
     scores = np.array([float(str(one.answer) == str(one.truth)) for one in pairs])
-    block, share = _newest_block(scores, alpha)
-    low, high = MeanSequence(alpha=share).add("block", block).interval
+    found = _quality_of("accuracy", scores, reference, 1.0, alpha)
     least = wilson_interval(reference, rows)[0] if rows else reference
+    return found.model_copy(update={"has_fallen": found.high < least})
+
+
+def _mean_error(pairs: Sequence[Any], metrics: dict[str, float], alpha: float) -> Quality | None:
+    reference = metrics.get("mae")
+    errors = np.array(list(_errors(pairs)))
+    if not reference or not len(errors):
+        return None
+    found = _quality_of("mae", errors, reference, CLIPPED * reference, alpha)
+    return found.model_copy(update={"has_fallen": found.low > reference})
+
+
+def _quality_of(metric: str, scores: NDArray[np.float64], reference: float, highest: float, alpha: float) -> Quality:
+    """The mean of the newest block of scores `(rows,)` with its interval, for which a score counts up to `highest`."""
+    block, share = _newest_block(scores, alpha)
+    low, high = MeanSequence(alpha=share, highest=highest).add("block", np.minimum(block, highest)).interval
     return Quality(
-        metric="accuracy",
+        metric=metric,
         rows=len(block),
         all_rows=len(scores),
         value=float(block.mean()),
         low=low,
         high=high,
         reference=reference,
-        has_fallen=high < least,
-    )
-
-
-def _mean_error(pairs: Sequence[Any], metrics: dict[str, float], alpha: float) -> Quality | None:
-    reference = metrics.get("mae")
-    if not reference:
-        return None
-    errors = np.array(list(_errors(pairs)))
-    if not len(errors):
-        return None
-    bound = CLIPPED * reference
-    block, share = _newest_block(errors, alpha)
-    low, high = MeanSequence(alpha=share, highest=bound).add("block", np.minimum(block, bound)).interval
-    return Quality(
-        metric="mae",
-        rows=len(block),
-        all_rows=len(errors),
-        value=float(block.mean()),
-        low=low,
-        high=high,
-        reference=reference,
-        has_fallen=low > reference,
+        has_fallen=False,
     )
 
 

@@ -17,7 +17,7 @@ SILENT_SECONDS = 0.25
 Until then it counts for no address, so this is short: clients send their request as soon as they are connected.
 """
 SILENT_SHARE = 4
-"""At most one in so many of all connections may be silent ones."""
+"""At most one in this many of all connections may be silent ones."""
 SILENT = "silent"
 
 

@@ -74,7 +74,7 @@ class Measurement:
     compared: int = 0
     """Requests that both answered."""
     detectable_errors: float | None = None
-    """With so many requests, an excess of failed requests that would have been seen with probability `POWER`."""
+    """With this many requests, an excess of failed requests that would have been seen with probability `POWER`."""
     detectable_slow: float | None = None
     """The same, for the share of slow answers."""
     detectable_psi: float | None = None
