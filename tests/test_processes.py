@@ -157,8 +157,8 @@ STAGE = """
 import sys, time
 from headrace.processes import interrupt_on_signals
 interrupt_on_signals()
-print("started", flush=True)
 try:
+    print("started", flush=True)  # within the block: the signal may come right after
     time.sleep(60)
 except KeyboardInterrupt:
     print("closed", flush=True)
