@@ -279,6 +279,18 @@ def _promotions(right: NDArray[np.bool_]) -> list[int]:
     return found
 
 
+def series_with_false_promotion(
+    rng: np.random.Generator, n: int, retrains: int, series: int
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Simulates series of retrains on the same `n` test rows, all models equally good.
+
+    Returns:
+        Which series `(series,)` have a promotion by the gate, and which by the naive rule.
+    """
+    found = np.array([_promotions(_equally_good(rng, n, retrains)) for _ in range(series)])
+    return found[:, 0] > 0, found[:, 2] > 0
+
+
 def _series(promotions: NDArray[Any]) -> str:
     return rate(promotions > 0)
 
