@@ -73,8 +73,8 @@ def measure(runs: int, quick: bool) -> Values:
         clone.headrace("run", recipe, "--json")
         found["unchanged"] = measures.unchanged(recipe, clone, runs * 3, report)
         found["commit_to_served"] = commit_to_served(recipe, clone, runs)
+        found["swaps"] = swaps(recipe, clone, runs * 2, report)  # an even number: at the end the newest version serves
         found["rollback"] = rollbacks(recipe, clone, runs)
-        found["swaps"] = swaps(recipe, clone, runs * 3, report)
         found["drift"] = None if quick else drift_to_redeployed(clone, report)
     found["wrong_promotions"] = wrong_promotions(QUICK_SERIES if quick else SERIES)
     return found
