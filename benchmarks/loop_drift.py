@@ -12,7 +12,7 @@ import yaml
 from benchmarks.release_clone import Clone
 from benchmarks.release_measures import Values
 from headrace.client import Client
-from headrace.client.errors import CallFailed
+from headrace.client.errors import CallFailed, InvalidInput
 from headrace.console import Report
 from headrace.data.tables import to_frame
 from headrace.errors import HeadraceError
@@ -61,10 +61,13 @@ def _until_redeployed(clone: Clone, arrived: Arrival, report: Report) -> Values:
     requests, failed = 0, 0
     address = f"http://127.0.0.1:{clone.settings.gateway_port}"
     with Client(address, token=operator_token(clone.project), retries=0) as client:  # a lost request is counted
-        for rows, truths in _requests(arrived):
+        fields = [field["name"] for field in client.describe(RECIPE)["contract"]["inputs"]]
+        for rows, truths in _requests(arrived, fields):
             requests += 1
             try:
                 found = client.predict(RECIPE, rows)
+            except InvalidInput:
+                raise
             except CallFailed as error:
                 failed += 1
                 report(f"a request failed: {error}")
@@ -88,13 +91,13 @@ def _until_redeployed(clone: Clone, arrived: Arrival, report: Report) -> Values:
     )
 
 
-def _requests(arrived: Arrival) -> Iterator[tuple[list[dict[str, Any]], list[float]]]:
-    """Flights in random order, without the target, and their true minutes in the air."""
+def _requests(arrived: Arrival, fields: list[str]) -> Iterator[tuple[list[dict[str, Any]], list[float]]]:
+    """The fields that clients send of flights in random order, and their true minutes in the air."""
     frame = to_frame(arrived.table).sample(frac=1.0, random_state=7)
     for begin in range(0, len(frame), ROWS):
         part = frame.iloc[begin : begin + ROWS]
         truths = [float(value) for value in part["air_time"]]
-        records = part.drop(columns="air_time").to_dict(orient="records")
+        records = part[fields].to_dict(orient="records")
         yield [{str(name): value for name, value in record.items()} for record in records], truths
 
 
