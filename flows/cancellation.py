@@ -16,6 +16,7 @@ from prefect.exceptions import Abort, ObjectNotFound
 from prefect.runtime import flow_run
 from prefect.states import Cancelled
 
+from flows.run_events import end_published
 from headrace.processes import broken_pipes_ignored
 
 POLL_SECONDS = 2.0
@@ -46,7 +47,7 @@ def supervised_run() -> Iterator[None]:
         RunEnded: in place of the body's result, when the run, or one within it, was cancelled or deleted.
     """
     run_id = flow_run.get_id()
-    with broken_pipes_ignored(), ExitStack() as stack:
+    with broken_pipes_ignored(), end_published(), ExitStack() as stack:
         if run_id and threading.current_thread() is threading.main_thread():
             stack.enter_context(_interrupted_when_cancelled(UUID(str(run_id))))
         try:

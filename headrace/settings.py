@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -19,10 +19,45 @@ from pydantic_settings import (
 
 from headrace import renamed
 from headrace.errors import DamagedFile, SettingsError, near_miss
+from headrace.event_names import EVENT_NAMES, NOTIFIED, EventName
 from headrace.files import read_json
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 LOOPBACK = "127.0.0.1"
+
+
+class Webhook(BaseModel):
+    """A receiver of events by HTTP: a table `[[webhooks]]` of `headrace.toml`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9-]{0,39}$")
+    """Lower-case letters, digits and dashes; names it in `headrace webhooks`."""
+    url: str = Field(pattern=r"^https?://[^/\s]+(/\S*)?$", repr=False)
+    """Where events are sent by POST. Redirects are not followed."""
+    secret_env: str | None = None
+    """Environment variable with the secret (`whsec_…`) that signs each request, where `headrace up` starts the services."""
+    secret_file: Path | None = None
+    """File with the secret, readable by this user alone (mode 0600); relative to the project."""
+    events: tuple[EventName, ...] = EVENT_NAMES
+    """Events that are sent to it; by default all."""
+
+    @field_validator("events", mode="before")
+    @classmethod
+    def _check_events(cls, events: Any) -> Any:
+        return known_events(events)
+
+    @model_validator(mode="after")
+    def _check_secret(self) -> Webhook:
+        if (self.secret_env is None) == (self.secret_file is None):
+            raise ValueError(f"webhook {self.name!r}: expected either secret_env or secret_file")
+        return self
+
+    @property
+    def origin(self) -> str:
+        """The address without its path, which may hold a token, and without a password."""
+        scheme, _, rest = self.url.partition("://")
+        return f"{scheme}://{rest.partition('/')[0].rpartition('@')[2]}/…"
 
 
 class Settings(BaseSettings):
@@ -98,8 +133,14 @@ class Settings(BaseSettings):
     sample_days: float = Field(default=30.0, gt=0.0)
     """How long these rows are kept."""
     notify: Annotated[tuple[str, ...], NoDecode] = ()
-    """Addresses that get a notification when an alarm is raised, as Apprise writes them, for example
-    `mailto://USER:PASSWORD@example.org` or `json://hooks.example.org/models`: a list; in the variable separated by blanks."""
+    """Addresses that get notifications of events, as Apprise writes them, for example `mailto://USER:PASSWORD@example.org` or
+    `json://hooks.example.org/models`: a list; in the variable separated by blanks."""
+    notify_on: Annotated[tuple[EventName, ...], NoDecode] = NOTIFIED
+    """Events that are sent to these addresses: a list; in the variable separated by blanks."""
+    webhooks: tuple[Webhook, ...] = ()
+    """Receivers of events by HTTP, with signed requests: tables `[[webhooks]]`; in the variable a list as JSON."""
+    webhook_days: float = Field(default=3.0, gt=0.0, le=30.0)
+    """How long an event is sent to a webhook again and again; then it is dropped."""
     disk_reserve_bytes: int = Field(default=1024**3, ge=0)
     """Free disk space below which batches and feedback are refused with 507, and batches that were accepted wait."""
     train_nodes: int = Field(default=1, ge=1)
@@ -134,6 +175,21 @@ class Settings(BaseSettings):
             raise ValueError(f"expected addresses such as mailto://USER:PASSWORD@example.org; entry {len(wrong)} has no ://")
         return found
 
+    @field_validator("notify_on", mode="before")
+    @classmethod
+    def _split_events(cls, events: Any) -> Any:
+        if isinstance(events, str):
+            events = json.loads(events) if events.startswith("[") else events.split()
+        return known_events(events)
+
+    @field_validator("webhooks")
+    @classmethod
+    def _check_names(cls, webhooks: tuple[Webhook, ...]) -> tuple[Webhook, ...]:
+        names = [webhook.name for webhook in webhooks]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two webhooks have the name {twice[0]!r}")
+        return webhooks
+
     @model_validator(mode="after")
     def _check_combinations(self) -> Settings:
         if self.access == "open" and not self.is_loopback:
@@ -156,6 +212,18 @@ class Settings(BaseSettings):
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
 
+def known_events(names: Any) -> Any:
+    """Checks a list of names of events.
+
+    Raises:
+        ValueError: one is unknown; with the near miss.
+    """
+    for name in names if isinstance(names, list | tuple) else ():
+        if name not in EVENT_NAMES:
+            raise ValueError(f"unknown event {name!r}; {near_miss(str(name), EVENT_NAMES)}")
+    return names
+
+
 def is_loopback(host: str) -> bool:
     """Whether a host name or address is of the loopback interface."""
     return host in ("localhost", "::1") or host.startswith("127.")
@@ -173,6 +241,10 @@ the Python client."""
 
 PORTS = ("gateway_port", "gateway_admin_port", "mlflow_port", "prefect_port")
 """Settings that `headrace up` replaces by a free port where they are not given and the default is in use."""
+
+
+WITH_SECRETS = ("notify", "webhooks")
+"""Settings whose values may hold passwords and tokens: an error does not show them."""
 
 
 def ports_file(root: Path) -> Path:
@@ -267,4 +339,6 @@ def _explain(mistake: Any) -> str:
         return f"{field}: unknown setting; {near_miss(field, Settings.model_fields)}"
     if isinstance(value, str) and (field, value) in renamed.SETTING_VALUES:
         return f"{field}: value {value!r} was renamed to {renamed.SETTING_VALUES[field, value]!r}"
+    if field.split(".")[0] in WITH_SECRETS:
+        return f"{field}: {mistake['msg']}"
     return f"{field}: {mistake['msg']} (got {value!r})"

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from prefect import task
-from prefect.events import emit_event
 
+from headrace.events.publish import publish
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
-from headrace.services import notifications
 from headrace.services.monitoring import look as looking
 from headrace.services.monitoring import retraining
 from headrace.services.monitoring.report import MonitorReport
@@ -27,18 +26,13 @@ def look(recipe: Recipe, project: Project) -> MonitorReport:
 
 @task(name="announce", timeout_seconds=HOUR, **PLAIN)
 def announce(recipe: Recipe, found: MonitorReport, project: Project) -> None:
-    """Tells Prefect's automations and people about an alarm, once for each alarm."""
+    """Publishes an alarm, once for each alarm."""
     if not found.is_alarming or not retraining.is_new_alarm(found, project):
         return
     step("announce", "the alarm")
-    name = f"{found.model}@{found.version}"
-    emit_event(
-        event="headrace.alarm",
-        resource={"prefect.resource.id": f"headrace.model.{found.model}", "prefect.resource.name": found.model},
-        payload={"version": found.version, "reasons": found.reasons},
-    )
-    notifications.notify(f"{name}: alarm", "\n".join([*found.reasons, f"headrace drift {found.model}"]), project, report)
-    retraining.mark_announced(found, project)
+    data = {"version": found.version, "reasons": found.reasons}
+    if publish(project, "alarm", found.model, data, report=report):
+        retraining.mark_announced(found, project)
 
 
 @task(name="decide on training", timeout_seconds=HOUR, **PLAIN)

@@ -17,6 +17,8 @@ KEPT = {
     "usage",
     "quotas",
     "feedback",
+    "events",
+    "running",
     "monitoring",
     "batches",
     "quarantine",

@@ -16,6 +16,7 @@ from headrace.data.ingest import incremental_name, ingest, read_source, sorted_v
 from headrace.data.tables import batch_files, no_data, read_arrow, read_batch, select, stored_schema
 from headrace.data.versions import DataVersion, data_version, is_tracked, track
 from headrace.errors import DataError, RecipeError
+from headrace.events.publish import publish
 from headrace.files import safe_filename
 from headrace.project import Project
 
@@ -80,9 +81,7 @@ def _add_pictures(recipe: Recipe, file: Path, project: Project, report: Report) 
         check=lambda written: refuse_duplicate(written, recipe, project, file),
         known_labels=known_labels(project, recipe),
     )
-    version = data_version(project, recipe.name)
-    report(f"data/{recipe.name}: {version.rows:,} rows in {len(version.batches)} batches, version {version.md5[:12]}")
-    return version
+    return _announce_batch(recipe, file.name, project, report)
 
 
 def next_batch(recipe: Recipe, project: Project, report: Report) -> NextBatch:
@@ -144,8 +143,15 @@ def _validate_and_commit(
     )
     report(validation.summary)
     commit_batch(table, project, recipe, f"{_next_number(project, recipe):04d}-{name}.parquet")
+    return _announce_batch(recipe, title, project, report)
+
+
+def _announce_batch(recipe: Recipe, title: str, project: Project, report: Report) -> DataVersion:
+    """Reports and publishes the version of the data with the batch that was added last, and returns it."""
     version = data_version(project, recipe.name)
     report(f"data/{recipe.name}: {version.rows:,} rows in {len(version.batches)} batches, version {version.md5[:12]}")
+    data = {"batch": title, "rows": version.rows, "batches": len(version.batches), "data_md5": version.md5}
+    publish(project, "data-added", recipe.name, data, report=report)
     return version
 
 

@@ -9,13 +9,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from headrace.errors import HeadraceError
+from headrace.events import outbox, running
+from headrace.processes import PARENT_PID
 from headrace.project import Project, find_project
 from headrace.runtime import usage
 from headrace.services import probes
@@ -35,6 +40,11 @@ SUPERVISORD_FAILURES = 3
 FOLD_SECONDS = 600.0
 RENEW_SECONDS = 6 * 3600.0
 REPAIR_SECONDS = 120.0
+EVENT_SECONDS = 1.0
+FAILED_DELIVERY_SECONDS = 60.0
+"""How long a process of deliveries that has failed is not started again."""
+ENDED_RUNS_SECONDS = 30.0
+"""How often Prefect is asked for runs that failed or crashed."""
 
 
 class Watchdog:
@@ -54,6 +64,9 @@ class Watchdog:
         self._starting: set[str] = set()
         self._supervisord_failures = 0
         self._last_error = ""
+        self._deliveries: subprocess.Popen[bytes] | None = None
+        self._deliveries_at = 0.0
+        self._journal_seen: tuple[int, int] | None = None
         now = time.monotonic()
         self._checks: list[tuple[float, Callable[[], None]]] = [
             (PROBE_SECONDS, self.probe_all),
@@ -61,10 +74,12 @@ class Watchdog:
             (trial_seconds, self._roll_back_interrupted),
             (FOLD_SECONDS, self._fold_usage),
             (RENEW_SECONDS, lambda: self._repair("renew")),
+            (EVENT_SECONDS, self._deliver_events),
         ]
         self._due = [now + seconds for seconds, _ in self._checks]
 
     def run(self) -> NoReturn:
+        threading.Thread(target=self._publish_ended_runs, daemon=True).start()
         while True:
             if os.getppid() != self._supervisord:
                 self._revive("was killed")
@@ -127,6 +142,43 @@ class Watchdog:
         except (HeadraceError, OSError) as error:
             log(f"usage: {error}")
 
+    def _deliver_events(self) -> None:
+        """Starts a process that delivers events, if something is due and none is running."""
+        if self._deliveries is not None:
+            if (code := self._deliveries.poll()) is None:
+                return
+            if code != 0 and time.monotonic() < self._deliveries_at + FAILED_DELIVERY_SECONDS:
+                return
+        journal = _size_and_time(self._project.journal)
+        if journal == self._journal_seen and not self._are_events_due():
+            return
+        self._journal_seen, self._deliveries_at = journal, time.monotonic()
+        environment = {**os.environ, PARENT_PID: str(os.getpid())}
+        command = [sys.executable, "-m", "headrace.services.events.deliver"]
+        self._deliveries = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
+
+    def _are_events_due(self) -> bool:
+        if running.dead_runs(self._project):
+            return True
+        if not outbox.database(self._project).exists():
+            return False
+        try:
+            with outbox.opened(self._project) as connection:
+                return outbox.due_in(connection, time.time()) == 0
+        except sqlite3.Error as error:
+            log(f"events: {error}")
+            return False
+
+    def _publish_ended_runs(self) -> None:
+        """Asks Prefect again and again for runs that ended and have not said so. It may hang, so this has a thread."""
+        from headrace.services.events.dead_runs import publish_ended_runs
+
+        since = None
+        while True:
+            with contextlib.suppress(HeadraceError, OSError, ValueError, KeyError):
+                since = publish_ended_runs(self._project, since)
+            time.sleep(ENDED_RUNS_SECONDS)
+
     def _repair(self, *arguments: str) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             subprocess.run(_command(*arguments), timeout=REPAIR_SECONDS, check=False)
@@ -149,6 +201,15 @@ class Watchdog:
                 start_new_session=True,
             )
         sys.exit()
+
+
+def _size_and_time(path: Path) -> tuple[int, int] | None:
+    """Changes when a line is added to a file; None where there is no file."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def _command(*arguments: str) -> list[str]:

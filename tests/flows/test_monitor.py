@@ -11,8 +11,9 @@ import pytest
 from prefect.context import refresh_global_settings_context
 
 from flows.monitor import monitor
-from headrace.project import Project
+from headrace.project import Project, find_project
 from headrace.services import prefect
+from headrace.services.events.deliver import Deliveries
 from headrace.services.prefect import prefect_environment
 from tests.http_receiver import Receiver, running
 from tests.release.candidates import new_recipe, released
@@ -46,13 +47,16 @@ def test_an_alarm_is_an_event_and_a_notification_once(served: tuple[Project, Rec
     project, hook = served
     recipe = new_recipe(project)
     released(recipe, project)
+    Deliveries(find_project()).run()
     for hour in range(2, 10):
         sampled(project, recipe.name, hour, rows_like_training(project, recipe, 100, hour, length=1000.0))
     facts = monitor(recipe.name)
+    Deliveries(find_project()).run()
     assert facts["alarm"]["raised"] and facts["new_hours"] == 8
-    assert [body["title"] for body in hook.bodies] == [f"{recipe.name}@1: alarm"]
-    assert "length" in hook.bodies[0]["message"]
+    assert [body["title"] for body in hook.bodies] == [f"{recipe.name}@1: released", f"{recipe.name}@1: alarm"]
+    assert "length" in hook.bodies[1]["message"]
     again = monitor(recipe.name)
-    assert again["alarm"]["raised"] and again["new_hours"] == 0 and len(hook.bodies) == 1
+    Deliveries(find_project()).run()
+    assert again["alarm"]["raised"] and again["new_hours"] == 0 and len(hook.bodies) == 2
     (event,) = events(project, recipe.name)
     assert event["payload"]["version"] == "1" and "length" in event["payload"]["reasons"][0]

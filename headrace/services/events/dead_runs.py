@@ -1,0 +1,84 @@
+"""Runs that ended without a word: their process was killed, or Prefect's worker or the machine died. Watchdog and deliveries
+find them; each is published once.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from headrace.event_names import EventName
+from headrace.events.publish import publish
+from headrace.events.running import Run, dead_runs, forget
+from headrace.project import Project
+from headrace.services import prefect_api
+
+KILLED = "its process was killed, or the machine stopped"
+CANCEL = ("CANCELLING", "CANCELLED")
+OPEN = ("RUNNING", "PENDING", "CANCELLING", "SCHEDULED")
+ENDED: dict[str, EventName] = {"FAILED": "failed", "CRASHED": "crashed"}
+LIMIT = 50
+
+
+def publish_dead_runs(project: Project) -> None:
+    """Publishes the runs that were killed, except those that a person has cancelled, and closes them in Prefect."""
+    for run in dead_runs(project):
+        state = _state(run, project)
+        if state not in CANCEL:
+            data = {"run": run.flow, "flow_run": run.id, "pid": run.pid, "reason": KILLED}
+            if not publish(project, "crashed", run.model, data, key=run.key):
+                continue
+        if state is not None and (state not in OPEN or _close(run, state, project)):
+            forget(run, project)
+
+
+def publish_ended_runs(project: Project, since: str | None) -> str:
+    """Publishes the runs that Prefect has as failed or crashed and that have not said so themselves: their code could not be
+    loaded, the recipe could not be read, or the worker found them dead.
+
+    Args:
+        since: a time in ISO 8601 from which runs count.
+
+    Returns:
+        The time for the next call: that of the newest run found, by the server's clock.
+    """
+    since = since or datetime.now(UTC).isoformat()
+    query = {
+        "flow_runs": {
+            "state": {"type": {"any_": list(ENDED)}},
+            "end_time": {"after_": since},
+            "parent_task_run_id": {"is_null_": True},
+        },
+        "sort": "END_TIME_DESC",
+        "limit": LIMIT,
+    }
+    answer = prefect_api.call(project, "/flow_runs/filter", "POST", query)
+    if answer is None or answer.status != 200:
+        return since
+    runs: list[dict[str, Any]] = answer.json()
+    for run in reversed(runs):
+        _publish_ended(run, project)
+    return max([since, *(str(run["end_time"]) for run in runs if run.get("end_time"))])
+
+
+def _publish_ended(run: dict[str, Any], project: Project) -> None:
+    model = (run.get("parameters") or {}).get("recipe_name")
+    data = {"run": run["name"], "flow_run": run["id"], "reason": (run.get("state") or {}).get("message") or ""}
+    found = Run(run["id"], run["name"], model if isinstance(model, str) else "")
+    publish(project, ENDED[run["state_type"]], found.model, data, key=found.key)
+
+
+def _state(run: Run, project: Project) -> str | None:
+    """Type of the run's state in Prefect; `DELETED` for one that it does not know, None while it does not answer."""
+    answer = prefect_api.call(project, f"/flow_runs/{run.id}")
+    if answer is None or answer.status not in (200, 404):
+        return None
+    return "DELETED" if answer.status == 404 else str(answer.json().get("state_type"))
+
+
+def _close(run: Run, state: str, project: Project) -> bool:
+    """Gives a run in Prefect the state in which it ended; returns whether Prefect has accepted it."""
+    ended = "CANCELLED" if state == "CANCELLING" else "CRASHED"
+    body = {"state": {"type": ended, "name": ended.capitalize(), "message": KILLED}, "force": True}
+    answer = prefect_api.call(project, f"/flow_runs/{run.id}/set_state", "POST", body)
+    return answer is not None and answer.status < 300
