@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,6 +50,13 @@ def report(line: str) -> None:
 def step(name: str, detail: str = "") -> None:
     """Prints the name of a step that begins."""
     err().print(f"[bold cyan]▸[/bold cyan] [bold]{name}[/bold]  {_escaped(detail)}".rstrip())
+
+
+def log(line: str) -> None:
+    """Writes a line with the time to standard output, which supervisord keeps; supervisord may have died."""
+    with suppress(OSError):
+        sys.stdout.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {line}\n")
+        sys.stdout.flush()
 
 
 def error(text: str) -> None:

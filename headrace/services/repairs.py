@@ -7,10 +7,10 @@ import sys
 import time
 from collections.abc import Callable
 
+from headrace.console import log
 from headrace.errors import Busy, HeadraceError
 from headrace.project import Project, find_project
 from headrace.services import probes
-from headrace.services.watchdog import log
 from headrace.serving.gateway import gateway
 from headrace.serving.replicas import environment, runners, supervisor
 

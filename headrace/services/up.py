@@ -19,7 +19,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from headrace.console import Report
+from headrace.console import Report, log
 from headrace.errors import HeadraceError
 from headrace.files import errors_collected
 from headrace.permissions import make_private
@@ -238,15 +238,15 @@ def main(lock: int) -> int:
     os.nice(BACKGROUND_NICENESS)
     project = find_project()
     try:
-        prefect.wait_for_server(project, watchdog.log)
-        api_server.start(project, watchdog.log)
-        launch(project, _watchdog(project), watchdog.log)
-        prefect.start(project, watchdog.log)
-        mlflow.start(project, watchdog.log)
+        prefect.wait_for_server(project, log)
+        api_server.start(project, log)
+        launch(project, _watchdog(project), log)
+        prefect.start(project, log)
+        mlflow.start(project, log)
         os.close(lock)  # the release does not wait for the deployments
-        register_deployments(project, watchdog.log)
+        register_deployments(project, log)
     except HeadraceError as error:
-        watchdog.log(f"error {error}")
+        log(f"error {error}")
         return error.exit_code
     return 0
 

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from headrace.console import log
 from headrace.errors import HeadraceError
 from headrace.events import outbox, running
 from headrace.processes import PARENT_PID
@@ -214,13 +215,6 @@ def _size_and_time(path: Path) -> tuple[int, int] | None:
 
 def _command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "headrace.services.repairs", *arguments]
-
-
-def log(line: str) -> None:
-    """Writes a line with the time to standard output, which supervisord keeps; supervisord may have died."""
-    with contextlib.suppress(OSError):
-        sys.stdout.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {line}\n")
-        sys.stdout.flush()
 
 
 def program(

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 
 from filelock import FileLock, Timeout
 
+from headrace.console import log
 from headrace.errors import HeadraceError
 from headrace.events import outbox
 from headrace.events.event import Event
@@ -25,7 +26,6 @@ from headrace.processes import die_with_parent
 from headrace.project import Project, find_project
 from headrace.services.events import dead_runs, from_journal
 from headrace.services.events.receivers import NotDelivered, Receiver, receivers
-from headrace.services.watchdog import log
 
 FIRST_SECONDS = 10.0
 LONGEST_SECONDS = 6 * 3600.0
