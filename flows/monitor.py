@@ -6,11 +6,12 @@ from typing import Any
 
 from prefect import flow
 
-from flows.cancellation import supervised_run
+from flows.cancellation import RunEnded, supervised_run
 from flows.refresh import refresh
 from flows.release import release
 from headrace.project import find_project
 from headrace.recipe.recipe import load_recipe
+from headrace.services.monitoring import retraining
 from tasks.monitoring import announce, decide_retraining, look
 
 
@@ -25,5 +26,6 @@ def monitor(recipe_name: str) -> dict[str, Any]:
         found = look(recipe, project)
         announce(recipe, found, project)
         if decide_retraining(recipe, found, project):
-            (refresh if recipe.data.incremental else release)(recipe_name)
+            with retraining.attempt(recipe_name, project, RunEnded):
+                (refresh if recipe.data.incremental else release)(recipe_name)
         return found.model_dump(mode="json", include={"model", "version", "at", "rows", "new_hours", "alarm", "quality"})

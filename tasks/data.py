@@ -10,7 +10,6 @@ from prefect import task
 from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State, TaskRun
 
-from headrace.data import batches
 from headrace.data import ingest as ingestion
 from headrace.data.batches import NextBatch
 from headrace.data.sources.addresses import redacted
@@ -20,6 +19,7 @@ from headrace.files import read_cached_json
 from headrace.pipeline.dvc import StageResult, reproduce
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
+from headrace.release import refreshing
 from tasks.reporting import report, report_result, step
 from tasks.settings import HOUR, PLAIN
 
@@ -39,10 +39,10 @@ def ingest(recipe: Recipe, project: Project) -> DataVersion:
 
 @task(name="next batch", timeout_seconds=HOUR, **PLAIN)
 def bring_next_batch(recipe: Recipe, project: Project) -> NextBatch:
-    """Adds the next batch of the source; the data version stays when there is none."""
+    """Adds the next batch of the source, or returns that of a refresh that was interrupted; without either the data stays."""
     step("next batch", redacted(recipe.data.origin))
     with _failures_shown(recipe, project):
-        return batches.next_batch(recipe, project, report)
+        return refreshing.bring_next_batch(recipe, project, report)
 
 
 @task(name="validate", timeout_seconds=HOUR, **PLAIN)

@@ -37,9 +37,10 @@ def announce(recipe: Recipe, found: MonitorReport, project: Project) -> None:
 
 @task(name="decide on training", timeout_seconds=HOUR, **PLAIN)
 def decide_retraining(recipe: Recipe, found: MonitorReport, project: Project) -> bool:
-    """Whether the model is trained again now, by the limits of `monitor.retrain`; an attempt is counted before it begins."""
+    """Whether the model is trained again now, by the limits of `monitor.retrain`, or goes on with a training that was
+    interrupted; an attempt is counted before it begins."""
     decision = retraining.decide(recipe.monitor, found, project)
-    if found.is_alarming:
+    if found.is_alarming or decision.retrain:
         report(decision.reason)
     if decision.retrain:
         retraining.count_attempt(found, project)

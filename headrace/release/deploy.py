@@ -12,7 +12,7 @@ from headrace.console import Report
 from headrace.errors import HeadraceError, RegistryError, RolloutAborted, ServiceError
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
-from headrace.release import history, journal, recovery
+from headrace.release import history, journal, recovery, refreshing
 from headrace.release.extract import bento_sources
 from headrace.release.journal import Entry
 from headrace.serving.access import audit
@@ -100,6 +100,7 @@ def roll_out_version(
     except RolloutAborted as error:
         facts = {**packaged.model_dump(), **error.facts, **({"comparison": comparison.to_dict()} if comparison else {})}
         journal.record(project, "rollout-failed", recipe.name, version.version, facts)
+        refreshing.forget(recipe.name, project)
         raise
 
 

@@ -54,6 +54,15 @@ def require_no_other_release(recipe: str, project: Project) -> None:
         raise _busy(recipe, holder) from None
 
 
+def is_held(recipe: str, project: Project) -> bool:
+    """Whether a process releases `recipe` now, this one included."""
+    try:
+        require_no_other_release(recipe, project)
+    except Busy:
+        return True
+    return bool(_read_holder(_holder_file(recipe, project)).get("pid") == os.getpid())
+
+
 def began_ns(recipe: str, project: Project) -> int:
     """When the release that holds the lock began, in nanoseconds of the file system's clock; 0 when none is running."""
     holder = _holder_file(recipe, project)

@@ -9,7 +9,7 @@ from headrace.errors import AwaitsApproval, HeadraceError, ModelRefused, Rejecte
 from headrace.files import read_json
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
-from headrace.release import journal, lock, up_to_date
+from headrace.release import journal, lock, refreshing, up_to_date
 from headrace.release.decision import Decision
 from headrace.release.history import in_force, why_rolled_back
 from headrace.release.journal import Entry
@@ -46,6 +46,7 @@ def record_release(recipe: Recipe, decision: Decision, serving: dict[str, Any], 
         audit.record(project, "release", {"model": recipe.name, "version": chosen.version})
     gateway.finalize(project, recipe.name)
     up_to_date.remember(recipe, project, lock.began_ns(recipe.name, project))
+    refreshing.forget(recipe.name, project)
     return current_release(recipe.name, project) or {}
 
 
@@ -59,6 +60,7 @@ def stop_release(recipe: Recipe, decision: Decision, project: Project) -> NoRetu
         RolledBack: the candidate was rolled back earlier, and nothing has changed since.
     """
     up_to_date.remember(recipe, project, lock.began_ns(recipe.name, project))
+    refreshing.forget(recipe.name, project)
     raise why_stopped(decision)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -13,11 +14,12 @@ from uuid import UUID
 
 import psutil
 import pytest
-from prefect import flow, get_client
+from prefect import flow, get_client, task
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.context import refresh_global_settings_context
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
-from prefect.states import Cancelling, State
+from prefect.states import Cancelling, Running, State
 
 from flows import cancellation
 from flows.cancellation import RunEnded, supervised_run
@@ -133,3 +135,34 @@ def test_a_worker_has_time_to_end_its_runs_first(project: Project, monkeypatch: 
     began = time.monotonic()
     (state,) = attempt.interrupt(lambda: attempt.run("release", by_worker), cancel)
     assert state is not None and state.is_cancelled() and time.monotonic() - began > 3.0
+
+
+def test_runs_that_were_killed_are_closed_by_the_next_run(project: Project) -> None:
+    """The worker was killed with them, so nobody told Prefect."""
+    with get_client(sync_client=True) as client:
+        killed, alive = (run_of_worker(client) for _ in range(2))
+        within = client.create_flow_run(flow(name="release")(nothing), parent_task_run_id=task_run_in(killed, client))
+        for run_id in (killed, alive, within.id):
+            client.set_flow_run_state(run_id, Running(), force=True)
+    code = "import time; time.sleep(600)"
+    process = psutil.Popen([sys.executable, "-c", code], env={**os.environ, cancellation.BY_WORKER: str(alive)})
+    try:
+        Attempt(project).run("monitor", nothing)
+    finally:
+        process.kill()
+        process.wait()
+    states = [state_of(str(run_id)) for run_id in (killed, within.id, alive)]
+    assert [state.type.value for state in states if state] == ["CRASHED", "CRASHED", "RUNNING"]
+
+
+def nothing() -> None:
+    """A flow or a task that is never run."""
+
+
+def run_of_worker(client: SyncPrefectClient) -> UUID:
+    deployment = client.create_deployment(client.create_flow_from_name("monitor"), "monitor-toy")
+    return client.create_flow_run_from_deployment(deployment).id
+
+
+def task_run_in(run_id: UUID, client: SyncPrefectClient) -> UUID:
+    return client.create_task_run(task(nothing), run_id, dynamic_key="0").id

@@ -17,6 +17,7 @@ from headrace.data.ingest import ingest
 from headrace.data.versions import data_version
 from headrace.project import Project
 from headrace.recipe.recipe import load_recipe
+from headrace.release import refreshing
 
 
 @pytest.fixture
@@ -61,6 +62,33 @@ def test_refresh_succeeds_when_the_source_is_exhausted(
         flows.refresh.refresh.fn("toy")
     assert "everything has arrived" in capfd.readouterr().err
     assert data_version(project, "toy") == before
+
+
+def test_a_batch_is_released_before_the_next_one_is_fetched(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A refresh is killed once its batch has arrived; the next one releases it, and the one after that fetches another."""
+    source = project.root / "toy.csv"
+    source.write_text(source.read_text() + "".join(f"3,{day}\n" for day in range(10)))
+    monkeypatch.setattr(flows.refresh, "bring_next_batch", flows.refresh.bring_next_batch.fn)
+    rows: list[int] = []
+
+    def release(recipe_name: str, is_killed: bool = False) -> dict[str, Any]:
+        rows.append(data_version(project, recipe_name).rows)
+        if is_killed:
+            raise KeyboardInterrupt
+        refreshing.forget(recipe_name, project)  # as `record` and `stop` do
+        return {}
+
+    with disable_run_logger():
+        monkeypatch.setattr(flows.refresh, "release", lambda name: release(name, is_killed=True))
+        with pytest.raises(KeyboardInterrupt):
+            flows.refresh.refresh.fn("toy")
+        monkeypatch.setattr(flows.refresh, "release", release)
+        flows.refresh.refresh.fn("toy")
+        assert "it comes first" in capfd.readouterr().err
+        flows.refresh.refresh.fn("toy")
+    assert rows == [20, 20, 30]
 
 
 def test_data_next_by_hand_succeeds_when_the_source_is_exhausted(project: Project) -> None:

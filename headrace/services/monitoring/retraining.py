@@ -1,17 +1,26 @@
-"""When an alarm trains a model again: not too soon after the last time, not too often in a week."""
+"""When an alarm trains a model again: not too soon after the last time, not too often in a week.
+
+A training that was decided and is killed, or meets a fault of the machine, is continued by the next look. It is one attempt.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from headrace.errors import NotReleased
 from headrace.files import read_cached_json, write_json
 from headrace.project import Project
 from headrace.recipe.monitor import MonitorConfig
+from headrace.release import lock
 from headrace.services.monitoring.report import MonitorReport, folder_of
 
 WEEK_SECONDS = 7 * 24 * 3600.0
+MOST_RUNS = 4
+"""Times that one training is begun: one that never ends, for example for want of memory, must not begin at every look."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +32,15 @@ class Decision:
 
 
 def decide(monitor: MonitorConfig, found: MonitorReport, project: Project, now: float | None = None) -> Decision:
-    """Decides by the attempts so far; a clock that was set back counts attempts of the future as just made."""
-    settings = monitor.retrain
+    """Decides by the attempts so far; a clock that was set back counts attempts of the future as just made.
+
+    The training of an earlier look that did not end is continued, also once the alarm is over: its data may be in already.
+    """
+    settings, runs = monitor.retrain, _runs(found.model, project)
+    if settings is not None and 0 < runs < MOST_RUNS:
+        if lock.is_held(found.model, project):
+            return Decision(False, "it is being trained again by an earlier look")
+        return Decision(True, "continuing the training of an earlier look, which was interrupted")
     if not found.is_alarming:
         return Decision(False, "nothing has changed")
     if settings is None:
@@ -42,10 +58,34 @@ def decide(monitor: MonitorConfig, found: MonitorReport, project: Project, now: 
 
 
 def count_attempt(found: MonitorReport, project: Project, now: float | None = None) -> None:
-    """Records that a training begins, before it does: one that is killed has been an attempt too."""
+    """Records that a training begins, before it does; one that is continued is the same attempt."""
     now = time.time() if now is None else now
-    recent = [at for at in _attempts(found.model, project) if now - at < WEEK_SECONDS]
-    write_json(_path(found.model, project), {**_state(found.model, project), "attempts": [*recent, now]})
+    state, runs = _state(found.model, project), _runs(found.model, project)
+    if not 0 < runs < MOST_RUNS:
+        recent = [at for at in _attempts(found.model, project) if now - at < WEEK_SECONDS]
+        state, runs = {**state, "attempts": [*recent, now]}, 0
+    write_json(_path(found.model, project), {**state, "runs": runs + 1})
+
+
+@contextmanager
+def attempt(model: str, project: Project, cancelled: type[BaseException]) -> Iterator[None]:
+    """The training that `count_attempt` has recorded, as a block. It has ended when the block ends without an error, when its
+    model is not released, and when a person cancels it; after a kill or another error the next look continues it.
+
+    Args:
+        cancelled: what is raised in the block when a person cancels it.
+    """
+    try:
+        yield
+    except (NotReleased, cancelled):
+        _end(model, project)
+        raise
+    _end(model, project)
+
+
+def _end(model: str, project: Project) -> None:
+    state = {name: value for name, value in _state(model, project).items() if name != "runs"}
+    write_json(_path(model, project), state)
 
 
 def is_new_alarm(found: MonitorReport, project: Project) -> bool:
@@ -65,6 +105,12 @@ def _alarm_key(found: MonitorReport) -> list[object]:
 def _attempts(model: str, project: Project) -> list[float]:
     stored = _state(model, project).get("attempts", [])
     return [float(at) for at in stored] if isinstance(stored, list) else []
+
+
+def _runs(model: str, project: Project) -> int:
+    """How often the training that has not ended was begun; 0 without one."""
+    stored = _state(model, project).get("runs", 0)
+    return stored if isinstance(stored, int) else 0
 
 
 def _state(model: str, project: Project) -> dict[str, object]:

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from headrace.errors import RecipeError, UsageError
+from headrace.errors import ModelRefused, RecipeError, ServiceError, UsageError
 from headrace.project import Project
 from headrace.recipe.monitor import MonitorConfig, RetrainConfig
 from headrace.recipe.recipe import Recipe, parse_recipe
+from headrace.release.lock import release_lock
 from headrace.services.api.feedback_store import FeedbackStore, RecordedAnswer, Truth
 from headrace.services.monitoring import retraining
 from headrace.services.monitoring.look import look, restart
@@ -149,15 +150,61 @@ def alarm() -> Callable[..., MonitorReport]:
 def test_training_again_keeps_to_its_limits(project: Project, alarm: Callable[..., MonitorReport]) -> None:
     monitor, found, day = MonitorConfig(retrain=RetrainConfig(cooldown="2d", per_week=2)), alarm(), 24 * HOUR
     assert retraining.decide(monitor, found, project, now=0.0).retrain
-    retraining.count_attempt(found, project, now=0.0)
+    train(found, project, now=0.0)
     assert "less than 2d ago" in retraining.decide(monitor, found, project, now=day).reason
     assert retraining.decide(monitor, found, project, now=2 * day).retrain
-    retraining.count_attempt(found, project, now=2 * day)
+    train(found, project, now=2 * day)
     assert "2 times within a week" in retraining.decide(monitor, found, project, now=6 * day).reason
     assert retraining.decide(monitor, found, project, now=8 * day).retrain
     assert not retraining.decide(monitor, found, project, now=-5 * day).retrain, (
         "a clock that was set back trains no more often"
     )
+
+
+class Cancelled(BaseException):
+    """Raised when a person cancels a run."""
+
+
+def train(found: MonitorReport, project: Project, now: float, error: BaseException | None = None) -> None:
+    """Begins a training, and ends it, with an error or without."""
+    retraining.count_attempt(found, project, now)
+    with retraining.attempt(found.model, project, Cancelled):
+        if error is not None:
+            raise error
+
+
+def test_a_training_that_was_interrupted_is_continued_as_the_same_attempt(
+    project: Project, alarm: Callable[..., MonitorReport]
+) -> None:
+    monitor, found = MonitorConfig(retrain=RetrainConfig(cooldown="2d", per_week=2)), alarm()
+    retraining.count_attempt(found, project, now=0.0)  # killed
+    with release_lock("m", project):
+        assert "an earlier look" in retraining.decide(monitor, found, project, now=HOUR).reason
+    calm = alarm(quality=None)  # for example since the new version serves already
+    assert retraining.decide(monitor, calm, project, now=HOUR).retrain
+    with pytest.raises(ServiceError):
+        train(calm, project, HOUR, ServiceError("Prefect's server was killed"))
+    assert "was interrupted" in retraining.decide(monitor, found, project, now=2 * HOUR).reason
+    train(found, project, now=2 * HOUR)
+    assert "less than 2d ago; the next time is in 45.0 hours" in retraining.decide(monitor, found, project, now=3 * HOUR).reason
+
+
+@pytest.mark.parametrize("error", [ModelRefused("the gate refused it"), Cancelled()])
+def test_a_training_that_was_decided_about_or_cancelled_is_over(
+    project: Project, alarm: Callable[..., MonitorReport], error: BaseException
+) -> None:
+    monitor, found = MonitorConfig(retrain=RetrainConfig(cooldown="2d")), alarm()
+    with pytest.raises(type(error)):
+        train(found, project, 0.0, error)
+    assert "less than 2d ago" in retraining.decide(monitor, found, project, now=HOUR).reason
+
+
+def test_a_training_that_never_ends_is_not_begun_at_every_look(project: Project, alarm: Callable[..., MonitorReport]) -> None:
+    monitor, found = MonitorConfig(retrain=RetrainConfig(cooldown="2d")), alarm()
+    for _ in range(retraining.MOST_RUNS):
+        assert retraining.decide(monitor, found, project, now=0.0).retrain
+        retraining.count_attempt(found, project, now=0.0)  # killed each time
+    assert "less than 2d ago" in retraining.decide(monitor, found, project, now=HOUR).reason
 
 
 def test_without_limits_a_person_decides_and_a_calm_model_is_left_alone(

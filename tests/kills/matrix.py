@@ -1,0 +1,63 @@
+"""Every point of a flow at which something can be killed, made from the steps that an undisturbed run has taken."""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from tests.kills.steps import Mark
+from tests.kills.victims import VICTIMS
+
+SEED = os.environ.get("HEADRACE_KILL_SEED") or secrets.token_hex(4)
+"""Of the random instants within steps. The same seed gives the same instants, in any order and selection."""
+ONLY = os.environ.get("HEADRACE_KILL_ONLY", "")
+"""A part of the names of kills, to run these alone."""
+
+
+@dataclass(frozen=True)
+class Kill:
+    """Who is killed at which point of a flow."""
+
+    victim: str
+    when: str
+    """`before` or `after` a step, while the flow waits there; or `inside`, at a random instant."""
+    step: str
+
+    def __str__(self) -> str:
+        return f"{self.victim} {self.when} {self.step}"
+
+    @property
+    def fraction(self) -> float:
+        """The share of the step's usual time after which the kill comes."""
+        return random.Random(f"{SEED} {self}").random()
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of an undisturbed run."""
+
+    name: str
+    seconds: float
+
+
+def steps_of(marks: Sequence[Mark]) -> list[Step]:
+    """The steps of an undisturbed run, in order."""
+    ends = {mark.step: mark.at for mark in marks if mark.when == "after"}
+    return [Step(mark.step, ends[mark.step] - mark.at) for mark in marks if mark.when == "before"]
+
+
+def every_kill(steps: Sequence[Step], victim: str) -> Iterator[Kill]:
+    """Before each step, inside each, and after the last one; the end of a step is the beginning of the next."""
+    for step in steps:
+        yield Kill(victim, "before", step.name)
+        yield Kill(victim, "inside", step.name)
+    yield Kill(victim, "after", steps[-1].name)
+
+
+def one_kill_each(steps: Sequence[Step]) -> list[Kill]:
+    """One kill of each victim, inside steps that are spread over the flow."""
+    count = 2 * len(VICTIMS)
+    return [Kill(victim, "inside", steps[(2 * i + 1) * len(steps) // count].name) for i, victim in enumerate(VICTIMS)]

@@ -1,0 +1,81 @@
+"""One line for each flow that is killed: its project before it, and how it is started. The matrix is made from these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+import yaml
+
+from headrace.recipe.recipe import load_recipe
+from tests.projects import table
+from tests.release.live import Live
+from tests.services.monitoring.sampled_rows import rows_like_training, sampled
+
+RECIPE = "kills"
+MONTHS = (1, 2, 3)
+"""Batches of the source; the first one is there before a refresh."""
+SAMPLED_HOURS = range(2, 8)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """How one flow is run."""
+
+    flow: str
+    """Its name in Prefect, and of its file in `flows/`."""
+    deployment: str
+    """Starts it through Prefect's worker."""
+    command: tuple[str, ...] | None
+    """Starts it in a terminal (`headrace …`); None for a flow that only a deployment starts."""
+    before: Callable[[Live], None]
+    """Makes the project as it is before; run once."""
+    within: str | None = None
+    """A flow that runs this one as a part of it; `make test` kills in the outermost flows alone."""
+
+    @property
+    def is_outermost(self) -> bool:
+        return self.within is None
+
+
+def write_recipe(live: Live) -> None:
+    """A recipe of which nothing was released, and whose source has three months."""
+    recipe = yaml.safe_load((live.project.recipes / "tiny.yaml").read_text())
+    recipe |= {
+        "name": RECIPE,
+        "serve": {"replicas": 1},
+        "gate": {"require": {"accuracy": ">= 0.5"}},
+        "train": {**recipe["train"], "epochs": 2},
+        "monitor": {"every": "1d", "rows": "independent", "retrain": {"cooldown": "7d", "per_week": 1}},
+    }
+    recipe["data"] |= {"source": f"{RECIPE}.csv", "incremental": {"column": "month", "first": MONTHS[0]}}
+    months = [table(200, seed=month).assign(month=month) for month in MONTHS]
+    pd.concat(months).to_csv(live.project.root / f"{RECIPE}.csv", index=False)
+    (live.project.recipes / f"{RECIPE}.yaml").write_text(yaml.safe_dump(recipe))
+
+
+def nothing(live: Live) -> None:
+    """Nothing was released yet."""
+
+
+def release_first(live: Live) -> None:
+    """Version 1 serves."""
+    live.run("run", RECIPE)
+
+
+def release_and_drift(live: Live) -> None:
+    """Version 1 serves, and is asked about other rows than those of its training."""
+    release_first(live)
+    recipe = load_recipe(RECIPE, live.project)
+    for hour in SAMPLED_HOURS:
+        rows = rows_like_training(live.project, recipe, 100, hour, length=1000.0)
+        sampled(live.project, RECIPE, hour, rows)
+
+
+SCENARIOS = (
+    Scenario("release", "release", ("run", RECIPE), nothing, within="refresh"),
+    Scenario("refresh", "refresh-flights", None, release_first, within="monitor"),
+    Scenario("monitor", f"monitor-{RECIPE}", None, release_and_drift),
+)
+"""A new flow needs one line here, and no test of its own."""

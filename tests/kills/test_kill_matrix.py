@@ -1,0 +1,121 @@
+"""Kills anything at any point of any flow: run again, the flow ends in the state in which an undisturbed run ends.
+
+`HEADRACE_KILL_SEED` repeats the random instants of an earlier run, `HEADRACE_KILL_ONLY="machine inside train"` some kills.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headrace.services import up
+from tests.kills.end_state import differences, end_state
+from tests.kills.killing import Killing
+from tests.kills.matrix import ONLY, SEED, Kill, Step, every_kill, one_kill_each
+from tests.kills.scenarios import SCENARIOS, Scenario, write_recipe
+from tests.kills.snapshot import Snapshot
+from tests.kills.steps import Steps
+from tests.kills.victims import VICTIMS
+from tests.paths import ROOT
+from tests.projects import make_project
+from tests.release.live import Live
+
+
+@dataclass
+class Begun:
+    """A flow that has run undisturbed."""
+
+    before: Snapshot
+    """The project before the flow."""
+    steps: list[Step]
+    end: dict[str, Any]
+    """The state in which it has ended."""
+
+
+@dataclass
+class Matrix:
+    """A project whose services run, with the flows that have run undisturbed in it."""
+
+    killing: Killing
+    begun: dict[str, Begun] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        return self.killing.project.root.parent
+
+    def begin(self, scenario: Scenario) -> Begun:
+        """Runs the flow undisturbed, the first time."""
+        if scenario.flow not in self.begun:
+            self.killing.ensure_up()
+            Snapshot(self.killing.project, self.folder / "empty").restore()
+            scenario.before(self.killing.live)
+            before = Snapshot(self.killing.project, self.folder / scenario.flow)
+            before.take()
+            before.restore()
+            steps = self.killing.run_undisturbed(scenario)
+            assert self.killing.leftovers() == []
+            self.begun[scenario.flow] = Begun(before, steps, end_state(self.killing.live))
+        return self.begun[scenario.flow]
+
+    def require_same_end(self, scenario: Scenario, kills: Sequence[Kill]) -> None:
+        """Runs the flow with these kills, and compares its end with the undisturbed one."""
+        begun, names, began = self.begin(scenario), ", then ".join(map(str, kills)), time.monotonic()
+        self.killing.ensure_up()
+        begun.before.restore()
+        self.killing.run_killed(scenario, kills, begun.steps)
+        found = [*self.killing.leftovers(), *differences(begun.end, end_state(self.killing.live))]
+        print(f"{scenario.flow}: {names}: {time.monotonic() - began:.1f} s", file=sys.stderr)
+        assert not found, f"{scenario.flow}, killed: {names}\n  " + "\n  ".join(found)
+
+
+@pytest.fixture(scope="module")
+def matrix(tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[], dict[str, str]]) -> Iterator[Matrix]:
+    """A project whose services run, and of which nothing is released."""
+    live = Live(make_project(tmp_path_factory.mktemp("kills") / "clone"), free_ports())
+    found = Killing(live, Steps(live.project.root))
+    found.steps.install()
+    write_recipe(live)
+    try:
+        found.ensure_up()
+        made = Matrix(found)
+        Snapshot(found.project, made.folder / "empty").take()
+        yield made
+    finally:
+        up.down(found.project)
+
+
+@pytest.fixture(autouse=True)
+def _seed_of_a_failure(request: pytest.FixtureRequest) -> None:
+    """Pytest prints this with a test that fails."""
+    request.node.add_report_section("setup", "seed", f"HEADRACE_KILL_SEED={SEED} repeats the random instants")
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("scenario", [one for one in SCENARIOS if one.is_outermost], ids=lambda scenario: scenario.flow)
+def test_a_flow_ends_as_usual_although_all_is_killed_once(scenario: Scenario, matrix: Matrix) -> None:
+    """Flow, worker, server and machine, one after the other at random instants of the same run."""
+    matrix.require_same_end(scenario, one_kill_each(matrix.begin(scenario).steps))
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(4 * 3600)
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.flow)
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_a_flow_ends_as_usual_wherever_it_is_killed(
+    scenario: Scenario, victim: str, matrix: Matrix, subtests: pytest.Subtests
+) -> None:
+    for kill in every_kill(matrix.begin(scenario).steps, victim):
+        if ONLY in str(kill):
+            with subtests.test(str(kill)):
+                matrix.require_same_end(scenario, [kill])
+
+
+def test_every_flow_is_in_the_table() -> None:
+    flows = {path.stem for path in (ROOT / "flows").glob("*.py") if "\n@flow(" in path.read_text()}
+    assert flows == {scenario.flow for scenario in SCENARIOS}
