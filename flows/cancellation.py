@@ -18,13 +18,14 @@ from prefect.states import Cancelled
 
 from flows.run_events import end_published
 from headrace.processes import broken_pipes_ignored
-from tasks.dead_runs import BY_WORKER, close_dead_runs
 
 POLL_SECONDS = 2.0
 WORKER_SECONDS = 15.0
 """A worker ends the runs that it has started, unless it was killed meanwhile."""
 JOIN_SECONDS = 5.0
 """The longest wait for the thread that watches, which may be waiting for an answer of Prefect's server."""
+BY_WORKER = "PREFECT__FLOW_RUN_ID"
+"""Environment variable of flows that a worker has started."""
 MESSAGE = "cancelled in Prefect"
 
 
@@ -41,15 +42,11 @@ def supervised_run() -> Iterator[None]:
     """Runs the body of a flow so that it can be cancelled in Prefect's UI, and outlives the worker that has started it.
 
     Once a person cancels or deletes the flow run, KeyboardInterrupt is raised in the body. After that the run is `Cancelled`.
-    Runs of other flows that were killed are closed first.
 
     Raises:
         RunEnded: in place of the body's result, when the run, or one within it, was cancelled or deleted.
     """
     run_id = flow_run.get_id()
-    if os.environ.get(BY_WORKER, run_id) == run_id:  # not within another run
-        with suppress(Exception), get_client(sync_client=True) as client:  # the next run closes them
-            close_dead_runs(client)
     with broken_pipes_ignored(), end_published(), ExitStack() as stack:
         if run_id and threading.current_thread() is threading.main_thread():
             stack.enter_context(_interrupted_when_cancelled(UUID(str(run_id))))

@@ -6,7 +6,9 @@ from typing import Any
 
 from prefect import get_client, task
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName, FlowRunFilterState, FlowRunFilterStateType
+from prefect.client.schemas.objects import StateType
 from prefect.runtime import flow_run
+from prefect.states import Cancelled, Crashed
 
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
@@ -14,7 +16,6 @@ from headrace.release import deploy, recovery
 from headrace.release import record as recording
 from headrace.release.decision import Decision
 from headrace.release.deploy import PackagedVersion
-from tasks.dead_runs import OPEN, close
 from tasks.reporting import report, step
 from tasks.settings import HOUR, PLAIN
 
@@ -29,14 +30,15 @@ def recover(recipe: Recipe, project: Project) -> None:
 
 
 def _close_dead_runs(recipe: Recipe) -> None:
-    """Closes runs that a kill left open; the release lock says that none of them is alive."""
+    """Closes runs that a kill left `Running` or `Cancelling`; the release lock says that none of them is alive."""
     alive = flow_run.get_id()
-    open_states = FlowRunFilterStateType(any_=list(OPEN))
+    open_states = FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.CANCELLING])
     named = FlowRunFilter(name=FlowRunFilterName(any_=[recipe.name]), state=FlowRunFilterState(type=open_states))
     with get_client(sync_client=True) as client:
         for run in client.read_flow_runs(flow_run_filter=named):
             if str(run.id) != str(alive):
-                close(run, client)
+                ended = Cancelled if run.state_type == StateType.CANCELLING else Crashed
+                client.set_flow_run_state(run.id, ended(message="its process was killed"), force=True)
 
 
 @task(name="keep production serving", **PLAIN)

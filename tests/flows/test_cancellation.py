@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -19,14 +20,17 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.context import refresh_global_settings_context
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
-from prefect.states import Cancelling, Running, State
+from prefect.states import Cancelling, Crashed, Running, State
 
 from flows import cancellation
 from flows.cancellation import RunEnded, supervised_run
+from headrace.events.running import dead_runs
 from headrace.processes import children_ended
 from headrace.project import Project
 from headrace.release.lock import release_lock
+from headrace.services.events.dead_runs import publish_dead_runs
 from headrace.services.prefect import prefect_environment
+from tests.paths import ROOT
 from tests.services.prefect_server import prefect_server
 
 SECONDS = 60.0
@@ -137,32 +141,31 @@ def test_a_worker_has_time_to_end_its_runs_first(project: Project, monkeypatch: 
     assert state is not None and state.is_cancelled() and time.monotonic() - began > 3.0
 
 
-def test_runs_that_were_killed_are_closed_by_the_next_run(project: Project) -> None:
-    """The worker was killed with them, so nobody told Prefect."""
+def test_flows_within_a_killed_run_are_closed_with_it(project: Project) -> None:
+    """As for a monitor whose refresh releases: Prefect's worker, if it is alive, closes the outermost run alone."""
     with get_client(sync_client=True) as client:
-        killed, alive = (run_of_worker(client) for _ in range(2))
-        within = client.create_flow_run(flow(name="release")(nothing), parent_task_run_id=task_run_in(killed, client))
-        for run_id in (killed, alive, within.id):
-            client.set_flow_run_state(run_id, Running(), force=True)
-    code = "import time; time.sleep(600)"
-    process = psutil.Popen([sys.executable, "-c", code], env={**os.environ, cancellation.BY_WORKER: str(alive)})
-    try:
-        Attempt(project).run("monitor", nothing)
-    finally:
-        process.kill()
-        process.wait()
-    states = [state_of(str(run_id)) for run_id in (killed, within.id, alive)]
-    assert [state.type.value for state in states if state] == ["CRASHED", "CRASHED", "RUNNING"]
+        outermost = client.create_flow_run(flow(name="monitor")(nothing))
+        within = client.create_flow_run(flow(name="refresh")(nothing), parent_task_run_id=part_of(outermost.id, client))
+        innermost = client.create_flow_run(flow(name="release")(nothing), parent_task_run_id=part_of(within.id, client))
+        for run in (outermost, within, innermost):
+            client.set_flow_run_state(run.id, Running(), force=True)
+        client.set_flow_run_state(outermost.id, Crashed(), force=True)
+    code = (
+        "import os; from headrace.events.running import Run, marked; from headrace.project import find_project\n"
+        f"with marked(Run({str(outermost.id)!r}, 'monitor', 'toy'), find_project(), OSError): os._exit(1)"
+    )
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "HEADRACE_ROOT": str(project.root)}, cwd=ROOT, check=False)
+    assert [run.id for run in dead_runs(project)] == [str(outermost.id)]
+    publish_dead_runs(project)
+    states = [state_of(str(run.id)) for run in (outermost, within, innermost)]
+    assert [state.type.value for state in states if state] == ["CRASHED", "CRASHED", "CRASHED"]
+    assert dead_runs(project) == []
 
 
 def nothing() -> None:
     """A flow or a task that is never run."""
 
 
-def run_of_worker(client: SyncPrefectClient) -> UUID:
-    deployment = client.create_deployment(client.create_flow_from_name("monitor"), "monitor-toy")
-    return client.create_flow_run_from_deployment(deployment).id
-
-
-def task_run_in(run_id: UUID, client: SyncPrefectClient) -> UUID:
+def part_of(run_id: UUID, client: SyncPrefectClient) -> UUID:
+    """The task run by which a flow calls another one."""
     return client.create_task_run(task(nothing), run_id, dynamic_key="0").id

@@ -51,6 +51,7 @@ def test_refresh_succeeds_when_the_source_is_exhausted(
 
     def release(recipe_name: str) -> dict[str, Any]:
         released.append(data_version(project, recipe_name).rows)
+        refreshing.forget(recipe_name, project)  # as `record` and `stop` do
         return {"outcome": "unchanged"}
 
     monkeypatch.setattr(flows.refresh, "release", release)

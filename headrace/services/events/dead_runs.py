@@ -28,7 +28,9 @@ def publish_dead_runs(project: Project) -> None:
             data = {"run": run.flow, "flow_run": run.id, "pid": run.pid, "reason": KILLED}
             if not publish(project, "crashed", run.model, data, key=run.key):
                 continue
-        if state is not None and (state not in OPEN or _close(run, state, project)):
+        if state is None or not _close_parts(run.id, project):
+            continue
+        if state not in OPEN or _close(run.id, state, project):
             forget(run, project)
 
 
@@ -76,9 +78,23 @@ def _state(run: Run, project: Project) -> str | None:
     return "DELETED" if answer.status == 404 else str(answer.json().get("state_type"))
 
 
-def _close(run: Run, state: str, project: Project) -> bool:
+def _close_parts(run_id: str, project: Project) -> bool:
+    """Closes the runs of flows that a dead run has called, and so on; returns whether all are closed. A worker closes only the
+    run itself."""
+    query = {"flow_runs": {"parent_flow_run_id": {"any_": [run_id]}}}
+    answer = prefect_api.call(project, "/flow_runs/filter", "POST", query)
+    if answer is None or answer.status != 200:
+        return False
+    parts: list[dict[str, Any]] = answer.json()
+    return all(
+        _close_parts(one["id"], project) and (one["state_type"] not in OPEN or _close(one["id"], one["state_type"], project))
+        for one in parts
+    )
+
+
+def _close(run_id: str, state: str, project: Project) -> bool:
     """Gives a run in Prefect the state in which it ended; returns whether Prefect has accepted it."""
     ended = "CANCELLED" if state == "CANCELLING" else "CRASHED"
     body = {"state": {"type": ended, "name": ended.capitalize(), "message": KILLED}, "force": True}
-    answer = prefect_api.call(project, f"/flow_runs/{run.id}/set_state", "POST", body)
+    answer = prefect_api.call(project, f"/flow_runs/{run_id}/set_state", "POST", body)
     return answer is not None and answer.status < 300
