@@ -47,6 +47,7 @@ PAGES = [
     "docs/rollouts.md",
     "docs/observability.md",
     "docs/monitoring.md",
+    "docs/schedules.md",
     "docs/deployments.md",
     "docs/architecture.md",
 ]

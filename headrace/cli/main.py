@@ -27,6 +27,7 @@ from headrace.cli import (
     simulate,
     tokens,
     usage,
+    webhooks,
 )
 from headrace.errors import UsageError, near_miss
 from headrace.permissions import set_private_umask
@@ -42,7 +43,7 @@ SECTIONS: dict[str, list[click.Command]] = {
     "Serve": [run.up, run.down, rollouts.scale, service.service],
     "Call models": [predict.predict, batches.batch, feedback.feedback],
     "Recipes and data": [recipes.list_recipes, new.new, recipes.check, recipes.expectations, data.data, simulate.simulate],
-    "Monitor": [monitor.monitor, monitor.drift],
+    "Monitor": [monitor.monitor, monitor.drift, webhooks.webhooks],
     "Inspect": [inspect.status, inspect.logs, inspect.history_command, inspect.trace, inspect.open_page],
     "Back up": [backups.backup, backups.restore],
     "Access and usage": [tokens.tokens, usage.usage, usage.audit],

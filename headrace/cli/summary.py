@@ -121,6 +121,10 @@ def print_status(found: dict[str, Any]) -> None:
     for one in (*found["services"], *found["models"]):
         if one["problem"]:
             console.out().print(f"{one['name']}: {escape(one['problem'])}\n  hint: {escape(one['hint'])}")
+    from headrace.services.events.overview import problems
+
+    for line in problems(found["receivers"]):
+        console.out().print(f"{escape(line)}\n  hint: headrace webhooks list")
 
 
 def print_deleted(name: str, what: str) -> None:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from typing import Literal
 
 from pydantic import Field, field_validator
 
 from headrace.errors import near_miss
 from headrace.recipe.data import DataConfig
+from headrace.recipe.duration import duration_seconds
 from headrace.recipe.section import Fraction, Section
 from headrace.runtime.contract import Contract
-
-UNITS = {"m": 60.0, "h": 3600.0, "d": 24 * 3600.0}
-SHORTEST_SECONDS = 60.0
 
 
 class RetrainConfig(Section):
@@ -27,12 +24,12 @@ class RetrainConfig(Section):
     @field_validator("cooldown")
     @classmethod
     def _check_cooldown(cls, cooldown: str) -> str:
-        _seconds(cooldown)
+        duration_seconds(cooldown)
         return cooldown
 
     @property
     def cooldown_seconds(self) -> float:
-        return _seconds(self.cooldown)
+        return duration_seconds(self.cooldown)
 
 
 class MonitorConfig(Section):
@@ -58,12 +55,12 @@ class MonitorConfig(Section):
     @classmethod
     def _check_every(cls, every: str | None) -> str | None:
         if every is not None:
-            _seconds(every)
+            duration_seconds(every)
         return every
 
     @property
     def every_seconds(self) -> float | None:
-        return None if self.every is None else _seconds(self.every)
+        return None if self.every is None else duration_seconds(self.every)
 
     @field_validator("personal")
     @classmethod
@@ -71,18 +68,6 @@ class MonitorConfig(Section):
         if twice := sorted({name for name in personal if personal.count(name) > 1}):
             raise ValueError(f"{twice} are listed twice")
         return personal
-
-
-def _seconds(duration: str) -> float:
-    """
-    Raises:
-        ValueError: it is no duration of at least a minute.
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([mhd])", duration)
-    seconds = float(found[1]) * UNITS[found[2]] if found else 0.0
-    if seconds < SHORTEST_SECONDS:
-        raise ValueError(f"expected a duration of at least a minute, for example 15m, 1h or 7d; got {duration!r}")
-    return seconds
 
 
 def check_personal(monitor: MonitorConfig, data: DataConfig) -> None:

@@ -24,6 +24,7 @@ from headrace.recipe.data import DataConfig
 from headrace.recipe.gate import GateConfig
 from headrace.recipe.models import MODELS, ModelConfig, config_of
 from headrace.recipe.monitor import MonitorConfig, check_personal
+from headrace.recipe.refresh import RefreshConfig, check_refresh
 from headrace.recipe.section import Section
 from headrace.recipe.serve import ServeConfig
 from headrace.recipe.synonyms import near_field
@@ -68,6 +69,7 @@ class Recipe(Section):
     gate: GateConfig = GateConfig()
     serve: ServeConfig
     monitor: MonitorConfig = MonitorConfig()
+    refresh: RefreshConfig | None = None
 
     @field_validator("task")
     @classmethod
@@ -94,6 +96,7 @@ class Recipe(Section):
         task_type.check_training(self.train, self.task)
         task_type.check_gate(self.gate, self.model, self.task)
         check_personal(self.monitor, self.data)
+        check_refresh(self.refresh, self.data)
         return self
 
     @model_validator(mode="after")

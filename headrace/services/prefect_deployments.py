@@ -21,7 +21,7 @@ from headrace.files import read_cached_json, write_json, write_text
 from headrace.project import Project
 from headrace.services import prefect
 from headrace.services.prefect_file import FILE, HINT, Entry, keep_pauses, read_entry, read_file, timing_of
-from headrace.services.recipe_deployments import monitor_entries
+from headrace.services.recipe_deployments import recipe_entries
 from headrace.tracking.provenance import sha256
 
 SECONDS = 900
@@ -63,10 +63,10 @@ def register_deployments(project: Project, report: Report = lambda line: None) -
     project.locks.mkdir(parents=True, exist_ok=True)
     with FileLock(project.locks / "deployments.lock"):  # `up`, and a release that starts the servers
         content, entries = read_file(project.root)
-        watched = monitor_entries(project, {entry.name for entry in entries}, report)
-        entries = [*entries, *watched]
+        of_recipes = recipe_entries(project, {entry.name for entry in entries}, report)
+        entries = [*entries, *of_recipes]
         record, found = _read_record(project), _deployments(project)
-        stamp = _stamp(project, watched)
+        stamp = _stamp(project, of_recipes)
         has_changed = record.stamp != stamp or not _is_deployed(entries, record, found)
         if has_changed:
             found = _deploy(project, content, entries, record, found, report)
@@ -234,9 +234,9 @@ def _read_record(project: Project) -> _Record:
         return _Record("", [], False)
 
 
-def _stamp(project: Project, watched: list[Entry]) -> str:
+def _stamp(project: Project, of_recipes: list[Entry]) -> str:
     """Changes when `prefect.yaml` or the schedules of recipes change, the project moves, or the server begins with a new
     database."""
     database = project.state / "prefect" / "prefect.db"
-    recipes = "".join(f" {entry.name} {schedule.timing}" for entry in watched for schedule in entry.schedules)
+    recipes = "".join(f" {entry.name} {json.dumps(entry.fields, sort_keys=True)}" for entry in of_recipes)
     return f"{sha256(project.root / FILE)} {database.stat().st_ino if database.exists() else 0} {project.root}{recipes}"

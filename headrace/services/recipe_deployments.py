@@ -1,19 +1,27 @@
-"""Deployments that recipes ask for, beside those of `prefect.yaml`: `monitor: {every: 1h}` makes `monitor-NAME`."""
+"""Deployments that recipes ask for, beside those of `prefect.yaml`: `monitor: {every: 1h}` makes `monitor-NAME`, and
+`refresh: {cron: …}` makes `refresh-NAME`."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from headrace.console import Report
 from headrace.errors import HeadraceError
 from headrace.project import Project
-from headrace.recipe.recipe import load_recipe
+from headrace.recipe.recipe import Recipe, load_recipe
 from headrace.services import prefect
 from headrace.services.prefect_file import Entry, read_entry
 
-ENTRYPOINT = "flows/monitor.py:monitor"
+SECTIONS = ("monitor", "refresh")
+"""Sections of a recipe that can have a schedule; the flow and the prefix of the deployment have the same name."""
+DESCRIPTIONS = {
+    "monitor": "Looks at what {} is asked and answers, as its recipe says (monitor.every).",
+    "refresh": "Adds the next batch of {}, and releases on all data, as its recipe says (refresh); the gate decides.",
+}
 
 
-def monitor_entries(project: Project, taken: set[str], report: Report) -> list[Entry]:
-    """Returns a deployment for each recipe that is watched on a schedule.
+def recipe_entries(project: Project, taken: set[str], report: Report) -> list[Entry]:
+    """Returns a deployment for each section of a recipe that has a schedule.
 
     A recipe that cannot be read is reported, and has none: the other deployments are made all the same.
 
@@ -22,26 +30,37 @@ def monitor_entries(project: Project, taken: set[str], report: Report) -> list[E
     """
     found = []
     for path in sorted(project.recipes.glob("*.yaml")):
-        name = f"monitor-{path.stem}"
-        if name in taken or "monitor:" not in path.read_text(encoding="utf-8", errors="replace"):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        wanted = [section for section in SECTIONS if f"{section}:" in text and f"{section}-{path.stem}" not in taken]
+        if not wanted:
             continue
         try:
-            seconds = load_recipe(path.stem, project).monitor.every_seconds
+            recipe = load_recipe(path.stem, project)
         except HeadraceError as error:
-            report(f"deployment {name} is not made, because its recipe cannot be read: {error.message}")
+            for section in wanted:
+                name = f"{section}-{path.stem}"
+                report(f"deployment {name} is not made, because its recipe cannot be read: {error.message}")
             continue
-        if seconds is not None:
-            found.append(read_entry(_fields(name, path.stem, seconds), f"recipes/{path.name}"))
+        for section in wanted:
+            if (schedule := _schedule(section, recipe)) is not None:
+                found.append(read_entry(_fields(section, recipe.name, schedule), f"recipes/{path.name}"))
     return found
 
 
-def _fields(name: str, recipe: str, seconds: float) -> dict[str, object]:
+def _schedule(section: str, recipe: Recipe) -> dict[str, Any] | None:
+    if section == "refresh":
+        return None if recipe.refresh is None else recipe.refresh.schedule
+    seconds = recipe.monitor.every_seconds
+    return None if seconds is None else {"interval": seconds, "active": True}
+
+
+def _fields(section: str, recipe: str, schedule: dict[str, Any]) -> dict[str, object]:
     return {
-        "name": name,
-        "description": f"Looks at what {recipe} is asked and answers, as its recipe says (monitor.every).",
-        "entrypoint": ENTRYPOINT,
+        "name": f"{section}-{recipe}",
+        "description": DESCRIPTIONS[section].format(recipe),
+        "entrypoint": f"flows/{section}.py:{section}",
         "parameters": {"recipe_name": recipe},
         "work_pool": {"name": prefect.WORK_POOL},
         "tags": ["headrace"],
-        "schedules": [{"interval": seconds, "active": True}],
+        "schedules": [schedule],
     }

@@ -10,6 +10,7 @@ from headrace.project import Project
 from headrace.release import history, journal, reviews
 from headrace.release.journal import Entry
 from headrace.services import mlflow
+from headrace.services.events.overview import overview
 from headrace.services.service import Server, Service
 from headrace.services.up import NAMES, servers
 from headrace.serving.gateway import admin, gateway
@@ -20,7 +21,7 @@ from headrace.serving.replicas.replica import Replica
 
 
 def status(project: Project) -> dict[str, Any]:
-    """Returns `models`, `candidates` and `services` as plain values, quickly, also when nothing runs.
+    """Returns `models`, `candidates`, `services` and `receivers` of events as plain values, quickly, also when nothing runs.
 
     `candidates` are versions that wait for approval, or have been reviewed and are not released. `models` are those behind the
     gateway, and those that are in production by the journal and do not serve. A model or service has a `problem`, which is None
@@ -35,6 +36,7 @@ def status(project: Project) -> dict[str, Any]:
         "models": [found for _, found in sorted(models.items())],
         "candidates": [one.to_dict() for one in reviews.candidates(project)],
         "services": [service.to_dict() for service in services(project, in_depth=True)],
+        "receivers": overview(project),
     }
 
 

@@ -202,22 +202,35 @@ def test_a_file_without_deployments_removes_those_of_the_file_alone(project: Pro
     assert deployments(project).keys() == {"own"} & before.keys()
 
 
-def test_a_recipe_that_is_watched_on_a_schedule_has_a_deployment(project: Project) -> None:
+def test_schedules_of_recipes_have_deployments_whose_pauses_survive(project: Project) -> None:
     (project.root / "flows").mkdir()
-    (project.root / "flows" / "monitor.py").write_text(FLOW.replace("nightly", "monitor"))
+    for flow in ("monitor", "refresh"):
+        (project.root / "flows" / f"{flow}.py").write_text(FLOW.replace("nightly", flow))
     recipe = project.recipes / "tiny.yaml"
-    recipe.write_text(TINY_TABLE + "monitor: {every: 90m}\n")
+    incremental = TINY_TABLE.replace("  target: kind\n", "  target: kind\n  incremental: {column: length, first: 1}\n")
+    scheduled = incremental + "monitor: {every: 90m}\nrefresh: {cron: '0 3 1 * *', timezone: Europe/Berlin}\n"
+    recipe.write_text(scheduled)
     (project.recipes / "broken.yaml").write_text("monitor: [\n")
     write(project)
     lines = up(project)
-    assert "deployment monitor-tiny added" in lines
+    assert {"deployment monitor-tiny added", "deployment refresh-tiny added"} <= set(lines)
     assert any(line.startswith("deployment monitor-broken is not made, because its recipe cannot be read") for line in lines)
-    assert schedules(project, "monitor-tiny") == {"5400.0": True}
+    assert schedules(project, "monitor-tiny") == {"5400.0": True} and schedules(project, "refresh-tiny") == {"0 3 1 * *": True}
+    assert deployments(project)["refresh-tiny"]["schedules"][0]["schedule"]["timezone"] == "Europe/Berlin"
     assert deployments(project)["monitor-tiny"]["parameters"] == {"recipe_name": "tiny"}
     (project.recipes / "broken.yaml").unlink()
-    assert up(project) == []
-    recipe.write_text(TINY_TABLE)
-    assert up(project) == ["deployment monitor-tiny removed: neither prefect.yaml nor a recipe has it"]
+    set_active(project, "refresh-tiny", "0 3 1 * *", False)
+    recipe.write_text(scheduled.replace("Europe/Berlin", "UTC").replace("monitor: {every: 90m}\n", ""))
+    paused = f"deployment refresh-tiny: schedule cron 0 3 1 * * {BY_PERSON}"
+    gone = "removed: neither prefect.yaml nor a recipe has it"
+    assert up(project) == ["deployment refresh-tiny changed", f"deployment monitor-tiny {gone}", paused]
+    assert deployments(project)["refresh-tiny"]["schedules"][0]["schedule"]["timezone"] == "UTC"
+    assert up(project) == [paused]
+    recipe.write_text(incremental + "refresh: {every: 1d}\n")
+    up(project)
+    assert schedules(project, "refresh-tiny").keys() == {"86400.0"}
+    recipe.write_text(incremental)
+    assert up(project) == [f"deployment refresh-tiny {gone}"]
 
 
 def test_pauses_when_the_file_changes_or_its_last_state_is_unknown() -> None:

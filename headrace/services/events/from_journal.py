@@ -21,6 +21,7 @@ NAMES: dict[str, EventName] = {
     "awaiting-approval": "awaiting-approval",
     "approved": "approved",
     "rejected": "rejected",
+    "expired": "approval-expired",
     "released": "released",
     "rolled-back": "rolled-back",
     "rollout-failed": "rolled-back",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import ssl
@@ -146,6 +145,8 @@ class WebhookReceiver:
         return self.project.settings.webhook_days * DAY
 
     def send(self, event: Event) -> None:
+        import asyncio
+
         try:
             key = read_key(self.webhook, self.project)
         except HeadraceError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import signal
 import socket
@@ -27,7 +28,7 @@ from headrace.services.events.receivers import Receiver, WebhookReceiver
 from headrace.serving.access.tls import prepare_certificate
 from headrace.settings import Settings, Webhook
 from tests.http_receiver import running
-from tests.services.events.webhook_receiver import SECRET, WebhookServer
+from tests.services.events.webhook_receiver import SECRET, WebhookServer, is_genuine
 
 DAY = 86400.0
 
@@ -87,6 +88,10 @@ def test_a_webhook_is_signed_and_says_what_happened(project: Project) -> None:
     assert body["type"] == "headrace.released" and body["data"] == {"model": "tiny", "sequence": 1, "version": "3"}
     assert body["timestamp"].endswith("Z") and headers["content-type"] == "application/json"
     assert headers["webhook-id"] == server.attempts[0]
+    text = json.dumps(body).encode()
+    assert is_genuine(headers, text, SECRET)
+    assert not is_genuine(headers, text.replace(b"3", b"4"), SECRET)
+    assert not is_genuine({**headers, "webhook-timestamp": str(int(time.time()) - 600)}, text, SECRET)
 
 
 def test_the_signature_is_that_of_the_specification() -> None:
