@@ -5,6 +5,7 @@ Calls private functions of torch: `torch._fused_adam_`, `torch._fused_adamw_` an
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,10 @@ from torch.optim import Adam
 
 Lists = list[tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]]
 """For each group: parameters, first and second moments, and step counts."""
+
+
+_torch_step = inspect.unwrap(Adam.step)
+"""Without torch's wrapper around it, for the reason in `optimizers.step_of`."""
 
 
 class FusedAdam(Adam):
@@ -32,7 +37,7 @@ class FusedAdam(Adam):
         lists = self._lists = self._lists or self._collect()
         gradients: list[list[Any]] = [[parameter.grad for parameter in group["params"]] for group in self.param_groups]
         if lists is None or any(gradient is None for group in gradients for gradient in group):
-            super().step()
+            _torch_step(self)
             return
         for group, found, (parameters, first, second, steps) in zip(self.param_groups, gradients, lists, strict=True):
             torch._foreach_add_(steps, 1)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +27,7 @@ class ScheduledOptimizer:
         self.steps_done = 0
         self.schedule = make_schedule(config, steps)
         self.optimizers = make_optimizers(model, config)
+        self.steps = [step_of(optimizer) for optimizer in self.optimizers]
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.decayed = parameters_of(model).decayed
 
@@ -42,10 +47,11 @@ class ScheduledOptimizer:
                     group["lr"] = rate
         self.steps_done += 1
 
+    @torch.no_grad()
     def step(self) -> None:
         """Moves the weights along the gradients."""
-        for optimizer in self.optimizers:
-            optimizer.step()
+        for step in self.steps:
+            step()
 
     def zero_grad(self) -> None:
         """Drops the gradients."""
@@ -104,6 +110,7 @@ def parameters_of(model: nn.Module) -> Parameters:
 def make_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
     """Returns the optimizers that the recipe names, fused into one kernel if torch supports that. With Muon, AdamW optimizes
     all parameters that are not hidden matrices."""
+    _skip_import_of_dynamo()
     parameters = parameters_of(model)
     decay = config.weight_decay
     momentum = MOMENTUM.get(config.optimizer, 0.0) if config.momentum is None else config.momentum
@@ -125,6 +132,24 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
         return [RMSprop(groups, lr=rate, momentum=momentum, foreach=True, capturable=on_gpu)]
     is_adamw = config.optimizer == "adamw"
     return [FusedAdam(groups, lr=rate, fused=True, capturable=on_gpu, decoupled_weight_decay=is_adamw)]
+
+
+def step_of(optimizer: Optimizer) -> Callable[[], object]:
+    """Returns the step of `optimizer`, to be called without gradients.
+
+    torch's wrapper around it does no more than that, and imports the tracer of torch.compile, which takes a second at the start
+    of each training. Optimizers are not part of what Headrace compiles.
+    """
+    return partial(inspect.unwrap(type(optimizer).step), optimizer)
+
+
+def _skip_import_of_dynamo() -> None:
+    """Keeps methods of optimizers from importing the tracer of torch.compile only to tell it not to trace them."""
+    if "torch._dynamo" in sys.modules:
+        return
+    for method in (Optimizer.add_param_group, Optimizer.zero_grad, Optimizer.state_dict, Optimizer.load_state_dict):
+        plain = inspect.unwrap(method)
+        plain.__dynamo_disable = plain  # type: ignore[attr-defined]  # where torch._compile._disable_dynamo looks
 
 
 def parameter_groups(weights: list[Tensor], rest: list[Tensor], decay: float) -> list[dict[str, object]]:

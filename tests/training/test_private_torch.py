@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-from torch.optim import Optimizer
+from torch.optim import SGD, Adam, AdamW, Muon, Optimizer, RMSprop
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,16 @@ def test_fused_kernels_take_the_arguments_that_fused_adam_passes() -> None:
 def test_optimizers_skip_the_profiler_for_steps_marked_as_hooked() -> None:
     source = inspect.getsource(Optimizer._patch_step_function)
     assert '"hooked"' in source, "Optimizer wraps FusedAdam.step now, which makes small models train more slowly"
+
+
+def test_optimizers_import_the_tracer_only_where_we_keep_them_from_it() -> None:
+    where = "see headrace/training/optimizers.py: without it each training starts a second later"
+    assert "__dynamo_disable" in inspect.getsource(torch._compile), where
+    for method in (Optimizer.add_param_group, Optimizer.zero_grad, Optimizer.state_dict, Optimizer.load_state_dict):
+        assert inspect.unwrap(method) is not method, where
+    for kind in (SGD, Adam, AdamW, Muon, RMSprop):
+        source = inspect.getsource(inspect.unwrap(kind.step))
+        assert source.lstrip().startswith(("@_use_grad", "@torch.no_grad", "def step(")) and "_dynamo" not in source, where
 
 
 def test_the_agent_has_what_our_agent_overrides() -> None:

@@ -78,6 +78,7 @@ for config, folder, die_in in json.loads(sys.argv[1]):
     child = os.fork()  # imports once for all
     if child == 0:
         digest, _ = run(TrainConfig.model_validate(config), Path(folder), tuple(die_in) if die_in else None)
+        assert "torch._dynamo" not in sys.modules, "importing the tracer of torch.compile takes a second"
         os.write(1, f"{digest}\\n".encode())
         os._exit(0)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
