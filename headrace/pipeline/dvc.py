@@ -15,6 +15,7 @@ from headrace.errors import DiskFull, HeadraceError
 from headrace.files import is_disk_full, read_cached_json, write_with
 from headrace.permissions import tracked_mode
 from headrace.pipeline import custom_code, installed_code
+from headrace.pipeline.lock_file import quick_lock_file
 from headrace.pipeline.stages import ERROR_FILE
 from headrace.processes import PARENT_PID, children_ended
 from headrace.project import Project
@@ -74,7 +75,7 @@ def _reproduce(target: str, project: Project, error_file: Path) -> bool:
 
     def run() -> bool:
         # DVC finds targets from the working folder
-        with open_repo(project) as repo, contextlib.chdir(project.root), captured_errors() as failures:
+        with open_repo(project) as repo, contextlib.chdir(project.root), captured_errors() as failures, quick_lock_file():
             ran = bool(repo.reproduce([target], single_item=True))
         # DVC only logs that an output is not in its cache; the next run would make it again.
         if any(is_disk_full(failure) for failure in failures):

@@ -149,7 +149,7 @@ def _skip_import_of_dynamo() -> None:
         return
     for method in (Optimizer.add_param_group, Optimizer.zero_grad, Optimizer.state_dict, Optimizer.load_state_dict):
         plain = inspect.unwrap(method)
-        plain.__dynamo_disable = plain  # type: ignore[attr-defined]  # where torch._compile._disable_dynamo looks
+        plain.__dynamo_disable = plain  # where torch._compile._disable_dynamo looks
 
 
 def parameter_groups(weights: list[Tensor], rest: list[Tensor], decay: float) -> list[dict[str, object]]:
