@@ -18,7 +18,7 @@ from tasks.settings import HOUR, PLAIN
 def look(recipe: Recipe, project: Project) -> MonitorReport:
     """Counts the hours that are new, and compares the last day with training."""
     step("look", "at what is asked and answered, beside the training rows")
-    found = looking.look(recipe.name, recipe.monitor, project, report)
+    found = looking.look(recipe.name, recipe.monitor, project, report, metric=recipe.gate.main_metric)
     for line in found.lines():
         report(line)
     return found
@@ -40,7 +40,7 @@ def decide_retraining(recipe: Recipe, found: MonitorReport, project: Project) ->
     """Whether the model is trained again now, by the limits of `monitor.retrain`, or goes on with a training that was
     interrupted; an attempt is counted before it begins."""
     decision = retraining.decide(recipe.monitor, found, project)
-    if found.is_alarming or decision.retrain:
+    if found.is_alarming or found.worse or decision.retrain:
         report(decision.reason)
     if decision.retrain:
         retraining.count_attempt(found, project)

@@ -16,7 +16,7 @@ from headrace.files import read_cached_json, read_json
 from headrace.project import Project
 from headrace.release import journal
 from headrace.runtime.usage import fold, read_usage
-from headrace.services.api.feedback_store import FeedbackStore, database
+from headrace.services.feedback_store import FeedbackStore, database
 from headrace.serving.access import audit, tokens
 from headrace.serving.gateway.models_file import read_models
 from headrace.serving.replicas.process_runner import ProcessRunner

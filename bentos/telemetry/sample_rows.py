@@ -1,5 +1,7 @@
 """What a sample keeps of a row: numbers and categories as the model got them, the beginning of texts, a summary of a picture,
-and of a graph the number of its parts. Never a personal field."""
+and of a graph the number of its parts. Never a personal field.
+
+`SampleEncoder` runs in the writer's thread, for the few rows that are taken; no answer waits for it."""
 
 from __future__ import annotations
 
@@ -18,13 +20,15 @@ from bentos.models.onnx_model import OnnxModel
 from bentos.telemetry.records import MAX_ANSWERS
 from headrace.runtime.contract import Contract, Feeds
 from headrace.runtime.images import FORMATS, MAX_FILE_BYTES, MAX_PIXELS, InvalidImage, open_picture
+from headrace.runtime.sample_file import TEXT_CHARACTERS
+from headrace.runtime.thumbnail import thumbnail, to_text
 
-TEXT_CHARACTERS = 1000
-"""Characters of a text that are kept; also of a category, which a client may send at any length."""
 ROW_BYTES = 64 * 1024
 """Largest row of a sample, encoded."""
 ROW_OVERHEAD_BYTES = 1000
 """What a row takes in memory beside its texts and pictures, about."""
+MOST_PROBABILITIES = 100
+"""Labels whose probabilities are kept."""
 ITEM_BYTES = 100
 """What an item of a list takes in memory, about."""
 HEADER_CHARACTERS = 256 * 1024
@@ -110,17 +114,18 @@ class SampleEncoder:
             ValueError: the instance does not fit the contract, which only a model with a `predict` of its own accepts.
         """
         answer, confidence = self.answer_of(sampled.answer)
-        line = _encode(
-            {
-                "at": round(sampled.at, 3),
-                "id": sampled.request_id,
-                "row": sampled.row,
-                "tenant": sampled.tenant,
-                "inputs": self._inputs_of(sampled),
-                "answer": answer,
-                "confidence": confidence,
-            }
-        )
+        row = {
+            "at": round(sampled.at, 3),
+            "id": sampled.request_id,
+            "row": sampled.row,
+            "tenant": sampled.tenant,
+            "inputs": self._inputs_of(sampled),
+            "answer": answer,
+            "confidence": confidence,
+        }
+        if probabilities := self._probabilities_of(sampled.answer):
+            row["probabilities"] = probabilities
+        line = _encode(row)
         return line if len(line) <= ROW_BYTES else None
 
     def answer_of(self, answer: Any) -> tuple[Any, float | None]:
@@ -146,6 +151,15 @@ class SampleEncoder:
             return answer.get("labels"), None
         right = sum(p if label in given else 1.0 - p for label, p in probabilities.items())
         return answer.get("labels"), round(right / len(found), 6)
+
+    def _probabilities_of(self, answer: Any) -> list[float] | None:
+        """Returns the probabilities of all labels in the contract's order, of at most `MOST_PROBABILITIES`: the quality is
+        estimated from them."""
+        labels = self._contract.labels or ()
+        given = answer.get("probabilities") if isinstance(answer, dict) else None
+        if not isinstance(given, dict) or len(given) != len(labels) or len(labels) > MOST_PROBABILITIES:
+            return None
+        return list(given.values())
 
     def _text_answer(self, answer: Mapping[str, Any]) -> Any:
         """A generated text may repeat its input: where a field is personal, only its length is kept."""
@@ -192,8 +206,8 @@ def _number(value: Any) -> float | int | None:
 
 
 def _picture(picture: Picture) -> dict[str, Any]:
-    """Returns brightness and contrast, the mean and standard deviation of the pixels as the model got them, and the width
-    and height of the client's file, or of the pixels if it sent none."""
+    """Returns brightness and contrast, the mean and standard deviation of the pixels as the model got them, the width and
+    height of the client's file, or of the pixels if it sent none, and a thumbnail of the pixels."""
     pixels = picture.pixels
     width, height = _size_of_file(picture.file) or (pixels.shape[1], pixels.shape[0])
     values = pixels.astype(np.float64).ravel()  # several times faster than np.std for small pictures
@@ -204,6 +218,7 @@ def _picture(picture: Picture) -> dict[str, Any]:
         "contrast": round(math.sqrt(float(values @ values) / len(values)), 3),
         "width": width,
         "height": height,
+        "thumbnail": to_text(thumbnail(pixels)),
     }
 
 

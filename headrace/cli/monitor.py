@@ -28,7 +28,7 @@ def monitor(name: str, restart: bool, as_json: bool) -> None:
     recipe = load_recipe(name, project)
     if restart:
         restart_alarm(name, project)
-    found = look(name, recipe.monitor, project, console.report)
+    found = look(name, recipe.monitor, project, console.report, metric=recipe.gate.main_metric)
     if as_json:
         print_json(found.model_dump(mode="json"))
     else:

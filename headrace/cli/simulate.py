@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,9 +37,8 @@ LONGEST_REASON = 60
 @click.option(
     "--tolerance",
     type=click.FloatRange(min=0),
-    default=0.05,
-    show_default=True,
-    help="How much larger the error may be than its reference, as a fraction, before the policy retrains.",
+    help="How much larger the error may be than its reference, as a fraction, before the policy retrains. "
+    "[default: monitor.retrain.tolerance of the recipe, 0.05]",
 )
 @click.option(
     "--cooldown", type=click.IntRange(min=1), default=1, show_default=True, help="Fewest batches between two trainings."
@@ -56,7 +56,7 @@ def simulate(
     epochs: int | None,
     window: str | None,
     start: str | None,
-    tolerance: float,
+    tolerance: float | None,
     cooldown: int,
     plot: Path | None,
     restart: bool,
@@ -72,15 +72,16 @@ def simulate(
     """
     project = load_project()
     loaded = _changed(load_recipe(recipe, project), epochs, window, start)
+    from headrace.services.monitoring.worsening import policy_of
     from headrace.simulation.arrivals import arrivals
     from headrace.simulation.plot import draw
-    from headrace.simulation.policy import RetrainingPolicy
     from headrace.simulation.simulate import picture_of, scratch_project
     from headrace.simulation.simulate import simulate as replay
 
     arrived = arrivals(loaded, project, console.report, by=by, every=every, first=first, rows=rows)
     scratch = scratch_project(loaded, project)
-    policy = RetrainingPolicy(tolerance=tolerance, cooldown=cooldown)
+    policy = replace(policy_of(loaded.monitor), cooldown=cooldown)
+    policy = policy if tolerance is None else replace(policy, tolerance=tolerance)
     found = replay(loaded, arrived, scratch, policy, console.report, batches=batches, restart=restart)
     picture = plot or picture_of(scratch)
     draw(found, picture)

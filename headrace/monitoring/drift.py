@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from headrace.monitoring.features import Feature, Kind, Values, answer_values, column_of, input_values
+from headrace.monitoring.embedding_rows import embedding_values
+from headrace.monitoring.features import UNKNOWN_TOKENS, Feature, Kind, Values, answer_values, column_of, input_values
 from headrace.monitoring.profile import FeatureProfile, Profile
 from headrace.runtime.contract import Contract
 from headrace.runtime.tokenizer import Encoder
@@ -103,12 +104,14 @@ def window_values(
     profile: Profile, window: pd.DataFrame, contract: Contract, outputs: Any = None, encoder: Encoder | None = None
 ) -> dict[str, Values]:
     """Returns the values of the profile's features in a window, for `compare_values` and for `Alarm.update`."""
+    embedded = {feature.name for one in profile.embeddings for feature in one.features}
     features = [
         Feature(one.name, one.field, one.kind)
         for one in profile.features
-        if encoder is not None or not one.name.endswith(": unknown tokens")
+        if one.name not in embedded and (encoder is not None or not one.name.endswith(f": {UNKNOWN_TOKENS}"))
     ]
     found = input_values(window, contract, features, encoder)
+    found |= embedding_values(window, contract, profile.embeddings)
     if outputs is not None:
         names = {feature.name for feature in features}
         found |= {name: values for name, values in answer_values(contract, outputs).items() if name in names}

@@ -7,7 +7,7 @@ its brightness, contrast, width and height; another array its mean and spread. A
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +18,7 @@ from headrace.errors import DataError
 from headrace.runtime.contract import Contract
 from headrace.runtime.images import FORMATS, MAX_FILE_BYTES, MAX_PIXELS, InvalidImage, open_picture
 from headrace.runtime.input_field import InputField
+from headrace.runtime.sample_file import TEXT_CHARACTERS
 from headrace.runtime.tokenizer import UNKNOWN, Encoder
 from headrace.runtime.values import category_text, is_missing
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 Kind = Literal["numeric", "categorical"]
 Values = NDArray[Any]
 """Values of one feature `(rows,)`: float64 with NaN for a missing value, or texts with None."""
+UNKNOWN_TOKENS = "unknown tokens"
 ANSWER = "(answer)"
 CONFIDENCE = "(confidence)"
 
@@ -126,7 +128,7 @@ def _of_field(field: InputField, counts_tokens: bool) -> list[Feature]:
     elif field.levels:
         return [Feature(field.name, field.name, "categorical", field.known_levels)]
     else:
-        parts = ["length", "unknown tokens"] if counts_tokens else ["length"]
+        parts = ["length", UNKNOWN_TOKENS] if counts_tokens else ["length"]
     return [Feature(f"{field.name}: {part}", field.name, "numeric") for part in parts]
 
 
@@ -148,6 +150,11 @@ def is_image(field: InputField) -> bool:
     return field.dtype == "uint8" and len(field.shape) >= 2
 
 
+def is_text(field: InputField) -> bool:
+    """Whether a field takes free texts."""
+    return field.dtype == "string" and not field.levels and not field.shape and not field.is_time
+
+
 def _values_of_field(
     column: pd.Series[Any], field: InputField, members: list[Feature], encoder: Encoder | None
 ) -> dict[str, Values]:
@@ -162,7 +169,7 @@ def _values_of_field(
     texts = [None if is_missing(value, field.missing) else str(value) for value in column]
     found = {f"{field.name}: length": np.array([_length(text) for text in texts], dtype=np.float64)}
     if encoder is not None:
-        found[f"{field.name}: unknown tokens"] = _unknown_tokens(texts, encoder)
+        found[f"{field.name}: {UNKNOWN_TOKENS}"] = unknown_tokens(texts, encoder)
     return found
 
 
@@ -237,11 +244,12 @@ def _length(text: Any) -> float:
     return math.nan if text is None else float(len(str(text)))
 
 
-def _unknown_tokens(texts: list[str | None], encoder: Encoder) -> Values:
-    """Returns the share of each text's tokens that the vocabulary does not have; NaN for a text without tokens."""
+def unknown_tokens(texts: Sequence[str | None], encoder: Encoder) -> Values:
+    """Returns the share of tokens that the vocabulary does not have, of the beginning of each text that a sample keeps; NaN for
+    a text without tokens."""
     shares = []
     for text in texts:
-        ids = [] if text is None else encoder.tokens(text)
+        ids = [] if text is None else encoder.tokens(text[:TEXT_CHARACTERS])
         shares.append(ids.count(UNKNOWN) / len(ids) if ids else math.nan)
     return np.array(shares, dtype=np.float64)
 

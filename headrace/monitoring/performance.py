@@ -6,7 +6,11 @@ the probabilities stay calibrated**: it sees shifts of the inputs to harder or e
 inputs now have other answers (concept drift). So an estimate is always called one, and is checked against truths when they
 come.
 
-For regression nothing is estimated: it would take a second model that predicts errors.
+Of several labels per row each has its own probability, so the counts of right and wrong labels are known in the same way; how
+often a whole row is right is not, because it depends on which labels go together.
+
+For regression nothing is estimated: it would take a second model that predicts errors (direct loss estimation), which has to be
+trained, judged and released like the first one.
 """
 
 from __future__ import annotations
@@ -27,6 +31,12 @@ EXACT_ROWS = 1_000
 """Up to this many rows the distribution of the accuracy is computed exactly; above it, it is taken as normal."""
 DRAWS = 200
 """Simulated truths for the intervals of macro-F1 and AUC."""
+NO_ERRORS = "not estimated: it would take a second model that predicts errors; wait for true answers"
+NO_PROBABILITIES = "not estimated: it needs the calibrated probabilities of a classifier; wait for true answers"
+NO_WHOLE_ROWS = "not estimated: it depends on which labels of a row go together; wait for true answers"
+LABEL_METRICS = ("hamming_loss", "micro_f1", "macro_f1", "log_loss")
+SMALLEST = 1e-15
+"""Probabilities are clipped here for the log loss, as the metric is."""
 MAX_DRAWN_ROWS = 20_000
 """Rows that are simulated; the interval of more rows is scaled from these."""
 
@@ -67,12 +77,16 @@ class EstimateCheck(BaseModel):
     sentence: str
 
 
-def estimate_performance(output: str, outputs: Any, confidence: float = 0.95, seed: int = 0) -> list[Estimate]:
-    """Estimates accuracy, macro-F1 and, for two classes, ROC AUC from a model's outputs.
+def estimate_performance(
+    output: str, outputs: Any, confidence: float = 0.95, seed: int = 0, thresholds: Sequence[float] | None = None
+) -> list[Estimate]:
+    """Estimates accuracy, macro-F1, log loss and, for two classes, ROC AUC from a model's outputs; of several labels per row
+    Hamming loss, micro-F1, macro-F1 and log loss.
 
     Args:
-        output: the contract's kind of output; only `probabilities` can be estimated.
-        outputs: class probabilities `(rows, classes)`, calibrated. Rows with NaN are left out.
+        output: the contract's kind of output; only `probabilities` and `labels` can be estimated.
+        outputs: probabilities of classes or labels `(rows, classes)`, calibrated. Rows with NaN are left out.
+        thresholds: from which each label is given, for `labels`; by default 0.5.
         confidence: of the intervals.
         seed: of the simulated truths.
 
@@ -80,18 +94,21 @@ def estimate_performance(output: str, outputs: Any, confidence: float = 0.95, se
         DataError: the outputs are not probabilities.
     """
     rows = len(outputs)
+    if output == "labels":
+        return _estimate_labels(outputs, thresholds, confidence, np.random.default_rng(seed))
     if output != "probabilities":
-        reason = "not estimated: it needs the calibrated probabilities of a classifier; wait for true answers"
-        return [Estimate(metric="error" if output in ("value", "values") else "quality", rows=rows, reason=reason)]
+        metric, reason = ("mae", NO_ERRORS) if output in ("value", "values") else ("quality", NO_PROBABILITIES)
+        return [Estimate(metric=metric, rows=rows, reason=reason)]
     p = _probabilities(outputs)
-    metrics = ["accuracy", "macro_f1"] + (["auc"] if p.ndim == 2 and p.shape[1] == 2 else [])
+    metrics = ["accuracy", "macro_f1", "log_loss"] + (["auc"] if p.ndim == 2 and p.shape[1] == 2 else [])
     if not len(p):
         return [Estimate(metric=metric, rows=0, reason="not estimated: there are no rows") for metric in metrics]
     found = [estimate_accuracy(p, confidence)]
     simulated = _simulated(p, "auc" in metrics, np.random.default_rng(seed))
-    values = {"macro_f1": expected_macro_f1(p)} | ({"auc": expected_auc(p)} if "auc" in metrics else {})
+    values: dict[str, float | None] = {"macro_f1": expected_macro_f1(p), "log_loss": expected_log_loss(p)}
+    values |= {"auc": expected_auc(p)} if "auc" in metrics else {}
     for metric, value in values.items():
-        low, high = _spread(value, simulated[metric], len(p), confidence)
+        low, high = _spread(value, simulated[metric], len(p), confidence, math.inf if metric == "log_loss" else 1.0)
         undefined = "not estimated: all rows are of one class" if value is None else None
         found.append(Estimate(metric=metric, rows=len(p), value=value, low=low, high=high, reason=undefined))
     return found
@@ -113,6 +130,55 @@ def expected_macro_f1(probabilities: Floats) -> float:
     expected = np.zeros((classes, classes))  # predicted class, true class
     np.add.at(expected, probabilities.argmax(axis=1), probabilities)
     return _macro_f1(expected)
+
+
+def expected_log_loss(probabilities: Floats) -> float:
+    """Returns the expected log loss: the mean entropy of the rows, in natural units."""
+    p = np.clip(probabilities, SMALLEST, 1.0)
+    return float(-(probabilities * np.log(p)).sum(axis=1).mean())
+
+
+def _estimate_labels(
+    outputs: Any, thresholds: Sequence[float] | None, confidence: float, rng: np.random.Generator
+) -> list[Estimate]:
+    """Estimates the metrics of several labels per row. Intervals draw the labels of a row independently of each other."""
+    p = np.asarray(outputs, dtype=np.float64)
+    p = p[np.isfinite(p).all(axis=1)] if p.ndim == 2 and p.size else np.zeros((0, 1))
+    unknown = [Estimate(metric=name, rows=len(p), reason=NO_WHOLE_ROWS) for name in ("subset_accuracy", "jaccard")]
+    if not len(p):
+        return [Estimate(metric=one, rows=0, reason="not estimated: there are no rows") for one in LABEL_METRICS]
+    if p.min() < 0 or p.max() > 1 + 1e-6:
+        raise DataError(
+            "outputs that are not probabilities of labels",
+            where="estimated performance",
+            hint="give the probability of each label, from 0 to 1",
+        )
+    given = p >= np.array([0.5] * p.shape[1] if thresholds is None else thresholds)
+    expected = _label_metrics(p, p, given)
+    drawn = p[rng.choice(len(p), MAX_DRAWN_ROWS, replace=False)] if len(p) > MAX_DRAWN_ROWS else p
+    chosen = drawn >= np.array([0.5] * p.shape[1] if thresholds is None else thresholds)
+    draws = [_label_metrics(drawn, (rng.random(drawn.shape) < drawn).astype(np.float64), chosen) for _ in range(DRAWS)]
+    found = []
+    for metric, value in expected.items():
+        simulated = np.array([one[metric] for one in draws])
+        low, high = _spread(value, simulated, len(p), confidence, math.inf if metric == "log_loss" else 1.0)
+        found.append(Estimate(metric=metric, rows=len(p), value=value, low=low, high=high))
+    return found + unknown
+
+
+def _label_metrics(p: Floats, true: Floats, given: NDArray[np.bool_]) -> dict[str, float]:
+    """Returns the metrics of labels given `(rows, labels)` if each is true with these probabilities, or as drawn."""
+    right, wrong, missed = (true * given).sum(axis=0), ((1 - true) * given).sum(axis=0), (true * ~given).sum(axis=0)
+    some = right + wrong + missed > 0
+    f1 = 2 * right[some] / (2 * right + wrong + missed)[some]
+    all_right, all_wrong = right.sum(), wrong.sum() + missed.sum()
+    clipped = np.clip(p, SMALLEST, 1 - SMALLEST)
+    return {
+        "hamming_loss": float((wrong + missed).sum() / p.size),
+        "micro_f1": float(2 * all_right / (2 * all_right + all_wrong)) if all_right + all_wrong else 1.0,
+        "macro_f1": float(f1.mean()) if some.any() else 1.0,
+        "log_loss": float(-(true * np.log(clipped) + (1 - true) * np.log(1 - clipped)).mean()),
+    }
 
 
 def expected_auc(probabilities: Floats) -> float | None:
@@ -224,11 +290,12 @@ def _simulated(p: Floats, with_auc: bool, rng: np.random.Generator) -> dict[str,
     if len(p) > MAX_DRAWN_ROWS:
         p = p[rng.choice(len(p), MAX_DRAWN_ROWS, replace=False)]
     reached, predicted, classes = np.cumsum(p, axis=1), p.argmax(axis=1), p.shape[1]
-    found: dict[str, list[float]] = {"macro_f1": [], "auc": []}
+    found: dict[str, list[float]] = {"macro_f1": [], "log_loss": [], "auc": []}
     for _ in range(DRAWS):
         true = np.minimum((rng.random((len(p), 1)) > reached).sum(axis=1), classes - 1)
         confusion = np.bincount(predicted * classes + true, minlength=classes**2).reshape(classes, classes)
         found["macro_f1"].append(_macro_f1(confusion.astype(np.float64)))
+        found["log_loss"].append(float(-np.log(np.clip(p[np.arange(len(p)), true], SMALLEST, 1.0)).mean()))
         if with_auc and 0 < true.sum() < len(true):
             found["auc"].append(_auc(p[:, 1], true))
     return {metric: np.array(values) for metric, values in found.items()}
@@ -242,11 +309,13 @@ def _auc(scores: Floats, true: NDArray[np.int64]) -> float:
     return float((ranks - positives * (positives + 1) / 2) / (positives * (len(true) - positives)))
 
 
-def _spread(value: float | None, simulated: Floats, rows: int, confidence: float) -> tuple[float | None, float | None]:
+def _spread(
+    value: float | None, simulated: Floats, rows: int, confidence: float, most: float = 1.0
+) -> tuple[float | None, float | None]:
     """Returns the quantiles of simulated metrics; of more rows than were simulated, closer to the value."""
     if value is None or not len(simulated):
         return None, None
     tail = (1 - confidence) / 2
     scale = math.sqrt(min(1.0, MAX_DRAWN_ROWS / rows))
     low, high = np.quantile(simulated, [tail, 1 - tail])
-    return max(0.0, value + scale * float(low - value)), min(1.0, value + scale * float(high - value))
+    return max(0.0, value + scale * float(low - value)), min(most, value + scale * float(high - value))

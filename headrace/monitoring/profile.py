@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from headrace.errors import DamagedFile, DataError, near_miss
 from headrace.files import read_json, write_text
-from headrace.monitoring.features import Feature, Kind, Values, answer_values, features_of, input_values
+from headrace.monitoring.embedding import Embedding
+from headrace.monitoring.embedding_rows import EmbeddedRows
+from headrace.monitoring.features import UNKNOWN_TOKENS, Feature, Kind, Values, answer_values, features_of, input_values
 from headrace.monitoring.ranks import MAX_LEVELS, RankBuckets, buckets_of_levels, buckets_of_numbers
 from headrace.runtime.contract import Contract
 from headrace.runtime.tokenizer import Encoder
@@ -78,6 +80,8 @@ class Profile(BaseModel):
     model: str
     version: str | None = None
     features: list[FeatureProfile]
+    embeddings: list[Embedding] = Field(default=[], exclude_if=lambda value: not value)
+    """Of texts and pictures. Profiles of earlier versions of Headrace have none."""
 
     def feature(self, name: str) -> FeatureProfile:
         """Returns one feature.
@@ -114,7 +118,8 @@ class Profile(BaseModel):
 class ProfileBuilder:
     """Makes a profile in one pass: `add` parts of the training rows, `add_answers` of the test rows, then `finish`.
 
-    Memory: half a MB for each feature of numbers, and the different categories of the others.
+    Memory: half a MB for each feature of numbers, the different categories of the others, and of each text or picture field
+    the tokens or thumbnails of some rows.
     """
 
     def __init__(
@@ -135,10 +140,21 @@ class ProfileBuilder:
             feature.name: _Numbers(feature, sample_rows) if feature.kind == "numeric" else _Categories(feature)
             for feature in self._features
         }
+        self._embedded = [EmbeddedRows(field) for field in contract.inputs if field.name not in exclude]
 
     def add(self, frame: pd.DataFrame) -> None:
         """Adds training rows."""
-        self.add_values(input_values(frame, self._contract, self._features, self._encoder))
+        features = [one for one in self._features if not one.name.endswith(f": {UNKNOWN_TOKENS}")]
+        self.add_values(input_values(frame, self._contract, features))
+        for one in self._embedded:
+            one.add(frame, self._rng)
+
+    def add_held_out(self, frame: pd.DataFrame) -> None:
+        """Adds rows that the model was not trained on, for the unknown tokens: the vocabulary was learned from the training
+        rows, and knows more of their tokens than of later ones."""
+        features = [one for one in self._features if one.name.endswith(f": {UNKNOWN_TOKENS}")]
+        values = input_values(frame, self._contract, features, self._encoder)
+        self.add_values({feature.name: values[feature.name] for feature in features})
 
     def add_answers(self, outputs: Any) -> None:
         """Adds the model's outputs for rows that it was not trained on: on training rows it is more confident.
@@ -160,10 +176,22 @@ class ProfileBuilder:
         Raises:
             DataError: no rows were added.
         """
+        embeddings = self._embeddings()
         found = [one.finish(self._rng) for one in self._collectors.values() if one.rows]
         if not found:
             raise DataError("a profile needs at least one row", where=self._contract.model, hint="add the training rows")
-        return Profile(model=self._contract.model, version=self._version, features=found)
+        return Profile(model=self._contract.model, version=self._version, features=found, embeddings=embeddings)
+
+    def _embeddings(self) -> list[Embedding]:
+        """Learns the embeddings, and adds the values of the rows that they were not learned from."""
+        found = []
+        for rows in self._embedded:
+            if (learned := rows.learn(self._rng)) is not None:
+                embedding, others = learned
+                found.append(embedding)
+                self._collectors |= {feature.name: _Numbers(feature, SAMPLE_ROWS) for feature in embedding.features}
+                self.add_values(embedding.values(others))
+        return found
 
 
 def make_profile(
@@ -174,9 +202,13 @@ def make_profile(
     version: str | None = None,
     exclude: Collection[str] = (),
     encoder: Encoder | None = None,
+    held_out: Iterable[pd.DataFrame] = (),
     seed: int = 0,
 ) -> Profile:
     """Returns the profile of training rows, and of the model's outputs for test rows; both in parts.
+
+    Args:
+        held_out: test rows, for the unknown tokens that `encoder` counts.
 
     Raises:
         DataError: no rows, or outputs of another shape.
@@ -184,6 +216,8 @@ def make_profile(
     builder = ProfileBuilder(contract, version=version, exclude=exclude, encoder=encoder, seed=seed)
     for frame in frames:
         builder.add(frame)
+    for frame in held_out:
+        builder.add_held_out(frame)
     for outputs in answers:
         builder.add_answers(outputs)
     return builder.finish()

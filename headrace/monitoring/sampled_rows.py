@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.monitoring.features import ANSWER, CONFIDENCE, Values
+from headrace.monitoring.embedding import Embedding, text_row
+from headrace.monitoring.features import ANSWER, CONFIDENCE, UNKNOWN_TOKENS, Values, unknown_tokens
 from headrace.monitoring.profile import FeatureProfile, Profile
 from headrace.runtime.contract import Contract
+from headrace.runtime.thumbnail import from_text
+from headrace.runtime.tokenizer import Encoder
 from headrace.runtime.values import category_text
 
 if TYPE_CHECKING:
@@ -27,19 +30,27 @@ def sampled_values(
     confidences: NDArray[np.float64],
     profile: Profile,
     contract: Contract,
+    encoder: Encoder | None = None,
 ) -> dict[str, Values]:
-    """Returns the values of each feature of `profile` that samples have, `(rows,)`.
+    """Returns the values of each feature of `profile` that samples have, `(rows,)`. Features of pictures have fewer rows where
+    samples of an earlier version of Headrace have no thumbnail.
 
     Args:
         inputs: a column for each field, or for each part of it (`FIELD.characters`).
         answers: the column `answer`, or one for each target.
         confidences: `(rows,)`.
+        encoder: the model's own, for unknown tokens.
     """
+    embedded = {feature.name for one in profile.embeddings for feature in one.features}
     narrow = {field.name for field in contract.inputs if field.dtype == "float32"}
     found: dict[str, Values] = {}
     for feature in profile.features:
         part = feature.name.removeprefix(feature.field).removeprefix(": ")
-        if _is_unsampled(feature, part, contract):
+        if feature.name in embedded or feature.field in contract.personal or _is_unsampled(feature, part, contract):
+            continue
+        if part == UNKNOWN_TOKENS:
+            if encoder is not None:
+                found[feature.name] = unknown_tokens([_text(value) for value in _column(inputs, feature.field)], encoder)
             continue
         if feature.field == CONFIDENCE:
             found[feature.name] = confidences
@@ -56,14 +67,27 @@ def sampled_values(
         if feature.field in narrow and not part:  # as the served model gets them, and as the profile has them
             numbers = numbers.astype(np.float32).astype(np.float64)
         found[feature.name] = numbers / PIXEL_RANGE if part in PIXEL_PARTS else numbers
+    for one in profile.embeddings:
+        if one.field not in contract.personal:
+            found |= _embedded(one, inputs)
     return found
 
 
+def _embedded(one: Embedding, inputs: pd.DataFrame) -> dict[str, Values]:
+    if one.kind == "text":
+        return one.values([text_row(value) for value in _column(inputs, one.field)])
+    thumbnails = [from_text(value) for value in _column(inputs, f"{one.field}.thumbnail")]
+    return one.values([row for row in thumbnails if row is not None])
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
 def _is_unsampled(feature: FeatureProfile, part: str, contract: Contract) -> bool:
-    """Whether a sample does not have a feature: unknown tokens, widths of intervals; of several labels it has the mean
-    probability over all of them, and a profile that of the least sure one."""
-    is_width = feature.field == ANSWER and part == "width"
-    return part == "unknown tokens" or is_width or (feature.field == CONFIDENCE and contract.output == "labels")
+    """Whether a sample does not have a feature: widths of intervals; of several labels it has the mean probability over all of
+    them, and a profile that of the least sure one."""
+    return (feature.field == ANSWER and part == "width") or (feature.field == CONFIDENCE and contract.output == "labels")
 
 
 def _answer_column(part: str) -> str:

@@ -178,8 +178,7 @@ class Alarm:
             values: by feature, from `headrace.monitoring.drift.window_values`. A feature that is left out has no rows; one that
                 the profile does not have is ignored.
         """
-        identity = _digest(window)
-        if identity in self.state.ids:
+        if self.has_counted(window):
             self.state = self.state.model_copy(update={"counted": False})
             return self.state
         given = {name: column for name, column in values.items() if name in self._profiles and len(column)}
@@ -193,13 +192,17 @@ class Alarm:
                 "rows": self.state.rows + max(map(len, given.values()), default=0),
                 "last_window": window,
                 "counted": True,
-                "ids": [*self.state.ids, identity][-MAX_WINDOWS:],
+                "ids": [*self.state.ids, _digest(window)][-MAX_WINDOWS:],
                 "features": features,
             }
         )
         if given:
             self._judge(window)
         return self.state
+
+    def has_counted(self, window: str) -> bool:
+        """Whether a window was counted before."""
+        return _digest(window) in self.state.ids
 
     def restart(self) -> AlarmState:
         """Begins again with the same profile, for example once a person has looked at an alarm. Counted windows stay

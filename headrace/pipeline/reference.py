@@ -14,6 +14,7 @@ from headrace.files import write_with
 from headrace.monitoring.profile import ProfileBuilder
 from headrace.recipe.recipe import Recipe
 from headrace.runtime.contract import Contract, Feeds
+from headrace.runtime.tokenizer import Encoder
 from headrace.task_types.lookup import task_type_for
 
 if TYPE_CHECKING:
@@ -31,18 +32,25 @@ def write_profile(recipe: Recipe, artifacts: Path, outputs: NDArray[Any]) -> Non
     Args:
         outputs: the model's answers to the test rows, rows first.
     """
+    import pandas as pd
+
     contract = Contract.read(artifacts / "export" / "contract.json")
     path = artifacts / "evaluation" / PROFILE
     if contract.output == "text" or recipe.data.graph is not None:
         write_with(path, lambda beside: beside.write_text("{}\n", encoding="utf-8"))
         return
-    builder = ProfileBuilder(contract)
+    tokenizer = artifacts / "export" / "tokenizer.json"
+    encoder = Encoder(tokenizer.read_text(encoding="utf-8")) if tokenizer.exists() else None
+    builder = ProfileBuilder(contract, exclude=contract.personal, encoder=encoder)
     for frame in _training_rows(recipe, artifacts):
         feeds = task_type_for(recipe).feeds(frame, contract, recipe)
         if any(len(values) != len(frame) for values in feeds.values()):  # a row is a graph
             write_with(path, lambda beside: beside.write_text("{}\n", encoding="utf-8"))
             return
         builder.add(rows_of(feeds))
+    if encoder is not None:
+        test = pd.read_parquet(artifacts / "prepared" / "test.parquet").head(MAX_ROWS)
+        builder.add_held_out(rows_of(task_type_for(recipe).feeds(test, contract, recipe)))
     if np.asarray(outputs).shape[1:] == contract.answer_shape:
         builder.add_answers(outputs)
     builder.finish().write(path)

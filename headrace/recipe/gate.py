@@ -35,6 +35,11 @@ class GateConfig(Section):
         """Metrics that the gate uses."""
         return [*self.require, *([self.beat_champion.metric] if self.beat_champion else [])]
 
+    @property
+    def main_metric(self) -> str | None:
+        """The metric by which models are compared, else the first one with a bound; None without either."""
+        return self.beat_champion.metric if self.beat_champion else next(iter(self.require), None)
+
     @field_validator("require")
     @classmethod
     def _check_bounds(cls, require: dict[str, str]) -> dict[str, str]:

@@ -14,12 +14,15 @@ from headrace.runtime.contract import Contract
 
 
 class RetrainConfig(Section):
-    """When an alarm trains the model again. The gate decides about the new version, as about any other."""
+    """When changed rows, or a larger error of true answers, train the model again. The gate decides about the new version, as
+    about any other."""
 
     cooldown: str = "7d"
     """Shortest time between two trainings, for example `12h` or `7d`."""
     per_week: int = Field(default=1, ge=1)
     """Most trainings within seven days."""
+    tolerance: float = Field(default=0.05, ge=0.0)
+    """How much larger than on the test rows the error of true answers may be, as a fraction, before a training is worth it."""
 
     @field_validator("cooldown")
     @classmethod

@@ -16,6 +16,8 @@ PATTERN = "samples-*.jsonl"
 SCHEMA_VERSION = 1
 HOUR_SECONDS = 3600.0
 DAY_SECONDS = 86400.0
+TEXT_CHARACTERS = 1000
+"""Characters of a text that a sample keeps, and that monitoring reads of a training row."""
 NAME = re.compile(r"samples-([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2})-[0-9a-f]+\.jsonl")
 HOUR = "%Y-%m-%dT%H"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from headrace.project import Project
-from headrace.services.api.feedback_store import truths_of
+from headrace.services.feedback_store import truths_of
 from headrace.serving.samples import Window
 
 if TYPE_CHECKING:

@@ -47,13 +47,15 @@ class Window:
     version: str
     inputs: pd.DataFrame
     """A column for each field that is kept. `FIELD.characters` is the length of the text in FIELD, of which the beginning is
-    kept; a picture is `FIELD.brightness`, `FIELD.contrast`, `FIELD.width` and `FIELD.height`; a part of a graph is
-    `FIELD.size`. Missing values are None or NaN."""
+    kept; a picture is `FIELD.brightness`, `FIELD.contrast`, `FIELD.width`, `FIELD.height` and `FIELD.thumbnail`
+    (`headrace.runtime.thumbnail`); a part of a graph is `FIELD.size`. Missing values are None or NaN."""
     answers: pd.DataFrame
     """The column `answer`: a label, a number, a list of labels, or the beginning of a text with `answer.characters`. For
     several values a column for each target instead."""
     confidences: NDArray[np.float64]
     """`(rows,)`: the probability of the answer, from 0 to 1; NaN where the model gives none."""
+    probabilities: list[list[float] | None]
+    """Of all labels in the contract's order; None where the model gives none, or has very many labels."""
     weights: NDArray[np.float64]
     """`(rows,)`: answered rows that each row stands for, at least 1."""
     times: NDArray[np.float64]
@@ -171,6 +173,7 @@ def _read(file: _File, since: float, until: float, report: Report) -> Window | N
         inputs=pd.DataFrame([_flat(row["inputs"]) for row in rows]),
         answers=pd.DataFrame([_flat_answer(row["answer"]) for row in rows]),
         confidences=np.array([row["confidence"] for row in rows], dtype=np.float64),
+        probabilities=[row.get("probabilities") for row in rows],
         weights=np.full(len(rows), weight),
         times=np.array([row["at"] for row in rows], dtype=np.float64),
         keys=[RowKey(row["tenant"], row["id"], row["row"]) for row in rows],
@@ -211,6 +214,7 @@ def _rows_of(part: Window, chosen: NDArray[np.int64], share: float) -> Window:
         part.inputs.iloc[chosen],
         part.answers.iloc[chosen],
         part.confidences[chosen],
+        [part.probabilities[place] for place in chosen.tolist()],
         part.weights[chosen] / share,
         part.times[chosen],
         [part.keys[place] for place in chosen.tolist()],
@@ -228,6 +232,7 @@ def _joined(model: str, version: str, parts: list[Window]) -> Window:
         pd.concat([part.inputs for part in parts], ignore_index=True) if parts else pd.DataFrame(),
         pd.concat([part.answers for part in parts], ignore_index=True) if parts else pd.DataFrame({"answer": []}),
         np.concatenate([none, *(part.confidences for part in parts)]),
+        [one for part in parts for one in part.probabilities],
         np.concatenate([none, *(part.weights for part in parts)]),
         np.concatenate([none, *(part.times for part in parts)]),
         [key for part in parts for key in part.keys],

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from headrace.errors import UsageError
 from headrace.evaluation.gate import Verdict
 from headrace.evaluation.metrics import as_probabilities, as_values, classification_metric, regression_metric
+from headrace.evaluation.retraining_policy import Errors
 from headrace.files import read_cached_json, read_json, write_json
 from headrace.models.schema import Schema
 from headrace.pipeline.evaluate import write_evaluation
@@ -22,7 +23,6 @@ from headrace.project import Project
 from headrace.recipe.recipe import Recipe
 from headrace.recipe.task_types import CLASSIFICATION, REGRESSION
 from headrace.release import decision, journal
-from headrace.simulation.policy import Errors
 from headrace.task_types.lookup import task_type_for
 from headrace.tracking import registry
 from headrace.tracking.registry import Version

@@ -20,12 +20,12 @@ from pydantic import BaseModel, ConfigDict
 from headrace.console import Report
 from headrace.data.tables import to_frame, write_batch
 from headrace.errors import Busy
+from headrace.evaluation.retraining_policy import Errors, RetrainingPolicy, State, after_decision, next_state, should_retrain
 from headrace.files import read_cached_json, write_json, write_with
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
 from headrace.simulation.arrivals import Arrival
 from headrace.simulation.candidates import Candidates, metric_of
-from headrace.simulation.policy import Errors, RetrainingPolicy, State, after_decision, should_retrain
 
 STATE = "simulation.json"
 FIRST = "0000"
@@ -176,13 +176,9 @@ class _Replay:
         frame = to_frame(arrival.table)
         measured = {name: self.candidates.measure(name, frame) for name in {FIRST, standing.always, standing.policy}}
         replaced = {who: self.candidates.measure(model, frame).error for who, model in standing.replaced.items()}
-        state = State(
-            Errors(**standing.reference),
-            measured[standing.policy].losses,
-            looks=standing.looks + 1,
-            since_training=standing.since_training + 1,
-            tries=standing.tries,
-        )
+        reference = Errors(**standing.reference)
+        kept = State(reference, reference, standing.looks, standing.since_training, standing.tries)
+        state = next_state(kept, measured[standing.policy].losses)
         reason = should_retrain(state, self.policy)
         self.report(f"batch {arrival.name}, {len(frame):,} rows: {reason or 'no reason to train again'}")
         self._grow(number)

@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry, generate_latest
 
 from bentos.telemetry.metrics import Metrics
+from headrace.services.monitoring.metrics import MonitoringMetrics
 from tests.paths import ROOT
+from tests.services.monitoring.reports import report
 
 DEPLOY = ROOT / "deploy"
 RULES = DEPLOY / "prometheus" / "alerts.yml"
@@ -67,8 +70,9 @@ def test_every_query_of_the_dashboard_is_valid(promtool: str, tmp_path: Path) ->
 
 
 def test_alerts_and_dashboard_use_existing_metrics() -> None:
-    collected = {sample.name for family in Metrics().registry.collect() for sample in family.samples}
-    families = {family.name for family in Metrics().registry.collect()}
+    found = [*Metrics().registry.collect(), *MonitoringMetrics([report()]).collect()]
+    collected = {sample.name for family in found for sample in family.samples}
+    families = {family.name for family in found}
     known = collected | {f"{family}{suffix}" for family in families for suffix in ("", "_total", "_bucket", "_sum", "_count")}
     used = set(re.findall(r"\bheadrace_\w+", " ".join([expr for _, expr in queries()] + [rule["expr"] for rule in rules()])))
     assert used, "no metric is used"
@@ -77,3 +81,18 @@ def test_alerts_and_dashboard_use_existing_metrics() -> None:
 
 def test_every_alert_has_a_summary_and_a_hint() -> None:
     assert all({"summary", "hint"} <= rule["annotations"].keys() for rule in rules())
+
+
+def test_metrics_of_the_monitoring_are_valid_and_have_a_series_for_each_feature(promtool: str) -> None:
+    registry = CollectorRegistry()
+    registry.register(MonitoringMetrics([report(), report(model="other", alarm=None, drift=[], quality=[])]))
+    text = generate_latest(registry)
+    done = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    lines = text.decode().splitlines()
+    assert 'headrace_monitor_alarm{model="trips",version="3"} 1.0' in lines
+    assert 'headrace_monitor_evidence{feature="distance",model="trips",version="3"} 9.0' in lines
+    assert 'headrace_monitor_quality_low{metric="accuracy",model="trips",version="3"} 0.74' in lines
+    assert 'headrace_monitor_estimated_quality{metric="accuracy",model="trips",version="3"} 0.9' in lines
+    assert 'headrace_monitor_looked_at_seconds{model="other",version="3"} 1.79604e+09' in lines
+    assert sum(line.startswith("headrace_monitor_distance{") for line in lines) == 3

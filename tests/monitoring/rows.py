@@ -10,6 +10,7 @@ import pandas as pd
 from headrace.monitoring.profile import Profile, make_profile
 from headrace.runtime.contract import Contract
 from headrace.runtime.input_field import InputField
+from headrace.runtime.tokenizer import Encoder
 
 LEVELS = ["AA", "BB", "CC"]
 
@@ -51,3 +52,14 @@ def outputs(seed: int, count: int) -> np.ndarray[Any, Any]:
 
 def profile(training_rows: int = 2_000, version: str = "1") -> Profile:
     return make_profile(contract(), [rows(1, training_rows)], [outputs(2, training_rows)], version=version)
+
+
+def encoder() -> Encoder:
+    """Of words, of which it knows two: good and film."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+
+    found = Tokenizer(WordLevel({"[PAD]": 0, "[UNK]": 1, "[BOS]": 2, "[EOS]": 3, "good": 4, "film": 5}, unk_token="[UNK]"))
+    found.pre_tokenizer = Whitespace()
+    return Encoder(found.to_str())

@@ -16,7 +16,7 @@ from headrace.runtime.contract import Contract
 from headrace.runtime.input_field import InputField
 from headrace.runtime.tokenizer import Encoder
 from headrace.runtime.values import ValueRule
-from tests.monitoring.rows import contract
+from tests.monitoring.rows import contract, encoder
 
 
 def inputs(*fields: InputField) -> Contract:
@@ -25,16 +25,6 @@ def inputs(*fields: InputField) -> Contract:
 
 def values(given: Contract, frame: pd.DataFrame, encoder: Encoder | None = None) -> dict[str, Any]:
     return input_values(frame, given, features_of(given, encoder=encoder), encoder)
-
-
-def encoder() -> Encoder:
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
-
-    found = Tokenizer(WordLevel({"[PAD]": 0, "[UNK]": 1, "[BOS]": 2, "[EOS]": 3, "good": 4, "film": 5}, unk_token="[UNK]"))
-    found.pre_tokenizer = Whitespace()
-    return Encoder(found.to_str())
 
 
 def test_columns_are_found_by_either_name_and_numbers_are_rounded_as_the_model_gets_them() -> None:

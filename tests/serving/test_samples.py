@@ -11,7 +11,7 @@ import pytest
 
 from headrace.project import Project
 from headrace.runtime.sample_file import SampleHead, file_name, hour_of
-from headrace.services.api.feedback_store import FeedbackStore, Truth
+from headrace.services.feedback_store import FeedbackStore, Truth
 from headrace.services.sampled_truths import truths_of_window
 from headrace.serving.samples import RowKey, read_samples, read_window, sampled_versions
 

@@ -15,11 +15,11 @@ from click.testing import CliRunner
 from headrace.cli.main import cli
 from headrace.data.tables import batch_files
 from headrace.errors import HeadraceError, UsageError
+from headrace.evaluation.retraining_policy import RetrainingPolicy
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe, load_recipe
 from headrace.simulation import candidates
 from headrace.simulation.arrivals import Arrival, arrivals
-from headrace.simulation.policy import RetrainingPolicy
 from headrace.simulation.simulate import Simulation, picture_of, scratch_project, simulate
 from headrace.training.run import train_model
 

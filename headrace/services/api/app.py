@@ -21,6 +21,7 @@ from headrace.services.api.callers import caller_of
 from headrace.services.api.catalogue import Catalogue, CatalogueRoutes
 from headrace.services.api.feedback import FeedbackRoutes
 from headrace.services.api.health import HealthRoutes
+from headrace.services.api.monitoring_metrics import MonitoringMetricsRoutes
 from headrace.services.api.openapi_routes import OpenApiRoutes
 from headrace.services.api.replica_metrics import ReplicaMetricsRoutes
 from headrace.services.api.reviews import ReviewRoutes
@@ -47,6 +48,7 @@ class ApiServer:
             *OpenApiRoutes(catalogue, project.settings).routes,
             *HealthRoutes(catalogue).routes,
             *ReplicaMetricsRoutes(project).routes,
+            *MonitoringMetricsRoutes(project).routes,
         ]
 
     async def __aenter__(self) -> ApiServer:

@@ -23,7 +23,7 @@ from headrace.runtime.input_field import describe
 from headrace.runtime.token_verifier import Caller
 from headrace.services.api.catalogue import Catalogue
 from headrace.services.api.disk_limits import require_space
-from headrace.services.api.feedback_store import FeedbackStore, OverBudget, RecordedAnswer, Truth, database, find_recorded
+from headrace.services.feedback_store import FeedbackStore, OverBudget, RecordedAnswer, Truth, database, find_recorded
 
 logger = logging.getLogger("headrace.services.api.feedback")
 FIELDS = {"id", "request_id", "truth", "row"}

@@ -1,4 +1,5 @@
-"""When an alarm trains a model again: not too soon after the last time, not too often in a week.
+"""When a model is trained again: because its rows have changed, or its error on true answers has grown; not too soon after the
+last time, and not too often in a week.
 
 A training that was decided and is killed, or meets a fault of the machine, is continued by the next look. It is one attempt.
 """
@@ -16,9 +17,11 @@ from headrace.files import read_cached_json, write_json
 from headrace.project import Project
 from headrace.recipe.monitor import MonitorConfig
 from headrace.release import lock
-from headrace.services.monitoring.report import MonitorReport, folder_of
+from headrace.services.monitoring.report import POLICY, MonitorReport, folder_of
+from headrace.services.monitoring.worsening import mark_trained
 
 WEEK_SECONDS = 7 * 24 * 3600.0
+WAITS = "the policy compares each 200 true answers, and waits for more of them after each training"
 MOST_RUNS = 4
 """Times that one training is begun: one that never ends, for example for want of memory, must not begin at every look."""
 
@@ -36,15 +39,18 @@ def decide(monitor: MonitorConfig, found: MonitorReport, project: Project, now: 
 
     The training of an earlier look that did not end is continued, also once the alarm is over: its data may be in already.
     """
-    settings, runs = monitor.retrain, _runs(found.model, project)
-    if settings is not None and 0 < runs < MOST_RUNS:
+    settings = monitor.retrain
+    if settings is not None and is_unfinished(found.model, project):
         if lock.is_held(found.model, project):
             return Decision(False, "it is being trained again by an earlier look")
         return Decision(True, "continuing the training of an earlier look, which was interrupted")
-    if not found.is_alarming:
+    reasons = reasons_to_train(found)
+    if not found.is_alarming and not reasons:
         return Decision(False, "nothing has changed")
     if settings is None:
         return Decision(False, "monitor.retrain is not set, so a person decides: headrace run " + found.model)
+    if not reasons:
+        return Decision(False, "the quality has fallen, but training again is not worth it yet: " + WAITS)
     now = time.time() if now is None else now
     attempts = [min(at, now) for at in _attempts(found.model, project)]
     if attempts and now - max(attempts) < settings.cooldown_seconds:
@@ -54,7 +60,18 @@ def decide(monitor: MonitorConfig, found: MonitorReport, project: Project, now: 
     if week >= settings.per_week:
         often = f"it was trained again {week} times within a week"
         return Decision(False, f"{often}, and monitor.retrain.per_week is {settings.per_week}")
-    return Decision(True, "training again, because " + "; ".join(found.reasons))
+    return Decision(True, "training again, because " + "; ".join(reasons))
+
+
+def is_unfinished(model: str, project: Project) -> bool:
+    """Whether a training that was decided has begun, and has not ended."""
+    return 0 < _runs(model, project) < MOST_RUNS
+
+
+def reasons_to_train(found: MonitorReport) -> list[str]:
+    """Returns why a model should be trained again: an alarm of its rows, and what the policy says of its true answers."""
+    changed = [f"drift in {', '.join(found.alarm.features)}"] if found.alarm and found.alarm.raised else []
+    return changed + found.worse
 
 
 def count_attempt(found: MonitorReport, project: Project, now: float | None = None) -> None:
@@ -64,6 +81,8 @@ def count_attempt(found: MonitorReport, project: Project, now: float | None = No
     if not 0 < runs < MOST_RUNS:
         recent = [at for at in _attempts(found.model, project) if now - at < WEEK_SECONDS]
         state, runs = {**state, "attempts": [*recent, now]}, 0
+        if found.worse:
+            mark_trained(folder_of(found.model, project) / POLICY)
     write_json(_path(found.model, project), {**state, "runs": runs + 1})
 
 
@@ -99,7 +118,7 @@ def mark_announced(found: MonitorReport, project: Project) -> None:
 
 def _alarm_key(found: MonitorReport) -> list[object]:
     since = found.alarm.since if found.alarm and found.alarm.raised else None
-    return [found.version, since, bool(found.quality and found.quality.has_fallen)]
+    return [found.version, since, any(one.has_fallen for one in found.quality)]
 
 
 def _attempts(model: str, project: Project) -> list[float]:

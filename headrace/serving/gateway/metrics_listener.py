@@ -1,4 +1,4 @@
-"""Metrics for Prometheus, on a port of their own: those of each replica, and Envoy's.
+"""Metrics for Prometheus, on a port of their own: those of each replica, of the monitoring, and Envoy's.
 
 Nothing else of Envoy's admin interface can be reached by HTTP.
 """
@@ -13,6 +13,8 @@ from headrace.settings import LOOPBACK, Settings
 PATH = "/stats/prometheus"
 REPLICAS = "/replicas/"
 """Above the metrics of each replica, which the API server reads from its Unix socket."""
+MONITORING = "/monitoring/metrics"
+"""What the last look at each model found, from the API server."""
 
 
 def listener(settings: Settings, access: Access) -> Json:
@@ -24,7 +26,11 @@ def listener(settings: Settings, access: Access) -> Json:
             "route": {"cluster": cluster},
             "typed_per_filter_config": allow_model(access, None),
         }
-        for match, cluster in (({"path": PATH}, ADMIN), ({"prefix": REPLICAS}, API_SERVER))
+        for match, cluster in (
+            ({"path": PATH}, ADMIN),
+            ({"prefix": REPLICAS}, API_SERVER),
+            ({"path": MONITORING}, API_SERVER),
+        )
     ]
     host = {"name": "metrics", "domains": ["*"], "routes": routes, "typed_per_filter_config": for_all_routes(access)}
     manager = typed(

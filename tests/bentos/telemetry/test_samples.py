@@ -22,6 +22,7 @@ from bentos.telemetry import samples as samples_module
 from headrace.runtime.contract import Contract
 from headrace.runtime.input_field import InputField
 from headrace.runtime.sample_file import begin_of
+from headrace.runtime.thumbnail import to_text
 from tests.bentos.app_requests import ask
 from tests.tiny_models import image_model, language_model, table_model
 
@@ -103,9 +104,12 @@ def test_a_classifier_keeps_its_top_probability_and_a_picture_becomes_a_summary(
     sent = ask(app, "POST", "/v1/models/halves/predict", content=file.getvalue(), headers={"content-type": "image/png"})
     assert sent.status_code == 200
     _, (pixels, in_json, as_body) = read(app, usage)
-    assert pixels["inputs"] == {"pixels": {"brightness": 127.5, "contrast": 127.5, "width": 4, "height": 4}}
+    halves = to_text(np.repeat([255, 0], 8).astype(np.uint8))
+    summary = {"brightness": 127.5, "contrast": 127.5, "width": 4, "height": 4, "thumbnail": halves}
+    assert pixels["inputs"] == {"pixels": summary}
+    assert pixels["probabilities"] == list(answer["probabilities"].values())
     assert (pixels["answer"], pixels["confidence"]) == ("upper", answer["probabilities"]["upper"])
-    white = {"brightness": 255.0, "contrast": 0.0, "width": 7, "height": 9}
+    white = {"brightness": 255.0, "contrast": 0.0, "width": 7, "height": 9, "thumbnail": to_text(np.full(16, 255, np.uint8))}
     assert in_json["inputs"] == as_body["inputs"] == {"pixels": white}
 
 

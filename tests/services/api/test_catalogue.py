@@ -89,7 +89,12 @@ def test_prometheus_reads_each_replica_through_the_port_of_metrics_with_a_token_
         assert f'model="{group["labels"]["model"]}"' in found.text
         assert request(address, path).status == 401
     assert request(address, "/replicas/other/metrics", token=service.token("ops", "*")).status == 404
+    looked = request(address, "/monitoring/metrics", token=service.token("ops", "*"))
+    assert (looked.status, looked.content_type) == (200, "text/plain") and "headrace_monitor_alarm" in looked.text
+    assert request(address, "/monitoring/metrics").status == 401
     with service.direct() as direct:
+        metrics = direct.get("/monitoring/metrics", headers={"authorization": f"Bearer {service.token('acme', 'trips')}"})
+        assert metrics.status_code == 403
         for token, status in ((service.token("acme", "trips"), 403), ("x", 401)):
             assert direct.get(path, headers={"authorization": f"Bearer {token}"}).status_code == status
 

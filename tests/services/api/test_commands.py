@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from headrace.services.api.feedback_store import joined
+from headrace.services.feedback_store import joined
 from tests.services.api.commands import HEADRACE, run
 from tests.services.api.server import LocalService, until
 

@@ -15,7 +15,7 @@ from headrace.scoring.rows import JSON_LINES
 from headrace.services.api.batch_queue import BatchQueue
 from headrace.services.api.batch_store import BatchFolder, BatchStore, Progress, Submitted, batch_id, now
 from headrace.services.api.disk_limits import FOLDER_BYTES, UploadBudget, require_space
-from headrace.services.api.feedback_store import SCHEMA, FeedbackStore, OverBudget, RecordedAnswer, Truth, database, joined
+from headrace.services.feedback_store import SCHEMA, FeedbackStore, OverBudget, RecordedAnswer, Truth, database, joined
 from headrace.settings import Settings
 
 KIB = 1024

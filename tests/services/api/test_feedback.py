@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from headrace.client import Forbidden, InvalidInput, NotFound
-from headrace.services.api.feedback_store import Joined, find_recorded, joined
+from headrace.services.feedback_store import Joined, find_recorded, joined
 from tests.services.api.server import LocalService
 
 ROWS = [{"distance": 1, "carrier": "AA"}, {"distance": 2, "carrier": "BB"}]

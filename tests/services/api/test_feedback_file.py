@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from headrace.runtime.sample_file import SampleHead, file_name, hour_of
-from headrace.services.api.feedback_store import joined
+from headrace.services.feedback_store import joined
 from tests.services.api.commands import run
 from tests.services.api.server import LocalService
 

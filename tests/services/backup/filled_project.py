@@ -15,7 +15,7 @@ from headrace.project import Project
 from headrace.release import journal
 from headrace.runtime.usage import UsageWriter
 from headrace.services.api.batch_store import BatchStore, Submitted, batch_id
-from headrace.services.api.feedback_store import FeedbackStore, Truth
+from headrace.services.feedback_store import FeedbackStore, Truth
 from headrace.serving.access import audit, tls, tokens
 from headrace.tracking.database import initialise_tracking
 from tests.projects import CODE, git, make_project

@@ -14,7 +14,7 @@ from headrace.project import Project
 from headrace.recipe.monitor import MonitorConfig, RetrainConfig
 from headrace.recipe.recipe import Recipe, parse_recipe
 from headrace.release.lock import release_lock
-from headrace.services.api.feedback_store import FeedbackStore, RecordedAnswer, Truth
+from headrace.services.feedback_store import FeedbackStore, RecordedAnswer, Truth
 from headrace.services.monitoring import retraining
 from headrace.services.monitoring.look import look, restart
 from headrace.services.monitoring.report import MonitorReport, last_report
@@ -55,7 +55,9 @@ def test_a_field_that_shifts_raises_an_alarm_that_names_it(served: Recipe, built
     assert found.is_alarming and found.alarm is not None and "length" in found.alarm.features
     assert found.drift[0].name == "length" and found.drift[0].outside_range == 1.0
     page = (built.state / "monitoring" / served.name / "report.html").read_text()
-    assert "the rows differ from training" in page and "data:image/png;base64," in page
+    assert (
+        "ows differ from training" in page and "<svg" in page and page.index("<h3>length</h3>") < page.index("<h3>width</h3>")
+    )
     version = client(built).get_model_version(served.name, "1")
     assert "monitoring/report.html" in {one.path for one in client(built).list_artifacts(version.run_id or "", "monitoring")}
     restart(served.name, built)
@@ -104,8 +106,8 @@ def test_the_quality_by_true_answers_has_an_interval(
     served: Recipe, built: Project, right: int, wrong: int, fallen: bool
 ) -> None:
     truths(built, served.name, right, wrong)
-    quality = look(served.name, MonitorConfig(), built).quality
-    assert quality is not None and (quality.metric, quality.all_rows) == ("accuracy", right + wrong)
+    (quality,) = look(served.name, MonitorConfig(), built).quality
+    assert (quality.metric, quality.all_rows) == ("accuracy", right + wrong)
     assert quality.rows == right + wrong - 200 and quality.low <= quality.value <= quality.high
     assert (quality.has_fallen, "has fallen" in quality.sentence) == (fallen, fallen)
 
@@ -113,7 +115,8 @@ def test_the_quality_by_true_answers_has_an_interval(
 def test_an_estimate_is_called_one(served: Recipe, built: Project) -> None:
     sampled(built, served.name, 1, rows_like_training(built, served, 50, 1))
     found = look(served.name, MonitorConfig(), built)
-    assert found.estimate is not None and found.estimate.value == pytest.approx(0.95, abs=0.02)
+    (estimate,) = found.estimates
+    assert estimate.metric == "accuracy" and estimate.value == pytest.approx(0.95, abs=0.02)
     assert any(
         line.startswith("  estimated accuracy 0.9") and "if its probabilities are right" in line for line in found.lines()
     )
@@ -143,7 +146,16 @@ def alarm() -> Callable[..., MonitorReport]:
         "has_fallen": True,
     }
     return lambda **changed: MonitorReport.model_validate(
-        {"model": "m", "version": "1", "at": "now", "new_hours": 0, "rows": 0, "quality": quality, **changed}
+        {
+            "model": "m",
+            "version": "1",
+            "at": "now",
+            "new_hours": 0,
+            "rows": 0,
+            "quality": [quality],
+            "worse": ["accuracy: it is worse"],
+            **changed,
+        }
     )
 
 
@@ -180,7 +192,7 @@ def test_a_training_that_was_interrupted_is_continued_as_the_same_attempt(
     retraining.count_attempt(found, project, now=0.0)  # killed
     with release_lock("m", project):
         assert "an earlier look" in retraining.decide(monitor, found, project, now=HOUR).reason
-    calm = alarm(quality=None)  # for example since the new version serves already
+    calm = alarm(quality=[], worse=[])  # for example since the new version serves already
     assert retraining.decide(monitor, calm, project, now=HOUR).retrain
     with pytest.raises(ServiceError):
         train(calm, project, HOUR, ServiceError("Prefect's server was killed"))
@@ -211,7 +223,7 @@ def test_without_limits_a_person_decides_and_a_calm_model_is_left_alone(
     project: Project, alarm: Callable[..., MonitorReport]
 ) -> None:
     assert "a person decides: headrace run m" in retraining.decide(MonitorConfig(), alarm(), project).reason
-    assert not retraining.decide(MonitorConfig(retrain=RetrainConfig()), alarm(quality=None), project).retrain
+    assert not retraining.decide(MonitorConfig(retrain=RetrainConfig()), alarm(quality=[], worse=[]), project).retrain
 
 
 def test_an_alarm_is_announced_once(project: Project, alarm: Callable[..., MonitorReport]) -> None:

@@ -1,4 +1,8 @@
-"""When to retrain: the decision after each batch, from the errors of the model in production."""
+"""When to retrain: the decision after each batch, from the errors of the model in production.
+
+The monitoring decides by it for the models that serve, with each 200 true answers as a batch, and `headrace simulate` for
+batches of the past: what is simulated is what happens.
+"""
 
 from __future__ import annotations
 
@@ -57,6 +61,12 @@ class RetrainingPolicy:
     """Fewest batches between two trainings."""
     tries: int = 3
     """Trainings after which an error that stays larger counts as normal: more of them would not help."""
+
+
+def next_state(kept: State, newest: Errors) -> State:
+    """Returns what is known once the next batch has come, from what was kept after the one before."""
+    looks, since = kept.looks + 1, kept.since_training + 1
+    return replace(kept, newest=newest, looks=looks, since_training=since, drifted=())
 
 
 def should_retrain(state: State, policy: RetrainingPolicy) -> str | None:

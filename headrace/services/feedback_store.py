@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from headrace.errors import DamagedFile
 from headrace.files import require_known_schema
 from headrace.project import Project
-from headrace.services.api.answer_index import AnswerIndex
+from headrace.services.answer_index import AnswerIndex
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS feedback (
@@ -95,11 +95,14 @@ class Joined(NamedTuple):
     row: int
     answer: Any
     truth: Any
+    number: int
+    """In the order in which truths were received, whatever the clock said."""
 
 
 class _Row(NamedTuple):
     """A row of the table; `answer` and `truth` are JSON."""
 
+    seq: int
     at: float
     tenant: str
     model: str
@@ -255,7 +258,21 @@ def joined(project: Project, model: str, since: float = 0.0) -> Iterator[Joined]
         record = late.get((row.tenant, row.request_id, row.version))
         known = json.loads(row.answer) if row.answer is not None else _answer(record, row.row) if record else None
         if known is not None:
-            yield Joined(row.at, row.version, row.request_id, row.row, known, json.loads(row.truth))
+            yield Joined(row.at, row.version, row.request_id, row.row, known, json.loads(row.truth), row.seq)
+
+
+def corrected_rows(project: Project, model: str, version: str) -> int:
+    """Returns the number of rows for which different true answers were received; the latest of each counts."""
+    if not database(project).exists():
+        return 0
+    connection = sqlite3.connect(f"file:{database(project)}?mode=ro", uri=True, timeout=BUSY_SECONDS)
+    with _readable(project), contextlib.closing(connection):
+        (found,) = connection.execute(
+            "SELECT count(*) FROM (SELECT 1 FROM feedback WHERE model = ? AND version = ? "
+            "GROUP BY tenant, request_id, row HAVING count(DISTINCT truth) > 1)",
+            (model, version),
+        ).fetchone()
+    return int(found)
 
 
 def truths_of(project: Project, model: str, rows: Iterable[tuple[str, str, int]]) -> Iterator[Any]:

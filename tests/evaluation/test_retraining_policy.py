@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from headrace.simulation.policy import Errors, RetrainingPolicy, State, after_decision, should_retrain
+from headrace.evaluation.retraining_policy import Errors, RetrainingPolicy, State, after_decision, should_retrain
 
 REFERENCE = Errors(rows=500, mean=10.0, variance=100.0)
 POLICY = RetrainingPolicy()

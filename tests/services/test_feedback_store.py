@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from headrace.project import Project
-from headrace.services.api.feedback_store import FeedbackStore, RecordedAnswer, Truth, database, joined
+from headrace.services.feedback_store import FeedbackStore, RecordedAnswer, Truth, database, joined
 
 DAY = 86400.0
 

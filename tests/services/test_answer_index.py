@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from headrace.project import Project
-from headrace.services.api import answer_index
-from headrace.services.api.answer_index import AnswerIndex
-from headrace.services.api.feedback_store import FeedbackStore, Truth, find_recorded
+from headrace.services import answer_index
+from headrace.services.answer_index import AnswerIndex
+from headrace.services.feedback_store import FeedbackStore, Truth, find_recorded
 
 
 def write(path: Path, *ids: str) -> Path:
