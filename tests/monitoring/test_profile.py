@@ -11,6 +11,7 @@ import pytest
 
 from headrace.errors import DamagedFile, DataError, NewerFile
 from headrace.monitoring.profile import Profile, ProfileBuilder, make_profile, summarise
+from headrace.monitoring.sequential import digest_of
 from tests.monitoring.rows import contract, outputs, profile, rows
 
 
@@ -105,3 +106,10 @@ def test_without_rows_there_is_no_profile_and_a_wrong_name_gets_the_near_miss() 
         make_profile(contract(), [])
     with pytest.raises(DataError, match="did you mean 'distance'"):
         profile().feature("distanse")
+
+
+def test_a_profile_of_a_version_of_headrace_without_embeddings_is_read_and_its_alarm_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    profile().write(path)
+    assert "embeddings" not in json.loads(path.read_text()), "what has none is written as before"
+    assert digest_of(Profile.read(path)) == digest_of(profile())

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from headrace.errors import ModelRefused, RecipeError, ServiceError, UsageError
+from headrace.errors import DamagedFile, ModelRefused, RecipeError, ServiceError, UsageError
 from headrace.project import Project
 from headrace.recipe.monitor import MonitorConfig, RetrainConfig
 from headrace.recipe.recipe import Recipe, parse_recipe
@@ -131,6 +131,84 @@ def test_other_settings_begin_the_alarm_again(served: Recipe, built: Project) ->
     sampled(built, served.name, 3, rows_like_training(built, served, 50, 1))
     assert look(served.name, MonitorConfig(), built).new_hours == 1
     assert look(served.name, MonitorConfig(alpha=0.01), built).new_hours == 1
+
+
+def test_one_row_is_compared_and_is_no_alarm(served: Recipe, built: Project) -> None:
+    sampled(built, served.name, 3, rows_like_training(built, served, 1, 1))
+    found = look(served.name, MonitorConfig(), built)
+    assert (found.rows, found.new_hours, found.is_alarming) == (1, 1, False)
+    assert found.drift and "  1 sampled row of the last day:" in list(found.lines())
+
+
+def test_hours_of_a_clock_that_is_ahead_are_shown_and_count_once_they_have_come(
+    served: Recipe, built: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampled(built, served.name, -5, rows_like_training(built, served, 40, 1))
+    sampled(built, served.name, 3, rows_like_training(built, served, 30, 2))
+    found = look(served.name, MonitorConfig(), built)
+    assert (found.rows, found.new_hours) == (70, 1)
+    assert found.notes == ["samples of an hour in the future, by a clock that was ahead: they count once it has come"]
+    real = time.time
+    with monkeypatch.context() as moved:
+        moved.setattr(time, "time", lambda: real() + 7 * HOUR)
+        later = look(served.name, MonitorConfig(), built)
+        assert (later.new_hours, later.notes) == (1, [])
+    back = look(served.name, MonitorConfig(), built)
+    assert back.new_hours == 0 and back.alarm is not None and back.alarm.windows == 2, (
+        "a clock that goes back counts nothing twice"
+    )
+
+
+def test_a_truth_twice_counts_once_the_latest_of_several_counts_and_one_of_an_unknown_id_does_not(
+    served: Recipe, built: Project
+) -> None:
+    truths(built, served.name, right=60, wrong=0)
+    truths(built, served.name, right=60, wrong=0)
+    store = FeedbackStore(built, 90)
+    for number in range(2):
+        record = RecordedAnswer(time.time(), f"{served.name}-{number}", "acme", served.name, "1", ["big"])
+        store.add([Truth("acme", served.name, "1", f"{served.name}-{number}", 0, "small")], record)
+    store.add([Truth("acme", served.name, "1", "never-asked", 0, "big")], None)
+    store.close()
+    found = look(served.name, MonitorConfig(), built)
+    (quality,) = found.quality
+    assert quality.all_rows == 60 and quality.value == pytest.approx(58 / 60)
+    assert "2 rows have several different true answers: the latest one counts" in found.notes
+
+
+def test_a_damaged_profile_is_fetched_again_and_a_damaged_state_names_its_file(served: Recipe, built: Project) -> None:
+    sampled(built, served.name, 3, rows_like_training(built, served, 30, 1))
+    first = look(served.name, MonitorConfig(), built)
+    folder = built.state / "monitoring" / served.name / "1"
+    for content in ("{", '{"schema_version": 1}'):
+        (folder / "profile.json").write_text(content)
+        assert look(served.name, MonitorConfig(), built).drift == first.drift
+    (folder / "hours.json").write_text("{")
+    assert look(served.name, MonitorConfig(), built).drift == first.drift
+    (folder / "alarm.json").write_text("{")
+    with pytest.raises(DamagedFile, match=r"alarm\.json"):
+        look(served.name, MonitorConfig(), built)
+
+
+def test_the_series_has_each_hour_once(served: Recipe, built: Project) -> None:
+    for hour in (4, 3):
+        sampled(built, served.name, hour, rows_like_training(built, served, 30, hour, length=1000.0))
+    for _ in range(2):
+        look(served.name, MonitorConfig(), built)
+        stored = json.loads((built.state / "monitoring" / served.name / "1" / "hours.json").read_text())["hours"]
+        assert [(hour["rows"], hour["features"]["length"]["unseen"]) for hour in stored] == [(30, 1.0), (30, 1.0)]
+
+
+def test_worse_answers_are_a_reason_to_train_again(served: Recipe, built: Project) -> None:
+    truths(built, served.name, right=0, wrong=200)
+    monitor = MonitorConfig(retrain=RetrainConfig())
+    found = look(served.name, monitor, built, metric="accuracy")
+    assert found.worse[0].startswith("accuracy: the error 1 is more than 5% above the reference")
+    assert found.worse[0] in retraining.decide(monitor, found, built).reason
+    train(found, built, now=time.time())
+    again = look(served.name, monitor, built)
+    assert again.worse == [] and again.is_alarming, "the alarm stays, and a training has answered it"
+    assert "not worth it yet" in retraining.decide(monitor, again, built).reason
 
 
 @pytest.fixture
