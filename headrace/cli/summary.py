@@ -123,7 +123,8 @@ def print_status(found: dict[str, Any]) -> None:
             console.out().print(f"{one['name']}: {escape(one['problem'])}\n  hint: {escape(one['hint'])}")
     from headrace.services.events.overview import problems
 
-    for line in problems(found["receivers"]):
+    # Prefect's server is among the services: while it starts, its events wait.
+    for line in problems([one for one in found["receivers"] if one["kind"] != "prefect"]):
         console.out().print(f"{escape(line)}\n  hint: headrace webhooks list")
 
 

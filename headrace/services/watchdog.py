@@ -12,7 +12,6 @@ import os
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -44,8 +43,8 @@ REPAIR_SECONDS = 120.0
 EVENT_SECONDS = 1.0
 FAILED_DELIVERY_SECONDS = 60.0
 """How long a process of deliveries that has failed is not started again."""
-ENDED_RUNS_SECONDS = 30.0
-"""How often Prefect is asked for runs that failed or crashed."""
+ENDED_RUNS_SECONDS = 300.0
+"""How often it is started to ask Prefect for runs that failed or crashed and have not said so."""
 
 
 class Watchdog:
@@ -66,7 +65,7 @@ class Watchdog:
         self._supervisord_failures = 0
         self._last_error = ""
         self._deliveries: subprocess.Popen[bytes] | None = None
-        self._deliveries_at = 0.0
+        self._deliveries_at = time.monotonic()
         self._journal_seen: tuple[int, int] | None = None
         now = time.monotonic()
         self._checks: list[tuple[float, Callable[[], None]]] = [
@@ -77,10 +76,10 @@ class Watchdog:
             (RENEW_SECONDS, lambda: self._repair("renew")),
             (EVENT_SECONDS, self._deliver_events),
         ]
-        self._due = [now + seconds for seconds, _ in self._checks]
+        # The first probe is at once: a replica that is stuck before it counts as one that starts, and is given time.
+        self._due = [now if check == self.probe_all else now + seconds for seconds, check in self._checks]
 
     def run(self) -> NoReturn:
-        threading.Thread(target=self._publish_ended_runs, daemon=True).start()
         while True:
             if os.getppid() != self._supervisord:
                 self._revive("was killed")
@@ -144,14 +143,14 @@ class Watchdog:
             log(f"usage: {error}")
 
     def _deliver_events(self) -> None:
-        """Starts a process that delivers events, if something is due and none is running."""
+        """Starts a process that delivers events, if something is due and none is running; regularly to look for dead runs."""
         if self._deliveries is not None:
             if (code := self._deliveries.poll()) is None:
                 return
             if code != 0 and time.monotonic() < self._deliveries_at + FAILED_DELIVERY_SECONDS:
                 return
-        journal = _size_and_time(self._project.journal)
-        if journal == self._journal_seen and not self._are_events_due():
+        journal, is_time = _size_and_time(self._project.journal), time.monotonic() > self._deliveries_at + ENDED_RUNS_SECONDS
+        if journal == self._journal_seen and not is_time and not self._are_events_due():
             return
         self._journal_seen, self._deliveries_at = journal, time.monotonic()
         environment = {**os.environ, PARENT_PID: str(os.getpid())}
@@ -169,16 +168,6 @@ class Watchdog:
         except sqlite3.Error as error:
             log(f"events: {error}")
             return False
-
-    def _publish_ended_runs(self) -> None:
-        """Asks Prefect again and again for runs that ended and have not said so. It may hang, so this has a thread."""
-        from headrace.services.events.dead_runs import publish_ended_runs
-
-        since = None
-        while True:
-            with contextlib.suppress(HeadraceError, OSError, ValueError, KeyError):
-                since = publish_ended_runs(self._project, since)
-            time.sleep(ENDED_RUNS_SECONDS)
 
     def _repair(self, *arguments: str) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):

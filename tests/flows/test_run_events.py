@@ -21,7 +21,7 @@ from headrace.project import Project
 from headrace.release import journal
 from headrace.services import prefect
 from headrace.services.events import deliver
-from headrace.services.events.dead_runs import publish_dead_runs, publish_ended_runs
+from headrace.services.events.dead_runs import publish_dead_runs, publish_ended_runs, publish_new_ended_runs
 from headrace.services.events.receivers import PrefectServer
 from tests.paths import ROOT
 from tests.services.prefect_server import prefect_server
@@ -128,14 +128,14 @@ def test_an_error_is_published_once_and_a_refusal_is_none(how: str, wanted: int,
 
 
 def test_a_run_whose_code_never_ran_is_found_in_prefect(project: Project) -> None:
-    since = datetime.now(UTC).isoformat()
+    publish_new_ended_runs(project)
     flow = prefect.call(project, "POST", "flows/", {"name": "outer"})["id"]
     body = {"flow_id": flow, "name": "early", "parameters": {"recipe_name": "tiny"}}
     run = prefect.call(project, "POST", "flow_runs/", body)["id"]
     state = {"state": {"type": "CRASHED", "name": "Crashed", "message": "exited with status code -9"}, "force": True}
     prefect.call(project, "POST", f"flow_runs/{run}/set_state", state)
-    since = publish_ended_runs(project, since)
-    publish_ended_runs(project, since)
+    publish_new_ended_runs(project)
+    publish_new_ended_runs(project)
     ((name, data),) = published(project)
     assert name == "crashed" and data["run"] == "early" and data["reason"] == "exited with status code -9"
 

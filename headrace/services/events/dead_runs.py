@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from headrace.event_names import EventName
+from headrace.events import outbox
 from headrace.events.publish import publish
 from headrace.events.running import Run, dead_runs, forget
 from headrace.project import Project
@@ -18,6 +19,7 @@ CANCEL = ("CANCELLING", "CANCELLED")
 OPEN = ("RUNNING", "PENDING", "CANCELLING", "SCHEDULED")
 ENDED: dict[str, EventName] = {"FAILED": "failed", "CRASHED": "crashed"}
 LIMIT = 50
+CURSOR = "ended runs"
 
 
 def publish_dead_runs(project: Project) -> None:
@@ -32,6 +34,16 @@ def publish_dead_runs(project: Project) -> None:
             continue
         if state not in OPEN or _close(run.id, state, project):
             forget(run, project)
+
+
+def publish_new_ended_runs(project: Project) -> None:
+    """`publish_ended_runs` from where the last call ended, also before a restart."""
+    with outbox.opened(project) as connection:
+        since = outbox.read_meta(connection, CURSOR)
+    later = publish_ended_runs(project, since)
+    if later != since:
+        with outbox.opened(project) as connection:
+            outbox.write_meta(connection, CURSOR, later)
 
 
 def publish_ended_runs(project: Project, since: str | None) -> str:

@@ -153,6 +153,14 @@ class Deliveries:
         return wait is not None and wait <= LINGER_SECONDS
 
 
+def _look_for_dead_runs(project: Project) -> None:
+    try:
+        dead_runs.publish_dead_runs(project)
+        dead_runs.publish_new_ended_runs(project)
+    except (HeadraceError, sqlite3.Error, OSError) as error:
+        log(f"events: {error}")
+
+
 def main() -> int:
     """Publishes what became of killed runs, then delivers all that is due."""
     die_with_parent()
@@ -160,7 +168,11 @@ def main() -> int:
     project.locks.mkdir(parents=True, exist_ok=True)
     try:
         with contextlib.suppress(Timeout), FileLock(project.locks / "events.lock", timeout=0):
-            dead_runs.publish_dead_runs(project)
+            # Prefect may hang: then the deliveries do not wait.
+            looking = threading.Thread(target=_look_for_dead_runs, args=(project,), daemon=True)
+            looking.start()
+            Deliveries(project).run()
+            looking.join()
             Deliveries(project).run()
     except (HeadraceError, sqlite3.Error, OSError) as error:
         log(f"events: {error}")

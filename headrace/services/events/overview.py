@@ -42,9 +42,9 @@ def problems(found: Sequence[dict[str, Any]]) -> list[str]:
     for one in found:
         if one["error"]:
             until = "nothing more is sent to it" if one["gone"] else f"the next attempt is at {one['next_attempt']}"
-            lines.append(f"{one['receiver']}: {one['pending']} events wait; {one['error']}; {until}")
+            lines.append(f"{one['receiver']}: {one['error']}; pending events: {one['pending']}; {until}")
         if one["dropped"]:
-            lines.append(f"{one['receiver']}: {one['dropped']} events were dropped, the last one {one['last_dropped']}")
+            lines.append(f"{one['receiver']}: dropped events: {one['dropped']}, the last one {one['last_dropped']}")
     return lines
 
 
@@ -82,6 +82,7 @@ def _test(webhook: Webhook, project: Project) -> dict[str, Any]:
 def _described(receiver: Receiver, state: ReceiverState | None, pending: int) -> dict[str, Any]:
     return {
         "receiver": receiver.label,
+        "kind": receiver.key.partition(" ")[0],
         "events": list(receiver.events),
         "pending": pending,
         "delivered": state.delivered if state else 0,

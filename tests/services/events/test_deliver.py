@@ -23,6 +23,7 @@ from headrace.events.outbox import ReceiverState
 from headrace.events.publish import publish
 from headrace.events.signature import read_key, signed_headers
 from headrace.project import Project
+from headrace.release import journal
 from headrace.services.events.deliver import Deliveries
 from headrace.services.events.receivers import Receiver, WebhookReceiver
 from headrace.serving.access.tls import prepare_certificate
@@ -288,3 +289,50 @@ def test_a_secret_that_is_none_is_named_and_not_shown(project: Project, text: st
     with pytest.raises(SettingsError, match=message) as caught:
         read_key(webhook, project)
     assert caught.value.hint and (text is None or text not in str(caught.value))
+
+
+def test_receivers_are_shown_with_their_errors_and_a_test_revives_one(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from click.testing import CliRunner
+
+    from headrace.cli.main import cli
+
+    monkeypatch.setenv("HEADRACE_ROOT", str(project.root))
+    release(project, "1")
+    with running(WebhookServer(410)) as server:
+        table = f'[[webhooks]]\nname = "ops"\nurl = "{server.url}"\nsecret_env = "HOOK_SECRET"\n'
+        (project.root / "headrace.toml").write_text(table)
+        deliver(project, [hook("ops", server.url, project)], Clock())
+        shown = CliRunner().invoke(cli, ["webhooks", "list"])
+        assert shown.exit_code == 0 and "it answered 410; pending events: 1; nothing more is sent to it" in shown.output
+        assert "t0ken" not in shown.output + CliRunner().invoke(cli, ["webhooks", "list", "--json"]).output
+        tested = CliRunner().invoke(cli, ["webhooks", "test", "ops"])
+        assert tested.exit_code == 0 and tested.output.startswith("ops: accepted in")
+        assert server.received[0]["type"] == "headrace.test"
+        server.answers = [500]
+        refused = CliRunner().invoke(cli, ["webhooks", "test"])
+        assert refused.exit_code == 5 and refused.output == "ops: not accepted: it answered 500\n"
+        assert "410" not in CliRunner().invoke(cli, ["webhooks", "list"]).output
+    assert CliRunner().invoke(cli, ["webhooks", "test", "osp"]).exception is not None
+
+
+def test_a_journal_that_was_modified_holds_up_no_other_event(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    journal.record(project, "released", "tiny", "1", {})
+    journal.record(project, "rolled-back", "tiny", "1", {"rolled_back": {"from": "2", "why": "slow", "by": "ops"}})
+    journal.record(project, "rollout-failed", "tiny", "3", {"serving": "1", "reason": "errors"})
+    with running(WebhookServer()) as server:
+        ops = hook("ops", server.url, project)
+        deliver(project, [ops], clock)
+        kinds = [(body["type"], body["data"]["version"], body["data"].get("automatic")) for body in server.received]
+        assert kinds == [
+            ("headrace.released", "1", None),
+            ("headrace.rolled-back", "1", False),
+            ("headrace.rolled-back", "1", True),
+        ]
+        lines = project.journal.read_text().splitlines()
+        project.journal.write_text("\n".join([lines[0].replace('"1"', '"9"'), *lines[1:], ""]))
+        release(project, "4")
+        deliver(project, [ops], clock)
+        assert versions(server)[3:] == ["4"] and "the journal was modified" in capsys.readouterr().out
