@@ -9,6 +9,7 @@ import click
 
 from headrace import __version__, renamed
 from headrace.cli import (
+    backfill,
     backups,
     batches,
     data,
@@ -41,7 +42,7 @@ SECTIONS: dict[str, list[click.Command]] = {
     "Projects": [projects.init, projects.upgrade],
     "Build and release": [run.run, reviews.approve, reviews.reject, rollouts.rollback, inspect.reproduce, prune.prune],
     "Serve": [run.up, run.down, rollouts.scale, service.service],
-    "Call models": [predict.predict, batches.batch, feedback.feedback],
+    "Call models": [predict.predict, batches.batch, backfill.backfill, feedback.feedback],
     "Recipes and data": [recipes.list_recipes, new.new, recipes.check, recipes.expectations, data.data, simulate.simulate],
     "Monitor": [monitor.monitor, monitor.drift, webhooks.webhooks],
     "Inspect": [inspect.status, inspect.logs, inspect.history_command, inspect.trace, inspect.open_page],

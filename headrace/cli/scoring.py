@@ -16,7 +16,6 @@ import click
 
 from headrace import console
 from headrace.errors import DataError, Interrupted, UsageError
-from headrace.spreadsheets import ENDINGS as WORKBOOKS
 
 if TYPE_CHECKING:
     from headrace.client import AsyncClient
@@ -29,13 +28,6 @@ MAX_PRINTED_ROWS = 10_000
 """With --json, and without an output file, no more rows are answered."""
 MOST_REASONS = 10
 """Reasons that the command prints."""
-ENDINGS = {
-    "text/csv": (".csv", ".tsv", ".tab", ".txt"),
-    "application/x-ndjson": (".jsonl", ".ndjson"),
-    "application/vnd.apache.parquet": (".parquet", ".pq"),
-    "workbook": WORKBOOKS,
-}
-"""How the names of files of each format end."""
 
 
 @dataclass
@@ -57,9 +49,12 @@ def score_file(client: AsyncClient, contract: Any, path: Path, output: Path | No
         UsageError: the name of the output does not suit the format.
         CallFailed: the service does not answer; nothing is written.
     """
+    from headrace.scoring.endings import check_ending
+
     with _bounded_memory(), _file_errors(path):
         file = _opened(path, contract, answers_only)
-        _check_output(file, path, output)
+        if output is not None:
+            check_ending(file, path, output, "--output")
         total = file.count()
         if as_json and output is None and total > MAX_PRINTED_ROWS:
             raise UsageError(f"{total:,} rows are too many to print as JSON", where=str(path), hint="add --output FILE")
@@ -119,13 +114,12 @@ def _opened(path: Path, contract: Any, answers_only: bool) -> RowsFile:
 @contextlib.contextmanager
 def _file_errors(path: Path) -> Iterator[None]:
     """Raises errors of the file with its name, and how to correct it."""
-    from headrace.scoring.rows import BadFile
+    from headrace.scoring.rows import BadFile, as_data_error
 
     try:
         yield
     except BadFile as error:
-        what, _, how = error.message.partition("; ")
-        raise DataError(what, where=str(path), hint=how or "correct the file, or export it again") from None
+        raise as_data_error(error, path) from None
     except KeyboardInterrupt:
         raise Interrupted("interrupted; no output file was written", where=str(path), hint="run the command again") from None
     except MemoryError:
@@ -144,22 +138,6 @@ def _bounded_memory() -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, before)
-
-
-def _check_output(file: RowsFile, path: Path, output: Path | None) -> None:
-    """
-    Raises:
-        UsageError: the output is the file itself, or its name is that of another format.
-    """
-    if output is None:
-        return
-    if output.exists() and path.exists() and output.samefile(path):
-        raise UsageError("the output would replace the file", where="--output", hint="use another name")
-    given = next((kind for kind, endings in ENDINGS.items() if output.name.lower().endswith(endings)), None)
-    if given is not None and given != file.media_type:
-        ending = ENDINGS[file.media_type][0]
-        message = f"the answers to {path.name} come as {ending[1:]}, not as {output.name}"
-        raise UsageError(message, where="--output", hint=f"--output {output.with_suffix(ending)}")
 
 
 @contextlib.contextmanager

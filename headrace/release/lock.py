@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,27 @@ def release_lock(recipe: str, project: Project) -> Iterator[None]:
     Raises:
         Busy: another process holds it.
     """
-    project.locks.mkdir(parents=True, exist_ok=True)
-    holder = _holder_file(recipe, project)
-    lock = FileLock(_lock_file(recipe, project), timeout=0)
+    with held_lock(_lock_file(recipe, project), lambda holder: _busy(recipe, holder)):
+        yield
+
+
+@contextmanager
+def held_lock(path: Path, busy: Callable[[dict[str, Any]], Busy]) -> Iterator[None]:
+    """Holds the lock at `path`, and writes who holds it beside it.
+
+    Args:
+        busy: makes the error from the `pid` and `since` of the process that holds it.
+
+    Raises:
+        Busy: another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    holder = path.with_suffix(".json")
+    lock = FileLock(path, timeout=0)
     try:
         lock.acquire()
     except Timeout:
-        raise _busy(recipe, _read_holder(holder)) from None
+        raise busy(_read_holder(holder)) from None
     try:
         write_json(holder, {"pid": os.getpid(), "since": time.strftime("%H:%M:%S")})
         yield

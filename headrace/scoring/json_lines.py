@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import itertools
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -58,7 +59,7 @@ class JsonLinesFile(RowsFile):
         )
 
     def writer(self, handle: BinaryIO) -> AnswerWriter:
-        ending = free_ending(NAMES, self._names()) if self.others == "keep" else ""
+        ending = free_ending(NAMES, self._names) if self.others == "keep" else ""
         self.note(clash_note(NAMES[0] + ending))
         return _JsonWriter(handle, self.others == "keep", ending)
 
@@ -76,7 +77,9 @@ class JsonLinesFile(RowsFile):
             row = {name: value for name, value in row.items() if name in self._fields}
         return from_values(row, self._fields)
 
+    @cached_property
     def _names(self) -> set[str]:
+        """Names of all fields in the file."""
         found: set[str] = set()
         decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
         for _, line in self._lines():

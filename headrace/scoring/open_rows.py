@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from headrace.runtime.contract import Contract
@@ -20,11 +21,18 @@ TABLES = (".csv", ".tsv", ".tab", ".txt", ".jsonl", ".ndjson", ".json")
 """Names of tables in a zip end like this."""
 
 
-def open_rows(path: Path, contract: Contract, others: Others, declared: str = "") -> RowsFile:
+def open_rows(
+    path: Path,
+    contract: Contract,
+    others: Others,
+    declared: str = "",
+    partitions: Mapping[str, str | int | None] | None = None,
+) -> RowsFile:
     """Returns the file, after checking its columns.
 
     Args:
         declared: the media type that its sender gave; it decides only where the content does not.
+        partitions: columns that the names of the folders of a Parquet file have.
 
     Raises:
         BadFile: it is of no known kind, damaged, or its columns are not those of the model.
@@ -33,7 +41,7 @@ def open_rows(path: Path, contract: Contract, others: Others, declared: str = ""
         return PicturesFile(path, contract)
     content = content_of(path)
     if content == "parquet":
-        return ParquetFile(path, contract, others)
+        return ParquetFile(path, contract, others, partitions)
     if content == "workbook":
         return SheetFile(path, contract, others)
     if content == "zip":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -24,12 +24,24 @@ class ParquetFile(RowsFile):
 
     media_type = PARQUET
 
-    def __init__(self, path: Path, contract: Contract, others: Others) -> None:
+    def __init__(
+        self, path: Path, contract: Contract, others: Others, partitions: Mapping[str, str | int | None] | None = None
+    ) -> None:
+        """
+        Args:
+            partitions: columns with one value in all rows, which the names of the file's folders have (`month=1`); those of
+                the file come first.
+        """
+        import pyarrow as pa
+
         super().__init__(contract, others)
         self._path = path
         with _named_errors("the file is not readable Parquet"):
             file = self._open()
+            self._partitions = _as_scalars(partitions or {}, file.schema_arrow.names)
             self.schema = file.schema_arrow
+            for name, value in self._partitions.items():
+                self.schema = self.schema.append(pa.field(name, value.type))
             self._rows, self._bytes = int(file.metadata.num_rows), _bytes_of(file.metadata)
         self.fields = columns_of_fields(self.schema.names, contract, others)
 
@@ -61,13 +73,22 @@ class ParquetFile(RowsFile):
         each = max(1, min(PART_ROWS, PART_BYTES * max(1, self._rows) // max(1, self._bytes)))
         # Other columns are read only if they are kept: a column of a type that cannot be read does no harm.
         wanted = None if self.others == "keep" else [self.schema.names[place] for place in self.fields.values()]
+        of_file = None if wanted is None else [name for name in wanted if name not in self._partitions]
         with _named_errors("the rest of the file cannot be read"):
-            for batch in file.iter_batches(batch_size=each, row_groups=groups, columns=wanted):
+            for batch in file.iter_batches(batch_size=each, row_groups=groups, columns=of_file):
                 if skip >= batch.num_rows:
                     skip -= batch.num_rows
                     continue
-                yield batch.slice(skip)
+                yield self._with_partitions(batch.slice(skip), wanted)
                 skip = 0
+
+    def _with_partitions(self, batch: pa.RecordBatch, wanted: list[str] | None) -> pa.RecordBatch:
+        import pyarrow as pa
+
+        for name, value in self._partitions.items():
+            if wanted is None or name in wanted:
+                batch = batch.append_column(name, pa.repeat(value, batch.num_rows))
+        return batch
 
     def _rows_of(self, batch: pa.RecordBatch) -> list[dict[str, Any]]:
         """Returns the fields of each row; decimals become floats, as in the tables that models are trained on."""
@@ -143,6 +164,14 @@ class _named_errors:
 
         if isinstance(error, pa.ArrowException | OSError | ValueError | MemoryError) and not isinstance(error, BadFile):
             raise BadFile("bad_parquet", f"{self._what}: {_first_line(error)}") from None
+
+
+def _as_scalars(partitions: Mapping[str, str | int | None], names: Collection[str]) -> dict[str, pa.Scalar]:
+    """The values of the columns that the file does not have, by name."""
+    import pyarrow as pa
+
+    types = {name: pa.int64() if isinstance(value, int) else pa.string() for name, value in partitions.items()}
+    return {name: pa.scalar(value, types[name]) for name, value in partitions.items() if name not in names}
 
 
 def _bytes_of(metadata: Any) -> int:

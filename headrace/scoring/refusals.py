@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from headrace.scoring.rows import Line
@@ -10,6 +12,7 @@ MOST_ROWS = 10
 """Rows that are listed for a reason; the others are counted."""
 MOST_REASONS = 100
 """Reasons that are counted each on their own."""
+INSTANCE = re.compile(r"instances\.\d+\b")
 Refusal = dict[str, Any]
 """`{"code", "field", "expected", "count", "rows": [{"row", "place", "got"}]}`; without a field, `expected` is the message."""
 
@@ -37,9 +40,34 @@ class Refusals:
             got = str(error["got"])[:100] if error.get("got") is not None else None
             one["rows"].append({"row": line["row"], "place": place, "got": got})
 
+    def merge(self, others: Iterable[Refusal]) -> None:
+        """Adds what was counted of later rows."""
+        for other in others:
+            self.count += other["count"]
+            key = (other["code"], other["field"] or "", other["expected"])
+            if key not in self._found and len(self._found) >= MOST_REASONS:
+                key = ("other", "", "further reasons")
+            empty = {"code": key[0], "field": key[1] or None, "expected": key[2], "count": 0, "rows": []}
+            one = self._found.setdefault(key, empty)
+            one["count"] += other["count"]
+            one["rows"] += other["rows"][: MOST_ROWS - len(one["rows"])]
+
     def to_list(self) -> list[Refusal]:
         """Returns the reasons, the most frequent first."""
         return sorted(self._found.values(), key=lambda one: -one["count"])
+
+
+def error_line(row: int, code: str, message: str, details: Mapping[str, Any]) -> Line:
+    """Returns the line of a row that a model refused; its number in the request is left out.
+
+    Args:
+        row: the number in the file.
+        details: further fields of the error, for example `path`, `expected` and `got`.
+    """
+    error = {"code": code, "message": INSTANCE.sub("row", message), **details}
+    if "path" in error:
+        error["path"] = INSTANCE.sub("row", str(error["path"]))
+    return {"row": row, "error": error}
 
 
 def describe(refusal: Refusal) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from headrace.errors import DataError
 from headrace.runtime.contract import Contract
 
 PARQUET, JSON_LINES, CSV, ZIP = "application/vnd.apache.parquet", "application/x-ndjson", "text/csv", "application/zip"
@@ -30,6 +32,12 @@ class BadFile(Exception):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code, self.message = code, message
+
+
+def as_data_error(error: BadFile, path: Path) -> DataError:
+    """Returns the error with the name of the file, and how to correct it."""
+    what, _, how = error.message.partition("; ")
+    return DataError(what, where=str(path), hint=how or "correct the file, or export it again")
 
 
 class BadRow(dict[str, Any]):

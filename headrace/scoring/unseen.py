@@ -60,6 +60,10 @@ class UnseenCounts:
         """Counts the warnings of a row's line."""
         self._fields.update(_field(one) for one in line.get("warnings") or ())
 
+    def merge(self, counts: dict[str, int]) -> None:
+        """Adds the counts of other rows."""
+        self._fields.update(counts)
+
     def to_dict(self) -> dict[str, int]:
         """Returns the number of values of each field, the most frequent first."""
         return dict(self._fields.most_common())

@@ -47,6 +47,14 @@ def text_partitions(paths: Iterable[Path]) -> set[str]:
     return {name for path in paths for name, value in _partitions(path) if value is not None and not _is_number(value, False)}
 
 
+def partition_values(path: Path, text: Collection[str]) -> dict[str, str | int | None]:
+    """Returns the values in the folders of a path, by the names of their columns; those in `text` stay texts."""
+    return {
+        name: value if value is None or name in text or not _is_number(value, False) else int(value)
+        for name, value in _partitions(path)
+    }
+
+
 def _partitions(path: Path) -> Iterator[tuple[str, str | None]]:
     for folder in path.parent.parts:
         name, equals, text = folder.partition("=")

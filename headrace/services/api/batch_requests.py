@@ -13,6 +13,7 @@ import msgspec
 from headrace.client import AsyncClient
 from headrace.client.errors import CallFailed, InvalidInput, QuotaExceeded, TimedOut, Unavailable
 from headrace.runtime.contract import Contract
+from headrace.scoring.refusals import error_line
 from headrace.scoring.rows import BadRow, Line
 from headrace.scoring.unseen import warnings_by_row
 
@@ -144,11 +145,7 @@ class BatchClient:
 
 
 def _error_line(row: int, error: CallFailed) -> Line:
-    """An error without the row's number in its request: the result has the number in the batch."""
-    details = {"code": error.code or "contract_violation", "message": ROW.sub("row", error.message), **error.details}
-    if "path" in details:
-        details["path"] = ROW.sub("row", str(details["path"]))
-    return {"row": row, "error": details}
+    return error_line(row, error.code or "contract_violation", error.message, error.details)
 
 
 def encode(line: Line) -> bytes:
