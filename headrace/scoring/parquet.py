@@ -75,12 +75,13 @@ class ParquetFile(RowsFile):
         wanted = None if self.others == "keep" else [self.schema.names[place] for place in self.fields.values()]
         of_file = None if wanted is None else [name for name in wanted if name not in self._partitions]
         with _named_errors("the rest of the file cannot be read"):
-            for batch in file.iter_batches(batch_size=each, row_groups=groups, columns=of_file):
-                if skip >= batch.num_rows:
-                    skip -= batch.num_rows
-                    continue
-                yield self._with_partitions(batch.slice(skip), wanted)
-                skip = 0
+            for some in _in_runs(groups, file.metadata):
+                for batch in file.iter_batches(batch_size=each, row_groups=some, columns=of_file):
+                    if skip >= batch.num_rows:
+                        skip -= batch.num_rows
+                        continue
+                    yield self._with_partitions(batch.slice(skip), wanted)
+                    skip = 0
 
     def _with_partitions(self, batch: pa.RecordBatch, wanted: list[str] | None) -> pa.RecordBatch:
         import pyarrow as pa
@@ -172,6 +173,19 @@ def _as_scalars(partitions: Mapping[str, str | int | None], names: Collection[st
 
     types = {name: pa.int64() if isinstance(value, int) else pa.string() for name, value in partitions.items()}
     return {name: pa.scalar(value, types[name]) for name, value in partitions.items() if name not in names}
+
+
+def _in_runs(groups: list[int], metadata: Any) -> Iterator[list[int]]:
+    """Yields runs of row groups of about `PART_BYTES`: `iter_batches` holds what it has read of all groups until its end."""
+    run, size = list[int](), 0
+    for group in groups:
+        run.append(group)
+        size += int(metadata.row_group(group).total_byte_size)
+        if size >= PART_BYTES:
+            yield run
+            run, size = [], 0
+    if run:
+        yield run
 
 
 def _bytes_of(metadata: Any) -> int:

@@ -29,13 +29,13 @@ class Released:
     def prepare(self, data: Path | str, out: Path, **options: Any) -> Plan:
         return run.prepare(self.request(data, out, **options), self.project, lambda line: None)
 
-    def score(self, plan: Plan, workers: int = 2) -> list[Chunk]:
+    def score(self, plan: Plan, workers: int = 1) -> list[Chunk]:
         """Scores the chunks that are not done, and returns all in the order in which they were known to be done."""
         done: list[Chunk] = []
         run.score(plan, workers, self.project, done.append, lambda line: None)
         return done
 
-    def backfill(self, data: Path | str, out: Path, workers: int = 2, **options: Any) -> dict[str, Any]:
+    def backfill(self, data: Path | str, out: Path, workers: int = 1, **options: Any) -> dict[str, Any]:
         with run.backfill_lock(out, self.project):
             plan = self.prepare(data, out, **options)
             self.score(plan, workers)
