@@ -40,7 +40,15 @@ Exit codes: 0 done · 1 failed · 2 usage, recipe or settings · 3 data refused 
 """
 SECTIONS: dict[str, list[click.Command]] = {
     "Projects": [projects.init, projects.upgrade],
-    "Build and release": [run.run, reviews.approve, reviews.reject, rollouts.rollback, inspect.reproduce, prune.prune],
+    "Build and release": [
+        run.run,
+        reviews.approve,
+        reviews.reject,
+        rollouts.rollback,
+        rollouts.rebuild,
+        inspect.reproduce,
+        prune.prune,
+    ],
     "Serve": [run.up, run.down, rollouts.scale, service.service],
     "Call models": [predict.predict, batches.batch, backfill.backfill, feedback.feedback],
     "Recipes and data": [recipes.list_recipes, new.new, recipes.check, recipes.expectations, data.data, simulate.simulate],

@@ -50,3 +50,26 @@ def scale(model: str, replicas: int, as_json: bool) -> None:
         return
     count = f"{len(now.replicas)} replica{'s' * (len(now.replicas) > 1)}"
     click.echo(f"{model}@{now.spec.version} is served by {count}" + ("" if now.changed else ", as before"))
+
+
+@click.command(short_help="Make the package of a released version again.")
+@click.argument("reference", metavar="NAME@VERSION")
+@json_option
+def rebuild(reference: str, as_json: bool) -> None:
+    """Make the package of NAME@VERSION again, where it is gone from this machine: with the bytes that were released.
+
+    The files come from MLflow, or else from the bento, or else from training the version again from its own code, data and
+    recipe. Files with other bytes than the journal says are refused, and nothing is overwritten.
+    """
+    project = load_project()
+    from headrace import console
+    from headrace.release.rebuild import rebuild as make_again
+
+    console.step("rebuild", reference)
+    found = make_again(reference, project, console.report)
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+        return
+    package = found.image or found.bento
+    what = f"is packaged again as {package}" if found.changed else f"was complete: {package}"
+    click.echo(f"{found.version} {what}; its files are from {found.source}")

@@ -217,6 +217,8 @@ def _details(entry: Entry) -> list[str]:
     if entry.event == "rolled-back":
         back = facts["rolled_back"]
         return [f"{entry.model}@{back['from']} was rolled back by {back['by']}" + (f": {back['why']}" if back["why"] else "")]
+    if entry.event == "rebuilt":
+        return [f"{facts['bento']} from {facts['source']}"]
     if entry.event == "rollout-abandoned":
         return [facts["reason"]]
     if entry.event in ("rollout-step", "rollout-failed") and "step" in facts:

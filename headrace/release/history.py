@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from headrace.release.journal import Entry
 from headrace.serving.replicas.replica import ReplicaSpec
@@ -11,14 +12,18 @@ IN_FORCE = ("released", "rolled-back")
 """Events after which the entry's version is the one in production."""
 
 
+PACKAGE = ("bento", "image", "image_digest", "image_bytes")
+"""Facts about the package of a version; those of a later `rebuilt` entry take their place."""
+
+
 def in_force(entries: Sequence[Entry]) -> Entry | None:
     """The entry that put the version in production there, for the entries of one model; None before the first release."""
-    return next((entry for entry in reversed(entries) if entry.event in IN_FORCE), None)
+    return next((entry for entry in reversed(_with_packages(entries)) if entry.event in IN_FORCE), None)
 
 
 def production(entries: Iterable[Entry]) -> dict[str, Entry]:
     """The entry of `in_force` for each model."""
-    return {entry.model: entry for entry in entries if entry.event in IN_FORCE}
+    return {entry.model: entry for entry in _with_packages(entries) if entry.event in IN_FORCE}
 
 
 def last_number(entries: Iterable[Entry]) -> int:
@@ -35,11 +40,25 @@ def released_spec(entry: Entry) -> ReplicaSpec:
 def served(entries: Sequence[Entry]) -> dict[str, Entry]:
     """The newest entry that put each version of one model into production; the latest version is last."""
     found: dict[str, Entry] = {}
-    for entry in entries:
+    for entry in _with_packages(entries):
         if entry.event in IN_FORCE:
             found.pop(entry.version, None)
             found[entry.version] = entry
     return found
+
+
+def _with_packages(entries: Iterable[Entry]) -> list[Entry]:
+    """The entries in order, with the packages that were rebuilt later."""
+    rebuilt: dict[tuple[str, str], dict[str, Any]] = {}
+    found: list[Entry] = []
+    for entry in reversed(list(entries)):
+        key = (entry.model, entry.version)
+        if entry.event == "rebuilt":
+            rebuilt.setdefault(key, {name: entry.facts.get(name) for name in PACKAGE})
+        elif entry.event in IN_FORCE and key in rebuilt:
+            entry = entry.model_copy(update={"facts": {**entry.facts, **rebuilt.pop(key)}})
+        found.append(entry)
+    return found[::-1]
 
 
 def when_rolled_back(entries: Sequence[Entry], version: str) -> Entry | None:

@@ -21,6 +21,7 @@ Event = Literal[
     "rollout-failed",
     "rollout-abandoned",
     "rolled-back",
+    "rebuilt",
 ]
 
 
@@ -71,8 +72,10 @@ def entries(project: Project, model: str | None = None) -> list[Entry]:
 
 
 def last(project: Project, model: str, event: Event | None = None) -> Entry | None:
-    """The newest entry of a model, or its newest of one event."""
-    return next((e for e in reversed(entries(project, model)) if event in (None, e.event)), None)
+    """The newest entry of a model that says what became of a version, or its newest of one event. A package that was rebuilt
+    says nothing of that."""
+    found = reversed(entries(project, model))
+    return next((e for e in found if (e.event == event if event else e.event != "rebuilt")), None)
 
 
 def as_json(entry: Entry) -> dict[str, Any]:

@@ -7,6 +7,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +59,22 @@ def reproduce(reference: str, project: Project, report: Report) -> Reproduction:
         NotReproduced: the weights differ.
     """
     version = lookup.find(reference, project).version
+    with trained_again(version, project, report) as (again, code):
+        found = _compare(version, again, project, code)
+    if not found.identical:
+        raise _not_reproduced(found)
+    return found
+
+
+@contextmanager
+def trained_again(version: Version, project: Project, report: Report) -> Iterator[tuple[Project, str]]:
+    """Trains and exports a version again in a separate folder, which exists until the end of the block; gives it, and where
+    its code came from.
+
+    Raises:
+        UsageError: its environment or its uncommitted code no longer exists.
+        DataError: its data is gone.
+    """
     _require_environment(version, project)
     folder = project.state / "reproductions" / f"{version.model}-{version.version}-{os.getpid()}"
     try:
@@ -67,12 +85,9 @@ def reproduce(reference: str, project: Project, report: Report) -> Reproduction:
         for stage in STAGES:
             report(stage)
             _run_stage(stage, version.model, folder, from_folder=code != WORKING_TREE)
-        found = _compare(version, Project(folder), project, code)
+        yield Project(folder), code
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    if not found.identical:
-        raise _not_reproduced(found)
-    return found
 
 
 def _require_environment(version: Version, project: Project) -> None:

@@ -406,7 +406,8 @@ def _gone(version: Version) -> RegistryError:
     return RegistryError(
         f"the files of {version.name} are gone",
         where=str(version.folder),
-        hint=f"restore mlruns/artifacts from a backup, or train a new version: headrace run {version.model} --force",
+        hint=f"if it was released: headrace rebuild {version.name}; or restore mlruns/artifacts from a backup, or train a new "
+        f"version: headrace run {version.model} --force",
     )
 
 

@@ -71,3 +71,16 @@ def test_a_rollback_whose_bento_is_gone_says_how_to_rebuild_it(live: Live) -> No
     assert live.serving(name) == "2"
     assert live.json("run", name)["version"] == "2", "what was brought back on purpose stays"
     assert live.json("scale", name, "1")["replicas"] == 1
+
+
+@pytest.mark.exhaustive
+def test_a_version_of_which_nothing_is_left_is_rebuilt_and_serves_again(live: Live) -> None:
+    name = "backward"
+    released = next(e for e in journal.entries(live.project, name) if e.version == "1" and e.event == "released").facts
+    for store in ("bentos", "models"):
+        shutil.rmtree(live.project.bentoml_home / store / released["bento"].replace(":", "/"))
+    shutil.rmtree(registry.get(f"{name}@1", live.project).folder)
+    found = live.json("rebuild", f"{name}@1")
+    assert found["source"].startswith("training again") and found["content_sha256"] == released["content_sha256"]
+    live.run("rollback", name, "--to", "1")
+    assert live.serving(name) == "1"

@@ -115,7 +115,7 @@ def _leave_out_folded(usage: Path) -> None:
 def _bentos(project: Project, report: Report) -> Iterator[Path]:
     """Folders, in BentoML's stores, of all bentos that serve by the journal or that it may roll back to."""
     try:
-        entries = [entry for entry in journal.entries(project) if entry.event in history.IN_FORCE]
+        entries = [entry for entry in journal.entries(project) if entry.event in (*history.IN_FORCE, "rebuilt")]
         tags = {str(entry.facts.get("bento", "")) for entry in entries}
     except HeadraceError as error:
         report(f"{error.headline}; it is in the backup as it is, with all bentos")
