@@ -55,6 +55,7 @@ LONG = ("docs/recipes.md",)
 """Pages with many releases: only `make test-all` runs their commands."""
 REFERENCES = ["docs/reference/recipe.md", "docs/reference/settings.md"]
 OTHERS = [
+    "docs/backfill.md",
     "docs/scaling.md",
     "docs/protocols.md",
     "docs/change-detection.md",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 GROUP_ROWS, GROUP_BYTES = 64 * 1024, 32 * 1024 * 1024
 """Largest size of a group of rows in a Parquet file."""
 COPY_BYTES = 1 << 20
+READ_ROWS = 1000
 
 
 def join(plan: Plan, work: Work, manifests: list[Manifest]) -> str:
@@ -87,7 +88,7 @@ def _join_parquet(plan: Plan, work: Work, manifests: list[Manifest], to: Path) -
     rows = max(1, min(GROUP_ROWS, GROUP_BYTES * plan.rows // max(1, _bytes(plan))))
     with pq.ParquetWriter(to, schema) as writer:
         for table in _groups(parts, rows):
-            writer.write_table(table.combine_chunks(), row_group_size=rows)
+            writer.write_table(table, row_group_size=rows)
 
 
 def _bytes(plan: Plan) -> int:
@@ -108,11 +109,13 @@ def _groups(parts: list[Path], rows: int) -> Iterator[pa.Table]:
     for part in parts:
         file = pq.ParquetFile(part)
         for group in range(file.metadata.num_row_groups):
-            held.append(file.read_row_group(group))
-            count += held[-1].num_rows
-            while count >= rows:
-                table = pa.concat_tables(held)
-                yield table.slice(0, rows)
-                held, count = [table.slice(rows)], count - rows
+            for batch in file.iter_batches(batch_size=READ_ROWS, row_groups=[group]):
+                held.append(pa.Table.from_batches([batch]))
+                count += batch.num_rows
+                while count >= rows:
+                    table = pa.concat_tables(held)
+                    yield table.slice(0, rows).combine_chunks()
+                    held, count = [table.slice(rows)], count - rows
+            pa.default_memory_pool().release_unused()  # it would keep more with each group
     if count:
-        yield pa.concat_tables(held)
+        yield pa.concat_tables(held).combine_chunks()

@@ -115,7 +115,7 @@ def _known(released: Entry, project: Project) -> tuple[Version, list[str]]:
     if (kept := lookup.from_bento(released, project)) is not None:
         return kept, [f"{name} was deleted from MLflow"]
     tags = {registry.PREFIX + fact: str(released.facts[fact]) for fact in registry.IDENTITY if fact in released.facts}
-    gone = project.state / "gone"  # a folder that does not exist
+    gone = project.state / "reproductions" / f"{model}-{number}"  # a folder that does not exist
     return Version(model, number, str(released.facts.get("run_id")), gone, tags), [f"{name} was deleted from MLflow"]
 
 

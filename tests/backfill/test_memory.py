@@ -41,7 +41,7 @@ def test_memory_does_not_grow_with_the_data(model: Released, tmp_path: Path, end
         frame.to_csv(path, index=False) if ending == ".csv" else frame.to_parquet(path, row_group_size=1000, compression=None)
         return path
 
-    small, large = write("small", 100), write("large", 10_000)
-    assert large.stat().st_size > 160e6
-    growth = peak_kilobytes(model, large) - peak_kilobytes(model, small)
-    assert growth < 120_000, f"{growth} kB"
+    medium, large = write("medium", 6000), write("large", 18_000)
+    assert large.stat().st_size - medium.stat().st_size > 190e6
+    growth = peak_kilobytes(model, large) - peak_kilobytes(model, medium)
+    assert growth < 90_000, f"{growth} kB"

@@ -9,10 +9,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from headrace.cli.scoring import _check_output
 from headrace.errors import UsageError
 from headrace.runtime.contract import Contract
 from headrace.runtime.input_field import InputField
+from headrace.scoring.endings import check_ending
 from headrace.scoring.open_rows import open_rows
 from headrace.scoring.rows import BadFile
 from tests.scoring.scored import CONTRACT, score
@@ -94,5 +94,5 @@ def test_the_output_cannot_be_a_workbook(tmp_path: Path) -> None:
     xlsx(tmp_path / "t.xlsx", [["price", "store"], [1, "3"]])
     file = open_rows(tmp_path / "t.xlsx", CONTRACT, "keep")
     with pytest.raises(UsageError, match=r"the answers to t\.xlsx come as csv, not as scored\.xlsx") as error:
-        _check_output(file, tmp_path / "t.xlsx", tmp_path / "scored.xlsx")
+        check_ending(file, tmp_path / "t.xlsx", tmp_path / "scored.xlsx", "--output")
     assert "scored.csv" in str(error.value.hint)
