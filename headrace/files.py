@@ -9,7 +9,7 @@ import re
 import shlex
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,10 @@ from headrace.errors import DamagedFile, DiskFull, HeadraceError, NewerFile, Ser
 
 SCHEMA_VERSION = 1
 """Of most stores that Headrace writes: what older versions wrote has it too, without saying so."""
+
+
+PARTIAL = re.compile(r"\..+\.(\d+)\.part")
+"""Name of a file that a process is writing, with its process id."""
 
 
 @contextmanager
@@ -48,6 +52,33 @@ def atomic_write(path: Path, mode: int | None = None) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_partial_files(folder: Path, apart_from: Collection[str] = ()) -> list[Path]:
+    """Removes the temporary files of `atomic_write` below `folder` whose process was killed; returns their paths.
+
+    Args:
+        apart_from: names of folders in it that are left alone, for example since containers, whose process ids are their own,
+            write there.
+    """
+    removed = []
+    for top in sorted(folder.iterdir()) if folder.is_dir() else []:
+        found = [] if top.name in apart_from else [*top.rglob(".*.part")] if top.is_dir() else [top]
+        for path in found:
+            if (written_by := PARTIAL.fullmatch(path.name)) and not _is_alive(int(written_by[1])):
+                path.unlink(missing_ok=True)
+                removed.append(path)
+    return removed
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
 
 
 @contextmanager

@@ -22,8 +22,9 @@ from tasks.settings import HOUR, PLAIN
 
 @task(name="recover", **PLAIN)
 def recover(recipe: Recipe, project: Project) -> None:
-    """Cleans up after a release of the recipe that was killed: its run in Prefect, and its roll-out."""
+    """Cleans up after a release of the recipe that was killed: its run in Prefect, its files, and its roll-out."""
     _close_dead_runs(recipe)
+    recovery.remove_partial_files(recipe.name, project)
     if recovery.is_interrupted(recipe.name, project):
         step("recover", f"an earlier release of {recipe.name} was interrupted")
         recovery.roll_back_interrupted_release(recipe.name, project, report, recovery.REPAIR_SECONDS)

@@ -20,6 +20,7 @@ from headrace.files import (
     is_disk_full,
     read_cached_json,
     read_json,
+    remove_partial_files,
     visible_names,
     write_json,
     write_text,
@@ -127,6 +128,18 @@ def test_a_damaged_json_file_is_an_error_and_not_absent(content: bytes, tmp_path
         read_json(path, hint="run `repair`")
     assert (damaged.value.where, damaged.value.hint) == (str(path), "run `repair`")
     assert read_cached_json(path) is None, "a cache is written again"
+
+
+def test_files_that_a_killed_process_was_writing_are_removed(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left, beside = tmp_path / "a" / "b" / f".x.json.{ended.pid}.part", tmp_path / f".x.{ended.pid}.part"
+    kept = [tmp_path / "a" / f".x.{os.getpid()}.part", tmp_path / "usage" / f".x.{ended.pid}.part", tmp_path / "a" / "x.part"]
+    for path in (left, beside, *kept):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert remove_partial_files(tmp_path, ("usage",)) == [beside, left]
+    assert all(path.exists() for path in kept) and not left.exists() and not beside.exists()
 
 
 def test_an_absent_json_file_is_none(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from xdist.scheduler import LoadScopeScheduling
 GROUPS = (
     # Tests that share a project with running services (fixture `live`), in two groups so that none is the longest by far.
     ("tests/release/test_recovery.py", "tests/release/test_faults.py", "tests/release/test_load.py"),
+    ("tests/kills/test_kill_matrix.py",),
     ("tests/release/test_every_recipe.py",),
     ("tests/test_docs.py",),
     ("tests/release/test_release.py", "tests/release/test_rollback.py"),
@@ -46,6 +47,8 @@ GROUPS = (
 """The slowest first: a group that begins last leaves the other workers idle. Every other file is its own group."""
 PLACES = {file: (group, place) for group, files in enumerate(GROUPS) for place, file in enumerate(files)}
 LAST = (len(GROUPS), 0)
+SPREAD = "tests/kills/test_kill_matrix.py::test_a_flow_ends_as_usual_wherever_it_is_killed"
+"""A test that takes hours: each of its parameters is a group."""
 RUN = "RUN_OF_THE_TESTS"
 """Environment variable that all processes started by tests inherit, to find those that are left."""
 
@@ -59,6 +62,8 @@ class Groups(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         file = file_of(nodeid)
+        if nodeid.startswith(SPREAD):
+            return nodeid
         return GROUPS[PLACES[file][0]][0] if file in PLACES else file
 
 

@@ -125,6 +125,7 @@ class Killing:
             if run.has_succeeded():
                 return
             account = run.account
+            assert "Traceback" not in account or isinstance(run, WorkerRun), account
             run = self.start(scenario)
         raise AssertionError(f"the flow {scenario.flow} does not succeed when it is run again: {account}")
 

@@ -71,7 +71,7 @@ class Matrix:
         self.killing.run_killed(scenario, kills, begun.steps)
         found = [*self.killing.leftovers(), *differences(begun.end, end_state(self.killing.live))]
         print(f"{scenario.flow}: {names}: {time.monotonic() - began:.1f} s", file=sys.stderr)
-        assert not found, f"{scenario.flow}, killed: {names}\n  " + "\n  ".join(found)
+        assert not found, f"{scenario.flow}, killed: {names}; seed {SEED}\n  " + "\n  ".join(found)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,7 @@
-"""What goes wrong in the night: each fault ends in a clear error, and the same command again completes the work."""
+"""What goes wrong in the night: each fault ends in a clear error, and the same command again completes the work.
+
+`tests/kills` kills flows, services and the machine at every step.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import httpx
 import psutil
 import pytest
 
-from headrace.release import journal
 from headrace.services import prefect, up
 from tests.exhaustive import exhaustive
 from tests.ports import taken
 from tests.projects import make_project, table
 from tests.release.live import SECONDS, Live, another_recipe, kill_group, steps_until
-
-STEPS = ["ingest", "validate", "prepare", "train", "export", "evaluate", "register", "judge", "package", "roll out"]
 
 
 def stages_of(live: Live) -> list[psutil.Process]:
@@ -40,31 +39,6 @@ def run_until(live: Live, name: str, step: str) -> None:
     process = live.start("run", name)
     assert steps_until(process, step)[-1] == step
     kill_group(process)
-
-
-@pytest.mark.timeout(1200)  # as many releases as steps, and one more
-@pytest.mark.parametrize(
-    ("name", "steps"),
-    [("killed", ["train", "roll out"]), exhaustive("killed-often", STEPS)],
-    ids=["some steps", "every step"],
-)
-def test_kill_at_steps_leaves_nothing_half_done(name: str, steps: list[str], live: Live) -> None:
-    """One release, killed at the beginning of each step in turn; the run after it continues, and the last completes."""
-    name = another_recipe(live, name, serve={"replicas": 2})
-    for step in steps:
-        process = live.start("run", name)
-        assert steps_until(process, step)[-1] == step
-        time.sleep(0.3)  # into the step
-        kill_group(process)
-        served = httpx.get(f"{live.gateway}/v1/models/tiny", headers=live.headers, timeout=20)
-        assert served.json()["model"] == "tiny"
-    released = live.json("run", name)
-    assert released["version"] == "1", "a release that was killed registers its model once"
-    assert [e.event for e in journal.entries(live.project, name)] == ["released"]
-    assert live.json("predict", name, "--sample")["version"] == "1"
-    models = {m["name"]: m for m in live.json("status")["models"]}
-    assert (models[name]["replicas"], models[name]["ready"]) == (2, 2)
-    assert not list(live.project.root.rglob("*.part"))
 
 
 @pytest.mark.exhaustive
@@ -159,7 +133,7 @@ def test_two_releases_of_one_recipe_exclude_each_other(live: Live) -> None:
     assert first.wait(SECONDS) == 0
 
 
-@pytest.mark.exhaustive  # the test below kills it during a release
+@pytest.mark.exhaustive  # tests/kills kills it during a flow
 def test_a_killed_prefect_server_is_restarted(live: Live) -> None:
     server = next(p for p in psutil.process_iter(["pid"]) if _listens(p, int(live.ports["HEADRACE_PREFECT_PORT"])))
     server.kill()
@@ -171,19 +145,6 @@ def _listens(process: psutil.Process, port: int) -> bool:
     with contextlib.suppress(psutil.Error):
         return any(c.laddr and c.laddr.port == port and c.status == psutil.CONN_LISTEN for c in process.net_connections("inet"))
     return False
-
-
-@pytest.mark.exhaustive
-def test_a_prefect_server_that_dies_during_a_release_does_not_spoil_it(live: Live) -> None:
-    name = another_recipe(live, "halfway", train={"epochs": 800, "learning_rate": 0.001})
-    process = live.start("run", name)
-    steps_until(process, "train")
-    server = next(p for p in psutil.process_iter(["pid"]) if _listens(p, int(live.ports["HEADRACE_PREFECT_PORT"])))
-    server.kill()
-    _, said = process.communicate(timeout=SECONDS)
-    if process.returncode != 0:  # Prefect gave up before its server was back
-        assert process.returncode == 5 and "Prefect server" in said and "Traceback" not in said, said
-    assert live.json("run", name)["version"] == "1"
 
 
 @pytest.mark.exhaustive  # tests/tracking/test_registry.py locks it without a release

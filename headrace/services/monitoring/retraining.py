@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from headrace.errors import NotReleased
+from headrace.errors import Busy, DiskFull, HeadraceError, Interrupted, ServiceError, SourceUnreachable
 from headrace.files import read_cached_json, write_json
 from headrace.project import Project
 from headrace.recipe.monitor import MonitorConfig
@@ -22,6 +22,8 @@ from headrace.services.monitoring.worsening import mark_trained
 
 WEEK_SECONDS = 7 * 24 * 3600.0
 WAITS = "the policy compares each 200 true answers, and waits for more of them after each training"
+OF_THE_MACHINE = (ServiceError, Busy, DiskFull, SourceUnreachable, Interrupted)
+"""Errors that say nothing about data and model."""
 MOST_RUNS = 4
 """Times that one training is begun: one that never ends, for example for want of memory, must not begin at every look."""
 
@@ -88,16 +90,19 @@ def count_attempt(found: MonitorReport, project: Project, now: float | None = No
 
 @contextmanager
 def attempt(model: str, project: Project, cancelled: type[BaseException]) -> Iterator[None]:
-    """The training that `count_attempt` has recorded, as a block. It has ended when the block ends without an error, when its
-    model is not released, and when a person cancels it; after a kill or another error the next look continues it.
+    """The training that `count_attempt` has recorded, as a block.
+
+    After a kill or an error of the machine the next look continues it; otherwise, for example with a model that is refused, it
+    ends with the block.
 
     Args:
         cancelled: what is raised in the block when a person cancels it.
     """
     try:
         yield
-    except (NotReleased, cancelled):
-        _end(model, project)
+    except BaseException as error:
+        if isinstance(error, (HeadraceError, cancelled)) and not isinstance(error, OF_THE_MACHINE):
+            _end(model, project)
         raise
     _end(model, project)
 

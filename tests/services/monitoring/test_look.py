@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from headrace.errors import DamagedFile, ModelRefused, RecipeError, ServiceError, UsageError
+from headrace.errors import DamagedFile, DataRejected, ModelRefused, RecipeError, ServiceError, UsageError
 from headrace.project import Project
 from headrace.recipe.monitor import MonitorConfig, RetrainConfig
 from headrace.recipe.recipe import Recipe, parse_recipe
@@ -279,7 +279,7 @@ def test_a_training_that_was_interrupted_is_continued_as_the_same_attempt(
     assert "less than 2d ago; the next time is in 45.0 hours" in retraining.decide(monitor, found, project, now=3 * HOUR).reason
 
 
-@pytest.mark.parametrize("error", [ModelRefused("the gate refused it"), Cancelled()])
+@pytest.mark.parametrize("error", [ModelRefused("the gate refused it"), DataRejected("a batch"), Cancelled()])
 def test_a_training_that_was_decided_about_or_cancelled_is_over(
     project: Project, alarm: Callable[..., MonitorReport], error: BaseException
 ) -> None:
