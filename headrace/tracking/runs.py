@@ -74,6 +74,8 @@ class Run:
 def client(project: Project) -> MlflowClient:
     """The client of this process; its database is initialised."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # MLflow would sort a set of the variables that are read while it logs a model: other threads read some meanwhile.
+    os.environ.setdefault("MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # standard output is for results alone
     with registry_errors(project):
         initialise_tracking(project)

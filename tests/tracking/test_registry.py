@@ -12,6 +12,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -55,6 +56,28 @@ def test_the_same_graph_from_other_data_is_another_version(recipe: Recipe, built
     assert (first.version, second.version) == ("1", "2")
     assert first.run_id == second.run_id, "the weights are those of one run"
     assert registered(recipe, built) == first
+
+
+def test_other_threads_may_read_environment_variables_meanwhile(recipe: Recipe, built: Project) -> None:
+    """As that of a flow does which asks Prefect whether a person has cancelled the run."""
+    ended = threading.Event()
+
+    def read() -> None:
+        while not ended.is_set():
+            for number in range(2000):
+                name = f"SOME_VARIABLE_{number}"
+                os.environ[name] = "x"
+                os.environ.get(name)
+            for number in range(2000):
+                del os.environ[f"SOME_VARIABLE_{number}"]
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        assert registered(recipe, built).version == "1"
+    finally:
+        ended.set()
+        thread.join()
 
 
 def test_another_graph_is_another_version(recipe: Recipe, built: Project) -> None:
