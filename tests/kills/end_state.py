@@ -39,6 +39,8 @@ FACTS = (
     "verdict",
 )
 """Facts of the journal that do not depend on times and ids."""
+SHOWN = 300
+"""Characters of a value in a message."""
 OUTPUTS = ("train/model.pt", "export/model.onnx", "export/contract.json", "evaluation/metrics.json")
 NOT_COMPARED = re.compile(
     r"\.headrace/(logs|prefect|gateway|locks|supervisor|run|sockets|usage|keys|quotas|cache|data_docs|great_expectations|replicas|dvc)/"
@@ -133,16 +135,21 @@ def _digest(path: Path) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.exists() else None
 
 
-def differences(wanted: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """A line for each subject that differs; the lists of files as what is missing and what is too much."""
-    lines = []
-    for subject, value in wanted.items():
-        other = found[subject]
-        if value == other:
-            continue
-        if subject == "files":
-            lines += [f"missing: {path}" for path in sorted(set(value) - set(other))]
-            lines += [f"left over: {path}" for path in sorted(set(other) - set(value))]
-        else:
-            lines.append(f"{subject}: expected {value}\n    found {other}")
-    return lines
+def differences(wanted: Any, found: Any, where: str = "") -> list[str]:
+    """A line for each value that differs; of lists, what is missing and what is too much."""
+    if wanted == found:
+        return []
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        names = [*wanted, *(name for name in found if name not in wanted)]
+        return [line for name in names for line in differences(wanted.get(name), found.get(name), f"{where} {name}")]
+    if isinstance(wanted, list) and isinstance(found, list):
+        lines = [f"{where.strip()}: missing: {_short(one)}" for one in wanted if one not in found]
+        lines += [f"{where.strip()}: too much: {_short(one)}" for one in found if one not in wanted]
+        if lines:
+            return lines
+    return [f"{where.strip()}: expected {_short(wanted)}, found {_short(found)}"]
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"

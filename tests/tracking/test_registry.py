@@ -63,13 +63,12 @@ def test_other_threads_may_read_environment_variables_meanwhile(recipe: Recipe, 
     ended = threading.Event()
 
     def read() -> None:
-        while not ended.is_set():
-            for number in range(2000):
-                name = f"SOME_VARIABLE_{number}"
-                os.environ[name] = "x"
-                os.environ.get(name)
-            for number in range(2000):
-                del os.environ[f"SOME_VARIABLE_{number}"]
+        for number in itertools.count():
+            os.environ[f"SOME_VARIABLE_{number}"] = "x"
+            os.environ.get(f"SOME_VARIABLE_{number}")
+            del os.environ[f"SOME_VARIABLE_{number}"]
+            if ended.is_set():
+                return
 
     thread = threading.Thread(target=read)
     thread.start()
