@@ -57,8 +57,9 @@ check: $(READY)  ## ruff, mypy --strict, and import rules
 	$(BIN)/lint-imports
 
 unit: $(READY)  ## run the tests (PYTEST_ARGS="-k gate": some of them; WORKERS=0: in one process)
-	@# the workers share the cores: one thread each, so that training does not slow other tests down
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "$(MARKERS)" $(PYTEST_ARGS)
+	@# the workers share the cores: one thread each, so that training does not slow other tests down; and with bytecode,
+	@# without which each of the hundreds of processes that tests start compiles all modules again
+	env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "$(MARKERS)" $(PYTEST_ARGS)
 
 reference: $(READY)  ## write docs/reference/ from the docstrings of recipe and settings
 	$(BIN)/python -m headrace.recipe.reference

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +66,38 @@ serve: {replicas: 1}
 
 def make_project(root: Path) -> Project:
     """Makes a clone in `root`, as git would, with the recipes `tiny` and `pictures` and their data."""
+    for name in ("mlruns", "recipes"):
+        (root / name).mkdir(parents=True)
+    for name, (content, mode, modified) in _files_of_a_clone().items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        path.chmod(mode)
+        os.utime(path, ns=(modified, modified))
+    git(root, "update-index", "--refresh")  # with the times and inodes of these files
+    return Project(root)
+
+
+@functools.cache
+def _files_of_a_clone() -> dict[str, tuple[bytes, int, int]]:
+    """Content, mode and time (ns) of all files of a project, those of its repository too; made once in each process."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        _write_clone(root)
+        git(root, "init", "--quiet", "--initial-branch=main")
+        git(root, "add", "--all")
+        git(root, "commit", "--quiet", "--message", "A clone")
+        git(root, "repack", "-a", "-d", "--quiet")
+        shutil.rmtree(root / ".git" / "hooks", ignore_errors=True)  # examples
+        found = {}
+        for path in sorted(root.rglob("*")):
+            if path.is_file():
+                stat = path.stat()
+                found[str(path.relative_to(root))] = path.read_bytes(), stat.st_mode & 0o777, stat.st_mtime_ns
+        return found
+
+
+def _write_clone(root: Path) -> None:
     for name in CODE:
         source, place = ROOT / name, root / name
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -70,17 +105,12 @@ def make_project(root: Path) -> Project:
             shutil.copytree(source, place, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, place)
-    (root / "mlruns").mkdir()
     (root / "recipes").mkdir()
     (root / "recipes" / "tiny.yaml").write_text(TINY_TABLE)
     (root / "recipes" / "pictures.yaml").write_text(TINY_IMAGES)
     (root / "dvc.yaml").write_text(pipeline_of("tiny", "pictures"))
     table(400).to_csv(root / "source.csv", index=False)
     images(300).to_csv(root / "pictures.csv", index=False, header=False)
-    git(root, "init", "--quiet", "--initial-branch=main")
-    git(root, "add", "--all")
-    git(root, "commit", "--quiet", "--message", "A clone")
-    return Project(root)
 
 
 def pipeline_of(*recipes: str) -> str:

@@ -21,6 +21,7 @@ from headrace.models.schema import Shape
 from headrace.recipe.models import GPTConfig, RecurrentLanguageConfig
 from headrace.runtime.generation import StepLayout, StepRunner
 from headrace.runtime.tokenizer import PAD
+from tests.exhaustive import exhaustive
 
 SHAPE = Shape(vocabulary=13, length=6)
 CONFIGS = {
@@ -149,7 +150,7 @@ def test_the_graph_agrees_with_torch_at_once_and_token_by_token(exported):
     assert check_step_parity(model, SHAPE, folder, layout, "tiny")["largest_relative_difference"] < 1e-5
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru"])
+@pytest.mark.parametrize("name", ["lstm", exhaustive("gru")])
 def test_every_export_of_a_process_takes_texts_of_any_length(name, tmp_path):
     model = LanguageModel(network(name)).eval()
     for _ in range(2):

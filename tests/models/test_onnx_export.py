@@ -23,6 +23,7 @@ from headrace.recipe.recipe import Recipe
 from headrace.runtime.contract import Contract
 from headrace.task_types.lookup import task_type_of
 from tests.bento_projects import fitted, make_model, make_recipe
+from tests.exhaustive import exhaustive
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -263,7 +264,7 @@ def test_the_service_gives_the_answers_of_torch(table: Exported) -> None:
 
 AWKWARD = [
     ["answer", "numeric", "categorical", "rows"],
-    ["columns/x", "columns/axis", "columns/numeric", "columns/index_0"],
+    exhaustive(["columns/x", "columns/axis", "columns/numeric", "columns/index_0"]),
     ["network/numeric", "network/answer", "network/categorical", "columns/categorical_0"],
     ["a b", "ß 漢字", "q\"uo'te", "do.t/s[0]"],
 ]
@@ -286,7 +287,7 @@ def test_tables_of_one_sort_of_column(columns: list[str], tmp_path: Path) -> Non
         found.assert_agrees(frame.iloc[:rows])
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 9), (4, 4)])
+@pytest.mark.parametrize("size", [exhaustive((1, 1)), (1, 9), exhaustive((4, 4))])
 def test_images_of_any_size(size: tuple[int, int], tmp_path: Path) -> None:
     recipe = make_recipe("image-classification", {"name": "cnn", "channels": [2, 2]}, image=list(size))
     found = Exported(images(9, *size), recipe, tmp_path)

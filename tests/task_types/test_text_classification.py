@@ -83,7 +83,7 @@ class Exported:
             return self.model(torch.from_numpy(tokens)).numpy()
 
 
-@pytest.fixture(scope="module", params=["lstm", "gru", "rotary"])
+@pytest.fixture(scope="module", params=["lstm", exhaustive("gru"), "rotary"])
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return Exported(recipe_of(request.param), tmp_path_factory.mktemp("text"))
 

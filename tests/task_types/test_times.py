@@ -19,6 +19,7 @@ from headrace.pipeline.export import load_weights
 from headrace.runtime.input_field import ContractViolation
 from headrace.task_types.lookup import task_type_of
 from tests.bento_projects import fitted, make_model, make_recipe
+from tests.exhaustive import exhaustive
 
 
 def test_calendar_parts_are_those_of_pythons_calendar() -> None:
@@ -44,7 +45,9 @@ def dated(rows: int = 40) -> pd.DataFrame:
 TIMES = {"day": {"format": "%d/%m/%Y %H:%M", "features": ["year", "month", "day", "weekday", "hour"]}, "joined": None}
 
 
-@pytest.mark.parametrize("columns", [["day", "joined", "y"], ["day", "joined", "n", "y"], ["day", "joined", "n", "kind", "y"]])
+@pytest.mark.parametrize(
+    "columns", [["day", "joined", "y"], exhaustive(["day", "joined", "n", "y"]), ["day", "joined", "n", "kind", "y"]]
+)
 def test_the_graph_answers_like_torch_whatever_stands_beside_the_times(columns: list[str], tmp_path: Path) -> None:
     recipe = make_recipe(times={**TIMES, "joined": {"since": "day", "features": ["elapsed"]}}, columns=columns)
     frame = dated()[columns]

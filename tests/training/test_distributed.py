@@ -180,7 +180,7 @@ def in_the_middle(recipe: Recipe, prepared: Project) -> bool:
 def test_a_killed_process_is_started_again_and_the_weights_are_those_of_a_run_never_killed(
     prepared: Project, stage: Callable[[Recipe], subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    never, recipe = (untrained(prepared, epochs=40, batch_size=4) for _ in range(2))
+    never, recipe = (untrained(prepared, epochs=12, batch_size=4) for _ in range(2))
     whole, cut = stage(never), stage(recipe)
     said: list[str] = []
     reader = threading.Thread(target=lambda: said.extend(cut.stderr or []))
@@ -208,7 +208,7 @@ def test_a_killed_process_is_started_again_and_the_weights_are_those_of_a_run_ne
     ]
     assert files[0] == files[1]
     summary = read_json(prepared.artifacts(recipe.name) / "train" / "summary.json")
-    assert (summary["processes"], summary["strategy"], summary["epochs"]) == (2, "ddp", 40)
+    assert (summary["processes"], summary["strategy"], summary["epochs"]) == (2, "ddp", 12)
     assert not (prepared.state / "checkpoints" / f"{recipe.name}.pt").exists()
 
 
