@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,10 +19,8 @@ def thumbnail(pixels: NDArray[Any]) -> NDArray[np.uint8]:
     """Returns the means of at most 8 × 8 blocks of a picture `(height, width)` or `(height, width, channels)`, as one row of
     numbers."""
     height, width = pixels.shape[:2]
-    top, left = _starts(height), _starts(width)
-    sums = np.add.reduceat(np.add.reduceat(pixels.astype(np.float32), top, axis=0), left, axis=1)
-    sizes = np.diff([*top, height])[:, None] * np.diff([*left, width])
-    means = sums / sizes.reshape(sizes.shape + (1,) * (sums.ndim - 2))
+    columns = _block_means(height) @ pixels.astype(np.float32).reshape(height, -1)  # several times faster than np.add.reduceat
+    means = _block_means(width) @ columns.reshape(len(columns), width, -1)
     found: NDArray[np.uint8] = np.clip(np.rint(means), 0, 255).astype(np.uint8).ravel()
     return found
 
@@ -40,7 +40,12 @@ def from_text(text: Any) -> NDArray[np.uint8] | None:
         return None
 
 
-def _starts(length: int) -> NDArray[np.int64]:
-    """Returns where blocks of about equal size begin."""
+@lru_cache(maxsize=64)
+def _block_means(length: int) -> NDArray[np.float32]:
+    """Returns the matrix `(blocks, length)` that takes the means of blocks of about equal size."""
     blocks = min(SIDE, length)
-    return (np.arange(blocks) * length // blocks).astype(np.int64)
+    ends = np.arange(blocks + 1) * length // blocks
+    found = np.zeros((blocks, length), dtype=np.float32)
+    for block, (start, end) in enumerate(pairwise(ends.tolist())):
+        found[block, start:end] = 1 / (end - start)
+    return found
