@@ -16,9 +16,8 @@ GROUPS = (
     # Tests that share a project with running services (fixture `live`), in two groups so that none is the longest by far.
     ("tests/release/test_recovery.py", "tests/release/test_faults.py", "tests/release/test_load.py"),
     ("tests/kills/test_kill_matrix.py",),
-    ("tests/release/test_every_recipe.py",),
     ("tests/test_docs.py",),
-    ("tests/release/test_release.py", "tests/release/test_rollback.py"),
+    ("tests/release/test_release.py", "tests/release/test_rollback.py", "tests/release/test_every_recipe.py"),
     ("tests/benchmarks/test_benchmarks.py",),
     # the base image that the Docker engine builds once
     ("tests/serving/replicas/test_docker_runner.py", "tests/serving/packaging/test_packaging.py"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -21,10 +21,8 @@ from bentos.models.onnx_model import load
 from headrace.project import Project
 from headrace.release import journal
 from headrace.runtime.contract import Contract
-from headrace.services import up
 from headrace.tracking import registry
 from tests.paths import ROOT
-from tests.projects import make_project
 from tests.release.live import Live
 from tests.release.slices import SLICES
 
@@ -40,16 +38,6 @@ SMALL: dict[str, dict[str, Any]] = {
     "seq2seq": {"width": 16, "heads": 2, "encoder_layers": 1, "decoder_layers": 1, "beams": 2},
 }
 """Widths of a model for a slice; the rest of its settings are the recipe's."""
-
-
-@pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[], dict[str, str]]) -> Iterator[Live]:
-    """A clone in which nothing runs yet: the first release starts Prefect, MLflow and Envoy for all."""
-    found = Live(make_project(tmp_path_factory.mktemp("recipes") / "clone"), free_ports())
-    try:
-        yield found
-    finally:
-        up.down(found.project.using(found.settings))
 
 
 def slice_of(name: str, project: Project) -> dict[str, Any]:
@@ -231,8 +219,8 @@ def test_a_recipe_is_released_and_asked_through_the_balancer(name: str, live: Li
 
 def test_all_of_them_are_served_side_by_side(live: Live) -> None:
     released = {entry.model for entry in journal.entries(live.project) if entry.event == "released"}
-    served = {model["name"]: (model["ready"], model["alias"]) for model in live.json("status")["models"]}
-    assert served == dict.fromkeys(released, (1, "champion"))
+    served = {model["name"]: (model["ready"] > 0, model["alias"]) for model in live.json("status")["models"]}
+    assert len(released) > 1 and served == dict.fromkeys(released, (True, "champion"))
 
 
 def assert_alike(answer: Any, graph: Any) -> None:
