@@ -23,7 +23,7 @@ from headrace.serving.replicas import runners
 from headrace.serving.samples import read_window
 from headrace.tracking import registry
 from headrace.tracking.runs import client
-from tests.kills.scenarios import RECIPE
+from tests.kills.scenarios import RECIPE, RESULTS
 from tests.release.live import INSTANCE, Live
 
 FACTS = (
@@ -62,6 +62,7 @@ def end_state(live: Live) -> dict[str, Any]:
         "outputs": {name: _digest(live.project.artifacts(RECIPE) / name) for name in OUTPUTS},
         "monitoring": _monitoring(live),
         "sampled rows": _sampled_rows(live),
+        "results": _results(live),
         "files": _files(live),
     }
 
@@ -117,6 +118,13 @@ def _sampled_rows(live: Live) -> list[Any]:
     return sorted(
         (key.request_id, at) for key, at in zip(window.keys, window.times.tolist(), strict=True) if key.tenant == "acme"
     )
+
+
+def _results(live: Live) -> dict[str, Any]:
+    """Digests of what flows have written for people; of records, which have times, only that they are there."""
+    folder = live.project.root / RESULTS
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.suffix == ".json" or _digest(path) for path in paths}
 
 
 def _files(live: Live) -> list[str]:

@@ -167,7 +167,7 @@ class Killing:
     def _create_run(self, scenario: Scenario) -> str:
         self.ensure_up()
         named = {"deployments": {"name": {"any_": [scenario.deployment]}}}
-        body = {"parameters": {"recipe_name": RECIPE}, "state": {"type": "SCHEDULED"}}
+        body = {"parameters": {"recipe_name": RECIPE, **scenario.parameters}, "state": {"type": "SCHEDULED"}}
         return str(
             self._retried(
                 lambda: prefect.call(

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tests.kills.steps import Mark
-from tests.kills.victims import VICTIMS
 
 SEED = os.environ.get("HEADRACE_KILL_SEED") or secrets.token_hex(4)
 """Of the random instants within steps. The same seed gives the same instants, in any order and selection."""
@@ -57,7 +56,7 @@ def every_kill(steps: Sequence[Step], victim: str) -> Iterator[Kill]:
     yield Kill(victim, "after", steps[-1].name)
 
 
-def one_kill_each(steps: Sequence[Step]) -> list[Kill]:
+def spread(victims: Sequence[str], steps: Sequence[Step]) -> list[Kill]:
     """One kill of each victim, inside steps that are spread over the flow."""
-    count = 2 * len(VICTIMS)
-    return [Kill(victim, "inside", steps[(2 * i + 1) * len(steps) // count].name) for i, victim in enumerate(VICTIMS)]
+    count = 2 * len(victims)
+    return [Kill(victim, "inside", steps[(2 * i + 1) * len(steps) // count].name) for i, victim in enumerate(victims)]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 import yaml
@@ -14,9 +15,17 @@ from tests.release.live import Live
 from tests.services.monitoring.sampled_rows import rows_like_training, sampled
 
 RECIPE = "kills"
+PAST = "past.csv"
+"""Rows that can be scored."""
+RESULTS = "results"
+"""Folder of the project."""
 MONTHS = (1, 2, 3)
 """Batches of the source; the first one is there before a refresh."""
 SAMPLED_HOURS = range(2, 8)
+
+
+def nothing(live: Live) -> None:
+    """The project is as it is."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +36,14 @@ class Scenario:
     """Its name in Prefect, and of its file in `flows/`."""
     deployment: str
     """Starts it through Prefect's worker."""
-    command: tuple[str, ...] | None
+    command: tuple[str, ...] | None = None
     """Starts it in a terminal (`headrace …`); None for a flow that only a deployment starts."""
-    before: Callable[[Live], None]
-    """Makes the project as it is before; run once."""
+    parameters: dict[str, Any] = field(default_factory=dict)
+    """Parameters of the flow besides the recipe's name. Files that it writes for a person go to `RESULTS`."""
+    is_released: bool = True
+    """Whether version 1 serves before."""
+    before: Callable[[Live], None] = nothing
+    """Makes what else is there before; run once."""
     within: str | None = None
     """A flow that runs this one as a part of it; `make test` kills in the outermost flows alone."""
 
@@ -48,25 +61,17 @@ def write_recipe(live: Live) -> None:
         "gate": {"require": {"accuracy": ">= 0.5"}},
         "train": {**recipe["train"], "epochs": 2},
         "monitor": {"every": "1d", "rows": "independent", "retrain": {"cooldown": "7d", "per_week": 1}},
+        "refresh": {"cron": "0 3 29 2 *"},
     }
     recipe["data"] |= {"source": f"{RECIPE}.csv", "incremental": {"column": "month", "first": MONTHS[0]}}
     months = [table(200, seed=month).assign(month=month) for month in MONTHS]
     pd.concat(months).to_csv(live.project.root / f"{RECIPE}.csv", index=False)
+    table(200, seed=9).assign(month=4).drop(columns="kind").to_csv(live.project.root / PAST, index=False)
     (live.project.recipes / f"{RECIPE}.yaml").write_text(yaml.safe_dump(recipe))
 
 
-def nothing(live: Live) -> None:
-    """Nothing was released yet."""
-
-
-def release_first(live: Live) -> None:
-    """Version 1 serves."""
-    live.run("run", RECIPE)
-
-
-def release_and_drift(live: Live) -> None:
-    """Version 1 serves, and is asked about other rows than those of its training."""
-    release_first(live)
+def drift(live: Live) -> None:
+    """Version 1 is asked about other rows than those of its training."""
     recipe = load_recipe(RECIPE, live.project)
     for hour in SAMPLED_HOURS:
         rows = rows_like_training(live.project, recipe, 100, hour, length=1000.0)
@@ -74,8 +79,9 @@ def release_and_drift(live: Live) -> None:
 
 
 SCENARIOS = (
-    Scenario("release", "release", ("run", RECIPE), nothing, within="refresh"),
-    Scenario("refresh", "refresh-flights", None, release_first, within="monitor"),
-    Scenario("monitor", f"monitor-{RECIPE}", None, release_and_drift),
+    Scenario("release", "release", ("run", RECIPE), is_released=False, within="refresh"),
+    Scenario("refresh", f"refresh-{RECIPE}", within="monitor"),
+    Scenario("monitor", f"monitor-{RECIPE}", before=drift),
+    Scenario("backfill", "backfill", parameters={"data": PAST, "out": f"{RESULTS}/scored.csv", "workers": 1}),
 )
 """A new flow needs one line here, and no test of its own."""

@@ -17,14 +17,16 @@ import pytest
 from headrace.services import up
 from tests.kills.end_state import differences, end_state
 from tests.kills.killing import Killing
-from tests.kills.matrix import ONLY, SEED, Kill, Step, every_kill, one_kill_each
-from tests.kills.scenarios import SCENARIOS, Scenario, write_recipe
+from tests.kills.matrix import ONLY, SEED, Kill, Step, every_kill, spread
+from tests.kills.scenarios import RECIPE, SCENARIOS, Scenario, write_recipe
 from tests.kills.snapshot import Snapshot
 from tests.kills.steps import Steps
 from tests.kills.victims import VICTIMS
 from tests.paths import ROOT
 from tests.projects import make_project
 from tests.release.live import Live
+
+OUTERMOST = [scenario for scenario in SCENARIOS if scenario.is_outermost]
 
 
 @dataclass
@@ -49,11 +51,19 @@ class Matrix:
     def folder(self) -> Path:
         return self.killing.project.root.parent
 
+    def make_first(self, scenario: Scenario) -> None:
+        """Puts the project into the state in which the scenario begins to make its own."""
+        self.killing.ensure_up()
+        empty, released = (Snapshot(self.killing.project, self.folder / name) for name in ("empty", "released"))
+        (released if scenario.is_released and released.folder.exists() else empty).restore()
+        if scenario.is_released and not released.folder.exists():
+            self.killing.live.run("run", RECIPE)
+            released.take()
+
     def begin(self, scenario: Scenario) -> Begun:
         """Runs the flow undisturbed, the first time."""
         if scenario.flow not in self.begun:
-            self.killing.ensure_up()
-            Snapshot(self.killing.project, self.folder / "empty").restore()
+            self.make_first(scenario)
             scenario.before(self.killing.live)
             before = Snapshot(self.killing.project, self.folder / scenario.flow)
             before.take()
@@ -98,10 +108,11 @@ def _seed_of_a_failure(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("scenario", [one for one in SCENARIOS if one.is_outermost], ids=lambda scenario: scenario.flow)
-def test_a_flow_ends_as_usual_although_all_is_killed_once(scenario: Scenario, matrix: Matrix) -> None:
-    """Flow, worker, server and machine, one after the other at random instants of the same run."""
-    matrix.require_same_end(scenario, one_kill_each(matrix.begin(scenario).steps))
+@pytest.mark.parametrize("number", range(len(OUTERMOST)), ids=[scenario.flow for scenario in OUTERMOST])
+def test_a_flow_ends_as_usual_although_parts_are_killed(number: int, matrix: Matrix) -> None:
+    """The victims are dealt to the flows: each is killed once, at a random instant, several in the same run."""
+    scenario, victims = OUTERMOST[number], [*VICTIMS][number :: len(OUTERMOST)]
+    matrix.require_same_end(scenario, spread(victims, matrix.begin(scenario).steps))
 
 
 @pytest.mark.exhaustive
