@@ -26,7 +26,7 @@ ATTEMPTS = 3
 """Runs after a kill: a server that is restarting can end the first."""
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 OPEN = ("RUNNING", "PENDING", "CANCELLING")
-SETTLE_SECONDS = 40.0
+SETTLE_SECONDS = 120.0
 """Processes notice the death of their parent, and services start again, within this time."""
 
 

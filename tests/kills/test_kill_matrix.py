@@ -107,7 +107,7 @@ def _seed_of_a_failure(request: pytest.FixtureRequest) -> None:
     request.node.add_report_section("setup", "seed", f"HEADRACE_KILL_SEED={SEED} repeats the random instants")
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("number", range(len(OUTERMOST)), ids=[scenario.flow for scenario in OUTERMOST])
 def test_a_flow_ends_as_usual_although_parts_are_killed(number: int, matrix: Matrix) -> None:
     """The victims are dealt to the flows: each is killed once, at a random instant, several in the same run."""
