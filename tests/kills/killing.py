@@ -17,7 +17,7 @@ from headrace.project import Project
 from headrace.services import prefect
 from headrace.serving.replicas import project_processes
 from tests.kills.matrix import Kill, Step, steps_of
-from tests.kills.scenarios import RECIPE, Scenario
+from tests.kills.scenarios import Scenario
 from tests.kills.steps import WAIT_SECONDS, Steps
 from tests.kills.victims import UNSUPERVISED, VICTIMS, processes_of
 from tests.release.live import Live
@@ -167,7 +167,7 @@ class Killing:
     def _create_run(self, scenario: Scenario) -> str:
         self.ensure_up()
         named = {"deployments": {"name": {"any_": [scenario.deployment]}}}
-        body = {"parameters": {"recipe_name": RECIPE, **scenario.parameters}, "state": {"type": "SCHEDULED"}}
+        body = {"parameters": scenario.parameters(self.live), "state": {"type": "SCHEDULED"}}
         return str(
             self._retried(
                 lambda: prefect.call(
