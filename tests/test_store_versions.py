@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from headrace.errors import NewerFile
+from headrace.events import outbox
 from headrace.files import read_cached_json, read_json
 from headrace.project import Project
 from headrace.release import journal
@@ -36,6 +37,11 @@ def newer_line(path: Path) -> None:
     path.write_text(json.dumps({"schema_version": 2, "of": "the future"}) + "\n")
 
 
+def opened(project: Project) -> None:
+    with outbox.opened(project):
+        pass
+
+
 def newer_database(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with closing(sqlite3.connect(path)) as connection:
@@ -53,6 +59,7 @@ STORES: dict[str, tuple[Callable[[Project], Path], Callable[[Path], None], Calla
         lambda project: ProcessRunner(project).list(),
     ),
     "usage": (lambda project: project.usage / "usage.db", newer_database, lambda project: read_usage(project.usage)),
+    "events": (outbox.database, newer_database, opened),
     "feedback": (database, newer_database, lambda project: FeedbackStore(project, 90)),
 }
 

@@ -21,13 +21,15 @@ from headrace.recipe.recipe import Recipe
 
 FLOWS = ("flows", "tasks")
 """Code that each project has."""
+OF_EVENTS = {"notify", "notify_on", "webhooks", "webhook_days"}
+"""Settings of who is told about a release, which change nothing about it."""
 INSTALLED = ("headrace", "bentos", "deploy/serving")
 """Code that only a clone has; that of other projects is where Headrace is installed."""
 
 
 def snapshot(recipe: Recipe, project: Project) -> str:
     """One hash over the files that a release of `recipe` depends on, and over its outputs."""
-    digest = hashlib.sha256(project.settings.model_dump_json().encode())
+    digest = hashlib.sha256(project.settings.model_dump_json(exclude=OF_EVENTS).encode())
     for path in sorted({*_inputs(recipe, project), *_outputs(recipe, project)}):
         with contextlib.suppress(FileNotFoundError):  # gone since it was listed: another command is running
             stat = path.stat()

@@ -102,7 +102,7 @@ def test_a_model_whose_replicas_do_not_answer_is_a_failure(capsys: pytest.Captur
         "deleted_in_mlflow": None, "champion_in_mlflow": None,
     }  # fmt: skip
     watchdog = {"name": "watchdog", "state": "ready", "address": "", "problem": None, "hint": None}
-    found = {"services": [watchdog], "models": [model], "candidates": []}
+    found = {"services": [watchdog], "models": [model], "candidates": [], "receivers": []}
     assert failing(found) == ["digits"]
     print_status(found)
     assert "digits: 1 of 2 replicas do not answer\n  hint: headrace logs digits" in capsys.readouterr().out
