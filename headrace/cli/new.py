@@ -38,7 +38,8 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
                 help="The column to predict; several of numbers, or of true and false. Without it, possible ones are listed.",
             ),
             click.option(
-                "--task", help="classification, regression, text-classification, or multilabel- before a classification."
+                "--task",
+                help="classification or regression, with text-, image- or multilabel- before it, as in docs/recipes.md.",
             ),
             click.option("--text", metavar="COLUMN", help="The column with the text to learn from."),
             click.option(
@@ -82,7 +83,7 @@ def new(name: str, as_json: bool, data: str, targets: tuple[str, ...], **options
     from headrace.scaffold.write import check_name, describe, write_recipe
 
     choices, data = _choices(options), _address(data)
-    if (found := write_folder_recipe(name, Path(data).expanduser(), ",".join(targets) or None, project)) is not None:
+    if (found := write_folder_recipe(name, Path(data).expanduser(), targets, project, choices.task)) is not None:
         _show_folder(name, found, as_json)
         return
     if not targets:
@@ -186,8 +187,8 @@ def _show_folder(name: str, found: Scaffold, as_json: bool) -> None:
     for line in found.lines:
         click.echo(line)
     click.echo(
-        f"{found.path.relative_to(project.root)}: {recipe.task} of {recipe.data.target}, {_expectations(len(recipe.expect))}, "
-        f"{recipe.model.name}"
+        f"{found.path.relative_to(project.root)}: {recipe.task} of {', '.join(recipe.data.targets)}, "
+        f"{_expectations(len(recipe.expect))}, {recipe.model.name}"
     )
     if is_outside:
         click.echo(outside_note(recipe.data.origin))

@@ -26,6 +26,7 @@ class MLP(nn.Module):
         self.embeddings = nn.ModuleList(nn.Embedding(n, width) for n, width in zip(shape.cardinalities, widths, strict=True))
         self.text = TextVector(config.text or TextVectorConfig(), shape) if shape.vocabulary else None
         features = (prod(shape.image) if shape.image else shape.numeric) + sum(widths)
+        self.has_numbers = features > sum(widths)
         features += self.text.features if self.text is not None else 0
         layers: list[nn.Module] = []
         for width in config.hidden:
@@ -38,6 +39,6 @@ class MLP(nn.Module):
         if self.text is not None:
             assert tokens is not None
             embedded.append(self.text(tokens))
-        numbers = numeric.flatten(1)
-        outputs: Tensor = self.layers(torch.cat([numbers, *embedded], dim=1) if embedded else numbers)
+        parts = [*([numeric.flatten(1)] if self.has_numbers else []), *embedded]
+        outputs: Tensor = self.layers(torch.cat(parts, dim=1) if len(parts) > 1 else parts[0])
         return outputs

@@ -64,4 +64,8 @@ class ScaleTextTable(ScaleTable):
     """Prepares the columns as `ScaleTable` does; the tokens of the text, the last input, pass through."""
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return (*super().forward(*inputs[:-1]), inputs[-1])
+        *columns, tokens = inputs
+        if not columns:  # a text alone
+            rows = tokens.shape[0]
+            return tokens.new_zeros((rows, 0), dtype=torch.float32), tokens.new_zeros((rows, 0)), tokens
+        return (*super().forward(*columns), tokens)

@@ -305,8 +305,8 @@ class DataConfig(Section):
         pictures = self.pictures
         if pictures is None:
             return self
-        if self.target in STORED:
-            raise ValueError(f"target: a table of pictures has its own column {self.target!r}; rename the label (data.rename)")
+        if taken := [name for name in self.targets if name in STORED]:
+            raise ValueError(f"target: a table of pictures has its own column {taken[0]!r}; rename the label (data.rename)")
         for name in ("join", "graph", "text", "incremental"):
             if getattr(self, name) is not None:
                 raise ValueError(f"{name}: does not apply to pictures in files; remove it")

@@ -89,8 +89,8 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _check_sections_match_task(self) -> Recipe:
         task_type = self.task_type
-        task_type.check_model(self.model, self.task)
         task_type.check_data(self.data)
+        task_type.check_model(self.model, self.task)
         check_targets(task_type, self.data, self.task)
         check_text(task_type, self.data, self.model, self.task)
         task_type.check_training(self.train, self.task)

@@ -82,6 +82,11 @@ class TaskTypeEntry:
             raise ValueError(
                 "data.image: image tasks need height and width, for example [28, 28], or {size: [64, 64]} for pictures in files"
             )
+        if data.image is not None and not (self.is_image or self.is_custom):
+            raise ValueError(
+                "data.image: applies to image tasks only; use image-classification, multilabel-image-classification or "
+                "image-regression, or remove it"
+            )
         if self.is_text and data.text is None:
             raise ValueError("data.text: text tasks need the column of the text, for example {column: text}")
         if self.is_graph and data.graph is None:
@@ -151,6 +156,13 @@ TASK_TYPES: dict[str, TaskTypeEntry] = {
     ),
     "regression": TaskTypeEntry(
         "headrace.task_types.tabular:TabularRegression", REGRESSION | INTERVALS, ("mlp",), reads_chunks=True
+    ),
+    "image-regression": TaskTypeEntry(
+        "headrace.task_types.image_regression:ImageRegression",
+        REGRESSION | INTERVALS,
+        ("cnn", "resnet", "mlp"),
+        is_image=True,
+        reads_chunks=True,
     ),
     "text-classification": TaskTypeEntry(
         "headrace.task_types.text_classification:TextClassification",

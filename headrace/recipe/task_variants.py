@@ -1,7 +1,7 @@
 """How the form of the data changes a task: several numeric targets, and a text beside the columns of a table.
 
-`data.target: [a, b]` makes a regression predict several numbers, and `data.text` gives a table a text column. The task keeps
-its name; implementation and metrics are those of the variant.
+`data.target: [a, b]` makes a regression, of a table or of images, predict several numbers, and `data.text` gives a table a
+text column. The task keeps its name; implementation and metrics are those of the variant.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from headrace.recipe.data import DataConfig
 from headrace.recipe.models import ModelConfig
 from headrace.recipe.task_types import REGRESSION, Better, TaskTypeEntry
 
-SEVERAL_VALUES = {"headrace.task_types.tabular:TabularRegression": "headrace.task_types.several_values:SeveralValues"}
+SEVERAL_VALUES = {
+    "headrace.task_types.tabular:TabularRegression": "headrace.task_types.several_values:SeveralValues",
+    "headrace.task_types.image_regression:ImageRegression": "headrace.task_types.image_regression:ImageSeveralValues",
+}
 """From the implementation of a task with one number to that with several."""
 WITH_TEXT = {
     "headrace.task_types.tabular:TabularClassification": "headrace.task_types.text_table:TextTableClassification",
@@ -45,11 +48,29 @@ def check_targets(entry: TaskTypeEntry, data: DataConfig, task: str) -> None:
         raise ValueError(f"data.label_separator: applies to tasks with several labels per row, not to {task!r}; remove it")
     if entry.is_multilabel and data.split.per_class is not None:
         raise ValueError("data.split.per_class: needs one label per row; split by shares, by time or by given rows")
+    _check_folders(entry, data, task)
     if len(data.targets) < 2 or entry.is_custom or entry.is_multilabel or entry.compared_by_row is not None:
         return
     raise ValueError(
-        f"data.target: {task!r} predicts one column, got {len(data.targets)}; name one of them, or use regression for "
-        "several numbers, and a multilabel task for columns of true and false"
+        f"data.target: {task!r} predicts one column, got {len(data.targets)}; name one of them, or use regression (of "
+        "images: image-regression) for several numbers, and a multilabel task for columns of true and false"
+    )
+
+
+def _check_folders(entry: TaskTypeEntry, data: DataConfig, task: str) -> None:
+    """
+    Raises:
+        ValueError: the folder of a picture is to be what it is not: several labels, or a number.
+    """
+    if data.pictures is None or data.pictures.path is not None or entry.is_custom:
+        return
+    has_labels = entry.is_multilabel and data.label_separator
+    if entry.implements.endswith(":ImageClassification") or (has_labels and not data.target_columns):
+        return
+    what = "labels" if entry.is_multilabel else "numbers"
+    raise ValueError(
+        f"data.image.path: the folder of a picture is its only label, and {task!r} needs {what} of each picture; use a table "
+        f"with a column of paths (data.image.path) and columns of {what}"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from headrace.data.pictures.checks import is_picture
@@ -22,9 +23,15 @@ from headrace.scaffold.write import check_name
 ENDINGS_SHOWN = 5
 
 
-def write_folder_recipe(name: str, data: Path, target: str | None, project: Project) -> Scaffold | None:
+def write_folder_recipe(
+    name: str, data: Path, targets: Sequence[str], project: Project, task: str | None = None
+) -> Scaffold | None:
     """Writes `recipes/<name>.yaml` for a folder, an archive or a table of pictures, or a folder or an archive of texts; None
     for other data.
+
+    Args:
+        targets: the columns to predict, or one name for that of the folders; none: to be recognised.
+        task: what the user has chosen, for pictures.
 
     Raises:
         UsageError: the name is invalid, or the recipe exists; or the files are not ordered in folders of classes.
@@ -41,7 +48,7 @@ def write_folder_recipe(name: str, data: Path, target: str | None, project: Proj
         return None
     if not data.exists():
         return None
-    made = picture_recipe(name, data, target, project) or text_recipe(name, data, target, project)
+    made = picture_recipe(name, data, targets, task, project) or text_recipe(name, data, targets, project)
     if made is None:
         _require_table(data)
         return None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from headrace.errors import DataError
+from headrace.errors import DataError, UsageError
 from headrace.scaffold.columns import LABELS_LIMIT
 
 PARTS = {
@@ -54,6 +54,21 @@ def require_classes(classes: Counter[str], what: str, data: Path) -> None:
             where=str(data),
             hint="add more",
         )
+
+
+def label_of_folders(targets: Sequence[str], data: Path) -> str:
+    """Returns the name of the column that gets the name of the folder of each file.
+
+    Raises:
+        UsageError: several columns are named.
+    """
+    if len(targets) > 1:
+        raise UsageError(
+            f"the name of a folder is the only label of its files, and --target names {len(targets)} columns",
+            where=str(data),
+            hint="name one, or a table with a column for each in --data",
+        )
+    return targets[0] if targets else "label"
 
 
 def class_lines(classes: Counter[str]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from statistics import median, quantiles
@@ -17,22 +18,17 @@ from headrace.errors import DataError, RecipeError, UsageError, near_miss
 from headrace.recipe.data import DataConfig
 from headrace.recipe.pictures import PATH
 from headrace.runtime.images import InvalidImage, PictureFormat, decode_picture
-from headrace.scaffold.parts import (
-    class_lines,
-    divided,
-    gate_of,
-    head_of,
-    labels_expectation,
-    require_classes,
-    split_line,
-    yaml_text,
-)
+from headrace.scaffold.parts import divided, head_of, label_of_folders, split_line, yaml_text
+from headrace.scaffold.picture_targets import PictureTarget, target_of
 from headrace.scaffold.recipe_text import read_fields
 from headrace.scaffold.sample import Sample as TableSample
 from headrace.scaffold.sample import read_sample
 from headrace.scaffold.tables import TABLE_FORMATS, source_of
+from headrace.scaffold.targets import split_names
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from headrace.project import Project
 
 SAMPLE = 1_000
@@ -67,19 +63,30 @@ class Sample:
         return 3 if self.colourful else 1
 
 
-def picture_recipe(name: str, data: Path, target: str | None, project: Project) -> tuple[list[str], str, dict[str, Any]] | None:
+def picture_recipe(
+    name: str, data: Path, targets: Sequence[str], task: str | None, project: Project
+) -> tuple[list[str], str, dict[str, Any]] | None:
     """Returns lines for the terminal, the recipe, and facts for `--json`; None where the data has no pictures.
+
+    Args:
+        targets: the columns to predict, or the name of that with the folders' names; none: to be recognised.
+        task: what the user has chosen.
 
     Raises:
         UsageError, RecipeError: a table needs a target, or has not the one that is named.
         DataError: there is nothing to learn from.
     """
-    found = _find(data, target)
+    found = _find(data, targets)
     if found is None:
         return None
     listings, fields, parts, recognised = found
-    classes = Counter(str(label) for one in listings for label in one.rows[fields["target"]].drop_null().to_pylist())
-    require_classes(classes, "pictures", data)
+    predicted = target_of(_targets_of(listings, fields["targets"]), fields["targets"], task, data)
+    if "path" not in fields and predicted.task != "image-classification":
+        raise UsageError(
+            f"{predicted.task} needs a table: the folder of a picture is its only label",
+            where=str(data),
+            hint="name a table with a column of paths, and columns of what is predicted, in --data",
+        )
     sample = _sample(listings)
     if not sample.sizes:
         raise DataError(
@@ -90,14 +97,14 @@ def picture_recipe(name: str, data: Path, target: str | None, project: Project) 
     left_out = {path: why for one in listings for path, why in one.left_out.items()} | sample.broken
     ignored = [path for one in listings for path in one.ignored]
     size, fit = _size_and_fit(sample)
-    text = _text(name, source_of(data, project), fields, parts, classes, sample, size, fit)
+    text = _text(name, source_of(data, project), fields, parts, predicted, sample, size, fit)
     total = sum(one.rows.num_rows for one in listings)
     widths, heights = zip(*sample.sizes, strict=True)
     lines = [
         *recognised,
         f"{total:,} pictures, {_formats(sample)}, {'in colour' if sample.channels == 3 else 'grey'}, "
         f"{_range(widths)} × {_range(heights)} pixels; brought to {size[1]} × {size[0]} ({fit})",
-        *class_lines(classes),
+        *predicted.lines(),
     ]
     if left_out:
         of = f" of {sample.looked_at:,} looked at" if sample.looked_at < total else ""
@@ -109,7 +116,7 @@ def picture_recipe(name: str, data: Path, target: str | None, project: Project) 
         lines.append("test pictures are those of the folder " + next(k for k, v in parts.items() if v == "test"))
     facts = {
         "pictures": total,
-        "classes": dict(classes.most_common()),
+        **predicted.facts(),
         "looked_at": sample.looked_at,
         "formats": dict(sample.formats),
         "channels": sample.channels,
@@ -123,32 +130,39 @@ def picture_recipe(name: str, data: Path, target: str | None, project: Project) 
 
 
 Found = tuple[list[Listing], dict[str, Any], dict[str, str] | None, list[str]]
-"""Listings, the fields of the recipe that describe the source (`target`, `path`, `table`, and how the table is read), folders
+"""Listings, the fields of the recipe that describe the source (`targets`, `path`, `table`, and how the table is read), folders
 that are parts, and lines about the table."""
 
 
-def _find(data: Path, target: str | None) -> Found | None:
+def _targets_of(listings: list[Listing], names: list[str]) -> pd.DataFrame:
+    """Returns these columns of all pictures."""
+    import pandas as pd
+
+    return pd.concat([one.rows.select(names).to_pandas() for one in listings], ignore_index=True)
+
+
+def _find(data: Path, targets: Sequence[str]) -> Found | None:
     if data.is_dir():
-        return _in_folder(data, target)
+        return _in_folder(data, targets)
     if is_archive(data):
-        return _in_archive(data, target)
-    return _in_table(data, target, None) if data.name.lower().endswith(TABLES) else None
+        return _in_archive(data, targets)
+    return _in_table(data, targets, None) if data.name.lower().endswith(TABLES) else None
 
 
-def _in_folder(data: Path, target: str | None) -> Found | None:
+def _in_folder(data: Path, targets: Sequence[str]) -> Found | None:
     names = Folder(data).names()
     pictures = [name for name in names if is_picture(name)]
     if not pictures:
         return None
-    label = target or "label"
     if len({name.split("/")[0] for name in pictures if "/" in name}) >= 2 or not _tables(names):
-        listing = list_pictures(data, _config(label), None, None)
+        label = label_of_folders(targets, data)
+        listing = list_pictures(data, _config([label]), None, None)
         folders = sorted({path.split("/")[0] for path in listing.rows[PATH].to_pylist()})
         parts = divided(folders)
         if parts is None:
-            return [listing], {"target": label}, None, []
-        listings = [list_pictures(data / folder, _config(label), None, None) for folder in folders]
-        return listings, {"target": label}, parts, []
+            return [listing], {"targets": [label]}, None, []
+        listings = [list_pictures(data / folder, _config([label]), None, None) for folder in folders]
+        return listings, {"targets": [label]}, parts, []
     tables = _tables(names)
     if len(tables) > 1:
         raise UsageError(
@@ -156,62 +170,62 @@ def _in_folder(data: Path, target: str | None) -> Found | None:
             where=str(data),
             hint=f"name the one with the labels: --data {data / tables[0]}",
         )
-    return _in_table(data / tables[0], target, None, tables[0])
+    return _in_table(data / tables[0], targets, None, tables[0])
 
 
 def _tables(names: list[str]) -> list[str]:
     return [name for name in names if name.lower().endswith(TABLES) and "/" not in name]
 
 
-def _in_archive(data: Path, target: str | None) -> Found | None:
+def _in_archive(data: Path, targets: Sequence[str]) -> Found | None:
     container = open_container(data)
     names = container.names()
     if not any(is_picture(name) for name in names):
         return None
-    label = target or "label"
     try:
         table = table_in(container)
     except DataError:
-        listing = list_pictures(data, _config(label), None, None)
+        label = label_of_folders(targets, data)
+        listing = list_pictures(data, _config([label]), None, None)
         if divided(sorted(set(listing.rows[label].to_pylist()))):
             raise UsageError(
                 "the archive is divided into folders for training and testing",
                 where=str(data),
                 hint="unpack it, and name its folder in --data: then each becomes a part of the source",
             ) from None
-        return [listing], {"target": label}, None, []
+        return [listing], {"targets": [label]}, None, []
     ((_, raw),) = container.read([table])
-    return _in_table(data, target, raw if isinstance(raw, bytes) else b"", table)
+    return _in_table(data, targets, raw if isinstance(raw, bytes) else b"", table)
 
 
-def _in_table(data: Path, target: str | None, raw: bytes | None, name: str | None = None) -> Found | None:
-    """Reads the head of a table, and finds the column with paths of pictures and the label."""
-    rows, table = _head_rows(data, raw, name or data.name)
+def _in_table(data: Path, targets: Sequence[str], raw: bytes | None, name: str | None = None) -> Found | None:
+    """Reads the head of a table, and finds the column with paths of pictures and those that are predicted."""
+    labels = [*targets, *split_names(targets, ())]
+    rows, table = _head_rows(data, raw, name or data.name, labels)
     columns = list(dict.fromkeys(key for row in rows for key in row))
     paths = [column for column in columns if _are_paths([row.get(column) for row in rows])]
     if not paths:
         return None
     others = [column for column in columns if column != paths[0]]
-    if target is None:
-        target = _label_column(others, rows, data)
-    if target not in columns:
+    chosen = split_names(targets, columns) or [_label_column(others, rows, data)]
+    if lost := [one for one in chosen if one not in columns]:
         raise RecipeError(
-            f"unknown column {target!r}; {near_miss(target, columns)}", where=str(data), hint="name a column: --target COLUMN"
+            f"unknown column {lost[0]!r}; {near_miss(lost[0], columns)}", where=str(data), hint="name a column: --target COLUMN"
         )
     reading = _reading(table)
-    fields = {"target": target, "path": paths[0], "table": name if raw is None else None, "reading": reading}
+    fields = {"targets": chosen, "path": paths[0], "table": name if raw is None else None, "reading": reading}
     recognised = [", ".join([f"{name or data.name}: a table of pictures", *table.recognised])] if table and reading else []
-    return [list_pictures(data, _config(target, paths[0], reading), None, None)], fields, None, recognised
+    return [list_pictures(data, _config(chosen, paths[0], reading), None, None)], fields, None, recognised
 
 
-def _head_rows(data: Path, raw: bytes | None, name: str) -> tuple[list[dict[str, Any]], TableSample | None]:
+def _head_rows(data: Path, raw: bytes | None, name: str, labels: list[str]) -> tuple[list[dict[str, Any]], TableSample | None]:
     """Returns rows of a table, none if it does not name pictures, and how it is read; None: as its name says."""
     if name.lower().endswith(".json"):
         return _rows_of_json(data.read_bytes() if raw is None else raw), None
     if name.lower().endswith(PLAIN) and not _names_pictures(data, raw):
         return [], None
     try:
-        table = _table_sample(data, raw, name)
+        table = _table_sample(data, raw, name, labels)
     except DataError:
         return [], None  # what is wrong is said when it is read as any other table
     rows = table.table.slice(0, SAMPLE).to_pylist()
@@ -235,13 +249,13 @@ def _names_pictures(data: Path, raw: bytes | None) -> bool:
     return any(ending.encode() in head for ending in ENDINGS)
 
 
-def _table_sample(data: Path, raw: bytes | None, name: str) -> TableSample:
+def _table_sample(data: Path, raw: bytes | None, name: str, labels: list[str]) -> TableSample:
     if raw is None:
-        return read_sample(data, {})
+        return read_sample(data, {}, labels=labels)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / PurePosixPath(name).name
         copy.write_bytes(raw)
-        return read_sample(copy, {})
+        return read_sample(copy, {}, labels=labels)
 
 
 def _reading(table: TableSample | None) -> dict[str, Any]:
@@ -284,9 +298,11 @@ def _label_column(columns: list[str], rows: list[dict[str, Any]], data: Path) ->
     )
 
 
-def _config(target: str, path: str | None = None, reading: dict[str, Any] | None = None) -> DataConfig:
+def _config(targets: list[str], path: str | None = None, reading: dict[str, Any] | None = None) -> DataConfig:
     image = {"size": [32, 32], "path": path}
-    return DataConfig.model_validate({"source": "-", "target": target, "image": image, **(reading or {})})
+    return DataConfig.model_validate(
+        {"source": "-", "target": targets if len(targets) > 1 else targets[0], "image": image, **(reading or {})}
+    )
 
 
 def _sample(listings: list[Listing]) -> Sample:
@@ -334,18 +350,18 @@ def _text(
     source: str,
     fields: dict[str, Any],
     parts: dict[str, str] | None,
-    classes: Counter[str],
+    predicted: PictureTarget,
     sample: Sample,
     size: tuple[int, int],
     fit: str,
 ) -> str:
-    total, target = sum(classes.values()), fields["target"]
+    total = len(predicted.frame)
     image: dict[str, Any] = {"size": list(size), "channels": sample.channels, "fit": fit}
     if fields.get("path"):
         image["path"] = fields["path"]
     if fields.get("table") and not source.endswith(str(fields["table"])):
         source = f"{source}/{fields['table']}"
-    lines = head_of(name, "image-classification", f"{total:,} pictures of {len(classes):,} classes")
+    lines = head_of(name, predicted.task, f"{total:,} pictures {predicted.summary}")
     lines.append("data:")
     if parts is None:
         lines.append(f"  source: {yaml_text(source)}")
@@ -353,25 +369,28 @@ def _text(
         lines += ["  source:", *(f"    {part}: {yaml_text(f'{source}/{folder}')}" for folder, part in parts.items())]
     lines += [
         *(f"  {name}: {yaml_text(value)}" for name, value in (fields.get("reading") or {}).items()),
-        f"  target: {yaml_text(target)}",
+        *predicted.data_lines(),
         f"  image: {yaml_text(image)}   # height and width; larger ones take longer to train, and may do better",
         split_line(parts),
-        *labels_expectation(target, classes),
-        *_model_and_training(total, size),
-        *gate_of(classes),
+        *predicted.expect_lines(),
+        *_model_and_training(total, size, predicted.is_numbers),
+        *predicted.gate_lines(),
         "serve: {replicas: 2}",
         "",
     ]
     return "\n".join(lines)
 
 
-def _model_and_training(pictures: int, size: tuple[int, int]) -> list[str]:
+def _model_and_training(pictures: int, size: tuple[int, int], is_numbers: bool) -> list[str]:
     """Returns the sections `model` and `train`, for some minutes on a CPU."""
     batch = next(batch for batch in (16, 32, 64, 128) if pictures < 100 * batch or batch == 128)
     epochs = max(3, min(40, 60_000 // max(1, pictures)))
     model = "{name: cnn, channels: [16, 32, 64], convolutions: 2, batch_norm: true, pooling: average}"
     if max(size) > 32:
         model = "{name: resnet, width: 16, depth: 1, stages: 3, stem: large}"
+    augment = "{shift: 0.05, crop: 0.15, brightness: 0.2, contrast: 0.2}   # and flip: horizontal, if sides do not matter"
+    if is_numbers:  # a number may be a place or a size in the picture
+        augment = "{brightness: 0.2, contrast: 0.2}   # and shift, crop and flip, if the numbers do not depend on the place"
     return [
         f"model: {model}",
         "train:",
@@ -379,7 +398,7 @@ def _model_and_training(pictures: int, size: tuple[int, int]) -> list[str]:
         f"  batch_size: {batch}",
         "  learning_rate: 0.005",
         "  early_stopping: {patience: 8}",
-        "  augment: {shift: 0.05, crop: 0.15, brightness: 0.2, contrast: 0.2}   # and flip: horizontal, if sides do not matter",
+        f"  augment: {augment}",
     ]
 
 

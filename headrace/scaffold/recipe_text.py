@@ -87,7 +87,7 @@ def recipe_text(proposal: Proposal) -> str:
     ]
     lines += [f"  - {yaml_text(one)}" for one in _relaxed(_suite(frame, target), proposal)]
     training = _text_training(rows) if is_text else _training(rows)
-    lines += [*training, *_gate(frame, target), _serve(proposal), ""]
+    lines += [*training, *gate_section(frame, target), _serve(proposal), ""]
     return "\n".join(lines)
 
 
@@ -174,7 +174,7 @@ def _training(rows: int) -> list[str]:
     ]
 
 
-def _gate(frame: pd.DataFrame, target: Target) -> list[str]:
+def gate_section(frame: pd.DataFrame, target: Target) -> list[str]:
     """Returns the section `gate`: a candidate has to beat a constant, as the most frequent label or the median."""
     return gate_lines(*_least(frame, target))
 

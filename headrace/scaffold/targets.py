@@ -135,7 +135,7 @@ def several_targets(frame: pd.DataFrame, names: list[str], task: str | None, onl
     if task != "regression" and (task is not None or not others):
         if others:
             raise RecipeError(_no_truth(frame[others[0]], others[0]), where=where, hint=_without(others[0], names))
-        _require_rows({name: _true_rows(frame[name]) for name in names}, where, names)
+        _require_rows({name: true_rows(frame[name]) for name in names}, where, names)
         return _columns_of_labels(names, task or (TEXT_LABELS if only_text else LABELS))
     for name in names:
         _require_numbers(frame[name], name, names, where)
@@ -195,12 +195,13 @@ def scaled_error(frame: pd.DataFrame, names: Iterable[str]) -> float:
 
 def _shares(frame: pd.DataFrame, target: Target) -> list[float]:
     if target.has_column_each:
-        return [_true_rows(frame[name]) / len(frame) for name in target.columns]
+        return [true_rows(frame[name]) / len(frame) for name in target.columns]
     counts = Counter(label for labels in label_lists(frame[target.columns[0]], target.separator) for label in set(labels))
     return [count / len(frame) for count in counts.values()]
 
 
-def _true_rows(values: pd.Series[Any]) -> int:
+def true_rows(values: pd.Series[Any]) -> int:
+    """Returns the number of rows that are true."""
     return sum(TRUTHS.get(str(value).lower()) is True for value in values.dropna().tolist())
 
 

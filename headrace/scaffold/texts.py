@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from headrace.scaffold.parts import (
     divided,
     gate_of,
     head_of,
+    label_of_folders,
     labels_expectation,
     require_classes,
     split_line,
@@ -42,7 +44,9 @@ LONGEST = 256
 """Most tokens that a proposed recipe reads of a text."""
 
 
-def text_recipe(name: str, data: Path, target: str | None, project: Project) -> tuple[list[str], str, dict[str, Any]] | None:
+def text_recipe(
+    name: str, data: Path, targets: Sequence[str], project: Project
+) -> tuple[list[str], str, dict[str, Any]] | None:
     """Returns lines for the terminal, the recipe, and facts for `--json`; None where the data is not a folder of texts,
     and no archive of one.
 
@@ -78,7 +82,7 @@ def text_recipe(name: str, data: Path, target: str | None, project: Project) -> 
     endings = Counter(Path(path).suffix for path in paths)
     ending = endings.most_common(1)[0][0] if paths[0].lower().endswith(ENDINGS) else _shared(endings)
     encoding, words = _looked_at(files, paths)
-    label, source = target or "label", source_of(data, project)
+    label, source = label_of_folders(targets, data), source_of(data, project)
     text = _text(
         name,
         _pattern(source, ending, parts) if data.is_dir() else [f"source: {yaml_text(source)}"],

@@ -25,7 +25,8 @@ from headrace.runtime.graph import Graph, Subgraph, make_graph, undirected
 from headrace.runtime.input_field import InputField
 from headrace.runtime.node_queries import HOPS, NodePredictor
 from headrace.task_types.base import TaskType, as_label, class_indices, labels_of
-from headrace.task_types.table_columns import finite, numeric_column
+from headrace.task_types.numeric_targets import finite
+from headrace.task_types.table_columns import numeric_column
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,20 +1,18 @@
-"""Regression of tables with several numeric targets."""
+"""Regression with several numeric targets, of any inputs."""
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.data.moments import Moments
-from headrace.errors import DataError, ExportError
+from headrace.errors import ExportError
 from headrace.models.schema import Schema
 from headrace.runtime.contract import Contract
-from headrace.task_types.base import Learner
-from headrace.task_types.table_columns import TableLearner, finite, reading_rules
-from headrace.task_types.tabular import Tabular
+from headrace.task_types.inputs import Inputs
+from headrace.task_types.numeric_targets import MEANS, STDS, NumericTargets, SeveralTargets
+from headrace.task_types.tabular import NumbersOfTable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,60 +22,12 @@ if TYPE_CHECKING:
     from headrace.recipe.models import ModelConfig
     from headrace.recipe.recipe import Recipe
 
-MEANS, STDS = "target_means", "target_stds"
-"""Keys of `Schema.extra`: mean and standard deviation of each target."""
 
+class SeveralNumbers(Inputs):
+    """Predicts several numbers per row, each in its own unit; comes before the task type of the inputs in a class's bases."""
 
-class SeveralValuesLearner(TableLearner):
-    """Learns a table with several numeric targets per row."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        super().__init__(recipe)
-        self._targets = {name: Moments() for name in recipe.data.targets}
-        self._missing = dict.fromkeys(self._targets, 0)
-
-    def add(self, train: pd.DataFrame) -> None:
-        super().add(train)
-        for name, moments in self._targets.items():
-            values = finite(train, name)
-            self._missing[name] += int(np.isnan(values).sum())
-            if len(values):
-                moments.add(len(values), float(values.mean()), float(values.var()))
-
-    def schema(self) -> Schema:
-        columns = self.columns()
-        for name, moments in self._targets.items():
-            _check(name, moments, self._missing[name])
-        means = [moments.mean for moments in self._targets.values()]
-        stds = [math.sqrt(moments.variance) for moments in self._targets.values()]
-        return columns.schema(len(self._targets), extra={**reading_rules(self.recipe), MEANS: means, STDS: stds})
-
-
-def _check(name: str, moments: Moments, missing: int) -> None:
-    """
-    Raises:
-        DataError: training rows have no value in this target, or all the same.
-    """
-    if missing:
-        raise DataError(
-            f"{missing} of {moments.rows} training rows have no value",
-            where=f"column {name}",
-            hint=f"add {name} to data.drop_missing",
-        )
-    std = math.sqrt(moments.variance)
-    if not std > max(np.finfo(np.float32).eps * abs(moments.mean), np.finfo(np.float32).tiny):
-        raise DataError(
-            f"every training row has the same value, {moments.mean:g}",
-            where=f"column {name}",
-            hint=f"use data in which {name} varies, or remove it from data.target",
-        )
-
-
-class SeveralValues(Tabular):
-    """Predicts several numbers per row, each in its own unit."""
-
-    def learner(self, recipe: Recipe) -> Learner:
-        return SeveralValuesLearner(recipe)
+    def _target_learner(self, recipe: Recipe) -> NumericTargets:
+        return SeveralTargets(recipe)
 
     def targets(self, frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> NDArray[np.float32]:
         """Returns the value of each target, `(rows, targets)`."""
@@ -86,24 +36,14 @@ class SeveralValues(Tabular):
 
     def module(self, config: ModelConfig, schema: Schema) -> ServedModel:
         from headrace.models.build import build
-        from headrace.models.served import ScaleTable
         from headrace.models.several_values import SeveralRegressor
 
         network = build(config, schema.shape)
-        return SeveralRegressor(ScaleTable(schema), network, schema.extra[MEANS], schema.extra[STDS])
+        return SeveralRegressor(self._preprocess(schema), network, schema.extra[MEANS], schema.extra[STDS])
 
     def contract(self, schema: Schema, recipe: Recipe, sample: pd.DataFrame) -> Contract:
-        return Contract(
-            model=recipe.name,
-            task=recipe.task,
-            inputs=self._inputs(schema, recipe),
-            output="values",
-            targets=recipe.data.targets,
-            target=", ".join(recipe.data.targets),
-            sample=self._sample(schema, sample, recipe),
-            unknown=recipe.serve.unknown,
-            threads=recipe.serve.threads,
-        )
+        targets = recipe.data.targets
+        return self._contract(schema, recipe, sample, output="values", targets=targets, target=", ".join(targets))
 
     def evaluate(self, frame: pd.DataFrame, outputs: NDArray[Any], schema: Schema, recipe: Recipe) -> Evaluation:
         from headrace.evaluation.several_values import score_values
@@ -133,3 +73,7 @@ class SeveralValues(Tabular):
             )
         places = [known.index(name) for name in ours.targets or []]
         return outputs.reshape(len(outputs), -1)[:, places]
+
+
+class SeveralValues(SeveralNumbers, NumbersOfTable):
+    """Predicts several numbers per row of a table."""

@@ -15,6 +15,7 @@ from headrace.models.schema import Categorical, Numeric, Scale, Schema, Shape, T
 from headrace.recipe.columns import RESERVED_FIELDS
 from headrace.runtime.values import seconds_of
 from headrace.task_types.base import as_label, distinct_labels, label_counts, require_learned, sorted_labels
+from headrace.task_types.numeric_targets import Floats, NumericTargets, finite, transformed_target
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 COARSEST = 1e-4
 """Standard deviations; if float32 rounds a column's values by more, they are scaled in float64."""
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ class TableLearner:
                     where=f"column {name}",
                     hint="leave out the column (data.columns), or use data in which it has values",
                 )
-        if not found:
+        if not found and self.recipe.data.text is None:
             raise DataError(
                 "there are no feature columns", where="data.columns", hint="list feature columns besides the target"
             )
@@ -262,41 +262,21 @@ class ClassLearner(TableLearner):
         return self.columns().schema(len(labels), labels=labels, extra=reading_rules(self.recipe))
 
 
-class ValueLearner(TableLearner):
-    """Learns a table with one numeric target per row."""
+class NumbersLearner(TableLearner):
+    """Learns a table with numeric targets."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, targets: NumericTargets) -> None:
         super().__init__(recipe)
-        self._target = Moments()
-        self._missing = 0
-        self._first = math.nan
+        self._targets = targets
 
     def add(self, train: pd.DataFrame) -> None:
         super().add(train)
-        target = transformed_target(train, self.recipe)
-        self._missing += int(np.isnan(target).sum())
-        if len(target):
-            first = train[self.recipe.data.target].iloc[0]
-            self._first = float(first) if not self._target.rows and first == first and first is not None else self._first
-            self._target.add(len(target), float(target.mean()), float(target.var()))
+        self._targets.add(train)
 
     def schema(self) -> Schema:
-        columns = self.columns()
-        column, mean, std = self.recipe.data.target, self._target.mean, math.sqrt(self._target.variance)
-        if self._missing:
-            raise DataError(
-                f"{self._missing} of {self._target.rows} training rows have no value",
-                where=f"column {column}",
-                hint=f"add {column} to data.drop_missing",
-            )
-        if not _varies(mean, std):
-            raise DataError(
-                f"every training row has the same value, {self._first:g}",
-                where=f"column {column}",
-                hint="use data in which the target varies, or set data.target to another column",
-            )
-        transform = self.recipe.data.target_transform
-        return columns.schema(1, target_mean=mean, target_std=std, target_transform=transform, extra=reading_rules(self.recipe))
+        columns, fields = self.columns(), self._targets.fields()
+        extra = {**reading_rules(self.recipe), **fields.pop("extra", {})}
+        return columns.schema(len(self.recipe.data.targets), extra=extra, **fields)
 
     def note_gaps(self, frame: pd.DataFrame) -> None:
         """Also checks the targets of all rows; raises `DataError` as `transformed_target` does."""
@@ -371,53 +351,6 @@ def moments_of(frame: pd.DataFrame, name: str) -> Floats:
     return np.where(np.isnat(micros), np.nan, micros.astype("int64") / 1e6)
 
 
-def finite(frame: pd.DataFrame, name: str) -> Floats:
-    """Returns the numbers of a column, NaN for missing ones.
-
-    Raises:
-        DataError: a value is not a number, is infinite, or exceeds float32, the type that the network computes in.
-    """
-    try:
-        numbers: Floats = frame[name].to_numpy(dtype=np.float64, na_value=np.nan)
-    except (ValueError, TypeError):
-        raise DataError(
-            f"contains {frame[name].dropna().iloc[0]!r}, which is not a number",
-            where=f"column {name}",
-            hint="choose another column, or a task that predicts classes",
-        ) from None
-    if (wrong := np.abs(numbers) > np.finfo(np.float32).max).any():
-        raise DataError(
-            f"{int(wrong.sum())} training rows are infinite or too large, for example {numbers[wrong][0]:g}",
-            where=f"column {name}",
-            hint=f"add an expectation that values of {name} are between bounds, or leave out the column",
-        )
-    return numbers
-
-
-def transformed_target(frame: pd.DataFrame, recipe: Recipe) -> Floats:
-    """Returns the target after `data.target_transform`, `(rows,)`, NaN for missing ones.
-
-    Raises:
-        DataError: as `finite`; or a value has no logarithm or root.
-    """
-    column, name = recipe.data.target, recipe.data.target_transform
-    target = finite(frame, column)
-    if name is None:
-        return target
-    limit = {"log": 0.0, "log1p": -1.0, "sqrt": 0.0}[name]
-    wrong = target < limit if name == "sqrt" else target <= limit
-    if wrong.any():
-        other = "" if name != "log" or (target <= -1).any() else "use log1p, which takes zero; or "
-        raise DataError(
-            f"{int(wrong.sum()):,} rows have no {name}, for example {target[wrong][0]:g}",
-            where=f"column {column} (data.target_transform: {name})",
-            hint=f"{other}remove data.target_transform, or leave these rows out of the data",
-        )
-    functions: dict[str, Any] = {"log": np.log, "log1p": np.log1p, "sqrt": np.sqrt}
-    values: Floats = functions[name](target)
-    return values
-
-
 def category_texts(values: pd.Series[Any]) -> NDArray[Any]:
     """Converts categories to text, one by one (1.0 is `1`, also in a column with 2.5); missing values give the empty text."""
     import pandas as pd
@@ -426,8 +359,3 @@ def category_texts(values: pd.Series[Any]) -> NDArray[Any]:
         return values.fillna("").to_numpy(dtype=object)
     codes, found = pd.factorize(values)
     return np.array([*(str(as_label(value)) for value in found), ""], dtype=object)[codes]
-
-
-def _varies(mean: float, std: float) -> bool:
-    """Returns whether values differ by more than float32's rounding. A constant's std is not exactly zero, due to rounding."""
-    return bool(std > np.finfo(np.float32).eps * abs(mean) and std > np.finfo(np.float32).tiny)

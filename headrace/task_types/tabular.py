@@ -14,12 +14,16 @@ from headrace.models.schema import Categorical, Numeric, Schema, Time
 from headrace.runtime.contract import Contract, Feeds
 from headrace.runtime.input_field import InputField
 from headrace.runtime.values import EPOCH, ValueRule
-from headrace.task_types.base import Learner, TaskType, class_indices
-from headrace.task_types.table_columns import ClassLearner, NotesGaps, ValueLearner, category_texts, moments_of
+from headrace.task_types.base import Learner, class_indices
+from headrace.task_types.inputs import Inputs
+from headrace.task_types.numeric_targets import NumericTargets
+from headrace.task_types.one_value import OneValue
+from headrace.task_types.table_columns import ClassLearner, NotesGaps, NumbersLearner, category_texts, moments_of
 
 if TYPE_CHECKING:
     import onnx
     import pandas as pd
+    from torch import nn
 
     from headrace.data.splits import Splits
     from headrace.evaluation.metrics import Evaluation
@@ -31,7 +35,7 @@ MAX_SLICED_LEVELS = 30
 """Most levels of a categorical column by which metrics are reported separately."""
 
 
-class Tabular(TaskType):
+class Tabular(Inputs):
     """Preprocessing that classification and regression of tables share."""
 
     @abstractmethod
@@ -90,6 +94,11 @@ class Tabular(TaskType):
     def evaluation_columns(self, schema: Schema, recipe: Recipe) -> list[str]:
         return [*(column.name for column in _sliced(schema)), *recipe.data.targets]
 
+    def _preprocess(self, schema: Schema) -> nn.Module:
+        from headrace.models.served import ScaleTable
+
+        return ScaleTable(schema)
+
     def _inputs(self, schema: Schema, recipe: Recipe) -> list[InputField]:
         """Returns the fields of the contract, with the rules by which the recipe reads their texts."""
         data = recipe.data
@@ -141,22 +150,12 @@ class TabularClassification(Tabular):
 
     def module(self, config: ModelConfig, schema: Schema) -> ServedModel:
         from headrace.models.build import build
-        from headrace.models.served import Classifier, ScaleTable
+        from headrace.models.served import Classifier
 
-        return Classifier(ScaleTable(schema), build(config, schema.shape))
+        return Classifier(self._preprocess(schema), build(config, schema.shape))
 
     def contract(self, schema: Schema, recipe: Recipe, sample: pd.DataFrame) -> Contract:
-        return Contract(
-            model=recipe.name,
-            task=recipe.task,
-            inputs=self._inputs(schema, recipe),
-            output="probabilities",
-            labels=schema.labels,
-            target=recipe.data.target,
-            sample=self._sample(schema, sample, recipe),
-            unknown=recipe.serve.unknown,
-            threads=recipe.serve.threads,
-        )
+        return self._contract(schema, recipe, sample, output="probabilities", labels=schema.labels, target=recipe.data.target)
 
     def evaluate(self, frame: pd.DataFrame, outputs: NDArray[Any], schema: Schema, recipe: Recipe) -> Evaluation:
         from headrace.evaluation.metrics import score_classification
@@ -166,73 +165,22 @@ class TabularClassification(Tabular):
         return score_classification(class_indices(frame, schema, recipe), outputs, labels, self._slices(frame, schema))
 
 
-class TabularRegression(Tabular):
-    """Predicts one value per row, with an interval or quantiles if `model.interval` or `model.quantiles` is set."""
+class NumbersOfTable(Tabular):
+    """Learns a table with numeric targets; the class before it in a class's bases says which."""
+
+    @abstractmethod
+    def _target_learner(self, recipe: Recipe) -> NumericTargets: ...
 
     def learner(self, recipe: Recipe) -> Learner:
-        return ValueLearner(recipe)
+        return NumbersLearner(recipe, self._target_learner(recipe))
 
-    def targets(self, frame: pd.DataFrame, schema: Schema, recipe: Recipe) -> NDArray[Any]:
-        return _numbers(frame, recipe.data.target)
 
-    def module(self, config: ModelConfig, schema: Schema) -> ServedModel:
-        from headrace.models.build import build
-        from headrace.models.interval import IntervalRegressor
-        from headrace.models.quantiles import QuantileRegressor
-        from headrace.models.served import Regressor, ScaleTable
-
-        scale, mean, std = ScaleTable(schema), schema.target_mean, schema.target_std
-        level, quantiles = interval_of(config), quantiles_of(config)
-        if quantiles is not None:
-            network = build(config, schema.shape.model_copy(update={"outputs": len(quantiles)}))
-            return QuantileRegressor(scale, network, mean, std, quantiles, schema.target_transform)
-        if level is None:
-            return Regressor(scale, build(config, schema.shape), mean, std, schema.target_transform)
-        network = build(config, schema.shape.model_copy(update={"outputs": 3}))
-        return IntervalRegressor(scale, network, mean, std, level, schema.target_transform)
-
-    def contract(self, schema: Schema, recipe: Recipe, sample: pd.DataFrame) -> Contract:
-        return Contract(
-            model=recipe.name,
-            task=recipe.task,
-            inputs=self._inputs(schema, recipe),
-            output="value",
-            interval=interval_of(recipe.model),
-            quantiles=quantiles_of(recipe.model),
-            target=recipe.data.target,
-            sample=self._sample(schema, sample, recipe),
-            unknown=recipe.serve.unknown,
-            threads=recipe.serve.threads,
-        )
-
-    def evaluate(self, frame: pd.DataFrame, outputs: NDArray[Any], schema: Schema, recipe: Recipe) -> Evaluation:
-        from headrace.evaluation.metrics import score_regression
-
-        y_true, slices = self.targets(frame, schema, recipe), self._slices(frame, schema)
-        quantiles = quantiles_of(recipe.model)
-        level = interval_of(recipe.model) if quantiles is None else quantiles[-1] - quantiles[0]
-        return score_regression(y_true, outputs, slices, level)
-
-    def row_scores(self, metric: str, y_true: NDArray[Any], outputs: NDArray[Any]) -> NDArray[Any]:
-        from headrace.evaluation.metrics import interval_scores
-
-        return interval_scores(metric, y_true, outputs)
+class TabularRegression(OneValue, NumbersOfTable):
+    """Predicts one value per row, with an interval or quantiles if `model.interval` or `model.quantiles` is set."""
 
 
 def _sliced(schema: Schema) -> list[Categorical]:
     return [column for column in schema.categorical if len(column.levels) <= MAX_SLICED_LEVELS]
-
-
-def interval_of(config: ModelConfig) -> float | None:
-    """Returns the share of true values that intervals should contain; a custom network may have the setting too."""
-    level: float | None = getattr(config, "interval", None)
-    return level
-
-
-def quantiles_of(config: ModelConfig) -> list[float] | None:
-    """Returns the quantiles that are predicted beside the value; a custom network may have the setting too."""
-    found: list[float] | None = getattr(config, "quantiles", None)
-    return found
 
 
 def _sampled(column: Numeric, value: float) -> float | bool | None:

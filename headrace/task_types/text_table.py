@@ -29,9 +29,8 @@ from headrace.task_types.text_classification import LONGEST, SHORTEST, texts_or_
 if TYPE_CHECKING:
     import onnx
     import pandas as pd
+    from torch import nn
 
-    from headrace.models.served import ServedModel
-    from headrace.recipe.models import ModelConfig
     from headrace.recipe.recipe import Recipe
 
 TEXT = "text"
@@ -96,15 +95,13 @@ class TextTable(Tabular):
         missing = schema.shape.length - tokens.shape[1]
         return {**super().encode(frame, schema, recipe), TOKENS: np.pad(tokens, ((0, 0), (0, missing)), constant_values=PAD)}
 
-    def module(self, config: ModelConfig, schema: Schema) -> ServedModel:
+    def _preprocess(self, schema: Schema) -> nn.Module:
         from headrace.models.text_vector import ScaleTextTable
 
-        found = super().module(config, schema)  # type: ignore[safe-super]
-        found.preprocess = ScaleTextTable(schema)
-        return found
+        return ScaleTextTable(schema)
 
     def complete(self, graph: onnx.ModelProto, schema: Schema) -> onnx.ModelProto:
-        found = super().complete(graph, schema)
+        found = super().complete(graph, schema) if schema.numeric or schema.times or schema.categorical else graph
         columns = {one.name for one in schema.numeric} | {one.name for one in schema.times}
         columns |= {one.name for one in schema.categorical}
         (tokens,) = [one.name for one in found.graph.input if one.name not in columns]

@@ -36,7 +36,7 @@ def test_a_recipe_is_written_for_every_source(project: Project) -> None:
     assert len(sources) == len(KINDS) == len(TASKS)
     for source in sources:
         read = {"query": source.options[1]} if source.options else {}
-        found = write_folder_recipe(source.name, Path(source.data), source.target, project)
+        found = write_folder_recipe(source.name, Path(source.data), [source.target] if source.target else [], project)
         if found is None:
             assert source.target is not None
             write_recipe(source.name, source.data, source.target, project, Choices(read=read))

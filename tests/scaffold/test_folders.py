@@ -139,6 +139,71 @@ def test_a_table_of_paths_in_any_dialect(kind: str, form: str, project: Project)
     assert len(stored) == 24 and all(path.startswith(label) for path, label in stored.items())
 
 
+TARGETS: list[tuple[str, list[str], str, str, str]] = [
+    ("photos.csv", ["--target", "x", "--target", "y"], "image-regression", "target: [x, y]", "scaled_mae"),
+    ("photos.csv", ["--target", "x,y", "--task", "image-regression"], "image-regression", "target: [x, y]", "scaled_mae"),
+    ("photos.json", ["--target", "x"], "image-regression", "target: x", "mae"),
+    ("photos.csv", ["--target", "stars"], "image-classification", "target: stars", "accuracy"),
+    ("photos.csv", ["--target", "stars", "--task", "regression"], "image-regression", "target: stars", "mae"),
+    (
+        "photos.csv",
+        ["--target", "sunny", "--target", "wet"],
+        "multilabel-image-classification",
+        "target: [sunny, wet]",
+        "log_loss",
+    ),
+    ("photos.csv", ["--target", "tags"], "multilabel-image-classification", "label_separator: '|'", "log_loss"),
+    ("photos.json", ["--target", "tags"], "multilabel-image-classification", "target: tags", "log_loss"),
+    ("photos.jsonl", ["--target", "tags"], "multilabel-image-classification", "target: tags", "log_loss"),
+]
+
+
+def photos(root: Path) -> None:
+    """Tables of 40 pictures with numbers, of which some are missing, and labels."""
+    (root / "p").mkdir()
+    rows: list[dict[str, Any]] = []
+    for i in range(40):
+        (root / "p" / f"{i}.png").write_bytes(file_of(noisy(COLOURS["red"], 12, 12, i)))
+        tags = [name for name, given in (("sunny", i % 2), ("wet", i % 3)) if given]
+        truths = {"sunny": bool(i % 2), "wet": bool(i % 3)}
+        rows.append({"file": f"p/{i}.png", "x": i / 10 if i else None, "y": 3 * i, "stars": i % 5, **truths, "tags": tags})
+    frame = pd.DataFrame(rows)
+    (root / "photos.json").write_text(json.dumps(rows))
+    frame.to_json(root / "photos.jsonl", orient="records", lines=True)
+    frame.assign(tags=["|".join(tags) for tags in frame.tags]).to_csv(root / "photos.csv", index=False)
+
+
+@pytest.mark.parametrize(("data", "options", "task", "line", "metric"), TARGETS)
+def test_a_table_of_pictures_with_numbers_or_several_labels(
+    data: str, options: list[str], task: str, line: str, metric: str, project: Project
+) -> None:
+    photos(project.root)
+    assert new("--data", data, *options)["task"] == task
+    recipe, text = load_recipe("x", project), (project.recipes / "x.yaml").read_text()
+    assert line in text and list(recipe.gate.require) == [metric]
+    rows = pd.concat([one.rows.to_pandas() for one in listings_of(recipe, project, project.state / "cache")])
+    assert len(rows) == (39 if "x" in recipe.data.targets else 40) and set(recipe.data.targets) < set(rows.columns)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "photos.csv", "--target", "x", "--target", "tags"], "column 'tags' holds text"),
+        (["--data", "photos.csv", "--target", "tags", "--task", "image-regression"], "a regression predicts numbers"),
+        (["--data", "photos.csv", "--target", "x", "--task", "text-classification"], "does not take pictures"),
+        (["--data", "photos.csv", "--target", "x", "--target", "z"], "unknown column 'z'"),
+        (["--data", "set", "--target", "x", "--target", "y"], "the name of a folder is the only label of its files"),
+        (["--data", "set", "--task", "image-regression"], "a regression predicts numbers"),
+    ],
+)
+def test_what_a_table_of_pictures_does_not_have_is_said(arguments: list[str], message: str, project: Project) -> None:
+    photos(project.root)
+    class_folders(project.root / "set", each=8)
+    done = CliRunner().invoke(cli, ["new", "x", *arguments])
+    assert message in str(done.exception), done.output
+    assert not (project.recipes / "x.yaml").exists()
+
+
 def test_a_table_without_pictures_is_no_table_of_pictures(project: Project) -> None:
     pd.DataFrame({"a": [1, 2, 3] * 20, "word": ["x.jpg is a word", "y"] * 30}).to_csv("t.csv", index=False)
     assert new("--data", "t.csv", "--target", "word")["task"] == "classification"

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+import base64
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 import yaml
+
+from bentos.models.onnx_model import OnnxModel, load
+from headrace.data.assembly import assemble
+from headrace.data.ingest import ingest
+from headrace.data.tables import write_batch
+from headrace.files import read_json
+from headrace.models.schema import Schema
+from headrace.pipeline.stages import STAGES
+from headrace.recipe.recipe import Recipe, load_recipe
+from headrace.task_types.lookup import task_type_for
+from headrace.training.loading import to_device
+from headrace.training.loop import TrainingRun, fit
+from headrace.training.rows import Split
+from headrace.training.run import calibrate
+from tests.asgi import make_project
+from tests.bento_projects import make_model
+from tests.picture_files import file_of, noisy
 
 TABLE = {
     "name": "several",
@@ -73,3 +93,70 @@ def measured(rows: int, seed: int = 4) -> pd.DataFrame:
     rent = 300 + 9 * size + 200 * (town == "b") + rng.normal(0, 20, rows)
     rating = 4 - age / 30 + 0.5 * (town == "b") + rng.normal(0, 0.1, rows)
     return pd.DataFrame({"size": size, "age": age, "town": town, "rent": rent.round(2), "rating": rating.round(3)})
+
+
+class Built:
+    """A recipe after all stages."""
+
+    def __init__(self, root: Path, file: str, text: str) -> None:
+        self.project = make_project(root)
+        (self.project.recipes / "several.yaml").write_text(text)
+        self.file = file
+
+    def with_pictures(self, count: int) -> Built:
+        """Writes `p/0.png` and so on: the first have little red, the last have much."""
+        (self.project.root / "p").mkdir()
+        for i in range(count):
+            (self.project.root / "p" / f"{i}.png").write_bytes(file_of(noisy((30 + 190 * i // count, 90, 60), 14, 12, i)))
+        return self
+
+    def run(self, frame: pd.DataFrame, trained: bool = True) -> Built:
+        path = self.project.root / self.file
+        frame.to_parquet(path) if path.suffix == ".parquet" else frame.to_csv(path, index=False)
+        self.artifacts = self.project.artifacts("several")
+        self.recipe = self._stages(path, trained)
+        self.model: OnnxModel = load(self.artifacts / "export")
+        self.metrics = read_json(self.artifacts / "evaluation" / "metrics.json")
+        self.evaluation = read_json(self.artifacts / "evaluation" / "evaluation.json")
+        self.test = pd.read_parquet(self.artifacts / "prepared" / "test.parquet")
+        return self
+
+    def _stages(self, source: Path, trained: bool) -> Recipe:
+        """Runs the stages, with a training that no server records, or none: then the weights are random."""
+        recipe, stored = load_recipe("several", self.project), self.project.raw_data("several") / "0000-first.parquet"
+        if recipe.data.pictures is not None:
+            ingest(recipe, self.project, lambda line: None)
+        else:
+            stored.parent.mkdir(parents=True)
+            write_batch(assemble([source], recipe.data).table, stored)
+        STAGES["prepare"](recipe, self.project)
+        schema, out = Schema.read(self.artifacts / "prepared" / "schema.json"), self.artifacts / "train"
+        out.mkdir()
+        model = make_model(recipe, schema)
+        if trained:
+            train, validation = (self._rows(recipe, schema, name) for name in ("train", "validation"))
+            fit(model, train, validation, recipe.train, TrainingRun(out / "checkpoint", "test"))
+            calibrate(model, validation, recipe.train)
+        torch.save(model.state_dict(), out / "model.pt")
+        (out / "curves.csv").write_text("epoch,train_loss,val_loss,val_label_accuracy\n1,0.7,0.7,0.5\n")
+        for stage in ("export", "evaluate"):
+            STAGES[stage](recipe, self.project)
+        return recipe
+
+    def _rows(self, recipe: Recipe, schema: Schema, name: str) -> Split:
+        frame = pd.read_parquet(self.artifacts / "prepared" / f"{name}.parquet")
+        return to_device(frame, task_type_for(recipe), schema, recipe, torch.device("cpu"))
+
+
+def instances(built: Built, rows: int = 20) -> list[dict[str, Any]]:
+    """Test rows as a client sends them."""
+    if built.recipe.data.pictures is not None:
+        return [{"image": base64.b64encode(raw).decode()} for raw in built.test["image"].head(rows)]
+    if built.recipe.data.image is not None:
+        pixels = built.test.filter(like="pixel_").head(rows).to_numpy().reshape(-1, 4, 4)
+        return [{"image": image.tolist()} for image in pixels]
+    if built.recipe.task_type.is_text:
+        return [{"text": text} for text in built.test["body"].head(rows)]
+    names = [field.name for field in built.model.contract.inputs]
+    found: list[dict[str, Any]] = built.test[names].head(rows).to_dict("records")
+    return found

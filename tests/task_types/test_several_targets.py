@@ -11,31 +11,22 @@ import pandas as pd
 import pytest
 import torch
 
-from bentos.models.onnx_model import OnnxModel, load
 from bentos.protocols.explain import ExplainRequest, _explained, explanation_for
 from bentos.protocols.v2 import ModelTensors
-from headrace.data.assembly import assemble
 from headrace.data.ingest import ingest
-from headrace.data.tables import write_batch
 from headrace.errors import DataError, DataRejected, ExportError, RecipeError
-from headrace.files import read_json
 from headrace.models.schema import Schema
 from headrace.pipeline.export import load_weights
-from headrace.pipeline.stages import STAGES
 from headrace.recipe.recipe import Recipe, load_recipe, parse_recipe
 from headrace.runtime.input_field import ContractViolation
 from headrace.task_types.lookup import task_type_for
-from headrace.training.loading import to_device
-from headrace.training.loop import TrainingRun, fit
-from headrace.training.rows import Split
-from headrace.training.run import calibrate
-from tests.asgi import make_project
-from tests.bento_projects import make_model
 from tests.task_types.several_targets import (
     IMAGES,
     LABELS,
     TABLE,
     TEXT,
+    Built,
+    instances,
     labelled,
     measured,
     one_column_each,
@@ -46,49 +37,6 @@ from tests.task_types.several_targets import (
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROWS = 300
-
-
-class Built:
-    """A recipe after all stages."""
-
-    def __init__(self, root: Path, file: str, text: str) -> None:
-        self.project = make_project(root)
-        (self.project.recipes / "several.yaml").write_text(text)
-        self.file = file
-
-    def run(self, frame: pd.DataFrame, trained: bool = True) -> Built:
-        path = self.project.root / self.file
-        frame.to_parquet(path) if path.suffix == ".parquet" else frame.to_csv(path, index=False)
-        self.artifacts = self.project.artifacts("several")
-        self.recipe = self._stages(path, trained)
-        self.model: OnnxModel = load(self.artifacts / "export")
-        self.metrics = read_json(self.artifacts / "evaluation" / "metrics.json")
-        self.evaluation = read_json(self.artifacts / "evaluation" / "evaluation.json")
-        self.test = pd.read_parquet(self.artifacts / "prepared" / "test.parquet")
-        return self
-
-    def _stages(self, source: Path, trained: bool) -> Recipe:
-        """Runs the stages, with a training that no server records, or none: then the weights are random."""
-        recipe, stored = load_recipe("several", self.project), self.project.raw_data("several") / "0000-first.parquet"
-        stored.parent.mkdir(parents=True)
-        write_batch(assemble([source], recipe.data).table, stored)
-        STAGES["prepare"](recipe, self.project)
-        schema, out = Schema.read(self.artifacts / "prepared" / "schema.json"), self.artifacts / "train"
-        out.mkdir()
-        model = make_model(recipe, schema)
-        if trained:
-            train, validation = (self._rows(recipe, schema, name) for name in ("train", "validation"))
-            fit(model, train, validation, recipe.train, TrainingRun(out / "checkpoint", "test"))
-            calibrate(model, validation, recipe.train)
-        torch.save(model.state_dict(), out / "model.pt")
-        (out / "curves.csv").write_text("epoch,train_loss,val_loss,val_label_accuracy\n1,0.7,0.7,0.5\n")
-        for stage in ("export", "evaluate"):
-            STAGES[stage](recipe, self.project)
-        return recipe
-
-    def _rows(self, recipe: Recipe, schema: Schema, name: str) -> Split:
-        frame = pd.read_parquet(self.artifacts / "prepared" / f"{name}.parquet")
-        return to_device(frame, task_type_for(recipe), schema, recipe, torch.device("cpu"))
 
 
 def table(root: Path) -> Built:
@@ -119,12 +67,21 @@ def pictures(root: Path) -> Built:
     return Built(root, "several.csv", text).run(pd.concat([pictures_of(labels), columns], axis=1), trained=False)
 
 
+def photographs(root: Path) -> Built:
+    """A table of paths of pictures, with the labels in one column."""
+    _, labels = labelled(60)
+    data = {"image": {"size": [12, 12], "path": "file"}, "label_separator": "|"}
+    text = recipe_text("multilabel-image-classification", target="tags", data=data, **IMAGES)
+    frame = pd.DataFrame({"file": [f"p/{i}.png" for i in range(60)], "tags": ["|".join(given) for given in labels]})
+    return Built(root, "several.csv", text).with_pictures(60).run(frame, trained=False)
+
+
 def values(root: Path) -> Built:
     text = recipe_text("regression", target=["rent", "rating"])
     return Built(root, "several.csv", text).run(measured(ROWS))
 
 
-@pytest.fixture(scope="module", params=[table, separated, texts, pictures], ids=lambda make: make.__name__)
+@pytest.fixture(scope="module", params=[table, separated, texts, pictures, photographs], ids=lambda make: make.__name__)
 def labels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Built:
     found: Built = request.param(tmp_path_factory.mktemp("labels") / "project")
     return found
@@ -133,18 +90,6 @@ def labels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="module")
 def numbers(tmp_path_factory: pytest.TempPathFactory) -> Built:
     return values(tmp_path_factory.mktemp("numbers") / "project")
-
-
-def instances(built: Built, rows: int = 20) -> list[dict[str, Any]]:
-    """Test rows as a client sends them."""
-    if built.recipe.data.image is not None:
-        pixels = built.test.filter(like="pixel_").head(rows).to_numpy().reshape(-1, 4, 4)
-        return [{"image": image.tolist()} for image in pixels]
-    if built.recipe.data.text is not None:
-        return [{"text": text} for text in built.test["body"].head(rows)]
-    names = [field.name for field in built.model.contract.inputs]
-    found: list[dict[str, Any]] = built.test[names].head(rows).to_dict("records")
-    return found
 
 
 # Several labels.

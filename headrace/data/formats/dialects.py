@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from pyarrow import csv
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "pipes", ":": "colons", " ": "spaces", "~": "tildes"}
+READ_BYTES = 2 << 20
+"""Size of a block as long as all rows fit into one: Arrow reads 32 blocks ahead of the one that is in use."""
 HEADER_CHARACTERS = 4 << 20
 """Longest header line."""
 
@@ -36,13 +38,31 @@ def stream_delimited(path: Path, kind: str, options: ReadOptions) -> TableStream
         DataError: it is truncated, has rows of another length, is not text in its encoding, or lacks a column.
     """
     reader = _Reader(path, kind, options)
+    try:
+        types, rows = _types_of(reader, options)
+    except _LargeRow:
+        reader.block_bytes = BLOCK_BYTES
+        types, rows = _types_of(reader, options)
+    return TableStream(types.schema(reader.wanted), rows, lambda: (types.convert(block) for block in reader.blocks()))
+
+
+def _types_of(reader: _Reader, options: ReadOptions) -> tuple[TextTypes, int]:
+    """Returns the types of the columns, and the number of rows.
+
+    Raises:
+        _LargeRow: a row needs larger blocks than the reader's.
+    """
     types, rows = TextTypes(options), 0
     for block in reader.blocks():
         types.see(block)
         rows += block.num_rows
     if rows == 0:
         types.see(reader.empty())
-    return TableStream(types.schema(reader.wanted), rows, lambda: (types.convert(block) for block in reader.blocks()))
+    return types, rows
+
+
+class _LargeRow(Exception):
+    """A row is larger than a block, and a larger block is allowed."""
 
 
 class _Reader:
@@ -51,6 +71,7 @@ class _Reader:
     def __init__(self, path: Path, kind: str, options: ReadOptions) -> None:
         self.path = path
         self.options = options
+        self.block_bytes = min(READ_BYTES, BLOCK_BYTES)
         read = options.read
         by_name = "\t" if kind.startswith((".tsv", ".tab")) else ","
         self.separator = (read.separator if read else None) or by_name
@@ -61,7 +82,11 @@ class _Reader:
         self.wanted = self._wanted()
 
     def blocks(self) -> Iterator[pa.Table]:
-        """Yields the wanted columns as texts."""
+        """Yields the wanted columns as texts.
+
+        Raises:
+            _LargeRow: a row is larger than `block_bytes`, which may be larger.
+        """
         import pyarrow as pa
         from pyarrow import csv
 
@@ -72,7 +97,7 @@ class _Reader:
                 read_options=csv.ReadOptions(
                     column_names=self.names,
                     skip_rows_after_names=self.options.header + self.options.skip_rows,
-                    block_size=BLOCK_BYTES,
+                    block_size=self.block_bytes,
                 ),
                 parse_options=self._parse_options(),
                 convert_options=self._convert_options(),
@@ -86,6 +111,8 @@ class _Reader:
                 raise
             if "Empty CSV file" in str(error):
                 return
+            if self.block_bytes < BLOCK_BYTES and _is_large_row(error):
+                raise _LargeRow from None
             self._explain(error)
         finally:
             stream.close()
@@ -264,7 +291,7 @@ class _Reader:
         ) from None
 
     def _refuse(self, error: Exception) -> NoReturn:
-        if re.search("straddl|block boundar|too big|overflow|capacity", str(error)):
+        if _is_large_row(error):
             raise DataError(
                 f"a row is larger than {BLOCK_BYTES >> 20} MB",
                 where=str(self.path),
@@ -273,3 +300,7 @@ class _Reader:
         raise DataError(
             f"not a valid table: {first_line(error)}", where=str(self.path), hint="correct the file, or export it again"
         ) from None
+
+
+def _is_large_row(error: Exception) -> bool:
+    return re.search("straddl|block boundar|too big|overflow|capacity", str(error)) is not None

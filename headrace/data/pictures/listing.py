@@ -175,7 +175,13 @@ def read_table(path: Path, data: DataConfig) -> pa.Table:
         raise DataError("not an array of objects", where=str(path), hint="use an array of objects, one for each picture")
     names = list(dict.fromkeys(name for one in objects for name in one))
     columns = {name: [one.get(name) for one in objects] for name in names}
+    columns = {name: _as_json(values) if name in data.label_lists else values for name, values in columns.items()}
     return pa.table({name: _plain_column(values) for name, values in columns.items() if _is_plain(values)})
+
+
+def _as_json(values: list[Any]) -> list[Any]:
+    """Returns lists of labels as they are stored, in JSON; other values as they are."""
+    return [json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value for value in values]
 
 
 def _is_plain(values: list[Any]) -> bool:
@@ -196,10 +202,10 @@ def _plain_column(values: list[Any]) -> Any:
 def _selected(table: pa.Table, path: str, data: DataConfig, place: Path) -> pa.Table:
     """Returns the columns that are stored: path, label, those that divide the rows, and `data.columns`."""
     split = [name for name in data.split.columns if name != PART or not data.parts]
-    names = list(dict.fromkeys([path, data.target, *split, *data.drop_missing, *(data.columns or [])]))
-    if data.target not in table.column_names:
+    names = list(dict.fromkeys([path, *data.targets, *split, *data.drop_missing, *(data.columns or [])]))
+    if lost := [name for name in data.targets if name not in table.column_names]:
         raise DataError(
-            f"no target column {data.target!r}; {near_miss(data.target, table.column_names)}",
+            f"no target column {lost[0]!r}; {near_miss(lost[0], table.column_names)}",
             where=str(place),
             hint="correct data.target in the recipe",
         )

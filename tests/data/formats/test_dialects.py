@@ -213,6 +213,16 @@ def test_a_huge_cell_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         stream(saved(tmp_path, "a,b\n1," + "x" * (1 << 20) + "\n2,y\n"))
 
 
+def test_a_row_that_is_larger_than_a_usual_block_is_read_in_larger_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace.data.formats.dialects.READ_BYTES", 1 << 10)
+    monkeypatch.setattr("headrace.data.formats.dialects.BLOCK_BYTES", 1 << 16)
+    rows = "".join(f"{i},y\n" for i in range(2000))
+    found = stream(saved(tmp_path, f"a,b\n{rows}7,{'x' * 5000}\n8,\n")).table()
+    assert found.num_rows == 2002 and found["a"][-2].as_py() == 7 and found["b"][-2].as_py() == "x" * 5000
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
