@@ -138,7 +138,8 @@ def _targets_of(listings: list[Listing], names: list[str]) -> pd.DataFrame:
     """Returns these columns of all pictures."""
     import pandas as pd
 
-    return pd.concat([one.rows.select(names).to_pandas() for one in listings], ignore_index=True)
+    found: pd.DataFrame = pd.concat([one.rows.select(names).to_pandas() for one in listings], ignore_index=True)
+    return found
 
 
 def _find(data: Path, targets: Sequence[str]) -> Found | None:
