@@ -43,6 +43,8 @@ REPAIR_SECONDS = 120.0
 EVENT_SECONDS = 1.0
 FAILED_DELIVERY_SECONDS = 60.0
 """How long a process of deliveries that has failed is not started again."""
+DEAD_RUN_SECONDS = 10.0
+"""How long it is not started again for a run that was killed: Prefect may not answer yet, which is to close the run."""
 ENDED_RUNS_SECONDS = 300.0
 """How often it is started to ask Prefect for runs that failed or crashed and have not said so."""
 
@@ -158,7 +160,7 @@ class Watchdog:
         self._deliveries = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
 
     def _are_events_due(self) -> bool:
-        if running.dead_runs(self._project):
+        if time.monotonic() > self._deliveries_at + DEAD_RUN_SECONDS and running.dead_runs(self._project):
             return True
         if not outbox.database(self._project).exists():
             return False
