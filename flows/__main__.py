@@ -32,6 +32,7 @@ def _run(name: str, recipe: str, parameters: dict[str, Any]) -> dict[str, Any]:
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     from flows.cancellation import RunEnded
+    from flows.outcomes import run_flow
     from flows.refresh import refresh
     from flows.release import release
     from headrace.errors import Interrupted
@@ -43,7 +44,7 @@ def _run(name: str, recipe: str, parameters: dict[str, Any]) -> dict[str, Any]:
     # Prefect's heartbeat delays the end of each run by a second; the release lock finds killed runs instead.
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         try:
-            facts: dict[str, Any] = flow(recipe, **parameters)
+            facts = run_flow(flow, recipe, **parameters)
         except RunEnded as ended:
             hint = f"to continue from its last checkpoint: headrace run {recipe}"
             raise Interrupted(f"the run of {recipe} was {ended}", hint=hint) from None

@@ -7,6 +7,7 @@ from typing import Any
 from prefect import flow
 
 from flows.cancellation import RunEnded, supervised_run
+from flows.outcomes import named_outcomes, run_flow
 from flows.refresh import refresh
 from flows.release import release
 from headrace.project import find_project
@@ -16,6 +17,7 @@ from tasks.monitoring import announce, decide_retraining, look
 
 
 @flow(name="monitor", flow_run_name="monitor-{recipe_name}")
+@named_outcomes
 def monitor(recipe_name: str) -> dict[str, Any]:
     """Compares what the version in production is asked with its training rows, and its answers with the true ones. An alarm
     becomes an event in Prefect and a notification, and trains again within the limits of `monitor.retrain`; the gate decides
@@ -27,5 +29,5 @@ def monitor(recipe_name: str) -> dict[str, Any]:
         announce(recipe, found, project)
         if decide_retraining(recipe, found, project):
             with retraining.attempt(recipe_name, project, RunEnded):
-                (refresh if recipe.data.incremental else release)(recipe_name)
+                run_flow(refresh if recipe.data.incremental else release, recipe_name, cause="; ".join(found.reasons))
         return found.model_dump(mode="json", include={"model", "version", "at", "rows", "new_hours", "alarm", "quality"})

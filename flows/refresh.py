@@ -7,6 +7,7 @@ from typing import Any
 from prefect import flow
 
 from flows.cancellation import supervised_run
+from flows.outcomes import named_outcomes, run_flow
 from flows.release import release
 from headrace.project import find_project
 from headrace.recipe.recipe import load_recipe
@@ -16,7 +17,8 @@ from tasks.data import bring_next_batch
 
 
 @flow(name="refresh", flow_run_name="refresh-{recipe_name}")
-def refresh(recipe_name: str) -> dict[str, Any]:
+@named_outcomes
+def refresh(recipe_name: str, cause: str | None = None) -> dict[str, Any]:
     """Adds the next batch, once it is validated, and releases; the gate decides whether the new model serves. Does nothing
     when the source has no later batch, and returns the facts of what serves."""
     project = find_project()
@@ -26,4 +28,4 @@ def refresh(recipe_name: str) -> dict[str, Any]:
             batch = bring_next_batch(recipe, project)
         if not batch.added:
             return current_release(recipe.name, project) or {}
-        return release(recipe_name)
+        return run_flow(release, recipe_name, cause=cause)

@@ -46,7 +46,7 @@ def bring_next_batch(recipe: Recipe, project: Project) -> NextBatch:
 
 
 @task(name="validate", timeout_seconds=HOUR, **PLAIN)
-def validate(recipe: Recipe, project: Project) -> StageResult:
+def validate(recipe: Recipe, project: Project) -> StageResult | State[StageResult]:
     """Validates all batches with the expectations of the recipe."""
     step("validate", "the expectations of the recipe, on all batches")
     with _failures_shown(recipe, project):

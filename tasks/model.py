@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prefect import task
+from prefect.client.schemas.objects import State
 
 from headrace.data.versions import DataVersion
 from headrace.pipeline.dvc import StageResult, reproduce
@@ -18,28 +19,28 @@ from tasks.settings import HOUR, PLAIN
 
 
 @task(name="prepare", timeout_seconds=HOUR, **PLAIN)
-def prepare(recipe: Recipe, project: Project) -> StageResult:
+def prepare(recipe: Recipe, project: Project) -> StageResult | State[StageResult]:
     """Splits the rows and learns the schema from the training rows."""
     step("prepare")
     return report_result(reproduce("prepare", recipe, project))
 
 
 @task(name="train", timeout_seconds=24 * HOUR, tags=["train"], **PLAIN)
-def train(recipe: Recipe, project: Project) -> StageResult:
+def train(recipe: Recipe, project: Project) -> StageResult | State[StageResult]:
     """Trains; resumes from the last checkpoint when an earlier run was killed."""
     step("train", f"{recipe.model.name}, at most {recipe.train.epochs} epochs")
     return report_result(reproduce("train", recipe, project))
 
 
 @task(name="export", timeout_seconds=HOUR, **PLAIN)
-def export(recipe: Recipe, project: Project) -> StageResult:
+def export(recipe: Recipe, project: Project) -> StageResult | State[StageResult]:
     """Exports the graph that is served, and compares its answers with those of torch."""
     step("export", "to ONNX, compared with torch")
     return report_result(reproduce("export", recipe, project))
 
 
 @task(name="evaluate", timeout_seconds=HOUR, **PLAIN)
-def evaluate(recipe: Recipe, project: Project) -> StageResult:
+def evaluate(recipe: Recipe, project: Project) -> StageResult | State[StageResult]:
     """Computes metrics and plots on the test rows."""
     step("evaluate", "on the test rows")
     return report_result(reproduce("evaluate", recipe, project))
@@ -58,11 +59,11 @@ def register(recipe: Recipe, version: DataVersion, project: Project) -> Version:
 
 
 @task(name="judge", timeout_seconds=HOUR, **PLAIN)
-def judge(recipe: Recipe, candidate: Version, project: Project, force: bool = False) -> Decision:
+def judge(recipe: Recipe, candidate: Version, project: Project, force: bool = False, cause: str | None = None) -> Decision:
     """Decides whether the candidate replaces the version in production, and describes it in MLflow for people."""
     step("judge", "thresholds, then the champion on the same test rows")
     decision = decide_promotion(recipe, candidate, project, report, force)
-    describe(recipe, decision, project)
+    describe(recipe, decision, project, cause)
     for reason in decision.verdict.reasons:
         report(reason)
     return decision

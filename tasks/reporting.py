@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from prefect import get_run_logger
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
 
 from headrace import console
 from headrace.pipeline.dvc import StageResult
@@ -20,7 +22,7 @@ def report(line: str) -> None:
     get_run_logger().info("%s", line)
 
 
-def report_result(result: StageResult) -> StageResult:
-    """Reports whether a stage ran or was unchanged, and returns its result."""
+def report_result(result: StageResult) -> StageResult | State[StageResult]:
+    """Reports whether a stage ran or was unchanged. Returns its result, or the state `Unchanged` of a step that did nothing."""
     report(f"done in {result.seconds:.1f} s" if result.ran else "unchanged")
-    return result
+    return result if result.ran else Completed(name="Unchanged", message="neither code nor inputs have changed", data=result)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 from prefect import get_client, task
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName, FlowRunFilterState, FlowRunFilterStateType
@@ -48,9 +48,8 @@ def keep_production_serving(recipe: Recipe, project: Project) -> None:
     deploy.keep_production_serving(recipe.name, project, report)
 
 
-@task(name="stop", **PLAIN)
-def stop(recipe: Recipe, decision: Decision, project: Project) -> None:
-    """Ends the release with the error that says why the candidate does not go into production."""
+def stop(recipe: Recipe, decision: Decision, project: Project) -> NoReturn:
+    """Ends the release with the error that says why the candidate does not go into production: no step, and no failed one."""
     recording.stop_release(recipe, decision, project)
 
 

@@ -28,8 +28,8 @@ address_option: Callable[[F], F] = click.option(
 @address_option
 @json_option
 def approve(version: str | None, why: str, address: str | None, as_json: bool) -> None:
-    """Approve VERSION (for example digits@4) of a recipe with `approval: manual`; `headrace run` then rolls it out. Without
-    VERSION, list the versions that wait.
+    """Approve VERSION (for example digits@4) of a recipe with `approval: manual`; its suspended run in Prefect rolls it out.
+    Without VERSION, list the versions that wait.
 
     Recorded and signed is the name of the token in HEADRACE_TOKEN, which has to be a reviewer's; without it, your user name, as
     the operator.
@@ -62,16 +62,17 @@ def _review(version: str, outcome: Outcome, why: str, address: str | None, as_js
         return
     name = f"{done['model']}@{done['version']}"
     click.echo(f"{name} is {outcome} by {done['by']} ({done['role']})")
-    if outcome == "approved":
-        click.echo(f"roll it out: headrace run {done['model']}")
+    click.echo(done["next"])
 
 
 def _local_review(version: str, outcome: Outcome, why: str) -> dict[str, Any]:
     project = load_project()
     from headrace.release.reviews import review
+    from headrace.services.approvals import follow_up
 
     found = review(version, outcome, _reviewer(project), why, project)
-    return {"model": found.model, "version": found.version, "outcome": outcome, **found.facts()}
+    after = follow_up(found.model, found.version, project)
+    return {"model": found.model, "version": found.version, "outcome": outcome, **found.facts(), **after}
 
 
 def _remote_review(version: str, outcome: Outcome, why: str, address: str) -> dict[str, Any]:
@@ -94,19 +95,19 @@ def _reviewer(project: Project) -> Reviewer:
     from headrace.cli.gateway_client import given_token
     from headrace.release.reviews import Reviewer
     from headrace.runtime.token_verifier import InvalidToken, TokenVerifier
-    from headrace.serving.access import audit
-    from headrace.serving.access.tokens import operator_token
+    from headrace.services.approvals import operator
 
     given = given_token()
+    if not given:
+        return operator(project)
     try:
-        caller = TokenVerifier(project.token_keys).verify(given or operator_token(project))
+        return Reviewer.of(TokenVerifier(project.token_keys).verify(given))
     except InvalidToken:
         raise UsageError(
             "the token is not valid in this project",
             where="HEADRACE_TOKEN",
             hint="unset it to decide as the operator, or set a reviewer's: headrace tokens issue --tenant NAME --role reviewer",
         ) from None
-    return Reviewer.of(caller) if given else Reviewer(audit.user(), caller.role, caller.jti)
 
 
 def _list(address: str | None, as_json: bool) -> None:

@@ -169,19 +169,24 @@ def print_candidates(found: list[dict[str, Any]]) -> None:
 
 def _state(candidate: dict[str, Any]) -> str:
     review = candidate["review"]
-    return f"is {candidate['state']} {escape(who(review))}" if review else f"waits for approval since {candidate['since']}"
+    many = f"; {len(candidate['approvals'])} of {candidate['approvers']} approvals" if candidate["approvers"] > 1 else ""
+    if review:
+        return f"is {candidate['state']} {escape(who(review))}{many}"
+    until = f", until {candidate['expires']}" if candidate["expires"] else ""
+    return f"waits for approval since {candidate['since']}{until}{many}"
 
 
 def _next(candidate: dict[str, Any]) -> str:
     model, name = candidate["model"], f"{candidate['model']}@{candidate['version']}"
     if candidate["state"] == "waiting":
-        return f"headrace approve {name} && headrace run {model}; or: headrace reject {name} --why REASON"
+        return f"headrace approve {name}; or: headrace reject {name} --why REASON; or in Prefect's form: headrace open prefect"
     return f"headrace run {model}" if candidate["state"] == "approved" else f"headrace approve {name} lifts the rejection"
 
 
 def who(facts: dict[str, Any]) -> str:
     """Who decided and why, from the facts of a review: `by ada (reviewer): looks good`."""
-    role, why = f" ({facts['role']})" if facts.get("role") else "", f": {facts['why']}" if facts.get("why") else ""
+    via = f", in {facts['via']}" if facts.get("via") else ""
+    role, why = f" ({facts['role']}{via})" if facts.get("role") else "", f": {facts['why']}" if facts.get("why") else ""
     return f"by {facts['by']}{role}{why}"
 
 
@@ -210,8 +215,11 @@ def _details(entry: Entry) -> list[str]:
     facts = entry.facts
     if entry.event in ("approved", "rejected") and "by" in facts:
         return [f"{entry.event} {who(facts)}"]
+    if entry.event == "expired":
+        return [str(facts.get("why"))]
     if entry.event == "released" and "by" in facts:
-        approval = [f"approved {who(facts['approval'])}"] if "approval" in facts else []
+        approvals = facts.get("approvals") or ([facts["approval"]] if "approval" in facts else [])
+        approval = [f"approved {who(one)}" for one in approvals]
         forced = [f"forced: {facts['forced']}"] if facts.get("forced") else []
         return [*approval, f"released by {facts['by']}", *forced]
     if entry.event == "rolled-back":

@@ -12,7 +12,7 @@ import numpy as np
 
 from headrace.data.tables import batch_files
 from headrace.data.validation.validate import Failure
-from headrace.files import safe_filename, write_json
+from headrace.files import read_cached_json, safe_filename, write_json
 from headrace.monitoring.drift import FeatureDrift, compare_values
 from headrace.monitoring.features import Feature, Values
 from headrace.monitoring.profile import feature_profile
@@ -242,3 +242,22 @@ def _median(values: Values) -> float:
     if values.dtype == object or not np.isfinite(values).any():
         return float("nan")
     return float(np.median(values[np.isfinite(values)]))
+
+
+def kept_sentences(recipe: Recipe, project: Project, batch_file: str) -> list[str]:
+    """How a batch that was added differs from the rows before it, in sentences, by what `keep_comparison` wrote.
+
+    Args:
+        batch_file: the name of the file in `data/<recipe>`, without its extension: `0003-june`.
+    """
+    name = batch_file.partition("-")[2] or batch_file
+    stored = read_cached_json(project.state / "validation" / "drift" / recipe.name / f"{name}.json")
+    if not isinstance(stored, dict):
+        return []
+    found = []
+    for column in stored.get("columns", []):
+        fields = {name: value for name, value in column.items() if name not in ("distance", "median")}
+        median = tuple(column["median"]) if column.get("median") else None
+        found.append(ColumnDrift(FeatureDrift.model_validate(fields), median))
+    limits = recipe.data.drift or BatchDrift()
+    return [one.sentence for one in BatchComparison(found, int(stored.get("rows", 0)), limits).reported[:MOST_NAMED]]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from headrace.recipe.duration import duration_seconds
 from headrace.recipe.section import Section
 
 
@@ -28,7 +29,13 @@ class GateConfig(Section):
     """Bounds on metrics of the test set, for example `accuracy: ">= 0.95"`."""
     beat_champion: BeatChampion | None = None
     approval: Literal["auto", "manual"] = "auto"
-    """`manual`: the release waits until someone runs `headrace approve`."""
+    """`manual`: the release waits until a person approves the candidate in Prefect's form, by `headrace approve` or the API."""
+    approvers: int = Field(default=1, ge=1, le=9)
+    """How many different people have to approve; one rejection rejects."""
+    remind: str | None = "1d"
+    """How often people are reminded of a candidate that waits, for example `12h` or `1d`; `none` for never."""
+    expires: str | None = "14d"
+    """How long a candidate waits before it can no longer be approved, for example `7d`; `none` for ever."""
 
     @property
     def metrics(self) -> list[str]:
@@ -39,6 +46,28 @@ class GateConfig(Section):
     def main_metric(self) -> str | None:
         """The metric by which models are compared, else the first one with a bound; None without either."""
         return self.beat_champion.metric if self.beat_champion else next(iter(self.require), None)
+
+    @field_validator("remind", "expires")
+    @classmethod
+    def _check_durations(cls, duration: str | None) -> str | None:
+        if duration in (None, "none"):
+            return None
+        duration_seconds(duration)
+        return duration
+
+    @model_validator(mode="after")
+    def _check_approvers(self) -> GateConfig:
+        if self.approvers > 1 and self.approval != "manual":
+            raise ValueError(f"approvers: {self.approvers} needs approval: manual")
+        return self
+
+    @property
+    def remind_seconds(self) -> float | None:
+        return None if self.remind is None else duration_seconds(self.remind)
+
+    @property
+    def expires_seconds(self) -> float | None:
+        return None if self.expires is None else duration_seconds(self.expires)
 
     @field_validator("require")
     @classmethod

@@ -17,15 +17,17 @@ from headrace.pipeline.evaluate import answers_for
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
 from headrace.recipe.task_types import CLASSIFICATION, REGRESSION
-from headrace.release import held_out, history, journal, lookup, reviews
+from headrace.release import held_out, history, journal, lookup, reviews, terms
 from headrace.release.journal import Entry
-from headrace.release.reviews import Review
+from headrace.release.reviews import NotWaiting, Review, Standing
+from headrace.release.terms import Terms
 from headrace.runtime.contract import Contract
 from headrace.task_types.lookup import task_type_for
 from headrace.tracking import registry
 from headrace.tracking.artifact import content_hash
 from headrace.tracking.registry import Version
 
+TRAINING_FACTS = ("training", "metrics", "test_rows")
 Result = Literal["promote", "keep", "refused", "awaiting-approval", "rejected", "rolled-back"]
 
 
@@ -48,15 +50,27 @@ class Decision(BaseModel):
     """The journal's entry of the rollback."""
     forced: str | None = None
     """The rollback that this decision overrules, in words."""
-    review: Review | None = None
-    """The approval or rejection of the candidate that counts."""
+    standing: Standing = Standing((), 1, None)
+    """The approvals and the rejection of the candidate that count."""
+    training: dict[str, Any] | None = None
+    """Epochs, rows and metrics of a candidate that waited, as the journal has them."""
     ignored: tuple[str, ...] = ()
     """Sentences about what looks like an approval and counts for nothing."""
+
+    @property
+    def review(self) -> Review | None:
+        """The approval or rejection that decided."""
+        return self.standing.review
 
     @property
     def stops(self) -> bool:
         """Whether the release ends with this decision, and production stays as it is."""
         return self.result not in ("promote", "keep")
+
+    @property
+    def waits(self) -> bool:
+        """Whether a person has to approve the candidate."""
+        return self.result == "awaiting-approval"
 
     @property
     def chosen(self) -> Version:
@@ -78,6 +92,7 @@ def decide_promotion(recipe: Recipe, candidate: Version, project: Project, repor
         HeadraceError: the champion takes other inputs than this recipe's data has.
         RegistryError: the champion's files are gone everywhere or have changed, or MLflow's database cannot be written.
     """
+    reviews.expire_due(recipe.name, project)
     entries = journal.entries(project, recipe.name)
     released = history.in_force(entries)
     in_production = released.version if released else None
@@ -96,22 +111,23 @@ def decide_promotion(recipe: Recipe, candidate: Version, project: Project, repor
     rollback = _rollback_of(candidate, entries)
     rolled_back = None if force else rollback
     content = content_hash(candidate.folder)
-    review = reviews.standing(candidate.version, content, candidate.identity.get("data_md5"), entries, project)
+    data = candidate.identity.get("data_md5")
+    standing = reviews.standing(candidate.version, content, data, entries, project, recipe.gate.approvers)
     result: Result
     if not verdict.passed:
         result = "refused"
-    elif not is_champion and review is not None and review.outcome == "rejected":
+    elif not is_champion and standing.outcome == "rejected":
         result = "rejected"
-    elif not is_champion and recipe.gate.approval == "manual" and not _is_approved(candidate, content, review, entries):
+    elif not is_champion and recipe.gate.approval == "manual" and not _is_approved(candidate, content, standing, entries):
         result = "awaiting-approval"
     elif rolled_back is not None:
         result = "rolled-back"
     else:
         result = "keep" if verdict.same_model and champion is not None else "promote"
-    if result in ("refused", "awaiting-approval"):
-        _record_once(project, result, candidate, verdict)
-    elif result == "rejected" and not reviews.waits(candidate.version, entries):
-        _record_once(project, "awaiting-approval", candidate, verdict)  # so that it can be approved after all
+    if result == "refused":
+        _record_refusal(project, candidate, verdict)
+    elif result in ("awaiting-approval", "rejected"):
+        _record_waiting(recipe, project, candidate, verdict, entries)  # also a rejected one can be approved after all
     return Decision(
         candidate=candidate,
         verdict=verdict,
@@ -120,14 +136,37 @@ def decide_promotion(recipe: Recipe, candidate: Version, project: Project, repor
         in_production=in_production,
         rolled_back=rolled_back if result == "rolled-back" else None,
         forced=f"it was rolled back at {rollback.at} ({history.why_rolled_back(rollback)})" if rollback and force else None,
-        review=review,
+        standing=standing,
         ignored=tuple(reviews.ignored(candidate, content, entries, project)) if result == "awaiting-approval" else (),
     )
 
 
-def _is_approved(candidate: Version, content: str, review: Review | None, entries: list[Entry]) -> bool:
-    if review is not None:
-        return review.outcome == "approved"
+def take_approved(recipe: Recipe, number: str, project: Project) -> Decision:
+    """The decision to promote a candidate that waited, by the gate's verdict then and the approvals since.
+
+    Raises:
+        NotWaiting: the version is not the candidate any more, or not enough people have approved it.
+        RegistryError: its files are not those that were judged.
+    """
+    entries = journal.entries(project, recipe.name)
+    found = reviews.candidate_of(entries, project)
+    if found is None or found.entry.version != number or found.state != "approved":
+        raise NotWaiting(f"{recipe.name}@{number} is not approved", hint="headrace approve lists what waits")
+    candidate, facts, released = registry.get(found.name, project), found.entry.facts, history.in_force(entries)
+    lookup.require_recorded_files(candidate, found.entry)
+    return Decision(
+        candidate=candidate,
+        verdict=Verdict.from_dict(facts["verdict"]),
+        result="promote",
+        in_production=released.version if released else None,
+        standing=found.standing,
+        training={name: facts.get(name) for name in TRAINING_FACTS},
+    )
+
+
+def _is_approved(candidate: Version, content: str, standing: Standing, entries: list[Entry]) -> bool:
+    if standing.outcome is not None or standing.approvals:
+        return standing.outcome == "approved"
     return reviews.was_approved_unsigned(candidate.version, content, entries)
 
 
@@ -237,10 +276,32 @@ def _rollback_of(candidate: Version, entries: list[Entry]) -> Entry | None:
     return next((entry for entry in found if entry is not None), None)
 
 
-def _record_once(project: Project, event: Literal["refused", "awaiting-approval"], version: Version, verdict: Verdict) -> None:
-    """Writes a verdict to the journal, unless it is the newest entry already."""
+def _record_refusal(project: Project, version: Version, verdict: Verdict) -> None:
+    """Writes a refusal to the journal, unless it is the newest entry already."""
     newest = journal.last(project, version.model)
-    if newest is None or (newest.event, newest.version) != (event, version.version):
-        journal.record(
-            project, event, version.model, version.version, {**registry.evidence(version), "verdict": verdict.to_dict()}
-        )
+    if newest is None or (newest.event, newest.version) != ("refused", version.version):
+        facts = {**registry.evidence(version), "verdict": verdict.to_dict()}
+        journal.record(project, "refused", version.model, version.version, facts)
+
+
+def _record_waiting(recipe: Recipe, project: Project, version: Version, verdict: Verdict, entries: list[Entry]) -> None:
+    """Writes to the journal that a candidate waits, unless it waits already, with the same files and under the same terms."""
+    newest, asked, evidence = terms.newest_decision(entries), Terms.of(recipe.gate), registry.evidence(version)
+    wanted = ("awaiting-approval", version.version, evidence["content_sha256"], asked)
+    if newest is not None and wanted == (
+        newest.event, newest.version, newest.facts.get("content_sha256"), Terms.recorded(newest)
+    ):  # fmt: skip
+        return
+    made = training_facts(recipe, project)
+    facts = {**evidence, "verdict": verdict.to_dict(), **asked.to_facts(), **made}
+    journal.record(project, "awaiting-approval", version.model, version.version, facts)
+
+
+def training_facts(recipe: Recipe, project: Project) -> dict[str, Any]:
+    """Epochs, rows and metrics of the candidate, from the files of the stages."""
+    artifacts = project.artifacts(recipe.name)
+    return {
+        "training": read_json(artifacts / "train" / "summary.json"),
+        "metrics": read_json(artifacts / "evaluation" / "metrics.json"),
+        "test_rows": (read_json(artifacts / "evaluation" / "evaluation.json") or {}).get("rows"),
+    }

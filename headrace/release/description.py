@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,12 +12,14 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
+from headrace.data import batch_drift
 from headrace.errors import RegistryError
 from headrace.evaluation.metrics import Evaluation
 from headrace.files import read_json
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
 from headrace.recipe.task_types import Better
+from headrace.release import journal, reviews, terms
 from headrace.release.decision import Decision
 from headrace.tracking import registry, runs
 from headrace.tracking.registry import SPLIT, Version
@@ -24,19 +27,28 @@ from headrace.tracking.runs import client, registry_errors
 
 LONGEST = 5000
 """Characters that MLflow keeps."""
-MOST_PARTS, MOST_CHANGES = 8, 12
-"""Parts of the test rows and fields of the recipe that are listed."""
+MOST_PARTS, MOST_CHANGES, MOST_PICTURES, MOST_BATCHES = 8, 12, 12, 6
+"""Parts of the test rows, fields of the recipe, pictures and batches that are listed."""
+CAUSE = "cause"
+"""The tag of a version with the alarm that began its training."""
+REVIEW = "**Review:**"
+"""Begins the paragraph about the review, which is one line."""
 ERROR_LEVEL = 0.05
 """Chance that any part is listed as worse although it is not."""
 
 
-def describe(recipe: Recipe, decision: Decision, project: Project) -> None:
+def describe(recipe: Recipe, decision: Decision, project: Project, cause: str | None = None) -> None:
     """Writes the description of a candidate, and that of its registered model, into MLflow.
+
+    Args:
+        cause: the alarm by which the release began; it is kept as a tag of the version.
 
     Raises:
         RegistryError: MLflow's database cannot be read or written.
     """
     candidate = decision.candidate
+    if cause:
+        registry.set_tags(candidate, {CAUSE: cause[:LONGEST]}, project)
     with registry_errors(project):
         store = client(project)
         store.update_model_version(candidate.model, candidate.version, description_of(recipe, decision, project))
@@ -53,20 +65,67 @@ def model_description(recipe: Recipe) -> str:
     )
 
 
+def stored(model: str, version: str, project: Project) -> str | None:
+    """The description of a version in MLflow; None if there is none, or MLflow's database cannot be read."""
+    from mlflow.exceptions import MlflowException
+
+    with contextlib.suppress(RegistryError, MlflowException), registry_errors(project):
+        return client(project).get_model_version(model, version).description or None
+    return None
+
+
+def update_review(model: str, version: str, project: Project) -> None:
+    """Brings the paragraph about the review in a version's description up to date, after a review or an expiry."""
+    text = stored(model, version, project)
+    paragraph = review_paragraph(model, version, project)
+    if text is None or paragraph is None:
+        return
+    changed = re.sub(rf"(?m)^{re.escape(REVIEW)}.*$", lambda _: paragraph, text)
+    if changed != text:
+        with contextlib.suppress(RegistryError), registry_errors(project):
+            client(project).update_model_version(model, version, changed[:LONGEST])
+
+
+def review_paragraph(model: str, version: str, project: Project) -> str | None:
+    """One line about the review of a version: how to review it, or what became of it; None if nobody was asked."""
+    entries = journal.entries(project, model)
+    newest = next((e for e in reversed(entries) if e.version == version and e.event in terms.DECIDING), None)
+    if newest is None or newest.event in ("refused", "released"):
+        return None
+    name, candidate = f"{model}@{version}", reviews.candidate_of(entries, project)
+    if newest.event == "expired":
+        return f"{REVIEW} {name} expired: {newest.facts.get('why')}. `headrace run {model}` asks again."
+    if candidate is None or candidate.entry.version != version:
+        return f"{REVIEW} {name} was superseded by a newer candidate."
+    found = candidate.standing
+    people = "; ".join(one.sentence for one in found.approvals)
+    if candidate.state == "rejected" and found.rejection:
+        return f"{REVIEW} rejected {found.rejection.sentence}."
+    if candidate.state == "approved":
+        return f"{REVIEW} approved {people}."
+    commands = " or ".join(f"`headrace {act} {name} --why '…'`" for act in ("approve", "reject"))
+    progress = f" {found.progress}{f': {people}' if people else ''}." if found.progress else ""
+    until = f", until {end:%Y-%m-%d %H:%M} UTC" if (end := terms.expiry(newest)) else ""
+    return f"{REVIEW} it waits for a person{until}: {commands}, or the form in Prefect (`headrace open prefect`).{progress}"
+
+
 def description_of(recipe: Recipe, decision: Decision, project: Project) -> str:
-    """The metrics beside the champion's, the gate's findings, what got worse, and what the version was made from."""
+    """What the gate found, the metrics beside the champion's, what got worse, pictures, and what the version was made from."""
     candidate, champion = decision.candidate, decision.champion
     if champion is not None and champion.version == candidate.version:
         champion = None
     evaluation = Evaluation.from_dict(read_json(project.artifacts(recipe.name) / "evaluation" / "evaluation.json") or {})
     before = _evaluation_of(champion, project) if champion is not None else None
+    cause = registry.tag(candidate, CAUSE, project)
     sections = [
         "\n".join(_summary(decision, evaluation)),
+        review_paragraph(candidate.model, candidate.version, project) or "",
+        f"**Trained again because of an alarm:** {cause}" if cause else "",
         "\n".join(_metrics(recipe, evaluation, champion, before)),
         "\n".join(["**Gate**", "", *(f"- {reason}" for reason in decision.verdict.reasons)]),
         "\n".join(_worse(recipe, evaluation, candidate, champion, before)),
         "\n".join(_origin(recipe, candidate, champion, project)),
-        "\n".join(_next_steps(decision, project)),
+        "\n".join(_pictures(candidate, project)),
     ]
     text = "\n\n".join(section for section in sections if section)
     return text if len(text) <= LONGEST else text[: LONGEST - 1].rpartition("\n")[0] + "\n…"
@@ -180,10 +239,36 @@ def _origin(recipe: Recipe, candidate: Version, champion: Version | None, projec
     yield "**Made from**"
     yield ""
     yield f"- data: {data}"
+    if champion is not None:
+        yield from (f"  - {line}" for line in _new_batches(recipe, candidate, champion, project))
     yield f"- code: {code}"
     if champion is not None:
         changes = _recipe_changes(candidate, champion, project)
         yield f"- recipe, since {champion.name}: " + ("; ".join(changes) if changes else "unchanged")
+
+
+def _new_batches(recipe: Recipe, candidate: Version, champion: Version, project: Project) -> Iterator[str]:
+    """The batches that came since the champion, each with how its rows differ from those before it."""
+    ours, theirs = (_data_files(version, project) for version in (candidate, champion))
+    if ours is None or theirs is None:
+        return
+    new = [name for name, md5 in sorted(ours.items()) if theirs.get(name) != md5]
+    for name in new[:MOST_BATCHES]:
+        drift = batch_drift.kept_sentences(recipe, project, Path(name).stem)
+        yield f"new batch `{name}`" + (f": {'; '.join(drift)}" if drift else "")
+    if len(new) > MOST_BATCHES:
+        yield f"and {len(new) - MOST_BATCHES} more new batches"
+    if gone := sorted(theirs.keys() - ours.keys()):
+        yield f"{len(gone)} batches are gone: {', '.join(gone[:MOST_BATCHES])}"
+
+
+def _data_files(version: Version, project: Project) -> dict[str, str] | None:
+    """The md5 of each file of data of a version; None where that is not known."""
+    with contextlib.suppress(RegistryError):
+        if found := registry.source_of(version, project):
+            files: dict[str, str] = found.data["files"]
+            return files
+    return None
 
 
 def _recipe_changes(candidate: Version, champion: Version, project: Project) -> list[str]:
@@ -218,15 +303,18 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else text[:79] + "…"
 
 
-def _next_steps(decision: Decision, project: Project) -> Iterator[str]:
-    candidate = decision.candidate
-    if experiment := runs.experiment_of(candidate.run_id, project):
-        page = f"#/experiments/{experiment}/runs/{candidate.run_id}"
-        yield f"Learning curves and pictures of the evaluation are artifacts of [the run]({page})."
-    if decision.result == "awaiting-approval":
-        yield ""
-        commands = (f"`headrace {act} {candidate.name} --why '…'`" for act in ("approve", "reject"))
-        yield f"It waits for a person: {' or '.join(commands)}."
+def _pictures(candidate: Version, project: Project) -> Iterator[str]:
+    """Links to the run with its artifacts, and to the pictures of the evaluation."""
+    experiment = runs.experiment_of(candidate.run_id, project)
+    if experiment is None:
+        return
+    page = f"#/experiments/{experiment}/runs/{candidate.run_id}"
+    with registry_errors(project):
+        files = client(project).list_artifacts(candidate.run_id, "evaluation")
+    names = [file.path for file in files if file.path.endswith(".png")]
+    links = [f"[{Path(name).stem}]({page}/artifacts/{name})" for name in names[:MOST_PICTURES]]
+    yield f"**Pictures:** {', '.join(links)}; " if links else ""
+    yield f"learning curves and all files are in [the run]({page})."
 
 
 def _evaluation_of(version: Version, project: Project) -> Evaluation | None:

@@ -17,6 +17,7 @@ Event = Literal[
     "awaiting-approval",
     "approved",
     "rejected",
+    "expired",
     "rollout-step",
     "rollout-failed",
     "rollout-abandoned",

@@ -26,7 +26,8 @@ def trace_version(reference: str, project: Project) -> dict[str, Any]:
     released = next((e for e in reversed(entries) if e.event == "released" and e.version == version.version), None)
     facts = released.facts if released else {}
     identity = version.identity
-    review = reviews.standing(version.version, identity.get("content_sha256"), identity.get("data_md5"), entries, project)
+    content, data = identity.get("content_sha256"), identity.get("data_md5")
+    review = reviews.standing(version.version, content, data, entries, project).review
     commit = identity.get("git_commit", "none")
     everything = f"{console.command_name()} trace {version.name} --extract {_new_folder(version)}"
     links = [

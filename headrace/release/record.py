@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from headrace.errors import AwaitsApproval, HeadraceError, ModelRefused, Rejected, RolledBack
-from headrace.files import read_json
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
 from headrace.release import journal, lock, refreshing, up_to_date
-from headrace.release.decision import Decision
+from headrace.release.decision import Decision, training_facts
 from headrace.release.history import in_force, why_rolled_back
 from headrace.release.journal import Entry
 from headrace.release.reviews import Review
@@ -45,8 +44,9 @@ def record_release(recipe: Recipe, decision: Decision, serving: dict[str, Any], 
         journal.record(project, "released", recipe.name, chosen.version, {**facts, "by": audit.user()})
         audit.record(project, "release", {"model": recipe.name, "version": chosen.version})
     gateway.finalize(project, recipe.name)
-    up_to_date.remember(recipe, project, lock.began_ns(recipe.name, project))
-    refreshing.forget(recipe.name, project)
+    if decision.training is None:  # after an approval, what is on disk may be newer than what was released
+        up_to_date.remember(recipe, project, lock.began_ns(recipe.name, project))
+        refreshing.forget(recipe.name, project)
     return current_release(recipe.name, project) or {}
 
 
@@ -68,7 +68,7 @@ def why_stopped(decision: Decision) -> HeadraceError:
     """The error for a decision that stops a release."""
     candidate, serving = decision.candidate, decision.in_production
     if decision.result == "awaiting-approval":
-        return awaiting_approval(candidate, serving, decision.ignored)
+        return awaiting_approval(candidate, serving, decision.ignored, decision.standing.progress)
     if decision.result == "rejected" and decision.review is not None:
         return rejected(candidate, decision.review, serving)
     if decision.rolled_back is not None:
@@ -84,12 +84,13 @@ def refusal(model: str, version: str, reasons: list[str], serving: str | None) -
     )
 
 
-def awaiting_approval(version: Version, serving: str | None, ignored: Sequence[str] = ()) -> AwaitsApproval:
+def awaiting_approval(version: Version, serving: str | None, ignored: Sequence[str] = (), progress: str = "") -> AwaitsApproval:
     """The error for a version that passed the gate and needs a person's approval; `ignored` is what does not count as one."""
-    message = f"{version.name} passed the gate and waits for approval; {_keeps_serving(version.model, serving)}"
+    waits = f"waits for approval ({progress})" if progress else "waits for approval"
+    message = f"{version.name} passed the gate and {waits}; {_keeps_serving(version.model, serving)}"
     return AwaitsApproval(
         "\n".join([message, *(f"- {one}" for one in ignored)]),
-        hint=f"review it in MLflow, then: headrace approve {version.name} && headrace run {version.model}",
+        hint=f"review it in MLflow; then approve it in Prefect (headrace open prefect), or: headrace approve {version.name}",
     )
 
 
@@ -97,8 +98,7 @@ def rejected(version: Version, review: Review, serving: str | None) -> Rejected:
     """The error for a version that a person rejected."""
     return Rejected(
         f"{version.name} was rejected {review.sentence}; {_keeps_serving(version.model, serving)}",
-        hint=f"change the recipe or the data; or lift the rejection: "
-        f"headrace approve {version.name} && headrace run {version.model}",
+        hint=f"change the recipe or the data; or lift the rejection: headrace approve {version.name}",
     )
 
 
@@ -133,21 +133,14 @@ def last_final_release(recipe: str, project: Project) -> dict[str, Any] | None:
     return current_release(recipe, project) if newest is not None and newest.event == "released" else None
 
 
-def training_facts(recipe: Recipe, project: Project) -> dict[str, Any]:
-    """Epochs, rows and metrics, from the files of the stages."""
-    artifacts = project.artifacts(recipe.name)
-    return {
-        "training": read_json(artifacts / "train" / "summary.json"),
-        "metrics": read_json(artifacts / "evaluation" / "metrics.json"),
-        "test_rows": (read_json(artifacts / "evaluation" / "evaluation.json") or {}).get("rows"),
-    }
-
-
 def _evidence(recipe: Recipe, decision: Decision, project: Project) -> dict[str, Any]:
     """Why the version is in production: the findings of this release, or of the earlier one that chose the same version."""
     chosen = decision.chosen
-    approval = {"approval": decision.review.facts()} if decision.review else {}
-    found = {"verdict": decision.verdict.to_dict(), **training_facts(recipe, project), **approval}
+    approval: dict[str, Any] = {"approval": decision.review.facts()} if decision.review else {}
+    if len(approvals := decision.standing.approvals) > 1:
+        approval |= {"approvals": [one.facts() for one in approvals]}
+    made = decision.training or training_facts(recipe, project)
+    found = {"verdict": decision.verdict.to_dict(), **made, **approval}
     if not decision.verdict.same_model:
         return {**registry.evidence(chosen), **found}
     entries = journal.entries(project, recipe.name)

@@ -21,7 +21,7 @@ from headrace.files import read_cached_json, write_json, write_text
 from headrace.project import Project
 from headrace.services import prefect
 from headrace.services.prefect_file import FILE, HINT, Entry, keep_pauses, read_entry, read_file, timing_of
-from headrace.services.recipe_deployments import recipe_entries
+from headrace.services.recipe_deployments import approval_entries, recipe_entries
 from headrace.tracking.provenance import sha256
 
 SECONDS = 900
@@ -63,7 +63,8 @@ def register_deployments(project: Project, report: Report = lambda line: None) -
     project.locks.mkdir(parents=True, exist_ok=True)
     with FileLock(project.locks / "deployments.lock"):  # `up`, and a release that starts the servers
         content, entries = read_file(project.root)
-        of_recipes = recipe_entries(project, {entry.name for entry in entries}, report)
+        taken = {entry.name for entry in entries}
+        of_recipes = [*recipe_entries(project, taken, report), *approval_entries(project, taken)]
         entries = [*entries, *of_recipes]
         record, found = _read_record(project), _deployments(project)
         stamp = _stamp(project, of_recipes)

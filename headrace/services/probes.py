@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -26,6 +27,9 @@ PROGRAMS = (
 
 MLflow and Prefect do not answer while they do long work, and a restart of Prefect ends the flows that run.
 """
+AWAITS = "awaiting-approval"
+DECIDING = ("refused", AWAITS, "released", "expired")
+"""As in `headrace.release.terms`."""
 SECRETS = {"mlflow": "mlflow", "prefect-server": "prefect"}
 """Programs that answer only with their secret, and its name."""
 
@@ -77,6 +81,21 @@ def interrupted_models(project: Project) -> list[str]:
     stored = read_models(project)
     on_trial = {target.model for target in replicas(project) if target.pool != "main"}
     return [model for model, found in stored.items() if model in on_trial or found.get("previous") or found.get("predecessors")]
+
+
+def waiting_models(project: Project) -> list[str] | None:
+    """Models whose newest candidate waits for approval or has been reviewed; None where none ever has. Reads the journal as it
+    is, without its checks."""
+    newest: dict[str, str] = {}
+    text = project.journal.read_bytes() if project.journal.exists() else b""
+    if AWAITS.encode() not in text:
+        return None
+    for line in text.splitlines():
+        with suppress(ValueError, KeyError, TypeError):
+            entry = json.loads(line)
+            if entry["event"] in DECIDING:
+                newest[entry["model"]] = entry["event"]
+    return sorted(model for model, event in newest.items() if event == AWAITS)
 
 
 def failure(target: Target) -> str | None:

@@ -48,6 +48,13 @@ def renew(project: Project) -> None:
     environment.remove_old_folders(project)
 
 
+def approvals(project: Project) -> None:
+    """Reminds people of candidates that wait, records those whose time is over, and makes Prefect's runs follow."""
+    from headrace.services import approvals
+
+    approvals.look_after(project, log)
+
+
 def revive(project: Project, reason: str) -> None:
     """Restarts supervisord with all its programs, and logs how long that took. Tries again for ten minutes if it fails."""
     from filelock import FileLock, Timeout
@@ -91,6 +98,7 @@ REPAIRS: dict[str, Callable[..., None]] = {
     "restart": restart,
     "roll-back-interrupted": roll_back_interrupted,
     "renew": renew,
+    "approvals": approvals,
     "revive": revive,
 }
 

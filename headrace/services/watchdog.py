@@ -39,6 +39,8 @@ SUPERVISORD_FAILURES = 3
 """A supervisord that fails this many checks in a row is stuck."""
 FOLD_SECONDS = 600.0
 RENEW_SECONDS = 6 * 3600.0
+APPROVALS_SECONDS, REMINDER_SECONDS = 30.0, 300.0
+"""How often the journal is looked at for candidates that wait, and how often for reminders and expiry."""
 REPAIR_SECONDS = 120.0
 EVENT_SECONDS = 1.0
 FAILED_DELIVERY_SECONDS = 60.0
@@ -69,6 +71,9 @@ class Watchdog:
         self._deliveries: subprocess.Popen[bytes] | None = None
         self._deliveries_at = time.monotonic()
         self._journal_seen: tuple[int, int] | None = None
+        self._approvals: subprocess.Popen[bytes] | None = None
+        self._approvals_seen: tuple[int, int] | None = None
+        self._approvals_due = 0.0
         now = time.monotonic()
         self._checks: list[tuple[float, Callable[[], None]]] = [
             (PROBE_SECONDS, self.probe_all),
@@ -77,6 +82,7 @@ class Watchdog:
             (FOLD_SECONDS, self._fold_usage),
             (RENEW_SECONDS, lambda: self._repair("renew")),
             (EVENT_SECONDS, self._deliver_events),
+            (APPROVALS_SECONDS, self._look_after_approvals),
         ]
         # The first probe is at once: a replica that is stuck before it counts as one that starts, and is given time.
         self._due = [now if check == self.probe_all else now + seconds for seconds, check in self._checks]
@@ -170,6 +176,19 @@ class Watchdog:
         except sqlite3.Error as error:
             log(f"events: {error}")
             return False
+
+    def _look_after_approvals(self) -> None:
+        """Starts what looks after candidates that wait, after a change of the journal and regularly; does not wait for it."""
+        if self._approvals is not None and self._approvals.poll() is None:
+            return
+        waiting, now = probes.waiting_models(self._project), time.monotonic()
+        if waiting is None:
+            return
+        seen = _size_and_time(self._project.journal)
+        if seen == self._approvals_seen and (not waiting or now < self._approvals_due):
+            return
+        self._approvals_seen, self._approvals_due = seen, now + REMINDER_SECONDS
+        self._approvals = subprocess.Popen(_command("approvals"), stdin=subprocess.DEVNULL)
 
     def _repair(self, *arguments: str) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
 
-from headrace.errors import AwaitsApproval, Rejected, UsageError
+from headrace.errors import AwaitsApproval, RegistryError, Rejected, UsageError
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
 from headrace.release import journal, record, reviews
+from headrace.release.decision import take_approved
 from headrace.release.reviews import NotAllowed, NotWaiting, Review, Reviewer
 from headrace.runtime.token_verifier import InvalidToken, TokenVerifier
 from headrace.serving.access import audit, keys, tokens
@@ -57,7 +61,7 @@ def test_a_person_approves_first(built: Project) -> None:
         assert undecided.result == "awaiting-approval" and undecided.stops
         with pytest.raises(AwaitsApproval, match="waits for approval; nothing serves yet") as caught:
             finish(recipe, undecided, built)
-    assert f"headrace approve {version.name} && headrace run {recipe.name}" in str(caught.value.hint)
+    assert f"headrace approve {version.name}" in str(caught.value.hint)
     assert record.last_final_release(recipe.name, built) is None
     found = approve(version, built, why="looks good")
     decision = decide(recipe, version, built)
@@ -247,11 +251,14 @@ def test_a_rejected_version_is_not_asked_about_again_until_it_is_approved_or_som
             Rejected, match=r"was rejected by ada \(reviewer\) at .*: wrong colours; nothing serves yet"
         ) as error:
             finish(recipe, decision, built)
-    assert f"headrace approve {version.name} && headrace run {recipe.name}" in str(error.value.hint)
+    assert f"headrace approve {version.name}" in str(error.value.hint)
     assert events(recipe, built) == [("awaiting-approval", "1"), ("rejected", "1")]
     assert decide(with_gate(recipe, approval="auto"), version, built).result == "rejected"
     other = new_candidate(recipe, built)
     assert other.version == "2"
+    with pytest.raises(NotWaiting, match=f"it was superseded by {other.name}, which passed the gate at "):
+        approve(version, built, name="bob")
+    assert decide(recipe, version, built).result == "rejected", "the recipe was changed back"
     approve(version, built, name="bob")
     assert decide(recipe, version, built).result == "promote", "the later review is in force"
 
@@ -328,3 +335,141 @@ def test_candidates_are_those_that_passed_the_gate_and_are_not_released(built: P
     second = new_candidate(lenient, built)
     approve(second, built, "rejected", "slow")
     assert found(recipe) == [("2", "rejected", "1")]
+
+
+def test_two_different_people_approve_where_the_recipe_asks_for_two(built: Project) -> None:
+    recipe = new_recipe(built, approval="manual", approvers=2)
+    version = register(recipe, built)
+    assert decide(recipe, version, built).result == "awaiting-approval"
+    approve(version, built)
+    with pytest.raises(NotWaiting, match=r"approved already, by ada .*; the same person counts once: 1 of 2 approvals"):
+        approve(version, built)
+    waits = decide(recipe, version, built)
+    assert waits.result == "awaiting-approval" and waits.standing.progress == "1 of 2 approvals"
+    with pytest.raises(AwaitsApproval, match=r"waits for approval \(1 of 2 approvals\)"):
+        finish(recipe, waits, built)
+    assert registry.tag(version, reviews.TAG, built) == "1 of 2 approvals"
+    approve(version, built, name="bob")
+    with pytest.raises(NotWaiting, match="was approved already, by bob"):
+        approve(version, built, name="carl")
+    facts = finish(recipe, decide(recipe, version, built), built)
+    assert [one["by"] for one in facts["approvals"]] == ["ada", "bob"]
+    assert events(recipe, built) == [(event, "1") for event in ("awaiting-approval", "approved", "approved", "released")]
+
+
+def test_the_operator_is_one_person_under_any_name(built: Project) -> None:
+    recipe = new_recipe(built, approval="manual", approvers=2)
+    version = register(recipe, built)
+    decide(recipe, version, built)
+    approve_as = partial(reviews.review, version.name, "approved", why="", project=built)
+    operator = replace(reviewer(built, "root"), role="operator")
+    approve_as(reviewer=operator)
+    with pytest.raises(NotWaiting, match="the same person counts once"):
+        approve_as(reviewer=replace(operator, name="operator"))
+    approve_as(reviewer=reviewer(built, "root"))
+    assert decide(recipe, version, built).result == "promote", "a reviewer of the same name is another person"
+
+
+def test_one_rejection_rejects_and_takes_as_many_approvals_to_lift(built: Project) -> None:
+    recipe = new_recipe(built, approval="manual", approvers=2)
+    version = register(recipe, built)
+    decide(recipe, version, built)
+    approve(version, built)
+    approve(version, built, "rejected", "slow", name="bob")
+    approve(version, built)
+    assert decide(recipe, version, built).result == "rejected"
+    approve(version, built, name="bob")
+    assert decide(recipe, version, built).result == "promote"
+
+
+def test_an_approval_by_one_person_is_not_enough_once_the_recipe_asks_for_two(built: Project) -> None:
+    recipe, version = waiting(built)
+    approve(version, built)
+    stricter = with_gate(recipe, approvers=2)
+    assert decide(stricter, version, built).result == "awaiting-approval"
+    approve(version, built, name="bob")
+    assert decide(stricter, version, built).result == "promote"
+
+
+def later(monkeypatch: pytest.MonkeyPatch, **passed: float) -> None:
+    now = time.time() + timedelta(**passed).total_seconds()
+    monkeypatch.setattr(time, "time", lambda: now)
+
+
+def test_a_candidate_whose_time_is_over_cannot_be_approved_and_the_next_run_asks_again(
+    built: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = new_recipe(built, approval="manual", approvers=2, expires="7d")
+    version = register(recipe, built)
+    decide(recipe, version, built)
+    approve(version, built)
+    later(monkeypatch, days=8)
+    assert [one for one in reviews.candidates(built) if one.entry.model == recipe.name] == []
+    with pytest.raises(NotWaiting, match="does not wait for approval: it expired at ") as caught:
+        approve(version, built, name="bob")
+    assert caught.value.hint == f"headrace run {recipe.name} asks again"
+    expired = journal.entries(built, recipe.name)[-1]
+    assert (expired.event, expired.facts["by"]) == ("expired", "headrace")
+    assert audit.entries(built)[-1].act == "expire"
+    assert registry.tag(version, reviews.TAG, built) == "expired"
+    assert reviews.expire_due(recipe.name, built) is None, "once"
+    again = decide(recipe, version, built)
+    assert again.result == "awaiting-approval" and again.standing.approvals == (), "what was approved before does not count"
+    assert [event for event, _ in events(recipe, built)] == ["awaiting-approval", "approved", "expired", "awaiting-approval"]
+
+
+@pytest.mark.parametrize("outcome", ["approved", "rejected"])
+def test_what_was_decided_in_time_does_not_expire(
+    built: Project, monkeypatch: pytest.MonkeyPatch, outcome: reviews.Outcome
+) -> None:
+    recipe, version = waiting(built)
+    approve(version, built, outcome, "as tried")
+    later(monkeypatch, days=30)
+    assert reviews.expire_due(recipe.name, built) is None
+    assert decide(recipe, version, built).result == {"approved": "promote", "rejected": "rejected"}[outcome]
+
+
+def test_without_expiry_and_by_an_earlier_headrace_a_candidate_waits_for_ever(
+    built: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = new_recipe(built, approval="manual", expires=None)
+    version = register(recipe, built)
+    decide(recipe, version, built)
+    later(monkeypatch, days=4000)
+    assert reviews.expire_due(recipe.name, built) is None
+    facts = journal.entries(built, recipe.name)[-1].facts
+    journal.record(built, "awaiting-approval", recipe.name, "1", {n: v for n, v in facts.items() if n != "terms"})
+    later(monkeypatch, days=4000)
+    assert reviews.expire_due(recipe.name, built) is None
+    approve(version, built)
+
+
+def test_an_entry_that_is_repeated_after_the_expiry_does_not_count(built: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = new_recipe(built, approval="manual", approvers=2)
+    version = register(recipe, built)
+    decide(recipe, version, built)
+    approve(version, built)
+    facts = journal.entries(built, recipe.name)[-1].facts
+    later(monkeypatch, days=15)
+    assert reviews.expire_due(recipe.name, built) is not None
+    journal.record(built, "approved", recipe.name, "1", facts)
+    assert decide(recipe, version, built).standing.approvals == ()
+
+
+def test_an_approved_version_is_released_with_exactly_its_files(built: Project) -> None:
+    recipe, version = waiting(built)
+    with pytest.raises(NotWaiting, match="is not approved"):
+        take_approved(recipe, "1", built)
+    approve(version, built)
+    taken = take_approved(recipe, "1", built)
+    assert (taken.candidate.name, taken.result, taken.review and taken.review.by) == (version.name, "promote", "ada")
+    graph = version.folder / "model.onnx"
+    original = graph.read_bytes()
+    graph.write_bytes(original + b"\0")
+    with pytest.raises(RegistryError, match="changed"):
+        take_approved(recipe, "1", built)
+    graph.write_bytes(original)
+    facts = finish(recipe, taken, built)
+    assert facts["metrics"] and facts["approval"]["by"] == "ada"
+    with pytest.raises(NotWaiting, match="is not approved"):
+        take_approved(recipe, "1", built)

@@ -12,6 +12,11 @@ MODEL: Json = {"name": "model", "in": "path", "required": True, "schema": {"type
 VERSION: Json = {"name": "version", "in": "path", "required": True, "schema": {"type": "string", "pattern": "^[0-9]{1,9}$"}}
 TEXT: Json = {"type": "string"}
 WHO: Json = {"by": TEXT, "role": TEXT, "at": TEXT, "why": TEXT}
+COUNT: Json = {"type": "integer"}
+AFTER: Json = {
+    "state": {"enum": ["waiting", "approved", "rejected", "released"]}, "approvals": COUNT, "approvers": COUNT, "next": TEXT,
+}  # fmt: skip
+"""What a review amounts to."""
 
 
 def review_paths() -> Json:
@@ -43,6 +48,9 @@ def review_schemas() -> Json:
                 "version": TEXT,
                 "state": {"enum": ["waiting", "approved", "rejected"]},
                 "since": TEXT,
+                "expires": maybe,
+                "approvers": {"type": "integer", "description": "How many people have to approve."},
+                "approvals": {"type": "array", "items": _object(WHO)},
                 "in_production": maybe,
                 "verdict": {"type": ["object", "null"], "description": "The findings of the gate."},
                 **dict.fromkeys(("run_id", "data_md5", "git_commit", "content_sha256"), maybe),
@@ -55,7 +63,7 @@ def review_schemas() -> Json:
 def _review(act: str, needs_reason: bool) -> Json:
     why: Json = {"type": "string", "maxLength": 1000, "pattern": "^[ -~]+$" if needs_reason else "^[ -~]*$"}
     asked = _object({"why": why}, ["why"] if needs_reason else [])
-    done = _object({"model": TEXT, "version": TEXT, "outcome": {"enum": ["approved", "rejected"]}, **WHO})
+    done = _object({"model": TEXT, "version": TEXT, "outcome": {"enum": ["approved", "rejected"]}, **WHO, **AFTER})
     summary = f"{act.capitalize()} a version that waits for approval; for the roles reviewer and operator"
     found = _operation(f"{act}_version", summary, done, (*errors.OF_INPUT, 404, 409))
     content = {"application/json": {"schema": {**asked, "additionalProperties": False}}}

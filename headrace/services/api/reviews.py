@@ -17,6 +17,7 @@ from headrace.runtime.http import CLOSE, Refused, invalid_field, parse_json, rea
 from headrace.runtime.http_messages import TrackedRequest
 from headrace.runtime.input_field import describe
 from headrace.runtime.token_verifier import SEE, Caller, TokenVerifier
+from headrace.services import approvals
 from headrace.services.api.callers import caller_of
 
 MAX_BODY_BYTES = 64 * 1024
@@ -60,7 +61,8 @@ class ReviewRoutes:
             found = await asyncio.to_thread(reviews.review, f"{model}@{version}", outcome, reviewer, why, self._project)
         except (UsageError, RegistryError) as error:
             raise _refused(error) from None
-        return to_json({"model": found.model, "version": found.version, "outcome": found.outcome, **found.facts()})
+        after = await asyncio.to_thread(approvals.follow_up, found.model, found.version, self._project)
+        return to_json({"model": found.model, "version": found.version, "outcome": found.outcome, **found.facts(), **after})
 
     def _require_role(self, request: TrackedRequest) -> Caller:
         """Returns the caller.

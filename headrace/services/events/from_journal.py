@@ -79,7 +79,7 @@ def _details(entry: Entry) -> dict[str, Any]:
         return {"from": rollback.get("from"), "automatic": False, "by": rollback.get("by"), **why}
     if entry.event in ("rollout-failed", "rollout-abandoned"):
         return {"version": facts.get("serving"), "from": entry.version, "automatic": True, "reason": facts.get("reason")}
-    if entry.event in ("approved", "rejected"):
+    if entry.event in ("approved", "rejected", "expired"):
         return {**by, **({"reason": facts["why"]} if facts.get("why") else {})}
     if entry.event == "refused":
         return {"reasons": (verdict or {}).get("reasons", [])}

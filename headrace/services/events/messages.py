@@ -42,8 +42,8 @@ def _command(event: Event) -> str | None:
         return f"headrace drift {model}"
     if event.name in ("awaiting-approval", "approval-reminder"):
         return f"headrace approve {model}@{version}"
-    if event.name == "approved":
+    if event.name == "approval-expired":
         return f"headrace run {model}"
-    if event.name in ("failed", "crashed", "refused", "rejected", "released", "rolled-back", "approval-expired"):
+    if event.name in ("failed", "crashed", "refused", "approved", "rejected", "released", "rolled-back"):
         return f"headrace history {model}"
     return None
