@@ -50,7 +50,8 @@ def ask(model: str, project: Project, report: Report) -> None:
             opened = _open_runs(project)
             _end_others(opened, project)
             if all(run["parameters"] != _parameters(candidate) for run in opened):
-                report(f"{candidate.name} waits for approval: {_link(_create_run(candidate, project, again=True), project)}")
+                page = f"{project.settings.prefect_address}/runs/flow-run/{_create_run(candidate, project, again=True)}"
+                report(f"{candidate.name} waits for approval: {page}")
         except ServiceError as error:
             report(f"{error.message}; headrace approve {candidate.name} approves it all the same")
 
@@ -225,22 +226,24 @@ def _end_others(opened: Sequence[dict[str, Any]], project: Project) -> None:
             _set_state(run, "COMPLETED" if end[0] == "Released" else "CANCELLED", *end, project)
 
 
-def _create_run(candidate: Candidate, project: Project, again: bool = False) -> dict[str, Any]:
-    """Creates the run of a candidate, once. It is not made again when a person has cancelled it, except with `again`."""
+def _create_run(candidate: Candidate, project: Project, again: bool = False) -> str | None:
+    """Creates the run of a candidate and returns its id; None where there was one, which perhaps a person has cancelled.
+
+    Args:
+        again: whether one is created all the same.
+    """
     deployment = _deployment(project)
-    parameters, entry = _parameters(candidate), candidate.entry
-    key = f"{candidate.name} {parameters['content_sha256']} {entry.at}"
-    if again:
-        query = {"flow_runs": {"tags": {"all_": [TAG, candidate.name]}}}
-        key += f" {prefect.call(project, 'POST', 'flow_runs/count', query)}"
+    tags = [TAG, candidate.name, f"since {candidate.entry.at}"]
+    earlier = prefect.call(project, "POST", "flow_runs/count", {"flow_runs": {"tags": {"all_": tags}}})
+    if earlier and not again:
+        return None
     body = {
         "name": f"approve-{candidate.name}",
-        "parameters": parameters,
-        "tags": [TAG, candidate.name],
-        "idempotency_key": key,
+        "parameters": _parameters(candidate),
+        "tags": tags,
+        "idempotency_key": " ".join([*tags, str(earlier)]),
     }
-    found: dict[str, Any] = prefect.call(project, "POST", f"deployments/{deployment}/create_flow_run", body)
-    return found
+    return str(prefect.call(project, "POST", f"deployments/{deployment}/create_flow_run", body)["id"])
 
 
 def _deployment(project: Project) -> str:
@@ -279,10 +282,6 @@ def pause_key(count: int) -> str:
 def _input_key(count: int, name: str) -> str:
     """As Prefect names what belongs to a suspension."""
     return f"suspended-{pause_key(count)}-{name}"
-
-
-def _link(run: dict[str, Any], project: Project) -> str:
-    return f"{project.settings.prefect_address}/runs/flow-run/{run['id']}"
 
 
 def _remind(candidate: Candidate, project: Project, report: Report, now: float | None = None) -> None:

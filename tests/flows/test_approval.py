@@ -1,0 +1,249 @@
+"""The flow `approval` on a real Prefect server: the form, answers that are not taken, two people, and how a run ends."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from prefect import get_client
+from prefect.context import refresh_global_settings_context
+from prefect.exceptions import Pause
+from prefect.flow_engine import run_flow
+
+from flows.approval import approval
+from headrace.events import outbox
+from headrace.project import Project
+from headrace.recipe.recipe import Recipe
+from headrace.release import description, journal, reviews
+from headrace.release.description import describe
+from headrace.services import approvals, prefect, prefect_api
+from headrace.services.prefect import prefect_environment
+from headrace.settings import Settings
+from headrace.tracking import registry
+from headrace.tracking.registry import Version
+from tests.ports import free_port
+from tests.release.candidates import LENIENT, decide, events, new_recipe, register, register_other_bytes, reviewer
+from tests.services.prefect_server import prefect_server
+
+
+@pytest.fixture(scope="module")
+def server(built: Project) -> Iterator[Project]:
+    """The built project with a Prefect server."""
+    with prefect_server(built.root) as project:
+        yield project
+
+
+@pytest.fixture
+def served(server: Project, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
+    """The same, for flows in this process."""
+    for name, value in prefect_environment(server).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HEADRACE_ROOT", str(server.root))
+    monkeypatch.setenv("HEADRACE_PREFECT_PORT", str(server.settings.prefect_port))
+    refresh_global_settings_context()
+    yield server
+    for name in [name for name in os.environ if name.startswith("PREFECT_")]:
+        monkeypatch.delenv(name)
+    refresh_global_settings_context()
+
+
+def asked(project: Project, **gate: Any) -> tuple[Recipe, Version]:
+    """A recipe with a champion, whose second version waits and is asked about."""
+    recipe = new_recipe(project, approval="manual", beat_champion=LENIENT, **gate)
+    version = register(recipe, project)
+    decide(recipe, version, project)
+    describe(recipe, decide(recipe, version, project), project)
+    ask(recipe, project)
+    return recipe, version
+
+
+def ask(recipe: Recipe, project: Project) -> list[str]:
+    lines: list[str] = []
+    approvals.ask(recipe.name, project, lines.append)
+    return lines
+
+
+def runs_of(version: Version, project: Project) -> list[dict[str, Any]]:
+    query = {"flow_runs": {"tags": {"all_": [approvals.TAG, version.name]}}, "sort": "EXPECTED_START_TIME_ASC"}
+    found: list[dict[str, Any]] = prefect.call(project, "POST", "flow_runs/filter", query)
+    return found
+
+
+def states_of(version: Version, project: Project) -> list[str]:
+    return [run["state"]["name"] for run in runs_of(version, project)]
+
+
+def start(version: Version, project: Project) -> None:
+    """Does what the worker does with the run that is to start or to go on."""
+    (run,) = [run for run in runs_of(version, project) if run["state"]["type"] == "SCHEDULED"]
+    with get_client(sync_client=True) as client:
+        flow_run = client.read_flow_run(run["id"])
+    try:
+        run_flow(approval, flow_run=flow_run, parameters=flow_run.parameters, return_type="state")
+    except Pause:
+        return
+
+
+def answer(version: Version, project: Project, **fields: str) -> Any:
+    """Submits the form, as Prefect's page does; returns the state of the run, and the reason where it was refused."""
+    (run,) = [run for run in runs_of(version, project) if run["state"]["type"] == "PAUSED"]
+    done = prefect.call(project, "POST", f"flow_runs/{run['id']}/resume", {"run_input": fields})
+    return done["status"], done["details"].get("reason")
+
+
+def form_text(version: Version, project: Project) -> str:
+    (run,) = runs_of(version, project)
+    count = len(run["empirical_policy"]["pause_keys"])
+    (found,) = prefect.call(
+        project, "POST", f"flow_runs/{run['id']}/input/filter", {"prefix": f"suspended-review-{count}-description"}
+    )
+    return str(found["value"])
+
+
+def test_a_rejection_without_a_reason_is_refused_and_with_one_it_is_recorded_as_the_operators(served: Project) -> None:
+    recipe, version = asked(served)
+    start(version, served)
+    assert states_of(version, served) == ["Suspended"]
+    shown = form_text(version, served)
+    assert f"**{version.name}** passed the gate" in shown and f"/#/models/{recipe.name}/versions/1" in shown
+    for fields in ({"decision": "reject"}, {"decision": "reject", "reason": ""}, {"decision": "maybe"}, {}):
+        status, reason = answer(version, served, **fields)
+        assert status == "REJECT" and "Validation failed" in reason, fields
+    assert answer(version, served, decision="reject", reason=" ")[0] == "ACCEPT"
+    start(version, served)
+    assert "Your last answer was not taken: the reason is one line" in form_text(version, served)
+    assert [event for event, _ in events(recipe, served)] == ["awaiting-approval"]
+    assert answer(version, served, decision="reject", reason="too many false alarms")[0] == "ACCEPT"
+    run = runs_of(version, served)[0]
+    again = prefect.call(served, "POST", f"flow_runs/{run['id']}/resume", {"run_input": {"decision": "approve"}})
+    assert again["status"] == "ABORT", "a form that is submitted twice"
+    start(version, served)
+    entry = journal.entries(served, recipe.name)[-1]
+    assert (entry.event, entry.facts["role"], entry.facts["via"]) == ("rejected", "operator", "Prefect's form")
+    (run,) = runs_of(version, served)
+    assert (run["state"]["type"], run["state"]["name"]) == ("CANCELLED", "Rejected")
+    assert "too many false alarms" in run["state"]["message"]
+    assert "**Review:** rejected by " in (description.stored(recipe.name, "1", served) or "")
+
+
+def test_two_people_approve_in_two_places_and_the_form_says_who_has(served: Project) -> None:
+    recipe, version = asked(served, approvers=2)
+    start(version, served)
+    assert "0 of 2 approvals" in form_text(version, served)
+    answer(version, served, decision="approve", reason="better")
+    start(version, served)
+    assert states_of(version, served) == ["Suspended"]
+    assert "1 of 2 approvals: by " in form_text(version, served)
+    answer(version, served, decision="approve", reason="once more")
+    start(version, served)
+    assert "the same person counts once: 1 of 2 approvals" in form_text(version, served)
+    assert "1 of 2 approvals" in (description.stored(recipe.name, "1", served) or "")
+    reviews.review(version.name, "approved", reviewer(served, "ada"), "", served)
+    after = approvals.follow_up(recipe.name, "1", served)
+    assert (after["state"], after["approvals"]) == ("approved", 2) and "goes on" in after["next"]
+    assert states_of(version, served) == ["Resuming"]
+    approvals.synchronise(served, lambda line: None)
+    assert states_of(version, served) == ["Resuming"], "once"
+
+
+def test_an_approval_by_another_person_shows_in_the_open_form(served: Project) -> None:
+    recipe, version = asked(served, approvers=2)
+    start(version, served)
+    reviews.review(version.name, "approved", reviewer(served, "ada"), "", served)
+    assert approvals.follow_up(recipe.name, "1", served)["next"] == "1 of 2 approvals: another person has to approve it"
+    assert "1 of 2 approvals: by ada" in form_text(version, served)
+    assert states_of(version, served) == ["Suspended"]
+
+
+def test_a_newer_candidate_ends_the_run_of_the_older_one_and_each_is_asked_about_once(served: Project) -> None:
+    recipe, version = asked(served)
+    start(version, served)
+    assert ask(recipe, served) == [] and states_of(version, served) == ["Suspended"]
+    newer = register_other_bytes(recipe, served)
+    decide(recipe, newer, served)
+    ask(recipe, served)
+    (run,) = runs_of(version, served)
+    assert (run["state"]["type"], run["state"]["name"]) == ("CANCELLED", "Superseded")
+    assert f"superseded by {newer.name}" in run["state"]["message"]
+    approvals.synchronise(served, lambda line: None)
+    assert states_of(newer, served) == ["Scheduled"]
+
+
+def test_a_run_that_a_person_cancelled_is_made_again_by_the_next_release_alone(served: Project) -> None:
+    recipe, version = asked(served)
+    start(version, served)
+    (run,) = runs_of(version, served)
+    body = {"state": {"type": "CANCELLED", "name": "Cancelled"}, "force": True}
+    prefect.call(served, "POST", f"flow_runs/{run['id']}/set_state", body)
+    approvals.synchronise(served, lambda line: None)
+    assert states_of(version, served) == ["Cancelled"]
+    assert version.name in ask(recipe, served)[0]
+    assert sorted(states_of(version, served)) == ["Cancelled", "Scheduled"]
+
+
+def test_reminders_go_out_once_each_and_an_expired_candidate_ends(served: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    def published(name: str) -> int:
+        with outbox.opened(served) as connection:
+            found = connection.execute("select count(*) from event where name = ? and model = ?", (name, recipe.name))
+            return int(found.fetchone()[0])
+
+    recipe, version = asked(served, remind="1d", expires="7d")
+    start(version, served)
+    real, began, counts = time.time, time.time(), []
+    for days in (0.5, 1.1, 1.2, 4.1, 4.2, 1.5):  # the clock is set back at the end
+        monkeypatch.setattr(time, "time", lambda passed=days: began + passed * 86400)
+        approvals.look_after(served, lambda line: None)
+        counts.append(published("approval-reminder"))
+    assert counts == [0, 1, 1, 2, 2, 2]
+    monkeypatch.setattr(time, "time", lambda: began + 7.1 * 86400)
+    for _ in range(2):
+        approvals.look_after(served, lambda line: None)
+    assert [event for event, _ in events(recipe, served)] == ["awaiting-approval", "expired"]
+    (run,) = runs_of(version, served)
+    assert (run["state"]["type"], run["state"]["name"]) == ("CANCELLED", "Expired")
+    assert "expired" in (description.stored(recipe.name, "1", served) or "")
+    monkeypatch.setattr(time, "time", real)
+    decide(recipe, version, served)
+    ask(recipe, served)
+    assert sorted(states_of(version, served)) == ["Expired", "Scheduled"]
+
+
+def test_what_was_changed_after_the_judgement_is_not_taken_in_the_form(served: Project) -> None:
+    recipe, version = asked(served)
+    start(version, served)
+    graph = registry.get(version.name, served).folder / "model.onnx"
+    original = graph.read_bytes()
+    graph.write_bytes(original + b"\0")
+    answer(version, served, decision="approve")
+    start(version, served)
+    assert "Your last answer was not taken: " in form_text(version, served)
+    assert [event for event, _ in events(recipe, served)] == ["awaiting-approval"]
+    graph.write_bytes(original)
+
+
+def test_without_prefect_the_review_stands_and_the_command_says_what_goes_on(built: Project) -> None:
+    offline = built.using(Settings(prefect_port=free_port()))
+    recipe = new_recipe(built, approval="manual")
+    version = register(recipe, built)
+    decide(recipe, version, built)
+    assert f"headrace approve {version.name} approves it all the same" in ask(recipe, offline)[0]
+    reviews.review(version.name, "approved", reviewer(built, "ada"), "", built)
+    assert f"headrace run {recipe.name}; or headrace up" in approvals.follow_up(recipe.name, "1", offline)["next"]
+
+
+def test_an_approved_candidate_without_a_run_gets_one(served: Project) -> None:
+    """Prefect was down when it was approved."""
+    recipe = new_recipe(served, approval="manual")
+    version = register(recipe, served)
+    decide(recipe, version, served)
+    reviews.review(version.name, "approved", reviewer(served, "ada"), "", served)
+    for _ in range(2):
+        approvals.look_after(served, lambda line: None)
+    assert states_of(version, served) == ["Scheduled"]
+    answered = prefect_api.call(served, f"/flow_runs/{runs_of(version, served)[0]['id']}")
+    assert answered is not None and answered.json()["name"] == f"approve-{version.name}"
+    released_elsewhere = decide(recipe, version, served)
+    assert released_elsewhere.result == "promote"
