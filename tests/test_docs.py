@@ -39,6 +39,7 @@ PAGES = [
     "docs/your-data.md",
     "docs/training.md",
     "docs/retraining.md",
+    "docs/approvals.md",
     "docs/operations.md",
     "docs/calling.md",
     "docs/scoring.md",

@@ -175,6 +175,14 @@ def reproduce(reference: str, as_json: bool) -> None:
     print_reproduction(found)
 
 
+def _models_page(project: Project) -> str:
+    """MLflow's page of the registered models; of the only one, its own page."""
+    from headrace.release import journal
+
+    names = {entry.model for entry in journal.entries(project)}
+    return f"/models/{names.pop()}" if len(names) == 1 else "/models"
+
+
 @click.command("open", short_help="Open MLflow, Prefect or Data Docs in the browser.")
 @click.argument("page", type=click.Choice(["mlflow", "prefect", "docs"]))
 @click.option("--link", is_flag=True, help="Print a link that logs in once, within five minutes, and start no browser.")
@@ -191,7 +199,7 @@ def open_page(page: str, link: bool, as_json: bool) -> None:
         from headrace.services.authentication import login as logins
 
         address = logins.address(project, page)
-        login = logins.login_link(project, page)
+        login = logins.login_link(project, page, _models_page(project) if page == "mlflow" else "")
         opened = login if login == address else logins.write_login_file(project, page, login).as_uri()
     if as_json:
         print_json({"address": address, "login": login})

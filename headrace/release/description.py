@@ -29,6 +29,8 @@ LONGEST = 5000
 """Characters that MLflow keeps."""
 MOST_PARTS, MOST_CHANGES, MOST_PICTURES, MOST_BATCHES = 8, 12, 12, 6
 """Parts of the test rows, fields of the recipe, pictures and batches that are listed."""
+NOTE = "mlflow.note.content"
+"""The tag that MLflow shows as the description of an experiment."""
 CAUSE = "cause"
 """The tag of a version with the alarm that began its training."""
 REVIEW = "**Review:**"
@@ -53,6 +55,8 @@ def describe(recipe: Recipe, decision: Decision, project: Project, cause: str | 
         store = client(project)
         store.update_model_version(candidate.model, candidate.version, description_of(recipe, decision, project))
         store.update_registered_model(candidate.model, description=model_description(recipe))
+        if experiment := runs.experiment_of(candidate.run_id, project):
+            store.set_experiment_tag(experiment, NOTE, f"The runs that train {recipe.name}. {model_description(recipe)}")
 
 
 def model_description(recipe: Recipe) -> str:
@@ -140,11 +144,13 @@ def _summary(decision: Decision, evaluation: Evaluation) -> Iterator[str]:
 def _metrics(recipe: Recipe, ours: Evaluation, champion: Version | None, before: Evaluation | None) -> Iterator[str]:
     if champion is None or before is None:
         return
-    yield f"| metric | this version | {champion.name}, in production |"
-    yield "| --- | --- | --- |"
-    for name in recipe.task_type.metrics:
+    yield f"| metric | this version | {champion.name}, in production | |"
+    yield "| --- | --- | --- | --- |"
+    for name, better in recipe.task_type.metrics.items():
         if name in ours.metrics and name in before.metrics:
-            yield f"| {name} | {ours.metrics[name]:.4g} | {before.metrics[name]:.4g} |"
+            change = ours.metrics[name] - before.metrics[name]
+            word = "same" if not change else "better" if (change > 0) == (better == "higher") else "worse"
+            yield f"| {name} | {ours.metrics[name]:.4g} | {before.metrics[name]:.4g} | {word} |"
     if ours.rows != before.rows:
         yield ""
         yield f"Each on its own test rows ({ours.rows:,} and {before.rows:,}); the gate compares both on the same rows."
@@ -313,8 +319,8 @@ def _pictures(candidate: Version, project: Project) -> Iterator[str]:
         files = client(project).list_artifacts(candidate.run_id, "evaluation")
     names = [file.path for file in files if file.path.endswith(".png")]
     links = [f"[{Path(name).stem}]({page}/artifacts/{name})" for name in names[:MOST_PICTURES]]
-    yield f"**Pictures:** {', '.join(links)}; " if links else ""
-    yield f"learning curves and all files are in [the run]({page})."
+    shown = f"**Pictures:** {', '.join(links)}; learning curves and all files" if links else "Learning curves and all files"
+    yield f"{shown} are in [the run]({page})."
 
 
 def _evaluation_of(version: Version, project: Project) -> Evaluation | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from headrace import __version__
+from headrace.data.sources.addresses import redacted
 from headrace.data.split_record import read_record
 from headrace.data.versions import DataVersion
 from headrace.errors import RegistryError, UsageError, near_miss
@@ -39,6 +41,8 @@ SPLIT = "split"
 """Tag with the `SplitRecord` of the rows that a version was trained on."""
 START = "start"
 """Tag with the version that training started from, for `train.start: champion`."""
+DIGEST_LENGTH = 36
+"""Characters of a dataset's digest that MLflow keeps."""
 IDENTITY = (
     "data_md5", "data_rows", "git_commit", "uncommitted", "source", "lock_sha256", "recipe_sha256", "validation",
     "content_sha256", "run_id", "headrace",
@@ -123,6 +127,7 @@ def register(
     run = runs.run_of_weights(recipe, project, artifacts / "train" / "model.pt", history)
     with registry_errors(project):
         _log_evaluation(project, run.id, artifacts)
+        _log_data_version(recipe, project, run.id, identity)
         if recipe.train.start == "champion":
             client(project).log_artifact(run.id, str(artifacts / "train" / "model.pt"), runs.FOLDER_OF_WEIGHTS)
         uri, model_id = _log_graph(run.id, artifacts / "export", recipe, project)
@@ -316,6 +321,20 @@ def _log_evaluation(project: Project, run_id: str, artifacts: Path) -> None:
     store.log_artifact(run_id, str(artifacts / "evaluation" / "evaluation.json"), "evaluation")
     store.log_artifact(run_id, str(artifacts / "validation.json"), "data")
     store.log_artifact(run_id, str(artifacts / "evaluation" / "profile.json"), "monitoring")
+
+
+def _log_data_version(recipe: Recipe, project: Project, run_id: str, identity: dict[str, str]) -> None:
+    """Logs the data version as the dataset of the run: MLflow shows it beside the run and lists its runs by it."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    found = Dataset(
+        name=f"data/{recipe.name}",
+        digest=identity["data_md5"][:DIGEST_LENGTH],
+        source_type="dvc",
+        source=json.dumps({"path": f"data/{recipe.name}", "md5": identity["data_md5"], "source": redacted(recipe.data.origin)}),
+        profile=json.dumps({"rows": int(identity.get("data_rows", 0)), "expectations": identity.get("validation")}),
+    )
+    client(project).log_inputs(run_id, [DatasetInput(found, [InputTag("mlflow.data.context", "training")])])
 
 
 def _log_graph(run_id: str, export: Path, recipe: Recipe, project: Project) -> tuple[str, str]:

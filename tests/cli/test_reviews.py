@@ -48,7 +48,7 @@ def test_without_a_token_the_operator_decides_under_the_name_of_the_system_s_use
     done = run_json("approve", version.name)
     assert (done["by"], done["role"], done["outcome"]) == (audit.user(), "operator", "approved")
     assert decide(recipe, version, built).result == "promote"
-    assert "roll it out: headrace run" not in run("reject", version.name, "--why", "on second thought")
+    assert "lifts the rejection" in run("reject", version.name, "--why", "on second thought")
     assert decide(recipe, version, built).result == "rejected"
 
 
@@ -97,7 +97,7 @@ def test_another_machine_gets_the_token_of_the_environment_and_never_the_operato
 def test_candidates_history_status_and_trace_show_who_decided(waiting: tuple[Recipe, Version], built: Project) -> None:
     recipe, version = waiting
     assert f"{version.name}  waits for approval since" in run("approve")
-    assert f"headrace approve {version.name} && headrace run {recipe.name}" in run("approve")
+    assert f"headrace approve {version.name}; or: headrace reject {version.name}" in run("approve")
     ada, _ = tokens.issue(built, "ada", [], 3600, role="reviewer")
     run("approve", version.name, "--why", "better", token=ada)
     (listed,) = (one for one in run_json("approve") if one["model"] == recipe.name)

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner
+from prefect.client.schemas.objects import State
 from prefect.logging import disable_run_logger
+from prefect.states import Completed
 
 import flows.refresh
 from headrace.cli.data import data as data_command
@@ -49,10 +51,11 @@ def test_refresh_succeeds_when_the_source_is_exhausted(
 ) -> None:
     released: list[int] = []
 
-    def release(recipe_name: str) -> dict[str, Any]:
+    def release(recipe_name: str, cause: str | None, return_state: bool) -> State[Any]:
+        assert cause is None and return_state
         released.append(data_version(project, recipe_name).rows)
         refreshing.forget(recipe_name, project)  # as `record` and `stop` do
-        return {"outcome": "unchanged"}
+        return Completed(data={"outcome": "unchanged"})
 
     monkeypatch.setattr(flows.refresh, "release", release)
     monkeypatch.setattr(flows.refresh, "bring_next_batch", flows.refresh.bring_next_batch.fn)  # without Prefect's engine

@@ -62,7 +62,7 @@ def test_a_candidate_that_waits_is_described_beside_the_champion(built: Project)
     manual = with_gate(recipe, approval="manual", beat_champion=LENIENT)
     describe(manual, decide(manual, candidate, built), built)
     said = client(built).get_model_version(recipe.name, candidate.version).description or ""
-    assert f"| metric | this version | {champion.name}, in production |" in said
+    assert f"| metric | this version | {champion.name}, in production | |" in said
     assert "against the champion's" in said, "the paired test in a sentence"
     assert f"headrace approve {candidate.name}" in said and f"headrace reject {candidate.name}" in said
     assert f"the same as {champion.name}" in said

@@ -8,6 +8,8 @@ import re
 import stat
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -180,8 +182,6 @@ def test_a_deployment_runs_from_prefect_with_parameters(live: Live) -> None:
     deployment = next(d for d in live.prefect("/deployments/filter", "POST", {}) if d["name"] == "release")
     started = {"parameters": {"recipe_name": "tiny"}}
     run = live.prefect(f"/deployments/{deployment['id']}/create_flow_run", "POST", started)
-    import time
-
     state = None
     for _ in range(240):
         state = live.prefect(f"/flow_runs/{run['id']}")["state"]
@@ -201,8 +201,6 @@ EVERY_MINUTE = """
 
 
 def test_a_schedule_releases_a_model_by_itself(live: Live) -> None:
-    import time
-
     name = another_recipe(live, "scheduled")
     file = live.project.root / "prefect.yaml"
     before = file.read_text()
@@ -270,7 +268,12 @@ def test_a_person_approves_before_a_model_serves(live: Live) -> None:
     edit_recipe(
         live,
         train={"learning_rate": 0.03, "epochs": 4},
-        gate={"approval": "manual", "require": {"accuracy": ">= 0.3"}, "beat_champion": {"metric": "accuracy", "margin": -0.5}},
+        gate={
+            "approval": "manual",
+            "approvers": 2,
+            "require": {"accuracy": ">= 0.3"},
+            "beat_champion": {"metric": "accuracy", "margin": -0.5},
+        },
     )
     error = live.json("run", "tiny", code=4)
     assert "waits for approval" in error["message"]
@@ -280,6 +283,13 @@ def test_a_person_approves_before_a_model_serves(live: Live) -> None:
     name = f"tiny@{waiting.version}"
     runs.client(live.project).set_model_version_tag("tiny", waiting.version, "approval", "approved")
     assert f"the tag approval=approved of {name} in MLflow does not count" in live.json("run", "tiny", code=4)["message"]
+
+    run = suspended(live, name)
+    assert run["name"] == f"approve-{name}"
+    released, states = [(one["name"], one["state"]["name"]) for one in runs_named(live, "tiny")][:1], stage_states(live)
+    assert released == [("tiny", "Awaiting approval")] and "Unchanged" in states and "Failed" not in states
+    live.run("down")  # the run waits in Prefect's database
+    live.run("up")
 
     ada, vic = (
         {"HEADRACE_TOKEN": live.json("tokens", "issue", "--tenant", who, "--role", role)["token"]}
@@ -291,13 +301,45 @@ def test_a_person_approves_before_a_model_serves(live: Live) -> None:
     refused = live.json("approve", name, *there, code=5, environment=vic)
     assert "the token of vic has the role viewer" in refused["message"]
     assert live.json("predict", "tiny", "--sample", code=5, environment=ada)["error"] == "Forbidden"
-    assert live.json("approve", name, "--why", "better", *there, environment=ada)["by"] == "ada"
-    released = live.json("run", "tiny")
-    assert released["approval"]["by"] == "ada" and released["approval"]["role"] == "reviewer"
-    assert released["version"] == waiting.version
+    live.prefect(f"/flow_runs/{run['id']}/resume", "POST", {"run_input": {"decision": "approve", "reason": "well calibrated"}})
+    wait_until(lambda: len(live.json("approve")[0]["approvals"]) == 1, 240)
+    done = live.json("approve", name, "--why", "better", *there, environment=ada)
+    assert (done["by"], done["state"], done["approvals"]) == ("ada", "approved", 2)
+    wait_until(lambda: journal.entries(live.project, "tiny")[-1].event == "released", 240)
+    wait_until(lambda: live.prefect(f"/flow_runs/{run['id']}")["state"]["type"] == "COMPLETED", 60)
     assert live.json("predict", "tiny", "--sample")["version"] == waiting.version
-    events = [entry["event"] for entry in live.json("history", "tiny")]
-    assert events[-3:] == ["awaiting-approval", "approved", "released"]
+    history = live.json("history", "tiny")
+    assert [entry["event"] for entry in history][-4:] == ["awaiting-approval", "approved", "approved", "released"]
+    by = [(one["role"], one.get("via")) for one in history[-1]["facts"]["approvals"]]
+    assert by == [("operator", "Prefect's form"), ("reviewer", None)]
+    assert live.json("run", "tiny")["version"] == waiting.version
+
+
+def suspended(live: Live, name: str) -> Any:
+    """The run in Prefect that asks about a candidate, once its process has ended."""
+    query = {"flow_runs": {"tags": {"all_": ["approval", name]}, "state": {"type": {"any_": ["PAUSED"]}}}}
+    wait_until(lambda: live.prefect("/flow_runs/filter", "POST", query), 240)
+    (found,) = live.prefect("/flow_runs/filter", "POST", query)
+    return found
+
+
+def runs_named(live: Live, name: str) -> Any:
+    """Flow runs of this name, newest first."""
+    query = {"flow_runs": {"name": {"any_": [name]}}, "sort": "START_TIME_DESC"}
+    return live.prefect("/flow_runs/filter", "POST", query)
+
+
+def stage_states(live: Live) -> set[str]:
+    """Names of the states of the steps in the newest release of `tiny`."""
+    query = {"task_runs": {"flow_run_id": {"any_": [runs_named(live, "tiny")[0]["id"]]}}}
+    return {run["state"]["name"] for run in live.prefect("/task_runs/filter", "POST", query)}
+
+
+def wait_until(is_so: Callable[[], Any], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(1)
 
 
 @pytest.mark.exhaustive  # as in tests/serving/gateway/test_changed_settings.py

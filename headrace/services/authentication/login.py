@@ -21,8 +21,11 @@ def address(project: Project, server: str) -> str:
     return project.settings.tracking_uri or project.settings.mlflow_address
 
 
-def login_link(project: Project, server: str) -> str:
+def login_link(project: Project, server: str, page: str = "") -> str:
     """Returns a link that logs a browser in once, within five minutes; for another MLflow server its address alone.
+
+    Args:
+        page: where the browser goes then, as MLflow names its pages: `/models/digits`.
 
     Raises:
         ServiceError: the server does not answer, or does not know the secret.
@@ -35,7 +38,7 @@ def login_link(project: Project, server: str) -> str:
     if answer is None or answer.status != 200:
         reason = "does not answer" if answer is None else f"refuses the login (HTTP {answer.status})"
         raise ServiceError(f"{server} {reason}", where=address(project, server), hint="headrace up")
-    return f"{address(project, server)}{LOGIN_PATH}#{answer.json()['code']}"
+    return f"{address(project, server)}{LOGIN_PATH}#{answer.json()['code']}" + (f"~{page}" if page else "")
 
 
 def write_login_file(project: Project, server: str, link: str) -> Path:

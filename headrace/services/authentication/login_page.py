@@ -5,16 +5,31 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import json
 
 LOGIN_PATH = "/headrace/login"
 CODES_PATH = "/headrace/codes"
 
-# The code is in the URL's fragment, which a browser does not send and which is in no log.
+FIRST_SETTINGS = {
+    "mlflow": {
+        "mlflow.workflowType_v1": '"machine_learning"',
+        "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": "true",
+        "mlflow.assistant.panelOpen_v1": "false",
+        "mlflow.telemetry.info.alert.dismissed_v1": "true",
+        "mlflow.settings.telemetry.enabled_v1": "false",
+    }
+}
+"""What a server's pages keep in the browser (`localStorage`), set at the first login: MLflow opens on models and runs, not on
+its pages for language models, and neither its assistant nor a notice about telemetry covers them. A person's choices stay."""
+
+# The code is in the URL's fragment, which a browser does not send and which is in no log; after "~" follows a page.
 _SCRIPT = """
-const code = location.hash.slice(1), text = document.getElementById("text"), form = document.getElementById("form");
+const [code, page] = location.hash.slice(1).split("~"), text = document.getElementById("text");
+const form = document.getElementById("form"), first = JSON.parse(document.body.dataset.first);
 history.replaceState(null, "", location.pathname);
+for (const [name, value] of Object.entries(first)) if (localStorage.getItem(name) === null) localStorage.setItem(name, value);
 const logIn = secret => fetch(location.pathname, {method: "POST", body: secret}).then(answer => {
-  if (answer.ok) location.replace("/");
+  if (answer.ok) location.replace(page ? "/#" + page : "/");
   else text.textContent = document.body.dataset.failed;
 });
 if (code || !form) { text.textContent = "Logging in …"; logIn(code); }
@@ -42,7 +57,8 @@ def login_page(server: str, takes_tokens: bool) -> str:
         failed = f"Not logged in. A link of headrace open {server} is valid once; a token needs a role and must not have ended."
     return (
         f"<!doctype html><meta charset='utf-8'><title>Log in to {server}</title>"
-        f'<body data-failed="{html.escape(failed)}"><p id="text"></p>{_FORM if takes_tokens else ""}'
+        f'<body data-failed="{html.escape(failed)}" data-first="{html.escape(json.dumps(FIRST_SETTINGS.get(server, {})))}">'
+        f'<p id="text"></p>{_FORM if takes_tokens else ""}'
         f"<script>{_SCRIPT}</script></body>"
     )
 
