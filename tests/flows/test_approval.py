@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from prefect import get_client
+from prefect import flow, get_client
 from prefect.context import refresh_global_settings_context
 from prefect.exceptions import Pause
 from prefect.flow_engine import run_flow
 
+from flows import outcomes
 from flows.approval import approval
+from headrace.errors import DataError
 from headrace.events import outbox
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
@@ -222,6 +224,16 @@ def test_what_was_changed_after_the_judgement_is_not_taken_in_the_form(served: P
     assert "Your last answer was not taken: " in form_text(version, served)
     assert [event for event, _ in events(recipe, served)] == ["awaiting-approval"]
     graph.write_bytes(original)
+
+
+def test_an_error_of_a_flow_reaches_its_caller_as_it_is(served: Project) -> None:
+    @flow
+    def broken() -> None:
+        raise DataError("no rows", hint="add some")
+
+    with pytest.raises(DataError, match="no rows") as caught:
+        outcomes.run_flow(broken)
+    assert caught.value.hint == "add some"
 
 
 def test_without_prefect_the_review_stands_and_the_command_says_what_goes_on(built: Project) -> None:

@@ -77,15 +77,15 @@ def test_a_batch_is_released_before_the_next_one_is_fetched(
     monkeypatch.setattr(flows.refresh, "bring_next_batch", flows.refresh.bring_next_batch.fn)
     rows: list[int] = []
 
-    def release(recipe_name: str, is_killed: bool = False) -> dict[str, Any]:
+    def release(recipe_name: str, is_killed: bool = False, **_: Any) -> State[Any]:
         rows.append(data_version(project, recipe_name).rows)
         if is_killed:
             raise KeyboardInterrupt
         refreshing.forget(recipe_name, project)  # as `record` and `stop` do
-        return {}
+        return Completed(data={})
 
     with disable_run_logger():
-        monkeypatch.setattr(flows.refresh, "release", lambda name: release(name, is_killed=True))
+        monkeypatch.setattr(flows.refresh, "release", lambda name, **_: release(name, is_killed=True))
         with pytest.raises(KeyboardInterrupt):
             flows.refresh.refresh.fn("toy")
         monkeypatch.setattr(flows.refresh, "release", release)

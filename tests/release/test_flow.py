@@ -32,7 +32,7 @@ def run(monkeypatch: pytest.MonkeyPatch, stops: bool, waits: bool = False) -> li
     for name in (*UNTIL_DECISION, "keep_production_serving", "ask", "stop", "package", "roll_out", "promote", "record"):
         monkeypatch.setattr(flows.release, name, step(name))
     end = flows.release.release.fn("tiny")
-    return [*steps, end.name] if isinstance(end, State) else steps
+    return [*steps, str(end.name)] if isinstance(end, State) else steps
 
 
 def test_a_candidate_that_passes_is_packaged_rolled_out_promoted_and_recorded(
