@@ -42,6 +42,7 @@ WITHOUT_BY_STAGE = {
         "bentos": SERVED,
         "headrace.recipe.gate": SECTION,
         "headrace.recipe.monitor": SECTION,
+        "headrace.recipe.refresh": SECTION,
         "headrace.recipe.serve": SECTION,
         "headrace.tracking": "logs the run in MLflow; weights and learning curves do not depend on it",
     },
