@@ -19,9 +19,9 @@ from headrace.errors import DataError
 from headrace.events import outbox
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
-from headrace.release import description, journal, reviews
+from headrace.release import description, journal, reviews, terms
 from headrace.release.description import describe
-from headrace.services import approvals, prefect, prefect_api
+from headrace.services import approvals, prefect, prefect_api, probes
 from headrace.services.prefect import prefect_environment
 from headrace.settings import Settings
 from headrace.tracking import registry
@@ -259,3 +259,14 @@ def test_an_approved_candidate_without_a_run_gets_one(served: Project) -> None:
     assert answered is not None and answered.json()["name"] == f"approve-{version.name}"
     released_elsewhere = decide(recipe, version, served)
     assert released_elsewhere.result == "promote"
+
+
+def test_the_watchdog_knows_what_waits_from_the_lines_of_the_journal_alone(built: Project) -> None:
+    assert probes.DECIDING == terms.DECIDING
+    recipe = new_recipe(built, approval="manual")
+    version = register(recipe, built)
+    decide(recipe, version, built)
+    assert recipe.name in (probes.waiting_models(built) or [])
+    journal.record(built, "expired", recipe.name, "1", {"by": "headrace"})
+    assert recipe.name not in (probes.waiting_models(built) or [])
+    assert probes.waiting_models(Project(built.root / "elsewhere")) is None
