@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headrace.data.validation.offline_pages import make_offline
 from headrace.project import Project
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class ValidationContext:
         self._context.validation_results_store.set(self._identifier(result), result)
 
     def build_page(self, result: ExpectationSuiteValidationResult) -> str:
-        """Writes the stored result to Data Docs and returns the path of its page."""
+        """Writes the stored result to Data Docs, readable without the internet, and returns the path of its page."""
         from great_expectations.data_context.types.resource_identifiers import ExpectationSuiteIdentifier
 
         suite = ExpectationSuiteIdentifier(self._name)
@@ -64,7 +65,10 @@ class ValidationContext:
         self._context.build_data_docs(resource_identifiers=[identifier])
         self._context.build_data_docs(resource_identifiers=[suite])
         urls = [site["site_url"] for site in self._context.get_docs_sites_urls(resource_identifier=identifier)]
-        return next((url.removeprefix("file://") for url in urls if url), str(self._project.data_docs / "index.html"))
+        site = self._project.data_docs
+        page = next((url.removeprefix("file://") for url in urls if url), str(site / "index.html"))
+        make_offline([site / "index.html", site / "expectations" / f"{self._name}.html", Path(page)], site)
+        return page
 
     def _identifier(self, result: ExpectationSuiteValidationResult) -> ValidationResultIdentifier:
         from great_expectations.data_context.types.resource_identifiers import (
@@ -101,6 +105,7 @@ def open_context(project: Project) -> AbstractDataContext:
         data_docs_sites={
             "headrace": {
                 "class_name": "SiteBuilder",
+                "show_how_to_buttons": False,
                 "store_backend": files(project.data_docs),
                 "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
             }
