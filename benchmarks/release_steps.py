@@ -21,7 +21,7 @@ FUNCTIONS = (
     "register",
     "judge",
     "keep production serving",
-    "stop",
+    "ask for approval",
     "package",
     "roll out",
     "promote",
