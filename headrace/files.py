@@ -233,10 +233,16 @@ def read_cached_json(path: Path) -> Any:
     return None
 
 
+SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
+"""What NumPy says, without an error number, where an array was written in part."""
+
+
 def is_disk_full(error: BaseException | None) -> bool:
     """Whether `error` or its cause is a full disk."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if isinstance(error, OSError) and SHORT_WRITE.fullmatch(str(error)):
             return True
         if type(error).__name__ == "OperationalError" and "full" in str(error):  # SQLite, where DVC keeps its records
             return True

@@ -206,6 +206,7 @@ def test_a_full_disk_is_detected_as_the_cause_of_other_errors() -> None:
             raise RuntimeError("unexpected pos 704 vs 598")  # noqa: B904 (as torch does)
     except RuntimeError as error:
         assert is_disk_full(error)
+    assert is_disk_full(OSError("17881 requested and 6128 written"))  # as NumPy does
     assert not is_disk_full(OSError(errno.EACCES, "Permission denied")) and not is_disk_full(None)
 
 

@@ -41,7 +41,7 @@ def quick_lock_file() -> Iterator[None]:
         yield after
         changed = {name: stage for name, stage in after["stages"].items() if before["stages"].get(name) != stage}
         written = _with_stages(text, changed)
-        if written is not None and _parse(written) == after:
+        if written is not None and _says(written, after):
             write_with(Path(path), lambda beside: beside.write_text(written, encoding="utf-8"), tracked_mode(Path(path)))
             return
         with by_dvc(path, fs=fs) as data:  # what YAML 1.1 reads in another way, for example the text `yes`
@@ -64,6 +64,13 @@ def _load(path: Path) -> tuple[str, dict[str, Any]] | None:
     return (text, data) if HEAD.match(text) and isinstance(data, dict) and data.keys() == {"schema", "stages"} else None
 
 
+def _says(text: str, data: dict[str, Any]) -> bool:
+    try:
+        return bool(_parse(text) == data)
+    except yaml.YAMLError:
+        return False
+
+
 def _parse(text: str) -> Any:
     return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 (both are safe)
 
@@ -73,7 +80,7 @@ def _with_stages(text: str, changed: dict[str, Any]) -> str | None:
     head = HEAD.match(text)
     assert head is not None, "as `_load` has seen"
     first, *entries = ENTRY.split(text[head.end() :])
-    if first:
+    if first or not text.endswith("\n"):  # cut off in an entry
         return None
     by_name = {entry.partition(":")[0]: entry for entry in entries}
     by_name |= {name: _dumped(name, stage) for name, stage in changed.items()}

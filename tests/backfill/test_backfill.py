@@ -122,6 +122,6 @@ def test_a_model_that_was_never_released_and_data_without_rows(model: Released, 
     (tmp_path / "past.csv").write_text("length,width,colour\n")
     with pytest.raises(DataError, match="the data has no rows"):
         model.backfill(tmp_path / "past.csv", tmp_path / "scored.csv")
-    other = Released(model.project, model.version.__class__("release-O", "1", "", Path(), {}))
-    with pytest.raises(UsageError, match="'release-O' was never released; did you mean 'release-0'"):
+    other = Released(model.project, model.version.__class__("relase-0", "1", "", Path(), {}))
+    with pytest.raises(UsageError, match="'relase-0' was never released; did you mean 'release-0'"):
         other.backfill(tmp_path / "past.csv", tmp_path / "other.csv")

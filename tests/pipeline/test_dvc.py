@@ -155,6 +155,7 @@ def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proj
     if mounted.returncode:
         pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.strip()}")
     monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")  # the bytecode of the project's code would take what a test leaves free
     try:
         made = make_project(root / "clone")
         table(60_000).to_csv(made.root / "source.csv", index=False)

@@ -57,9 +57,10 @@ def written(path: Path, modify: Any, change: Change, content: str | None) -> str
         LOCKED,
         None,
         LOCKED.replace("stages:\n", "# by hand\nstages:\n", 1),
+        LOCKED.rstrip("\n"),
         LOCKED.replace("schema: '2.0'", "datasets: []\nschema: '2.0'"),
     ],
-    ids=["written by DVC", "no file", "with a comment", "with data sets"],
+    ids=["written by DVC", "no file", "with a comment", "without a last newline", "with data sets"],
 )
 def test_the_bytes_are_those_of_dvc(change: Change, content: str | None, tmp_path: Path) -> None:
     by_dvc = written(tmp_path / "dvc" / "dvc.lock", modify_yaml, change, content)
