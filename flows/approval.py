@@ -26,15 +26,16 @@ from tasks.serving import package, promote, record, recover, roll_out
 def approval(model: str, version: str, content_sha256: str) -> dict[str, Any] | State[Any]:
     """Asks people to approve or reject a version that passed the gate, and releases it once enough of them have approved."""
     project = find_project()
-    problem = record_answer(project)
-    is_approved = approved(model, project)
-    if is_approved:
-        wait_for_other_release(model, project)
-    if (end := ended(model, version, content_sha256, project)) is not None:
-        return end
-    if not is_approved:
-        suspend_flow_run(wait_for_input=form(model, project, problem), key=next_key(project))
-    return run_flow(release_approved, model, version)
+    with supervised_run():
+        problem = record_answer(project)
+        is_approved = approved(model, project)
+        if is_approved:
+            wait_for_other_release(model, project)
+        if (end := ended(model, version, content_sha256, project)) is not None:
+            return end
+        if not is_approved:
+            suspend_flow_run(wait_for_input=form(model, project, problem), key=next_key(project))
+        return run_flow(release_approved, model, version)
 
 
 @flow(name="release approved", flow_run_name="{recipe_name}")

@@ -12,7 +12,7 @@ from prefect.runtime import flow_run
 
 from headrace.errors import Busy, HeadraceError, Interrupted, NotReleased
 from headrace.events.publish import keep_silent, publish
-from headrace.events.running import Run, marked
+from headrace.events.running import Run, marked, model_of
 from headrace.project import Project, find_project
 
 KNOWN = (NotReleased, Busy, Interrupted, Abort, KeyboardInterrupt)
@@ -28,8 +28,8 @@ def end_published() -> Iterator[None]:
         yield
         return
     project = find_project()
-    model = (flow_run.get_parameters() or {}).get("recipe_name")
-    run = Run(str(run_id), str(flow_run.get_flow_name()), model if isinstance(model, str) else "", os.getpid())
+    model = model_of(flow_run.get_parameters())
+    run = Run(str(run_id), str(flow_run.get_flow_name()), model, os.getpid())
     token = _is_within_run.set(True)
     try:
         with marked(run, project, killed_by=ExternalSignal):

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from headrace.files import read_cached_json
 from headrace.project import Project
@@ -34,6 +35,12 @@ class Run:
         return f"end of run {self.id}"
 
 
+def model_of(parameters: dict[str, Any] | None) -> str:
+    """The model that a run with these parameters is about; empty where they name none."""
+    found = next((parameters[name] for name in ("recipe_name", "model") if parameters and name in parameters), None)
+    return found if isinstance(found, str) else ""
+
+
 @contextmanager
 def marked(run: Run, project: Project, killed_by: type[BaseException]) -> Iterator[None]:
     """Marks a run as in progress until the block ends. A mark that cannot be written is left out.
@@ -41,7 +48,7 @@ def marked(run: Run, project: Project, killed_by: type[BaseException]) -> Iterat
     Args:
         killed_by: the exception by which a signal that ends the process is raised; the mark then stays, as after a kill.
     """
-    path = folder(project) / f"{run.id}.json"
+    path = _path(run.id, project)
     descriptor = None
     with suppress(OSError):
         descriptor = _write(path, run)
@@ -59,6 +66,11 @@ def marked(run: Run, project: Project, killed_by: type[BaseException]) -> Iterat
             os.close(descriptor)
 
 
+def is_marked(run_id: str, project: Project) -> bool:
+    """Whether the run is in progress, or was killed and `dead_runs` has it."""
+    return _path(run_id, project).exists()
+
+
 def dead_runs(project: Project) -> list[Run]:
     """Runs whose process has ended without removing its mark."""
     return [run for path in sorted(folder(project).glob("*.json")) if _is_dead(path) and (run := _read(path)) is not None]
@@ -66,11 +78,15 @@ def dead_runs(project: Project) -> list[Run]:
 
 def forget(run: Run, project: Project) -> None:
     """Removes the mark of a run whose process has ended."""
-    (folder(project) / f"{run.id}.json").unlink(missing_ok=True)
+    _path(run.id, project).unlink(missing_ok=True)
 
 
 def folder(project: Project) -> Path:
     return project.state / "running"
+
+
+def _path(run_id: str, project: Project) -> Path:
+    return folder(project) / f"{run_id}.json"
 
 
 def _write(path: Path, run: Run) -> int:

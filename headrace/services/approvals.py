@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 
 from filelock import FileLock
@@ -18,6 +19,7 @@ from filelock import FileLock
 from headrace.console import Report
 from headrace.errors import HeadraceError, RegistryError, ServiceError, UsageError
 from headrace.events.publish import publish
+from headrace.events.running import is_marked
 from headrace.project import Project
 from headrace.release import description, history, journal, reviews, terms
 from headrace.release.journal import Entry
@@ -31,8 +33,12 @@ from headrace.serving.access.tokens import operator_token
 
 TAG = "approval"
 """The tag of all runs that ask for an approval."""
+START_SECONDS = 300.0
+"""A run that began this long ago has a mark, unless it was killed."""
 OPEN = ("SCHEDULED", "PENDING", "RUNNING", "PAUSED")
 PAGE = 200
+MAX_KILLED = 3
+"""A run that was killed is made again this often: a version may need more memory than there is."""
 FORM = "Prefect's form"
 OUTCOMES: dict[str, reviews.Outcome] = {act: outcome for outcome, act in ACTS.items()}
 
@@ -63,7 +69,7 @@ def synchronise(project: Project, report: Report) -> None:
         ServiceError: Prefect's server does not answer.
     """
     with _lock(project):
-        opened = _open_runs(project)
+        opened = _close_killed(_open_runs(project), project)
         _end_others(opened, project)
         for candidate in reviews.candidates(project):
             own = [run for run in opened if run["parameters"] == _parameters(candidate)]
@@ -226,22 +232,39 @@ def _end_others(opened: Sequence[dict[str, Any]], project: Project) -> None:
             _set_state(run, "COMPLETED" if end[0] == "Released" else "CANCELLED", *end, project)
 
 
+def _close_killed(opened: Sequence[dict[str, Any]], project: Project) -> list[dict[str, Any]]:
+    """Closes runs that were killed before they had a mark, and returns the others."""
+    killed = [run for run in opened if _was_killed_early(run, project)]
+    for run in killed:
+        _set_state(run, "CRASHED", "Crashed", "its process was killed while it started, or the machine stopped", project)
+    return [run for run in opened if run not in killed]
+
+
+def _was_killed_early(run: dict[str, Any], project: Project) -> bool:
+    state = run["state"]
+    age = time.time() - datetime.fromisoformat(state["timestamp"]).timestamp()
+    return state["type"] in ("PENDING", "RUNNING") and age > START_SECONDS and not is_marked(run["id"], project)
+
+
 def _create_run(candidate: Candidate, project: Project, again: bool = False) -> str | None:
-    """Creates the run of a candidate and returns its id; None where there was one, which perhaps a person has cancelled.
+    """Creates the run of a candidate and returns its id; None where the last one was not killed, for example because a
+    person has cancelled it, or where too many were killed.
 
     Args:
         again: whether one is created all the same.
     """
     deployment = _deployment(project)
     tags = [TAG, candidate.name, f"since {candidate.entry.at}"]
-    earlier = prefect.call(project, "POST", "flow_runs/count", {"flow_runs": {"tags": {"all_": tags}}})
-    if earlier and not again:
+    query = {"flow_runs": {"tags": {"all_": tags}}, "sort": "EXPECTED_START_TIME_DESC", "limit": PAGE}
+    earlier = prefect.call(project, "POST", "flow_runs/filter", query)
+    killed = [run["state"]["type"] == "CRASHED" for run in earlier]
+    if earlier and not again and (not killed[0] or sum(killed) > MAX_KILLED):
         return None
     body = {
         "name": f"approve-{candidate.name}",
         "parameters": _parameters(candidate),
         "tags": tags,
-        "idempotency_key": " ".join([*tags, str(earlier)]),
+        "idempotency_key": " ".join([*tags, str(len(earlier))]),
     }
     return str(prefect.call(project, "POST", f"deployments/{deployment}/create_flow_run", body)["id"])
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from prefect import flow, get_client
 from prefect.context import refresh_global_settings_context
 from prefect.exceptions import Pause
@@ -17,11 +20,14 @@ from flows import outcomes
 from flows.approval import approval
 from headrace.errors import DataError
 from headrace.events import outbox
+from headrace.events.running import Run, dead_runs, folder, marked
+from headrace.files import read_json
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
 from headrace.release import description, journal, reviews, terms
 from headrace.release.description import describe
 from headrace.services import approvals, prefect, prefect_api, probes
+from headrace.services.events import deliver
 from headrace.services.prefect import prefect_environment
 from headrace.settings import Settings
 from headrace.tracking import registry
@@ -270,3 +276,77 @@ def test_the_watchdog_knows_what_waits_from_the_lines_of_the_journal_alone(built
     journal.record(built, "expired", recipe.name, "1", {"by": "headrace"})
     assert recipe.name not in (probes.waiting_models(built) or [])
     assert probes.waiting_models(Project(built.root / "elsewhere")) is None
+
+
+def test_a_run_that_was_killed_is_made_again_but_not_for_ever(served: Project) -> None:
+    recipe, version = asked(served)
+    reviews.review(version.name, "approved", reviewer(served, "ada"), "", served)
+    for killed in range(approvals.MAX_KILLED + 1):
+        (run,) = [run for run in runs_of(version, served) if run["state"]["type"] == "SCHEDULED"]
+        body = {"state": {"type": "RUNNING", "name": "Running"}, "force": True}
+        prefect.call(served, "POST", f"flow_runs/{run['id']}/set_state", body)
+        leave_mark(Run(run["id"], "approval", recipe.name), served)
+        deliver.look_for_dead_runs(served)
+        is_last = killed == approvals.MAX_KILLED
+        wanted = ["Crashed"] * (killed + 1) + ([] if is_last else ["Scheduled"])
+        assert sorted(states_of(version, served)) == wanted and dead_runs(served) == []
+    assert version.name in ask(recipe, served)[0], "a release asks again"
+
+
+def leave_mark(run: Run, project: Project) -> None:
+    """What the process of a run leaves that is killed."""
+    with suppress(ZeroDivisionError), marked(run, project, killed_by=ZeroDivisionError):
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("state", ["PENDING", "RUNNING"])
+def test_a_run_that_was_killed_while_it_started_is_made_again(
+    state: str, served: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had no mark yet."""
+    _, version = asked(served)
+    reviews.review(version.name, "approved", reviewer(served, "ada"), "", served)
+    (run,) = runs_of(version, served)
+    body = {"state": {"type": state, "name": state.capitalize()}, "force": True}
+    prefect.call(served, "POST", f"flow_runs/{run['id']}/set_state", body)
+    approvals.synchronise(served, lambda line: None)
+    assert states_of(version, served) == [state.capitalize()]
+    began = time.time()
+    monkeypatch.setattr(time, "time", lambda: began + approvals.START_SECONDS + 1)
+    approvals.synchronise(served, lambda line: None)
+    assert sorted(states_of(version, served)) == ["Crashed", "Scheduled"]
+
+
+def test_a_run_that_was_killed_once_it_was_suspended_waits_on(served: Project) -> None:
+    recipe, version = asked(served)
+    start(version, served)
+    leave_mark(Run(runs_of(version, served)[0]["id"], "approval", recipe.name), served)
+    deliver.look_for_dead_runs(served)
+    assert states_of(version, served) == ["Suspended"] and dead_runs(served) == []
+    with outbox.opened(served) as connection:
+        assert not connection.execute("select * from event where name = 'crashed' and model = ?", (recipe.name,)).fetchall()
+
+
+def test_a_run_is_marked_before_it_begins_to_release(served: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that its end is found when it is killed while another release keeps it waiting."""
+    monkeypatch.setattr("tasks.approval.POLL_SECONDS", 0.1)
+    recipe, version = asked(served)
+    reviews.review(version.name, "approved", reviewer(served, "ada"), "", served)
+    served.locks.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(served.locks / f"release-{recipe.name}.lock", thread_local=False)
+    lock.acquire()
+    found: list[dict[str, Any]] = []
+
+    def reject_once_marked() -> None:
+        while not (marks := list(folder(served).glob("*.json"))):
+            time.sleep(0.05)
+        found.extend(read_json(mark) for mark in marks)
+        reviews.review(version.name, "rejected", reviewer(served, "ada"), "no", served)
+        lock.release()
+
+    with ThreadPoolExecutor(1) as pool:
+        watched = pool.submit(reject_once_marked)
+        start(version, served)
+        watched.result()
+    assert [(mark["flow"], mark["model"]) for mark in found] == [("approval", recipe.name)]
+    assert states_of(version, served) == ["Rejected"] and not list(folder(served).iterdir())

@@ -14,10 +14,12 @@ import psutil
 
 from headrace.errors import ServiceError
 from headrace.project import Project
+from headrace.release import journal
 from headrace.services import prefect
+from headrace.services.approvals import TAG
 from headrace.serving.replicas import project_processes
 from tests.kills.matrix import Kill, Step, steps_of
-from tests.kills.scenarios import Scenario
+from tests.kills.scenarios import RECIPE, Scenario
 from tests.kills.steps import WAIT_SECONDS, Steps
 from tests.kills.victims import UNSUPERVISED, VICTIMS, processes_of
 from tests.release.live import Live
@@ -90,6 +92,38 @@ class WorkerRun:
 
 
 @dataclass
+class ApprovedRun:
+    """The run that releases an approved version: in a process of Prefect's worker, and again in another one after a kill."""
+
+    project: Project
+    version: str
+
+    def is_over(self) -> bool:
+        """Whether no run will release the version any more; one that was killed is made again until the journal has it."""
+        with contextlib.suppress(ServiceError):
+            states = [run["state"]["type"] for run in reviews_in_prefect(self.project)]
+            is_closed = bool(states) and set(states) <= {*ENDED}
+            return is_closed and (self.has_succeeded() or states[0] != "CRASHED")
+        return False
+
+    def has_succeeded(self) -> bool:
+        newest = journal.last(self.project, RECIPE)
+        return newest is not None and (newest.event, newest.version) == ("released", self.version)
+
+    @property
+    def account(self) -> str:
+        with contextlib.suppress(ServiceError):
+            return "\n".join(f"{run['name']}: {run['state']}" for run in reviews_in_prefect(self.project))
+        return ""
+
+
+def reviews_in_prefect(project: Project) -> Any:
+    """The runs that ask for approvals, newest first."""
+    query = {"flow_runs": {"tags": {"all_": [TAG]}}, "sort": "EXPECTED_START_TIME_DESC"}
+    return prefect.call(project, "POST", "flow_runs/filter", query)
+
+
+@dataclass
 class Killing:
     """A project whose flows are killed."""
 
@@ -144,6 +178,8 @@ class Killing:
 
     def start(self, scenario: Scenario, victim: str = "") -> Run:
         """Starts the flow in a terminal where it has a command, except to kill the worker; else by its deployment."""
+        if scenario.approves is not None:
+            return self._approve(scenario.approves)
         if scenario.command is not None and victim != "worker":
             log = self.steps.folder / "output"
             with log.open("wb") as output:
@@ -163,6 +199,24 @@ class Killing:
             return marks[-1].pid if marks else None
 
         return WorkerRun(self.project, self._create_run(scenario), pid)
+
+    def _approve(self, version: str) -> Run:
+        """Approves the version; after a kill, does what a person would do where Headrace does not go on by itself."""
+        self.ensure_up()
+        run = ApprovedRun(self.project, version)
+        newest = journal.last(self.project, RECIPE)
+        if newest is not None and newest.event == "awaiting-approval":
+            self._forget_reviews()
+            self.live.run("approve", f"{RECIPE}@{version}")
+        elif run.is_over() and not run.has_succeeded():
+            self.live.run("run", RECIPE)
+        return run
+
+    def _forget_reviews(self) -> None:
+        """Removes the runs of earlier approvals, which a restored project does not know: a candidate that had one gets none."""
+        for run in reviews_in_prefect(self.project):
+            if run["state"]["type"] in ENDED:
+                prefect.call(self.project, "DELETE", f"flow_runs/{run['id']}")
 
     def _create_run(self, scenario: Scenario) -> str:
         self.ensure_up()

@@ -54,10 +54,14 @@ class Scenario:
     """Makes what else is there before; run once."""
     within: str | None = None
     """A flow that runs this one as a part of it; `make test` kills in the outermost flows alone."""
+    is_long: bool = False
+    """Whether `make test-all` alone kills it."""
+    approves: str | None = None
+    """The version whose approval starts the flow, which Headrace then starts again by itself."""
 
     @property
-    def is_outermost(self) -> bool:
-        return self.within is None
+    def is_in_short_tests(self) -> bool:
+        return self.within is None and not self.is_long
 
 
 def write_recipe(live: Live) -> None:
@@ -86,10 +90,21 @@ def drift(live: Live) -> None:
         sampled(live.project, RECIPE, hour, rows)
 
 
+def another_candidate(live: Live) -> None:
+    """Version 1 serves, and version 2 waits for a person."""
+    path = live.project.recipes / f"{RECIPE}.yaml"
+    recipe = yaml.safe_load(path.read_text())
+    recipe["gate"] |= {"approval": "manual"}
+    recipe["train"] |= {"epochs": 3}
+    path.write_text(yaml.safe_dump(recipe))
+    live.run("run", RECIPE, code=4)
+
+
 SCENARIOS = (
     Scenario("release", "release", ("run", RECIPE), is_released=False, within="refresh"),
     Scenario("refresh", f"refresh-{RECIPE}", within="monitor"),
     Scenario("monitor", f"monitor-{RECIPE}", before=drift),
     Scenario("backfill", "backfill", parameters=past_rows),
+    Scenario("approval", "approval", before=another_candidate, approves="2", is_long=True),
 )
 """A new flow needs one line here, and no test of its own."""

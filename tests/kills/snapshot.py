@@ -13,9 +13,12 @@ from headrace.release import deploy
 from headrace.serving.gateway import gateway
 from headrace.serving.replicas import runners
 from headrace.serving.rollout import rolling
-from tests.kills.scenarios import RESULTS
+from tests.kills.scenarios import RECIPE, RESULTS
 
-OF_PROJECT = ("data", "data.dvc", "dvc.lock", "dvc.yaml", "artifacts", "mlruns", ".dvc/cache", ".headrace", RESULTS)
+OF_PROJECT = (
+    *("data", "data.dvc", "dvc.lock", "dvc.yaml", "artifacts", "mlruns", ".dvc/cache", ".headrace", RESULTS),
+    f"recipes/{RECIPE}.yaml",
+)
 OF_SERVERS = {
     *("gateway", "locks", "logs", "login", "prefect", "process", "quotas", "replicas", "run", "sockets", "supervisor"),
     *("tls", "token-keys", "usage"),

@@ -26,9 +26,7 @@ from tests.paths import ROOT
 from tests.projects import make_project
 from tests.release.live import Live
 
-NOT_YET = {"approval"}
-"""Flows without a line in the table: a run of an approval waits for a person, and a restored project does not bring it back."""
-OUTERMOST = [scenario for scenario in SCENARIOS if scenario.is_outermost]
+SHORT = [scenario for scenario in SCENARIOS if scenario.is_in_short_tests]
 
 
 @dataclass
@@ -110,10 +108,10 @@ def _seed_of_a_failure(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.mark.timeout(2400)
-@pytest.mark.parametrize("number", range(len(OUTERMOST)), ids=[scenario.flow for scenario in OUTERMOST])
+@pytest.mark.parametrize("number", range(len(SHORT)), ids=[scenario.flow for scenario in SHORT])
 def test_a_flow_ends_as_usual_although_parts_are_killed(number: int, matrix: Matrix) -> None:
     """The victims are dealt to the flows: each is killed once, at a random instant, several in the same run."""
-    scenario, victims = OUTERMOST[number], [*VICTIMS][number :: len(OUTERMOST)]
+    scenario, victims = SHORT[number], [*VICTIMS][number :: len(SHORT)]
     matrix.require_same_end(scenario, spread(victims, matrix.begin(scenario).steps))
 
 
@@ -132,4 +130,4 @@ def test_a_flow_ends_as_usual_wherever_it_is_killed(
 
 def test_every_flow_is_in_the_table() -> None:
     flows = {path.stem for path in (ROOT / "flows").glob("*.py") if "\n@flow(" in path.read_text()}
-    assert flows - NOT_YET == {scenario.flow for scenario in SCENARIOS}
+    assert flows == {scenario.flow for scenario in SCENARIOS}

@@ -10,23 +10,26 @@ from typing import Any
 from headrace.event_names import EventName
 from headrace.events import outbox
 from headrace.events.publish import publish
-from headrace.events.running import Run, dead_runs, forget
+from headrace.events.running import Run, dead_runs, forget, model_of
 from headrace.project import Project
 from headrace.services import prefect_api
 
 KILLED = "its process was killed, or the machine stopped"
-CANCEL = ("CANCELLING", "CANCELLED")
+SILENT = ("CANCELLING", "CANCELLED", "PAUSED")
+"""A person has ended the run, or it waits for one."""
 OPEN = ("RUNNING", "PENDING", "CANCELLING", "SCHEDULED")
 ENDED: dict[str, EventName] = {"FAILED": "failed", "CRASHED": "crashed"}
 LIMIT = 50
 CURSOR = "ended runs"
 
 
-def publish_dead_runs(project: Project) -> None:
-    """Publishes the runs that were killed, except those that a person has cancelled, and closes them in Prefect."""
+def publish_dead_runs(project: Project) -> list[Run]:
+    """Publishes the runs that were killed, except those that a person has cancelled or that wait for one, closes them in
+    Prefect, and returns those that are closed now."""
+    closed = []
     for run in dead_runs(project):
         state = _state(run, project)
-        if state not in CANCEL:
+        if state not in SILENT:
             data = {"run": run.flow, "flow_run": run.id, "pid": run.pid, "reason": KILLED}
             if not publish(project, "crashed", run.model, data, key=run.key):
                 continue
@@ -34,6 +37,8 @@ def publish_dead_runs(project: Project) -> None:
             continue
         if state not in OPEN or _close(run.id, state, project):
             forget(run, project)
+            closed.append(run)
+    return closed
 
 
 def publish_new_ended_runs(project: Project) -> None:
@@ -76,9 +81,8 @@ def publish_ended_runs(project: Project, since: str | None) -> str:
 
 
 def _publish_ended(run: dict[str, Any], project: Project) -> None:
-    model = (run.get("parameters") or {}).get("recipe_name")
     data = {"run": run["name"], "flow_run": run["id"], "reason": (run.get("state") or {}).get("message") or ""}
-    found = Run(run["id"], run["name"], model if isinstance(model, str) else "")
+    found = Run(run["id"], run["name"], model_of(run.get("parameters")))
     publish(project, ENDED[run["state_type"]], found.model, data, key=found.key)
 
 

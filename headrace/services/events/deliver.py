@@ -153,10 +153,15 @@ class Deliveries:
         return wait is not None and wait <= LINGER_SECONDS
 
 
-def _look_for_dead_runs(project: Project) -> None:
+def look_for_dead_runs(project: Project) -> None:
+    """Publishes and closes runs that were killed; one that was to release an approved version is made again."""
     try:
-        dead_runs.publish_dead_runs(project)
+        closed = dead_runs.publish_dead_runs(project)
         dead_runs.publish_new_ended_runs(project)
+        if any(run.flow == "approval" for run in closed):
+            from headrace.services.approvals import synchronise  # it imports much
+
+            synchronise(project, log)  # at once: the watchdog looks at what waits every few minutes
     except (HeadraceError, sqlite3.Error, OSError) as error:
         log(f"events: {error}")
 
@@ -169,7 +174,7 @@ def main() -> int:
     try:
         with contextlib.suppress(Timeout), FileLock(project.locks / "events.lock", timeout=0):
             # Prefect may hang: then the deliveries do not wait.
-            looking = threading.Thread(target=_look_for_dead_runs, args=(project,), daemon=True)
+            looking = threading.Thread(target=look_for_dead_runs, args=(project,), daemon=True)
             looking.start()
             Deliveries(project).run()
             looking.join()
