@@ -102,9 +102,11 @@ def _requests(arrived: Arrival, fields: list[str]) -> Iterator[tuple[list[dict[s
 
 
 def _alarm(clone: Clone) -> dict[str, float] | None:
-    """The quality of the last look, once it has fallen."""
+    """The quality of the last look, once it has fallen or is worth a training; None before."""
     found = read_cached_json(folder_of(RECIPE, clone.project) / "report.json")
-    quality = found.get("quality") if isinstance(found, dict) else None
-    if not quality or not quality["has_fallen"]:
+    if not isinstance(found, dict) or not found["quality"]:
         return None
-    return {"error": quality["value"], "reference": quality["reference"]}
+    newest = found["quality"][0]
+    if not (newest["has_fallen"] or found["worse"]):
+        return None
+    return {"error": newest["value"], "reference": newest["reference"]}
