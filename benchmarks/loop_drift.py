@@ -16,9 +16,8 @@ from headrace.client.errors import CallFailed, InvalidInput
 from headrace.console import Report
 from headrace.data.tables import to_frame
 from headrace.errors import HeadraceError
-from headrace.files import read_cached_json
 from headrace.recipe.recipe import load_recipe
-from headrace.services.monitoring.report import folder_of
+from headrace.services.monitoring.report import last_report
 from headrace.serving.access.tokens import operator_token
 from headrace.simulation.arrivals import Arrival, arrivals
 
@@ -103,10 +102,7 @@ def _requests(arrived: Arrival, fields: list[str]) -> Iterator[tuple[list[dict[s
 
 def _alarm(clone: Clone) -> dict[str, float] | None:
     """The quality of the last look, once it has fallen or is worth a training; None before."""
-    found = read_cached_json(folder_of(RECIPE, clone.project) / "report.json")
-    if not isinstance(found, dict) or not found["quality"]:
+    found = last_report(RECIPE, clone.project)
+    if found is None or not found.quality or not (found.worse or any(one.has_fallen for one in found.quality)):
         return None
-    newest = found["quality"][0]
-    if not (newest["has_fallen"] or found["worse"]):
-        return None
-    return {"error": newest["value"], "reference": newest["reference"]}
+    return {"error": found.quality[0].value, "reference": found.quality[0].reference}

@@ -17,8 +17,8 @@ from benchmarks.gate import RETRAINS, series_with_false_promotion
 from benchmarks.loop_drift import _alarm
 from benchmarks.release_clone import CHECKOUT, Clone
 from headrace.errors import HeadraceError
-from headrace.services.monitoring.page import write_report
-from headrace.services.monitoring.report import MonitorReport, Quality
+from headrace.files import write_json
+from headrace.services.monitoring.report import MonitorReport, Quality, folder_of
 
 SECONDS = {"median": 2.0, "min": 1.5, "max": 2.5, "n": 3}
 FOUND: dict[str, Any] = {
@@ -59,15 +59,11 @@ def test_an_alarm_is_read_from_the_report_of_a_look(tmp_path: Path) -> None:
     clone = Clone(tmp_path, "token", {})
     assert _alarm(clone) is None
     quality = Quality(metric="mae", rows=200, all_rows=400, value=10.8, low=8.0, high=15.0, reference=7.5, has_fallen=False)
-    report = MonitorReport(
-        model="flights", version="1", at="2026-12-01T00:00:00+00:00", new_hours=0, rows=400, quality=[quality]
-    )
-    write_report(report, clone.project)
-    assert _alarm(clone) is None
-    write_report(
-        report.model_copy(update={"worse": ["mae: the error 10.8 is more than 5% above the reference"]}), clone.project
-    )
-    assert _alarm(clone) == {"error": 10.8, "reference": 7.5}
+    report = MonitorReport(model="flights", version="1", at="2026-12-01", new_hours=0, rows=400, quality=[quality])
+    worse = report.model_copy(update={"worse": ["mae: the error 10.8 is more than 5% above the reference"]})
+    for written, expected in ((report, None), (worse, {"error": 10.8, "reference": 7.5})):
+        write_json(folder_of("flights", clone.project) / "report.json", written.model_dump(mode="json"))
+        assert _alarm(clone) == expected
 
 
 def test_only_what_is_between_the_marks_is_replaced(tmp_path: Path) -> None:
