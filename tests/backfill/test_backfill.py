@@ -123,5 +123,5 @@ def test_a_model_that_was_never_released_and_data_without_rows(model: Released, 
     with pytest.raises(DataError, match="the data has no rows"):
         model.backfill(tmp_path / "past.csv", tmp_path / "scored.csv")
     other = Released(model.project, model.version.__class__("relase-0", "1", "", Path(), {}))
-    with pytest.raises(UsageError, match="'relase-0' was never released; did you mean 'release-0'"):
+    with pytest.raises(UsageError, match="'relase-0' was never released; did you mean 'release-"):
         other.backfill(tmp_path / "past.csv", tmp_path / "other.csv")
