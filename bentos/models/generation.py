@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from bentos.models.onnx_model import InvalidOutput, NotServable, OnnxModel
 from headrace.runtime.contract import Feeds
 from headrace.runtime.generation import READ, REMEMBERED, TOKENS, GenerationRequest, SamplingParams, TextGenerator
-from headrace.runtime.input_field import ContractViolation
+from headrace.runtime.violations import ContractViolation
 
 MAX_TEXTS = 32
 """Most prompts in one request."""

@@ -13,7 +13,7 @@ from bentos.models.onnx_model import InvalidOutput, NotServable, OnnxModel
 from headrace.runtime.contract import Feeds
 from headrace.runtime.graph import Subgraph
 from headrace.runtime.graph_batch import GraphReader, run_by_size
-from headrace.runtime.input_field import ContractViolation, describe
+from headrace.runtime.violations import ContractViolation, describe
 
 FIELDS = ["nodes", "edges"]
 

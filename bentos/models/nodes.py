@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from bentos.models.onnx_model import InvalidOutput, NotServable, OnnxModel
 from headrace.runtime.graph import Graph, Subgraph
-from headrace.runtime.input_field import ContractViolation
 from headrace.runtime.node_queries import HOPS, NodePredictor
+from headrace.runtime.violations import ContractViolation
 
 
 class NodeModel(OnnxModel):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from bentos.models import progress
 from headrace.runtime.contract import Contract, Feeds
-from headrace.runtime.input_field import ContractViolation
+from headrace.runtime.violations import ContractViolation
 
 ROWS_PER_RUN = 1024
 """Rows of one run of the graph: a larger request runs in chunks, so that it does not take more memory."""

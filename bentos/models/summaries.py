@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from bentos.models.onnx_model import InvalidOutput, NotServable, OnnxModel, open_session
 from headrace.runtime.beam_search import DECODER, Summariser
 from headrace.runtime.contract import Feeds
-from headrace.runtime.input_field import ContractViolation
+from headrace.runtime.violations import ContractViolation
 
 MAX_TEXTS = 256
 """Most texts of one request: more would keep others waiting for seconds."""

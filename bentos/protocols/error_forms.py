@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from headrace.runtime.http import Refused
 from headrace.runtime.http_messages import TrackedRequest
-from headrace.runtime.input_field import ContractViolation
+from headrace.runtime.violations import ContractViolation
 
 Endpoint = Callable[[Any, TrackedRequest], Awaitable[Response]]
 

@@ -25,7 +25,7 @@ from bentos.protocols.server import ModelServer
 from headrace.runtime.attributions import coalitions, patches, smallest_patch, word_spans
 from headrace.runtime.http import Refused, invalid_field, parse_json, read_json_body, require_json, to_json
 from headrace.runtime.http_messages import TrackedRequest
-from headrace.runtime.input_field import ContractViolation, describe
+from headrace.runtime.violations import ContractViolation, describe
 
 EVALUATIONS = 1000
 """Default number of rows that the model predicts for one explanation."""

@@ -7,7 +7,7 @@ from typing import Any
 from bentos.models.onnx_model import OnnxModel
 from headrace.runtime.http import Refused
 from headrace.runtime.images import MAX_FILE_BYTES, MEDIA_TYPES, WEBP, format_of, is_image_file, is_webp_file
-from headrace.runtime.input_field import ContractViolation
+from headrace.runtime.violations import ContractViolation
 
 BASE64_STARTS = (b"iVBORw0KGgo", b"/9j/", b"_9j_", b"UklGR")
 """Beginning of a PNG and of a JPEG file in base64, of the latter in the alphabet for URLs, and of a WebP file."""

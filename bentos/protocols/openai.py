@@ -24,7 +24,7 @@ from bentos.scheduling.streams import line
 from headrace.runtime.generation import GenerationRequest
 from headrace.runtime.http import Refused, parse_json, read_json_body, require_json, to_json
 from headrace.runtime.http_messages import TrackedRequest
-from headrace.runtime.input_field import ContractViolation
+from headrace.runtime.violations import ContractViolation
 
 MAX_CHOICES = 8
 """Largest `n` of a request."""

@@ -20,8 +20,10 @@ from bentos.protocols.server import MAX_INSTANCES
 from headrace.runtime import json_pieces
 from headrace.runtime.contract import Contract, Feeds
 from headrace.runtime.http import Refused
-from headrace.runtime.input_field import ContractViolation, InputField, array_of, describe
+from headrace.runtime.input_field import InputField
+from headrace.runtime.number_limits import array_of
 from headrace.runtime.values import gap_numbers
+from headrace.runtime.violations import ContractViolation, describe
 
 DATATYPES = {"float32": "FP32", "float64": "FP64", "int64": "INT64", "uint8": "UINT8", "string": "BYTES"}
 WIRE: dict[str, np.dtype[Any]] = {

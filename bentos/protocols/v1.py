@@ -32,8 +32,8 @@ from headrace.runtime.http import (
 )
 from headrace.runtime.http_messages import TrackedRequest
 from headrace.runtime.images import MAX_FILE_BYTES
-from headrace.runtime.input_field import ContractViolation
 from headrace.runtime.unseen_values import UnseenValues
+from headrace.runtime.violations import ContractViolation
 
 
 class V1:

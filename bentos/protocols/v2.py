@@ -24,7 +24,7 @@ from headrace.runtime.contract import Feeds
 from headrace.runtime.http import Refused, header, read_body, require_uncompressed, to_json
 from headrace.runtime.http_messages import BytesResponse, TrackedRequest
 from headrace.runtime.images import MAX_FILE_BYTES
-from headrace.runtime.input_field import ContractViolation
+from headrace.runtime.violations import ContractViolation
 
 _v2_errors = errors_in(
     lambda violation: to_json({"error": str(violation)}, 422),

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from bentos.models.onnx_model import OnnxModel
 from headrace.runtime.contract import Feeds
-from headrace.runtime.input_field import ContractViolation
+from headrace.runtime.violations import ContractViolation
 
 
 class SignalModel(OnnxModel):

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from headrace.runtime.input_field import ContractViolation, InputField, describe
+from headrace.runtime.input_field import InputField
 from headrace.runtime.unseen_values import MAX_WARNINGS, UnseenValues, unseen_values
+from headrace.runtime.violations import ContractViolation, describe
 
 Feeds = dict[str, NDArray[Any]]
 RENAMED_CLASSES = {

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.runtime.graph import Subgraph, undirected
-from headrace.runtime.input_field import ContractViolation, InputField, describe
+from headrace.runtime.input_field import InputField
+from headrace.runtime.violations import ContractViolation, describe
 
 MAX_CELLS = 2**22
 """Most nodes times features of one graph: 16 MiB of numbers."""

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import math
 import re
-import reprlib
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from headrace.runtime.images import (
-    MAX_PIXELS,
-    InvalidImage,
-    PictureFormat,
-    decode,
-    decode_picture,
-    format_of,
-    is_image_file,
-    is_webp_file,
-)
+from headrace.runtime.image_values import ImageReader
+from headrace.runtime.images import PictureFormat
+from headrace.runtime.number_limits import DType, NumberLimits, array_of
 from headrace.runtime.values import (
     EPOCH,
     LARGEST_INTEGER,
@@ -38,42 +28,15 @@ from headrace.runtime.values import (
     is_rounded,
     is_rounded_text,
 )
+from headrace.runtime.violations import ContractViolation, describe, shown_number
 
-DType = Literal["float32", "float64", "int64", "uint8", "string"]
-LARGEST: dict[str, float] = {
-    "float32": float(np.finfo(np.float32).max),
-    "float64": float(np.finfo(np.float64).max),
-    "int64": MAX_EXACT_INTEGER,
-    "uint8": 255.0,
-}
-"""Largest magnitude of each type."""
 EXACT = f"a number that float64 has exactly, as all whole numbers up to {int(MAX_EXACT_INTEGER)}"
 """What a whole number for a field of floats has to be: a neighbour in its place would be the answer to another question."""
-FROM_URL_ALPHABET = str.maketrans("-_", "+/")
-"""From the characters that base64 has in URLs to the usual ones (RFC 4648, section 5)."""
 MAX_LOOP_ROWS = 64
 """Up to this many rows are checked in a Python loop, which is then no slower than numpy."""
-NUMBERS_PER_CHUNK = 32_768
-"""Numbers that numpy reads from lists in one call, in about a millisecond."""
 
 PLAIN_NUMBER = ValueRule(thousands="")
 """How a number that is sent as text is read without a rule of the recipe."""
-
-SHORT_REPR = reprlib.Repr()
-SHORT_REPR.maxlevel = 4
-SHORT_REPR.maxlist = SHORT_REPR.maxdict = 20
-SHORT_REPR.maxstring = SHORT_REPR.maxother = SHORT_REPR.maxlong = 100
-"""Shows the beginning of a value."""
-
-
-class ContractViolation(ValueError):
-    """An instance that breaks the contract; `path` names the field, for example `instances.3.distance`."""
-
-    def __init__(self, path: str, expected: str, got: str) -> None:
-        super().__init__(f"{path}: expected {expected}, got {got}")
-        self.path = path
-        self.expected = expected
-        self.got = got
 
 
 class InputField(BaseModel):
@@ -129,7 +92,7 @@ class InputField(BaseModel):
                 return (EPOCH + timedelta(seconds=float(number))).replace(tzinfo=None).isoformat()
             except OverflowError:  # by its zone it is outside of what a calendar has in UTC
                 return "a time before the year 1" if number < 0 else "a time after the year 9999"
-        return _shown(number)
+        return shown_number(number)
 
     @cached_property
     def is_time(self) -> bool:
@@ -178,7 +141,7 @@ class InputField(BaseModel):
             pixels = self._convert_bytes(values)
             if pixels is not None:
                 return pixels
-            values = self._decode_images(values, start)
+            values = self._image_reader.arrays(values, start, self.name)
         found = self._convert_scalars(values) if len(values) <= MAX_LOOP_ROWS else None
         found = self._convert_together(values) if found is None else found
         if found is not None:
@@ -193,13 +156,13 @@ class InputField(BaseModel):
         Raises:
             ContractViolation: a value is out of range; the path names its row.
         """
-        if numbers.dtype == np.uint8 and self._bounds == (0.0, 255.0):
+        if numbers.dtype == np.uint8 and self._takes_all_bytes:
             return  # bytes are always within these bounds
         try:
-            self._check_range(numbers, start)
+            self._limits.check(numbers, start)
         except ContractViolation:
             for i, row in enumerate(numbers):
-                self._check_range(row, f"{start}.{i}.{self.name}")
+                self._limits.check(row, f"{start}.{i}.{self.name}")
             raise
 
     def _check_lengths(self, values: list[Any], start: str) -> None:
@@ -217,7 +180,7 @@ class InputField(BaseModel):
 
         `bytes` takes a list of integers from 0 to 255 and raises for any other value.
         """
-        if len(self.shape) != 2 or self._bounds != (0.0, 255.0):
+        if len(self.shape) != 2 or not self._takes_all_bytes:
             return None
         height, width = self.shape
         lines: list[bytes] = []
@@ -237,10 +200,10 @@ class InputField(BaseModel):
         """Converts plain numbers to `(rows,)`, several times faster than numpy for few rows; None if one may be invalid."""
         if self.shape or self.boolean:
             return None
-        low, high = self._scalar_bounds
+        (low, high), is_whole = self._scalar_range, self._limits.is_whole
         for value in values:
             if type(value) is float:
-                if not low <= value <= high or (self._is_whole and not value.is_integer()):  # NaN fails every comparison
+                if not low <= value <= high or (is_whole and not value.is_integer()):  # NaN fails every comparison
                     return None
             elif type(value) is not int or not low <= value <= high or not -MAX_EXACT_INTEGER <= value <= MAX_EXACT_INTEGER:
                 return None
@@ -261,7 +224,7 @@ class InputField(BaseModel):
                 return None
             if self._rounded(values, numbers) is not None:
                 return None
-            self._check_range(numbers, "")
+            self._limits.check(numbers, "")
         except (ValueError, OverflowError):
             return None
         return numbers.astype(self.dtype)
@@ -362,95 +325,37 @@ class InputField(BaseModel):
             raise ContractViolation(path, self._expected(), f"shape {list(numbers.shape)}")
         if (rounded := self._rounded(value, numbers)) is not None:
             raise ContractViolation(path, EXACT, describe(rounded))
-        self._check_range(numbers, path)
+        self._limits.check(numbers, path)
         return numbers.astype(self.dtype)
 
     def _rounded(self, value: Any, numbers: NDArray[Any]) -> int | None:
         """Returns a whole number in `value` that a field of floats would round to a neighbour; `numbers` are its array."""
-        if self._is_whole or not (np.abs(numbers, dtype=np.float64) >= MAX_EXACT_INTEGER).any():
+        if self._limits.is_whole or not (np.abs(numbers, dtype=np.float64) >= MAX_EXACT_INTEGER).any():
             return None
         return _first_rounded(value)
-
-    def _decode_images(self, values: list[Any], start: str) -> list[Any]:
-        """Replaces base64 and files by arrays."""
-        if not any(isinstance(value, str | bytes) for value in values):
-            return values
-        left = MAX_PIXELS
-        found = []
-        for i, value in enumerate(values):
-            if isinstance(value, str | bytes):
-                value, pixels = self._image(value, f"{start}.{i}.{self.name}", MAX_PIXELS)
-                if pixels:  # a file; a small one may become a large picture
-                    left -= max(pixels, math.prod(self.shape[:2]))
-                if left < 0 and i:  # no row is at fault: the request is refused, and batches send fewer rows together
-                    raise ContractViolation(start, f"pictures of at most {MAX_PIXELS:,} pixels together", "more")
-            found.append(value)
-        return found
-
-    def _image(self, value: str | bytes, path: str, max_pixels: int) -> tuple[NDArray[np.uint8], int]:
-        """Decodes base64 of raw bytes in row-major order, or a file; also returns the number of pixels of a file."""
-        try:
-            raw = value if isinstance(value, bytes) else _decode_base64(value)
-        except (binascii.Error, ValueError):  # ValueError: non-ASCII characters
-            raise ContractViolation(path, self._expected(), "text that is not base64") from None
-        if self.picture is not None and (is_image_file(raw) or is_webp_file(raw)):
-            try:
-                return decode_picture(raw, self.picture, max_pixels)
-            except InvalidImage as error:
-                expected = f"a PNG, JPEG or WebP file of at most {MAX_PIXELS:,} pixels"
-                raise ContractViolation(path, expected, str(error)) from None
-        if self.picture is None and "image/png" in self.accepts and is_image_file(raw):
-            try:
-                return decode(raw, (self.shape[0], self.shape[1]), max_pixels)
-            except InvalidImage as error:
-                raise ContractViolation(path, f"a PNG or JPEG file of at most {MAX_PIXELS:,} pixels", str(error)) from None
-        if isinstance(value, bytes) or len(raw) != int(np.prod(self.shape)):
-            raise ContractViolation(path, self._expected(), format_of(raw) or f"{len(raw):,} bytes of another format")
-        return np.frombuffer(raw, np.uint8).reshape(self.shape), 0
-
-    def _check_range(self, numbers: NDArray[Any], path: str) -> None:
-        missing = np.isnan(numbers)
-        if np.isinf(numbers).any() or (missing.any() and not self.nullable):
-            raise ContractViolation(path, "a finite number", "NaN or infinity")
-        if (self._is_whole or self.boolean) and (numbers[~missing] % 1).any():
-            raise ContractViolation(path, "true or false" if self.boolean else "whole numbers", "a fraction")
-        if self.boolean and ((numbers[~missing] < 0) | (numbers[~missing] > 1)).any():
-            raise ContractViolation(path, "true or false", f"{_shown(np.nanmin(numbers))} to {_shown(np.nanmax(numbers))}")
-        most = LARGEST[self.dtype]
-        if (numbers[~missing] > most).any() or (numbers[~missing] < -most).any():  # the magnitude of -2^63 is not an int64
-            largest = np.nanmax(np.abs(numbers, dtype=np.float64))
-            raise ContractViolation(path, f"a number that fits {self.dtype}", _shown(largest))
-        low, high = self._bounds
-        if (low is not None and (numbers < low).any()) or (high is not None and (numbers > high).any()):
-            raise ContractViolation(
-                path,
-                f"values from {_shown(low)} to {_shown(high)}"
-                if low is not None and high is not None
-                else f"values {'at least' if high is None else 'at most'} {_shown(low if high is None else high)}",
-                f"{_shown(np.nanmin(numbers))} to {_shown(np.nanmax(numbers))}" if numbers.ndim else _shown(numbers),
-            )
 
     @cached_property
     def _row_values(self) -> int:
         return math.prod(self.shape)
 
     @cached_property
-    def _scalar_bounds(self) -> tuple[float, float]:
-        """Bounds of a number, from the field and its type."""
-        low, high = self._bounds
-        most = LARGEST[self.dtype]
-        return max(-most, -most if low is None else low), min(most, most if high is None else high)
+    def _image_reader(self) -> ImageReader:
+        return ImageReader(self.shape, self.picture, "image/png" in self.accepts, self._expected())
 
     @cached_property
-    def _is_whole(self) -> bool:
-        return self.dtype in ("uint8", "int64")
+    def _scalar_range(self) -> tuple[float, float]:
+        return self._limits.range
 
     @cached_property
-    def _bounds(self) -> tuple[float | None, float | None]:
-        """The field's limits; those of a byte are within 0 to 255."""
-        if self.dtype != "uint8":
-            return self.minimum, self.maximum
-        return max(0.0, self.minimum or 0.0), min(255.0, 255.0 if self.maximum is None else self.maximum)
+    def _takes_all_bytes(self) -> bool:
+        return (self._limits.low, self._limits.high) == (0.0, 255.0)
+
+    @cached_property
+    def _limits(self) -> NumberLimits:
+        low, high = self.minimum, self.maximum
+        if self.dtype == "uint8":
+            low, high = max(0.0, low or 0.0), min(255.0, 255.0 if high is None else high)
+        return NumberLimits(self.dtype, low, high, self.nullable, self.boolean)
 
     def _expected(self) -> str:
         if self.is_time and self.rule is not None:
@@ -473,22 +378,6 @@ def _first_rounded(value: Any) -> int | None:
     return value if type(value) is int and is_rounded(value) else None
 
 
-def _decode_base64(text: str) -> bytes:
-    """Decodes base64, also with line breaks, as a `data:` URL, or in the alphabet for URLs, which often has no padding.
-
-    Raises:
-        ValueError: the text is not base64.
-    """
-    try:
-        return base64.b64decode(text, validate=True)
-    except ValueError:
-        head, comma, rest = text.partition(",")
-        if head.startswith("data:") and head.endswith(";base64") and comma:
-            text = rest
-        text = text.replace("\r", "").replace("\n", "").translate(FROM_URL_ALPHABET)
-        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
-
-
 def _as_code(value: Any) -> Any:
     """Returns a whole number, also one with `.0`, as the text of a category; other values as they are."""
     if type(value) is float and value.is_integer() and abs(value) <= MAX_EXACT_INTEGER:
@@ -498,29 +387,3 @@ def _as_code(value: Any) -> Any:
     if isinstance(value, str) and (found := re.fullmatch(r"(-?[0-9]+)\.0+", value)):
         return found.group(1)
     return value
-
-
-def array_of(values: list[Any], numbers_each: int) -> NDArray[Any]:
-    """Converts elements of `numbers_each` numbers like `np.asarray`, but in chunks, between which other threads can run.
-
-    Raises:
-        ValueError, OverflowError: as numpy.
-    """
-    step = max(1, NUMBERS_PER_CHUNK // max(1, numbers_each))
-    if len(values) <= step:
-        return np.asarray(values)
-    return np.concatenate([np.asarray(values[start : start + step]) for start in range(0, len(values), step)])
-
-
-def describe(value: Any) -> str:
-    """Returns the type of a client's value and its beginning, in at most 40 characters."""
-    if value is None:
-        return "null"
-    shown = SHORT_REPR.repr(value)  # reads no more of the value than it shows
-    return f"{type(value).__name__} {shown if len(shown) < 40 else shown[:37] + '...'}"
-
-
-def _shown(number: Any) -> str:
-    """Formats a number as 1000000, which `g` would format as 1e+06."""
-    plain = float(number)
-    return f"{plain:.0f}" if plain.is_integer() and abs(plain) < 1e15 else f"{plain:g}"

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from headrace.runtime.contract import Contract
 from headrace.runtime.graph import Graph, Indices, Subgraph
 from headrace.runtime.graph_batch import GraphReader
-from headrace.runtime.input_field import ContractViolation, describe
+from headrace.runtime.violations import ContractViolation, describe
 
 HOPS = "headrace.hops"
 """Metadata key of the exported graph: the number of edges between a node and all that its answer depends on."""

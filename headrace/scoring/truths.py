@@ -11,7 +11,8 @@ from typing import Any
 
 from headrace.errors import near_miss
 from headrace.runtime.contract import Contract
-from headrace.runtime.input_field import InputField, describe
+from headrace.runtime.input_field import InputField
+from headrace.runtime.violations import describe
 from headrace.scoring.open_rows import open_rows
 from headrace.scoring.rows import BadRow
 from headrace.scoring.values import GAPS, number

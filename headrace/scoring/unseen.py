@@ -9,8 +9,8 @@ from typing import Any
 
 from headrace.client.requests import to_instances
 from headrace.runtime.contract import Contract
-from headrace.runtime.input_field import ContractViolation
 from headrace.runtime.unseen_values import MAX_WARNINGS
+from headrace.runtime.violations import ContractViolation
 from headrace.scoring.rows import Line
 
 PATH = re.compile(r"instances\.(\d+)\.(.*)", re.DOTALL)

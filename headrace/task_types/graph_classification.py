@@ -20,7 +20,8 @@ from headrace.models.schema import Numeric, Schema, Shape
 from headrace.runtime.contract import Contract, Feeds
 from headrace.runtime.graph import Subgraph, undirected
 from headrace.runtime.graph_batch import GraphReader, pad_graphs, run_by_size
-from headrace.runtime.input_field import ContractViolation, InputField
+from headrace.runtime.input_field import InputField
+from headrace.runtime.violations import ContractViolation
 from headrace.task_types.base import TaskType, class_indices, labels_of
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ import pytest
 from headrace.cli import inputs
 from headrace.errors import DataError, UsageError
 from headrace.runtime.contract import Contract
-from headrace.runtime.input_field import ContractViolation, InputField
+from headrace.runtime.input_field import InputField
+from headrace.runtime.violations import ContractViolation
 from headrace.scoring.open_rows import open_rows
 from headrace.scoring.rows import BadFile
 

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from headrace.runtime import input_field as input_field_module
+from headrace.runtime import image_values
 from headrace.runtime.contract import Contract
 from headrace.runtime.images import PictureFormat
-from headrace.runtime.input_field import MAX_LOOP_ROWS, ContractViolation, InputField, describe
+from headrace.runtime.input_field import MAX_LOOP_ROWS, InputField
 from headrace.runtime.values import ValueRule
+from headrace.runtime.violations import ContractViolation, describe
 
 IMAGE = Contract(
     model="pictures",
@@ -111,7 +112,7 @@ def test_an_unreadable_picture_is_refused_with_its_row_and_what_was_expected(val
 
 
 def test_the_pictures_of_a_request_share_one_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(input_field_module, "MAX_PIXELS", 10)
+    monkeypatch.setattr(image_values, "MAX_PIXELS", 10)
     raw = base64.b64encode(file_of([[1, 2], [3, 4]])).decode()
     PICTURE.to_feeds([{"image": raw}] * 2)
     with pytest.raises(ContractViolation) as caught:
@@ -120,7 +121,7 @@ def test_the_pictures_of_a_request_share_one_limit(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_small_file_counts_by_the_picture_that_it_becomes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(input_field_module, "MAX_PIXELS", 40)
+    monkeypatch.setattr(image_values, "MAX_PIXELS", 40)
     to = PictureFormat(height=4, width=4, channels=1, fit="resize", interpolation="nearest")
     field = InputField(name="image", dtype="uint8", shape=to.shape, picture=to)
     raw = base64.b64encode(file_of([[1]])).decode()

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from bentos.protocols import tensors
-from headrace.runtime import input_field, json_pieces
+from headrace.runtime import json_pieces, number_limits
 from headrace.runtime.http import Refused
-from headrace.runtime.input_field import array_of
+from headrace.runtime.number_limits import array_of
 
 LARGE = json_pieces.PIECE_BYTES + 1
 
@@ -25,7 +25,7 @@ LARGE = json_pieces.PIECE_BYTES + 1
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a few hundred bytes come in several."""
     monkeypatch.setattr(json_pieces, "PIECE_BYTES", 40)
-    monkeypatch.setattr(input_field, "NUMBERS_PER_CHUNK", 7)
+    monkeypatch.setattr(number_limits, "NUMBERS_PER_CHUNK", 7)
 
 
 def value(draw: random.Random, depth: int = 0) -> Any:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from headrace.runtime import node_queries
 from headrace.runtime.contract import Contract
 from headrace.runtime.graph import Graph, Subgraph, make_graph
-from headrace.runtime.input_field import ContractViolation
 from headrace.runtime.node_queries import NodePredictor
+from headrace.runtime.violations import ContractViolation
 
 FEATURES = 4
 CONTRACT = Contract(

@@ -6,7 +6,8 @@ import io
 from pathlib import Path
 
 from headrace.runtime.contract import Contract
-from headrace.runtime.input_field import ContractViolation, InputField
+from headrace.runtime.input_field import InputField
+from headrace.runtime.violations import ContractViolation
 from headrace.scoring.open_rows import open_rows
 from headrace.scoring.results import write_result
 from headrace.scoring.rows import BadRow, Line, Others

@@ -25,7 +25,7 @@ from headrace.runtime import graph_batch
 from headrace.runtime.graph import Subgraph
 from headrace.runtime.graph_batch import GraphReader, pad_graphs, run_by_size
 from headrace.runtime.http import Refused
-from headrace.runtime.input_field import ContractViolation
+from headrace.runtime.violations import ContractViolation
 from headrace.task_types.graph_classification import edge_case_graphs, graphs_of
 from headrace.task_types.lookup import task_type_of
 from headrace.tracking.registry import Version

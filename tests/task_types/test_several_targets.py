@@ -18,7 +18,7 @@ from headrace.errors import DataError, DataRejected, ExportError, RecipeError
 from headrace.models.schema import Schema
 from headrace.pipeline.export import load_weights
 from headrace.recipe.recipe import Recipe, load_recipe, parse_recipe
-from headrace.runtime.input_field import ContractViolation
+from headrace.runtime.violations import ContractViolation
 from headrace.task_types.lookup import task_type_for
 from tests.task_types.several_targets import (
     IMAGES,

@@ -19,8 +19,8 @@ from headrace.project import Project
 from headrace.recipe.recipe import Recipe
 from headrace.runtime.beam_search import SEARCH
 from headrace.runtime.contract import Contract
-from headrace.runtime.input_field import ContractViolation
 from headrace.runtime.tokenizer import END, PAD, START, Encoder
+from headrace.runtime.violations import ContractViolation
 from headrace.task_types import summarisation
 from headrace.task_types.lookup import task_type_of
 from headrace.task_types.summarisation import IGNORED, best_first_words, first_words, rouge_l

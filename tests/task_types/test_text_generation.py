@@ -28,8 +28,8 @@ from headrace.project import Project
 from headrace.recipe.recipe import Recipe, load_recipe
 from headrace.release.decision import judge
 from headrace.runtime.contract import Contract
-from headrace.runtime.input_field import ContractViolation
 from headrace.runtime.tokenizer import END, PAD, START, UNKNOWN, Encoder
+from headrace.runtime.violations import ContractViolation
 from headrace.task_types import text_generation
 from headrace.task_types.lookup import task_type_of
 from headrace.tracking.registry import Version

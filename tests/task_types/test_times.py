@@ -16,7 +16,7 @@ import torch
 from headrace.errors import DataError, RecipeError
 from headrace.models.time_features import calendar_parts
 from headrace.pipeline.export import load_weights
-from headrace.runtime.input_field import ContractViolation
+from headrace.runtime.violations import ContractViolation
 from headrace.task_types.lookup import task_type_of
 from tests.bento_projects import fitted, make_model, make_recipe
 from tests.exhaustive import exhaustive

@@ -19,8 +19,8 @@ from headrace.project import Project
 from headrace.runtime.contract import Contract
 from headrace.runtime.http import CLOSE, VALID_ID, Refused, invalid_field, parse_json, read_body, require_media_type, to_json
 from headrace.runtime.http_messages import TrackedRequest
-from headrace.runtime.input_field import describe
 from headrace.runtime.token_verifier import Caller
+from headrace.runtime.violations import describe
 from headrace.services.api.catalogue import Catalogue
 from headrace.services.api.disk_limits import require_space
 from headrace.services.feedback_store import FeedbackStore, OverBudget, RecordedAnswer, Truth, database, find_recorded

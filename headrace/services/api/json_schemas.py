@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from headrace.runtime.contract import Contract
-from headrace.runtime.input_field import LARGEST, InputField
+from headrace.runtime.input_field import InputField
+from headrace.runtime.number_limits import LARGEST
 
 Schema = dict[str, Any]
 GRAPH_CLASSES = ("bentos.models.nodes:NodeModel", "bentos.models.graphs:GraphModel")

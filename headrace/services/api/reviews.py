@@ -15,8 +15,8 @@ from headrace.release import journal, reviews
 from headrace.release.reviews import NotAllowed, NotWaiting, Outcome, Reviewer
 from headrace.runtime.http import CLOSE, Refused, invalid_field, parse_json, read_body, require_media_type, to_json
 from headrace.runtime.http_messages import TrackedRequest
-from headrace.runtime.input_field import describe
 from headrace.runtime.token_verifier import SEE, Caller, TokenVerifier
+from headrace.runtime.violations import describe
 from headrace.services import approvals
 from headrace.services.api.callers import caller_of
 

@@ -13,7 +13,7 @@ import pytest
 from bentos.models import onnx_model
 from bentos.models.onnx_model import InvalidOutput, NotServable, OnnxModel, load
 from headrace.runtime.contract import RENAMED_CLASSES, Contract
-from headrace.runtime.input_field import ContractViolation
+from headrace.runtime.violations import ContractViolation
 from tests.tiny_models import image_model, table_model
 
 

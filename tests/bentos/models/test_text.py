@@ -17,8 +17,9 @@ from bentos.models.onnx_model import NotServable, load
 from bentos.models.text import TextModel
 from headrace.runtime import tokenizer as text_module
 from headrace.runtime.contract import Contract
-from headrace.runtime.input_field import ContractViolation, InputField
+from headrace.runtime.input_field import InputField
 from headrace.runtime.tokenizer import PAD, run_by_length
+from headrace.runtime.violations import ContractViolation
 from tests.bentos.models.word_counter import up, word_counter
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from bentos.protocols.tensors import WIRE, TensorReader, parse
 from headrace.runtime.contract import Contract, Feeds
-from headrace.runtime.input_field import ContractViolation, InputField
+from headrace.runtime.input_field import InputField
+from headrace.runtime.violations import ContractViolation
 
 FIELDS = [
     InputField(name="age", dtype="float32"),

@@ -386,7 +386,7 @@ def test_a_compressed_body_is_refused(halves: tuple[PredictionApp, str]) -> None
 def test_parameters_of_an_input_are_kept() -> None:
     """A boolean is a number to the graph, and 0 or 1 on the wire."""
     from bentos.protocols.tensors import TensorReader, parse
-    from headrace.runtime.input_field import ContractViolation
+    from headrace.runtime.violations import ContractViolation
 
     field = InputField(name="late", dtype="float32", boolean=True, nullable=True)
     contract = Contract(model="m", task="t", inputs=[field], output="value", target="y", sample={"late": True})

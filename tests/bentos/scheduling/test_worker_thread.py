@@ -19,7 +19,7 @@ from bentos.scheduling import worker_thread
 from bentos.scheduling.worker_thread import WorkerThread
 from headrace.runtime.http import Refused
 from headrace.runtime.http_messages import CURRENT_REQUEST, TrackedRequest
-from headrace.runtime.input_field import ContractViolation
+from headrace.runtime.violations import ContractViolation
 
 
 @pytest.fixture
