@@ -20,7 +20,7 @@ import yaml
 from benchmarks import release_measures as measures
 from benchmarks.gate import RETRAINS, series_with_false_promotion
 from benchmarks.loop_drift import drift_to_redeployed
-from benchmarks.progress import interrupt_on_sigterm, report
+from benchmarks.progress import exit_code_of, report
 from benchmarks.release_clone import CHECKOUT, Clone, commit, temporary_clone
 from benchmarks.release_measures import Values, spread
 from benchmarks.release_serving import Load, swaps
@@ -46,16 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print the values as JSON instead of the table")
     options = parser.parse_args(arguments)
-    interrupt_on_sigterm()
+    return exit_code_of(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
     started = time.perf_counter()
-    try:
-        found = measure(1 if options.quick else max(1, options.runs), options.quick)
-    except KeyboardInterrupt:
-        report("interrupted; all processes are stopped and the clone is removed")
-        return 130
-    except HeadraceError as error:
-        report(f"error {error}")
-        return error.exit_code
+    found = measure(1 if options.quick else max(1, options.runs), options.quick)
     found["minutes"] = round((time.perf_counter() - started) / 60, 1)
     print(json.dumps(found, indent=1) if options.json else table(found))
     if not options.quick:
@@ -216,14 +212,14 @@ intervals."""
 def page(found: Values) -> str:
     """Returns the page of the benchmark."""
     drift = found["drift"] or {"month": "May"}
-    told = (
+    noticed = (
         f"In this run the alarm came after {drift['noticed']:.0f} s and {drift['answers']:,} true answers, "
         f"{drift['error']:.1f} minutes of error instead of {drift['reference']:.1f}."
         if found["drift"]
         else ""
     )
     meaning = MEANING.format(
-        month=drift["month"], drift=told, series=found["wrong_promotions"]["series"], retrains=RETRAINS, rows=TEST_ROWS
+        month=drift["month"], drift=noticed, series=found["wrong_promotions"]["series"], retrains=RETRAINS, rows=TEST_ROWS
     )
     return "\n\n".join([wrap(HEAD.format(**found)), table(found), "## What each figure means", wrap(meaning)]) + "\n"
 

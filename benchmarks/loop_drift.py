@@ -1,4 +1,4 @@
-"""Measures drift to redeployed: flights of the next month are asked and answered until a new version serves by itself."""
+"""Measures drift to redeployed: flights of the next month are asked and answered until a new version serves automatically."""
 
 from __future__ import annotations
 

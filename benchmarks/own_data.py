@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.own_data_sources import EXAM, KINDS, PICTURES, ROWS, TEXTS, Source, is_right, postgres_query, sqlite_query
-from benchmarks.progress import interrupt_on_sigterm, report
+from benchmarks.progress import exit_code_of, report
 from benchmarks.release_clone import CHECKOUT, Clone, CompletedCommand, commit, temporary_clone
 from benchmarks.report import hardware, markdown, wrap
 from headrace.errors import HeadraceError
@@ -58,16 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--transcripts", type=Path, help="folder for what each command printed")
     parser.add_argument("--out", type=Path, help="page to write (default: docs/benchmarks/own-data.md, or none with --quick)")
     options = parser.parse_args(arguments)
-    interrupt_on_sigterm()
+    return exit_code_of(lambda: _measured(options))
+
+
+def _measured(options: argparse.Namespace) -> int:
     only = [name for name in options.only.split(",") if name]
-    try:
-        text, worked = measure(options.quick, only, options.transcripts)
-    except KeyboardInterrupt:
-        report("interrupted; all processes are stopped and the clone is removed")
-        return 130
-    except HeadraceError as error:
-        report(f"error {error}")
-        return error.exit_code
+    text, worked = measure(options.quick, only, options.transcripts)
     print(text)
     if out := options.out or (None if options.quick or only else PAGE):
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from collections.abc import Callable
+
+from headrace.errors import HeadraceError
 
 
 def report(line: str) -> None:
@@ -12,9 +15,21 @@ def report(line: str) -> None:
     print(f"  {time.strftime('%H:%M:%S')}  {line}", file=sys.stderr, flush=True)
 
 
-def interrupt_on_sigterm() -> None:
-    """Ends the benchmark on SIGTERM as on Ctrl-C: everything that it has started is stopped."""
+def exit_code_of(run: Callable[[], int]) -> int:
+    """Runs a benchmark that has a temporary clone; returns its exit code.
+
+    SIGTERM ends it as Ctrl-C does (130), so that everything it has started is stopped. An error is printed, and has its own
+    code.
+    """
     signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return run()
+    except KeyboardInterrupt:
+        report("interrupted; all processes are stopped and the clone is removed")
+        return 130
+    except HeadraceError as error:
+        report(f"error {error}")
+        return error.exit_code
 
 
 def _interrupt(*_: object) -> None:

@@ -17,10 +17,9 @@ from typing import Any
 
 from benchmarks import release_measures as measures
 from benchmarks import release_serving as serving
-from benchmarks.progress import interrupt_on_sigterm, report
+from benchmarks.progress import exit_code_of, report
 from benchmarks.release_clone import CHECKOUT, Clone, commit, temporary_clone
 from benchmarks.release_table import machine, render
-from headrace.errors import HeadraceError
 from headrace.files import write_text
 
 PAGE = CHECKOUT / "docs" / "benchmarks" / "release.md"
@@ -43,16 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--out", type=Path, help="page that gets the table (default: docs/benchmarks/release.md, or none with --quick)"
     )
     options = parser.parse_args(arguments)
-    interrupt_on_sigterm()
-    try:
-        runs = 1 if options.quick else max(1, options.runs)
-        found = measure(runs, options.quick, options.setup, docker=not (options.quick or options.no_docker))
-    except KeyboardInterrupt:
-        report("interrupted; all processes are stopped and the clone is removed")
-        return 130
-    except HeadraceError as error:
-        report(f"error {error}")
-        return error.exit_code
+    return exit_code_of(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    runs = 1 if options.quick else max(1, options.runs)
+    found = measure(runs, options.quick, options.setup, docker=not (options.quick or options.no_docker))
     table = render(found)
     print(json.dumps(found, indent=1) if options.json else table)
     if out := options.out or (None if options.quick else PAGE):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -32,9 +33,10 @@ class PinballRegressor(Regressor):
     def answer(self, raw: Tensor) -> Tensor:
         return inverse(self._transformed(raw), self.transform)
 
+    @abstractmethod
     def _transformed(self, raw: Tensor) -> Tensor:
-        """Returns the answer before the target's transform is undone."""
-        raise NotImplementedError  # an interval and quantiles arrange their columns differently; nn.Module is no ABC
+        """Returns the answer before the target's transform is undone: an interval and quantiles arrange their columns
+        differently."""
 
     def losses(self, raw: Tensor, target: Tensor) -> Tensor:
         """Returns the pinball loss of each quantile, `(quantiles,)`. That of the median is half the absolute error."""

@@ -136,7 +136,7 @@ def _merge(mine: str, then: str, now: str) -> tuple[str, bool]:
         try:
             done = subprocess.run(["git", "merge-file", "-p", *labels, *map(str, paths)], capture_output=True)
         except FileNotFoundError:
-            raise UsageError("git is needed to merge files, and it is not installed", hint="install git") from None
+            raise UsageError("merging files requires git, which is not installed", hint="install git") from None
     if done.returncode > 127:  # a negative number of git: an error, not a count of conflicts
         raise UsageError(f"git cannot merge: {done.stderr.decode(errors='replace').strip()}", hint="git merge-file --help")
     return done.stdout.decode(), done.returncode > 0

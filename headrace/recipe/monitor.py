@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from headrace.errors import near_miss
 from headrace.recipe.data import DataConfig
-from headrace.recipe.duration import duration_seconds
+from headrace.recipe.duration import Duration, duration_seconds
 from headrace.recipe.section import Fraction, Section
 from headrace.runtime.contract import Contract
 
@@ -17,18 +17,12 @@ class RetrainConfig(Section):
     """When changed rows, or a larger error of true answers, train the model again. The gate decides about the new version, as
     about any other."""
 
-    cooldown: str = "7d"
+    cooldown: Duration = "7d"
     """Shortest time between two trainings, for example `12h` or `7d`."""
     per_week: int = Field(default=1, ge=1)
     """Most trainings within seven days."""
     tolerance: float = Field(default=0.05, ge=0.0)
     """How much larger than on the test rows the error of true answers may be, as a fraction, before a training is worth it."""
-
-    @field_validator("cooldown")
-    @classmethod
-    def _check_cooldown(cls, cooldown: str) -> str:
-        duration_seconds(cooldown)
-        return cooldown
 
     @property
     def cooldown_seconds(self) -> float:
@@ -38,7 +32,7 @@ class RetrainConfig(Section):
 class MonitorConfig(Section):
     """How a served model is monitored."""
 
-    every: str | None = None
+    every: Duration | None = None
     """How often the model is looked at, for example `1h`: `headrace up` then makes the deployment `monitor-NAME`. By default
     only `headrace monitor` looks."""
     alpha: Fraction = 0.05
@@ -53,13 +47,6 @@ class MonitorConfig(Section):
 
     personal: list[str] = []
     """Columns with personal data, for example `[name, email]`: their values are in no sample of requests."""
-
-    @field_validator("every")
-    @classmethod
-    def _check_every(cls, every: str | None) -> str | None:
-        if every is not None:
-            duration_seconds(every)
-        return every
 
     @property
     def every_seconds(self) -> float | None:

@@ -10,7 +10,7 @@ from pydantic import field_validator, model_validator
 
 from headrace.errors import near_miss
 from headrace.recipe.data import DataConfig
-from headrace.recipe.duration import duration_seconds
+from headrace.recipe.duration import Duration, duration_seconds
 from headrace.recipe.section import Section
 
 FIELDS = 5
@@ -25,7 +25,7 @@ class RefreshConfig(Section):
     `refresh-NAME` from it."""
     timezone: str = "UTC"
     """The time zone of `cron`, for example `Europe/Berlin`. Where summer time skips a time, the run is after it."""
-    every: str | None = None
+    every: Duration | None = None
     """How often instead, for example `12h` or `1d`."""
 
     @field_validator("cron")
@@ -41,13 +41,6 @@ class RefreshConfig(Section):
         if timezone != "UTC" and timezone not in (known := available_timezones()):
             raise ValueError(f"unknown time zone; {near_miss(timezone, known)}")
         return timezone
-
-    @field_validator("every")
-    @classmethod
-    def _check_every(cls, every: str | None) -> str | None:
-        if every is not None:
-            duration_seconds(every)
-        return every
 
     @model_validator(mode="after")
     def _check_one_schedule(self) -> RefreshConfig:

@@ -22,7 +22,7 @@ from headrace.recipe.recipe import Recipe
 FLOWS = ("flows", "tasks")
 """Code that each project has."""
 OF_EVENTS = {"notify", "notify_on", "webhooks", "webhook_days"}
-"""Settings of who is told about a release, which change nothing about it."""
+"""Settings of who is notified of a release, which change nothing about it."""
 INSTALLED = ("headrace", "bentos", "deploy/serving")
 """Code that only a clone has; that of other projects is where Headrace is installed."""
 

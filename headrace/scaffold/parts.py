@@ -50,7 +50,7 @@ def require_classes(classes: Counter[str], what: str, data: Path) -> None:
         )
     if sum(classes.values()) < FEWEST:
         raise DataError(
-            f"{sum(classes.values())} {what}; at least {FEWEST} are needed to train and to test",
+            f"{sum(classes.values())} {what}; training and testing require at least {FEWEST}",
             where=str(data),
             hint="add more",
         )

@@ -24,7 +24,7 @@ IMAGE_TASKS = {
 }
 """The task of pictures for what a task of tables predicts."""
 ROWS_OF_CLASS = 5
-"""Whole numbers that each have about so many pictures, or more, are classes."""
+"""Whole numbers that each have at least about this many pictures are classes."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def target_of(frame: pd.DataFrame, names: Sequence[str], task: str | None, data:
         require_classes(found.classes, "pictures", data)
     elif len(found.frame) < FEWEST:
         raise DataError(
-            f"{len(found.frame)} pictures with a target; at least {FEWEST} are needed to train and to test",
+            f"{len(found.frame)} pictures with a target; training and testing require at least {FEWEST}",
             where=str(data),
             hint="add more",
         )

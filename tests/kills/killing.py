@@ -201,7 +201,7 @@ class Killing:
         return WorkerRun(self.project, self._create_run(scenario), pid)
 
     def _approve(self, version: str) -> Run:
-        """Approves the version; after a kill, does what a person would do where Headrace does not go on by itself."""
+        """Approves the version; after a kill, does what a person would do where Headrace does not go on automatically."""
         self.ensure_up()
         run = ApprovedRun(self.project, version)
         newest = journal.last(self.project, RECIPE)

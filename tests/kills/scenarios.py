@@ -57,7 +57,7 @@ class Scenario:
     is_long: bool = False
     """Whether `make test-all` alone kills it."""
     approves: str | None = None
-    """The version whose approval starts the flow, which Headrace then starts again by itself."""
+    """The version whose approval starts the flow, which Headrace then starts again automatically."""
 
     @property
     def is_in_short_tests(self) -> bool:

@@ -31,7 +31,7 @@ has not changed is ever said to have fallen is at most alpha."""
 CLIPPED = 10.0
 """Errors of a regression count up to this many times the mean error on the test rows: the interval needs a bound."""
 SET_METRICS = ("jaccard", "subset_accuracy", "hamming_loss")
-"""Metrics of several labels that each row contributes to by itself; the first one where the gate uses none of them."""
+"""Metrics of several labels that each row contributes to separately; the first one where the gate uses none of them."""
 
 
 class Quality(BaseModel):

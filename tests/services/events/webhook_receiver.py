@@ -1,4 +1,4 @@
-"""A receiver of webhooks that verifies signatures as docs/schedules.md shows, and misbehaves when told to."""
+"""A receiver of webhooks that verifies signatures as docs/schedules.md shows, and misbehaves on request."""
 
 from __future__ import annotations
 
