@@ -30,7 +30,8 @@ Floats = NDArray[np.float64]
 EXACT_ROWS = 1_000
 """Up to this many rows the distribution of the accuracy is computed exactly; above it, it is taken as normal."""
 DRAWS = 200
-"""Simulated truths for the intervals of macro-F1 and AUC."""
+"""Simulated truths for macro-F1 and for intervals. Macro-F1 is their mean: in the expected confusion matrix every class has a
+fraction of a row, so a class that probably none of the rows has would count as one that is never found."""
 NO_ERRORS = "not estimated: it would take a second model that predicts errors; wait for true answers"
 NO_PROBABILITIES = "not estimated: it needs the calibrated probabilities of a classifier; wait for true answers"
 NO_WHOLE_ROWS = "not estimated: it depends on which labels of a row go together; wait for true answers"
@@ -105,7 +106,7 @@ def estimate_performance(
         return [Estimate(metric=metric, rows=0, reason="not estimated: there are no rows") for metric in metrics]
     found = [estimate_accuracy(p, confidence)]
     simulated = _simulated(p, "auc" in metrics, np.random.default_rng(seed))
-    values: dict[str, float | None] = {"macro_f1": expected_macro_f1(p), "log_loss": expected_log_loss(p)}
+    values: dict[str, float | None] = {"macro_f1": float(simulated["macro_f1"].mean()), "log_loss": expected_log_loss(p)}
     values |= {"auc": expected_auc(p)} if "auc" in metrics else {}
     for metric, value in values.items():
         low, high = _spread(value, simulated[metric], len(p), confidence, math.inf if metric == "log_loss" else 1.0)
@@ -122,14 +123,6 @@ def estimate_accuracy(probabilities: Floats, confidence: float = 0.95) -> Estima
     right = probabilities.max(axis=1)
     low, high = _poisson_binomial(right, confidence)
     return Estimate(metric="accuracy", rows=len(right), value=float(right.mean()), low=low, high=high)
-
-
-def expected_macro_f1(probabilities: Floats) -> float:
-    """Returns the macro-F1 of the expected confusion matrix; classes that no row is given and none is expected are left out."""
-    classes = probabilities.shape[1]
-    expected = np.zeros((classes, classes))  # predicted class, true class
-    np.add.at(expected, probabilities.argmax(axis=1), probabilities)
-    return _macro_f1(expected)
 
 
 def expected_log_loss(probabilities: Floats) -> float:
@@ -161,6 +154,7 @@ def _estimate_labels(
     found = []
     for metric, value in expected.items():
         simulated = np.array([one[metric] for one in draws])
+        value = float(simulated.mean()) if metric == "macro_f1" else value
         low, high = _spread(value, simulated, len(p), confidence, math.inf if metric == "log_loss" else 1.0)
         found.append(Estimate(metric=metric, rows=len(p), value=value, low=low, high=high))
     return found + unknown
@@ -312,10 +306,12 @@ def _auc(scores: Floats, true: NDArray[np.int64]) -> float:
 def _spread(
     value: float | None, simulated: Floats, rows: int, confidence: float, most: float = 1.0
 ) -> tuple[float | None, float | None]:
-    """Returns the quantiles of simulated metrics; of more rows than were simulated, closer to the value."""
+    """Returns the quantiles of simulated metrics; of more rows than were simulated, closer to the value, which is always within:
+    an error that is too rare to be simulated counts in the expected value."""
     if value is None or not len(simulated):
         return None, None
     tail = (1 - confidence) / 2
     scale = math.sqrt(min(1.0, MAX_DRAWN_ROWS / rows))
     low, high = np.quantile(simulated, [tail, 1 - tail])
-    return max(0.0, value + scale * float(low - value)), min(most, value + scale * float(high - value))
+    low, high = min(value, float(low)), max(value, float(high))
+    return max(0.0, value + scale * (low - value)), min(most, value + scale * (high - value))

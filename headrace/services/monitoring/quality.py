@@ -171,7 +171,7 @@ def newest_block(scores: Floats, alpha: float) -> tuple[Floats, float]:
 
 def estimates_of(contract: Contract, window: Window, preferred: str | None) -> list[Estimate]:
     """Returns the estimated metrics of the rows of a window, the gate's first; of rows without all probabilities the accuracy
-    alone. Empty without rows, and for models that write texts.
+    alone. Nothing is estimated from fewer than `FEWEST` rows. Empty without rows, and for models that write texts.
 
     Args:
         preferred: the gate's metric.
@@ -188,7 +188,14 @@ def estimates_of(contract: Contract, window: Window, preferred: str | None) -> l
         found = []
     else:
         found = estimate_performance(contract.output, np.zeros(len(window)))
+    found = [_of_enough_rows(one) for one in found]
     return sorted(found, key=lambda one: (one.metric != preferred, one.value is None))
+
+
+def _of_enough_rows(found: Estimate) -> Estimate:
+    if found.value is None or found.rows >= FEWEST:
+        return found
+    return Estimate(metric=found.metric, rows=found.rows, reason=f"not estimated: {found.rows} rows, and it takes {FEWEST}")
 
 
 def estimates_beside_truths(

@@ -97,12 +97,22 @@ def test_the_gate_s_metric_is_estimated_first() -> None:
 
 
 def test_rows_without_all_probabilities_give_the_accuracy_alone_and_numbers_give_the_reason() -> None:
-    (accuracy,) = estimates_of(contract(), window([None] * 3, [0.9, 0.8, np.nan]), "auc")
-    assert (accuracy.metric, accuracy.rows) == ("accuracy", 2) and accuracy.value == pytest.approx(0.85)
+    (accuracy,) = estimates_of(contract(), window([None] * 61, [0.9, 0.8] * 30 + [np.nan]), "auc")
+    assert (accuracy.metric, accuracy.rows) == ("accuracy", 60) and accuracy.value == pytest.approx(0.85)
     (error,) = estimates_of(contract(output="value", labels=None), window([None] * 3), "mae")
     assert error.value is None and "a second model that predicts errors" in (error.reason or "")
     assert estimates_of(contract(), window([]), None) == []
     assert estimates_of(contract(output="text", labels=None), window([None]), None) == []
+
+
+def test_few_rows_give_no_estimate_and_an_interval_has_its_estimate() -> None:
+    sure = [0.999, *[0.001 / 9] * 9]
+    ten = contract(labels=[str(digit) for digit in range(10)])
+    few = estimates_of(ten, window([sure] * 6), "macro_f1")
+    assert [one.value for one in few] == [None] * len(few) and few[0].reason == "not estimated: 6 rows, and it takes 50"
+    for one in estimates_of(ten, window([sure] * 50), "macro_f1"):
+        assert one.value is not None and one.low is not None and one.high is not None
+        assert one.low <= one.value <= one.high, one
 
 
 @pytest.mark.parametrize("damaged", ["x", [0.5], [2.0, -1.0], [0.5, None], {"no": 1.0}, [0.2, 0.2]])
