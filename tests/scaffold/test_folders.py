@@ -291,7 +291,11 @@ def test_a_table_of_a_text_and_a_label(project: Project) -> None:
     ("make", "arguments", "message"),
     [
         (lambda root: class_folders(root / "a"), ["--data", "a/red"], "no folder with pictures"),
-        (lambda root: class_folders(root / "a", each=2), ["--data", "a"], "6 pictures; training and testing require at least 20"),
+        (
+            lambda root: class_folders(root / "a", each=2),
+            ["--data", "a"],
+            "6 pictures; training and testing require at least 20",
+        ),
         (lambda root: None, ["--data", "photos"], "no such file; known: dvc.yaml"),
         (texts_below, ["--data", "a"], "30 texts are in folders below those of the classes, such as bad/2024/0.txt"),
         (texts_beside, ["--data", "a.zip"], "the archive has other files beside the texts (1), such as good/model.bin"),
