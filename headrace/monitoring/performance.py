@@ -306,8 +306,8 @@ def _auc(scores: Floats, true: NDArray[np.int64]) -> float:
 def _spread(
     value: float | None, simulated: Floats, rows: int, confidence: float, most: float = 1.0
 ) -> tuple[float | None, float | None]:
-    """Returns the quantiles of simulated metrics; of more rows than were simulated, closer to the value, which is always within:
-    an error that is too rare to be simulated counts in the expected value."""
+    """Returns the quantiles of simulated metrics; of more rows than were simulated, closer to the value. The value is always
+    within: an error that is too rare to be simulated counts in it."""
     if value is None or not len(simulated):
         return None, None
     tail = (1 - confidence) / 2
