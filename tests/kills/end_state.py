@@ -3,7 +3,8 @@
 What a run that was killed may leave in addition, and nothing else:
 
 - the journal's entries `rollout-abandoned`: a roll-out that was undone is in the journal by design;
-- files of later looks: a look after the kill is of the version that is in production then (its report, its profile).
+- files of later looks: a look after the kill is of the version that is in production then (its report, its profile);
+- events: that a run crashed is one, and the first event of a project makes the outbox.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ SHOWN = 300
 """Characters of a value in a message."""
 OUTPUTS = ("train/model.pt", "export/model.onnx", "export/contract.json", "evaluation/metrics.json")
 NOT_COMPARED = re.compile(
-    r"\.headrace/(logs|prefect|gateway|locks|supervisor|run|sockets|usage|keys|quotas|cache|data_docs|great_expectations|replicas|dvc)/"
+    r"\.headrace/(logs|events|prefect|gateway|locks|supervisor|run|sockets|usage|keys|quotas|cache|data_docs|great_expectations|replicas|dvc)/"
     r"|\.headrace/bentoml/tmp|\.headrace/monitoring/[^/]+/(2|report)|/__pycache__/|^mlruns/mlflow\.db-|\.lock$"
 )
 """What the servers hold, what is a cache, and what a further look at a model writes."""
