@@ -26,6 +26,7 @@ run: $(READY)  ## release a model (RECIPE=digits), from its data to a running en
 test: check unit  ## all checks, and all tests except the exhaustive ones
 
 test-all: MARKERS :=
+test-all: export HEADRACE_KILL_SEED ?= $(shell od -An -N4 -tx4 /dev/urandom | tr -d ' ')
 test-all: check unit  ## all checks and tests, also every recipe and every point at which a flow can be killed (hours)
 
 setup: $(READY)  ## create .venv with the packages in requirements.lock (PYTHON=python3.12: by default the first of 3.11, 3.12, 3.13)

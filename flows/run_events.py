@@ -32,7 +32,7 @@ def end_published() -> Iterator[None]:
     run = Run(str(run_id), str(flow_run.get_flow_name()), model, os.getpid())
     token = _is_within_run.set(True)
     try:
-        with marked(run, project, killed_by=ExternalSignal):
+        with marked(run, project, killed_by=ExternalSignal, closed_by=(Pause, Abort)):
             try:
                 yield
             except BaseException as error:

@@ -27,7 +27,7 @@ from tests.paths import ROOT
 from tests.services.prefect_server import prefect_server
 
 FLOW = """
-import sys, time
+import os, signal, sys, time
 from prefect import flow
 from flows.cancellation import supervised_run
 from headrace.errors import DataError, ModelRefused
@@ -37,6 +37,8 @@ def body(how):
         print("runs", flush=True)
         if how == "hangs":
             time.sleep(600)
+        if how == "is killed later":
+            return
         raise {"fails": DataError("no rows\\x1b[31m", hint="add some"), "refused": ModelRefused("too bad")}[how]
 
 @flow(name="inner")
@@ -47,6 +49,8 @@ def inner(recipe_name: str):
 def outer(recipe_name: str):
     with supervised_run():
         inner(recipe_name)
+    if how == "is killed later":
+        os.kill(os.getpid(), signal.SIGKILL)
 
 how = sys.argv[1]
 outer("tiny")
@@ -97,6 +101,16 @@ def test_a_run_that_is_killed_is_published_and_closed_by_others(project: Project
     ((name, data),) = published(project)
     assert name == "crashed" and data["run"] == "outer" and data["reason"].startswith("its process was killed")
     assert state_of(data["flow_run"], project) == "CRASHED"
+    assert list(folder(project).iterdir()) == []
+
+
+def test_a_run_that_is_killed_before_prefect_knows_of_its_end_is_closed_as_it_ended(project: Project) -> None:
+    with start("is killed later", project):
+        pass
+    (mark,) = folder(project).iterdir()
+    assert state_of(mark.stem, project) == "RUNNING"
+    publish_dead_runs(project)
+    assert published(project) == [] and state_of(mark.stem, project) == "COMPLETED"
     assert list(folder(project).iterdir()) == []
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import random
-import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tests.kills.steps import Mark
 
-SEED = os.environ.get("HEADRACE_KILL_SEED") or secrets.token_hex(4)
-"""Of the random instants within steps. The same seed gives the same instants, in any order and selection."""
+SEED = os.environ.get("HEADRACE_KILL_SEED") or "1"
+"""Of the random instants within steps. The same seed gives the same instants, in any order and selection. `make test-all` draws
+one each time; `make test` keeps to the same few kills, so that a change is judged by what it has changed."""
 ONLY = os.environ.get("HEADRACE_KILL_ONLY", "")
 """A part of the names of kills, to run these alone."""
 

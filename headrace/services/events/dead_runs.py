@@ -25,17 +25,17 @@ CURSOR = "ended runs"
 
 def publish_dead_runs(project: Project) -> list[Run]:
     """Publishes the runs that were killed, except those that a person has cancelled or that wait for one, closes them in
-    Prefect, and returns those that are closed now."""
+    Prefect, and returns those that are closed now. A run whose code had ended is closed as it ended."""
     closed = []
     for run in dead_runs(project):
         state = _state(run, project)
-        if state not in SILENT:
+        if state not in SILENT and not run.end:
             data = {"run": run.flow, "flow_run": run.id, "pid": run.pid, "reason": KILLED}
             if not publish(project, "crashed", run.model, data, key=run.key):
                 continue
         if state is None or not _close_parts(run.id, project):
             continue
-        if state not in OPEN or _close(run.id, state, project):
+        if state not in OPEN or _close(run.id, state, project, run.end):
             forget(run, project)
             closed.append(run)
     return closed
@@ -108,9 +108,10 @@ def _close_parts(run_id: str, project: Project) -> bool:
     )
 
 
-def _close(run_id: str, state: str, project: Project) -> bool:
+def _close(run_id: str, state: str, project: Project, end: str = "") -> bool:
     """Gives a run in Prefect the state in which it ended; returns whether Prefect has accepted it."""
-    ended = "CANCELLED" if state == "CANCELLING" else "CRASHED"
-    body = {"state": {"type": ended, "name": ended.capitalize(), "message": KILLED}, "force": True}
+    ended = end or ("CANCELLED" if state == "CANCELLING" else "CRASHED")
+    message = f"it had ended before {KILLED}" if end else KILLED
+    body = {"state": {"type": ended, "name": ended.capitalize(), "message": message}, "force": True}
     answer = prefect_api.call(project, f"/flow_runs/{run_id}/set_state", "POST", body)
     return answer is not None and answer.status < 300
