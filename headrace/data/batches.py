@@ -150,9 +150,14 @@ def _announce_batch(recipe: Recipe, title: str, project: Project, report: Report
     """Reports and publishes the version of the data with the batch that was added last, and returns it."""
     version = data_version(project, recipe.name)
     report(f"data/{recipe.name}: {version.rows:,} rows in {len(version.batches)} batches, version {version.md5[:12]}")
-    data = {"batch": title, "rows": version.rows, "batches": len(version.batches), "data_md5": version.md5}
-    publish(project, "data-added", recipe.name, data, report=report)
+    _publish_added(version, title, recipe, project, report)
     return version
+
+
+def _publish_added(version: DataVersion, title: str, recipe: Recipe, project: Project, report: Report) -> None:
+    """Publishes the version once, also where the process that has added its batch was killed before it could."""
+    data = {"batch": title, "rows": version.rows, "batches": len(version.batches), "data_md5": version.md5}
+    publish(project, "data-added", recipe.name, data, key=f"data added {recipe.name} {version.md5}", report=report)
 
 
 def _next_number(project: Project, recipe: Recipe) -> int:
@@ -177,6 +182,8 @@ def _find_duplicate(table: pa.Table, project: Project, recipe: Recipe) -> Path |
 def _refuse_duplicate(duplicate: Path, file: Path, recipe: Recipe, project: Project, report: Report) -> DataVersion:
     if not is_tracked(project):  # a run was killed after its rename: the same file completes the version
         return _complete_version(recipe, project, report)
+    if (version := data_version(project, recipe.name)).batches[-1].name == duplicate.name:
+        _publish_added(version, file.name, recipe, project, report)
     raise DataError(
         f"these rows were already added as batch {duplicate.name}",
         where=str(file),
@@ -188,4 +195,6 @@ def _complete_version(recipe: Recipe, project: Project, report: Report) -> DataV
     with exclusive(project, "data"):
         track(project)
     report("completed the version of an interrupted run")
-    return data_version(project, recipe.name)
+    version = data_version(project, recipe.name)
+    _publish_added(version, version.batches[-1].name, recipe, project, report)
+    return version

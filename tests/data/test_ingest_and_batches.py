@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
 import subprocess
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +16,16 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from headrace.data import batches, commit
 from headrace.data.batches import add_batch, next_batch
 from headrace.data.ingest import FIRST, ingest, source_key
 from headrace.data.splits import split
 from headrace.data.tables import batch_files, read_batches
 from headrace.data.versions import DataVersion, data_version, is_tracked
 from headrace.errors import DataError, DataRejected, RecipeError, SourceError
+from headrace.events import outbox
 from headrace.project import Project
+from headrace.recipe.recipe import Recipe
 
 EXPECT = [{"type": "expect_column_values_to_be_between", "column": "y", "min_value": 0, "max_value": 100}]
 
@@ -191,6 +197,34 @@ def test_an_exact_duplicate_is_refused_by_name(project: Project, ingested: Any, 
     with pytest.raises(DataError, match=f"already added as batch {FIRST}"):
         add_batch(recipe, batch(tmp_path, toy_csv.read_text()), project, quiet)
     assert data_version(project, "toy") == before
+
+
+@pytest.mark.parametrize("step", ["track", "publish"])
+def test_a_batch_of_a_killed_process_is_published_by_the_next_one_once(
+    project: Project, ingested: Any, tmp_path: Path, step: str
+) -> None:
+    recipe, _ = ingested
+    file = batch(tmp_path, HEADER + "5,1,a,50\n")
+    killed = get_context("spawn").Process(target=add_and_exit_before, args=(step, recipe, file, project.root))
+    killed.start()
+    killed.join()
+    assert killed.exitcode == 9 and added(project) == []
+    for _ in range(2):
+        with contextlib.suppress(DataError):  # the second says that the rows were added
+            add_batch(recipe, file, project, quiet)
+    assert added(project) == [data_version(project, "toy").md5]
+
+
+def add_and_exit_before(step: str, recipe: Recipe, file: Path, root: Path) -> None:
+    setattr(commit if step == "track" else batches, step, lambda *arguments, **options: os._exit(9))
+    add_batch(recipe, file, Project(root), quiet)
+
+
+def added(project: Project) -> list[str]:
+    """The versions of the data that were published."""
+    with outbox.opened(project) as connection:
+        rows = connection.execute("SELECT data FROM event WHERE name = 'data-added' ORDER BY seq").fetchall()
+    return [json.loads(data)["data_md5"] for (data,) in rows]
 
 
 @pytest.mark.parametrize(
