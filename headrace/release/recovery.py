@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from headrace import files
 from headrace.console import Report
 from headrace.errors import ServiceError
 from headrace.project import Project
@@ -15,8 +14,6 @@ from headrace.serving.rollout import rolling
 from headrace.serving.rollout.context import RolloutContext, rollout_lock
 from headrace.tracking import registry
 
-NOT_SEARCHED = ("usage", "quotas", "token-keys", "bentoml", "prefect", "logs")
-"""Parts of `.headrace` without partial files of releases: containers write the first three, with process ids of their own."""
 REPAIR_SECONDS = 130.0
 """A release waits this long for a repair of the watchdog to end."""
 
@@ -25,13 +22,6 @@ def is_interrupted(model: str, project: Project) -> bool:
     """Whether a version of the model is on trial, or serves and is not recorded: its release is running, or was killed."""
     found = gateway.read_routes(project).get(model)
     return found is not None and bool(found.previous or any(endpoint.pool != "main" for endpoint in found.endpoints))
-
-
-def remove_partial_files(model: str, project: Project) -> None:
-    """Removes files that a killed process has not written to their end."""
-    files.remove_partial_files(project.state, NOT_SEARCHED)
-    files.remove_partial_files(project.artifacts(model))
-    files.remove_partial_files(project.mlruns, ("artifacts",))
 
 
 def roll_back_interrupted_release(model: str, project: Project, report: Report, wait_seconds: float = 0.0) -> None:

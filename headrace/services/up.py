@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from headrace.console import Report, log
 from headrace.errors import HeadraceError
-from headrace.files import errors_collected
+from headrace.files import errors_collected, remove_partial_files_of
 from headrace.permissions import make_private
 from headrace.processes import as_headrace_error
 from headrace.project import Project, find_project
@@ -187,8 +187,8 @@ def _watchdog(project: Project) -> Server:
 
 
 def _prepare(project: Project, report: Report) -> None:
-    """Stops what was started under another path, or by an older version; corrects permissions, starts supervisord, and
-    checks the ports.
+    """Stops what was started under another path, or by an older version; removes what a power cut left half-written, corrects
+    permissions, starts supervisord, and checks the ports.
 
     Raises:
         PermissionError: a folder of the project belongs to another user.
@@ -198,6 +198,7 @@ def _prepare(project: Project, report: Report) -> None:
     """
     require_restored(project)
     stop_if_moved(project, report)
+    remove_partial_files_of(project)
     make_private(project)
     for path in programs_folder(project).glob("*.conf"):
         if path.stem not in NAMES and HEADRACE_COMMAND.search(path.read_text(encoding="utf-8")):

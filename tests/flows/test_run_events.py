@@ -95,13 +95,16 @@ def test_a_run_that_is_killed_is_published_and_closed_by_others(project: Project
         assert run.stdout is not None and run.stdout.readline() == "runs\n"
         assert dead_runs(project) == [] and len(list(folder(project).iterdir())) == 1
         os.kill(run.pid, signal.SIGKILL)
-    publish_dead_runs(project)
+    partial = project.state / "anchors" / f".audit.json.{run.pid}.part"
+    partial.parent.mkdir(exist_ok=True)
+    partial.touch()
+    deliver.look_for_dead_runs(project)
     publish_dead_runs(project)
     publish_ended_runs(project, since)
     ((name, data),) = published(project)
     assert name == "crashed" and data["run"] == "outer" and data["reason"].startswith("its process was killed")
     assert state_of(data["flow_run"], project) == "CRASHED"
-    assert list(folder(project).iterdir()) == []
+    assert list(folder(project).iterdir()) == [] and not partial.exists()
 
 
 def test_a_run_that_is_killed_before_prefect_knows_of_its_end_is_closed_as_it_ended(project: Project) -> None:
