@@ -16,8 +16,7 @@ from flows.cancellation import supervised_run
 from flows.outcomes import named_outcomes, run_flow
 from headrace.project import find_project
 from headrace.recipe.recipe import load_recipe
-from headrace.release.lock import release_lock
-from tasks.approval import approved, ended, form, next_key, record_answer, take, wait_for_other_release
+from tasks.approval import approved, ended, form, lock_once_free, next_key, record_answer, take
 from tasks.serving import package, promote, record, recover, roll_out
 
 
@@ -28,23 +27,23 @@ def approval(model: str, version: str, content_sha256: str) -> dict[str, Any] | 
     project = find_project()
     with supervised_run():
         problem = record_answer(project)
-        is_approved = approved(model, project)
-        if is_approved:
-            wait_for_other_release(model, project)
-        if (end := ended(model, version, content_sha256, project)) is not None:
-            return end
-        if not is_approved:
+        if not approved(model, project):
+            if (end := ended(model, version, content_sha256, project)) is not None:
+                return end
             suspend_flow_run(wait_for_input=form(model, project, problem), key=next_key(project))
-        return run_flow(release_approved, model, version)
+        with lock_once_free(model, project):  # another process may have released this very candidate
+            end = ended(model, version, content_sha256, project)
+            return end if end is not None else run_flow(release_approved, model, version)
 
 
 @flow(name="release approved", flow_run_name="{recipe_name}")
 @named_outcomes
 def release_approved(recipe_name: str, version: str) -> dict[str, Any]:
-    """Releases a version that people have approved: exactly its files, whatever was trained or changed since."""
+    """Releases a version that people have approved: exactly its files, whatever was trained or changed since. Its caller holds
+    the lock of releases."""
     project = find_project()
     recipe = load_recipe(recipe_name, project)
-    with supervised_run(), release_lock(recipe.name, project):
+    with supervised_run():
         recover(recipe, project)
         decision = take(recipe, version, project)
         packaged = package(decision, project)

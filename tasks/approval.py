@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 from prefect import task
@@ -17,7 +19,7 @@ from headrace.project import Project
 from headrace.recipe.recipe import Recipe
 from headrace.release import decision, journal, reviews
 from headrace.release.decision import Decision
-from headrace.release.lock import require_no_other_release
+from headrace.release.lock import release_lock
 from headrace.services import approvals
 from tasks.reporting import report, step
 from tasks.settings import HOUR, PLAIN
@@ -84,15 +86,21 @@ def next_key(project: Project) -> str:
     return approvals.pause_key(count + 1)
 
 
-def wait_for_other_release(model: str, project: Project) -> None:
-    """Waits until no other process releases the model; it may release this very candidate."""
-    while True:
-        try:
-            require_no_other_release(model, project)
-            return
-        except Busy as error:
-            report(error.message)
+@contextmanager
+def lock_once_free(model: str, project: Project) -> Iterator[None]:
+    """Holds the right to release a model, as soon as no other process holds it."""
+    waits = False
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(release_lock(model, project))
+                break
+            except Busy as error:
+                if not waits:
+                    report(error.message)
+                waits = True
             time.sleep(POLL_SECONDS)
+        yield
 
 
 def take(recipe: Recipe, version: str, project: Project) -> Decision:
