@@ -28,7 +28,9 @@ def prepare(recipe: Recipe, project: Project) -> StageResult | State[StageResult
 @task(name="train", timeout_seconds=24 * HOUR, tags=["train"], **PLAIN)
 def train(recipe: Recipe, project: Project) -> StageResult | State[StageResult]:
     """Trains; resumes from the last checkpoint when an earlier run was killed."""
-    step("train", f"{recipe.model.name}, at most {recipe.train.epochs} epochs")
+    rounds = getattr(recipe.model, "rounds", None)  # of boosted trees
+    most = f"{recipe.train.epochs} epochs" if rounds is None else f"{rounds} rounds"
+    step("train", f"{recipe.model.name}, at most {most}")
     return report_result(reproduce("train", recipe, project))
 
 

@@ -100,13 +100,13 @@ def _changed(recipe: Recipe, epochs: int | None, window: str | None, start: str 
     """
     from pydantic import ValidationError
 
-    changes: dict[str, Any] = {"processes": 1, "strategy": "ddp"}
+    changes: dict[str, Any] = {"processes": 1, "strategy": "ddp"} if recipe.train.processes > 1 else {}
     changes |= {} if epochs is None else {"epochs": epochs}
     changes |= {} if window is None else {"window": int(window) if window.isdigit() else window}
     changes |= {} if start is None else {"start": start}
     fields = {name: getattr(recipe, name) for name in Recipe.model_fields}
     try:
-        return Recipe.model_validate({**fields, "train": {**recipe.train.model_dump(), **changes}})
+        return Recipe.model_validate({**fields, "train": {**recipe.train.model_dump(exclude_unset=True), **changes}})
     except ValidationError as error:
         message = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise RecipeError(message, where="--window", hint="headrace simulate --help") from None

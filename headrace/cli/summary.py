@@ -61,7 +61,7 @@ def _rows(facts: dict[str, Any], project: Project) -> list[tuple[str, str]]:
         ("expectations", f"{facts['validation'].removesuffix(' expectations')} passed"),
         (
             "training",
-            f"{training['epochs']} epochs on {training['device']}, best {training['best_epoch']}; "
+            f"{training['epochs']} {training.get('unit', 'epoch')}s on {training['device']}, best {training['best_epoch']}; "
             f"{training['parameters']:,} parameters",
         ),
         ("test", metrics),

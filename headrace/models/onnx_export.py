@@ -122,13 +122,15 @@ def with_columns(graph: onnx.ModelProto, schema: Schema) -> onnx.ModelProto:
     outputs = [helper.make_tensor_value_info(f"{front}{name}", dtype, ["rows", n]) for name, dtype, n in matrices if n]
     inputs, nodes = [*numbers, *moments, *texts], [*encoders, *casts, *stacks]
 
-    opsets = [*graph.opset_import, helper.make_opsetid("ai.onnx.ml", ML_OPSET)]
-    columns_graph = helper.make_model(
-        helper.make_graph(nodes, "columns", inputs, outputs, [axis]), opset_imports=opsets, ir_version=graph.ir_version
-    )
     core = onnx.ModelProto()
     core.CopyFrom(graph)
-    core.opset_import.append(helper.make_opsetid("ai.onnx.ml", ML_OPSET))
+    if "ai.onnx.ml" not in {opset.domain for opset in graph.opset_import}:
+        core.opset_import.append(helper.make_opsetid("ai.onnx.ml", ML_OPSET))
+    columns_graph = helper.make_model(
+        helper.make_graph(nodes, "columns", inputs, outputs, [axis]),
+        opset_imports=core.opset_import,
+        ir_version=graph.ir_version,
+    )
     core = onnx.compose.add_prefix(core, network)
     joints = [(output.name, network + output.name.removeprefix(front)) for output in outputs]
     merged = onnx.compose.merge_models(columns_graph, core, joints)

@@ -6,7 +6,7 @@ A new model is one file in `headrace/models` and one entry in `MODELS`, or a cus
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -118,6 +118,70 @@ class MLPConfig(ModelConfig):
                 "interval and quantiles: remove one of them; quantiles [0.05, 0.5, 0.95] contain an interval of 0.9"
             )
         return self
+
+
+class BoostedTreesConfig(ModelConfig):
+    """Base class of settings of boosted trees, with the names of their libraries. docs/training.md explains them."""
+
+    rounds: int = Field(default=500, ge=1, le=20_000)
+    """Largest number of boosting rounds; each adds a tree, or one for each of several classes."""
+    learning_rate: float = Field(default=0.1, gt=0.0, le=1.0)
+    """Factor of what each tree adds."""
+    early_stopping_rounds: int | None = Field(default=30, ge=1)
+    """Stops when the validation loss has not fallen for this many rounds. The trees up to the best round are kept in any
+    case."""
+    subsample: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Fraction of the rows that each tree is grown on."""
+    colsample_bytree: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Fraction of the features that each tree may split."""
+    reg_alpha: float = Field(default=0.0, ge=0.0)
+    """L1 penalty on the values of leaves."""
+    max_bin: int = Field(default=255, ge=2, le=65_535)
+    """Bins into which the values of a feature are sorted."""
+    threads: int = Field(default=2, ge=1, le=256)
+    """Threads that train. A fixed number, as another one may give slightly different trees."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_intervals(cls, fields: Any) -> Any:
+        for name in ("interval", "quantiles"):
+            if isinstance(fields, dict) and name in fields:
+                raise ValueError(f"{name}: {fields.get('name')} predicts one value per row; remove it, or use mlp")
+        return fields
+
+
+class LightGBMConfig(BoostedTreesConfig):
+    """Boosted trees of a table, trained by LightGBM: trees grow leaf by leaf."""
+
+    builds = "headrace.models.boosted_trees:LightGBM"
+    name: Literal["lightgbm"] = "lightgbm"
+    num_leaves: int = Field(default=31, ge=2, le=131_072)
+    """Most leaves of a tree."""
+    max_depth: int | None = Field(default=None, ge=1)
+    """Most splits from the root of a tree to a leaf."""
+    min_child_samples: int = Field(default=20, ge=1)
+    """Fewest training rows of a leaf."""
+    reg_lambda: float = Field(default=0.0, ge=0.0)
+    """L2 penalty on the values of leaves."""
+    objective: Literal["regression", "regression_l1", "huber"] | None = None
+    """For regression: the loss; by default `regression`, the squared error."""
+
+
+class XGBoostConfig(BoostedTreesConfig):
+    """Boosted trees of a table, trained by XGBoost: trees grow level by level."""
+
+    builds = "headrace.models.boosted_trees:XGBoost"
+    name: Literal["xgboost"] = "xgboost"
+    max_depth: int = Field(default=6, ge=1, le=30)
+    """Most splits from the root of a tree to a leaf."""
+    min_child_weight: float = Field(default=1.0, ge=0.0)
+    """Smallest sum of second derivatives of the loss in a leaf; for the squared error it is the number of rows."""
+    gamma: float = Field(default=0.0, ge=0.0)
+    """Smallest reduction of the loss for which a leaf is split."""
+    reg_lambda: float = Field(default=1.0, ge=0.0)
+    """L2 penalty on the values of leaves."""
+    objective: Literal["reg:squarederror", "reg:absoluteerror", "reg:pseudohubererror"] | None = None
+    """For regression: the loss; by default `reg:squarederror`."""
 
 
 Pooling = Literal["max", "mean", "last", "attention"]
@@ -318,6 +382,8 @@ MODELS: dict[str, type[ModelConfig]] = {
     "cnn": CNNConfig,
     "resnet": ResNetConfig,
     "mlp": MLPConfig,
+    "lightgbm": LightGBMConfig,
+    "xgboost": XGBoostConfig,
     "recurrent": RecurrentConfig,
     "attention": AttentionConfig,
     "seq2seq": Seq2SeqConfig,

@@ -19,6 +19,7 @@ from headrace import renamed
 from headrace.errors import RecipeError, near_miss
 from headrace.plugins import add_to_import_path, is_dotted
 from headrace.project import Project
+from headrace.recipe.boosting import check_boosting
 from headrace.recipe.columns import RESERVED_FIELDS
 from headrace.recipe.data import DataConfig
 from headrace.recipe.gate import GateConfig
@@ -91,6 +92,7 @@ class Recipe(Section):
         task_type = self.task_type
         task_type.check_data(self.data)
         task_type.check_model(self.model, self.task)
+        check_boosting(self.model, self.train, self.data, task_type.is_classification)
         check_targets(task_type, self.data, self.task)
         check_text(task_type, self.data, self.model, self.task)
         task_type.check_training(self.train, self.task)

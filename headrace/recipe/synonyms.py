@@ -65,11 +65,6 @@ LIMITS = (
         "use PyOD or scikit-learn; with labels: `classification` with train.class_weights",
     ),
     Limit(
-        ("tree", "forest", "boost", "xgboost", "xgb", "lightgbm", "lgbm", "catboost", "gbm", "gbdt", "gbt", "cart"),
-        "train trees",
-        "for a table use `mlp`; or write a task type of your own that fits them and answers by a torch module",
-    ),
-    Limit(
         ("svm", "svc", "svr", "knn", "neighbors", "neighbours", "bayes", "gaussian process", "sklearn", "scikit learn"),
         "train models of scikit-learn",
         "for a table use `mlp`; or write a task type of your own that fits them and answers by a torch module",
@@ -99,7 +94,7 @@ LIMITS = (
     Limit(("causal", "uplift", "treatment effect"), "estimate effects of actions", "use DoWhy, EconML or CausalML"),
 )
 
-UNSURE = frozenset({"detection", "mask", "tree"})
+UNSURE = frozenset({"detection", "mask"})
 """Names of limits that can also be part of a task that Headrace has, such as spam detection."""
 WORDS = {
     **dict.fromkeys(("classifier", "classify", "binary", "multiclass", "categorical", "label", "logistic", "churn", "fraud",
@@ -120,6 +115,8 @@ MODELS = {
     "mlp": ("dense", "feedforward", "feed forward", "fnn", "ffn", "dnn", "ann", "nn", "neural network", "neural net",
             "perceptron", "linear", "logistic", "linear regression", "logistic regression",
             "tabnet", "tabular", "fully connected", "fc"),
+    "lightgbm": ("tree", "forest", "boost", "lgbm", "catboost", "gbm", "gbdt", "gbt", "cart", "hist gradient boost"),
+    "xgboost": ("xgb",),
     "cnn": ("convnet", "conv", "convolutional", "convolution", "lenet", "vgg", "alexnet", "efficientnet", "mobilenet",
             "densenet", "inception", "convnext", "vit", "swin"),
     "resnet": ("residual", "residual network", "resnet18", "resnet34", "resnet50", "resnet101", "resnext"),
@@ -184,6 +181,16 @@ FIELDS: dict[str, dict[str, tuple[str, ...]]] = {
         "hidden": ("layers", "units", "hidden layers", "hidden size", "hidden sizes", "hidden layer sizes", "neurons"),
         "interval": ("prediction interval", "confidence interval", "uncertainty"),
         "quantiles": ("quantile", "percentiles", "percentile"),
+        "rounds": ("n estimators", "num boost round", "num round", "iterations", "num iterations", "epochs", "trees"),
+        "num_leaves": ("leaves", "max leaves", "max leaf nodes"),
+        "min_child_samples": ("min data in leaf", "min samples leaf"),
+        "subsample": ("bagging fraction",),
+        "colsample_bytree": ("feature fraction", "colsample", "max features"),
+        "reg_alpha": ("alpha", "lambda l1", "l1"),
+        "reg_lambda": ("lambda", "lambda l2", "l2"),
+        "gamma": ("min split loss", "min split gain"),
+        "early_stopping_rounds": ("patience", "early stopping", "early stop"),
+        "threads": ("n jobs", "nthread", "num threads"),
         "dropout": ("dropout rate", "drop rate"),
         "channels": ("filters", "kernels", "feature maps"),
         "layers": ("depth", "num layers", "n layers", "blocks"),

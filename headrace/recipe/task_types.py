@@ -41,6 +41,7 @@ MULTILABEL: dict[str, Better] = {
 MULTILABEL_BY_ROW = frozenset({"jaccard", "subset_accuracy", "hamming_loss", "log_loss"})
 """Metrics of several labels per row that are means over rows."""
 GENERATION: dict[str, Better] = {"bits_per_character": "lower"}
+TABLE_MODELS = ("mlp", "lightgbm", "xgboost")
 SUMMARISATION: dict[str, Better] = {"rouge_l": "higher", "rouge_l_gain": "higher", "rouge_l_baseline": "higher"}
 
 
@@ -68,6 +69,11 @@ class TaskTypeEntry:
     def is_table(self) -> bool:
         """Whether its inputs are the named columns of a table."""
         return self.implements.startswith("headrace.task_types.tabular:")
+
+    @property
+    def is_classification(self) -> bool:
+        """Whether it predicts one class per row."""
+        return CALIBRATION.keys() <= self.metrics.keys() and not self.is_multilabel
 
     def check_data(self, data: DataConfig) -> None:
         """
@@ -152,10 +158,10 @@ TASK_TYPES: dict[str, TaskTypeEntry] = {
         reads_chunks=True,
     ),
     "classification": TaskTypeEntry(
-        "headrace.task_types.tabular:TabularClassification", CLASSIFICATION | CALIBRATION, ("mlp",), reads_chunks=True
+        "headrace.task_types.tabular:TabularClassification", CLASSIFICATION | CALIBRATION, TABLE_MODELS, reads_chunks=True
     ),
     "regression": TaskTypeEntry(
-        "headrace.task_types.tabular:TabularRegression", REGRESSION | INTERVALS, ("mlp",), reads_chunks=True
+        "headrace.task_types.tabular:TabularRegression", REGRESSION | INTERVALS, TABLE_MODELS, reads_chunks=True
     ),
     "image-regression": TaskTypeEntry(
         "headrace.task_types.image_regression:ImageRegression",

@@ -23,6 +23,7 @@ from headrace.task_types.label_sets import known_labels, labels_in, refuse_lists
 if TYPE_CHECKING:
     import onnx
     import pandas as pd
+    import torch
 
     from headrace.data.splits import Splits
     from headrace.evaluation.metrics import Evaluation
@@ -208,9 +209,17 @@ class TaskType(ABC):
 
         path = folder / "model.onnx"
         example = {name: torch.from_numpy(array) for name, array in self.encode(test.iloc[[0, -1]], schema, recipe).items()}
-        graph = self.complete(export_graph(model, example, self.dynamic), schema)
+        graph = self.complete(self._graph(model, example), schema)
         write_with(path, lambda beside: save_graph(graph, beside))
         return check_parity(model, path, self.parity_batches(test, schema, recipe, contract), recipe.name)
+
+    def _graph(self, model: ServedModel, example: dict[str, torch.Tensor]) -> onnx.ModelProto:
+        from headrace.models.boosted_trees import BoostedTrees
+        from headrace.models.boosted_trees_export import export_trees
+
+        if isinstance(model.network, BoostedTrees):
+            return export_trees(model, example)
+        return export_graph(model, example, self.dynamic)
 
     def example(self, contract: Contract, folder: Path) -> Feeds:
         """Returns one row of inputs for the graph in `folder` (`model.onnx`): the input example in MLflow's registry."""

@@ -33,7 +33,7 @@ class ImageClassification(Images):
         from headrace.models.build import build
         from headrace.models.served import Classifier
 
-        return Classifier(self._preprocess(schema), build(config, schema.shape))
+        return Classifier(self._preprocess(schema, config), build(config, schema.shape))
 
     def contract(self, schema: Schema, recipe: Recipe, sample: pd.DataFrame) -> Contract:
         return self._contract(schema, recipe, sample, output="probabilities", labels=schema.labels, target=recipe.data.target)

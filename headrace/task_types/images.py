@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
+    from headrace.recipe.models import ModelConfig
     from headrace.recipe.recipe import Recipe
 
 
@@ -85,7 +86,7 @@ class Images(Inputs):
             noise[row] = edge
         return pd.DataFrame(noise).add_prefix("pixel_")
 
-    def _preprocess(self, schema: Schema) -> nn.Module:
+    def _preprocess(self, schema: Schema, config: ModelConfig) -> nn.Module:
         from headrace.models.served import ScaleColour, ScaleImage
 
         assert schema.shape.image is not None

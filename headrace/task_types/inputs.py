@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
+    from headrace.recipe.models import ModelConfig
     from headrace.recipe.recipe import Recipe
 
 
@@ -23,8 +24,8 @@ class Inputs(TaskType):
     """A task type whose graph takes fields of a row; a subclass for what is predicted comes before it in a class's bases."""
 
     @abstractmethod
-    def _preprocess(self, schema: Schema) -> nn.Module:
-        """Returns the module that prepares what `encode` returns for the network."""
+    def _preprocess(self, schema: Schema, config: ModelConfig) -> nn.Module:
+        """Returns the module that prepares what `encode` returns for the network of `config`."""
 
     @abstractmethod
     def _inputs(self, schema: Schema, recipe: Recipe) -> list[InputField]:

@@ -39,7 +39,7 @@ class OneValue(Inputs):
         from headrace.models.quantiles import QuantileRegressor
         from headrace.models.served import Regressor
 
-        scale, mean, std = self._preprocess(schema), schema.target_mean, schema.target_std
+        scale, mean, std = self._preprocess(schema, config), schema.target_mean, schema.target_std
         level, quantiles = interval_of(config), quantiles_of(config)
         if quantiles is not None:
             network = build(config, schema.shape.model_copy(update={"outputs": len(quantiles)}))

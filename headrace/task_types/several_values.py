@@ -39,7 +39,7 @@ class SeveralNumbers(Inputs):
         from headrace.models.several_values import SeveralRegressor
 
         network = build(config, schema.shape)
-        return SeveralRegressor(self._preprocess(schema), network, schema.extra[MEANS], schema.extra[STDS])
+        return SeveralRegressor(self._preprocess(schema, config), network, schema.extra[MEANS], schema.extra[STDS])
 
     def contract(self, schema: Schema, recipe: Recipe, sample: pd.DataFrame) -> Contract:
         targets = recipe.data.targets

@@ -94,10 +94,12 @@ class Tabular(Inputs):
     def evaluation_columns(self, schema: Schema, recipe: Recipe) -> list[str]:
         return [*(column.name for column in _sliced(schema)), *recipe.data.targets]
 
-    def _preprocess(self, schema: Schema) -> nn.Module:
+    def _preprocess(self, schema: Schema, config: ModelConfig) -> nn.Module:
         from headrace.models.served import ScaleTable
+        from headrace.models.tree_features import TreeFeatures
+        from headrace.recipe.models import BoostedTreesConfig
 
-        return ScaleTable(schema)
+        return TreeFeatures(schema) if isinstance(config, BoostedTreesConfig) else ScaleTable(schema)
 
     def _inputs(self, schema: Schema, recipe: Recipe) -> list[InputField]:
         """Returns the fields of the contract, with the rules by which the recipe reads their texts."""
@@ -152,7 +154,7 @@ class TabularClassification(Tabular):
         from headrace.models.build import build
         from headrace.models.served import Classifier
 
-        return Classifier(self._preprocess(schema), build(config, schema.shape))
+        return Classifier(self._preprocess(schema, config), build(config, schema.shape))
 
     def contract(self, schema: Schema, recipe: Recipe, sample: pd.DataFrame) -> Contract:
         return self._contract(schema, recipe, sample, output="probabilities", labels=schema.labels, target=recipe.data.target)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
+    from headrace.recipe.models import ModelConfig
     from headrace.recipe.recipe import Recipe
 
 TEXT = "text"
@@ -95,7 +96,7 @@ class TextTable(Tabular):
         missing = schema.shape.length - tokens.shape[1]
         return {**super().encode(frame, schema, recipe), TOKENS: np.pad(tokens, ((0, 0), (0, missing)), constant_values=PAD)}
 
-    def _preprocess(self, schema: Schema) -> nn.Module:
+    def _preprocess(self, schema: Schema, config: ModelConfig) -> nn.Module:
         from headrace.models.text_vector import ScaleTextTable
 
         return ScaleTextTable(schema)

@@ -41,11 +41,12 @@ class NullReporter:
 class RunReporter(NullReporter):
     """Moves the progress bar after each step, and sends finished epochs to MLflow in batches."""
 
-    def __init__(self, run: runs.Run, fingerprint: str, bar: console.Bar, steps: int, epochs: int) -> None:
+    def __init__(self, run: runs.Run, fingerprint: str, bar: console.Bar, steps: int, epochs: int, unit: str = "epoch") -> None:
         self.fingerprint = fingerprint
         self._run = run
         self._bar = bar
         self._steps = steps
+        self._unit = unit
         self._every = 1 if bar.is_visible else math.ceil(epochs / LINES)
         self._last_printed = 0
         self._history: list[dict[str, float]] = []
@@ -68,7 +69,7 @@ class RunReporter(NullReporter):
     def _print(self, progress: Progress, epoch: int, before: str = "") -> None:
         row = progress.history[epoch - 1]
         shown = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if name.startswith("val_"))
-        self._bar.set_description(f"{before}epoch {epoch}  {shown}")
+        self._bar.set_description(f"{before}{self._unit} {epoch}  {shown}")
         self._last_printed = epoch
 
     def flush(self) -> None:
@@ -100,16 +101,31 @@ class RunReporter(NullReporter):
 
 
 @contextmanager
-def report_run(recipe: Recipe, project: Project, device: torch.device, rows: int, fingerprint: str) -> Iterator[RunReporter]:
+def report_run(
+    recipe: Recipe,
+    project: Project,
+    device: torch.device,
+    rows: int,
+    fingerprint: str,
+    steps: int | None = None,
+    epochs: int | None = None,
+    unit: str = "epoch",
+) -> Iterator[RunReporter]:
     """Opens the MLflow run (or the one that a killed training left open) and the progress bar.
+
+    Args:
+        steps: batches of an epoch, where `train.batch_size` does not tell it.
+        epochs: the largest number of epochs, where `train.epochs` does not tell it.
+        unit: what an epoch is called.
 
     Raises:
         RegistryError: MLflow's database cannot be written.
     """
-    steps = math.ceil(rows / recipe.train.batch_size)
+    steps = steps or math.ceil(rows / recipe.train.batch_size)
+    epochs = epochs or recipe.train.epochs
     run = runs.open_run(recipe, project, fingerprint, tags={"device": device.type, "train_rows": str(rows)})
-    with console.bar(f"training {recipe.name} on {device.type}", steps * recipe.train.epochs) as bar:
-        reporter = RunReporter(run, fingerprint, bar, steps, recipe.train.epochs)
+    with console.bar(f"training {recipe.name} on {device.type}", steps * epochs) as bar:
+        reporter = RunReporter(run, fingerprint, bar, steps, epochs, unit)
         try:
             yield reporter
         except TrainingError:

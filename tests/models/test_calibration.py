@@ -17,8 +17,8 @@ from headrace.models.served import AsIs, Classifier
 from headrace.recipe.models import MLPConfig
 from headrace.recipe.training import TrainConfig
 from headrace.task_types.lookup import task_type_of
+from headrace.training.results import calibrate
 from headrace.training.rows import Split
-from headrace.training.run import calibrate
 
 
 def drawn(rows: int, seed: int, sharpness: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -24,8 +24,8 @@ from headrace.scoring.answers import answer_columns
 from headrace.services.api.batch_rows import write_parquet
 from headrace.services.api.batch_store import Part
 from headrace.services.api.json_schemas import answer_schema
+from headrace.training.results import calibrate
 from headrace.training.rows import Split
-from headrace.training.run import calibrate
 from tests.bento_projects import make_recipe
 
 LEVELS = [0.1, 0.5, 0.75]

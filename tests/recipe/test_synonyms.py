@@ -94,11 +94,12 @@ def test_a_model_is_answered_by_the_nearest_one(name: str, meant: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["xgboost", "XGBClassifier", "lightgbm", "LGBMRegressor", "catboost", "random-forest", "RandomForestClassifier",
-             "gradient_boosting", "decision-tree"]
+    ("name", "meant"),
+    [("XGBClassifier", "xgboost"), ("xgb", "xgboost"), ("LGBMRegressor", "lightgbm"), ("catboost", "lightgbm"),
+     ("RandomForestClassifier", "lightgbm"), ("gradient_boosting", "lightgbm"), ("decision-tree", "lightgbm")],
 )  # fmt: skip
-def test_trees_are_answered_by_what_there_is(name: str) -> None:
-    assert near_model(name, MODELS).startswith("Headrace does not train trees; for a table use `mlp`")
+def test_trees_are_answered_by_the_nearest_ones(name: str, meant: str) -> None:
+    assert near_model(name, MODELS) == f"did you mean {meant!r}?"
 
 
 def test_other_models_of_other_libraries_are_answered_too() -> None:
@@ -134,7 +135,7 @@ def test_a_model_that_there_is_later_is_preferred_to_a_synonym_of_another() -> N
         ("gate.require", {"f1": ">= 0.5"}, "gate: unknown metric 'f1' for 'classification'; did you mean 'macro_f1'?"),
         ("gate.require", {"roc_auc": ">= 0.5"}, "gate: unknown metric 'roc_auc' for 'classification'; did you mean 'auc'?"),
         ("task", "forecast", "task: unknown task 'forecast'; Headrace does not forecast a series; use statsforecast"),
-        ("model", {"name": "xgboost"}, "model: unknown model 'xgboost'; Headrace does not train trees; for a table use `mlp`"),
+        ("model", {"name": "xgb"}, "model: unknown model 'xgb'; did you mean 'xgboost'?"),
     ],
 )
 def test_a_recipe_is_answered_so(path: str, value: Any, said: str) -> None:

@@ -22,8 +22,8 @@ from headrace.recipe.recipe import Recipe, load_recipe
 from headrace.task_types.lookup import task_type_for
 from headrace.training.loading import to_device
 from headrace.training.loop import TrainingRun, fit
+from headrace.training.results import calibrate
 from headrace.training.rows import Split
-from headrace.training.run import calibrate
 from tests.asgi import make_project
 from tests.bento_projects import make_model
 from tests.picture_files import file_of, noisy

@@ -275,7 +275,7 @@ def test_machines_divide_the_processes_and_need_an_address() -> None:
 
 
 def test_settings_do_not_change_what_a_checkpoint_fits(prepared: Project) -> None:
-    from headrace.training.run import fingerprint_of
+    from headrace.training.results import fingerprint_of
 
     one, several = untrained(prepared, processes=1), untrained(prepared, processes=2, strategy="fsdp")
     rows = prepared.artifacts("tiny") / "prepared"

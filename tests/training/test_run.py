@@ -21,7 +21,8 @@ from headrace.recipe.recipe import Recipe, load_recipe
 from headrace.tracking.runs import client
 from headrace.training.checkpoint import Progress
 from headrace.training.reporting import RunReporter
-from headrace.training.run import fingerprint_of, train_model
+from headrace.training.results import fingerprint_of
+from headrace.training.run import train_model
 from tests.bento_projects import another
 from tests.exhaustive import exhaustive
 from tests.paths import ROOT
