@@ -23,6 +23,7 @@ KEPT = {
     "batches",
     "quarantine",
     "checkpoints",
+    "searches",
     "bentoml",
     "sbom",
     "prefect",

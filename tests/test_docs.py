@@ -51,6 +51,7 @@ PAGES = [
     "docs/schedules.md",
     "docs/deployments.md",
     "docs/architecture.md",
+    "docs/search.md",
 ]
 LONG = ("docs/recipes.md",)
 """Pages with many releases: only `make test-all` runs their commands."""

@@ -26,6 +26,7 @@ from headrace.recipe.gate import GateConfig
 from headrace.recipe.models import MODELS, ModelConfig, config_of
 from headrace.recipe.monitor import MonitorConfig, check_personal
 from headrace.recipe.refresh import RefreshConfig, check_refresh
+from headrace.recipe.search import SearchConfig, check_search
 from headrace.recipe.section import Section
 from headrace.recipe.serve import ServeConfig
 from headrace.recipe.synonyms import near_field
@@ -71,6 +72,7 @@ class Recipe(Section):
     serve: ServeConfig
     monitor: MonitorConfig = MonitorConfig()
     refresh: RefreshConfig | None = None
+    search: SearchConfig | None = None
 
     @field_validator("task")
     @classmethod
@@ -139,6 +141,11 @@ class Recipe(Section):
                     raise ValueError(
                         f"data.columns: no feature can be named {name!r}: {RESERVED_FIELDS[name]}; rename it (data.rename)"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _check_search(self) -> Recipe:
+        check_search(self)
         return self
 
     @property

@@ -36,6 +36,10 @@ def past_rows(live: Live) -> dict[str, Any]:
     return {"recipe_name": RECIPE, "data": PAST, "out": f"{RESULTS}/scored.csv", "workers": 1}
 
 
+def few_trials(live: Live) -> dict[str, Any]:
+    return {"recipe_name": RECIPE, "trials": 3, "workers": 1}
+
+
 @dataclass(frozen=True)
 class Scenario:
     """How one flow is run."""
@@ -105,6 +109,7 @@ SCENARIOS = (
     Scenario("refresh", f"refresh-{RECIPE}", within="monitor"),
     Scenario("monitor", f"monitor-{RECIPE}", before=drift),
     Scenario("backfill", "backfill", parameters=past_rows),
+    Scenario("search", "search", parameters=few_trials, is_long=True),
     Scenario("approval", "approval", before=another_candidate, approves="2", is_long=True),
 )
 """A new flow needs one line here, and no test of its own."""

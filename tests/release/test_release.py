@@ -174,7 +174,7 @@ def test_the_flow_is_in_prefect_with_all_its_steps(live: Live) -> None:
         "record",
     } <= named
     deployments = {d["name"] for d in live.prefect("/deployments/filter", "POST", {})}
-    assert deployments == {"release", "backfill"}
+    assert deployments == {"release", "backfill", "search"}
 
 
 @pytest.mark.exhaustive  # as a schedule does
@@ -216,7 +216,7 @@ def test_a_schedule_releases_a_model_by_itself(live: Live) -> None:
     finally:
         file.write_text(before)
         assert "deployment every-minute removed" in live.run("up").stderr
-    assert {d["name"] for d in live.prefect("/deployments/filter", "POST", {})} == {"release", "backfill"}
+    assert {d["name"] for d in live.prefect("/deployments/filter", "POST", {})} == {"release", "backfill", "search"}
 
 
 def test_dvc_by_hand_finds_everything_up_to_date(live: Live) -> None:

@@ -1,0 +1,48 @@
+"""The space of a recipe that names none: the fields that matter most for its model, around the values that it has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from headrace.recipe.recipe import Recipe
+from headrace.recipe.search import problem_of
+
+SIZES = ("channels", "hidden", "width")
+"""Fields with the size of a network, of which a model has one."""
+FACTORS = (0.5, 1, 2)
+LARGEST_DROPOUT = 0.5
+
+
+def default_space(recipe: Recipe) -> dict[str, Any]:
+    """Returns the space as a recipe writes it: learning rate, batch size and weight decay, and dropout and size of the network.
+
+    A factor of ten around the recipe's learning rate and weight decay, and half or twice its sizes. The values of the recipe
+    are in it.
+    """
+    train = recipe.train
+    space: dict[str, Any] = {
+        "train.learning_rate": _decade(train.learning_rate),
+        "train.batch_size": _scaled(train.batch_size),
+        "train.weight_decay": _decade(train.weight_decay) if train.weight_decay else [0.0, 0.001, 0.01, 0.1],
+    }
+    if (dropout := getattr(recipe.model, "dropout", None)) is not None:
+        space["model.dropout"] = f"0..{max(dropout, LARGEST_DROPOUT):g}"
+    for name in SIZES:
+        if value := getattr(recipe.model, name, None):
+            fitting = [size for size in _scaled(value) if problem_of(recipe, {f"model.{name}": size}) is None]
+            space |= {f"model.{name}": fitting} if len(fitting) > 1 else {}
+            break
+    return space
+
+
+def _decade(value: float) -> str:
+    return f"log {value / 10:g}..{value * 10:g}"
+
+
+def _scaled(value: Any) -> list[Any]:
+    """Half, the same and twice a size, or of each size in a list."""
+    scaled: list[Any] = [
+        [max(1, int(one * factor)) for one in value] if isinstance(value, list) else max(1, int(value * factor))
+        for factor in FACTORS
+    ]
+    return [one for i, one in enumerate(scaled) if one not in scaled[:i]]
