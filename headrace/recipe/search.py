@@ -12,20 +12,18 @@ import random
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, Protocol, TypeVar, get_args
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from headrace.errors import near_miss
 from headrace.recipe.duration import Duration
-from headrace.recipe.models import config_of
+from headrace.recipe.gate import GateConfig
+from headrace.recipe.models import ModelConfig, config_of
 from headrace.recipe.section import Section
 from headrace.recipe.synonyms import near_field
 from headrace.recipe.task_types import CLASSIFICATION, REGRESSION, Better, TaskTypeEntry
 from headrace.recipe.training import TrainConfig
-
-if TYPE_CHECKING:
-    from headrace.recipe.recipe import Recipe
 
 SamplerName = Literal["tpe", "random", "qmc", "gp"]
 PrunerName = Literal["median", "hyperband", "none"]
@@ -40,6 +38,7 @@ NOT_SEARCHED = {
     "model.name": "search one model at a time: its fields differ from those of another one",
     "model.interval": "it changes what is predicted",
     "model.quantiles": "it changes what is predicted",
+    "model.threads": "it does not change what is learned",
     "train.window": "it chooses the rows, and all trials are compared on the same ones",
     "train.start": "all trials start in the same way",
     "train.seed": "the best of several seeds is luck that new rows do not repeat",
@@ -130,7 +129,27 @@ class SearchConfig(Section):
         return space
 
 
-def space_of(search: SearchConfig, recipe: Recipe) -> Space:
+class Searched(Protocol):
+    """What is needed of a recipe."""
+
+    @property
+    def task(self) -> str: ...
+    @property
+    def model(self) -> ModelConfig: ...
+    @property
+    def train(self) -> TrainConfig: ...
+    @property
+    def gate(self) -> GateConfig: ...
+    @property
+    def search(self) -> SearchConfig | None: ...
+    @property
+    def task_type(self) -> TaskTypeEntry: ...
+
+
+R = TypeVar("R", bound=Searched)
+
+
+def space_of(search: SearchConfig, recipe: Searched) -> Space:
     """Returns the entries of a space, checked against the fields of the recipe.
 
     Raises:
@@ -150,7 +169,7 @@ def draw(space: Space, rng: random.Random) -> dict[str, Any]:
     return {name: _drawn(entry, rng) for name, entry in space.items()}
 
 
-def problem_of(recipe: Recipe, values: Mapping[str, Any]) -> str | None:
+def problem_of(recipe: Searched, values: Mapping[str, Any]) -> str | None:
     """Returns why these values do not fit together; None if they do."""
     try:
         with_values(recipe, values)
@@ -162,7 +181,7 @@ def problem_of(recipe: Recipe, values: Mapping[str, Any]) -> str | None:
     return None
 
 
-def check_search(recipe: Recipe) -> None:
+def check_search(recipe: Searched) -> None:
     """Checks the section `search` of a recipe.
 
     Raises:
@@ -184,7 +203,7 @@ def metrics_of(task_type: TaskTypeEntry) -> dict[str, Better]:
     return loss | {name: better for name, better in task_type.metrics.items() if name in by_row}
 
 
-def objective_of(recipe: Recipe) -> tuple[str, Better]:
+def objective_of(recipe: Searched) -> tuple[str, Better]:
     """Returns the metric by which trials are compared, and which values of it are better: that of the search, else the gate's
     where it is measured, else the loss."""
     known = metrics_of(recipe.task_type)
@@ -193,14 +212,15 @@ def objective_of(recipe: Recipe) -> tuple[str, Better]:
     return metric, known[metric]
 
 
-def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+def with_values(recipe: R, values: Mapping[str, Any]) -> R:
     """Returns the recipe with other values of some fields, and without its section `search`.
 
     Raises:
         pydantic.ValidationError: they do not fit each other, or a field's limits.
     """
-    fields: dict[str, Any] = {name: getattr(recipe, name) for name in type(recipe).model_fields}
-    sections = {name: getattr(recipe, name).model_dump() for name in ("model", "train")}
+    of_recipe: Any = type(recipe)
+    fields: dict[str, Any] = {name: getattr(recipe, name) for name in of_recipe.model_fields}
+    sections = {name: getattr(recipe, name).model_dump(exclude_unset=True) for name in ("model", "train")}
     for name, value in values.items():
         section, *inner, last = name.split(".")
         target = sections[section]
@@ -208,10 +228,11 @@ def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
             target[part] = target[part] if target.get(part) is not None else {}
             target = target[part]
         target[last] = value
-    return type(recipe).model_validate({**fields, **sections, "search": None})
+    changed: R = of_recipe.model_validate({**fields, **sections, "search": None})
+    return changed
 
 
-def value_in(recipe: Recipe, name: str) -> Any:
+def value_in(recipe: Searched, name: str) -> Any:
     """Returns the value of a field, as JSON has it; None if the section that has it is left out."""
     value: Any = recipe
     for part in name.split("."):
@@ -219,7 +240,7 @@ def value_in(recipe: Recipe, name: str) -> Any:
     return value
 
 
-def _entry(name: str, written: Any, recipe: Recipe) -> tuple[Entry, list[Any]]:
+def _entry(name: str, written: Any, recipe: Searched) -> tuple[Entry, list[Any]]:
     """An entry, and those of its values that do not fit the other fields as the recipe has them."""
     annotation = _annotation(name, recipe)
     entry = _choice(name, written) if isinstance(written, list) else _range(name, written, annotation)
@@ -228,7 +249,7 @@ def _entry(name: str, written: Any, recipe: Recipe) -> tuple[Entry, list[Any]]:
     return Choice(tuple(values)) if isinstance(entry, Choice) else entry, [value for value, fits in checked if not fits]
 
 
-def _require_a_combination(name: str, value: Any, space: Space, recipe: Recipe) -> None:
+def _require_a_combination(name: str, value: Any, space: Space, recipe: Searched) -> None:
     """
     Raises:
         ValueError: no values of the other fields fit this one.
@@ -251,7 +272,7 @@ def _drawn(entry: Entry, rng: random.Random) -> Any:
     return round(value) if entry.is_int else value
 
 
-def _annotation(name: str, recipe: Recipe) -> Any:
+def _annotation(name: str, recipe: Searched) -> Any:
     """The type of a field of `model` or `train`.
 
     Raises:
@@ -332,7 +353,7 @@ def _numbers(annotation: Any) -> set[type]:
     return {found for option in get_args(annotation) if not isinstance(option, str) for found in _numbers(option)}
 
 
-def _checked(name: str, value: Any, recipe: Recipe) -> tuple[Any, bool]:
+def _checked(name: str, value: Any, recipe: Searched) -> tuple[Any, bool]:
     """The value as the field has it, and whether it fits the other fields as they are.
 
     Raises:

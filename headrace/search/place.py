@@ -62,6 +62,11 @@ class Place:
         return self.root / f"worker-{worker}.log"
 
 
+def most_epochs(recipe: Recipe) -> int:
+    """Returns the largest number of epochs of a training, or of rounds of boosted trees."""
+    return int(getattr(recipe.model, "rounds", recipe.train.epochs))
+
+
 def searches(recipe: str, project: Project) -> Path:
     """The folder of all searches of a recipe."""
     return project.state / "searches" / recipe
@@ -139,7 +144,7 @@ def _parts(recipe: Recipe, space: Space, prepared: Path) -> dict[str, str]:
 
 
 def _fingerprint(recipe: Recipe, space: Space, parts: dict[str, str], prepared: Path, project: Project) -> str:
-    from headrace.training.run import fingerprint_of
+    from headrace.training.results import fingerprint_of
     from headrace.training.start import start_digest
 
     # The values of searched fields are left out, so that the search stays the same when its winner is written to the recipe.

@@ -20,7 +20,6 @@ from headrace.recipe.duration import duration_seconds
 from headrace.recipe.recipe import Recipe, load_recipe
 from headrace.recipe.search import (
     PrunerName,
-    Range,
     SamplerName,
     SearchConfig,
     Space,
@@ -28,10 +27,11 @@ from headrace.recipe.search import (
     objective_of,
     problem_of,
     space_of,
+    with_values,
 )
 from headrace.recipe.task_types import Better
 from headrace.search.default_space import default_space
-from headrace.search.place import Place, open_place
+from headrace.search.place import Place, most_epochs, open_place
 from headrace.search.process import Ended, TrialProcess
 from headrace.search.study import EPOCHS, LIKE, REASON, SECONDS, Finished, Study
 
@@ -74,7 +74,7 @@ class Search:
     @cached_property
     def study(self) -> Study:
         config = self.config
-        return Study(self.place, self.space, self.objective[1], config.sampler, config.pruner, config.seed, most_epochs(self))
+        return Study(self.place, self.space, self.objective[1], config.sampler, config.pruner, config.seed, _most_epochs(self))
 
 
 def read_request(request: Request, project: Project) -> tuple[Recipe, SearchConfig, Space]:
@@ -133,12 +133,11 @@ def _report_misfits(search: Search, report: Report) -> None:
         report(f"{share:.0%} of the combinations do not fit together, and such trials fail: {found[0]}")
 
 
-def most_epochs(search: Search) -> int:
-    """Returns the largest number of epochs of a trial."""
-    entry = search.space.get("train.epochs")
-    if entry is None:
-        return search.recipe.train.epochs
-    return int(entry.high) if isinstance(entry, Range) else max(map(int, entry.values))
+def _most_epochs(search: Search) -> int:
+    """The largest number of epochs, or of rounds, of all trials."""
+    of_space = [entry for name, entry in search.space.items() if name in ("train.epochs", "model.rounds")]
+    edges = [int(edge) for entry in of_space for edge in entry.edges]
+    return max(edges, default=most_epochs(search.recipe))
 
 
 RunTrial = Callable[[int, Callable[[], Finished]], Finished]
@@ -249,7 +248,7 @@ class Runner:
         return self._tell(trial, "complete", reply["complete"], epochs=reply["epochs"], seconds=seconds)
 
     def _judge_epochs(self, trial: optuna.Trial, values: dict[str, Any]) -> Callable[[int, float], bool]:
-        last = int(values.get("train.epochs", self._search.recipe.train.epochs))
+        last = most_epochs(with_values(self._search.recipe, values))
 
         def on_epoch(epoch: int, value: float) -> bool:
             with self._lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,11 @@ from headrace.files import write_with
 from headrace.models.schema import Schema
 from headrace.models.served import ServedModel
 from headrace.project import Project
+from headrace.recipe.models import BoostedTreesConfig
 from headrace.recipe.recipe import Recipe
 from headrace.recipe.search import LOSS, objective_of
 from headrace.recipe.task_types import CLASSIFICATION
-from headrace.search.place import Place
+from headrace.search.place import Place, most_epochs
 from headrace.task_types.lookup import task_type_for
 from headrace.training.checkpoint import Progress
 from headrace.training.device import choose_device, seed_everything
@@ -28,12 +30,15 @@ from headrace.training.loading import load_rows, preprocessed
 from headrace.training.loop import TrainingRun, fit
 from headrace.training.loss_weights import set_loss_weights
 from headrace.training.reporting import NullReporter
+from headrace.training.results import CALIBRATION_BATCH, calibrate
 from headrace.training.rows import Rows
-from headrace.training.run import CALIBRATION_BATCH, calibrate, on_device
+from headrace.training.run import on_device
 from headrace.training.start import start_from_champion
 
 OnEpoch = Callable[[int, float], bool]
 """Is called after each epoch with its number and value, positive or negative as the metric; returns whether to go on."""
+MOST_REPORTS = 50
+"""Of a trial with more epochs or rounds, one in several is reported."""
 LOSS_ROWS = 2_000
 """Validation rows whose own losses are stored: each takes a call of the network's loss."""
 
@@ -84,17 +89,25 @@ class Trainer:
         model = self.task_type.module(recipe.model, self.schema)
         if recipe.train.start == "champion":
             start_from_champion(model, self.schema, self.project, recipe.name)
-        model = on_device(model, self.schema, self.device)
-        set_loss_weights(model, recipe.train, self.rows.target, self.schema.labels)
-        reporter = _Reporter(on_epoch, self.metric, self.better == "higher", model.metric_name)
-        run = TrainingRun(self.place.checkpoint(number), f"{recipe.model!r}{recipe.train!r}", reporter)
         with memory_errors(recipe.train):
-            with preprocessed(model, recipe.train, self.rows, self.validation) as (rows, validation):
-                progress = fit(model, rows, validation, recipe.train, run)
+            progress = self._fit(number, model, recipe, on_epoch)
             calibrate(model, self.validation, recipe.train)
             value, answers = self._judge(model, progress)
         write_with(self.place.answers(number), lambda path: _save(path, answers))
         return Trained(value, progress.epoch, progress.best_epoch)
+
+    def _fit(self, number: int, model: ServedModel, recipe: Recipe, on_epoch: OnEpoch) -> Progress:
+        epochs = most_epochs(recipe)
+        reporter = _Reporter(on_epoch, self.metric, self.better == "higher", model.metric_name, epochs)
+        if isinstance(recipe.model, BoostedTreesConfig):
+            from headrace.training.boosting import boost
+
+            return boost(model, self.rows, self.validation, recipe.model, recipe.train, self.schema.labels, reporter)
+        model = on_device(model, self.schema, self.device)
+        set_loss_weights(model, recipe.train, self.rows.target, self.schema.labels)
+        run = TrainingRun(self.place.checkpoint(number), f"{recipe.model!r}{recipe.train!r}", reporter)
+        with preprocessed(model, recipe.train, self.rows, self.validation) as (rows, validation):
+            return fit(model, rows, validation, recipe.train, run)
 
     @torch.inference_mode()
     def _judge(self, model: ServedModel, progress: Progress) -> tuple[float, NDArray[Any]]:
@@ -112,13 +125,15 @@ class Trainer:
 
 
 class _Reporter(NullReporter):
-    def __init__(self, on_epoch: OnEpoch, metric: str, is_higher_better: bool, of_model: str) -> None:
-        self._on_epoch = on_epoch
+    def __init__(self, on_epoch: OnEpoch, metric: str, is_higher_better: bool, of_model: str, epochs: int) -> None:
+        self._on_epoch, self._every = on_epoch, math.ceil(epochs / MOST_REPORTS)
         self._name = f"val_{of_model}" if metric == of_model else "val_loss"
         self._sign = -1.0 if self._name == "val_loss" and is_higher_better else 1.0
 
     def on_epoch(self, progress: Progress) -> None:
-        if not self._on_epoch(progress.epoch, self._sign * progress.history[-1][self._name]):
+        if progress.epoch % self._every == 0 and not self._on_epoch(
+            progress.epoch, self._sign * progress.history[-1][self._name]
+        ):
             raise Pruned
 
 

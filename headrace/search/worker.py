@@ -64,7 +64,8 @@ def _trained(trainer: Any, trial: dict[str, Any], send: Callable[[Reply], None])
         return bool(json.loads(sys.stdin.readline() or '{"go": false}')["go"])
 
     try:
-        recipe = with_values(trainer.recipe, {**trial["values"], "train.processes": 1, "train.strategy": "ddp"})
+        one_process = {"train.processes": 1, "train.strategy": "ddp"} if trainer.recipe.train.processes > 1 else {}
+        recipe = with_values(trainer.recipe, {**trial["values"], **one_process})
         found = trainer.train(trial["number"], recipe, on_epoch)
         return {"complete": found.value, "epochs": found.epochs}
     except Pruned:

@@ -43,6 +43,7 @@ WITHOUT_BY_STAGE = {
         "headrace.recipe.gate": SECTION,
         "headrace.recipe.monitor": SECTION,
         "headrace.recipe.refresh": SECTION,
+        "headrace.recipe.search": SECTION,
         "headrace.recipe.serve": SECTION,
         "headrace.tracking": "logs the run in MLflow; weights and learning curves do not depend on it",
     },

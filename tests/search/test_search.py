@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import yaml
 
 from headrace.errors import DamagedFile, DiskFull, HeadraceError, RecipeError, TrainingError
 from headrace.files import read_json
@@ -228,3 +229,16 @@ def test_damaged_storage_and_a_full_disk_are_errors_with_a_hint(searching: Make)
     with pytest.raises(DamagedFile, match=r"earlier trials cannot be read"):
         one.run()
     assert result_of(one.open(restart=True))["winner"] is None
+
+
+def test_boosted_trees_are_searched_too(searching: Make) -> None:
+    model = {"name": "lightgbm", "hidden": None, "rounds": 30}
+    one = searching({"trials": 2, "pruner": "none"})
+    path = one.project.recipes / f"{one.recipe}.yaml"
+    fields = yaml.safe_load(path.read_text())
+    fields["model"] = {name: value for name, value in model.items() if value is not None}
+    del fields["train"]
+    path.write_text(yaml.safe_dump(fields | {"train": {"seed": 7}}))
+    result = one.run()
+    assert list(result["space"]) == ["model.learning_rate", "model.num_leaves", "model.subsample", "model.colsample_bytree"]
+    assert result["counts"]["complete"] == 2 and result["as_in_recipe"]["number"] == 0
