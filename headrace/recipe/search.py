@@ -293,8 +293,6 @@ def _annotation(name: str, recipe: Searched) -> Any:
         annotation = fields.model_fields[part].annotation
         inner = _section(annotation)
         if i == len(path) - 1:
-            if inner is not None and annotation is inner:
-                raise ValueError(f"{where}: a section; name one of its fields: {', '.join(inner.model_fields)}")
             return annotation
         if inner is None:
             raise ValueError(f"{where}: {'.'.join([*seen, part])} has no fields; name it alone")
