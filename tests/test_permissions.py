@@ -41,7 +41,7 @@ def headrace(project: Project, *arguments: str) -> None:
 def test_commands_write_private_files_and_leave_those_of_git_to_the_users_umask(project: Project) -> None:
     table(200, seed=3).to_csv(project.root / "more.csv", index=False)
     (project.root / "dvc.yaml").chmod(0o664)
-    headrace(project, "new", "other", "--data", "more.csv", "--target", "kind")
+    headrace(project, "new", "other", "--data", "more.csv", "--target", "kind", "--model", "mlp")
     headrace(project, "data", "ingest", "other")
     headrace(project, "tokens", "issue", "--tenant", "acme", "--models", "tiny")
     project.mlruns.chmod(0o700)  # git made it; `headrace up` corrects it

@@ -41,6 +41,11 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
                 "--task",
                 help="classification or regression, with text-, image- or multilabel- before it, as in docs/recipes.md.",
             ),
+            click.option(
+                "--model",
+                metavar="NAME",
+                help="mlp, lightgbm or xgboost; by default the better of the first two on the sample.",
+            ),
             click.option("--text", metavar="COLUMN", help="The column with the text to learn from."),
             click.option(
                 "--categorical", multiple=True, metavar="COLUMN", help="A category that looks like a number or an id."
@@ -83,7 +88,7 @@ def new(name: str, as_json: bool, data: str, targets: tuple[str, ...], **options
     from headrace.scaffold.write import check_name, describe, write_recipe
 
     choices, data = _choices(options), _address(data)
-    if (found := write_folder_recipe(name, Path(data).expanduser(), targets, project, choices.task)) is not None:
+    if (found := write_folder_recipe(name, Path(data).expanduser(), targets, project, choices.task, choices.model)) is not None:
         _show_folder(name, found, as_json)
         return
     if not targets:
@@ -127,6 +132,7 @@ def _choices(options: dict[str, Any]) -> Choices:
         list(options["missing"]),
         options["header"],
         options["known_format"],
+        options["model"],
     )
 
 
@@ -156,6 +162,8 @@ def _show(name: str, written: Written, as_json: bool) -> None:
     if as_json:
         facts = {"recipe": name, "path": str(path), "task": recipe.task, "expectations": len(recipe.expect)}
         outside = any("outside of the project" in note for note in written.notes)
+        compared = written.comparison.to_dict() if written.comparison is not None else None
+        facts |= {"model": recipe.model.name, "comparison": compared}
         more = {"why": written.why, "notes": written.notes, "source_outside_project": outside}
         print_json({**facts, **more, **_facts(written.described)})
         return
@@ -167,6 +175,8 @@ def _show(name: str, written: Written, as_json: bool) -> None:
     click.echo(
         f"{recipe.task}, because {written.why}" if not written.why.startswith("as ") else f"{recipe.task}, {written.why}"
     )
+    if written.comparison is not None:
+        click.echo(written.comparison.line())
     for note in written.notes:
         click.echo(note)
     click.echo(f"Review it, then: headrace run {name}")

@@ -24,7 +24,7 @@ ENDINGS_SHOWN = 5
 
 
 def write_folder_recipe(
-    name: str, data: Path, targets: Sequence[str], project: Project, task: str | None = None
+    name: str, data: Path, targets: Sequence[str], project: Project, task: str | None = None, model: str | None = None
 ) -> Scaffold | None:
     """Writes `recipes/<name>.yaml` for a folder, an archive or a table of pictures, or a folder or an archive of texts; None
     for other data.
@@ -32,6 +32,7 @@ def write_folder_recipe(
     Args:
         targets: the columns to predict, or one name for that of the folders; none: to be recognised.
         task: what the user has chosen, for pictures.
+        model: what the user has chosen, for a table.
 
     Raises:
         UsageError: the name is invalid, or the recipe exists; or the files are not ordered in folders of classes.
@@ -52,6 +53,12 @@ def write_folder_recipe(
     if made is None:
         _require_table(data)
         return None
+    if model is not None:
+        raise UsageError(
+            f"{model} is chosen for tables of numbers and categories, not for pictures or texts",
+            where="--model",
+            hint="remove --model, and edit the recipe's section `model`",
+        )
     lines, text, facts = made
     parse_recipe(text, f"recipes/{name}.yaml")  # an invalid recipe is not written
     write_text(path, text, tracked_mode(path))

@@ -45,6 +45,8 @@ class Proposal:
     drop_values: dict[str, list[Any]] = field(default_factory=dict)
     rules: ColumnRules = field(default_factory=ColumnRules)
     """How the values of the columns are read."""
+    model: str = "mlp"
+    """The model, unless the task learns from a text alone."""
 
 
 def recipe_text(proposal: Proposal) -> str:
@@ -86,7 +88,7 @@ def recipe_text(proposal: Proposal) -> str:
         "expect:   # every batch has to meet these; names as in Great Expectations",
     ]
     lines += [f"  - {yaml_text(one)}" for one in _relaxed(_suite(frame, target), proposal)]
-    training = _text_training(rows) if is_text else _training(rows)
+    training = _text_training(rows) if is_text else _training(rows, proposal.model)
     lines += [*training, *gate_section(frame, target), _serve(proposal), ""]
     return "\n".join(lines)
 
@@ -163,8 +165,16 @@ def _text_training(rows: int) -> list[str]:
     ]
 
 
-def _training(rows: int) -> list[str]:
-    """Returns the sections `model` and `train`: a larger network and fewer epochs for more rows, about 100 steps per epoch."""
+def _training(rows: int, model: str) -> list[str]:
+    """Returns the sections `model` and `train`: a larger network and fewer epochs for more rows, about 100 steps per epoch; or
+    trees, smaller ones for few rows."""
+    if model == "lightgbm":
+        return [
+            f"model: {{name: lightgbm{', num_leaves: 15, min_child_samples: 10' if rows < 2_000 else ''}}}",
+            "train: {seed: 7}",
+        ]
+    if model != "mlp":
+        return [f"model: {{name: {model}{', max_depth: 4' if rows < 2_000 else ''}}}", "train: {seed: 7}"]
     batch = next(size for size in (16, 32, 64, 128, 256, 512) if rows < 100 * size or size == 512)
     hidden = "[32]" if rows < 1_000 else "[64, 32]" if rows < 10_000 else "[128, 64]"
     epochs = 60 if rows < 2_000 else 30 if rows < 20_000 else 10

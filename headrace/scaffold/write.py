@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrace.data.formats.column_rules import ColumnRules
-from headrace.errors import DataError, RecipeError, UsageError, near_miss
+from headrace.errors import DataError, RecipeError, TrainingError, UsageError, near_miss
 from headrace.files import write_text
 from headrace.permissions import tracked_mode
 from headrace.project import Project
 from headrace.recipe.read import ReadConfig
 from headrace.recipe.recipe import NAME_PATTERN, load_recipe, parse_recipe
+from headrace.recipe.synonyms import near_model
+from headrace.recipe.task_types import TABLE_MODELS
 from headrace.runtime.values import ValueRule
 from headrace.scaffold.columns import (
     CLASSES_LIMIT,
@@ -49,10 +51,14 @@ from headrace.scaffold.targets import (
 if TYPE_CHECKING:
     import pandas as pd
 
+    from headrace.scaffold.comparison import Comparison
+
 TASKS = ("classification", "regression", "text-classification", LABELS, TEXT_LABELS)
 LEAST_ROWS = 20
 """With fewer rows no part of the split has enough of them."""
 MOST_RARE_LABELS = 100
+COMPARED = ("mlp", "lightgbm")
+"""Models of which the better one is proposed."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,8 @@ class Choices:
     """Further texts that mean a missing value."""
     header: bool | None = None
     format: str | None = None
+    model: str | None = "mlp"
+    """The model of a table; None: the better one of a comparison."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +117,8 @@ class Written:
     described: Described
     notes: list[str]
     """What the user should know, one line each."""
+    comparison: Comparison | None = None
+    """The comparison of models that chose the recipe's model."""
 
 
 def write_recipe(
@@ -165,11 +175,44 @@ def write_recipe(
         drop_values,
         _kept_rules(described, kept),
     )
+    proposal, comparison = _with_model(proposal, choices.model)
     content = recipe_text(proposal)
     parse_recipe(content, f"recipes/{name}.yaml")  # an invalid recipe is not written
     write_text(path, content, tracked_mode(path))
     load_recipe(name, project)
-    return Written(path, task, why, described, [*described.located.notes, *notes])
+    return Written(path, task, why, described, [*described.located.notes, *notes], comparison)
+
+
+def _with_model(proposal: Proposal, model: str | None) -> tuple[Proposal, Comparison | None]:
+    """Returns the proposal with the model that the user has chosen, or with the better one, and the comparison if there was
+    one: several numbers, labels and texts have one model only.
+
+    Raises:
+        UsageError: the model is unknown.
+        RecipeError: the model does not fit the task or the columns.
+    """
+    if model is not None:
+        if model not in TABLE_MODELS:
+            raise UsageError(
+                f"unknown model {model!r}; {near_model(model, TABLE_MODELS)}",
+                where="--model",
+                hint=f"use one of {', '.join(TABLE_MODELS)}",
+            )
+        if model != "mlp" and proposal.target.task == "text-classification":
+            raise UsageError(f"{model} reads no texts", where="--model", hint="remove --model")
+        return replace(proposal, model=model), None
+    target = proposal.target
+    if target.task not in ("classification", "regression") or len(target.columns) > 1 or proposal.text is not None:
+        return proposal, None
+    from headrace.scaffold.comparison import compare, sample_of
+
+    sample = replace(proposal, frame=sample_of(proposal.frame))  # with settings for this number of rows
+    recipes = {one: parse_recipe(recipe_text(replace(sample, model=one)), proposal.name) for one in COMPARED}
+    try:
+        found = compare(sample.frame, recipes)
+    except (DataError, TrainingError):  # `headrace run` says it, of all rows
+        return proposal, None
+    return (proposal, None) if found is None else (replace(proposal, model=found.best), found)
 
 
 def check_name(name: str, project: Project) -> Path:

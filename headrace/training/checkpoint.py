@@ -41,10 +41,13 @@ class Progress:
 class Checkpoints:
     """The checkpoint of a run: restored at its start, replaced as it progresses."""
 
-    def __init__(self, path: Path, fingerprint: str, parts: dict[str, Any], process_group: SingleProcess | None = None) -> None:
+    def __init__(
+        self, path: Path | None, fingerprint: str, parts: dict[str, Any], process_group: SingleProcess | None = None
+    ) -> None:
         """All processes have to call `save` and `load`; the main one writes.
 
         Args:
+            path: the file; None for a run that is too short to resume.
             fingerprint: identifies data and settings.
             parts: objects with `state_dict` and `load_state_dict`, by name.
         """
@@ -60,6 +63,9 @@ class Checkpoints:
 
     def save(self, progress: Progress) -> None:
         """Replaces the checkpoint atomically."""
+        if self.path is None:
+            return
+        path = self.path
         started = time.monotonic()
         state = {
             "fingerprint": self.fingerprint,
@@ -68,13 +74,13 @@ class Checkpoints:
             "random": self.process_group.rng_states(),
         }
         if self.process_group.is_main:
-            write_with(self.path, lambda beside: write(state, beside))
+            write_with(path, lambda beside: write(state, beside))
         ended = time.monotonic()
         self.next = ended + max(EVERY_SECONDS, (ended - started) / MAX_TIME_SHARE)
 
     def load(self) -> Progress | None:
         """Restores everything; returns None if no checkpoint exists, or it has other data or settings."""
-        if not self.path.exists():
+        if self.path is None or not self.path.exists():
             return None
         try:
             state = torch.load(self.path, weights_only=True, map_location="cpu")

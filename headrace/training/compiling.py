@@ -44,6 +44,8 @@ def should_compile(
     """
     if wanted == "off":
         return False
+    if checkpoints.path is None:  # too short to gain from it
+        return False
     path, fingerprint = checkpoints.path.with_suffix(".compiled.json"), checkpoints.fingerprint
     decisions = read_json(path) or {}
     if wanted == "auto" and fingerprint in decisions:

@@ -33,8 +33,8 @@ SINGLE = SingleProcess()
 class TrainingRun:
     """What a run needs besides model, rows and settings."""
 
-    checkpoint: Path
-    """The file from which the run resumes, and which it replaces as it progresses."""
+    checkpoint: Path | None
+    """The file from which the run resumes, and which it replaces as it progresses; None for a run too short to resume."""
     fingerprint: str
     """Identifies data and settings; a checkpoint with another fingerprint is not used."""
     reporter: NullReporter = field(default_factory=NullReporter)
