@@ -13,6 +13,7 @@ from headrace.recipe.recipe import load_recipe
 from headrace.release.lock import release_lock
 from tasks.approval import ask
 from tasks.data import ingest, validate
+from tasks.imported import bring_model, import_model
 from tasks.model import evaluate, export, judge, prepare, register, train
 from tasks.serving import keep_production_serving, package, promote, record, recover, roll_out, stop
 
@@ -27,12 +28,16 @@ def release(recipe_name: str, force: bool = False, cause: str | None = None) -> 
     with supervised_run(), release_lock(recipe.name, project):
         recover(recipe, project)
 
-        data = ingest(recipe, project)
-        validate(recipe, project)
-        prepare(recipe, project)
-        train(recipe, project)
-        export(recipe, project)
-        evaluate(recipe, project)
+        if recipe.imported is not None:
+            data = bring_model(recipe, project)
+            import_model(recipe, project)
+        else:
+            data = ingest(recipe, project)
+            validate(recipe, project)
+            prepare(recipe, project)
+            train(recipe, project)
+            export(recipe, project)
+            evaluate(recipe, project)
 
         candidate = register(recipe, data, project)
         decision = judge(recipe, candidate, project, force, cause)

@@ -177,6 +177,10 @@ class Project:
         """`data/<recipe>/`: one Parquet file per batch, read in the order of their names."""
         return self.data / recipe
 
+    def imported_model(self, recipe: str) -> Path:
+        """The folder of a model that others trained, beside its batches if there are any."""
+        return self.raw_data(recipe) / "model"
+
     def artifacts(self, recipe: str) -> Path:
         """Outputs of the stages in `dvc.yaml`."""
         return self.root / "artifacts" / recipe

@@ -112,6 +112,11 @@ class Settings(BaseSettings):
     """Largest file of a batch; a larger one is refused with 413."""
     max_source_bytes: int = Field(default=8 * 1024 * 1024 * 1024, ge=1)
     """Largest download of one file or package of a source; a larger one is refused. Local files have no limit."""
+    licences_allowed: tuple[str, ...] = ()
+    """Licences of imported models that are accepted, for example `["Apache-2.0", "MIT"]`; by default all. A model whose licence
+    is not known is then refused."""
+    licences_refused: tuple[str, ...] = ()
+    """Licences of imported models that are refused."""
     upload_idle_seconds: float = Field(default=30.0, gt=0.0)
     """How long an upload of a batch may make no progress before it is refused with 408."""
     batch_days: float = Field(default=7.0, gt=0.0)

@@ -24,12 +24,12 @@ from tasks.reporting import report, report_result, step
 from tasks.settings import HOUR, PLAIN
 
 
-def _is_out_of_reach(task: Any, run: TaskRun, state: State[Any]) -> bool:
+def is_out_of_reach(task: Any, run: TaskRun, state: State[Any]) -> bool:
     """Only a source that did not answer is tried again: a wrong sha256 stays wrong."""
     return isinstance(state.result(raise_on_failure=False), SourceUnreachable)
 
 
-@task(name="ingest", retries=2, retry_delay_seconds=[2, 10], retry_condition_fn=_is_out_of_reach, timeout_seconds=HOUR, **PLAIN)
+@task(name="ingest", retries=2, retry_delay_seconds=[2, 10], retry_condition_fn=is_out_of_reach, timeout_seconds=HOUR, **PLAIN)
 def ingest(recipe: Recipe, project: Project) -> DataVersion:
     """Brings the source into `data/`, unless it is there already."""
     step("ingest")

@@ -37,6 +37,7 @@ PAGES = [
     "docs/recipes.md",
     "docs/pictures.md",
     "docs/your-data.md",
+    "docs/models.md",
     "docs/training.md",
     "docs/retraining.md",
     "docs/approvals.md",

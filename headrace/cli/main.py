@@ -14,6 +14,7 @@ from headrace.cli import (
     batches,
     data,
     feedback,
+    importing,
     inspect,
     monitor,
     new,
@@ -55,6 +56,7 @@ SECTIONS: dict[str, list[click.Command]] = {
     "Recipes and data": [
         recipes.list_recipes,
         new.new,
+        importing.import_model,
         recipes.check,
         recipes.expectations,
         data.data,
@@ -96,6 +98,7 @@ def cli() -> None:
     headrace predict digits --sample  call it
     headrace status                   show services and models
     headrace new NAME --data FILE --target COLUMN
+    headrace import NAME SOURCE       release a model that others trained
     """
 
 

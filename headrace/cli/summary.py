@@ -52,18 +52,12 @@ def curl(model: str, project: Project) -> str:
 
 
 def _rows(facts: dict[str, Any], project: Project) -> list[tuple[str, str]]:
-    training, verdict = facts["training"], facts["verdict"]
+    verdict = facts["verdict"]
     metrics = "  ".join(f"{name} {value:.4g}" for name, value in facts["metrics"].items() if value is not None)
     if facts.get("test_rows"):  # releases of earlier versions of Headrace have none
         metrics += f"  on {facts['test_rows']:,} rows"
     rows = [
-        ("data", f"{facts['data_md5']}  {int(facts['data_rows']):,} rows"),
-        ("expectations", f"{facts['validation'].removesuffix(' expectations')} passed"),
-        (
-            "training",
-            f"{training['epochs']} {training.get('unit', 'epoch')}s on {training['device']}, best {training['best_epoch']}; "
-            f"{training['parameters']:,} parameters",
-        ),
+        *(_origin_rows(facts["imported"]) if facts.get("imported") else _training_rows(facts)),
         ("test", metrics),
         *(("gate" if i == 0 else "", reason) for i, reason in enumerate(verdict["reasons"])),
         ("approved", f"{who(facts['approval'])}, {facts['approval']['at']}" if facts.get("approval") else ""),
@@ -75,9 +69,34 @@ def _rows(facts: dict[str, Any], project: Project) -> list[tuple[str, str]]:
         ("service", f"{address(project.settings, facts['model'])}/predict"),
         ("MLflow", project.settings.mlflow_address),
         ("Prefect", project.settings.prefect_address),
-        ("Data Docs", data_docs(facts["model"], project)),
+        ("Data Docs", "" if facts.get("imported") else data_docs(facts["model"], project)),
     ]
     return [row for row in rows if row[1]]
+
+
+def _training_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    training = facts["training"]
+    unit = training.get("unit", "epoch")
+    return [
+        ("data", f"{facts['data_md5']}  {int(facts['data_rows']):,} rows"),
+        ("expectations", f"{facts['validation'].removesuffix(' expectations')} passed"),
+        (
+            "training",
+            f"{training['epochs']} {unit}s on {training['device']}, best {training['best_epoch']}; "
+            f"{training['parameters']:,} parameters",
+        ),
+    ]
+
+
+def _origin_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """Where an imported model comes from."""
+    revision = f" at {found['revision']}" if found.get("revision") else ""
+    return [
+        ("imported", f"{found['source']}{revision}"),
+        ("sha256", found["sha256"]),
+        ("licence", found.get("licence") or "not known"),
+        ("format", f"{found.get('library') or found['format']}, {found['bytes'] / 1e6:,.1f} MB"),
+    ]
 
 
 def _commit(facts: dict[str, Any]) -> str:

@@ -48,6 +48,8 @@ class DataVersion:
     batches: tuple[Batch, ...]
 
     def __str__(self) -> str:
+        if not self.batches:
+            return f"an imported model, version {self.md5[:12]}"
         batches = "1 batch" if len(self.batches) == 1 else f"{len(self.batches)} batches"
         return f"{self.rows:,} rows in {batches}, version {self.md5[:12]}"
 
@@ -192,7 +194,7 @@ def data_version(project: Project, recipe_name: str) -> DataVersion:
     import pyarrow.parquet as pq
 
     files = batch_files(project, recipe_name)
-    if not files:
+    if not files and not project.imported_model(recipe_name).is_dir():
         raise no_data(recipe_name, project)
     with open_repo(project) as repo:
         md5 = _hash_of(repo, project.raw_data(recipe_name))
@@ -458,4 +460,4 @@ def _checkout(repo: Repo, project: Project, recipe_name: str) -> bool:
             out.checkout(force=True, filter_info=target)
     except (DvcException, FileNotFoundError):
         return False  # not in the cache: the caller fetches the source again
-    return bool(batch_files(project, recipe_name))
+    return bool(batch_files(project, recipe_name)) or project.imported_model(recipe_name).is_dir()

@@ -10,13 +10,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from headrace.errors import DiskFull, HeadraceError
 from headrace.files import is_disk_full, read_cached_json, write_with
+from headrace.installation import path_of
 from headrace.permissions import tracked_mode
 from headrace.pipeline import custom_code, installed_code
 from headrace.pipeline.lock_file import quick_lock_file
-from headrace.pipeline.stages import ERROR_FILE
+from headrace.pipeline.stages import ERROR_FILE, IMPORT
 from headrace.processes import PARENT_PID, children_ended
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
@@ -123,23 +125,20 @@ def _register(recipe: Recipe, project: Project) -> None:
     if not project.is_clone:
         installed_code.write_installed_code(project)
     found = _listed(path)
+    if recipe.imported is not None or recipe.name in found.imported:
+        _register_import(recipe, found, project)
+        if recipe.imported is not None:
+            return
+        found = _listed(path)
     code = custom_code.dependencies(recipe, project, found.recipes.get(recipe.name, {}))
     is_custom = custom_code.are_written(code, recipe)
     if is_custom:
         custom_code.write_custom_code(recipe, project)
     if found.recipes.get(recipe.name) == code and (recipe.name in found.custom) == is_custom:
         return
-    from filelock import FileLock
-    from ruamel.yaml import YAML
     from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
-    yaml = YAML()
-    yaml.width = 200
-    yaml.preserve_quotes = True
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    project.locks.mkdir(parents=True, exist_ok=True)
-    with FileLock(project.locks / "dvc-yaml.lock"):  # two new recipes at once: both are added
-        content = yaml.load(path)
+    with _edited(project) as content:
         recipes = next(item["recipes"] for item in content["vars"] if "recipes" in item)
         recipes.fa.set_block_style()  # a line each, also where the first one replaces `{}`
         if recipes.get(recipe.name) != code:
@@ -149,6 +148,53 @@ def _register(recipe: Recipe, project: Project) -> None:
         others = [name for name in listing["custom"] if name != recipe.name]
         listing["custom"] = CommentedSeq([*others, recipe.name] if is_custom else others)
         listing["custom"].fa.set_flow_style()
+
+
+def _register_import(recipe: Recipe, found: _Listed, project: Project) -> None:
+    """Moves a recipe to the list of those with an imported model, or from it. A dvc.yaml of an older Headrace has no such list:
+    it gets the list and the stage."""
+    import yaml
+    from ruamel.yaml.comments import CommentedMap, CommentedSeq
+
+    is_import = recipe.imported is not None
+    is_listed = recipe.name in found.imported
+    if is_import == is_listed and not (is_import and recipe.name in found.recipes):
+        return
+    with _edited(project) as content:
+        listing = next((item for item in content["vars"] if "imported" in item), None)
+        if listing is None:
+            listing = CommentedMap({"imported": []})
+            content["vars"].append(listing)
+            ours = yaml.safe_load(path_of("dvc.yaml").read_text(encoding="utf-8"))["stages"][IMPORT]
+            if not project.is_clone:
+                ours["do"]["deps"] = [dep for dep in ours["do"]["deps"] if not installed_code.is_code(dep)]
+                ours["do"]["deps"].append(installed_code.file_of(IMPORT).as_posix())
+            content["stages"][IMPORT] = ours
+        others = [name for name in listing["imported"] if name != recipe.name]
+        listing["imported"] = CommentedSeq([*others, recipe.name] if is_import else others)
+        listing["imported"].fa.set_flow_style()
+        if is_import:
+            next(item["recipes"] for item in content["vars"] if "recipes" in item).pop(recipe.name, None)
+            custom = next(item for item in content["vars"] if "custom" in item)
+            custom["custom"] = CommentedSeq([name for name in custom["custom"] if name != recipe.name])
+            custom["custom"].fa.set_flow_style()
+
+
+@contextlib.contextmanager
+def _edited(project: Project) -> Iterator[Any]:
+    """The content of dvc.yaml, which is written at the end of the block; comments stay."""
+    from filelock import FileLock
+    from ruamel.yaml import YAML
+
+    path = project.root / "dvc.yaml"
+    yaml = YAML()
+    yaml.width = 200
+    yaml.preserve_quotes = True
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    project.locks.mkdir(parents=True, exist_ok=True)
+    with FileLock(project.locks / "dvc-yaml.lock"):  # two new recipes at once: both are added
+        content = yaml.load(path)
+        yield content
         write_with(path, lambda beside: yaml.dump(content, beside), tracked_mode(path))
 
 
@@ -160,6 +206,8 @@ class _Listed:
     """By name, each with the code of its task type and model."""
     custom: list[str]
     """Names of those with custom classes."""
+    imported: list[str]
+    """Names of the recipes of imported models."""
 
 
 def _listed(path: Path) -> _Listed:
@@ -174,6 +222,7 @@ def _listed(path: Path) -> _Listed:
         vars_ = yaml.safe_load(path.read_text())["vars"]
         recipes: dict[str, dict[str, str]] = dict(next(item["recipes"] for item in vars_ if "recipes" in item))
         custom: list[str] = list(next(item["custom"] for item in vars_ if "custom" in item))
+        imported: list[str] = list(next((item["imported"] for item in vars_ if "imported" in item), []))
     except (yaml.YAMLError, KeyError, TypeError, ValueError, StopIteration) as error:
         reason = f"it is not YAML: {error}" if isinstance(error, yaml.YAMLError) else "vars needs the lists recipes and custom"
         raise HeadraceError(
@@ -181,4 +230,4 @@ def _listed(path: Path) -> _Listed:
             where="dvc.yaml",
             hint="correct the file; git diff dvc.yaml shows what changed since the last commit",
         ) from None
-    return _Listed(recipes, custom)
+    return _Listed(recipes, custom, imported)

@@ -52,6 +52,13 @@ def evaluate(recipe: Recipe, project: Project) -> None:
     evaluate_export(recipe, project)
 
 
+def import_model(recipe: Recipe, project: Project) -> None:
+    """Converts and checks a model that others trained."""
+    from headrace.pipeline.import_model import import_model
+
+    import_model(recipe, project)
+
+
 def custom_code(recipe: Recipe, project: Project) -> None:
     """Writes what the recipe's stages depend on beside what dvc.yaml names."""
     from headrace.pipeline.custom_code import write_custom_code
@@ -60,8 +67,10 @@ def custom_code(recipe: Recipe, project: Project) -> None:
 
 
 STAGES: dict[str, Stage] = {"validate": validate, "prepare": prepare, "train": train, "export": export, "evaluate": evaluate}
-"""The stages of every recipe, in order."""
-COMMANDS: dict[str, Stage] = {**STAGES, "custom_code": custom_code}
+"""The stages of every recipe whose model is trained, in order."""
+IMPORT = "import_model"
+"""The only stage of a recipe whose model others trained."""
+COMMANDS: dict[str, Stage] = {**STAGES, IMPORT: import_model, "custom_code": custom_code}
 
 
 def main(arguments: list[str]) -> int:

@@ -13,10 +13,12 @@ HEADER = """\
 # `installed_code` writes the hashes of the modules that each stage consists of.
 #
 # `headrace run` adds new recipes to both lists: `recipes`, with the code of each one's task type and model, and `custom`, those
-# with a custom task type or model, with `train.window` or with `train.start: champion`.
+# with a custom task type or model, with `train.window` or with `train.start: champion`. Recipes of imported models are in the
+# list `imported` alone.
 vars:
   - recipes: {}
   - custom: []
+  - imported: []
 
 stages:
 """

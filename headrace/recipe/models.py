@@ -378,6 +378,35 @@ class APPNPConfig(ModelConfig):
     """How the nodes of a graph become one vector."""
 
 
+class ImportedConfig(ModelConfig):
+    """A model that others trained: a file in ONNX, or one of scikit-learn (skops), XGBoost or LightGBM that is converted to it.
+    Nothing is trained, and no section `data` is needed. See `docs/models.md`."""
+
+    name: Literal["imported"] = "imported"
+    source: str = Field(min_length=1)
+    """A path or a URI: https://, s3://, gs://, az://, pypi://PACKAGE==VERSION/PATH, npm://PACKAGE@VERSION/PATH,
+    hf://ORG/REPOSITORY/FILE@REVISION, or mlflow:models:/NAME/VERSION."""
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    """sha256 of the model; other bytes are refused. `headrace import` writes it. By default that of the first import counts."""
+    licence: str | None = Field(default=None, min_length=1)
+    """The licence under which the model may be used, where the source does not say it."""
+    labels: list[str | int] | None = Field(default=None, min_length=2)
+    """Names of the classes in the order of the model's output, where the model does not say them."""
+    targets: list[str] = Field(default=["prediction"], min_length=1)
+    """Names of the predicted values in answers of a regression."""
+    inputs: list[str] | None = Field(default=None, min_length=1)
+    """Names of the columns of the model's only input, where that is a matrix: each becomes a field of its own."""
+    shapes: dict[str, list[Annotated[int, Field(ge=1)]]] = {}
+    """By the name of an input, the shape of one row where the model leaves it open, for example `{image: [3, 224, 224]}`."""
+    output: str | None = None
+    """The output to serve, where the model has several that could be meant."""
+    activation: Literal["none", "softmax", "sigmoid"] | None = None
+    """What turns the output of a classification into probabilities, where it does not give them: `softmax` for one class per
+    row, `sigmoid` for two classes or several labels."""
+    sample: dict[str, Any] | None = None
+    """A valid instance, with which replicas are tested; by default one of zeros."""
+
+
 MODELS: dict[str, type[ModelConfig]] = {
     "cnn": CNNConfig,
     "resnet": ResNetConfig,
@@ -392,6 +421,7 @@ MODELS: dict[str, type[ModelConfig]] = {
     "gcn": GCNConfig,
     "gat": GATConfig,
     "appnp": APPNPConfig,
+    "imported": ImportedConfig,
 }
 
 

@@ -23,7 +23,7 @@ from headrace.recipe.boosting import check_boosting
 from headrace.recipe.columns import RESERVED_FIELDS
 from headrace.recipe.data import DataConfig
 from headrace.recipe.gate import GateConfig
-from headrace.recipe.models import MODELS, ModelConfig, config_of
+from headrace.recipe.models import MODELS, ImportedConfig, ModelConfig, config_of
 from headrace.recipe.monitor import MonitorConfig, check_personal
 from headrace.recipe.refresh import RefreshConfig, check_refresh
 from headrace.recipe.search import SearchConfig, check_search
@@ -35,6 +35,8 @@ from headrace.recipe.task_variants import check_targets, check_text, variant_of
 from headrace.recipe.training import TrainConfig
 
 NAME_PATTERN = r"^[a-z][a-z0-9-]{0,39}$"
+IMPORTED_TASKS = ("classification", "regression", "multilabel-classification")
+"""Tasks of models that others trained."""
 
 
 class Expectation(BaseModel):
@@ -74,6 +76,18 @@ class Recipe(Section):
     refresh: RefreshConfig | None = None
     search: SearchConfig | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_import(cls, fields: Any) -> Any:
+        """Lets a recipe of an imported model leave out what is about rows and training."""
+        model = fields.get("model") if isinstance(fields, dict) else None
+        if not isinstance(model, dict) or not is_import(model):
+            return fields
+        targets = model.get("targets")
+        target = targets[0] if isinstance(targets, list) and targets else ImportedConfig.model_fields["targets"].default[0]
+        without_rows = {"source": str(model.get("source") or "-"), "target": str(target)}
+        return {"data": without_rows, "expect": [], "train": {}, "serve": {}, **fields, "model": {"name": "imported", **model}}
+
     @field_validator("task")
     @classmethod
     def _check_task(cls, task: str) -> str:
@@ -91,6 +105,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _check_sections_match_task(self) -> Recipe:
+        if self.imported is not None:
+            return self._check_import(self.imported)
         task_type = self.task_type
         task_type.check_data(self.data)
         task_type.check_model(self.model, self.task)
@@ -101,6 +117,23 @@ class Recipe(Section):
         task_type.check_gate(self.gate, self.model, self.task)
         check_personal(self.monitor, self.data)
         check_refresh(self.refresh, self.data)
+        return self
+
+    def _check_import(self, model: ImportedConfig) -> Recipe:
+        if self.task not in IMPORTED_TASKS:
+            raise ValueError(f"task: an imported model can have the tasks {', '.join(IMPORTED_TASKS)}, not {self.task!r}")
+        if self.data.source != model.source:
+            raise ValueError("data: the rows of an imported model cannot be tested yet; remove the section")
+        if self.gate.metrics:
+            name = "require" if self.gate.require else "beat_champion"
+            raise ValueError(f"gate.{name}: an imported model has no test rows to measure it on; remove it")
+        if self.train != TrainConfig():
+            raise ValueError("train: an imported model is not trained; remove the section")
+        if self.refresh is not None or self.monitor.retrain is not None:
+            name = "refresh" if self.refresh is not None else "monitor.retrain"
+            raise ValueError(f"{name}: an imported model is not trained again; remove it")
+        if self.task == "regression" and (model.labels or model.activation):
+            raise ValueError(f"model.{'labels' if model.labels else 'activation'}: applies to classification only; remove it")
         return self
 
     @model_validator(mode="after")
@@ -149,6 +182,11 @@ class Recipe(Section):
         return self
 
     @property
+    def imported(self) -> ImportedConfig | None:
+        """The settings of a model that others trained; None for one that is trained here."""
+        return self.model if isinstance(self.model, ImportedConfig) else None
+
+    @property
     def window_column(self) -> str | None:
         """The column by which `train.window` is measured, if the recipe names one."""
         time, incremental = self.data.split.time, self.data.incremental
@@ -162,6 +200,11 @@ class Recipe(Section):
     def custom_classes(self) -> list[str]:
         """Paths `module:Class` of the custom task type and model, if there are any."""
         return [name for name in (self.task, self.model.name) if is_dotted(name)]
+
+
+def is_import(model: Any) -> bool:
+    """Whether the section `model` of a recipe, as YAML has it, names a model that others trained."""
+    return isinstance(model, dict) and (model.get("name") == "imported" or ("name" not in model and "source" in model))
 
 
 def recipe_names(project: Project) -> list[str]:
@@ -277,7 +320,7 @@ def _explain(mistake: Any, fields: dict[str, Any]) -> str:
 def _fields_at(place: list[Any], fields: dict[str, Any]) -> list[str]:
     """Names of the fields of the section at `place`, for the near miss; in `model`, those of the model that it names."""
     if place and place[0] == "model":
-        return list(config_of(str(fields["model"]["name"])).model_fields)
+        return list(config_of(str(fields["model"].get("name", "imported"))).model_fields)
     section: Any = Recipe
     for part in place:
         if isinstance(part, int) or part not in section.model_fields:  # the name of a column, as in data.times

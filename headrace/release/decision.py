@@ -13,6 +13,7 @@ from headrace.errors import HeadraceError, RegistryError
 from headrace.evaluation.error_budget import confidence_of
 from headrace.evaluation.gate import Comparison, Verdict, align_classes, check_gate, compare, compare_rows
 from headrace.files import read_json
+from headrace.importing.build import checks_of
 from headrace.pipeline.evaluate import answers_for
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
@@ -24,7 +25,7 @@ from headrace.release.terms import Terms
 from headrace.runtime.contract import Contract
 from headrace.task_types.lookup import task_type_for
 from headrace.tracking import registry
-from headrace.tracking.artifact import content_hash
+from headrace.tracking.artifact import IMPORT_FACTS, content_hash
 from headrace.tracking.registry import Version
 
 TRAINING_FACTS = ("training", "metrics", "test_rows")
@@ -221,8 +222,19 @@ def judge(recipe: Recipe, candidate: Version, champion: Version | None, project:
     comparison: Comparison | None = None
     if champion is not None and not same and recipe.gate.beat_champion is not None:
         comparison = _compare(recipe, candidate, champion, project)
+    if recipe.imported is not None:
+        return _verdict_without_rows(read_json(artifacts / "export" / IMPORT_FACTS) or {}, same)
     rows = (read_json(artifacts / "evaluation" / "evaluation.json") or {}).get("rows")
     return check_gate(recipe.gate, recipe.task_type.metrics, metrics, comparison, same, rows)
+
+
+def _verdict_without_rows(facts: dict[str, Any], same: bool) -> Verdict:
+    """The gate's finding for a model that others trained: without test rows it compares nothing, and says what was checked."""
+    reasons = ["there are no test rows: nothing was measured, and nothing was compared with the version in production"]
+    if same:
+        reasons.append("the candidate is identical to the champion")
+    checked = [f"checked instead: {one}" for one in checks_of(facts)]
+    return Verdict(passed=True, reasons=[*reasons, *checked], checks=[], same_model=same)
 
 
 def _compare(recipe: Recipe, candidate: Version, champion: Version, project: Project) -> Comparison:
@@ -300,6 +312,13 @@ def _record_waiting(recipe: Recipe, project: Project, version: Version, verdict:
 def training_facts(recipe: Recipe, project: Project) -> dict[str, Any]:
     """Epochs, rows and metrics of the candidate, from the files of the stages."""
     artifacts = project.artifacts(recipe.name)
+    if recipe.imported is not None:
+        return {
+            "training": None,
+            "metrics": {},
+            "test_rows": None,
+            "imported": read_json(artifacts / "export" / IMPORT_FACTS),
+        }
     return {
         "training": read_json(artifacts / "train" / "summary.json"),
         "metrics": read_json(artifacts / "evaluation" / "metrics.json"),

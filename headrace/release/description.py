@@ -62,6 +62,12 @@ def describe(recipe: Recipe, decision: Decision, project: Project, cause: str | 
 def model_description(recipe: Recipe) -> str:
     """What the model predicts and where it comes from, in Markdown."""
     targets = ", ".join(f"`{name}`" for name in recipe.data.targets)
+    if recipe.imported is not None:
+        return (
+            f"{recipe.task.capitalize()} by a model that others trained, from `recipes/{recipe.name}.yaml`. The alias "
+            "`champion` is the version in production, `challenger` the newest candidate. "
+            f"`headrace history {recipe.name}` shows its releases."
+        )
     return (
         f"{recipe.task.rpartition(':')[2].capitalize()} of {targets}, from `recipes/{recipe.name}.yaml` "
         f"(model `{recipe.model.name}`). The alias `champion` is the version in production, `challenger` the newest candidate. "
@@ -118,6 +124,8 @@ def description_of(recipe: Recipe, decision: Decision, project: Project) -> str:
     candidate, champion = decision.candidate, decision.champion
     if champion is not None and champion.version == candidate.version:
         champion = None
+    if recipe.imported is not None:
+        return _description_of_import(decision, project)
     evaluation = Evaluation.from_dict(read_json(project.artifacts(recipe.name) / "evaluation" / "evaluation.json") or {})
     before = _evaluation_of(champion, project) if champion is not None else None
     cause = registry.tag(candidate, CAUSE, project)
@@ -133,6 +141,21 @@ def description_of(recipe: Recipe, decision: Decision, project: Project) -> str:
     ]
     text = "\n\n".join(section for section in sections if section)
     return text if len(text) <= LONGEST else text[: LONGEST - 1].rpartition("\n")[0] + "\n…"
+
+
+def _description_of_import(decision: Decision, project: Project) -> str:
+    """What was checked of a model that others trained, and where it comes from."""
+    candidate, passed = decision.candidate, "passed the gate" if decision.verdict.passed else "was refused by the gate"
+    found = candidate.identity
+    names = {name: f"imported_{name}" for name in ("from", "revision", "sha256", "licence")}
+    origin = [f"- {shown}: {found[name]}" for shown, name in names.items() if name in found]
+    sections = [
+        f"**{candidate.name}**, a model that others trained, {passed}.",
+        review_paragraph(candidate.model, candidate.version, project) or "",
+        "\n".join(["**Gate**", "", *(f"- {reason}" for reason in decision.verdict.reasons)]),
+        "\n".join(["**Imported from**", "", *origin]),
+    ]
+    return "\n\n".join(section for section in sections if section)[:LONGEST]
 
 
 def _summary(decision: Decision, evaluation: Evaluation) -> Iterator[str]:

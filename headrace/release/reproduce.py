@@ -18,7 +18,7 @@ from headrace import console
 from headrace.console import Report
 from headrace.errors import HeadraceError, NotReproduced, UsageError
 from headrace.files import read_cached_json, read_json
-from headrace.pipeline.stages import ERROR_FILE
+from headrace.pipeline.stages import ERROR_FILE, IMPORT
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe, load_recipe
 from headrace.release import lookup
@@ -82,12 +82,17 @@ def trained_again(version: Version, project: Project, report: Report) -> Iterato
         code = write_sources(version, project, folder)
         report(f"code of {code}")
         report(f"data {version.identity['data_md5']}")
-        for stage in STAGES:
+        for stage in _stages_of(version):
             report(stage)
             _run_stage(stage, version.model, folder, from_folder=code != WORKING_TREE)
         yield Project(folder), code
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _stages_of(version: Version) -> tuple[str, ...]:
+    """The stages that make a version; of one that others trained, the import alone."""
+    return (IMPORT,) if "imported_sha256" in version.identity else STAGES
 
 
 def _require_environment(version: Version, project: Project) -> None:
@@ -140,7 +145,7 @@ def _command(stage: str, model: str, folder: Path) -> list[str]:
         command = str(yaml.safe_load(path.read_text(encoding="utf-8"))["stages"][stage]["do"]["cmd"])
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise HeadraceError(f"dvc.yaml of the version has no stage {stage!r}: {error!r}", where=str(path)) from None
-    program, *arguments = shlex.split(command.replace("${key}", model))
+    program, *arguments = shlex.split(command.replace("${key}", model).replace("${item}", model))
     return [sys.executable if program == "python" else program, *arguments]
 
 
@@ -169,6 +174,8 @@ def _largest_difference(version: Version, again: Project) -> float | None:
     try:
         recipe: Recipe = load_recipe(version.model, again, translate_renamed=True)
     except HeadraceError:
+        return None
+    if recipe.imported is not None:
         return None
     test = pd.read_parquet(artifacts / "prepared" / "test.parquet")
     task_type = task_type_for(recipe)

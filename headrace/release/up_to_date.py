@@ -14,6 +14,7 @@ from pathlib import Path
 from headrace.data.pictures.sources import local_inputs
 from headrace.data.sources.addresses import is_local, local_files
 from headrace.files import read_cached_json, write_json
+from headrace.importing.addresses import local_path
 from headrace.installation import path_of
 from headrace.plugins import code_files, custom_sources
 from headrace.project import Project
@@ -62,9 +63,11 @@ def _snapshot_file(recipe: Recipe, project: Project) -> Path:
 def _inputs(recipe: Recipe, project: Project) -> Iterator[Path]:
     """The files that people write: the recipe, its source where that is a file, the environment and the code."""
     singles = [project.recipes / f"{recipe.name}.yaml", project.root / "requirements.lock"]
-    if recipe.data.pictures is not None:
+    if recipe.imported is not None and (path := local_path(recipe.imported.source, project)) is not None:
+        singles.append(path)
+    elif recipe.data.pictures is not None:
         singles.extend(local_inputs(recipe, project))
-    for file in recipe.data.files if recipe.data.pictures is None else ():
+    for file in recipe.data.files if recipe.data.pictures is None and recipe.imported is None else ():
         if is_local(file.uri):
             singles.extend(local_files(file.uri, project.root))
     yield from (path for path in singles if path.is_file())

@@ -12,6 +12,8 @@ from headrace.tracking.provenance import sha256
 
 GRAPH, CONTRACT = "model.onnx", "contract.json"
 """Files that every exported model has."""
+IMPORT_FACTS = "import.json"
+"""What was found out about a model that others trained, beside its graph; it is not served."""
 PATTERNS = ("*.onnx", "*.onnx.data", "*.npz", CONTRACT, "tokenizer.json", "served_*")
 """Names of served files; further files of a custom task type are named `served_…`."""
 

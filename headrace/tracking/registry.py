@@ -25,7 +25,7 @@ from headrace.recipe.recipe import NAME_PATTERN, Recipe
 from headrace.runtime.contract import Contract
 from headrace.task_types.lookup import task_type_for
 from headrace.tracking import artifact, provenance, runs, sources
-from headrace.tracking.artifact import CONTRACT, GRAPH, content_hash, served_parts
+from headrace.tracking.artifact import CONTRACT, GRAPH, IMPORT_FACTS, content_hash, served_parts
 from headrace.tracking.runs import client, registry_errors
 from headrace.tracking.sources import Sources
 
@@ -45,7 +45,7 @@ DIGEST_LENGTH = 36
 """Characters of a dataset's digest that MLflow keeps."""
 IDENTITY = (
     "data_md5", "data_rows", "git_commit", "uncommitted", "source", "lock_sha256", "recipe_sha256", "validation",
-    "content_sha256", "run_id", "headrace",
+    "content_sha256", "run_id", "headrace", "imported_from", "imported_sha256", "imported_revision", "imported_licence",
 )  # fmt: skip
 """Tags with the identity of a version; they never change. Those of the gate and of a person's approval do."""
 
@@ -78,12 +78,29 @@ def identity_of(recipe: Recipe, version: DataVersion, project: Project) -> dict[
 
 
 def _identity(recipe: Recipe, version: DataVersion, source: Sources, project: Project) -> dict[str, str]:
+    if recipe.imported is not None:
+        return _identity_of_import(recipe, version, source, project)
     validation = read_json(project.artifacts(recipe.name) / "validation.json") or {}
     split = read_record(project.artifacts(recipe.name) / "split")
     start = (read_json(project.artifacts(recipe.name) / "train" / "summary.json") or {}).get("start")
     return {
         **({START: start} if start is not None else {}),
         **({SPLIT: split.model_dump_json(), "split_sha256": split.sha256} if split else {}),
+        **_made_from(version, source, project),
+        "validation": f"{validation.get('passed')} of {validation.get('total')} expectations",
+    }
+
+
+def _identity_of_import(recipe: Recipe, version: DataVersion, source: Sources, project: Project) -> dict[str, str]:
+    """The identity of a model that others trained: its source, the sha256 of its bytes, and its licence."""
+    facts = read_json(project.artifacts(recipe.name) / "export" / IMPORT_FACTS) or {}
+    known = {f"imported_{name}": str(facts[name]) for name in ("sha256", "revision", "licence") if facts.get(name)}
+    origin = redacted(str(facts.get("source", "")))
+    return {**_made_from(version, source, project), "imported_from": origin, **known, "validation": "0 of 0 expectations"}
+
+
+def _made_from(version: DataVersion, source: Sources, project: Project) -> dict[str, str]:
+    return {
         "data_md5": version.md5,
         "data_rows": str(version.rows),
         "git_commit": source.changes.git_commit,
@@ -91,7 +108,6 @@ def _identity(recipe: Recipe, version: DataVersion, source: Sources, project: Pr
         "lock_sha256": provenance.lock_hash(project),
         **({} if project.is_clone else {"headrace": __version__}),
         "recipe_sha256": hashlib.sha256(source.recipe).hexdigest(),
-        "validation": f"{validation.get('passed')} of {validation.get('total')} expectations",
     }
 
 
@@ -123,8 +139,11 @@ def register(
     if known:
         require_content(known, content, artifact.file_hashes(artifacts / "export"))
         return known
-    history = _history(artifacts / "train" / "curves.csv")
-    run = runs.run_of_weights(recipe, project, artifacts / "train" / "model.pt", history)
+    if recipe.imported is not None:
+        run = runs.run_of_weights(recipe, project, artifacts / "export" / GRAPH, [])
+    else:
+        history = _history(artifacts / "train" / "curves.csv")
+        run = runs.run_of_weights(recipe, project, artifacts / "train" / "model.pt", history)
     with registry_errors(project):
         _log_evaluation(project, run.id, artifacts)
         _log_data_version(recipe, project, run.id, identity)
@@ -317,10 +336,13 @@ def _log_evaluation(project: Project, run_id: str, artifacts: Path) -> None:
     rows = (read_json(artifacts / "evaluation" / "evaluation.json") or {}).get("rows")
     metrics = metrics if rows is None else {**metrics, "rows": rows}
     store.log_batch(run_id, [Metric(f"test_{name}", value, 0, 0) for name, value in metrics.items()])
+    store.log_artifact(run_id, str(artifacts / "evaluation" / "profile.json"), "monitoring")
+    if (artifacts / "export" / IMPORT_FACTS).is_file():  # no rows were tested
+        store.log_artifact(run_id, str(artifacts / "export" / IMPORT_FACTS), "import")
+        return
     store.log_artifacts(run_id, str(artifacts / "evaluation" / "pictures"), "evaluation")
     store.log_artifact(run_id, str(artifacts / "evaluation" / "evaluation.json"), "evaluation")
     store.log_artifact(run_id, str(artifacts / "validation.json"), "data")
-    store.log_artifact(run_id, str(artifacts / "evaluation" / "profile.json"), "monitoring")
 
 
 def _log_data_version(recipe: Recipe, project: Project, run_id: str, identity: dict[str, str]) -> None:

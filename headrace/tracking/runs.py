@@ -219,6 +219,9 @@ def _create(recipe: Recipe, project: Project, tags: dict[str, str]) -> str:
 
 def parameters(recipe: Recipe) -> dict[str, str]:
     """The sections `model` and `train` as flat names, for example `train.learning_rate`."""
+    if (imported := recipe.imported) is not None:
+        fields = {"source": imported.source, "sha256": imported.sha256, "licence": imported.licence}
+        return {"model.name": imported.name, **{f"model.{name}": str(value) for name, value in fields.items() if value}}
     return {
         name: str(value)
         for section in ("model", "train")

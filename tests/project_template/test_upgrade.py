@@ -82,13 +82,16 @@ def test_changes_in_different_places_are_merged(shop: Project, later: Later) -> 
 
 
 def test_changes_of_the_same_line_get_markers_and_lose_nothing(shop: Project, later: Later) -> None:
-    line = "        train(recipe, project)\n"
-    mine = edit(shop, "flows/release.py", line, "        train(recipe, project)  # mine\n")
-    later({"flows/release.py": template_files("shop")["flows/release.py"].replace(line, "        train(recipe, project, 2)\n")})
+    line = "        recover(recipe, project)\n"
+    mine = edit(shop, "flows/release.py", line, "        recover(recipe, project)  # mine\n")
+    later(
+        {"flows/release.py": template_files("shop")["flows/release.py"].replace(line, "        recover(recipe, project, 2)\n")}
+    )
     (found,) = changes(shop)
     assert found.kind == "conflict" and found.after is not None
     assert (
-        "<<<<<<< yours\n        train(recipe, project)  # mine\n" in found.after and "train(recipe, project, 2)" in found.after
+        "<<<<<<< yours\n        recover(recipe, project)  # mine\n" in found.after
+        and "recover(recipe, project, 2)" in found.after
     )
     copies = apply([found], shop)
     assert copies is not None and (copies / "flows" / "release.py").read_text() == mine

@@ -1,0 +1,1 @@
+"""Models that others trained: fetched, checked, converted to ONNX, and described by a contract."""

@@ -1,0 +1,103 @@
+"""Recognises the format of a model's file, and refuses those whose loading runs code of the file."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Literal
+
+from headrace.importing.errors import ImportRefused
+
+Format = Literal["onnx", "skops", "xgboost", "lightgbm"]
+SUPPORTED = "ONNX (.onnx), scikit-learn by skops (.skops), XGBoost (.json, .ubj), LightGBM (.txt)"
+ENDINGS: dict[str, Format] = {
+    ".onnx": "onnx",
+    ".skops": "skops",
+    ".ubj": "xgboost",
+    ".json": "xgboost",
+    ".txt": "lightgbm",
+}
+SKOPS = 'import skops.io; skops.io.dump(model, "model.skops")'
+TORCH = (
+    'import torch; torch.onnx.export(model.eval(), (example,), "model.onnx", input_names=["x"], '
+    'dynamic_shapes=({0: torch.export.Dim("rows")},), dynamo=True, external_data=False)'
+)
+KERAS = 'model.export("model.onnx", format="onnx")'
+PICKLED = {
+    **dict.fromkeys((".pkl", ".pickle", ".joblib", ".dill", ".cloudpickle"), SKOPS),
+    **dict.fromkeys((".pt", ".pth", ".ckpt", ".bin", ".mar"), TORCH),
+}
+"""Endings of files that hold Python's pickle, with the code that writes the same model in a format without it."""
+UNSUPPORTED = {
+    ".safetensors": "safetensors hold weights without the network that computes with them; where the model is, write ONNX: "
+    + TORCH,
+    **dict.fromkeys((".h5", ".keras", ".pb", ".tflite"), f"where the model is, write ONNX: {KERAS}"),
+    **dict.fromkeys((".cbm",), 'where the model is, write ONNX: model.save_model("model.onnx", format="onnx")'),
+    **dict.fromkeys((".pmml", ".gguf", ".mlmodel", ".engine", ".plan"), f"supported are {SUPPORTED}"),
+}
+
+
+def format_of(path: Path, shown: str) -> Format:
+    """Returns the format of a model's file, by its content where that tells it and else by its ending.
+
+    Args:
+        shown: the address of the file, for errors.
+
+    Raises:
+        ImportRefused: the file is empty, holds a pickle, or is in no supported format.
+    """
+    ending = path.suffix.lower()
+    with path.open("rb") as file:
+        head = file.read(512)
+    if not head:
+        raise ImportRefused(f"{shown} is empty", where="model.source", hint="copy or export the file again")
+    if ending in PICKLED or _is_pickle(path, head):
+        raise ImportRefused(
+            f"{shown} holds a Python pickle, whose loading runs code that the file contains; it is not opened",
+            where="model.source",
+            hint=f"where you trust the file, write the model without code: {PICKLED.get(ending, SKOPS)}",
+        )
+    if ending in UNSUPPORTED:
+        raise ImportRefused(f"{shown}: the format {ending} is not supported", where="model.source", hint=UNSUPPORTED[ending])
+    if head.startswith(b"tree\n") and b"version=" in head:
+        return "lightgbm"
+    if zipfile.is_zipfile(path):
+        return _format_of_zip(path, shown)
+    if ending == ".json" and not _is_xgboost(path):
+        raise ImportRefused(f"{shown} is not a model of XGBoost", where="model.source", hint=f"supported are {SUPPORTED}")
+    if ending in ENDINGS and ENDINGS[ending] not in ("skops", "lightgbm"):
+        return ENDINGS[ending]
+    if ending in ENDINGS:
+        reason = "is damaged or truncated" if ending == ".skops" else "is not a model of LightGBM"
+        raise ImportRefused(f"{shown} {reason}", where="model.source", hint=f"copy the file again; supported are {SUPPORTED}")
+    raise ImportRefused(
+        f"{shown}: unknown format {ending or 'without an ending'}", where="model.source", hint=f"supported are {SUPPORTED}"
+    )
+
+
+def _is_pickle(path: Path, head: bytes) -> bool:
+    """Whether a file is a pickle, also one that is compressed by zlib as joblib does, or a zip that torch has written."""
+    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        return True
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith((".pkl", ".pickle")) for name in archive.namelist())
+    return False
+
+
+def _format_of_zip(path: Path, shown: str) -> Format:
+    with zipfile.ZipFile(path) as archive:
+        if "schema.json" in archive.namelist():
+            return "skops"
+    raise ImportRefused(
+        f"{shown} is an archive without a model of skops", where="model.source", hint=f"supported are {SUPPORTED}"
+    )
+
+
+def _is_xgboost(path: Path) -> bool:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return isinstance(found, dict) and "learner" in found

@@ -1,0 +1,67 @@
+"""Which files are recognised, and which are refused because loading them would run their code."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from headrace.importing.errors import ImportRefused
+from headrace.importing.formats import format_of
+from tests.importing.made import write_network, write_skops
+
+
+@pytest.mark.parametrize("name", ["m.pkl", "m.joblib", "m.onnx", "m.skops", "m.dat"])
+def test_a_pickle_is_refused_by_its_content_whatever_its_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(ImportRefused, match="holds a Python pickle") as caught:
+        format_of(tmp_path / name, name)
+    assert "skops.io.dump" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "snippet"),
+    [
+        ("m.pt", "torch.onnx.export"),
+        ("m.pth", "torch.onnx.export"),
+        ("m.bin", "torch.onnx.export"),
+        ("m.joblib", "skops.io.dump"),
+    ],
+)
+def test_the_way_to_convert_a_pickle_is_given(tmp_path: Path, name: str, snippet: str) -> None:
+    with zipfile.ZipFile(tmp_path / name, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps([1]))
+    with pytest.raises(ImportRefused, match="holds a Python pickle") as caught:
+        format_of(tmp_path / name, name)
+    assert snippet in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("m.safetensors", b"\x08\0\0\0\0\0\0\0{}", "not supported"),
+        ("m.keras", b"abc", "not supported"),
+        ("m.cbm", b"CBM1", "not supported"),
+        ("m.xyz", b"abc", "unknown format .xyz"),
+        ("model", b"abc", "unknown format without an ending"),
+        ("m.json", b'{"a": 1}', "not a model of XGBoost"),
+        ("m.txt", b"hello", "not a model of LightGBM"),
+        ("m.skops", b"hello", "damaged or truncated"),
+        ("m.skops", b"", "is empty"),
+    ],
+)
+def test_other_files_are_refused_with_what_is_supported(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ImportRefused, match=message):
+        format_of(tmp_path / name, name)
+
+
+def test_models_are_recognised_by_their_content_or_ending(tmp_path: Path) -> None:
+    assert format_of(write_network(tmp_path / "m.onnx"), "m") == "onnx"
+    assert format_of(write_skops(tmp_path / "model"), "m") == "skops"
+    (tmp_path / "m.lgb").write_bytes(b"tree\nversion=v4\n")
+    assert format_of(tmp_path / "m.lgb", "m") == "lightgbm"
+    (tmp_path / "m.json").write_text('{"learner": {}}')
+    assert format_of(tmp_path / "m.json", "m") == "xgboost"
