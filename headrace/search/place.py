@@ -72,6 +72,11 @@ def searches(recipe: str, project: Project) -> Path:
     return project.state / "searches" / recipe
 
 
+def forget_rows(place: Place) -> None:
+    """Removes the rows of a search that is over: they would keep the space of data that has been replaced."""
+    shutil.rmtree(place.prepared, ignore_errors=True)
+
+
 @contextmanager
 def search_lock(recipe: str, project: Project) -> Iterator[None]:
     """Holds the right to search for `recipe`. The operating system frees it when the process that holds it is killed.
@@ -105,8 +110,8 @@ def open_place(recipe: Recipe, space: Space, project: Project, report: Report, *
     elif not place.recipe.exists():
         _report_changes(read_cached_json(parent / LAST), parts, parent, report)
     remove_partial_files(parent)
+    _link(prepared, place.prepared)
     if not place.recipe.exists():
-        _link(prepared, place.prepared)
         write_text(place.recipe, (project.recipes / f"{recipe.name}.yaml").read_text(encoding="utf-8"))
     began = time.strftime("%Y-%m-%d %H:%M:%S")
     write_json(parent / LAST, {"folder": place.root.name, "began": began, "parts": parts})

@@ -8,6 +8,7 @@ from typing import Any
 from headrace.console import Report
 from headrace.errors import HeadraceError
 from headrace.project import Project
+from headrace.search.place import forget_rows
 from headrace.search.plots import draw
 from headrace.search.result import result_of
 from headrace.search.run import Runner, RunTrial, Search
@@ -44,6 +45,7 @@ def run_trials(
         Runner(search, project, finished, run_trial).run()
         result = result_of(search)
         _finish(run, search, result)
+        forget_rows(search.place)
     except BaseException:
         with suppress(HeadraceError):
             run.interrupt()

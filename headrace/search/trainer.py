@@ -67,7 +67,8 @@ class Trainer:
         """
         self.recipe, self.place, self.project = recipe, place, project
         self.metric, self.better = objective_of(recipe)
-        self.device = choose_device(recipe.train.device)
+        is_trees = isinstance(recipe.model, BoostedTreesConfig)  # they are trained on the CPU
+        self.device = choose_device("cpu" if is_trees else recipe.train.device)
         self.task_type, self.schema = task_type_for(recipe), Schema.read(place.prepared / "schema.json")
         self.rows, self.validation = (self.load(f"{name}.parquet") for name in ("train", "validation"))
         self.compared = self.validation
