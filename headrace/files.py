@@ -12,20 +12,14 @@ import tempfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from headrace.errors import DamagedFile, DiskFull, HeadraceError, NewerFile, ServiceError
-
-if TYPE_CHECKING:
-    from headrace.project import Project
 
 SCHEMA_VERSION = 1
 """Of most stores that Headrace writes: what older versions wrote has it too, without saying so."""
 PARTIAL = re.compile(r"\..+\.(\d+)\.part")
 """Name of a file that a process is writing, with its process id."""
-NOT_SEARCHED = ("usage", "quotas", "token-keys", "bentoml", "prefect", "logs")
-"""Parts of `.headrace` without partial files of this machine: containers write the first three, with process ids of their
-own."""
 
 
 @contextmanager
@@ -73,13 +67,6 @@ def remove_partial_files(folder: Path, apart_from: Collection[str] = ()) -> list
                 path.unlink(missing_ok=True)
                 removed.append(path)
     return removed
-
-
-def remove_partial_files_of(project: Project) -> None:
-    """Removes the files of a project that killed processes have not written to their end."""
-    remove_partial_files(project.state, NOT_SEARCHED)
-    remove_partial_files(project.root / "artifacts")
-    remove_partial_files(project.mlruns, ("artifacts",))
 
 
 def _is_alive(pid: int) -> bool:

@@ -10,9 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headrace.errors import UsageError
+from headrace.files import remove_partial_files
 
 if TYPE_CHECKING:
     from headrace.settings import Settings
+
+WITHOUT_PARTIAL_FILES = ("usage", "quotas", "token-keys", "bentoml", "prefect", "logs")
+"""Parts of `.headrace` without partial files of this machine: containers write the first three, with process ids of their
+own."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +189,12 @@ class Project:
     def artifacts(self, recipe: str) -> Path:
         """Outputs of the stages in `dvc.yaml`."""
         return self.root / "artifacts" / recipe
+
+    def remove_partial_files(self) -> None:
+        """Removes the files that killed processes have not written to their end."""
+        remove_partial_files(self.state, WITHOUT_PARTIAL_FILES)
+        remove_partial_files(self.root / "artifacts")
+        remove_partial_files(self.mlruns, ("artifacts",))
 
 
 def find_project(start: Path | None = None) -> Project:

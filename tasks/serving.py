@@ -10,7 +10,6 @@ from prefect.client.schemas.objects import StateType
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Crashed
 
-from headrace.files import remove_partial_files_of
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
 from headrace.release import deploy, recovery
@@ -25,7 +24,7 @@ from tasks.settings import HOUR, PLAIN
 def recover(recipe: Recipe, project: Project) -> None:
     """Cleans up after a release of the recipe that was killed: its run in Prefect, its files, and its roll-out."""
     _close_dead_runs(recipe)
-    remove_partial_files_of(project)
+    project.remove_partial_files()
     if recovery.is_interrupted(recipe.name, project):
         step("recover", f"an earlier release of {recipe.name} was interrupted")
         recovery.roll_back_interrupted_release(recipe.name, project, report, recovery.REPAIR_SECONDS)

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from headrace.console import Report, log
 from headrace.errors import HeadraceError
-from headrace.files import errors_collected, remove_partial_files_of
+from headrace.files import errors_collected
 from headrace.permissions import make_private
 from headrace.processes import as_headrace_error
 from headrace.project import Project, find_project
@@ -198,7 +198,7 @@ def _prepare(project: Project, report: Report) -> None:
     """
     require_restored(project)
     stop_if_moved(project, report)
-    remove_partial_files_of(project)
+    project.remove_partial_files()
     make_private(project)
     for path in programs_folder(project).glob("*.conf"):
         if path.stem not in NAMES and HEADRACE_COMMAND.search(path.read_text(encoding="utf-8")):

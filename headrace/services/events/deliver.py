@@ -22,7 +22,6 @@ from headrace.errors import HeadraceError
 from headrace.events import outbox
 from headrace.events.event import Event
 from headrace.events.outbox import ReceiverState
-from headrace.files import remove_partial_files_of
 from headrace.processes import die_with_parent
 from headrace.project import Project, find_project
 from headrace.services.events import dead_runs, from_journal
@@ -160,7 +159,7 @@ def look_for_dead_runs(project: Project) -> None:
         closed = dead_runs.publish_dead_runs(project)
         dead_runs.publish_new_ended_runs(project)
         if closed:
-            remove_partial_files_of(project)
+            project.remove_partial_files()
         if any(run.flow == "approval" for run in closed):
             from headrace.services.approvals import synchronise  # it imports much
 
