@@ -190,6 +190,9 @@ def _objective_of_xgboost(booster: Any) -> str:
 
 
 def _from_lightgbm(path: Path, shown: str) -> Converted:
+    from headrace.models.boosted_trees import require_lightgbm
+
+    require_lightgbm()
     import lightgbm
     from onnxmltools import convert_lightgbm
     from onnxmltools.convert.common.data_types import FloatTensorType

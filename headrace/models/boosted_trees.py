@@ -112,6 +112,7 @@ class LightGBM(BoostedTrees):
     library = "LightGBM"
 
     def open(self, content: bytes) -> lightgbm.Booster:
+        require_lightgbm()
         import lightgbm
 
         return lightgbm.Booster(model_str=content.decode())
@@ -161,6 +162,23 @@ class XGBoost(BoostedTrees):
     def nodes(self) -> int:
         trees = json.loads(self.content())["learner"]["gradient_booster"]["model"]["trees"]
         return sum(int(tree["tree_param"]["num_nodes"]) for tree in trees)
+
+
+def require_lightgbm() -> None:
+    """Checks that LightGBM can be loaded: its package needs a library of the operating system.
+
+    Raises:
+        TrainingError: that library is missing.
+    """
+    try:
+        import lightgbm  # noqa: F401
+    except OSError as error:
+        raise TrainingError(
+            f"LightGBM cannot be loaded: {error}",
+            where="model.name",
+            hint="install GCC's OpenMP library (Debian, Ubuntu: apt install libgomp1; Fedora: dnf install libgomp; "
+            "macOS: brew install libomp), or use xgboost",
+        ) from None
 
 
 def with_float32_thresholds(text: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headrace.models.boosted_trees import BoostedTrees, with_float32_thresholds
+from headrace.models.boosted_trees import BoostedTrees, require_lightgbm, with_float32_thresholds
 from headrace.models.served import Regressor, ServedModel
 from headrace.recipe.models import BoostedTreesConfig, LightGBMConfig, XGBoostConfig
 
@@ -77,6 +77,7 @@ class LightGBMBooster(Booster):
 
     def __init__(self, model: ServedModel, config: LightGBMConfig, train: Part, validation: Part, seed: int) -> None:
         super().__init__(model, validation)
+        require_lightgbm()
         import lightgbm
 
         parameters = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from headrace.errors import TrainingError
-from headrace.models.boosted_trees import BoostedTrees, with_float32_thresholds
+from headrace.models.boosted_trees import BoostedTrees, require_lightgbm, with_float32_thresholds
 from headrace.models.onnx_inference import run_graph
 from headrace.models.schema import Categorical, Schema, Shape
 from headrace.models.tree_features import MOST_INDICATORS, TreeFeatures
@@ -157,3 +158,19 @@ def test_a_column_with_very_many_levels_is_one_feature() -> None:
     assert indicators.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
     (order,) = TreeFeatures(Schema(shape=shape, categorical=[many]))(index)
     assert order.tolist() == [[0], [1], [2]]
+
+
+def test_a_missing_library_of_the_system_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LightGBM's loader is replaced: whether the system has OpenMP is outside our reach."""
+    message = "libgomp.so.1: cannot open shared object file"
+
+    class WithoutOpenMP:
+        def find_spec(self, name: str, *rest: Any) -> None:
+            if name == "lightgbm":
+                raise OSError(message)
+
+    monkeypatch.delitem(sys.modules, "lightgbm", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [WithoutOpenMP(), *sys.meta_path])
+    with pytest.raises(TrainingError, match=message) as caught:
+        require_lightgbm()
+    assert "apt install libgomp1" in str(caught.value.hint)
