@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from headrace.console import Report
-from headrace.errors import TrainingError
+from headrace.errors import RecipeError, TrainingError
 from headrace.project import Project
 from headrace.recipe.duration import duration_seconds
 from headrace.recipe.recipe import Recipe, load_recipe
@@ -84,6 +84,9 @@ def read_request(request: Request, project: Project) -> tuple[Recipe, SearchConf
         RecipeError: the recipe breaks a rule.
     """
     recipe = load_recipe(request.recipe, project)
+    if recipe.model.name == "imported":
+        where, hint = f"recipes/{recipe.name}.yaml", "search for a recipe with another model"
+        raise RecipeError("an imported model is not trained, so there is nothing to search for", where=where, hint=hint)
     names = ("trials", "workers", "timeout", "sampler", "pruner")
     changed = {name: value for name in names if (value := getattr(request, name)) is not None}
     config = SearchConfig.model_validate({**(recipe.search or SearchConfig()).model_dump(), **changed})
