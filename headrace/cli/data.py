@@ -8,7 +8,7 @@ import click
 
 from headrace.cli.shared import json_option, load_project, print_json
 from headrace.data.versions import DataVersion
-from headrace.recipe.recipe import load_recipe
+from headrace.recipe.recipe import load_recipe, load_trained
 from headrace.release.lock import release_lock
 
 
@@ -23,7 +23,7 @@ def data() -> None:
 def ingest(recipe: str, as_json: bool) -> None:
     """Ingest the source of RECIPE into data/, unless it is there already. A release does this automatically."""
     project = load_project()
-    loaded = load_recipe(recipe, project)
+    loaded = load_trained(recipe, project)
     from headrace import console
     from headrace.data import ingest as ingestion
 
@@ -42,7 +42,7 @@ def add(recipe: str, file: Path, as_json: bool) -> None:
     A batch that fails validation is moved to quarantine with a report; the data version is unchanged (exit code 3).
     """
     project = load_project()
-    loaded = load_recipe(recipe, project)
+    loaded = load_trained(recipe, project)
     from headrace import console
     from headrace.data.batches import add_batch
 
@@ -58,7 +58,7 @@ def add_next(recipe: str, as_json: bool) -> None:
     """Add the next batch of an incremental source (`data.incremental` in the recipe). When everything has arrived, the data
     version is unchanged."""
     project = load_project()
-    loaded = load_recipe(recipe, project)
+    loaded = load_trained(recipe, project)
     from headrace import console
     from headrace.data.batches import next_batch
 

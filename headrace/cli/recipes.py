@@ -6,7 +6,7 @@ import click
 
 from headrace.cli.shared import json_option, load_project, print_json
 from headrace.errors import HeadraceError
-from headrace.recipe.recipe import load_recipe, recipe_names
+from headrace.recipe.recipe import load_recipe, load_trained, recipe_names
 
 
 @click.command("recipes", short_help="List all recipes.")
@@ -48,7 +48,7 @@ def check(recipe: str, as_json: bool) -> None:
 def expectations(recipe: str, as_json: bool) -> None:
     """Propose expectations from the data of RECIPE, to paste under `expect:`."""
     project = load_project()
-    found = load_recipe(recipe, project)
+    found = load_trained(recipe, project)
     from headrace.data.tables import read_batches
     from headrace.data.validation.suite import propose_suite
 

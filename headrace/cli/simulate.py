@@ -11,7 +11,7 @@ import click
 from headrace import console
 from headrace.cli.shared import json_option, load_project, print_json
 from headrace.errors import RecipeError
-from headrace.recipe.recipe import Recipe, load_recipe
+from headrace.recipe.recipe import Recipe, load_trained
 
 if TYPE_CHECKING:
     from headrace.simulation.arrivals import Every
@@ -71,7 +71,7 @@ def simulate(
     Nothing is released, and no service has to run. A simulation that was interrupted continues with the same command.
     """
     project = load_project()
-    loaded = _changed(load_recipe(recipe, project), epochs, window, start)
+    loaded = _changed(load_trained(recipe, project), epochs, window, start)
     from headrace.services.monitoring.worsening import policy_of
     from headrace.simulation.arrivals import arrivals
     from headrace.simulation.plot import draw

@@ -129,9 +129,9 @@ class Recipe(Section):
             raise ValueError(f"gate.{name}: an imported model has no test rows to measure it on; remove it")
         if self.train != TrainConfig():
             raise ValueError("train: an imported model is not trained; remove the section")
-        if self.refresh is not None or self.monitor.retrain is not None:
-            name = "refresh" if self.refresh is not None else "monitor.retrain"
-            raise ValueError(f"{name}: an imported model is not trained again; remove it")
+        again = {"refresh": self.refresh, "monitor.retrain": self.monitor.retrain, "search": self.search}
+        if trained := [name for name, section in again.items() if section is not None]:
+            raise ValueError(f"{trained[0]}: an imported model is not trained again; remove it")
         if self.task == "regression" and (model.labels or model.activation):
             raise ValueError(f"model.{'labels' if model.labels else 'activation'}: applies to classification only; remove it")
         return self
@@ -233,6 +233,22 @@ def load_recipe(name: str, project: Project, *, translate_renamed: bool = False)
     recipe = parse_recipe(path.read_text(encoding="utf-8"), where, translate_renamed=translate_renamed)
     if recipe.name != name:
         raise RecipeError(f"name: {recipe.name!r} differs from the name of the file", where=where, hint=f"write `name: {name}`")
+    return recipe
+
+
+def load_trained(name: str, project: Project) -> Recipe:
+    """Reads the recipe of a model that is trained here, for a command about its rows or its training.
+
+    Raises:
+        RecipeError: as `load_recipe`; or the model is an imported one.
+    """
+    recipe = load_recipe(name, project)
+    if recipe.imported is not None:
+        raise RecipeError(
+            f"{name} is a model that others trained: it has no rows and no training",
+            where=f"recipes/{name}.yaml",
+            hint=f"headrace run {name} releases it",
+        )
     return recipe
 
 

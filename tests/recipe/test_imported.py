@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from headrace.errors import RecipeError
-from headrace.recipe.recipe import Recipe, parse_recipe
+from headrace.project import Project
+from headrace.recipe.recipe import Recipe, load_trained, parse_recipe
 
 
 def parsed(**fields: Any) -> Recipe:
@@ -30,6 +31,7 @@ def test_a_source_is_all_that_an_import_needs() -> None:
         ({"gate": {"require": {"accuracy": ">= 0.9"}}}, "gate.require: an imported model has no test rows"),
         ({"gate": {"beat_champion": {"metric": "accuracy"}}}, "gate.beat_champion: an imported model has no test rows"),
         ({"train": {"epochs": 3}}, "train: an imported model is not trained"),
+        ({"search": {"space": {"train.epochs": [1, 2]}}}, "search: an imported model is not trained again"),
         ({"monitor": {"retrain": {}}}, "monitor.retrain: an imported model is not trained again"),
         ({"data": {"source": "rows.csv", "target": "kind"}}, "data: the rows of an imported model cannot be tested yet"),
         ({"model": {"source": "m.onnx", "sha256": "abc"}}, "model.sha256: String should match pattern"),
@@ -48,3 +50,10 @@ def test_what_does_not_apply_is_named(fields: dict[str, Any], message: str) -> N
     with pytest.raises(RecipeError) as caught:
         parsed(**fields)
     assert message in str(caught.value)
+
+
+def test_commands_about_rows_and_training_say_that_there_are_none(project: Project) -> None:
+    (project.recipes / "imp.yaml").write_text("name: imp\ntask: classification\nmodel: {source: m.onnx}\n")
+    assert load_trained("tiny", project).name == "tiny"
+    with pytest.raises(RecipeError, match="imp is a model that others trained: it has no rows and no training"):
+        load_trained("imp", project)
