@@ -63,7 +63,7 @@ def register(recipe: Recipe, version: DataVersion, project: Project) -> Version:
 @task(name="judge", timeout_seconds=HOUR, **PLAIN)
 def judge(recipe: Recipe, candidate: Version, project: Project, force: bool = False, cause: str | None = None) -> Decision:
     """Decides whether the candidate replaces the version in production, and describes it in MLflow for people."""
-    step("judge", "thresholds, then the champion on the same test rows")
+    step("judge", "" if recipe.imported else "thresholds, then the champion on the same test rows")
     decision = decide_promotion(recipe, candidate, project, report, force)
     describe(recipe, decision, project, cause)
     for reason in decision.verdict.reasons:

@@ -49,7 +49,7 @@ def trace_version(reference: str, project: Project) -> dict[str, Any]:
         _link("licence", identity.get("imported_licence"), None),
         _link("data", identity.get("data_md5"), everything),
         _link(review.outcome if review else "review", review.sentence if review else None, None),
-        _link("data gate", identity.get("validation"), "headrace open docs"),
+        _link("data gate", None if identity.get("imported_from") else identity.get("validation"), "headrace open docs"),
     ]
     return {
         "model": version.model,
