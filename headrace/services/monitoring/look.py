@@ -186,7 +186,7 @@ class _Look:
 
     def _read_profile(self, path: Path) -> Profile | None:
         if read_json(path) == {}:
-            self._notes.append("there are no training rows with which rows can be compared one by one, so drift is not computed")
+            self._notes.append("there are no training rows to compare with one by one, so drift is not computed")
             return None
         return Profile.read(path)
 
