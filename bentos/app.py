@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
-from bentos.models.onnx_model import InvalidOutput, OnnxModel
+from bentos.models.served_model import InvalidOutput, ServedModel
 from bentos.protocols.explain import Explain
 from bentos.protocols.openai import OpenAI
 from bentos.protocols.v1 import V1
@@ -97,10 +97,10 @@ class PredictionApp:
         self._trace = open_trace()
         self._worker = WorkerThread()
         self._thread = self._worker.thread
-        self._watchdog = Watchdog(lambda: self._thread.silent_seconds)
+        self._watchdog = Watchdog(lambda: self._thread.silent_seconds, failure=self._failure)
         self.streams = Streams(self._thread, self.record_usage)
         self._batcher: Batcher | None = None
-        self._model: OnnxModel | None = None
+        self._model: ServedModel | None = None
         self._inline_bytes = -1
         self.is_streaming = False  # set once: isinstance of a protocol costs as much as a small prediction
         self.loaded_at = 0
@@ -116,16 +116,16 @@ class PredictionApp:
 
     @property
     def ready(self) -> bool:
-        return self._model is not None and not self._watchdog.is_stuck
+        return self._model is not None and not self._failure() and not self._watchdog.is_stuck
 
     @property
-    def model(self) -> OnnxModel:
+    def model(self) -> ServedModel:
         if self._model is None:
             raise Refused(503, "not_ready", "the model is not loaded yet", {"retry-after": "1"})
         return self._model
 
     @model.setter
-    def model(self, model: OnnxModel) -> None:
+    def model(self, model: ServedModel) -> None:
         self._model = model
         self.loaded_at = int(time.time())
         self._version_header = [(b"x-model-version", model.version.encode("latin-1", "replace"))]
@@ -147,7 +147,9 @@ class PredictionApp:
         self._watchdog.start()
 
     def close(self) -> None:
-        """Writes buffered usage, records, samples and traces."""
+        """Writes buffered usage, records, samples and traces, and ends the model."""
+        if self._model is not None:
+            self._model.close()
         self.metering.close()
         if self._trace is not None:
             self._trace.close()
@@ -180,7 +182,7 @@ class PredictionApp:
             self._release_tenant(request.tenant)
             self._finish(request, status)
 
-    def model_for(self, request: TrackedRequest, name: str) -> OnnxModel:
+    def model_for(self, request: TrackedRequest, name: str) -> ServedModel:
         model, caller = self.model, request.caller
         if name == model.name and caller.may_call(name):
             return model
@@ -194,8 +196,13 @@ class PredictionApp:
         if request.caller.rows_per_day is not None:
             await self.metering.take_quota(request, rows)
 
-    def record_usage(self, request: TrackedRequest, *, rows: int = 0, tokens: int = 0, answers: Sequence[Any] = ()) -> None:
-        self.metering.record(request, rows, tokens, answers)
+    def record_usage(
+        self, request: TrackedRequest, *, rows: int = 0, tokens: int = 0, prompt_tokens: int = 0, answers: Sequence[Any] = ()
+    ) -> None:
+        self.metering.record(request, rows, tokens, answers, prompt_tokens)
+
+    def observe_text(self, first_seconds: float | None, tokens_per_second: float | None) -> None:
+        self.metrics.observe_text(first_seconds, tokens_per_second)
 
     def count_unseen(self, counts: Mapping[tuple[str, str], int]) -> None:
         self.metrics.count_unseen(counts)
@@ -313,6 +320,9 @@ class PredictionApp:
                 "headrace.request_id": request.request_id,
             }
             self._trace.span(request.header_bytes, seconds, request.route, status, attributes)
+
+    def _failure(self) -> str:
+        return "" if self._model is None else self._model.failure
 
     def _queue_length(self) -> int:
         return self._batcher.queued_rows if self._batcher is not None else self._worker.jobs

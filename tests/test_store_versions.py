@@ -42,10 +42,10 @@ def opened(project: Project) -> None:
         pass
 
 
-def newer_database(path: Path) -> None:
+def newer_database(path: Path, version: int = 2) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA user_version = 2")
+        connection.execute(f"PRAGMA user_version = {version}")
 
 
 STORES: dict[str, tuple[Callable[[Project], Path], Callable[[Path], None], Callable[[Project], Any]]] = {
@@ -58,7 +58,11 @@ STORES: dict[str, tuple[Callable[[Project], Path], Callable[[Path], None], Calla
         newer_replicas,
         lambda project: ProcessRunner(project).list(),
     ),
-    "usage": (lambda project: project.usage / "usage.db", newer_database, lambda project: read_usage(project.usage)),
+    "usage": (
+        lambda project: project.usage / "usage.db",
+        lambda path: newer_database(path, 3),
+        lambda project: read_usage(project.usage),
+    ),
     "events": (outbox.database, newer_database, opened),
     "feedback": (database, newer_database, lambda project: FeedbackStore(project, 90)),
 }

@@ -48,6 +48,10 @@ class GenerationModel(OnnxModel):
         """Merges the events of one text into its answer."""
         return {**events[-1], "text": "".join(event["text"] for event in events)}
 
+    @property
+    def generates(self) -> bool:
+        return True
+
     def predict(self, instances: list[Any]) -> list[dict[str, Any]]:
         """Generates the texts one after another."""
         return [self._generate(text) for text in self.generation_requests(instances)]

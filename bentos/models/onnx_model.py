@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,10 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from bentos.models import progress
+from bentos.models.served_model import InvalidOutput, NotServable, ServedModel
 from headrace.runtime.contract import Contract, Feeds
-from headrace.runtime.violations import ContractViolation
+
+__all__ = ["InvalidOutput", "NotServable", "OnnxModel", "load", "open_session", "threads_from_environment"]
 
 ROWS_PER_RUN = 1024
 """Rows of one run of the graph: a larger request runs in chunks, so that it does not take more memory."""
@@ -26,15 +27,7 @@ MOVED_MODULES = {
 """Modules that custom served classes were documented to import, and where they are now."""
 
 
-class NotServable(Exception):
-    """The model in a folder cannot be served as its contract says."""
-
-
-class InvalidOutput(Exception):
-    """The graph's output does not fit the contract: another shape, NaN or infinity."""
-
-
-class OnnxModel:
+class OnnxModel(ServedModel):
     """One model version. The constructor loads it and predicts the contract's sample.
 
     Raises:
@@ -43,10 +36,7 @@ class OnnxModel:
 
     def __init__(self, folder: Path, threads: int | None = None) -> None:
         """Loads `model.onnx`, `contract.json` and, if present, `identity.json`; `threads` overrides the contract's."""
-        self.contract = Contract.read(folder / "contract.json")
-        self.identity = _read_identity(folder / "identity.json")
-        self.name = self.contract.model
-        self.version = self.identity.get("version", "0")
+        super().__init__(folder)
         self._session = open_session(folder / "model.onnx", threads or self.contract.threads)
         self._inputs = [graph_input.name for graph_input in self._session.get_inputs()]
         self._output = self._session.get_outputs()[0].name
@@ -55,29 +45,6 @@ class OnnxModel:
         self._check_inputs()
         self.sample_seconds = self._warm()
         self.batching = self._read_batching(folder / "serving.json")
-
-    def predict(self, instances: list[Any]) -> list[dict[str, Any]]:
-        """Returns an answer for each of `instances`, in their order.
-
-        Raises:
-            ContractViolation: an instance breaks the contract; the path starts with `instances.<row>`.
-            InvalidOutput: the graph's output does not fit the contract.
-        """
-        return self.to_answers(self.run(self.to_feeds(instances)))
-
-    @property
-    def warns(self) -> bool:
-        """Whether answers come with warnings about values that no training row had; not those of a custom `predict`."""
-        return type(self).predict is OnnxModel.predict and type(self).to_answers is OnnxModel.to_answers
-
-    def to_feeds(self, instances: list[Any]) -> Feeds:
-        try:
-            return self.contract.to_feeds(instances)
-        except OverflowError:  # an integer of hundreds of digits is valid JSON, but no float64
-            raise ContractViolation("instances", "numbers that fit 64 bits", "a number too large") from None
-
-    def to_answers(self, outputs: NDArray[Any]) -> list[dict[str, Any]]:
-        return self.contract.to_answers(outputs)
 
     def run(self, feeds: Feeds) -> NDArray[Any]:
         """Returns the graph's first output for all rows of `feeds`, `(rows, *contract.answer_shape)`."""
@@ -92,7 +59,7 @@ class OnnxModel:
 
     def _read_batching(self, path: Path) -> dict[str, Any] | None:
         """Returns `{"max_rows", "wait_seconds"}` if requests run together; a subclass with its own `predict` never does."""
-        if type(self).predict is not OnnxModel.predict or not path.is_file():
+        if type(self).predict is not ServedModel.predict or not path.is_file():
             return None
         found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")).get("batching")
         return found
@@ -115,18 +82,8 @@ class OnnxModel:
         if unknown := [name for name in self._inputs if name not in known]:
             raise NotServable(f"the graph takes {unknown}, the contract has {sorted(known)}")
 
-    def _warm(self) -> float:
-        """Predicts the sample twice, because the first run initialises the runtime, and returns the seconds of the second."""
-        try:
-            self.predict([self.contract.sample])
-            start = time.perf_counter()
-            self.predict([self.contract.sample])
-        except (ContractViolation, InvalidOutput) as error:
-            raise NotServable(f"the contract's own sample cannot be predicted: {error}") from error
-        return time.perf_counter() - start
 
-
-def load(folder: Path, threads: int | None = None) -> OnnxModel:
+def load(folder: Path, threads: int | None = None) -> ServedModel:
     """Loads the model in `folder` as the class that its contract names.
 
     Raises:
@@ -140,7 +97,7 @@ def load(folder: Path, threads: int | None = None) -> OnnxModel:
         moved = MOVED_MODULES.get(getattr(error, "name", None) or "")
         hint = f"; in {module}, import {moved} instead" if moved else ""
         raise NotServable(f"the class {served_by!r} of the contract cannot be imported: {error}{hint}") from error
-    model: OnnxModel = found(folder, threads)
+    model: ServedModel = found(folder, threads)
     return model
 
 
@@ -159,7 +116,3 @@ def open_session(graph: Path, threads: int) -> ort.InferenceSession:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-
-
-def _read_identity(path: Path) -> dict[str, str]:
-    return {str(k): str(v) for k, v in json.loads(path.read_text(encoding="utf-8")).items()} if path.is_file() else {}

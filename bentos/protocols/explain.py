@@ -20,7 +20,7 @@ from starlette.routing import Route
 
 from bentos.models.graphs import GraphModel
 from bentos.models.nodes import NodeModel
-from bentos.models.onnx_model import OnnxModel
+from bentos.models.served_model import ServedModel
 from bentos.protocols.server import ModelServer
 from headrace.runtime.attributions import coalitions, patches, smallest_patch, word_spans
 from headrace.runtime.http import Refused, invalid_field, parse_json, read_json_body, require_json, to_json
@@ -105,7 +105,7 @@ class Explain:
         return await self.app.run(JOB_BYTES, lambda: explanation.outputs(start, min(start + ROWS_PER_JOB, explanation.rows)))
 
 
-def explanation_for(model: OnnxModel, asked: ExplainRequest) -> Explanation:
+def explanation_for(model: ServedModel, asked: ExplainRequest) -> Explanation:
     """Chooses how the answer of this model is explained.
 
     Raises:
@@ -116,7 +116,7 @@ def explanation_for(model: OnnxModel, asked: ExplainRequest) -> Explanation:
         explanation: Explanation = _nodes_of(model, asked)
     elif isinstance(model, NodeModel):
         explanation = _neighbours_of(model, asked)
-    elif type(model).predict is not OnnxModel.predict or model.contract.output == "text":
+    elif type(model).predict is not ServedModel.predict or model.contract.output == "text":
         raise Refused(
             422, "no_explanation", f"answers of {model.name!r} cannot be explained: they are neither a class nor a number"
         )
@@ -137,7 +137,7 @@ def explanation_for(model: OnnxModel, asked: ExplainRequest) -> Explanation:
 class _Fields(Explanation):
     """Shapley values of a table's fields."""
 
-    def __init__(self, model: OnnxModel, asked: ExplainRequest) -> None:
+    def __init__(self, model: ServedModel, asked: ExplainRequest) -> None:
         self._run = model.run
         baseline = model.contract.sample if asked.baseline is None else asked.baseline
         self._instance = _feeds(model, asked.instance, "instance")
@@ -165,7 +165,7 @@ class _Patches(Explanation):
 
     method = "occlusion"
 
-    def __init__(self, model: OnnxModel, asked: ExplainRequest) -> None:
+    def __init__(self, model: ServedModel, asked: ExplainRequest) -> None:
         self._run = model.run
         ((self._name, images),) = _feeds(model, asked.instance, "instance").items()
         self._image = images[0]
@@ -198,7 +198,7 @@ class _Words(Explanation):
 
     method = "leave one word out"
 
-    def __init__(self, model: OnnxModel, asked: ExplainRequest) -> None:
+    def __init__(self, model: ServedModel, asked: ExplainRequest) -> None:
         self._run = model.run
         ((self._name, texts),) = _feeds(model, asked.instance, "instance").items()
         self._text: str = texts[0]
@@ -220,7 +220,9 @@ class _Words(Explanation):
 class _LeaveOneOut(Explanation):
     """Parts of an instance: how much the value falls when one is left out."""
 
-    def __init__(self, model: OnnxModel, asked: ExplainRequest, method: str, parts: int, without: Callable[[int], Any]) -> None:
+    def __init__(
+        self, model: ServedModel, asked: ExplainRequest, method: str, parts: int, without: Callable[[int], Any]
+    ) -> None:
         self.method = method
         self._model = model
         self._parts = parts
@@ -239,7 +241,7 @@ class _LeaveOneOut(Explanation):
         return {"base_value": None, "attributions": (values[-1] - values[:-1]).tolist()}
 
 
-def _nodes_of(model: OnnxModel, asked: ExplainRequest) -> Explanation:
+def _nodes_of(model: ServedModel, asked: ExplainRequest) -> Explanation:
     """Leaves out each node of a graph in turn, with its edges."""
     graph = asked.instance
 
@@ -254,7 +256,7 @@ def _nodes_of(model: OnnxModel, asked: ExplainRequest) -> Explanation:
     return _LeaveOneOut(model, asked, "leave one node out", len(graph["nodes"]), without)
 
 
-def _neighbours_of(model: OnnxModel, asked: ExplainRequest) -> Explanation:
+def _neighbours_of(model: ServedModel, asked: ExplainRequest) -> Explanation:
     """Leaves out each neighbour of a new node in turn."""
     _check(model, asked.instance)
     given = asked.instance.get("neighbours")
@@ -270,7 +272,7 @@ def _neighbours_of(model: OnnxModel, asked: ExplainRequest) -> Explanation:
     )
 
 
-def _check(model: OnnxModel, instance: dict[str, Any]) -> None:
+def _check(model: ServedModel, instance: dict[str, Any]) -> None:
     """Predicts the instance first, so that any contract violation is found before its parts are left out."""
     try:
         model.predict([instance])
@@ -289,7 +291,7 @@ def _read(payload: Any) -> ExplainRequest:
         raise ContractViolation(path.rstrip("`") or "body", EXPECTED, message) from None
 
 
-def _feeds(model: OnnxModel, instance: dict[str, Any], start: str) -> dict[str, NDArray[Any]]:
+def _feeds(model: ServedModel, instance: dict[str, Any], start: str) -> dict[str, NDArray[Any]]:
     try:
         return model.to_feeds([instance])
     except ContractViolation as violation:
@@ -297,7 +299,7 @@ def _feeds(model: OnnxModel, instance: dict[str, Any], start: str) -> dict[str, 
         raise ContractViolation(path, violation.expected, violation.got) from None
 
 
-def _explained(model: OnnxModel, asked: ExplainRequest, outputs: NDArray[Any]) -> tuple[Any, NDArray[np.float64]]:
+def _explained(model: ServedModel, asked: ExplainRequest, outputs: NDArray[Any]) -> tuple[Any, NDArray[np.float64]]:
     """Returns the explained class or target, and its number in each output `(rows,)`."""
     labels = model.contract.labels
     if model.contract.output == "values":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bentos.models.onnx_model import OnnxModel
+from bentos.models.served_model import ServedModel
 from headrace.runtime.http import Refused
 from headrace.runtime.images import MAX_FILE_BYTES, MEDIA_TYPES, WEBP, format_of, is_image_file, is_webp_file
 from headrace.runtime.violations import ContractViolation
@@ -13,12 +13,12 @@ BASE64_STARTS = (b"iVBORw0KGgo", b"/9j/", b"_9j_", b"UklGR")
 """Beginning of a PNG and of a JPEG file in base64, of the latter in the alphabet for URLs, and of a WebP file."""
 
 
-def takes_file(model: OnnxModel, media_type: str) -> bool:
+def takes_file(model: ServedModel, media_type: str) -> bool:
     """Returns whether a body of this type is taken for a file of an image."""
     return media_type in MEDIA_TYPES or (media_type == WEBP and any(WEBP in field.accepts for field in model.contract.inputs))
 
 
-def instance_of(body: bytes, model: OnnxModel) -> dict[str, Any]:
+def instance_of(body: bytes, model: ServedModel) -> dict[str, Any]:
     """Makes an instance of a file that is the whole body.
 
     Raises:

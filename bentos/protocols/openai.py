@@ -1,12 +1,11 @@
 """OpenAI's API for text-generating models: `/v1/completions` and `/v1/chat/completions`.
 
-These models continue a text. The prompt of a chat is the contents of its messages, one per line; the answer is what follows.
+Models that were trained here continue a text: the prompt of a chat is the contents of its messages, one per line, and the
+answer is what follows. Requests to language models that a runtime serves are passed to it (see `language.py`).
 """
 
 from __future__ import annotations
 
-import difflib
-import re
 import time
 from dataclasses import replace
 from typing import Annotated, Any, Literal
@@ -17,45 +16,20 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from bentos.models.generation import GenerationModel
-from bentos.protocols.error_forms import errors_in
+from bentos.models.language_model import LanguageModel
+from bentos.protocols.language import Language
+from bentos.protocols.openai_fields import StreamOptions, openai_errors, parse_fields, refused_field
 from bentos.protocols.server import ModelServer
 from bentos.scheduling.continuous import Event
 from bentos.scheduling.streams import line
 from headrace.runtime.generation import GenerationRequest
-from headrace.runtime.http import Refused, parse_json, read_json_body, require_json, to_json
+from headrace.runtime.http import parse_json, read_json_body, require_json, to_json
 from headrace.runtime.http_messages import TrackedRequest
 from headrace.runtime.violations import ContractViolation
 
 MAX_CHOICES = 8
 """Largest `n` of a request."""
 MAX_SEED = 2**53 - 1
-NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "best_of": (1,),
-    "suffix": ("",),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    "modalities": (["text"],),
-    "audio": (),
-    "web_search_options": (),
-}
-"""Unsupported fields, with the values (beside null) that are accepted because they leave the answer unchanged."""
-IGNORED_FIELDS = {
-    *("user", "metadata", "store", "service_tier", "parallel_tool_calls", "prediction", "safety_identifier"),
-    *("prompt_cache_key", "prompt_cache_retention", "reasoning_effort", "verbosity"),
-}
-"""Fields that are accepted and have no effect."""
-
-
-class StreamOptions(msgspec.Struct):
-    include_usage: bool = False
 
 
 class Common(msgspec.Struct, kw_only=True):
@@ -93,47 +67,31 @@ class Chat(Common, kw_only=True):
     max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
 
 
-def _of_violation(violation: ContractViolation) -> Response:
-    field = violation.path.rpartition(".")[2]
-    too_long = field == "prompt" and violation.expected.endswith(("tokens", "characters"))
-    message = f"{field}: expected {violation.expected}, got {violation.got}"
-    return _error(400, message, field, "context_length_exceeded" if too_long else "invalid_value")
-
-
-def _of_refusal(refused: Refused) -> Response:
-    param: str | None = refused.details.get("param", "model" if refused.status == 404 else None)
-    return _error(refused.status, refused.message, param, refused.code, refused.headers)
-
-
-def _error(status: int, message: str, param: str | None, code: str, headers: dict[str, str] | None = None) -> Response:
-    error_type = "rate_limit_error" if status == 429 else "invalid_request_error" if status < 500 else "server_error"
-    return to_json({"error": {"message": message, "type": error_type, "param": param, "code": code}}, status, headers)
-
-
-_openai_errors = errors_in(_of_violation, _of_refusal)
-"""Responds to refusals in OpenAI's form: `{"error": {"message", "type", "param", "code"}}`."""
-
-
 class OpenAI:
     """Routes of this protocol for the model of `app`."""
 
     def __init__(self, app: ModelServer) -> None:
         self.app = app
+        self._language = Language(app)
         self.routes = [
             Route("/v1/completions", self.complete, methods=["POST"]),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
         ]
 
-    @_openai_errors
+    @openai_errors
     async def complete(self, request: TrackedRequest) -> Response:
         """Answers `{"model", "prompt", ...}` with `{"choices": [{"text", "index", "finish_reason"}], "usage"}`."""
+        if isinstance(self.app.model, LanguageModel):
+            return await self._language.complete(request)
         asked = await self._read(request, Completion)
         prompts = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
         return await self._respond(request, asked, prompts, _Completions(asked, prompts))
 
-    @_openai_errors
+    @openai_errors
     async def chat(self, request: TrackedRequest) -> Response:
         """Answers `{"model", "messages", ...}` with `{"choices": [{"message": ..., "finish_reason"}], "usage"}`."""
+        if isinstance(self.app.model, LanguageModel):
+            return await self._language.chat(request)
         asked = await self._read(request, Chat)
         asked.max_tokens = asked.max_completion_tokens or asked.max_tokens
         return await self._respond(request, asked, ["\n".join(map(_content, asked.messages))], _Chats(asked))
@@ -142,12 +100,12 @@ class OpenAI:
         require_json(request)
         with self.app.body_memory() as reserve:
             body = await read_json_body(request, reserve)
-            return _parse(await self.app.convert(len(body), lambda: parse_json(body)), struct)
+            return parse_fields(await self.app.convert(len(body), lambda: parse_json(body)), struct)
 
     async def _respond(self, request: TrackedRequest, asked: Common, prompts: list[str], form: _Form) -> Response:
         model = self.app.model_for(request, asked.model)
         if not isinstance(model, GenerationModel):
-            raise _refused("model", f"{model.name!r} does not generate text; use POST /v1/models/{model.name}/predict")
+            raise refused_field("model", f"{model.name!r} does not generate text; use POST /v1/models/{model.name}/predict")
         texts = _texts(model, asked, prompts)
         await self.app.take_quota(request, len(texts))
         head = {
@@ -159,12 +117,12 @@ class OpenAI:
         usage = _Usage(texts, asked.n or 1)
         if asked.stream:
             response = self._stream(request, asked, texts, form, head, usage)
-            self.app.record_usage(request, rows=len(texts))
+            self.app.record_usage(request, rows=len(texts), prompt_tokens=usage.prompt)
             self._sample(request, prompts, asked.n or 1, None)
             return response
         found = await self.app.streams.join(request, model, texts)
         usage.completion = sum(answer["tokens"] for answer in found)
-        self.app.record_usage(request, rows=len(texts), tokens=usage.completion, answers=found)
+        self.app.record_usage(request, rows=len(texts), tokens=usage.completion, prompt_tokens=usage.prompt, answers=found)
         self._sample(request, prompts, asked.n or 1, found)
         choices = [{"index": i, **form.whole(i, answer["text"]), "finish_reason": answer["finish_reason"], "logprobs": None}
                    for i, answer in enumerate(found)]  # fmt: skip
@@ -268,34 +226,6 @@ class _Chats:
 _Form = _Completions | _Chats
 
 
-def _parse(payload: Any, struct: type[Any]) -> Any:
-    """Parses a request into `struct`.
-
-    Raises:
-        Refused: 400, with the unknown, unsupported or invalid field.
-    """
-    if not isinstance(payload, dict):
-        raise _refused(None, "expected a JSON object")
-    known = set(struct.__struct_fields__)
-    for name, value in payload.items():
-        if name in known or name in IGNORED_FIELDS or value is None:
-            continue
-        if name not in NEUTRAL_VALUES:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise _refused(name[:100], f"unknown field {name[:100]!r}{hint}", "unknown_parameter")
-        neutral_values = NEUTRAL_VALUES[name]
-        if not any(value == neutral and isinstance(value, bool) == isinstance(neutral, bool) for neutral in neutral_values):
-            raise _refused(name, f"{name} is not supported by this server", "unsupported_parameter")
-    try:
-        return msgspec.convert({name: value for name, value in payload.items() if name in known}, struct)
-    except msgspec.ValidationError as error:
-        message, _, path = str(error).partition(" - at `$.")
-        named = re.search(r"missing required field `(\w+)`", message)
-        param = re.split(r"[.\[`]", path)[0] or (named[1] if named else None)
-        raise _refused(param, f"{path.rstrip('`') or param}: {message}") from None
-
-
 def _texts(model: GenerationModel, asked: Common, prompts: list[str]) -> list[GenerationRequest]:
     """Returns `n` texts for each prompt, in their order. The first uses the seed, the next one the seed plus 1, and so on.
 
@@ -318,7 +248,3 @@ def _texts(model: GenerationModel, asked: Common, prompts: list[str]) -> list[Ge
 
 def _content(message: Message) -> str:
     return message.content if isinstance(message.content, str) else "".join(part.text for part in message.content)
-
-
-def _refused(param: str | None, message: str, code: str = "invalid_value") -> Refused:
-    return Refused(400, code, message, param=param)

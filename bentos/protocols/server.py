@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from numpy.typing import NDArray
 
-from bentos.models.onnx_model import OnnxModel
+from bentos.models.served_model import ServedModel
 from bentos.scheduling.streams import Streams
 from bentos.telemetry.samples import Samples
 from headrace.runtime.contract import Feeds
@@ -37,14 +37,14 @@ class ModelServer(Protocol):
         ...
 
     @property
-    def model(self) -> OnnxModel: ...
+    def model(self) -> ServedModel: ...
 
     @property
     def is_batching(self) -> bool:
         """Whether concurrent requests run together, by `run_batched`."""
         ...
 
-    def model_for(self, request: TrackedRequest, name: str) -> OnnxModel:
+    def model_for(self, request: TrackedRequest, name: str) -> ServedModel:
         """Returns the model that a request names, if its caller may use it.
 
         Raises:
@@ -61,14 +61,21 @@ class ModelServer(Protocol):
         """
         ...
 
-    def record_usage(self, request: TrackedRequest, *, rows: int = 0, tokens: int = 0, answers: Sequence[Any] = ()) -> None:
+    def record_usage(
+        self, request: TrackedRequest, *, rows: int = 0, tokens: int = 0, prompt_tokens: int = 0, answers: Sequence[Any] = ()
+    ) -> None:
         """Records what a request used, before its answer is sent.
 
         Args:
             rows: rows of the whole answer; for a stream, given at its start, and 0 afterwards.
             tokens: tokens of generated text; for a stream, as they are generated.
+            prompt_tokens: tokens of the prompts.
             answers: a label, a value, or an answer as the model returns it, for each row.
         """
+        ...
+
+    def observe_text(self, first_seconds: float | None, tokens_per_second: float | None) -> None:
+        """Observes the time to the first token of a text, and its tokens by the seconds after that."""
         ...
 
     def count_unseen(self, counts: Mapping[tuple[str, str], int]) -> None:

@@ -8,8 +8,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.routing import Route
 
-from bentos.models.generation import GenerationModel
-from bentos.models.onnx_model import OnnxModel
+from bentos.models.served_model import ServedModel
 from bentos.protocols import server
 from bentos.protocols.images import instance_of, takes_file, weight_of
 from bentos.protocols.server import ModelServer
@@ -72,7 +71,7 @@ class V1:
         return to_json(answer)
 
     async def _predict(
-        self, request: TrackedRequest, model: OnnxModel, body: bytes
+        self, request: TrackedRequest, model: ServedModel, body: bytes
     ) -> tuple[list[Any], Feeds | None, list[dict[str, Any]], UnseenValues]:
         """Returns the instances, their feeds (see `predict_with_warnings`), their answers, and values that are unseen."""
         app, weight = self.app, weight_of(body)
@@ -88,7 +87,7 @@ class V1:
         outputs = await app.run_batched(feeds, len(instances))
         return instances, feeds, *await app.convert(weight, lambda: (model.to_answers(outputs), unseen_of(model, feeds)))
 
-    async def _predict_image(self, request: TrackedRequest, model: OnnxModel) -> Response:
+    async def _predict_image(self, request: TrackedRequest, model: ServedModel) -> Response:
         require_uncompressed(request)
         with self.app.body_memory() as reserve:
             body = await read_body(request, reserve)
@@ -131,12 +130,12 @@ class V1:
         model = self.app.model
         if not request.caller.may_call(model.name):
             return to_json(model_list([], []))
-        openai = [openai_model(model.name, self.app.loaded_at)] if isinstance(model, GenerationModel) else []
+        openai = [openai_model(model.name, self.app.loaded_at)] if model.generates else []
         return to_json(model_list([self._description(model)], openai))
 
-    def _description(self, model: OnnxModel) -> dict[str, Any]:
+    def _description(self, model: ServedModel) -> dict[str, Any]:
         return {
-            **(openai_model(model.name, self.app.loaded_at) if isinstance(model, GenerationModel) else {}),
+            **(openai_model(model.name, self.app.loaded_at) if model.generates else {}),
             "model": model.name,
             "version": model.version,
             "identity": model.identity,
@@ -146,7 +145,7 @@ class V1:
         }
 
 
-def predict_instances(model: OnnxModel, instances: list[Any]) -> list[dict[str, Any]]:
+def predict_instances(model: ServedModel, instances: list[Any]) -> list[dict[str, Any]]:
     """Predicts the rows of a request; runs in the worker thread if it would delay other requests.
 
     Raises:
@@ -158,7 +157,7 @@ def predict_instances(model: OnnxModel, instances: list[Any]) -> list[dict[str, 
         raise invalid_field(violation.path, violation.expected, violation.got) from None
 
 
-def predict_with_warnings(model: OnnxModel, instances: list[Any]) -> tuple[Feeds | None, list[dict[str, Any]], UnseenValues]:
+def predict_with_warnings(model: ServedModel, instances: list[Any]) -> tuple[Feeds | None, list[dict[str, Any]], UnseenValues]:
     """Predicts like `predict_instances`; returns the feeds, the answers, and the values that no training row had. A model
     with a `predict` of its own has no feeds."""
     if not model.warns:
@@ -181,12 +180,12 @@ def take_rows(
     samples.take(request, len(instances), row_at)
 
 
-def unseen_of(model: OnnxModel, feeds: Feeds) -> UnseenValues:
+def unseen_of(model: ServedModel, feeds: Feeds) -> UnseenValues:
     """Returns the values of a request that no training row had."""
     return model.contract.unseen(feeds) if model.warns else UnseenValues()
 
 
-def feeds_of(model: OnnxModel, instances: list[Any]) -> Feeds:
+def feeds_of(model: ServedModel, instances: list[Any]) -> Feeds:
     """Returns the rows of a request as arrays.
 
     Raises:
@@ -211,7 +210,7 @@ def split_stream_flag(payload: Any) -> tuple[Any, bool]:
     return {name: value for name, value in payload.items() if name != "stream"}, payload["stream"]
 
 
-def predict_image(model: OnnxModel, body: bytes) -> tuple[list[Any], Feeds | None, list[dict[str, Any]]]:
+def predict_image(model: ServedModel, body: bytes) -> tuple[list[Any], Feeds | None, list[dict[str, Any]]]:
     """Predicts a PNG or JPEG file; returns the instance that it is, its feeds, and the answer.
 
     Raises:
@@ -247,7 +246,7 @@ def to_instances(payload: Any) -> list[Any]:
     return instances
 
 
-def _identity(request: TrackedRequest, model: OnnxModel) -> dict[str, Any]:
+def _identity(request: TrackedRequest, model: ServedModel) -> dict[str, Any]:
     """Returns the fields of every answer that identify its request and model version; `headrace trace` takes the `id`."""
     answer_id = f"{model.name}@{model.version}:{request.request_id}"
     return {"id": answer_id, "model": model.name, "version": model.version, "request_id": request.request_id}

@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from bentos.models.graphs import GraphModel
 from bentos.models.nodes import NodeModel
-from bentos.models.onnx_model import OnnxModel
+from bentos.models.served_model import ServedModel
 from bentos.protocols.error_forms import errors_in
 from bentos.protocols.server import ModelServer
 from bentos.protocols.tensors import InferenceRequest, TensorReader, Values, datatype_of, encode, parse, select_outputs
@@ -38,7 +38,7 @@ class V2:
 
     def __init__(self, app: ModelServer) -> None:
         self.app = app
-        self._tensors: tuple[OnnxModel, ModelTensors] | None = None
+        self._tensors: tuple[ServedModel, ModelTensors] | None = None
         self.routes = [
             *(
                 route
@@ -127,7 +127,7 @@ class V2:
     async def describe_server(self, request: TrackedRequest) -> Response:
         return to_json({"name": "headrace", "version": __version__, "extensions": ["binary_tensor_data"]})
 
-    def _named_model(self, request: TrackedRequest) -> OnnxModel:
+    def _named_model(self, request: TrackedRequest) -> ServedModel:
         model = self.app.model_for(request, request.path_params["name"])
         version = request.path_params.get("version", model.version)
         if version != model.version:
@@ -135,7 +135,7 @@ class V2:
             raise Refused(404, "unknown_version", message)
         return model
 
-    def _tensors_of(self, model: OnnxModel) -> ModelTensors:
+    def _tensors_of(self, model: ServedModel) -> ModelTensors:
         if self._tensors is None or self._tensors[0] is not model:
             self._tensors = (model, ModelTensors(model))
         return self._tensors[1]
@@ -148,13 +148,13 @@ class ModelTensors:
         Refused: 422, the model's inputs are not tensors.
     """
 
-    def __init__(self, model: OnnxModel) -> None:
+    def __init__(self, model: ServedModel) -> None:
         if isinstance(model, NodeModel | GraphModel):
             raise _no_tensors(model, "graphs")
         self.model = model
         self.reader = TensorReader(model.contract)
         cls = type(model)
-        self.returns_outputs = cls.predict is OnnxModel.predict and cls.to_answers is OnnxModel.to_answers
+        self.returns_outputs = cls.predict is ServedModel.predict and cls.to_answers is ServedModel.to_answers
         self._labels = [str(label) for label in model.contract.labels or ()]
         self._answers = dict(zip(self._labels, model.contract.labels or (), strict=True))
 
@@ -251,5 +251,5 @@ class ModelTensors:
         return numbers
 
 
-def _no_tensors(model: OnnxModel, what: str) -> Refused:
+def _no_tensors(model: ServedModel, what: str) -> Refused:
     return Refused(422, "no_tensors", f"{what} cannot be sent as tensors; use POST /v1/models/{model.name}/predict")

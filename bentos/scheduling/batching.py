@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bentos.models.onnx_model import OnnxModel
+from bentos.models.served_model import ServedModel
 from headrace.runtime.contract import Feeds
 
 
@@ -31,7 +31,7 @@ class Batcher:
     """Runs the feeds of several requests in one call of the model. Called from the event loop."""
 
     def __init__(
-        self, model: OnnxModel, thread: Executor, max_rows: int, wait_seconds: float, count: Callable[[int], None]
+        self, model: ServedModel, thread: Executor, max_rows: int, wait_seconds: float, count: Callable[[int], None]
     ) -> None:
         self.max_rows = max_rows
         self._model = model

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from bentos.models.onnx_model import OnnxModel
+from bentos.models.served_model import ServedModel
 from bentos.scheduling.streams import Streaming
 
 ROWS = (32, 8)
@@ -23,7 +23,7 @@ MAX_BATCH_SECONDS = 0.25
 REPEATS = 5
 
 
-def choose_batching(model: OnnxModel) -> dict[str, Any] | None:
+def choose_batching(model: ServedModel) -> dict[str, Any] | None:
     """Returns `{"max_rows", "wait_seconds"}` for a model that gains from batching, else None.
 
     `wait_seconds` is 0: a batch is what arrived during the previous one, so that a single request never waits.
@@ -40,7 +40,7 @@ def choose_batching(model: OnnxModel) -> dict[str, Any] | None:
     return None
 
 
-def _seconds(model: OnnxModel, rows: int) -> float:
+def _seconds(model: ServedModel, rows: int) -> float:
     """Returns the shortest of a few runs, because other work of the machine can only make a run longer."""
     instances = [model.contract.sample] * rows
     found = []

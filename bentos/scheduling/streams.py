@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Executor
-from contextlib import ExitStack, aclosing, contextmanager
+from contextlib import ExitStack, aclosing
 from typing import Any, Protocol, runtime_checkable
 
 import msgspec
@@ -16,17 +15,14 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from bentos.scheduling.continuous import ActiveText, ContinuousBatching, Event
+from bentos.scheduling.slots import TenantSlots
 from bentos.scheduling.worker_thread import wait_for
 from headrace.runtime.generation import GenerationRequest
-from headrace.runtime.http import Refused
 from headrace.runtime.http_messages import TrackedRequest
-from headrace.runtime.token_verifier import OPEN_ACCESS
 
 logger = logging.getLogger("headrace.serve")
 MAX_REQUESTS = 16
 """Requests that generate texts at once; a further one gets 503, and the load balancer tries another replica."""
-FREE_FOR_ALL = 0.75
-"""Share of these that any tenant may take. The others are for tenants with less than an equal share of all."""
 TEXTS_PER_REQUEST = 8
 """Texts of one request that are generated at once, so that it leaves room for others."""
 COMMENT = b": writing\n\n"
@@ -55,8 +51,7 @@ class Streams:
         self._thread = thread
         self._record_usage = record_usage
         self._batching: ContinuousBatching | None = None
-        self._active: Counter[str] = Counter()
-        """Requests that generate texts, by tenant."""
+        self.slots = TenantSlots(MAX_REQUESTS)
 
     async def join(self, request: TrackedRequest, model: Streaming, texts: list[GenerationRequest]) -> list[Event]:
         """Returns whole answers, in the order of `texts`.
@@ -65,7 +60,7 @@ class Streams:
             Refused: 503, too many requests generate texts; 504, they take too long.
             ClientDisconnect: the client disconnected, and the rest of the work is abandoned.
         """
-        with self._slot(request.tenant):
+        with self.slots.take(request.tenant):
             request.is_worked_on = True
             return await wait_for(asyncio.ensure_future(self._gather(request.tenant, model, texts)))
 
@@ -97,7 +92,7 @@ class Streams:
             Refused: 503, too many requests generate texts.
         """
         slot = ExitStack()
-        slot.enter_context(self._slot(request.tenant))
+        slot.enter_context(self.slots.take(request.tenant))
         return _EventStream(self._lines(request, texts, to_line, end), slot)
 
     async def events(self, texts: Sequence[GenerationRequest], tenant: str = "") -> AsyncGenerator[tuple[int, Event], None]:
@@ -164,29 +159,6 @@ class Streams:
             logger.exception("request %s failed", request.request_id)
             hidden = {"code": "internal", "message": "the server failed; see its log for this request id"}
             yield b"event: error\n" + line({"error": hidden, "request_id": request.request_id})
-
-    @contextmanager
-    def _slot(self, tenant: str) -> Iterator[None]:
-        if not self._has_room(tenant):
-            raise Refused(503, "overloaded", "too many texts are being generated; try again", {"retry-after": "1"})
-        self._active[tenant] += 1
-        try:
-            yield
-        finally:
-            self._active[tenant] -= 1
-            if not self._active[tenant]:
-                del self._active[tenant]
-
-    def _has_room(self, tenant: str) -> bool:
-        """Whether a tenant may begin a request, so that there is room for one more tenant with an equal share.
-
-        With open access all callers are one tenant, and none other can come.
-        """
-        active = self._active.total()
-        if active < (1.0 if tenant == OPEN_ACCESS.tenant else FREE_FOR_ALL) * MAX_REQUESTS:
-            return True
-        share = MAX_REQUESTS / (len(self._active.keys() | {tenant}) + 1)
-        return active < MAX_REQUESTS and self._active[tenant] + 1 <= max(1, share)
 
 
 class _EventStream(StreamingResponse):

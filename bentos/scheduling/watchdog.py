@@ -22,9 +22,18 @@ EXIT_CODE = 70
 class Watchdog:
     """Watches an event loop, and work that has made no progress for `silent_seconds()`."""
 
-    def __init__(self, silent_seconds: Callable[[], float], stuck_seconds: float | None = None) -> None:
+    def __init__(
+        self,
+        silent_seconds: Callable[[], float],
+        stuck_seconds: float | None = None,
+        failure: Callable[[], str] = lambda: "",
+    ) -> None:
+        """
+        Args:
+            failure: why the model cannot answer any more; empty while it can.
+        """
         self.is_stuck = False
-        self._silent_seconds = silent_seconds
+        self._silent_seconds, self._failure = silent_seconds, failure
         self._limit = STUCK_SECONDS if stuck_seconds is None else stuck_seconds
         self._last_pulse = time.monotonic()
         self._interval = min(1.0, self._limit / 4)
@@ -55,4 +64,4 @@ class Watchdog:
             return f"the event loop has not run for {loop:.1f} s"
         if (silent := self._silent_seconds()) > self._limit:
             return f"the model has made no progress for {silent:.1f} s"
-        return ""
+        return self._failure()

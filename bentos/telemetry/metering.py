@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bentos.models.onnx_model import OnnxModel
+from bentos.models.served_model import ServedModel
 from bentos.telemetry.metrics import Metrics
 from bentos.telemetry.quota import Quotas, open_store, seconds_to_next_day
 from bentos.telemetry.records import Records, recorded_answers
@@ -38,7 +38,7 @@ class Metering:
         self.model = ("none", "0")
         """Name and version."""
 
-    def set_model(self, model: OnnxModel) -> None:
+    def set_model(self, model: ServedModel) -> None:
         self.model = (model.name, model.version)
         self._contract = model.contract
         self._metrics.set_model(*self.model)
@@ -65,13 +65,13 @@ class Metering:
         spent, request.spent = request.spent, {}
         await self._quotas.give_back(request.caller, spent)
 
-    def record(self, request: TrackedRequest, rows: int, tokens: int, answers: Sequence[Any]) -> None:
+    def record(self, request: TrackedRequest, rows: int, tokens: int, answers: Sequence[Any], prompt_tokens: int = 0) -> None:
         """Counts rows and tokens; the first call for a request counts the request too."""
         contract = self._contract
         assert contract is not None
         if self._usage is not None:
-            self._usage.add(request.tenant, contract.model, rows, tokens, 0 if request.is_counted else 1)
-        self._metrics.count_work(request.tenant, rows, tokens)
+            self._usage.add(request.tenant, contract.model, rows, tokens, 0 if request.is_counted else 1, prompt_tokens)
+        self._metrics.count_work(request.tenant, rows, tokens, prompt_tokens)
         if answers:
             found = recorded_answers(contract, answers)
             if contract.output != "text":

@@ -18,6 +18,7 @@ from starlette.responses import Response
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+TOKEN_RATES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 MAX_TENANTS = 1000
 """Tenants with a label of their own; later ones share the label `other`."""
 Answer = str | int | float | list[str | int] | dict[str, float]
@@ -59,6 +60,8 @@ class Metrics(Collector):
         self._seconds: dict[str, Histogram] = {}
         self._rows: defaultdict[str, int] = defaultdict(int)
         self._tokens: defaultdict[str, int] = defaultdict(int)
+        self._prompt_tokens: defaultdict[str, int] = defaultdict(int)
+        self._first_token, self._token_rate = Histogram(SECONDS), Histogram(TOKEN_RATES)
         self._answers: defaultdict[str, int] = defaultdict(int)
         self._quota_refused: defaultdict[str, int] = defaultdict(int)
         self._batches = Histogram(ROWS)
@@ -79,12 +82,21 @@ class Metrics(Collector):
             found = self._seconds[route] = Histogram(SECONDS)
         found.observe(seconds)
 
-    def count_work(self, tenant: str, rows: int, tokens: int) -> None:
+    def count_work(self, tenant: str, rows: int, tokens: int, prompt_tokens: int = 0) -> None:
         label = self._label(tenant)
         if rows:
             self._rows[label] += rows
         if tokens:
             self._tokens[label] += tokens
+        if prompt_tokens:
+            self._prompt_tokens[label] += prompt_tokens
+
+    def observe_text(self, first_seconds: float | None, tokens_per_second: float | None) -> None:
+        """Observes a generated text: the time to its first token, and its tokens by the seconds after that."""
+        if first_seconds is not None:
+            self._first_token.observe(first_seconds)
+        if tokens_per_second is not None:
+            self._token_rate.observe(tokens_per_second)
 
     def count_answers(self, answers: Iterable[Answer]) -> None:
         """Counts labels by name, and values by bucket; of several values each with the name of its target."""
@@ -133,6 +145,7 @@ class Metrics(Collector):
         for name, documentation, counts in (
             ("rows", "Rows predicted", self._rows),
             ("tokens", "Tokens generated", self._tokens),
+            ("prompt_tokens", "Tokens of prompts", self._prompt_tokens),
             ("quota_refused", "Requests refused by a daily quota", self._quota_refused),
         ):
             family = CounterMetricFamily(f"headrace_{name}", documentation, labels=[*names, "tenant"])
@@ -146,6 +159,14 @@ class Metrics(Collector):
         batches = HistogramMetricFamily("headrace_batch_rows", "Rows of one batch", labels=names)
         batches.add_metric(self._model, self._batches.buckets(), self._batches.sum)
         yield batches
+        for name, documentation, observed in (
+            ("first_token_seconds", "From headers to the first token of a text", self._first_token),
+            ("tokens_per_second", "Tokens a second after the first one of a text", self._token_rate),
+        ):
+            if any(observed.counts):
+                texts = HistogramMetricFamily(f"headrace_{name}", documentation, labels=names)
+                texts.add_metric(self._model, observed.buckets(), observed.sum)
+                yield texts
         unchecked = CounterMetricFamily(
             "headrace_quota_unchecked", "Requests served while the quota store did not answer", labels=names
         )

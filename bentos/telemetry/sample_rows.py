@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from bentos.models.graphs import GraphModel
 from bentos.models.nodes import NodeModel
-from bentos.models.onnx_model import OnnxModel
+from bentos.models.served_model import ServedModel
 from bentos.telemetry.records import MAX_ANSWERS
 from headrace.runtime.contract import Contract, Feeds
 from headrace.runtime.images import FORMATS, MAX_FILE_BYTES, MAX_PIXELS, InvalidImage, open_picture
@@ -95,7 +95,7 @@ def row_of_feeds(feeds: Feeds, row: int, instance: Any = None) -> dict[str, Any]
 class SampleEncoder:
     """Encodes rows of one model as lines of JSON."""
 
-    def __init__(self, model: OnnxModel) -> None:
+    def __init__(self, model: ServedModel) -> None:
         self._contract: Contract = model.contract
         self._personal = frozenset(model.contract.personal)
         self._texts = {field.name for field in model.contract.inputs if field.dtype == "string" and field.levels is None}

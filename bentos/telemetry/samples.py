@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bentos.models.onnx_model import OnnxModel
+from bentos.models.served_model import ServedModel
 from bentos.telemetry.reservoir import Reservoir
 from bentos.telemetry.sample_rows import SampledRow, SampleEncoder
 from headrace.runtime.http_messages import TrackedRequest
@@ -105,7 +105,7 @@ class Samples:
     def __init__(self, folder: Path, rows_per_hour: int, share: float = 1.0, days: float = 30.0) -> None:
         self._folder, self._rows, self._share, self._days = folder, rows_per_hour, share, days
         self._random = random.Random()
-        self._model: OnnxModel | None = None
+        self._model: ServedModel | None = None
         self._sample: _Sample | None = None
         self._past: list[_Sample] = []
         self._reservoir = Reservoir(1, self._random)
@@ -127,7 +127,7 @@ class Samples:
         share = float(os.environ.get("HEADRACE_SAMPLE_SHARE", 1.0))
         return cls(folder, rows, share, float(os.environ.get("HEADRACE_SAMPLE_DAYS", 30.0)))
 
-    def set_model(self, model: OnnxModel) -> None:
+    def set_model(self, model: ServedModel) -> None:
         self._model = model
         self._begin = self._end = 0.0  # the next request begins a sample of its own
 

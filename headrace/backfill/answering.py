@@ -14,7 +14,7 @@ from headrace.scoring.rows import BadRow, Line
 from headrace.scoring.unseen import warnings_by_row
 
 if TYPE_CHECKING:
-    from bentos.models.onnx_model import OnnxModel
+    from bentos.models.served_model import ServedModel
 
 GROUP_ROWS, GROUP_IMAGES, GROUP_TEXTS = 100, 8, 16
 """Rows of one run of the model: as many as in a request of a batch; fewer where a row is large or takes long."""
@@ -41,7 +41,7 @@ class Answerer:
         answer_id: the `id` of the answers.
     """
 
-    def __init__(self, model: OnnxModel, answer_id: str) -> None:
+    def __init__(self, model: ServedModel, answer_id: str) -> None:
         from bentos.models.onnx_model import InvalidOutput
         from bentos.protocols.v1 import predict_with_warnings
         from headrace.runtime.http import Refused

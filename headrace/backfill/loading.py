@@ -11,10 +11,10 @@ from headrace.installation import add_bentos_to_import_path
 from headrace.plugins import add_to_import_path
 
 if TYPE_CHECKING:
-    from bentos.models.onnx_model import OnnxModel
+    from bentos.models.served_model import ServedModel
 
 
-def load_model(folder: Path, root: Path, code: Path | None) -> OnnxModel:
+def load_model(folder: Path, root: Path, code: Path | None) -> ServedModel:
     """Returns the model in `folder`, which has predicted its sample.
 
     Args:

@@ -20,9 +20,9 @@ MOMENTS = ("issued", "expires")
 @click.option("--days", default=30, show_default=True, type=click.IntRange(1), help="Number of UTC days, today included.")
 @json_option
 def usage(tenant: str | None, model: str | None, days: int, as_json: bool) -> None:
-    """Show the usage of each tenant by model and UTC day: requests, rows, and generated tokens."""
+    """Show the usage of each tenant by model and UTC day: requests, rows, generated tokens, and tokens of prompts."""
     project = load_project()
-    from headrace.runtime.usage import fold, read_usage
+    from headrace.runtime.usage import COUNTS, fold, read_usage
 
     project.usage.mkdir(mode=0o700, parents=True, exist_ok=True)
     fold(project.usage)
@@ -40,8 +40,10 @@ def usage(tenant: str | None, model: str | None, days: int, as_json: bool) -> No
         return
     from headrace.cli.summary import print_table
 
-    totals = ("total", "", "", *(sum(getattr(row, name) for row in rows) for name in ("requests", "rows", "tokens")))
-    print_table(("day", "tenant", "model", "requests", "rows", "tokens"), [*(tuple(row) for row in rows), totals])
+    totals = ("total", "", "", *(sum(getattr(row, name) for row in rows) for name in COUNTS))
+    print_table(
+        ("day", "tenant", "model", "requests", "rows", "tokens", "prompt tokens"), [*(tuple(row) for row in rows), totals]
+    )
 
 
 @click.command(short_help="Show the audit log.")

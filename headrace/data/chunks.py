@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from headrace.data.formats.files import not_whole
 from headrace.data.tables import TEXT_BYTES, batch_files, read_batches, select, type_bytes
 from headrace.errors import DataError
+from headrace.runtime.memory import free_memory
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -238,19 +239,6 @@ def read_head(path: Path, rows: int) -> pd.DataFrame:
 def memory_limit(data: DataConfig) -> int:
     """Returns the most bytes that a table may take in memory: `data.memory`, or a part of the free memory."""
     return int(data.memory) if data.memory else max(1, free_memory() // MEMORY_FRACTION)
-
-
-def free_memory() -> int:
-    """Returns the bytes of memory that the machine and the container still have for this process."""
-    import psutil
-
-    free = int(psutil.virtual_memory().available)
-    group = Path("/sys/fs/cgroup")
-    try:
-        most, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-    except (OSError, ValueError):  # no control groups, or no limit (`max`)
-        return free
-    return max(0, min(free, most - used))
 
 
 def _row_bytes(footer: pq.FileMetaData) -> int:

@@ -66,7 +66,11 @@ class Contract(BaseModel):
     served_by: str = "bentos.models.onnx_model:OnnxModel"
     """The class that serves the model, `module:class`."""
     threads: int = 1
-    """Threads of ONNX Runtime."""
+    """Threads of the runtime."""
+    context: int | None = Field(default=None, exclude_if=lambda value: value is None)
+    """For language models of llama.cpp: tokens of a prompt and its answer together; by default what the model says itself."""
+    parallel: int | None = Field(default=None, exclude_if=lambda value: value is None)
+    """For language models of llama.cpp: requests that are answered at once."""
 
     @field_validator("served_by")
     @classmethod

@@ -1,4 +1,4 @@
-"""Usage of each tenant: requests, rows and tokens by day and model. Light.
+"""Usage of each tenant: requests, rows, generated tokens and tokens of prompts by day and model. Light.
 
 A process counts in a memory-mapped file before an answer is sent, so that `kill -9` loses nothing; a thread syncs it to the
 disk every second, so that a power cut loses one second. The file is locked while its process lives. `fold` moves the counters
@@ -29,18 +29,21 @@ ABANDONED_SECONDS = 60.0
 """Age at which a temporary file of a killed process is removed."""
 REMEMBERED_SECONDS = 86_400.0
 """How long the names of folded files are kept, for readers that read the file just before."""
+COUNTS = ("requests", "rows", "tokens", "prompt_tokens")
 DATABASE = "usage.db"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS usage (
-    day TEXT, tenant TEXT, model TEXT, requests INTEGER, rows INTEGER, tokens INTEGER, PRIMARY KEY (day, tenant, model)
+    day TEXT, tenant TEXT, model TEXT, requests INTEGER, rows INTEGER, tokens INTEGER,
+    prompt_tokens INTEGER DEFAULT 0, PRIMARY KEY (day, tenant, model)
 );
 CREATE TABLE IF NOT EXISTS folded (file TEXT PRIMARY KEY, at REAL);
 """
 ADD = """
-INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET
-requests = requests + excluded.requests, rows = rows + excluded.rows, tokens = tokens + excluded.tokens
+INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET
+requests = requests + excluded.requests, rows = rows + excluded.rows, tokens = tokens + excluded.tokens,
+prompt_tokens = prompt_tokens + excluded.prompt_tokens
 """
 
 
@@ -53,14 +56,14 @@ class UsageWriter:
         self._old_files: list[UsageFile] = []
         self._day = ""
         self._day_ends = 0.0
-        self._unwritten: dict[tuple[str, str], tuple[int, int, int]] = {}
+        self._unwritten: dict[tuple[str, str], tuple[int, int, int, int]] = {}
         self._retry_at = 0.0
         self._stop = threading.Event()
         self._start_day(time.time())
         self._thread = threading.Thread(target=self._sync_regularly, name="usage", daemon=True)
         self._thread.start()
 
-    def add(self, tenant: str, model: str, rows: int, tokens: int = 0, requests: int = 1) -> None:
+    def add(self, tenant: str, model: str, rows: int, tokens: int = 0, requests: int = 1, prompt_tokens: int = 0) -> None:
         """Adds to the counters; afterwards no kill of the process loses them. On a full disk they wait in memory."""
         if (now := time.time()) >= self._day_ends:
             self._start_day(now)
@@ -68,12 +71,17 @@ class UsageWriter:
             self._write_pending(now)
         if self._file is not None:
             try:
-                self._file.add(tenant, model, requests, rows, tokens)
+                self._file.add(tenant, model, requests, rows, tokens, prompt_tokens)
                 return
             except OSError as error:
                 self._log_failure(error)
-        before = self._unwritten.get((tenant, model), (0, 0, 0))
-        self._unwritten[tenant, model] = (before[0] + requests, before[1] + rows, before[2] + tokens)
+        before = self._unwritten.get((tenant, model), (0, 0, 0, 0))
+        self._unwritten[tenant, model] = (
+            before[0] + requests,
+            before[1] + rows,
+            before[2] + tokens,
+            before[3] + prompt_tokens,
+        )
 
     def close(self) -> None:
         """Writes and closes all files."""
@@ -149,7 +157,7 @@ def read_usage(folder: Path) -> list[UsageRow]:
         if _name(path) not in folded:
             for row in rows:
                 _add(total, row)
-    return [UsageRow(*key, found["requests"], found["rows"], found["tokens"]) for key, found in sorted(total.items())]
+    return [UsageRow(*key, *(found[name] for name in COUNTS)) for key, found in sorted(total.items())]
 
 
 def fold(folder: Path) -> int:
@@ -223,7 +231,7 @@ def _database(folder: Path) -> Iterator[sqlite3.Connection]:
     try:
         database = sqlite3.connect(folder / DATABASE, timeout=30, isolation_level=None)
         _require_known_schema(database, folder / DATABASE)
-        database.executescript(SCHEMA)
+        _migrate(database)
         yield database
     except sqlite3.Error as error:
         raise ServiceError(
@@ -246,9 +254,23 @@ def _require_known_schema(database: sqlite3.Connection, path: Path) -> None:
         )
 
 
+def _migrate(database: sqlite3.Connection) -> None:
+    """Makes the tables, and adds the column that a database of version 1 does not have."""
+    if database.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,):
+        return
+    with database:
+        database.execute("BEGIN IMMEDIATE")
+        columns = [name for _, name, *_ in database.execute("PRAGMA table_info(usage)")]
+        if columns and "prompt_tokens" not in columns:
+            database.execute("ALTER TABLE usage ADD COLUMN prompt_tokens INTEGER DEFAULT 0")
+        for statement in SCHEMA.split(";")[:-1]:
+            database.execute(statement)
+        database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
 def _add(total: dict[tuple[str, str, str], Counter[str]], row: UsageRow) -> None:
     counts = total.setdefault((row.day, row.tenant, row.model), Counter())
-    counts.update(requests=row.requests, rows=row.rows, tokens=row.tokens)
+    counts.update({name: getattr(row, name) for name in COUNTS})
 
 
 def _name(path: Path) -> str:

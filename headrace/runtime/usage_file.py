@@ -1,7 +1,8 @@
 """Usage counters in a memory-mapped file that outlives its process, one file per process. Light.
 
-A file is a sequence of records of `RECORD` bytes: three counters, CRC-32 and length of the key, and the key (day, tenant and
-model). A record with a wrong CRC is ignored; the others stay valid.
+A file is a sequence of records of `RECORD` bytes: three counters, CRC-32 and length of the key, the key (day, tenant and
+model), and at the end a fourth counter, which is 0 in files of earlier versions. A record with a wrong CRC is ignored; the
+others stay valid.
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ from typing import NamedTuple
 
 RECORD = 512
 COUNTERS = struct.Struct("<3Q")
+LAST_COUNTER = struct.Struct("<Q")
 CHECK = struct.Struct("<IH")
 KEY_AT = COUNTERS.size + CHECK.size
+LAST_AT = RECORD // 8 - 1
+"""Place of the last counter in a record, in words of 8 bytes."""
 GROWTH = 128
 """Records by which a file grows."""
 MAX_NAME_BYTES = 200
@@ -36,6 +40,8 @@ class UsageRow(NamedTuple):
     requests: int
     rows: int
     tokens: int
+    """Generated tokens."""
+    prompt_tokens: int = 0
 
 
 class UsageFile:
@@ -62,7 +68,7 @@ class UsageFile:
             temporary.unlink(missing_ok=True)
             raise
 
-    def add(self, tenant: str, model: str, requests: int, rows: int, tokens: int) -> None:
+    def add(self, tenant: str, model: str, requests: int, rows: int, tokens: int, prompt_tokens: int = 0) -> None:
         """Adds to the counters of a tenant and model.
 
         Raises:
@@ -75,6 +81,7 @@ class UsageFile:
         counters[at] += requests
         counters[at + 1] += rows
         counters[at + 2] += tokens
+        counters[at + LAST_AT] += prompt_tokens
 
     def sync(self) -> None:
         # Not mmap.flush(), which holds the GIL while the disk writes.
@@ -127,6 +134,7 @@ def read_usage_file(path: Path) -> list[UsageRow]:
         counts = COUNTERS.unpack_from(content, start)
         checksum, length = CHECK.unpack_from(content, start + COUNTERS.size)
         key = content[start + KEY_AT : start + KEY_AT + length]
+        counts += LAST_COUNTER.unpack_from(content, start + 8 * LAST_AT)
         if length and zlib.crc32(key) == checksum and any(counts):
             day, tenant, model = key.decode().split("\0")
             found.append(UsageRow(day, tenant, model, *counts))

@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from headrace.console import bar, report
-from headrace.data.chunks import free_memory, open_chunks
+from headrace.data.chunks import open_chunks
 from headrace.models.schema import Schema
 from headrace.models.served import ScaleColour, ScaleImage, ScaleTable, ServedModel
 from headrace.recipe.recipe import Recipe
 from headrace.recipe.training import TrainConfig
+from headrace.runtime.memory import free_memory
 from headrace.task_types.base import RowDecoder, TaskType
 from headrace.training.decoding import RowsToDecode
 from headrace.training.memmap import ArrayFile, MappedRows

@@ -235,7 +235,7 @@ def test_a_client_that_disconnects_ends_its_generation(client: openai.OpenAI, le
     with client.completions.create(**LONG, stop="zz", stream=True) as stream:
         for _, _ in zip(range(3), stream, strict=False):
             pass
-    wait_until(lambda: not app.streams._active)
+    wait_until(lambda: not app.streams.slots.active)
     continuous = app.streams._batching
     assert continuous is not None
     wait_until(lambda: not continuous._is_running and not continuous._active)

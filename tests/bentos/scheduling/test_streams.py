@@ -171,7 +171,7 @@ def test_a_client_that_disconnects_ends_its_generation(app: PredictionApp) -> No
 
     asyncio.run(leave())
     assert 3 <= len(taken) < 50
-    assert not app.streams._active
+    assert not app.streams.slots.active
 
 
 def test_a_client_that_disconnects_before_the_whole_answer_ends_its_generation(app: PredictionApp) -> None:
@@ -292,7 +292,7 @@ def test_a_tenant_cannot_take_all_streams_and_gets_back_no_more_than_an_equal_sh
         for count in range(wanted):
             slot = ExitStack()
             try:
-                slot.enter_context(streams._slot(tenant))
+                slot.enter_context(streams.slots.take(tenant))
             except Refused as refused:
                 assert (refused.status, refused.code) == (503, "overloaded")
                 return count
@@ -308,5 +308,5 @@ def test_a_tenant_cannot_take_all_streams_and_gets_back_no_more_than_an_equal_sh
     assert taken("third", 16) == 3
     for slot in [slot for slots in held.values() for slot in slots]:
         slot.close()
-    assert not streams._active
+    assert not streams.slots.active
     assert taken("first", 1) == 1
