@@ -258,10 +258,10 @@ def test_the_model_is_listed(client: openai.OpenAI) -> None:
 
 def test_the_native_route_answers_too(client: openai.OpenAI) -> None:
     path = f"{client.base_url}models/tiny/predict"
-    found = httpx.post(path, json={"prompt": "hello", "max_tokens": 3, "temperature": 0}, timeout=30)
+    found = httpx.post(path, json={"prompt": "hello", "max_tokens": 12, "temperature": 0}, timeout=30)
     (answer,) = found.json()["predictions"]
-    assert (answer["finish_reason"], answer["tokens"]) == ("length", 3)
-    alone = client.completions.create(prompt="hello", top_p=1, extra_body={"top_k": 0}, **{**SHORT, "max_tokens": 3})
+    assert (answer["finish_reason"], answer["tokens"]) == ("length", 12)
+    alone = client.completions.create(prompt="hello", top_p=1, extra_body={"top_k": 0}, **{**SHORT, "max_tokens": 12})
     assert answer["text"] == alone.choices[0].text
     long = httpx.post(path, json={"prompt": "a" * 600, "max_tokens": 3}, timeout=30)
     assert long.status_code == 422 and f"{CONTEXT} tokens" in long.text and "got 600" in long.text
