@@ -69,7 +69,6 @@ class LlamaCpp(Runtime):
 
     @property
     def needed_bytes(self) -> int:
-        """Memory for the weights, which replicas on one machine share, and for keys and values."""
         return self._file.size_bytes + self._file.state_bytes(self.concurrency * self.context)
 
     def command(self, socket: Path) -> list[str]:
@@ -83,7 +82,7 @@ class LlamaCpp(Runtime):
             "parent": os.getpid(),
         }
         arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-        return [sys.executable, "-P", "-m", "bentos.runtimes.llama_server", *arguments]
+        return [sys.executable, "-P", str(Path(__file__).with_name("llama_server.py")), *arguments]
 
     def takes_chats(self) -> bool:
         return self._file.chat_template is not None

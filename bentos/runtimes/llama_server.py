@@ -1,4 +1,4 @@
-"""llama.cpp's server as a process that ends with its parent: `python -m bentos.runtimes.llama_server --model PATH ...`."""
+"""llama.cpp's server as a process that ends with its parent: `python llama_server.py --model PATH ...`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def end_with(parent: int) -> None:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="bentos.runtimes.llama_server", description=__doc__)
+    parser = argparse.ArgumentParser(prog="llama_server", description=__doc__)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--socket", type=Path, required=True)
     parser.add_argument("--name", required=True)

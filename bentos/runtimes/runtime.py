@@ -30,6 +30,11 @@ class Runtime(ABC):
             NotServable: with what is missing.
         """
 
+    @property
+    @abstractmethod
+    def needed_bytes(self) -> int:
+        """Memory for the weights, which replicas on one machine share, and for requests in progress."""
+
     @abstractmethod
     def command(self, socket: Path) -> list[str]:
         """Returns the command of a server that listens on the Unix socket, and gives 200 at `/health` when it is ready."""

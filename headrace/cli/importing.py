@@ -15,7 +15,7 @@ from headrace.cli.shared import json_option, load_project, print_json
 from headrace.errors import UsageError
 
 if TYPE_CHECKING:
-    from headrace.importing.build import Built
+    from headrace.importing.wanted import Built
     from headrace.project import Project
 
 TASKS = ("classification", "regression", "multilabel-classification")

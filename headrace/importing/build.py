@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.data.chunks import free_memory
 from headrace.errors import ExportError
 from headrace.files import write_json, write_with
 from headrace.importing import convert as conversion
@@ -20,11 +18,12 @@ from headrace.importing import outputs as backs
 from headrace.importing.convert import Converted
 from headrace.importing.errors import ImportIncomplete, ImportRefused
 from headrace.importing.formats import format_of
-from headrace.importing.outputs import Labels
+from headrace.importing.language import build_language
+from headrace.importing.wanted import Built, Wanted
 from headrace.models.parity import TOLERANCE
-from headrace.recipe.models import ImportedConfig
 from headrace.runtime.contract import Contract, Feeds
 from headrace.runtime.input_field import InputField
+from headrace.runtime.memory import free_memory
 from headrace.runtime.violations import ContractViolation
 from headrace.tracking.artifact import CONTRACT, GRAPH, IMPORT_FACTS
 
@@ -37,29 +36,8 @@ TRIAL_ROWS = 32
 NAMES = {"onnx": "ONNX", "skops": "skops", "xgboost": "XGBoost", "lightgbm": "LightGBM"}
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What the recipe, or the command, says about an imported model."""
-
-    name: str
-    task: str | None
-    """None: it is found in the model."""
-    config: ImportedConfig
-    labels: Labels | None = None
-    """Labels that the source says beside the model; those in the model come first."""
-    threads: int = 1
-
-
-@dataclass(frozen=True)
-class Built:
-    """The result: the contract, and facts for people, for the journal and for MLflow."""
-
-    contract: Contract
-    facts: dict[str, Any]
-
-
 def build(source: Path, shown: str, wanted: Wanted, out: Path) -> Built:
-    """Writes `model.onnx`, `contract.json` and `import.json` to the folder `out`.
+    """Writes `model.onnx` (of a language model `model.gguf`), `contract.json` and `import.json` to the folder `out`.
 
     Args:
         source: the model's file; files with further weights are beside it.
@@ -72,6 +50,8 @@ def build(source: Path, shown: str, wanted: Wanted, out: Path) -> Built:
         DiskFull: no space is left.
     """
     kind = format_of(source, shown)
+    if kind == "gguf":
+        return build_language(source, shown, wanted, out)
     size = source.stat().st_size
     onnx_file.require_memory(size, free_memory(), shown)
     if kind == "onnx":
@@ -333,6 +313,10 @@ def facts_shown(facts: Mapping[str, Any]) -> list[str]:
 def checks_of(facts: Mapping[str, Any]) -> list[str]:
     """Sentences on what was checked in place of a comparison on test rows."""
     checks = [f"its bytes have sha256 {str(facts['sha256'])[:12]}…"] if facts.get("sha256") else []
+    if facts["format"] == "GGUF":
+        chats = "has" if facts["chats"] else "has no"
+        checks.append(f"llama.cpp has loaded it ({facts['architecture']}), and answered its sample; it {chats} chat template")
+        return checks
     checks.append(f"ONNX Runtime has all its operators (opset {facts['opset']})")
     checks.append("its sample has a finite answer")
     if "largest_difference" in facts:

@@ -9,14 +9,17 @@ from typing import Literal
 
 from headrace.importing.errors import ImportRefused
 
-Format = Literal["onnx", "skops", "xgboost", "lightgbm"]
-SUPPORTED = "ONNX (.onnx), scikit-learn by skops (.skops), XGBoost (.json, .ubj), LightGBM (.txt)"
+Format = Literal["onnx", "skops", "xgboost", "lightgbm", "gguf"]
+SUPPORTED = (
+    "ONNX (.onnx), scikit-learn by skops (.skops), XGBoost (.json, .ubj), LightGBM (.txt), language models of llama.cpp (.gguf)"
+)
 ENDINGS: dict[str, Format] = {
     ".onnx": "onnx",
     ".skops": "skops",
     ".ubj": "xgboost",
     ".json": "xgboost",
     ".txt": "lightgbm",
+    ".gguf": "gguf",
 }
 SKOPS = 'import skops.io; skops.io.dump(model, "model.skops")'
 TORCH = (
@@ -34,7 +37,7 @@ UNSUPPORTED = {
     + TORCH,
     **dict.fromkeys((".h5", ".keras", ".pb", ".tflite"), f"where the model is, write ONNX: {KERAS}"),
     **dict.fromkeys((".cbm",), 'where the model is, write ONNX: model.save_model("model.onnx", format="onnx")'),
-    **dict.fromkeys((".pmml", ".gguf", ".mlmodel", ".engine", ".plan"), f"supported are {SUPPORTED}"),
+    **dict.fromkeys((".pmml", ".mlmodel", ".engine", ".plan"), f"supported are {SUPPORTED}"),
 }
 
 
@@ -60,6 +63,8 @@ def format_of(path: Path, shown: str) -> Format:
         )
     if ending in UNSUPPORTED:
         raise ImportRefused(f"{shown}: the format {ending} is not supported", where="model.source", hint=UNSUPPORTED[ending])
+    if head.startswith(b"GGUF"):
+        return "gguf"
     if head.startswith(b"tree\n") and b"version=" in head:
         return "lightgbm"
     if zipfile.is_zipfile(path):

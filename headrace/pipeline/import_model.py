@@ -10,8 +10,9 @@ from typing import Any
 from headrace.errors import DataError
 from headrace.files import write_json
 from headrace.importing.addresses import shown_source
-from headrace.importing.build import Built, Wanted, build
+from headrace.importing.build import build
 from headrace.importing.kept import Kept, kept_model
+from headrace.importing.wanted import Built, Wanted
 from headrace.project import Project
 from headrace.recipe.models import ImportedConfig
 from headrace.recipe.monitor import personal_fields
@@ -51,7 +52,8 @@ def build_export(recipe: Recipe, kept: Kept, out: Path) -> Built:
     """
     config, record = recipe.imported, kept.record
     assert config is not None
-    wanted = Wanted(recipe.name, recipe.task, config, record.get("labels"), recipe.serve.threads)
+    serve = recipe.serve
+    wanted = Wanted(recipe.name, recipe.task, config, record.get("labels"), serve.threads, serve.context, serve.parallel)
     built = build(kept.file, config.source, wanted, out)
     personal = personal_fields(recipe.monitor, recipe.data, built.contract)
     contract = built.contract.model_copy(update={"personal": personal, "unknown": recipe.serve.unknown})

@@ -13,8 +13,9 @@ from headrace.console import Report
 from headrace.errors import UsageError, near_miss
 from headrace.files import write_with
 from headrace.importing import store
-from headrace.importing.build import Built, Wanted, build
+from headrace.importing.build import build
 from headrace.importing.source import Fetched
+from headrace.importing.wanted import Built, Wanted
 from headrace.permissions import tracked_mode
 from headrace.pipeline.import_model import with_origin
 from headrace.project import Project

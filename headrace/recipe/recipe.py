@@ -28,14 +28,14 @@ from headrace.recipe.monitor import MonitorConfig, check_personal
 from headrace.recipe.refresh import RefreshConfig, check_refresh
 from headrace.recipe.search import SearchConfig, check_search
 from headrace.recipe.section import Section
-from headrace.recipe.serve import ServeConfig
+from headrace.recipe.serve import ServeConfig, check_runtime
 from headrace.recipe.synonyms import near_field
 from headrace.recipe.task_types import TaskTypeEntry, has_interval, task_type_entry
 from headrace.recipe.task_variants import check_targets, check_text, variant_of
 from headrace.recipe.training import TrainConfig
 
 NAME_PATTERN = r"^[a-z][a-z0-9-]{0,39}$"
-IMPORTED_TASKS = ("classification", "regression", "multilabel-classification")
+IMPORTED_TASKS = ("classification", "regression", "multilabel-classification", "text-generation")
 """Tasks of models that others trained."""
 
 
@@ -105,6 +105,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _check_sections_match_task(self) -> Recipe:
+        check_runtime(self.serve, self.task, self.imported is not None)
         if self.imported is not None:
             return self._check_import(self.imported)
         task_type = self.task_type

@@ -77,14 +77,34 @@ class ServeConfig(Section):
 
     replicas: int = Field(default=2, ge=1, le=64)
     """Number of replicas."""
-    runtime: Literal["onnx"] = "onnx"
-    """Engine that computes predictions."""
+    runtime: Literal["onnx", "llama.cpp"] | None = None
+    """Engine that computes the answers; by default `llama.cpp` for an imported model in GGUF, and `onnx` for all others."""
     threads: int = Field(default=1, ge=1)
-    """ONNX Runtime threads of a replica."""
+    """Threads of the runtime in a replica."""
+    context: int | None = Field(default=None, ge=16)
+    """For language models of llama.cpp: tokens of a prompt and its answer together; by default those that the model was trained
+    for, at most 4096. More take more memory."""
+    parallel: int | None = Field(default=None, ge=1, le=64)
+    """For language models of llama.cpp: requests that a replica answers at once (4 by default), each with a context of its
+    own; further ones wait."""
     unknown: Literal["warn", "refuse"] = "warn"
     """For tables: what happens to categories that no training row had, and to numbers outside of the range of training.
     `warn`: they are answered, with `warnings` beside the answer; `refuse`: status 422."""
     rollout: RolloutConfig = RolloutConfig()
+
+
+def check_runtime(serve: ServeConfig, task: str, is_import: bool) -> None:
+    """Checks the fields of language models.
+
+    Raises:
+        ValueError: one is set for another model.
+    """
+    is_language_model = is_import and task == "text-generation"
+    if is_language_model and serve.runtime == "onnx":
+        raise ValueError("serve.runtime: an imported language model is served by llama.cpp; remove it")
+    given = {"runtime": serve.runtime == "llama.cpp", "context": serve.context, "parallel": serve.parallel}
+    if not is_language_model and (name := next((name for name, value in given.items() if value), None)):
+        raise ValueError(f"serve.{name}: applies to imported language models (task: text-generation) only; remove it")
 
 
 def _seconds(duration: str) -> float:

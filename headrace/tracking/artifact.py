@@ -10,11 +10,12 @@ from pathlib import Path
 from headrace.errors import RegistryError
 from headrace.tracking.provenance import sha256
 
-GRAPH, CONTRACT = "model.onnx", "contract.json"
-"""Files that every exported model has."""
+GRAPH, LANGUAGE_MODEL, CONTRACT = "model.onnx", "model.gguf", "contract.json"
+"""Files of exported models: a graph, or a language model for llama.cpp, and the contract."""
 IMPORT_FACTS = "import.json"
 """What was found out about a model that others trained, beside its graph; it is not served."""
-PATTERNS = ("*.onnx", "*.onnx.data", "*.npz", CONTRACT, "tokenizer.json", "served_*")
+BLOCK_BYTES = 1 << 20
+PATTERNS = ("*.onnx", "*.onnx.data", "*.gguf", "*.npz", CONTRACT, "tokenizer.json", "served_*")
 """Names of served files; further files of a custom task type are named `served_…`."""
 
 
@@ -24,16 +25,28 @@ def served_parts(folder: Path) -> list[Path]:
     return sorted(path for path in files if any(fnmatch(path.name, pattern) for pattern in PATTERNS))
 
 
+def model_file(folder: Path) -> Path:
+    """The file with the weights in the folder of an exported model, whether or not it exists."""
+    language = folder / LANGUAGE_MODEL
+    return language if language.is_file() else folder / GRAPH
+
+
 def content_hash(folder: Path) -> str:
     """sha256 over all served files in `folder`: graphs, contract, tokenizer."""
     return sha256(*served_parts(folder))
 
 
-def hash_of_parts(parts: Mapping[str, bytes]) -> str:
-    """The `content_hash` of a folder with these files, by their names."""
+def hash_of_parts(parts: Mapping[str, bytes | Path]) -> str:
+    """The `content_hash` of a folder with these files, by their names; a large one is given by its path."""
     digest = hashlib.sha256()
     for name in sorted(parts):
-        digest.update(parts[name])
+        part = parts[name]
+        if isinstance(part, bytes):
+            digest.update(part)
+        else:
+            with part.open("rb") as file:
+                while block := file.read(BLOCK_BYTES):
+                    digest.update(block)
     return digest.hexdigest()
 
 

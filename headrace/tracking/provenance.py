@@ -10,6 +10,7 @@ from pathlib import Path
 
 from headrace.project import Project
 
+BLOCK_BYTES = 1 << 20
 CODE = ("headrace", "flows", "tasks", "bentos", "deploy/serving")
 """Folders of Headrace's code."""
 FILES = ("dvc.yaml", "requirements.lock")
@@ -90,7 +91,10 @@ def sha256(*paths: Path) -> str:
     """sha256 of the files' bytes, one after the other; a missing file counts as empty."""
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(path.read_bytes() if path.exists() else b"")
+        if path.exists():
+            with path.open("rb") as file:
+                while block := file.read(BLOCK_BYTES):
+                    digest.update(block)
     return digest.hexdigest()
 
 

@@ -25,7 +25,7 @@ from headrace.recipe.recipe import NAME_PATTERN, Recipe
 from headrace.runtime.contract import Contract
 from headrace.task_types.lookup import task_type_for
 from headrace.tracking import artifact, provenance, runs, sources
-from headrace.tracking.artifact import CONTRACT, GRAPH, IMPORT_FACTS, content_hash, served_parts
+from headrace.tracking.artifact import CONTRACT, GRAPH, IMPORT_FACTS, content_hash, model_file, served_parts
 from headrace.tracking.runs import client, registry_errors
 from headrace.tracking.sources import Sources
 
@@ -58,7 +58,7 @@ class Version:
     version: str
     run_id: str
     folder: Path
-    """The folder of `model.onnx` and `contract.json` of this version."""
+    """The folder of `model.onnx` (of a language model `model.gguf`) and `contract.json` of this version."""
     tags: dict[str, str]
     aliases: tuple[str, ...] = ()
 
@@ -140,7 +140,7 @@ def register(
         require_content(known, content, artifact.file_hashes(artifacts / "export"))
         return known
     if recipe.imported is not None:
-        run = runs.run_of_weights(recipe, project, artifacts / "export" / GRAPH, [])
+        run = runs.run_of_weights(recipe, project, model_file(artifacts / "export"), [])
     else:
         history = _history(artifacts / "train" / "curves.csv")
         run = runs.run_of_weights(recipe, project, artifacts / "train" / "model.pt", history)
@@ -360,7 +360,10 @@ def _log_data_version(recipe: Recipe, project: Project, run_id: str, identity: d
 
 
 def _log_graph(run_id: str, export: Path, recipe: Recipe, project: Project) -> tuple[str, str]:
-    """Logs the graph with signature, input example and the files beside it; returns its URI and MLflow's model id."""
+    """Logs the graph with signature, input example and the files beside it; returns its URI and MLflow's model id.
+
+    A language model is logged with its contract alone: there is no graph with a signature.
+    """
     import mlflow
     import mlflow.onnx
     import onnx
@@ -370,6 +373,15 @@ def _log_graph(run_id: str, export: Path, recipe: Recipe, project: Project) -> t
 
     mlflow.set_tracking_uri(project.tracking_uri)  # of the whole process: another project may have set its own
     contract = Contract.read(export / CONTRACT)
+    metadata = {"recipe": recipe.name, "task": recipe.task}
+    if model_file(export).name != GRAPH:
+        from mlflow.models import Model
+
+        from headrace.tracking import language_flavor
+
+        with mlflow.start_run(run_id=run_id):
+            logged = Model.log(None, language_flavor, name="model", metadata=metadata, files=served_parts(export))
+        return logged.model_uri, logged.model_id
     graph = onnx.load(export / GRAPH)
     with mlflow.start_run(run_id=run_id):
         logged = mlflow.onnx.log_model(
@@ -380,7 +392,7 @@ def _log_graph(run_id: str, export: Path, recipe: Recipe, project: Project) -> t
             pip_requirements=[f"onnxruntime=={onnxruntime.__version__}"],
             save_as_external_data=False,
             extra_files=[str(path) for path in served_parts(export) if path.name != GRAPH],
-            metadata={"recipe": recipe.name, "task": recipe.task},
+            metadata=metadata,
         )
     return logged.model_uri, logged.model_id
 
@@ -412,7 +424,7 @@ def _with_files(version: Version, project: Project) -> Version:
     Raises:
         RegistryError: they are gone.
     """
-    if not (version.folder / GRAPH).exists():
+    if not model_file(version.folder).exists():
         _download(version, project)
     # MLflow keeps files other than the graph in a folder of their own.
     for kept in served_parts(version.folder / "extra_files"):

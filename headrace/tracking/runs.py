@@ -153,7 +153,8 @@ def experiment_of(run_id: str, project: Project) -> str | None:
 
 def md5(path: Path) -> str:
     """The hash by which DVC names the file."""
-    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 @contextmanager

@@ -22,9 +22,12 @@ from headrace.project import Project
 from headrace.runtime.contract import Contract
 from headrace.serving.local_http import Address
 from headrace.serving.packaging.code_files import served_files, short_digest
-from headrace.tracking.artifact import CONTRACT, GRAPH, content_hash, hash_of_parts, model_changed, served_parts
+from headrace.tracking.artifact import CONTRACT, content_hash, hash_of_parts, model_changed, model_file, served_parts
+from headrace.tracking.provenance import sha256
 
 SOCKET_OPTION = "--socket"
+LARGE = (".gguf",)
+"""Endings of files that are never read into memory as a whole."""
 SERVE_OLDER = Path(__file__).with_name("serve_older_bento.py")
 
 
@@ -67,7 +70,7 @@ def package(
     """Builds the bento of a model version, or finds it: equal files, identity and serving code have the same tag.
 
     Args:
-        model_dir: folder with `model.onnx` and `contract.json`.
+        model_dir: folder with `model.onnx` (of a language model `model.gguf`) and `contract.json`.
         name: the recipe's name, which is the contract's `model`.
         version: the registry's version.
         identity: stored with the model, and part of its description for clients.
@@ -81,7 +84,7 @@ def package(
     """
     files = _model_files(model_dir, name)
     content = hash_of_parts(files)  # of the very bytes that are packaged
-    hashes = {part: hashlib.sha256(data).hexdigest() for part, data in files.items()}
+    hashes = {part: _hash(data) for part, data in files.items()}
     if content_sha256 is not None and content != content_sha256:
         hint = f"restore {model_dir} from a backup; or delete {name}@{version} in the MLflow UI, then: headrace run {name}"
         raise model_changed(f"{name}@{version}", model_dir, content_sha256, hint)
@@ -89,7 +92,8 @@ def package(
     files |= {f"source/{path}": content for path, content in (source or {}).items()}
     served_by = Contract.read(model_dir / "contract.json").served_by
     sources = {path: file.read_bytes() for path, file in served_files(served_by, project.root).items()}
-    found = _locate(project, name, f"{version}-{short_digest({**files, **{f'src/{k}': v for k, v in sources.items()}})}")
+    contents = {path: part if isinstance(part, bytes) else hashes[path].encode() for path, part in files.items()}
+    found = _locate(project, name, f"{version}-{short_digest({**contents, **{f'src/{k}': v for k, v in sources.items()}})}")
     if not _is_complete(found):
         _build(found, files, sources, project)
     require_content(found, content, hashes)
@@ -176,11 +180,12 @@ def _is_complete(bento: Bento) -> bool:
     return (bento.path / "bento.yaml").is_file() and (bento.model_path / "model.yaml").is_file()
 
 
-def _model_files(model_dir: Path, name: str) -> dict[str, bytes]:
-    for needed in (GRAPH, CONTRACT):
-        if not (model_dir / needed).is_file():
+def _model_files(model_dir: Path, name: str) -> dict[str, bytes | Path]:
+    """The served files by their names: their bytes, or the path of a large one."""
+    for needed in (model_file(model_dir), model_dir / CONTRACT):
+        if not needed.is_file():
             raise HeadraceError(
-                f"{needed} is missing", where=str(model_dir), hint=f"headrace run {name}   (it trains and exports)"
+                f"{needed.name} is missing", where=str(model_dir), hint=f"headrace run {name}   (it trains and exports)"
             )
     served = Contract.read(model_dir / "contract.json").model
     if served != name:
@@ -189,14 +194,18 @@ def _model_files(model_dir: Path, name: str) -> dict[str, bytes]:
             where=str(model_dir / "contract.json"),
             hint=f"headrace run {name}   (it exports again)",
         )
-    return {part.name: part.read_bytes() for part in served_parts(model_dir)}
+    return {part.name: part if part.suffix in LARGE else part.read_bytes() for part in served_parts(model_dir)}
+
+
+def _hash(part: bytes | Path) -> str:
+    return hashlib.sha256(part).hexdigest() if isinstance(part, bytes) else sha256(part)
 
 
 def _identity_bytes(name: str, version: str, identity: dict[str, str]) -> bytes:
     return (json.dumps({**identity, "model": name, "version": version}, indent=1, sort_keys=True) + "\n").encode()
 
 
-def _build(bento: Bento, files: dict[str, bytes], sources: dict[str, bytes], project: Project) -> None:
+def _build(bento: Bento, files: Mapping[str, bytes | Path], sources: dict[str, bytes], project: Project) -> None:
     """Builds in a temporary BentoML store, then moves first the model and then the bento into the project's store."""
     building = project.bentoml_home / "building"
     _remove_abandoned(building)
@@ -251,10 +260,13 @@ def _run_bentoml(bento: Bento, scratch: Path) -> None:
         )
 
 
-def _write_all(folder: Path, files: dict[str, bytes]) -> None:
+def _write_all(folder: Path, files: Mapping[str, bytes | Path]) -> None:
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
+        if isinstance(content, bytes):
+            (folder / name).write_bytes(content)
+        else:
+            shutil.copyfile(content, folder / name)
 
 
 def _move(built: Path, place: Path) -> None:

@@ -36,7 +36,12 @@ def main(scratch: Path, tag: str) -> None:
 
 
 def write_choices(scratch: Path) -> None:
-    """Writes the measured choices beside the model's files, with the code that will serve it."""
+    """Writes the measured choices beside the model's files, with the code that will serve it.
+
+    A runtime of a language model batches requests itself.
+    """
+    if not (scratch / "model" / "model.onnx").is_file():
+        return
     sys.path.insert(0, str(scratch / "src"))
     from bentos.models.onnx_model import load
     from bentos.scheduling.batching_choice import choose_batching
