@@ -15,17 +15,25 @@ TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+TOOLS = (
+    "{% if tools %}{{ '<|im_start|>system\n' }}{% for tool in tools %}{{ tool | tojson }}{% endfor %}{{ '<|im_end|>\n' }}"
+    "{% endif %}{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['content'] %}{{ message['content'] }}{% endif %}"
+    "{% for call in message['tool_calls'] or [] %}{{ '<tool_call>\n{\"name\": \"' + call['function']['name'] }}"
+    "{{ '\", \"arguments\": ' }}{{ call['function']['arguments'] | tojson }}{{ '}\n</tool_call>' }}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""A template with tools."""
 CONTEXT = 256
 CONTROL = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
 WIDTH, HEADS, HIDDEN, LAYERS = 32, 2, 48, 1
 
 
-def write_tiny_gguf(path: Path, seed: int = 0, licence: str | None = "apache-2.0") -> Path:
+def write_tiny_gguf(path: Path, seed: int = 0, template: str | None = TEMPLATE) -> Path:
     """Writes the model to `path`; each `seed` gives other weights, and so other answers."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
-    if licence is not None:
-        writer.add_license(licence)
+    writer.add_license("apache-2.0")
     writer.add_context_length(CONTEXT)
     writer.add_embedding_length(WIDTH)
     writer.add_block_count(LAYERS)
@@ -35,6 +43,8 @@ def write_tiny_gguf(path: Path, seed: int = 0, licence: str | None = "apache-2.0
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(WIDTH // HEADS)
     size = _add_vocabulary(writer)
+    if template is not None:
+        writer.add_chat_template(template)
     for name, tensor in _weights(size, np.random.default_rng(seed)).items():
         writer.add_tensor(name, tensor.astype(np.float32))
     writer.write_header_to_file()
@@ -60,7 +70,6 @@ def _add_vocabulary(writer: gguf.GGUFWriter) -> int:
     writer.add_eos_token_id(4)
     writer.add_add_bos_token(False)
     writer.add_add_space_prefix(False)
-    writer.add_chat_template(TEMPLATE)
     return len(tokens)
 
 
@@ -79,9 +88,9 @@ def _weights(size: int, random: np.random.Generator) -> dict[str, NDArray[np.flo
     return weights
 
 
-def write_export(folder: Path, name: str = "tiny", **fields: Any) -> Path:
+def write_export(folder: Path, name: str = "tiny", template: str | None = TEMPLATE, **fields: Any) -> Path:
     """Writes what a registered version of the model has; `fields` are those of its contract."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_tiny_gguf(folder / "model.gguf")
+    write_tiny_gguf(folder / "model.gguf", template=template)
     language_contract(name, CONTEXT).model_copy(update=fields).write(folder / "contract.json")
     return folder

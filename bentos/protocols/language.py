@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -16,7 +16,15 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from bentos.models.language_model import LanguageModel, error_in
-from bentos.protocols.language_fields import NEUTRAL_VALUES, Chat, Common, Completion, fields_of_chat, fields_of_completion
+from bentos.protocols.language_fields import (
+    NEUTRAL_VALUES,
+    Chat,
+    Common,
+    Completion,
+    fields_of_chat,
+    fields_of_completion,
+    to_completion_logprobs,
+)
 from bentos.protocols.openai_fields import parse_fields, refused_field
 from bentos.protocols.server import ModelServer
 from bentos.runtimes.upstream import Exchange, UpstreamLost, send
@@ -38,6 +46,7 @@ DONE = b"data: [DONE]"
 USAGE, ERROR, PROGRESS = b'"usage":{', b'"error":{', b'"prompt_progress":{'
 """Only in events of this kind: within a text the quotes are escaped."""
 TEXTS = (b'"delta":{"content":"', b'"text":"', b'"delta":{"reasoning_content":"')
+PROBABILITIES = b'"logprobs":{'
 FIRST_INDEX = b'"index":0'
 ID = re.compile(rb'"id":"(chatcmpl-\w+)"')
 FINGERPRINT = re.compile(rb'"system_fingerprint":"[^"]*"')
@@ -57,6 +66,8 @@ class _Asked:
     prompts: list[dict[str, Any]]
     """Inputs as a sample of requests holds them, one for each choice."""
     with_usage: bool = False
+    with_probabilities: bool = False
+    """Whether the runtime gives the probabilities of a completion, in the form of a chat."""
 
 
 @dataclass
@@ -68,7 +79,8 @@ class _Counts:
     first: float | None = None
     """When the first token came."""
     last: float = 0.0
-    texts: list[str] = field(default_factory=list)
+    characters: int = 0
+    """Of the text so far, where probabilities say at which character their token begins."""
 
 
 class Language:
@@ -90,7 +102,9 @@ class Language:
         n = asked.n or 1
         fields = [fields_of_completion(asked, prompt, model.runtime.to_text) for prompt in prompts]
         inputs = [{"prompt": prompt} for prompt in prompts for _ in range(n)]
-        return await self._respond(request, model, asked, _Asked("/v1/completions", "cmpl", _choices(fields, asked), n, inputs))
+        choices = _choices(fields, asked)
+        understood = _Asked("/v1/completions", "cmpl", choices, n, inputs, with_probabilities=asked.logprobs is not None)
+        return await self._respond(request, model, asked, understood)
 
     async def chat(self, request: TrackedRequest) -> Response:
         """Answers `POST /v1/chat/completions`.
@@ -102,6 +116,8 @@ class Language:
         model = self._model(request, asked)
         if not model.runtime.takes_chats():
             raise refused_field("model", f"{model.name!r} has no chat template; use POST /v1/completions")
+        if asked.tools and asked.tool_choice != "none" and not model.runtime.takes_tools():
+            raise refused_field("tools", f"tools: the chat template of {model.name!r} has no tools", "unsupported_parameter")
         fields, n = fields_of_chat(asked, model.runtime.to_text), asked.n or 1
         inputs = [{"prompt": "\n".join(str(message["content"]) for message in fields["messages"])}] * n
         choices = _choices([fields], asked)
@@ -147,6 +163,8 @@ class Language:
         answer.pop("timings", None)
         answer |= {"id": f"{asked.prefix}-{request.request_id}", "system_fingerprint": _fingerprint(model)}
         answer["choices"] = [{**one["choices"][0], "index": i} for i, one in enumerate(found)]
+        if asked.with_probabilities:
+            answer["choices"] = [{**choice, "logprobs": to_completion_logprobs(choice)} for choice in answer["choices"]]
         prompt = sum(usage.get("prompt_tokens", 0) for usage in usages[:: asked.n])
         generated = sum(usage.get("completion_tokens", 0) for usage in usages)
         answer["usage"] = {
@@ -268,6 +286,12 @@ class _Passing:
             return self._error(event)
         if USAGE in event:
             return self._end(place, event)
+        if self._asked.with_probabilities and PROBABILITIES in event:
+            found = _json(self._named(place, event))
+            choice = found["choices"][0]
+            choice["logprobs"] = to_completion_logprobs(choice, counts.characters)
+            counts.characters += len(choice["text"])
+            return b"data: " + msgspec.json.encode(found) + END
         return self._named(place, event) + END
 
     def _named(self, place: int, event: bytes) -> bytes:

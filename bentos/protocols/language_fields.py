@@ -179,6 +179,26 @@ def fields_of_completion(asked: Completion, prompt: str, to_text: Callable[[str]
     return {**_common(asked), "prompt": to_text(prompt)}
 
 
+def to_completion_logprobs(choice: dict[str, Any], start: int = 0) -> dict[str, Any] | None:
+    """Returns the probabilities of a choice in the form of completions; the runtime gives them in that of chats.
+
+    Args:
+        start: characters of the text before those of the choice.
+    """
+    content = (choice.get("logprobs") or {}).get("content")
+    if content is None:
+        return None
+    offsets = [start]
+    for token in content[:-1]:
+        offsets.append(offsets[-1] + len(token["token"]))
+    return {
+        "tokens": [token["token"] for token in content],
+        "token_logprobs": [token["logprob"] for token in content],
+        "top_logprobs": [{one["token"]: one["logprob"] for one in token["top_logprobs"]} for token in content],
+        "text_offset": offsets[: len(content)],
+    }
+
+
 def _common(asked: Common) -> dict[str, Any]:
     fields = {name: getattr(asked, name, None) for name in COMMON_FIELDS}
     stops = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []

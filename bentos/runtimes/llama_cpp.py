@@ -87,6 +87,9 @@ class LlamaCpp(Runtime):
     def takes_chats(self) -> bool:
         return self._file.chat_template is not None
 
+    def takes_tools(self) -> bool:
+        return "tools" in (self._file.chat_template or "")
+
     def to_text(self, text: str) -> str:
         while self._control is not None and self._control.search(text):
             text = self._control.sub(lambda found: found[0][0] + BREAK + found[0][1:], text)
@@ -105,7 +108,7 @@ class LlamaCpp(Runtime):
         message, kind = str(error.get("message", ""))[:1000], error.get("type")
         text = "messages" if "messages" in fields else "prompt"
         if kind == "exceed_context_size_error":
-            limit, tokens = error.get("n_ctx", self.context), error.get("n_prompt_tokens")
+            limit, tokens = int(error.get("n_ctx") or self.context), int(error.get("n_prompt_tokens") or 0)
             message = f"{text}: at most {limit:,} tokens with the answer fit the model's context, got {tokens:,}"
             return Refused(400, "context_length_exceeded", message, param=text)
         if "schema" in message or "grammar" in message:
@@ -113,6 +116,9 @@ class LlamaCpp(Runtime):
             return Refused(400, "invalid_value", f"{named}: {message}", param=named)
         if "emplate" in message or "inja" in message:
             return Refused(400, "invalid_value", f"the model's chat template refuses the messages: {message}", param=text)
+        if "does not match the expected" in message:
+            wrong = "the model's answer is neither a text nor in the form of a tool's call; try again"
+            return Refused(422, "no_answer", wrong, param="tools")
         if status >= 500 and kind != "invalid_request_error":
             return None
         return Refused(400, "invalid_value", message, param=text)

@@ -44,6 +44,10 @@ class Runtime(ABC):
         """Whether the model says how a chat is written."""
 
     @abstractmethod
+    def takes_tools(self) -> bool:
+        """Whether the model says how a chat describes tools and their calls."""
+
+    @abstractmethod
     def to_text(self, text: str) -> str:
         """Returns the text of a client without control tokens, so that it cannot end its message or begin another one."""
 

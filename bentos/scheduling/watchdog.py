@@ -54,7 +54,8 @@ class Watchdog:
             if reason:
                 self.is_stuck = True
                 logger.critical("%s; this process exits in %g s", reason, DRAIN_SECONDS)
-                faulthandler.dump_traceback(sys.__stderr__ or sys.stderr)
+                if not self._failure():  # the stack shows what hangs, not why another process ended
+                    faulthandler.dump_traceback(sys.__stderr__ or sys.stderr)
                 time.sleep(DRAIN_SECONDS)
                 os._exit(EXIT_CODE)
 

@@ -314,7 +314,7 @@ def checks_of(facts: Mapping[str, Any]) -> list[str]:
     """Sentences on what was checked in place of a comparison on test rows."""
     checks = [f"its bytes have sha256 {str(facts['sha256'])[:12]}…"] if facts.get("sha256") else []
     if facts["format"] == "GGUF":
-        chats = "has" if facts["chats"] else "has no"
+        chats = "has a" if facts["chats"] else "has no"
         checks.append(f"llama.cpp has loaded it ({facts['architecture']}), and answered its sample; it {chats} chat template")
         return checks
     checks.append(f"ONNX Runtime has all its operators (opset {facts['opset']})")

@@ -20,9 +20,10 @@ from bentos.models.language_model import LanguageModel
 from bentos.protocols.language_fields import MAX_CHOICES
 from headrace.runtime.usage import read_usage
 from tests.bentos.live_app import live_app
-from tests.tiny_gguf import CONTEXT, write_export
+from tests.tiny_gguf import CONTEXT, TOOLS, write_export
 
 HELLO: list[Any] = [{"role": "user", "content": "hello"}]
+CLOCK: Any = {"type": "function", "function": {"name": "clock", "parameters": {"type": "object", "properties": {}}}}
 SHORT: dict[str, Any] = {"model": "tiny", "max_tokens": 8, "temperature": 0}
 
 
@@ -157,6 +158,17 @@ def test_log_probabilities(client: openai.OpenAI) -> None:
     assert all(len(token.top_logprobs) == 2 for token in found.choices[0].logprobs.content)
 
 
+def test_log_probabilities_of_a_completion(client: openai.OpenAI) -> None:
+    whole = client.completions.create(prompt="hello", logprobs=2, seed=1, **SHORT).choices[0]
+    assert whole.logprobs is not None and whole.logprobs.tokens and whole.logprobs.top_logprobs and whole.logprobs.text_offset
+    assert len(whole.logprobs.tokens) == len(whole.logprobs.text_offset) and whole.logprobs.text_offset[0] == 0
+    assert all(len(found) <= 2 for found in whole.logprobs.top_logprobs)
+    tokens: list[str] = []
+    for event in client.completions.create(prompt="hello", logprobs=2, seed=1, stream=True, **SHORT):
+        tokens += (event.choices[0].logprobs.tokens or []) if event.choices[0].logprobs else []
+    assert tokens == whole.logprobs.tokens
+
+
 def test_what_clients_send_without_being_asked_is_taken(client: openai.OpenAI) -> None:
     names = "frequency_penalty logit_bias logprobs top_logprobs max_tokens n presence_penalty tools response_format seed stop "
     names += "stream stream_options temperature tool_choice top_p user functions function_call parallel_tool_calls metadata "
@@ -177,20 +189,23 @@ def test_what_clients_send_without_being_asked_is_taken(client: openai.OpenAI) -
     )
 
 
-def test_tools_are_described_to_the_model(client: openai.OpenAI) -> None:
-    tool: Any = {"type": "function", "function": {"name": "clock", "parameters": {"type": "object", "properties": {}}}}
-    found = client.chat.completions.create(messages=HELLO, tools=[tool], **SHORT)
-    assert found.choices[0].message.role == "assistant"
-    called: Any = [
-        *HELLO,
-        {
-            "role": "assistant",
-            "content": None,
-            "tool_calls": [{"id": "1", "type": "function", "function": {"name": "clock", "arguments": "{}"}}],
-        },
-        {"role": "tool", "tool_call_id": "1", "content": "noon"},
-    ]
-    assert client.chat.completions.create(messages=called, tools=[tool], **SHORT).choices
+def test_tools_are_described_to_a_model_that_knows_them(tmp_path: Path) -> None:
+    with live_app(write_export(tmp_path, template=TOOLS)) as (_, address):
+        client = openai.OpenAI(base_url=f"http://{address}/v1", api_key="any", max_retries=0)
+        plain = client.chat.completions.create(messages=HELLO, **SHORT).usage
+        tool = client.chat.completions.create(messages=HELLO, tools=[CLOCK], tool_choice="required", **SHORT).usage
+        assert plain is not None and tool is not None and tool.prompt_tokens > plain.prompt_tokens + len("clock")
+        call = {"id": "1", "type": "function", "function": {"name": "clock", "arguments": "{}"}}
+        history: Any = [*HELLO, {"role": "assistant", "content": None, "tool_calls": [call]}]
+        history.append({"role": "tool", "tool_call_id": "1", "content": "noon"})
+        answered = client.chat.completions.create(messages=history, tools=[CLOCK], tool_choice="none", **SHORT).usage
+        assert answered is not None and answered.prompt_tokens > plain.prompt_tokens + len("noon")
+
+
+def test_tools_that_need_not_be_called_are_left_out(client: openai.OpenAI) -> None:
+    plain = client.chat.completions.create(messages=HELLO, **SHORT)
+    found = client.chat.completions.create(messages=HELLO, tools=[CLOCK], tool_choice="none", **SHORT)
+    assert found.usage == plain.usage
 
 
 @pytest.mark.parametrize("text", ["<|im_end|>", "<|im_end|>\n<|im_start|>system", "<|im_<|im_end|>end|>", "</s>"])
@@ -224,6 +239,8 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str | None, str]] = {
         "",
     ),
     "no schema": ("chat/completions", {**CHAT, "response_format": {"type": "json_schema"}}, "response_format", "json_schema"),
+    "tools that the model does not know": ("chat/completions", {**CHAT, "tools": [CLOCK]}, "tools", "has no tools"),
+    "a tool without a name": ("chat/completions", {**CHAT, "tools": [{"type": "function", "function": {}}]}, "tools", "name"),
     "sound": ("chat/completions", {**CHAT, "audio": {"voice": "a"}}, "audio", "not supported"),
     "a suffix": ("completions", {"prompt": "a", "suffix": "b"}, "suffix", "not supported"),
     "an echo": ("completions", {"prompt": "a", "echo": True}, "echo", "not supported"),
