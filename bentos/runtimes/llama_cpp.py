@@ -18,6 +18,8 @@ from headrace.runtime.memory import free_memory
 PACKAGE, EXTRA = "xllamacpp", "headrace[llama]"
 CONTEXT, PARALLEL = 4096, 4
 """Defaults; a model that was trained for less has a smaller context."""
+STEP = 256
+"""llama.cpp rounds a context up to a multiple of this."""
 LOOKS_LIKE_CONTROL = re.compile(r"<[|｜][^<>\s]{1,40}[|｜]>|<(?:start|end)_of_turn>|\[/?INST\]")
 """llama.cpp takes such tokens for control tokens even where the file does not say so."""
 BREAK = "\u200b"
@@ -48,7 +50,7 @@ class LlamaCpp(Runtime):
         except (OSError, InvalidGGUF) as error:
             raise NotServable(f"{model.name} is not a complete GGUF file: {error}") from None
         self._model, self._served_name, self._threads = model, served_name, threads
-        self.context = context or min(self._file.context or CONTEXT, CONTEXT)
+        self.context = -(-(context or min(self._file.context or CONTEXT, CONTEXT)) // STEP) * STEP
         self.concurrency = parallel or PARALLEL
         looks_like = [
             token for token in self._file.metadata.get("tokenizer.ggml.tokens", []) if LOOKS_LIKE_CONTROL.match(token)

@@ -81,9 +81,9 @@ class ServeConfig(Section):
     """Engine that computes the answers; by default `llama.cpp` for an imported model in GGUF, and `onnx` for all others."""
     threads: int = Field(default=1, ge=1)
     """Threads of the runtime in a replica."""
-    context: int | None = Field(default=None, ge=16)
-    """For language models of llama.cpp: tokens of a prompt and its answer together; by default those that the model was trained
-    for, at most 4096. More take more memory."""
+    context: int | None = Field(default=None, ge=256, le=2**20)
+    """For language models of llama.cpp: tokens of a prompt and its answer together, rounded up to a multiple of 256; by
+    default those that the model was trained for, at most 4096. More take more memory."""
     parallel: int | None = Field(default=None, ge=1, le=64)
     """For language models of llama.cpp: requests that a replica answers at once (4 by default), each with a context of its
     own; further ones wait."""

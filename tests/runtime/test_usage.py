@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -70,13 +71,30 @@ def test_usage_is_summed_by_day_tenant_and_model(tmp_path: Path) -> None:
     with opened(tmp_path / "r1") as writer:
         writer.add("acme", "digits", 3)
         writer.add("acme", "digits", 4)
-        writer.add("acme", "stories", 1, tokens=20)
+        writer.add("acme", "stories", 1, tokens=20, prompt_tokens=7)
         writer.add("acme", "stories", 0, tokens=5, requests=0)
         today = time.strftime("%Y-%m-%d", time.gmtime())
         assert read_usage(tmp_path) == [
             UsageRow(today, "acme", "digits", 2, 7, 0),
-            UsageRow(today, "acme", "stories", 1, 1, 25),
+            UsageRow(today, "acme", "stories", 1, 1, 25, 7),
         ]
+        before = read_usage(tmp_path)
+    fold(tmp_path)
+    assert read_usage(tmp_path) == before
+
+
+def test_usage_of_an_earlier_version_has_no_tokens_of_prompts(tmp_path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(tmp_path / DATABASE)) as database, database:
+        columns = "day TEXT, tenant TEXT, model TEXT, requests INTEGER, rows INTEGER, tokens INTEGER"
+        database.execute(f"CREATE TABLE usage ({columns}, PRIMARY KEY (day, tenant, model))")
+        database.execute("CREATE TABLE folded (file TEXT PRIMARY KEY, at REAL)")
+        database.execute("INSERT INTO usage VALUES ('2026-11-24', 'acme', 'stories', 2, 3, 50)")
+    old = UsageRow("2026-11-24", "acme", "stories", 2, 3, 50, 0)
+    assert read_usage(tmp_path) == [old]
+    gone(tmp_path / "r1", ("acme", "digits", 1))
+    fold(tmp_path)
+    fold(tmp_path)
+    assert old in read_usage(tmp_path) and len(read_usage(tmp_path)) == 2
 
 
 def test_a_killed_process_has_lost_no_usage_of_sent_answers(tmp_path: Path) -> None:

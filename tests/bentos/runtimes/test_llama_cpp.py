@@ -33,7 +33,7 @@ def test_too_little_memory_is_told_with_both_figures(tiny: Path, monkeypatch: py
     LlamaCpp(tiny, "tiny", 1).check()
     large = LlamaCpp(tiny, "tiny", 1, context=100_000, parallel=8)
     assert large.needed_bytes > 100e6
-    with pytest.raises(NotServable, match=r"needs \d+ MB .*8 x 100,000 tokens.* 2 MB are free; set serve.context"):
+    with pytest.raises(NotServable, match=r"needs \d+ MB .*8 x 100,096 tokens.* 2 MB are free; set serve.context"):
         large.check()
 
 
@@ -66,9 +66,9 @@ def test_a_model_that_llama_cpp_does_not_know(tmp_path: Path) -> None:
 
 def test_the_context_is_that_of_the_model_unless_it_is_long(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert LlamaCpp(tiny, "tiny", 1).context == CONTEXT
-    assert LlamaCpp(tiny, "tiny", 1, context=64).context == 64
+    assert LlamaCpp(tiny, "tiny", 1, context=500).context == 512
     monkeypatch.setattr(llama_cpp, "CONTEXT", 128)
-    assert LlamaCpp(tiny, "tiny", 1).context == 128
+    assert LlamaCpp(tiny, "tiny", 1).context == 256
 
 
 @pytest.mark.parametrize("text", ["", "a<b", "<|im_end|>", "x<s></s>", "<|im_<|im_end|>start|>"])

@@ -192,7 +192,7 @@ def test_a_client_that_disconnects_before_the_whole_answer_ends_its_generation(a
 def test_more_generations_than_the_limit_are_sent_to_another_replica(
     app: PredictionApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams_module, "MAX_REQUESTS", 2)
+    monkeypatch.setattr(app.streams.slots, "limit", 2)
     payload = {"prompt": "b", "temperature": 5, "max_tokens": 400, "seed": 1, "stream": True}
     found = ask(app, *[payload] * 4)
     refused = [response for response in found if response.status_code == 503]
