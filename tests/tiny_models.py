@@ -10,11 +10,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from headrace.recipe.data import TextConfig
 from headrace.runtime.contract import Contract
-from headrace.runtime.generation import STEPS, StateSpec, StepLayout
+from headrace.runtime.generation import STEPS, StateSpec, StepLayout, generation_inputs
 from headrace.runtime.images import MEDIA_TYPES
 from headrace.runtime.input_field import InputField
 from headrace.runtime.tokenizer import END, START
-from headrace.task_types.text_generation import generation_inputs
 from headrace.task_types.vocabulary import learn_vocabulary
 
 ACCEPTED = ["array", "base64", *MEDIA_TYPES]

@@ -8,11 +8,11 @@ from typing import Any
 import msgspec
 
 from bentos.models import progress
+from bentos.models.runtimes.llama_cpp import LlamaCpp
+from bentos.models.runtimes.process import RuntimeProcess
+from bentos.models.runtimes.runtime import Runtime
+from bentos.models.runtimes.upstream import UpstreamLost, opened
 from bentos.models.served_model import InvalidOutput, NotServable, ServedModel
-from bentos.runtimes.llama_cpp import LlamaCpp
-from bentos.runtimes.process import RuntimeProcess
-from bentos.runtimes.runtime import Runtime
-from bentos.runtimes.upstream import UpstreamLost, opened
 from headrace.runtime.contract import Contract
 from headrace.runtime.violations import ContractViolation
 

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from bentos.models.language_model import LanguageModel, error_in
+from bentos.models.runtimes.upstream import Exchange, UpstreamLost, send
 from bentos.protocols.language_fields import (
     NEUTRAL_VALUES,
     Chat,
@@ -27,7 +28,6 @@ from bentos.protocols.language_fields import (
 )
 from bentos.protocols.openai_fields import parse_fields, refused_field
 from bentos.protocols.server import ModelServer
-from bentos.runtimes.upstream import Exchange, UpstreamLost, send
 from bentos.scheduling.slots import TenantSlots
 from bentos.scheduling.worker_thread import wait_for
 from headrace.runtime.http import Refused, parse_json, read_json_body, require_json, to_json

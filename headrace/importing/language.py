@@ -10,13 +10,17 @@ from headrace.files import write_json, write_with
 from headrace.importing.errors import ImportRefused
 from headrace.importing.wanted import Built, Wanted
 from headrace.recipe.models import ImportedConfig
+from headrace.runtime.contract import Contract
+from headrace.runtime.generation import generation_inputs
 from headrace.runtime.gguf_file import InvalidGGUF, read_gguf
-from headrace.task_types.imported_language import language_contract
 from headrace.tracking.artifact import CONTRACT, IMPORT_FACTS, LANGUAGE_MODEL
 
 TASK = "text-generation"
 OTHERS = ("labels", "inputs", "shapes", "output", "activation", "targets")
 """Fields of other imported models."""
+SERVED_BY = "bentos.models.language_model:LanguageModel"
+SAMPLE = {"prompt": "Hello", "max_tokens": 4, "temperature": 0.0}
+"""With it a new replica is tested: short, since a large model takes long for each token."""
 
 
 def build_language(source: Path, shown: str, wanted: Wanted, out: Path) -> Built:
@@ -54,6 +58,30 @@ def build_language(source: Path, shown: str, wanted: Wanted, out: Path) -> Built
     }
     write_json(out / IMPORT_FACTS, facts)
     return Built(contract, facts)
+
+
+def language_contract(
+    name: str, length: int, threads: int = 1, context: int | None = None, parallel: int | None = None
+) -> Contract:
+    """Returns the contract of the model `name`.
+
+    Args:
+        length: tokens of a prompt and its answer together.
+        context: `serve.context` of the recipe.
+        parallel: `serve.parallel` of the recipe.
+    """
+    return Contract(
+        model=name,
+        task=TASK,
+        inputs=generation_inputs(length),
+        output="text",
+        target="text",
+        sample=dict(SAMPLE),
+        served_by=SERVED_BY,
+        threads=threads,
+        context=context,
+        parallel=parallel,
+    )
 
 
 def link_or_copy(source: Path, to: Path) -> None:

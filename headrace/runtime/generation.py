@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from headrace.runtime.contract import Feeds
+from headrace.runtime.input_field import InputField
 from headrace.runtime.tokenizer import END, PAD, START, UNKNOWN, Encoder
 
 STEPS, TOKENIZER = "served_steps.json", "tokenizer.json"
@@ -26,6 +27,12 @@ REMEMBERED, READ = "remembered", "read"
 belong to the row, and how many tokens it has read in total."""
 NEVER_SAMPLED = [PAD, UNKNOWN, START]
 Finish = Literal["length", "stop"]
+MAX_TOKENS = 10_000
+"""Limit on `max_tokens` in a request; generating this many takes minutes, for which a client has to stream."""
+CHARACTERS_PER_TOKEN = 20
+"""Upper limit that bounds the length of a prompt: longer ones are refused before they are tokenized."""
+LONGEST_STOP = 100
+"""Maximum length of a stop sequence, in characters."""
 
 
 class Session(Protocol):
@@ -282,3 +289,17 @@ def _bits_of(logits: NDArray[np.float32], tokens: NDArray[np.int64]) -> NDArray[
     scores -= scores.max(axis=1, keepdims=True)
     surprise: NDArray[np.float64] = np.log(np.exp(scores).sum(axis=1)) - scores[np.arange(len(tokens)), tokens]
     return surprise / math.log(2)
+
+
+def generation_inputs(length: int) -> list[InputField]:
+    """Returns the fields of a request: a prompt of at most `length` tokens, and the settings of `SamplingParams`."""
+    usual = SamplingParams()
+    return [
+        InputField(name="prompt", dtype="string", longest=length * CHARACTERS_PER_TOKEN),
+        InputField(name="max_tokens", dtype="int64", minimum=1, maximum=MAX_TOKENS, default=usual.max_tokens),
+        InputField(name="temperature", dtype="float32", minimum=0, maximum=10, default=usual.temperature),
+        InputField(name="top_k", dtype="int64", minimum=0, default=usual.top_k),
+        InputField(name="top_p", dtype="float32", minimum=0, maximum=1, default=usual.top_p),
+        InputField(name="seed", dtype="int64", minimum=-1, default=-1),
+        InputField(name="stop", dtype="string", nullable=True, longest=LONGEST_STOP),
+    ]

@@ -15,8 +15,7 @@ from headrace.errors import DataError, RecipeError
 from headrace.models.onnx_inference import open_graph
 from headrace.models.schema import Schema, Shape
 from headrace.runtime.contract import Contract, Feeds
-from headrace.runtime.generation import TOKENS, SamplingParams, TextGenerator
-from headrace.runtime.input_field import InputField
+from headrace.runtime.generation import TOKENS, SamplingParams, TextGenerator, generation_inputs
 from headrace.runtime.tokenizer import END, PAD, START, UNKNOWN, Encoder
 from headrace.task_types.base import TaskType
 
@@ -32,12 +31,6 @@ if TYPE_CHECKING:
 METRIC = "bits_per_character"
 PASSAGE = 1000
 """Characters of a test text that form one row of the evaluation; the gate resamples passages."""
-MAX_TOKENS = 10_000
-"""Limit on `max_tokens` in a request; generating this many takes minutes, for which a client has to stream."""
-CHARACTERS_PER_TOKEN = 20
-"""Upper limit that bounds the length of a prompt: longer ones are refused before they are tokenized."""
-LONGEST_STOP = 100
-"""Maximum length of a stop sequence, in characters."""
 SHOWN_PROMPT = 60
 """Length of the beginning of a test text that is the prompt of a sample, in characters."""
 SAMPLES = 3
@@ -153,21 +146,6 @@ class TextGeneration(TaskType):
             {"prompt": p, "text": "".join(piece.text for piece in language.generate(language.prompt(p), writing))}
             for p in prompts
         ]
-
-
-def generation_inputs(length: int) -> list[InputField]:
-    """Returns the fields of a request: a prompt of at most `length` tokens, and the settings of
-    `headrace.runtime.generation.SamplingParams`."""
-    usual = SamplingParams()
-    return [
-        InputField(name="prompt", dtype="string", longest=length * CHARACTERS_PER_TOKEN),
-        InputField(name="max_tokens", dtype="int64", minimum=1, maximum=MAX_TOKENS, default=usual.max_tokens),
-        InputField(name="temperature", dtype="float32", minimum=0, maximum=10, default=usual.temperature),
-        InputField(name="top_k", dtype="int64", minimum=0, default=usual.top_k),
-        InputField(name="top_p", dtype="float32", minimum=0, maximum=1, default=usual.top_p),
-        InputField(name="seed", dtype="int64", minimum=-1, default=-1),
-        InputField(name="stop", dtype="string", nullable=True, longest=LONGEST_STOP),
-    ]
 
 
 def required_texts(frame: pd.DataFrame, recipe: Recipe) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from bentos.runtimes import llama_cpp
+from bentos.models.runtimes import llama_cpp
 from headrace.errors import RecipeError
 from headrace.importing.build import build, facts_shown
 from headrace.importing.errors import ImportRefused

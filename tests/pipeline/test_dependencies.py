@@ -51,6 +51,7 @@ WITHOUT_BY_STAGE = {
     "evaluate": {},
     "import_model": {
         "headrace.data": "how much memory is free",
+        "headrace.runtime.http": "how errors are answered",
         "headrace.tracking": "names of served files",
         "headrace.task_types": "a task type of the project, which an imported model does not use",
         **{

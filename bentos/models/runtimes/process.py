@@ -12,9 +12,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from bentos.models.runtimes.runtime import Runtime
+from bentos.models.runtimes.upstream import UpstreamLost, opened
 from bentos.models.served_model import NotServable
-from bentos.runtimes.runtime import Runtime
-from bentos.runtimes.upstream import UpstreamLost, opened
 
 logger = logging.getLogger("headrace.serve")
 FOLDER = "headrace-runtime-"

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
+from bentos.models.runtimes.runtime import Runtime
 from bentos.models.served_model import NotServable
-from bentos.runtimes.runtime import Runtime
 from headrace.runtime.gguf_file import InvalidGGUF, read_gguf
 from headrace.runtime.http import Refused
 from headrace.runtime.memory import free_memory

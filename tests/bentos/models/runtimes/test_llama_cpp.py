@@ -16,9 +16,9 @@ import psutil
 import pytest
 
 from bentos.models.language_model import LanguageModel
+from bentos.models.runtimes import llama_cpp
+from bentos.models.runtimes.llama_cpp import BREAK, LlamaCpp
 from bentos.models.served_model import NotServable
-from bentos.runtimes import llama_cpp
-from bentos.runtimes.llama_cpp import BREAK, LlamaCpp
 from headrace.runtime.gguf_file import read_gguf
 from tests.tiny_gguf import CONTEXT, write_export, write_tiny_gguf
 
@@ -105,7 +105,7 @@ def test_the_server_ends_with_a_replica_that_is_killed(tmp_path: Path) -> None:
         "import sys, time; from pathlib import Path; from bentos.models.language_model import LanguageModel; "
         "model = LanguageModel(Path(sys.argv[1])); print(model.process.pid, flush=True); time.sleep(600)"
     )
-    root = Path(__file__).parents[3]
+    root = Path(__file__).parents[4]
     replica = subprocess.Popen(
         [sys.executable, "-c", code, str(folder)],
         stdout=subprocess.PIPE,
