@@ -110,7 +110,8 @@ class V1:
             raise invalid_field(violation.path, violation.expected, violation.got) from None
         await self.app.take_quota(request, len(instances))
         identity = _identity(request, model)
-        self.app.record_usage(request, rows=len(instances))
+        prompt_tokens = sum(len(text.prompt) for text in texts)
+        self.app.record_usage(request, rows=len(instances), prompt_tokens=prompt_tokens)
         if is_stream:
             response = self.app.streams.respond(request, texts[0], identity)
             if (samples := self.app.samples) is not None and samples.wants(1):

@@ -379,8 +379,9 @@ class APPNPConfig(ModelConfig):
 
 
 class ImportedConfig(ModelConfig):
-    """A model that others trained: a file in ONNX, or one of scikit-learn (skops), XGBoost or LightGBM that is converted to it.
-    Nothing is trained, and no section `data` is needed. See `docs/models.md`."""
+    """A model that others trained: a file in ONNX, one of scikit-learn (skops), XGBoost or LightGBM that is converted to it,
+    or a language model in GGUF, which llama.cpp serves. Nothing is trained, and no section `data` is needed. See
+    `docs/models.md`."""
 
     name: Literal["imported"] = "imported"
     source: str = Field(min_length=1)
