@@ -69,7 +69,8 @@ def test_a_real_model_answers_through_a_replica_as_the_runtime_does(tmp_path: Pa
     body = {"model": "smol", "messages": HELLO, "max_tokens": 30, "temperature": 0, "seed": 1}
     with live_app(tmp_path / "export") as (app, address):
         client = openai.OpenAI(base_url=f"http://{address}/v1", api_key="any")
-        question: Any = [{"role": "user", "content": "What is the capital of France?"}]
+        asked = "What is the capital of France? Answer in one sentence."
+        question: Any = [{"role": "user", "content": asked}]
         capital = client.chat.completions.create(model="smol", messages=question, max_tokens=30, temperature=0)
         assert "Paris" in (capital.choices[0].message.content or "")
         whole = httpx.post(f"http://{address}/v1/chat/completions", json=body, timeout=60).json()
