@@ -11,14 +11,14 @@ import httpx
 import pytest
 
 from bentos.models.runtimes import llama_cpp
-from headrace.errors import RecipeError
+from headrace.errors import RecipeError, ServiceError
 from headrace.importing.build import build, facts_shown
 from headrace.importing.errors import ImportRefused
 from headrace.importing.wanted import Wanted
 from headrace.recipe.models import ImportedConfig
 from headrace.recipe.recipe import Recipe, parse_recipe
 from headrace.runtime.contract import Contract
-from headrace.serving.packaging import package
+from headrace.serving.packaging import build_image, package
 from headrace.tracking.artifact import content_hash
 from tests.asgi import make_project, serve
 from tests.tiny_gguf import CONTEXT, write_export, write_tiny_gguf
@@ -104,6 +104,8 @@ def test_its_bento_serves_it(tmp_path: Path) -> None:
     bento = package(folder, "tiny", "3", {"data_md5": "d41d", "git_commit": "f00d", "run_id": "r1"}, project)
     assert content_hash(bento.model_path) == content_hash(folder)
     assert package(folder, "tiny", "3", {"data_md5": "d41d", "git_commit": "f00d", "run_id": "r1"}, project) == bento
+    with pytest.raises(ServiceError, match="images of replicas have no llama.cpp"):
+        build_image(project, bento)
     with serve(project, bento) as served:
         body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3, "seed": 1}
         found = httpx.post(f"{served.url}/v1/chat/completions", json=body, timeout=30)

@@ -19,6 +19,7 @@ from headrace.serving.packaging.code_files import REQUIREMENTS, SERVING, short_d
 from headrace.serving.packaging.docker import Docker
 from headrace.serving.packaging.wheelhouse import is_current
 from headrace.settings import Settings
+from headrace.tracking.artifact import LANGUAGE_MODEL
 
 CREATED = re.compile(rb"creation_time: '[^']*'")
 FIXED_TIME = b"creation_time: '1970-01-01T00:00:00+00:00'"
@@ -44,8 +45,14 @@ def build_image(project: Project, bento: Bento) -> Image:
 
     Raises:
         EngineMissing: the Docker engine does not answer.
-        ServiceError: the base image cannot be pulled, or a build fails.
+        ServiceError: the base image cannot be pulled, a build fails, or the model needs llama.cpp, which no image has.
     """
+    if (bento.model_path / LANGUAGE_MODEL).is_file():
+        raise ServiceError(
+            f"{bento.name}@{bento.version} is a language model, and images of replicas have no llama.cpp",
+            where="runner",
+            hint=f"headrace run {bento.name} --runner process",
+        )
     docker = Docker.connect(project.settings)
     serving = serving_base(project, docker)
     recipe = (SERVING / "Dockerfile.bento").read_bytes()
