@@ -116,6 +116,9 @@ class Language:
         model = self._model(request, asked)
         if not model.runtime.takes_chats():
             raise refused_field("model", f"{model.name!r} has no chat template; use POST /v1/completions")
+        if (count := len(asked.messages)) > model.runtime.context:
+            message = f"messages: at most {model.runtime.context:,} fit the model's context, got {count:,}"
+            raise refused_field("messages", message, "context_length_exceeded")
         if asked.tools and asked.tool_choice != "none" and not model.runtime.takes_tools():
             raise refused_field("tools", f"tools: the chat template of {model.name!r} has no tools", "unsupported_parameter")
         fields, n = fields_of_chat(asked, model.runtime.to_text), asked.n or 1

@@ -12,6 +12,10 @@ from bentos.protocols.openai_fields import StreamOptions, refused_field
 
 MAX_CHOICES = 8
 """Largest `n` of a request."""
+MAX_FORM_BYTES = 32 * 1024
+"""Largest schema of an answer: a runtime compares each token with it, and meanwhile generates for no one else."""
+MAX_TOOLS_BYTES = 256 * 1024
+"""Largest description of the tools."""
 NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "suffix": ("",),
@@ -29,6 +33,7 @@ COMMON_FIELDS = (
 )
 """Fields that the runtime takes under the same name."""
 CHAT_FIELDS = ("top_logprobs", "tools", "tool_choice", "parallel_tool_calls", "response_format")
+Tokens = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 
@@ -37,12 +42,12 @@ class Common(msgspec.Struct, kw_only=True):
     """Fields of both requests. `top_k`, `min_p` and `repeat_penalty` are extensions."""
 
     model: str
-    max_tokens: Annotated[int, Meta(ge=1)] | None = None
+    max_tokens: Tokens | None = None
     temperature: Annotated[float, Meta(ge=0, le=10)] | None = None
     top_p: Share | None = None
     top_k: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     min_p: Share | None = None
-    repeat_penalty: Annotated[float, Meta(ge=0, le=10)] | None = None
+    repeat_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
@@ -140,7 +145,7 @@ class Chat(Common, kw_only=True):
     """A conversation to continue."""
 
     messages: Annotated[list[Message], Meta(min_length=1)]
-    max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
+    max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     tools: list[Tool] | None = None
@@ -163,6 +168,9 @@ def fields_of_chat(asked: Chat, to_text: Callable[[str], str]) -> dict[str, Any]
     form = asked.response_format
     if form is not None and form.type == "json_schema" and form.json_schema is None:
         raise refused_field("response_format", "response_format.json_schema: missing")
+    for name, most in (("response_format", MAX_FORM_BYTES), ("tools", MAX_TOOLS_BYTES)):
+        if (size := len(msgspec.json.encode(getattr(asked, name)))) > most:
+            raise refused_field(name, f"{name}: expected at most {most:,} bytes of JSON, got {size:,}")
     fields = _common(asked)
     fields["max_tokens"] = asked.max_completion_tokens or asked.max_tokens
     fields["messages"] = [_message(message, i, to_text) for i, message in enumerate(asked.messages)]

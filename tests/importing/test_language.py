@@ -104,7 +104,7 @@ def test_its_bento_serves_it(tmp_path: Path) -> None:
     bento = package(folder, "tiny", "3", {"data_md5": "d41d", "git_commit": "f00d", "run_id": "r1"}, project)
     assert content_hash(bento.model_path) == content_hash(folder)
     assert package(folder, "tiny", "3", {"data_md5": "d41d", "git_commit": "f00d", "run_id": "r1"}, project) == bento
-    with pytest.raises(ServiceError, match="images of replicas have no llama.cpp"):
+    with pytest.raises(ServiceError, match=r"images of replicas have no llama\.cpp"):
         build_image(project, bento)
     with serve(project, bento) as served:
         body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3, "seed": 1}

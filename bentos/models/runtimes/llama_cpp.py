@@ -113,14 +113,14 @@ class LlamaCpp(Runtime):
             limit, tokens = int(error.get("n_ctx") or self.context), int(error.get("n_prompt_tokens") or 0)
             message = f"{text}: at most {limit:,} tokens with the answer fit the model's context, got {tokens:,}"
             return Refused(400, "context_length_exceeded", message, param=text)
-        if "schema" in message or "grammar" in message:
-            named = next((name for name in ("response_format", "tools") if fields.get(name)), text)
+        named = next((name for name in ("response_format", "tools") if fields.get(name)), text)
+        if "schema" in message or "grammar" in message or "parser generation failed" in message:
             return Refused(400, "invalid_value", f"{named}: {message}", param=named)
         if "emplate" in message or "inja" in message:
             return Refused(400, "invalid_value", f"the model's chat template refuses the messages: {message}", param=text)
         if "does not match the expected" in message:
-            wrong = "the model's answer is neither a text nor in the form of a tool's call; try again"
-            return Refused(422, "no_answer", wrong, param="tools")
+            wrong = f"the model wrote neither a text nor what {named} asks for; try again"
+            return Refused(422, "no_answer", wrong, param=named)
         if status >= 500 and kind != "invalid_request_error":
             return None
         return Refused(400, "invalid_value", message, param=text)

@@ -232,6 +232,26 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str | None, str]] = {
     "no tokens": ("chat/completions", {**CHAT, "max_tokens": 0}, "max_tokens", ">= 1"),
     "a text as a number": ("chat/completions", {**CHAT, "seed": "one"}, "seed", "int"),
     "probabilities of nothing": ("chat/completions", {**CHAT, "top_logprobs": 2}, "top_logprobs", "logprobs"),
+    "a large schema": (
+        "chat/completions",
+        {**CHAT, "response_format": {"type": "json_schema", "json_schema": {"schema": {"enum": list(range(20_000))}}}},
+        "response_format",
+        "at most 32,768 bytes",
+    ),
+    "long: many messages": ("chat/completions", {"messages": HELLO * (CONTEXT + 1)}, "messages", f"{CONTEXT} fit .*, got 257"),
+    "more tokens than 32 bits": ("chat/completions", {**CHAT, "max_tokens": 2**31}, "max_tokens", "<= 2147483647"),
+    "a schema without an end": (
+        "chat/completions",
+        {**CHAT, "response_format": {"type": "json_schema", "json_schema": {"schema": {"$ref": "#"}}}},
+        "response_format",
+        "ref",
+    ),
+    "a file as a schema": (
+        "chat/completions",
+        {**CHAT, "response_format": {"type": "json_schema", "json_schema": {"schema": {"$ref": "file:///etc/passwd"}}}},
+        "response_format",
+        "unsupported",
+    ),
     "a schema that is none": (
         "chat/completions",
         {**CHAT, "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "king"}}}},

@@ -94,7 +94,9 @@ def test_errors_of_the_server_are_told_as_those_of_a_field(tiny: Path) -> None:
     assert refused(400, type="exceed_context_size_error", fields={"prompt": ""}) is not None
     assert refused(400, message="JSON schema error") == (400, "invalid_value", "response_format")
     assert refused(500, message="Jinja Exception: roles must alternate") == (400, "invalid_value", "messages")
-    assert refused(500, message="output that does not match the expected peg-native format") == (422, "no_answer", "tools")
+    for name in ("tools", "response_format"):
+        message = "output that does not match the expected peg-native format"
+        assert refused(500, {"messages": [], name: [{}]}, message=message) == (422, "no_answer", name)
     assert refused(400, message="what it says") == (400, "invalid_value", "messages")
     assert refused(500, message="out of memory", type="server_error") is None
 
