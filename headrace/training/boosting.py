@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headrace.data.chunks import free_memory
 from headrace.errors import TrainingError
 from headrace.files import write_json
 from headrace.models.boosted_trees import BoostedTrees
@@ -22,6 +21,7 @@ from headrace.project import Project
 from headrace.recipe.models import BoostedTreesConfig
 from headrace.recipe.recipe import Recipe
 from headrace.recipe.training import TrainConfig
+from headrace.runtime.memory import free_memory
 from headrace.task_types.lookup import task_type_for
 from headrace.training.boosters import Booster, Part, booster_for
 from headrace.training.checkpoint import Progress
