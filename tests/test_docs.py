@@ -38,6 +38,7 @@ PAGES = [
     "docs/pictures.md",
     "docs/your-data.md",
     "docs/models.md",
+    "docs/language-models.md",
     "docs/training.md",
     "docs/retraining.md",
     "docs/approvals.md",
