@@ -24,7 +24,7 @@ EVENT = b"data: "
 
 
 class LanguageModel(ServedModel):
-    """Answers the contract's `prompt` and sampling fields with `text`, `finish_reason` and the number of `tokens`; chats and
+    """Answers the contract's `prompt` and sampling fields with `text`, `finish_reason`, `tokens` and `prompt_tokens`; chats and
     completions of OpenAI's API are passed to the runtime (see `bentos.protocols.language`)."""
 
     def __init__(self, folder: Path, threads: int | None = None) -> None:
@@ -79,7 +79,8 @@ class LanguageModel(ServedModel):
         with opened(self.process.address, "/v1/completions", body, SILENT_SECONDS) as answer:
             if answer.status != 200:
                 raise self._failed(answer.status, answer.read(), fields, row)
-            texts, finish, tokens = [], "stop", 0
+            texts, finish = [], "stop"
+            usage: dict[str, int] = {}
             for line in answer:
                 if not line.startswith(EVENT) or line.startswith(b"data: [DONE]"):
                     continue
@@ -90,8 +91,9 @@ class LanguageModel(ServedModel):
                 for choice in event.get("choices", ()):
                     texts.append(choice.get("text") or "")
                     finish = choice.get("finish_reason") or finish
-                tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
-        return {"text": "".join(texts), "finish_reason": finish, "tokens": tokens}
+                usage = event.get("usage") or usage
+        counts = {"tokens": usage.get("completion_tokens", 0), "prompt_tokens": usage.get("prompt_tokens", 0)}
+        return {"text": "".join(texts), "finish_reason": finish, **counts}
 
     def _failed(self, status: int, body: bytes, fields: dict[str, Any], row: int) -> Exception:
         error = error_in(body)

@@ -16,6 +16,8 @@ from headrace.runtime.contract import Feeds
 from headrace.runtime.http_messages import TrackedRequest
 
 Result = TypeVar("Result")
+TOKENS = ("tokens", "prompt_tokens")
+"""Counts in the answers of models that generate text."""
 MAX_INSTANCES = int(os.environ.get("HEADRACE_MAX_INSTANCES", 10_000))
 """Most rows of one request, whatever the protocol."""
 

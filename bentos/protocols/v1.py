@@ -11,7 +11,7 @@ from starlette.routing import Route
 from bentos.models.served_model import ServedModel
 from bentos.protocols import server
 from bentos.protocols.images import instance_of, takes_file, weight_of
-from bentos.protocols.server import ModelServer
+from bentos.protocols.server import TOKENS, ModelServer
 from bentos.scheduling.streams import Streaming
 from bentos.telemetry.sample_rows import row_of_feeds
 from bentos.telemetry.samples import Samples
@@ -61,7 +61,8 @@ class V1:
             if self.app.is_streaming:
                 return await self._generate(request, model, await self.app.convert(len(body), lambda: parse_json(body)))
             instances, feeds, predictions, unseen = await self._predict(request, model, body)
-        self.app.record_usage(request, rows=len(predictions), answers=predictions)
+        counts = {name: sum(one.get(name, 0) for one in predictions) for name in TOKENS} if model.generates else {}
+        self.app.record_usage(request, rows=len(predictions), answers=predictions, **counts)
         if (samples := self.app.samples) is not None and samples.wants(len(predictions)):
             take_rows(samples, request, instances, feeds, predictions)
         answer = {**_identity(request, model), "predictions": predictions}

@@ -14,7 +14,7 @@ from bentos.models.graphs import GraphModel
 from bentos.models.nodes import NodeModel
 from bentos.models.served_model import ServedModel
 from bentos.protocols.error_forms import errors_in
-from bentos.protocols.server import ModelServer
+from bentos.protocols.server import TOKENS, ModelServer
 from bentos.protocols.tensors import InferenceRequest, TensorReader, Values, datatype_of, encode, parse, select_outputs
 from bentos.telemetry.records import MAX_ANSWERS
 from bentos.telemetry.sample_rows import row_of_feeds
@@ -81,7 +81,8 @@ class V2:
             else:
                 found = await self.app.run(weight, lambda: tensors.answer(feeds))
             selected = select_outputs(asked, found)
-            self.app.record_usage(request, rows=rows, answers=tensors.labels_or_values(found))
+            counts = {name: int(sum(found[name])) for name in TOKENS if name in found} if model.generates else {}
+            self.app.record_usage(request, rows=rows, answers=tensors.labels_or_values(found), **counts)
             if (samples := self.app.samples) is not None and samples.wants(rows):
                 tensors.take_rows(samples, request, feeds, found)
         head: dict[str, Any] = {"model_name": model.name, "model_version": model.version, "id": asked.id or request.request_id}

@@ -107,9 +107,9 @@ def answer_schema(contract: Contract) -> Schema:
             more = {"quantiles": _object({f"{level:g}": {"type": "number"} for level in contract.quantiles})}
         return _object({contract.target: {"type": "number"}, **more})
     if contract.task == "text-generation":
-        return _object(
-            {"text": {"type": "string"}, "finish_reason": {"enum": ["stop", "length"]}, "tokens": {"type": "integer"}}
-        )
+        counts = ["tokens", *(["prompt_tokens"] if contract.served_by.endswith(":LanguageModel") else [])]
+        numbers: Schema = {name: {"type": "integer"} for name in counts}
+        return _object({"text": {"type": "string"}, "finish_reason": {"enum": ["stop", "length"]}, **numbers})
     return {"type": "object"}
 
 

@@ -322,6 +322,15 @@ def test_prompts_and_answers_are_counted_apart(client: openai.OpenAI, usage_fold
     assert added(1, stream=True) == (1, 1, 8, prompt)
     assert added(2, stream=True) == (1, 2, 16, prompt)
     before = counted()
+    httpx.post(f"{client.base_url}models/tiny/predict", json={"prompt": "hello", "max_tokens": 4}, timeout=30)
+    assert tuple(now - then for now, then in zip(counted(), before, strict=True)) == (1, 1, 4, 5)
+    before = counted()
+    tensors = [("prompt", "BYTES", "hello"), ("max_tokens", "INT64", 4)]
+    inputs = [{"name": name, "datatype": kind, "shape": [1], "data": [value]} for name, kind, value in tensors]
+    address = str(client.base_url).replace("/v1/", "/v2/models/tiny/infer")
+    assert httpx.post(address, json={"inputs": inputs}, timeout=30).status_code == 200
+    assert tuple(now - then for now, then in zip(counted(), before, strict=True)) == (1, 1, 4, 5)
+    before = counted()
     httpx.post(f"{client.base_url}chat/completions", json={"model": "tiny", "messages": HELLO, "n": 99}, timeout=30)
     assert counted() == before, "a refused request counts nothing"
 
