@@ -59,7 +59,7 @@ def read(app: PredictionApp, usage: Path) -> tuple[dict[str, Any], list[dict[str
     app.close()
     (file,) = usage.glob("samples-*.jsonl")
     head, *rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    return head, sorted(rows, key=lambda row: (row["at"], row["row"]))
+    return head, sorted(rows, key=lambda row: row["at"])  # rows of the same millisecond stay in their order
 
 
 def predict(app: PredictionApp, instances: list[Any], **headers: str) -> Any:
