@@ -15,7 +15,7 @@ RECIPE ?= digits
 WORKERS ?= 3
 MARKERS := not exhaustive
 # What `headrace run` and `headrace up` make again in .headrace; docs/operations.md lists the rest, which has to be kept.
-MADE_AGAIN := cache data_docs dvc dvc.lock encoded gateway great_expectations incoming locks login logs processes \
+MADE_AGAIN := cache compressed data_docs dvc dvc.lock encoded gateway great_expectations incoming locks login logs processes \
   released replicas reproductions run simulations snapshot sockets supervisor tracking.done validation
 
 .PHONY: run test test-all setup check unit reference lock recipes bench bench-gate audit clean help

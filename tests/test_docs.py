@@ -40,6 +40,7 @@ PAGES = [
     "docs/models.md",
     "docs/language-models.md",
     "docs/training.md",
+    "docs/compress.md",
     "docs/retraining.md",
     "docs/approvals.md",
     "docs/operations.md",

@@ -226,6 +226,8 @@ def check_gate(
     comparison: Comparison | None,
     same_model: bool = False,
     rows: int | None = None,
+    further: Sequence[Check] = (),
+    notes: Sequence[str] = (),
 ) -> Verdict:
     """Checks a candidate's metrics against `gate.require`, then the comparison with the champion.
 
@@ -233,9 +235,12 @@ def check_gate(
 
     Args:
         rows: number of test rows, for a remark on what this many rows show.
+        further: requirements beside those of the section `gate`, for example on what compression may lose.
+        notes: remarks about them.
     """
     checks = [_threshold(metric, bound, metrics.get(metric), better) for metric, bound in gate.require.items()]
-    remarks = []
+    checks += further
+    remarks = [*notes]
     if same_model:
         remarks.append("the candidate is identical to the champion, so there is nothing to compare")
     elif gate.beat_champion is None:

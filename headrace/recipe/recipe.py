@@ -21,6 +21,7 @@ from headrace.plugins import add_to_import_path, is_dotted
 from headrace.project import Project
 from headrace.recipe.boosting import check_boosting
 from headrace.recipe.columns import RESERVED_FIELDS
+from headrace.recipe.compress import CompressConfig, check_compress
 from headrace.recipe.data import DataConfig
 from headrace.recipe.gate import GateConfig
 from headrace.recipe.models import MODELS, ImportedConfig, ModelConfig, config_of
@@ -70,6 +71,7 @@ class Recipe(Section):
     """The expectations that every batch has to meet."""
     model: ModelConfig
     train: TrainConfig
+    compress: CompressConfig | None = None
     gate: GateConfig = GateConfig()
     serve: ServeConfig
     monitor: MonitorConfig = MonitorConfig()
@@ -116,6 +118,7 @@ class Recipe(Section):
         check_text(task_type, self.data, self.model, self.task)
         task_type.check_training(self.train, self.task)
         task_type.check_gate(self.gate, self.model, self.task)
+        check_compress(self.compress, self.model, self.task, task_type)
         check_personal(self.monitor, self.data)
         check_refresh(self.refresh, self.data)
         return self
@@ -128,6 +131,8 @@ class Recipe(Section):
         if self.gate.metrics:
             name = "require" if self.gate.require else "beat_champion"
             raise ValueError(f"gate.{name}: an imported model has no test rows to measure it on; remove it")
+        if self.compress is not None:
+            raise ValueError("compress: an imported model has no test rows to measure a loss on; remove the section")
         if self.train != TrainConfig():
             raise ValueError("train: an imported model is not trained; remove the section")
         again = {"refresh": self.refresh, "monitor.retrain": self.monitor.retrain, "search": self.search}

@@ -73,9 +73,9 @@ def documented_fields(section: type[BaseModel], prefix: str = "") -> Iterator[Do
     texts = _docstrings(section)
     for name, field in section.model_fields.items():
         inner = next((o for o in _options(field.annotation) if isinstance(o, type) and issubclass(o, BaseModel)), None)
-        if inner is ModelConfig:
-            continue
-        if inner is not None:
+        if inner is ModelConfig and not prefix:
+            continue  # the section `model` has a part of its own
+        if inner is not None and inner is not ModelConfig:
             by_name = ".COLUMN" if get_origin(field.annotation) is dict else ""
             if by_name or any(get_origin(option) is tuple for option in get_args(field.annotation)):  # it has a short form
                 default = field.get_default(call_default_factory=True)

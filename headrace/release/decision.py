@@ -6,12 +6,15 @@ import re
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from headrace.compression.compress import UNCOMPRESSED, read_outcome
+from headrace.compression.loss import check_loss, compare_with_original, groups_of
 from headrace.console import Report
 from headrace.errors import HeadraceError, RegistryError
 from headrace.evaluation.error_budget import confidence_of
-from headrace.evaluation.gate import Comparison, Verdict, align_classes, check_gate, compare, compare_rows
+from headrace.evaluation.gate import Check, Comparison, Verdict, align_classes, check_gate, compare, compare_rows
 from headrace.files import read_json
 from headrace.importing.build import checks_of
 from headrace.pipeline.evaluate import answers_for
@@ -225,7 +228,29 @@ def judge(recipe: Recipe, candidate: Version, champion: Version | None, project:
     if recipe.imported is not None:
         return _verdict_without_rows(read_json(artifacts / "export" / IMPORT_FACTS) or {}, same)
     rows = (read_json(artifacts / "evaluation" / "evaluation.json") or {}).get("rows")
-    return check_gate(recipe.gate, recipe.task_type.metrics, metrics, comparison, same, rows)
+    further, notes = _compression(recipe, project)
+    return check_gate(recipe.gate, recipe.task_type.metrics, metrics, comparison, same, rows, further, notes)
+
+
+def _compression(recipe: Recipe, project: Project) -> tuple[list[Check], list[str]]:
+    """The requirement that compression loses no more than the recipe allows, on the test rows; and remarks."""
+    export = project.artifacts(recipe.name) / "export"
+    how = read_outcome(export)
+    if recipe.compress is None or how is None:
+        return [], []
+    if not how.applied:
+        return [], [f"compress: {how.sentence}"]
+    y_true, ours = _saved_answers(recipe, project)
+    original = answers_for(project.artifacts(recipe.name) / "prepared" / "test.parquet", export / UNCOMPRESSED, recipe)
+    groups = groups_of(recipe, project, len(y_true))
+    found = compare_with_original(recipe.compress, recipe, y_true, ours, original, groups)
+    return [check_loss(found, how.method)], [f"compressed by {how.sentence}"]
+
+
+def _saved_answers(recipe: Recipe, project: Project) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The true answers of the test rows and those of the candidate, as the stage `evaluate` wrote them."""
+    with np.load(project.artifacts(recipe.name) / "evaluation" / "predictions.npz") as saved:
+        return saved["y_true"], saved["outputs"]
 
 
 def _verdict_without_rows(facts: dict[str, Any], same: bool) -> Verdict:
@@ -241,8 +266,7 @@ def _compare(recipe: Recipe, candidate: Version, champion: Version, project: Pro
     artifacts = project.artifacts(recipe.name)
     beat, task_type = recipe.gate.beat_champion, task_type_for(recipe)
     assert beat is not None
-    with np.load(artifacts / "evaluation" / "predictions.npz") as saved:
-        y_true, ours = saved["y_true"], saved["outputs"]
+    y_true, ours = _saved_answers(recipe, project)
     try:
         theirs = answers_for(artifacts / "prepared" / "test.parquet", champion.folder, recipe)
     except Exception as error:  # ONNX Runtime raises plain exceptions for another type or shape

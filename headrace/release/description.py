@@ -271,6 +271,8 @@ def _origin(recipe: Recipe, candidate: Version, champion: Version | None, projec
     if champion is not None:
         yield from (f"  - {line}" for line in _new_batches(recipe, candidate, champion, project))
     yield f"- code: {code}"
+    if compression := ours.get("compression"):
+        yield f"- compressed: {compression}"
     if champion is not None:
         changes = _recipe_changes(candidate, champion, project)
         yield f"- recipe, since {champion.name}: " + ("; ".join(changes) if changes else "unchanged")

@@ -39,6 +39,7 @@ def trace_version(reference: str, project: Project) -> dict[str, Any]:
             None if found.missing else _download(version, project),
         ),
         _link("served files", f"sha256 {identity.get('content_sha256')}", f"ls {version.folder}"),
+        _link("compression", identity.get("compression"), None),
         _link("run", version.run_id, _run_page(version, project)),
         _link("git commit", commit, everything),
         _link("not committed", identity.get("uncommitted"), everything),

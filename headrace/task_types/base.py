@@ -141,6 +141,11 @@ class TaskType(ABC):
     def feeds(self, frame: pd.DataFrame, contract: Contract, recipe: Recipe) -> Feeds:
         """Converts rows of a table to inputs of the served graph."""
 
+    def graph_feeds(self, frame: pd.DataFrame, schema: Schema, recipe: Recipe, contract: Contract) -> Feeds | None:
+        """Converts rows of a table to inputs of the graph itself, for the calibration of `int8-static`: `feeds`, unless the
+        service computes its inputs from a client's. None if the graph does not take rows."""
+        return self.feeds(frame, contract, recipe)
+
     @abstractmethod
     def evaluate(self, frame: pd.DataFrame, outputs: NDArray[Any], schema: Schema, recipe: Recipe) -> Evaluation:
         """Computes the metrics of `outputs`, which `answers` returned for the rows of `frame`."""

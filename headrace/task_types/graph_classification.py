@@ -139,6 +139,9 @@ class GraphClassification(TaskType):
         batches += [pad_graphs(parts) for parts in edge_case_graphs(schema.shape.features)]
         return ((inputs, inputs) for inputs in batches)
 
+    def graph_feeds(self, frame: pd.DataFrame, schema: Schema, recipe: Recipe, contract: Contract) -> Feeds:
+        return self.encode(frame, schema, recipe)
+
     def answers(self, folder: Path, frame: pd.DataFrame, recipe: Recipe) -> NDArray[Any]:
         session = open_graph(folder / "model.onnx")
         width = Contract.read(folder / "contract.json").inputs[0].shape[0]

@@ -158,6 +158,9 @@ class NodeClassification(TaskType):
         ]
         return check_answers(pairs, recipe.name)
 
+    def graph_feeds(self, frame: pd.DataFrame, schema: Schema, recipe: Recipe, contract: Contract) -> None:
+        return None
+
     def answers(self, folder: Path, frame: pd.DataFrame, recipe: Recipe) -> NDArray[Any]:
         """Answers as the service does: for an unknown node, from its features and those of its neighbours that are known."""
         nodes = _open_answers(folder, Contract.read(folder / "contract.json"))

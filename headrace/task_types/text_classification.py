@@ -104,6 +104,9 @@ class TextClassification(TaskType):
         """Returns `text` `(rows,)`, as in the contract; `tokens_of` converts it to the graph's inputs."""
         return {"text": np.array(texts_or_empty(frame, recipe), dtype=object)}
 
+    def graph_feeds(self, frame: pd.DataFrame, schema: Schema, recipe: Recipe, contract: Contract) -> Feeds:
+        return self.encode(frame, schema, recipe)
+
     def example(self, contract: Contract, folder: Path) -> Feeds:
         return {"tokens": padded(tokens_of([contract.sample["text"]], contract, folder))}
 

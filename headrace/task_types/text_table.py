@@ -117,9 +117,11 @@ class TextTable(Tabular):
         self, test: pd.DataFrame, schema: Schema, recipe: Recipe, contract: Contract
     ) -> Iterator[tuple[Feeds, Feeds]]:
         for inputs, feeds in super().parity_batches(test, schema, recipe, contract):
-            tokens = inputs[TOKENS]
-            used = max(SHORTEST, int((tokens != PAD).sum(axis=1).max()))  # the graph gets less padding than torch
-            yield inputs, {**feeds, schema.extra[TEXT]["column"]: tokens[:, :used]}
+            yield inputs, {**feeds, schema.extra[TEXT]["column"]: _trimmed(inputs[TOKENS])}
+
+    def graph_feeds(self, frame: pd.DataFrame, schema: Schema, recipe: Recipe, contract: Contract) -> Feeds:
+        tokens = self.encode(frame, schema, recipe)[TOKENS]
+        return {**self.feeds(frame, contract, recipe), schema.extra[TEXT]["column"]: _trimmed(tokens)}
 
     def contract(self, schema: Schema, recipe: Recipe, sample: pd.DataFrame) -> Contract:
         found = super().contract(schema, recipe, sample)  # type: ignore[safe-super]
@@ -157,6 +159,11 @@ class TextTable(Tabular):
 def text_field(contract: Contract) -> InputField:
     """Returns the field with the text."""
     return next(field for field in contract.inputs if field.tokens is not None)
+
+
+def _trimmed(tokens: NDArray[Any]) -> NDArray[Any]:
+    """Returns the token ids without columns of padding alone: the graph gets less padding than torch."""
+    return tokens[:, : max(SHORTEST, int((tokens != PAD).sum(axis=1).max()))]
 
 
 def _tokens(feeds: Feeds, field: InputField, folder: Path) -> list[list[int]]:

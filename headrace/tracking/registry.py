@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,7 @@ DIGEST_LENGTH = 36
 IDENTITY = (
     "data_md5", "data_rows", "git_commit", "uncommitted", "source", "lock_sha256", "recipe_sha256", "validation",
     "content_sha256", "run_id", "headrace", "imported_from", "imported_sha256", "imported_revision", "imported_licence",
+    "compression",
 )  # fmt: skip
 """Tags with the identity of a version; they never change. Those of the gate and of a person's approval do."""
 
@@ -87,6 +89,7 @@ def _identity(recipe: Recipe, version: DataVersion, source: Sources, project: Pr
         **({START: start} if start is not None else {}),
         **({SPLIT: split.model_dump_json(), "split_sha256": split.sha256} if split else {}),
         **_made_from(version, source, project),
+        **({"compression": compressed} if (compressed := _compression(recipe, project)) else {}),
         "validation": f"{validation.get('passed')} of {validation.get('total')} expectations",
     }
 
@@ -109,6 +112,14 @@ def _made_from(version: DataVersion, source: Sources, project: Project) -> dict[
         **({} if project.is_clone else {"headrace": __version__}),
         "recipe_sha256": hashlib.sha256(source.recipe).hexdigest(),
     }
+
+
+def _compression(recipe: Recipe, project: Project) -> str | None:
+    """How the exported graph was compressed, with its size before and after; None if it was not."""
+    found = read_json(project.artifacts(recipe.name) / "export" / "compression.json")
+    if not found or not found["applied"]:
+        return None
+    return f"{found['settings']}, {found['original_bytes']:,} to {found['bytes']:,} bytes"
 
 
 def register_trained(recipe: Recipe, version: DataVersion, project: Project, after: int = 0) -> Version:
@@ -142,8 +153,7 @@ def register(
     if recipe.imported is not None:
         run = runs.run_of_weights(recipe, project, model_file(artifacts / "export"), [])
     else:
-        history = _history(artifacts / "train" / "curves.csv")
-        run = runs.run_of_weights(recipe, project, artifacts / "train" / "model.pt", history)
+        run = runs.run_of_training(recipe, project)
     with registry_errors(project):
         _log_evaluation(project, run.id, artifacts)
         _log_data_version(recipe, project, run.id, identity)
@@ -335,7 +345,10 @@ def _log_evaluation(project: Project, run_id: str, artifacts: Path) -> None:
     metrics: dict[str, float] = read_json(artifacts / "evaluation" / "metrics.json") or {}
     rows = (read_json(artifacts / "evaluation" / "evaluation.json") or {}).get("rows")
     metrics = metrics if rows is None else {**metrics, "rows": rows}
-    store.log_batch(run_id, [Metric(f"test_{name}", value, 0, 0) for name, value in metrics.items()])
+    # A run has several evaluations when its weights are exported again, for example compressed: MLflow refuses two values of a
+    # metric at the same time.
+    now = int(time.time() * 1000)
+    store.log_batch(run_id, [Metric(f"test_{name}", value, now, 0) for name, value in metrics.items()])
     store.log_artifact(run_id, str(artifacts / "evaluation" / "profile.json"), "monitoring")
     if (artifacts / "export" / IMPORT_FACTS).is_file():  # no rows were tested
         store.log_artifact(run_id, str(artifacts / "export" / IMPORT_FACTS), "import")
@@ -471,13 +484,6 @@ def _aliases(model: str, project: Project) -> dict[str, str]:
         if store.search_registered_models(f"name = '{model}'")
         else {}
     )
-
-
-def _history(curves: Path) -> list[dict[str, float]]:
-    import csv
-
-    with curves.open(newline="") as handle:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(handle)]
 
 
 def evidence(version: Version) -> dict[str, Any]:

@@ -115,6 +115,16 @@ def open_run(recipe: Recipe, project: Project, fingerprint: str, tags: dict[str,
         return Run(found.info.run_id, project)
 
 
+def run_of_training(recipe: Recipe, project: Project) -> Run:
+    """The run of the weights and learning curves in the recipe's artifacts, as `run_of_weights`."""
+    import csv
+
+    folder = project.artifacts(recipe.name) / "train"
+    with (folder / "curves.csv").open(newline="") as handle:
+        history = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(handle)]
+    return run_of_weights(recipe, project, folder / "model.pt", history)
+
+
 def run_of_weights(recipe: Recipe, project: Project, weights: Path, history: list[dict[str, float]]) -> Run:
     """The run that trained these weights; a new one from the files when DVC had them in its cache and no run is known."""
     digest = md5(weights)

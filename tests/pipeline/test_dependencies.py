@@ -40,6 +40,7 @@ WITHOUT_BY_STAGE = {
     "prepare": {"bentos": SERVED},
     "train": {
         "bentos": SERVED,
+        "headrace.recipe.compress": SECTION,
         "headrace.recipe.gate": SECTION,
         "headrace.recipe.monitor": SECTION,
         "headrace.recipe.refresh": SECTION,
@@ -47,7 +48,7 @@ WITHOUT_BY_STAGE = {
         "headrace.recipe.serve": SECTION,
         "headrace.tracking": "logs the run in MLflow; weights and learning curves do not depend on it",
     },
-    "export": {},
+    "export": {"headrace.tracking": "hashes of custom code and runs in MLflow; the graph does not depend on them"},
     "evaluate": {},
     "import_model": {
         "headrace.data": "how much memory is free",

@@ -70,6 +70,19 @@ def test_the_environment_is_left_as_it_was(piped: Project) -> None:
     assert dict(os.environ) == before
 
 
+def test_the_section_compress_is_part_of_the_export_alone(piped: Project) -> None:
+    before = (piped.recipes / "tiny.yaml").read_text()
+    folder = piped.artifacts("tiny") / "export"
+    original = (folder / "model.onnx").read_bytes()
+    recipe = edit(piped, compress={"method": "float16", "max_loss": 0.1})
+    assert [reproduce(stage, recipe, piped).ran for stage in ("prepare", "train", "export")] == [False, False, True]
+    assert (folder / "uncompressed" / "model.onnx").read_bytes() == original
+    assert read_json(folder / "compression.json")["method"] == "float16"
+    (piped.recipes / "tiny.yaml").write_text(before)
+    reproduce("export", load_recipe("tiny", piped), piped)  # from DVC's cache
+    assert sorted(path.name for path in folder.iterdir()) == ["contract.json", "model.onnx", "parity.json"]
+
+
 def test_a_change_to_the_training_reruns_the_training_alone(piped: Project, capfd: pytest.CaptureFixture[str]) -> None:
     first = (piped.artifacts("tiny") / "train" / "model.pt").read_bytes()
     recipe = edit(piped, train={"epochs": 2})

@@ -13,7 +13,7 @@ REBUILT = frozenset(
     [
         *("run", "logs", "locks", "supervisor", "replicas", "gateway", "door", "data_docs", "great_expectations", "validation"),
         *("processes", "released", "incoming", "cache", "encoded", "checkpoints", "reproductions", "snapshot", "tracking.done"),
-        *("simulations", "sockets"),
+        *("simulations", "sockets", "compressed"),
     ]
 )
 """Names in `.headrace/` that are not in a backup: the next `headrace up` or release writes them again."""

@@ -1,0 +1,1 @@
+"""Makes trained models smaller: quantised or shorter weights, pruned weights, smaller networks."""
