@@ -28,6 +28,8 @@ FUNCTIONS = (
     "record",
 )
 """Tasks whose work is a function in the flow's process."""
+IMPORTS = ("bring model", "import model")
+"""Tasks of models that others trained; the releases that are measured train theirs."""
 RECORD_SECONDS = 30.0
 """Longest wait for Prefect's records of tasks, which it writes a moment after they end."""
 

@@ -21,7 +21,7 @@ from benchmarks import release_table
 from benchmarks.release import BEGIN, END, write_table
 from benchmarks.release_clone import CHECKOUT, TOKEN
 from benchmarks.release_processes import ObservedProcess, ProcessMonitor, name_of
-from benchmarks.release_steps import FUNCTIONS, STAGES, Breakdown, Step, stage_seconds
+from benchmarks.release_steps import FUNCTIONS, IMPORTS, STAGES, Breakdown, Step, stage_seconds
 from headrace.services import up
 
 COMMAND = [sys.executable, "-m", "benchmarks.release", "--quick", "--json"]
@@ -123,7 +123,7 @@ def test_only_the_process_of_a_stage_counts_for_its_time() -> None:
 def test_every_task_of_the_release_flow_is_a_step() -> None:
     flow = importlib.import_module("flows.release")
     names = {task.name for task in vars(flow).values() if isinstance(task, Task)}
-    assert names == {*STAGES, *FUNCTIONS}
+    assert names == {*STAGES, *FUNCTIONS, *IMPORTS}
 
 
 def test_orchestration_is_the_total_minus_the_work_of_the_steps() -> None:
