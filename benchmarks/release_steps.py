@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import httpx
-
 from benchmarks.release_clone import Clone, CompletedCommand
 from benchmarks.release_processes import ProcessMonitor
 from headrace.errors import ServiceError
+from headrace.services import prefect
 
 STAGES = ("validate", "prepare", "train", "export", "evaluate")
 """Tasks whose work is done by a process `python -m headrace.pipeline.stages`, which DVC starts."""
@@ -116,30 +115,23 @@ def _flow_start(monitor: ProcessMonitor, ran: CompletedCommand) -> float:
 
 def _tasks(recipe: str, ran: CompletedCommand, clone: Clone) -> list[tuple[str, float, float]]:
     """Returns name, start and end (seconds since the epoch) of each task, in order."""
-    api = f"{clone.settings.prefect_address}/api"
-    deadline = time.monotonic() + RECORD_SECONDS
+    project, deadline = clone.project.using(clone.settings), time.monotonic() + RECORD_SECONDS
     while True:
         newest = {"sort": "START_TIME_DESC", "limit": 1, "flow_runs": {"name": {"any_": [recipe]}}}
-        flows = _post(f"{api}/flow_runs/filter", newest)
+        flows = prefect.call(project, "POST", "flow_runs/filter", newest)
         if flows and _seconds(flows[0]["start_time"]) >= ran.started_at:
             wanted = {"flow_runs": {"id": {"any_": [flows[0]["id"]]}}}
-            runs = _post(f"{api}/task_runs/filter", wanted)
+            runs = prefect.call(project, "POST", "task_runs/filter", wanted)
             if "record" in {_name(run) for run in runs} and all(run["end_time"] for run in runs):
                 found = [(_name(run), _seconds(run["start_time"]), _seconds(run["end_time"])) for run in runs]
                 return sorted(found, key=lambda task: task[1])
         if time.monotonic() > deadline:
-            raise ServiceError("Prefect has no complete record of the release", where=api, hint="headrace logs prefect-server")
+            raise ServiceError("Prefect has no complete record of the release", hint="headrace logs prefect-server")
         time.sleep(0.2)
 
 
 def _name(run: dict[str, Any]) -> str:
     return str(run["name"]).rpartition("-")[0]
-
-
-def _post(address: str, body: dict[str, Any]) -> Any:
-    answer = httpx.post(address, json=body, timeout=20)
-    answer.raise_for_status()
-    return answer.json()
 
 
 def _seconds(moment: str | None) -> float:
