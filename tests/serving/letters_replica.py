@@ -16,7 +16,6 @@ from starlette.types import Receive, Scope, Send
 
 from bentos.app import PredictionApp
 from bentos.models.generation import GenerationModel
-from bentos.scheduling import streams
 from headrace.runtime.generation import Session
 from headrace.runtime.unix_socket import bind
 
@@ -40,7 +39,7 @@ def main(folder: str, socket: str) -> None:
     model = GenerationModel(Path(folder))
     model.generator.session = cast(Session, SlowSession(model.generator.session))
     predictions.model = model
-    streams.MAX_REQUESTS = 1
+    predictions.streams.slots.limit = 1
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         found = Response() if scope["path"] == "/readyz" else predictions

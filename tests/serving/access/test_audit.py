@@ -67,14 +67,14 @@ def test_usage_is_shown_by_tenant_model_and_day(project: Project) -> None:
     usage = UsageWriter(folder)
     usage.add("acme", "digits", rows=3)
     usage.add("acme", "digits", rows=4)
-    usage.add("other", "shakespeare", rows=1, tokens=50)
+    usage.add("other", "shakespeare", rows=1, tokens=50, prompt_tokens=20)
     shown = CliRunner().invoke(cli, ["usage"]).output
     usage.close()
     words = [line.split() for line in shown.splitlines()]
     assert [line[1:] for line in words[1:]] == [
-        ["acme", "digits", "2", "7", "0"],
-        ["other", "shakespeare", "1", "1", "50"],
-        ["3", "8", "50"],
+        ["acme", "digits", "2", "7", "0", "0"],
+        ["other", "shakespeare", "1", "1", "50", "20"],
+        ["3", "8", "50", "20"],
     ]
     after = CliRunner().invoke(cli, ["usage", "--tenant", "acme"]).output
     assert "acme" in after and "other" not in after
