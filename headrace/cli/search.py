@@ -146,9 +146,10 @@ def _winner(result: dict[str, Any]) -> list[str]:
             else f"      the recipe as it is: trial {own['number']}, {own['state']}, {value}"
         )
     if expected is not None:
+        optimism = float(f"{expected['optimism']:.2g}")
         lines.append(
             f"      on new rows expect {expected['value']:.5g} (95 %: {expected['lower']:.5g} to {expected['upper']:.5g}): "
-            f"the best of several trials looks {expected['optimism']:.2g} too good"
+            f"the best of several trials looks {optimism:g} too good"
         )
     return lines
 
