@@ -272,9 +272,9 @@ class Runner:
 
     def _tell(self, trial: optuna.Trial, state: str, value: float | None, **attributes: Any) -> Finished:
         with self._lock:
-            told = self._study.tell(trial, state, value, **attributes)
+            finished = self._study.tell(trial, state, value, **attributes)
         self._search.place.checkpoint(trial.number).unlink(missing_ok=True)
-        return told
+        return finished
 
     def _require_a_success(self) -> None:
         """

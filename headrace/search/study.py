@@ -128,8 +128,8 @@ class Study:
             for name, attribute in attributes.items():
                 if attribute is not None:
                     trial.set_user_attr(name, attribute)
-            told = value if state == "complete" else None
-            self.optuna.tell(trial, told, state=optuna.trial.TrialState[states[state]])
+            found = value if state == "complete" else None
+            self.optuna.tell(trial, found, state=optuna.trial.TrialState[states[state]])
         return next(one for one in self.finished() if one.number == trial.number)
 
     def finished(self) -> list[Finished]:
