@@ -16,7 +16,7 @@ from headrace.events.running import Run, marked, model_of
 from headrace.project import Project, find_project
 
 KNOWN = (NotReleased, Busy, Interrupted, Abort, KeyboardInterrupt)
-"""Ends that are no failures: the journal has them, another run goes on, or a person has ended the run."""
+"""Ends that are not failures: the journal has them, another run goes on, or a person has ended the run."""
 _is_within_run: ContextVar[bool] = ContextVar("is_within_run", default=False)
 
 

@@ -79,7 +79,7 @@ def _weights(size: int, random: np.random.Generator) -> dict[str, NDArray[np.flo
 
     ones = np.ones(WIDTH)
     weights = {"token_embd.weight": matrix(size, WIDTH), "output_norm.weight": ones, "output.weight": matrix(size, WIDTH)}
-    weights["output.weight"][: len(CONTROL)] = 0  # so that a text hardly ever ends by itself
+    weights["output.weight"][: len(CONTROL)] = 0  # so that a text hardly ever ends early
     for layer in range(LAYERS):
         weights |= {f"blk.{layer}.attn_{part}.weight": matrix(WIDTH, WIDTH) for part in ("q", "k", "v", "output")}
         weights |= {f"blk.{layer}.{part}_norm.weight": ones for part in ("attn", "ffn")}

@@ -46,8 +46,12 @@ class ServedModel:
         return self.to_answers(self.run(self.to_feeds(instances)))
 
     def run(self, feeds: Feeds) -> NDArray[Any]:
-        """Returns the output for all rows of `feeds`, `(rows, *contract.answer_shape)`."""
-        raise NotImplementedError
+        """Returns the output for all rows of `feeds`, `(rows, *contract.answer_shape)`.
+
+        Raises:
+            TypeError: the model writes texts, which `predict` alone returns.
+        """
+        raise TypeError(f"{type(self).__name__} has no output for each row; use predict")
 
     @property
     def warns(self) -> bool:

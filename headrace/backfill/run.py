@@ -309,7 +309,7 @@ def _counted(
             raise DataError(
                 f"its columns are not those of {Path(files[0].path).name}",
                 where=str(path),
-                hint="one result needs the same columns in all files; score files with other columns by themselves",
+                hint="one result needs the same columns in all files; score files with other columns separately",
             )
     if first is None:
         raise DataError("there is no file", where=request.data, hint="correct --data")

@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
     die_with_parent()
     set_private_umask()
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what a library prints is no reply
+    os.dup2(2, 1)  # what a library prints is not a reply
     work = Work(Path(arguments[0]))
     plan = work.read_plan()
     assert plan is not None

@@ -104,7 +104,9 @@ def _require_free(new_name: str | None, project: Project) -> None:
     if new_name is None:
         return
     if not re.fullmatch(NAME_PATTERN, new_name):
-        raise UsageError(f"{new_name!r} is no name of a recipe", where="--write", hint="lower-case letters, digits and dashes")
+        raise UsageError(
+            f"{new_name!r} is not a valid name of a recipe", where="--write", hint="lower-case letters, digits and dashes"
+        )
     if (project.recipes / f"{new_name}.yaml").exists():
         raise UsageError(f"the recipe {new_name!r} exists", where="--write", hint="choose another name")
 

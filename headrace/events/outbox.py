@@ -39,7 +39,7 @@ CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 BUSY_SECONDS = 5.0
 MAX_EVENTS = 10_000
 SILENT = "silent"
-"""Name of a row that is no event: it keeps one from being published."""
+"""Name of a row that is not an event: it keeps one from being published."""
 LONGEST_WAIT_SECONDS = 86400.0
 """A next attempt that is further away was set before the clock was set back, and is made at once."""
 KEEP_SECONDS = 7 * 86400.0

@@ -138,7 +138,9 @@ class _Builder:
         try:
             feeds = _feeds(self.fields, [sample, sample])
         except ContractViolation as error:
-            raise ImportRefused(f"the sample is no valid instance: {error}", where="model.sample", hint="correct it") from None
+            raise ImportRefused(
+                f"the sample is not a valid instance: {error}", where="model.sample", hint="correct it"
+            ) from None
         found = self._run(session, names, feeds)
         rng = np.random.default_rng(7)
         random = {field.name: _random(field, feeds[field.name][:1], rng) for field in self.fields}
@@ -201,7 +203,7 @@ class _Builder:
             onnx.checker.check_model(self.model)
         except onnx.checker.ValidationError as error:
             raise ImportRefused(
-                f"{self.shown} is no valid ONNX: {_first_line(error)}", where="model.source", hint="export it again"
+                f"{self.shown} is not valid ONNX: {_first_line(error)}", where="model.source", hint="export it again"
             ) from None
         return bytes(self.model.SerializeToString(deterministic=True))
 

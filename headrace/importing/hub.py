@@ -41,7 +41,7 @@ def parse(uri: str) -> Repository:
     """
     known = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(?:/([^@?#]+))?(?:@([\w./-]+))?", uri)
     if known is None or ".." in uri:
-        raise SourceError(f"{uri} is no address of a model", where="model.source", hint=f"write {FORM}")
+        raise SourceError(f"{uri} is not the address of a model", where="model.source", hint=f"write {FORM}")
     return Repository(known[1], known[2], known[3])
 
 

@@ -57,7 +57,7 @@ def inputs_of(graph: onnx.GraphProto, shown: str) -> list[GraphInput]:
     """Returns the inputs of a graph, without its weights.
 
     Raises:
-        ImportRefused: an input is no tensor, has no rows, or is of a type that clients cannot send.
+        ImportRefused: an input is not a tensor, has no rows, or is of a type that clients cannot send.
     """
     from onnx import TensorProto
 
@@ -68,7 +68,7 @@ def inputs_of(graph: onnx.GraphProto, shown: str) -> list[GraphInput]:
             continue
         if not value.type.HasField("tensor_type"):
             raise ImportRefused(
-                f"the input {value.name!r} of {shown} is no tensor", where="model.source", hint="export it with tensors only"
+                f"the input {value.name!r} of {shown} is not a tensor", where="model.source", hint="export it with tensors only"
             )
         tensor = value.type.tensor_type
         name = TensorProto.DataType.Name(tensor.elem_type)
@@ -139,7 +139,7 @@ def fields_of(
         return [_field(one, levels.get(one.name) or _levels(one.name, graph)) for one in inputs]
     only = inputs[0]
     if len(set(config.inputs)) != len(config.inputs):
-        raise ImportRefused("a name is listed twice", where="model.inputs", hint="give each column a name of its own")
+        raise ImportRefused("a name is listed twice", where="model.inputs", hint="give each column a different name")
     if len(inputs) != 1 or len(only.shape) != 1 or only.type == "STRING":
         raise ImportRefused(
             "names of columns are for a model with one matrix of numbers; this one takes "
@@ -161,7 +161,7 @@ def add_front(graph: onnx.GraphProto, inputs: Sequence[GraphInput], columns: Seq
 
     Args:
         graph: its names begin with `INNER`.
-        columns: names of the columns of the only input, if each is a field of its own.
+        columns: names of the columns of the only input, if each is a separate field.
     """
     from onnx import TensorProto, helper
 

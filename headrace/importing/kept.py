@@ -25,7 +25,7 @@ def kept_model(name: str, project: Project) -> Kept | None:
     """The model that is kept for a recipe; None if there is none, or a part of it is missing.
 
     Raises:
-        DamagedFile: its record is no JSON.
+        DamagedFile: its record is not JSON.
     """
     folder = project.imported_model(name)
     record = read_json(folder / RECORD, "remove the folder; the model is fetched again")

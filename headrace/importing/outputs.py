@@ -150,7 +150,7 @@ def checked_activation(config: ImportedConfig, values: NDArray[Any], output: str
 
     Raises:
         ImportIncomplete: the output gives no probabilities, and the recipe does not say what turns it into them.
-        ImportRefused: the recipe says `softmax` of one column, or `none` of numbers that are no probabilities.
+        ImportRefused: the recipe says `softmax` of one column, or `none` of numbers that are not probabilities.
     """
     columns, chosen = columns_of(values), config.activation
     if chosen == "softmax" and (columns == 1 or task == "multilabel-classification"):

@@ -214,7 +214,7 @@ def _from_mlflow(source: str, project: Project) -> _Opened:
     known = re.fullmatch(r"mlflow:models:/([^/@]+)/(\d+)", source)
     if known is None:
         raise SourceError(
-            f"{source} is no version of a registered model", where="model.source", hint="write mlflow:models:/NAME/VERSION"
+            f"{source} is not a version of a registered model", where="model.source", hint="write mlflow:models:/NAME/VERSION"
         )
     name, number = known.groups()
     place = project.state / "cache" / "mlflow" / safe_filename(name) / number

@@ -11,7 +11,7 @@ has buckets of *some* distribution within a total variation distance of the refe
 g on bucket k then pays g(k) / b, where b bounds the mean of g over that ball (Huber 1965) and over a confidence region of the
 reference distribution: Σ (p − p̂)²/(p̂ + 20/n) ≤ radius², which fails with a small probability that is taken from α.
 
-**Dependence within a window.** Rows of an hour that depend on each other are no independent evidence. With `correlated`, the
+**Dependence within a window.** Rows of an hour that depend on each other are not independent evidence. With `correlated`, the
 mean of the rows' payments replaces their product: it is valid under any dependence within a window, and slower.
 
 **When.** A change may begin at any window. Wealth is put aside for each start: window s gets log a (1/log(s − 1 + a) − 1/log(s

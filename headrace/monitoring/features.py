@@ -227,7 +227,7 @@ def _categories(column: pd.Series[Any], field: InputField) -> Values:
             text = known[key]
         except KeyError:
             text = known[key] = _category(value, field)
-        except TypeError:  # a list or an object, which is no category
+        except TypeError:  # a list or an object, which is not a category
             text = str(value)
         found[i] = text
     return found

@@ -76,7 +76,7 @@ def _parse(text: str) -> Any:
 
 
 def _with_stages(text: str, changed: dict[str, Any]) -> str | None:
-    """The text with other entries for these stages; None where a part of it is no entry of a stage."""
+    """The text with other entries for these stages; None where a part of it is not an entry of a stage."""
     head = HEAD.match(text)
     assert head is not None, "as `_load` has seen"
     first, *entries = ENTRY.split(text[head.end() :])

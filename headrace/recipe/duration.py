@@ -14,7 +14,7 @@ SHORTEST_SECONDS = 60.0
 def duration_seconds(duration: str) -> float:
     """
     Raises:
-        ValueError: it is no duration of at least a minute.
+        ValueError: it is not a duration of at least a minute.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([mhd])", duration)
     seconds = float(found[1]) * UNITS[found[2]] if found else 0.0

@@ -62,7 +62,7 @@ class RefreshConfig(Section):
 def check_cron(cron: str) -> None:
     """
     Raises:
-        ValueError: it is no cron expression of five fields, or one that never matches.
+        ValueError: it is not a cron expression of five fields, or one that never matches.
     """
     from cronsim import CronSim, CronSimError
 

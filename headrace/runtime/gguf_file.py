@@ -28,7 +28,7 @@ BLOCKS = {
 }
 """By the type of a tensor: the elements of a block, and its bytes. Types that are not listed are not measured."""
 CONTROL_TYPES = (2, 3)
-"""Types of tokens that are no text: unknown and control."""
+"""Types of tokens that are not text: unknown and control."""
 KV_BYTES = 2
 """Bytes of a number in the memory of keys and values (16-bit floats)."""
 
@@ -65,7 +65,7 @@ class GGUFFile:
 
     @property
     def control_tokens(self) -> list[str]:
-        """Tokens that are no text, such as the end of a message."""
+        """Tokens that are not text, such as the end of a message."""
         tokens = self.metadata.get("tokenizer.ggml.tokens") or []
         kinds = self.metadata.get("tokenizer.ggml.token_type") or []
         return [token for token, kind in zip(tokens, kinds, strict=False) if kind in CONTROL_TYPES]

@@ -48,7 +48,7 @@ class ImageReader:
             name: of the field.
 
         Raises:
-            ContractViolation: a value is no such image, or the pictures have too many pixels together.
+            ContractViolation: a value is not such an image, or the pictures have too many pixels together.
         """
         if not any(isinstance(value, str | bytes) for value in values):
             return values

@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
     set_private_umask()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what a library prints is no reply
+    os.dup2(2, 1)  # what a library prints is not a reply
 
     def send(reply: Reply) -> None:
         replies.write(json.dumps(reply) + "\n")

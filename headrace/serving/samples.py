@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Report = Callable[[str], object]
 MAX_FILE_BYTES = 64 * 1024 * 1024
-"""A larger file is no sample: replicas keep them far below."""
+"""A larger file is not a sample: replicas keep them far below."""
 MOST_ROWS = 100_000
 """Rows of a window that are in memory by default."""
 FIELDS = {"at", "id", "row", "tenant", "inputs", "answer", "confidence"}

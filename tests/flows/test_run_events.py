@@ -1,4 +1,4 @@
-"""How runs end is published once, on a real Prefect server: by themselves, or by others after a kill. Automations answer."""
+"""How runs end is published once, on a real Prefect server: by the run, or by others after a kill. Automations answer."""
 
 from __future__ import annotations
 

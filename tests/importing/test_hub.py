@@ -93,7 +93,7 @@ def test_what_does_not_exist_is_named(project: Project, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("uri", ["hf://flowers", "hf://acme/flowers/../x.onnx", "hf://acme/flowers@", "hf:///x"])
 def test_a_malformed_address_shows_the_form(uri: str) -> None:
-    with pytest.raises(SourceError, match="is no address of a model") as caught:
+    with pytest.raises(SourceError, match="is not the address of a model") as caught:
         parse(uri)
     assert "hf://ORGANISATION/REPOSITORY" in str(caught.value)
 

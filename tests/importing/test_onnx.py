@@ -224,7 +224,7 @@ def test_a_sample_without_a_finite_answer_is_refused_until_one_is_given(tmp_path
         built(path, "regression")
     assert "--sample" in str(caught.value)
     assert built(path, "regression", sample={"x": 1.0}).contract.sample == {"x": 1.0}
-    with pytest.raises(ImportRefused, match="the sample is no valid instance"):
+    with pytest.raises(ImportRefused, match="the sample is not a valid instance"):
         built(path, "regression", sample={"y": 1.0})
 
 

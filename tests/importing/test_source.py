@@ -88,7 +88,7 @@ def test_what_is_not_there_is_named_with_the_near_miss(project: Project) -> None
     with web_server(project.root) as address, pytest.raises(SourceError, match="404") as caught:
         fetched(f"{address}/n.onnx", project)
     assert caught.value.where == "model.source" and "data.source" not in str(caught.value)
-    with pytest.raises(SourceError, match="is no version of a registered model"):
+    with pytest.raises(SourceError, match="is not a version of a registered model"):
         fetched("mlflow:models:/digits@champion", project)
 
 

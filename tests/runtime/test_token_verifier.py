@@ -107,7 +107,7 @@ REFUSED: dict[str, Any] = {
     "no end": lambda issuer: issuer.token(exp=None),
     "no name": lambda issuer: issuer.token(jti=None),
     "no tenant": lambda issuer: issuer.token(""),
-    "models that are no names": lambda issuer: issuer.token(models=(1, 2)),
+    "models that are not names": lambda issuer: issuer.token(models=(1, 2)),
     "a quota in words": lambda issuer: issuer.token(rows_per_day="many"),
 }
 

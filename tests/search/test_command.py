@@ -44,7 +44,7 @@ def start(project: Project, *options: str) -> subprocess.Popen[str]:
 
 
 def stop(process: subprocess.Popen[str], project: Project, trials: int, how: signal.Signals) -> str:
-    """Stops a command within a trial, once so many are over."""
+    """Stops a command within a trial, once this many are over."""
     folder = searches("tiny", project)
     while len(list(folder.glob("*/trials/*.npy"))) < trials or not list(folder.glob("*/trials/*.pt")):
         assert process.poll() is None, process.communicate()
@@ -99,7 +99,7 @@ def test_an_interrupted_search_ends_as_an_undisturbed_one(tmp_path: Path) -> Non
     [
         (["--timeout", "5"], "--timeout: expected a duration of at least a minute"),
         (["--apply", "--write", "other"], "--apply and --write exclude each other"),
-        (["--write", "Other"], "'Other' is no name of a recipe"),
+        (["--write", "Other"], "'Other' is not a valid name of a recipe"),
         (["--write", "pictures"], "the recipe 'pictures' exists"),
     ],
 )

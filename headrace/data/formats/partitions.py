@@ -42,7 +42,7 @@ def with_partitions(
 
 
 def text_partitions(paths: Iterable[Path]) -> set[str]:
-    """Returns the columns in these paths that hold text: those of which one value is no number. A code such as `02134` is
+    """Returns the columns in these paths that hold text: those of which one value is not a number. A code such as `02134` is
     text, and so is then the `10001` beside it."""
     return {name for path in paths for name, value in _partitions(path) if value is not None and not _is_number(value, False)}
 

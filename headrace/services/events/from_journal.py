@@ -28,7 +28,7 @@ NAMES: dict[str, EventName] = {
     "rollout-abandoned": "rolled-back",
 }
 RECENT_SECONDS = 3600.0
-"""An outbox that is new takes the entries of the last hour; those of a journal that is older are no news."""
+"""An outbox that is new takes the entries of the last hour; those of a journal that is older are not news."""
 
 
 def take_new_entries(connection: sqlite3.Connection, project: Project, now: float | None = None) -> int:
