@@ -228,3 +228,8 @@ def near_miss(name: str, choices: Iterable[str]) -> str:
 
 def _tree(cls: type[HeadraceError]) -> list[type[HeadraceError]]:
     return [cls, *(found for child in cls.__subclasses__() for found in _tree(child))]
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, short enough to show; its class where it has no text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

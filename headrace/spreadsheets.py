@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headrace.errors import DataError
+from headrace.errors import DataError, first_line
 
 if TYPE_CHECKING:
     from python_calamine import CalamineSheet, CalamineWorkbook
@@ -96,7 +96,7 @@ def reading_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (CalamineError, zipfile.BadZipFile, OSError) as error:
-        raise DataError(f"not a workbook that can be read: {_first_line(error)}", where=str(path), hint=DAMAGED) from None
+        raise DataError(f"not a workbook that can be read: {first_line(error)}", where=str(path), hint=DAMAGED) from None
 
 
 def _refuse_a_bomb(path: Path) -> None:
@@ -151,12 +151,8 @@ def measure(path: str) -> dict[str, Any]:
             if cells[-1] > MOST_CELLS:
                 break
     except (CalamineError, OSError) as error:
-        return {"error": _first_line(error)}
+        return {"error": first_line(error)}
     return {"cells": cells}
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def main() -> None:

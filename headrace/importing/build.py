@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.errors import ExportError
+from headrace.errors import ExportError, first_line
 from headrace.files import write_json, write_with
 from headrace.importing import convert as conversion
 from headrace.importing import inputs as fronts
@@ -165,7 +165,7 @@ class _Builder:
             if fixed is not None:
                 raise self._fixed_rows(fixed) from None
             raise ImportRefused(
-                f"{self.shown} cannot answer its sample: {_first_line(error)}",
+                f"{self.shown} cannot answer its sample: {first_line(error)}",
                 where="model.sample",
                 hint="give a valid instance: --sample '{\"FIELD\": VALUE}', or model.sample in the recipe",
             ) from None
@@ -191,7 +191,7 @@ class _Builder:
             return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises many classes
             raise ImportRefused(
-                f"ONNX Runtime {onnxruntime.__version__} cannot open {self.shown}: {_first_line(error)}",
+                f"ONNX Runtime {onnxruntime.__version__} cannot open {self.shown}: {first_line(error)}",
                 where="model.source",
                 hint="export it with standard operators of ONNX, for example by torch.onnx.export",
             ) from None
@@ -203,7 +203,7 @@ class _Builder:
             onnx.checker.check_model(self.model)
         except onnx.checker.ValidationError as error:
             raise ImportRefused(
-                f"{self.shown} is not valid ONNX: {_first_line(error)}", where="model.source", hint="export it again"
+                f"{self.shown} is not valid ONNX: {first_line(error)}", where="model.source", hint="export it again"
             ) from None
         return bytes(self.model.SerializeToString(deterministic=True))
 
@@ -336,8 +336,3 @@ def _random(field: InputField, sample: NDArray[Any], rng: np.random.Generator) -
     if field.dtype in ("float32", "float64"):
         return rng.normal(0, 1, (TRIAL_ROWS, *field.shape)).astype(field.dtype)
     return np.repeat(sample, TRIAL_ROWS, axis=0)
-
-
-def _first_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return (text or type(error).__name__)[:300]

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.importing.errors import ImportRefused
+from headrace.errors import first_line
+from headrace.importing.errors import ImportRefused, damaged
 from headrace.importing.formats import SKOPS, Format
 from headrace.importing.outputs import Labels
 from headrace.importing.trees import TREES, check_trees, steps_of, trees_of
@@ -74,7 +75,7 @@ def _from_skops(path: Path, shown: str) -> Converted:
     try:
         found = set(skops.io.get_untrusted_types(file=path))
     except Exception as error:  # skops raises whatever the damaged part causes
-        raise _damaged(shown, error) from None
+        raise damaged(shown, first_line(error)) from None
     if unknown := found - TREES:
         raise ImportRefused(
             f"{shown} holds types that are not trusted: {', '.join(sorted(unknown))}; nothing of it was loaded",
@@ -84,7 +85,7 @@ def _from_skops(path: Path, shown: str) -> Converted:
     try:
         model = skops.io.load(path, trusted=sorted(found))
     except Exception as error:
-        raise _damaged(shown, error) from None
+        raise damaged(shown, first_line(error)) from None
     check_trees(model, shown)
     if not (is_classifier(model) or is_regressor(model)):
         raise ImportRefused(
@@ -159,7 +160,7 @@ def _from_xgboost(path: Path, shown: str) -> Converted:
         booster.load_model(path)
         objective = _objective_of_xgboost(booster)
     except Exception as error:  # xgboost.core.XGBoostError, or what its JSON parser raises
-        raise _damaged(shown, error) from None
+        raise damaged(shown, first_line(error)) from None
     if booster.feature_types and any(kind == "c" for kind in booster.feature_types):
         raise _not_convertible(shown, ValueError("it has categorical columns"))
     is_classification = objective.startswith(("binary:logistic", "multi:"))
@@ -203,7 +204,7 @@ def _from_lightgbm(path: Path, shown: str) -> Converted:
             raise ValueError("its last trees are missing")
         booster = lightgbm.Booster(model_str=text)
     except Exception as error:  # lightgbm.basic.LightGBMError
-        raise _damaged(shown, error) from None
+        raise damaged(shown, first_line(error)) from None
     objective = next((line.partition("=")[2] for line in text.splitlines() if line.startswith("objective=")), "regression")
     kind = objective.split()[0] if objective.split() else "regression"
     is_classification = kind in ("binary", "multiclass", "softmax", "multiclassova")
@@ -265,24 +266,12 @@ def _ranges(model: Any) -> dict[int, tuple[float, float]]:
     return found
 
 
-def _damaged(shown: str, error: Exception) -> ImportRefused:
-    return ImportRefused(
-        f"{shown} cannot be read: {_first_line(error)}; it is truncated, damaged or of another version",
-        where="model.source",
-        hint="copy or export the file again",
-    )
-
-
 def _not_convertible(shown: str, error: Exception) -> ImportRefused:
     return ImportRefused(
-        f"the model in {shown} cannot be converted to ONNX: {_first_line(error)}",
+        f"the model in {shown} cannot be converted to ONNX: {first_line(error)}",
         where="model.source",
         hint="use a model that skl2onnx or onnxmltools converts, or export it to ONNX yourself",
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 @contextlib.contextmanager

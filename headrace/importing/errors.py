@@ -11,6 +11,15 @@ class ImportRefused(UsageError):
     """A model that cannot be imported, with the reason."""
 
 
+def damaged(shown: str, why: str) -> ImportRefused:
+    """The refusal of a file that cannot be read as the model that it should be."""
+    return ImportRefused(
+        f"{shown} cannot be read: {why}; it is truncated, damaged or in another format or version",
+        where="model.source",
+        hint="copy or export the file again",
+    )
+
+
 class ImportIncomplete(UsageError):
     """A model that does not say all that its contract needs. `options` are those of `headrace import` that say it."""
 

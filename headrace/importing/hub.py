@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from headrace.errors import SourceError, SourceUnreachable, near_miss
+from headrace.errors import SourceError, SourceUnreachable, first_line, near_miss
 from headrace.importing.formats import SUPPORTED
 from headrace.importing.outputs import Labels
 
@@ -172,7 +172,7 @@ class Hub:
             response = getattr(error, "response", None)
             status = getattr(response, "status_code", None)
             raise SourceError(
-                f"{self.uri} was refused: {f'status {status}' if status else _first_line(error)}",
+                f"{self.uri} was refused: {f'status {status}' if status else first_line(error)}",
                 where="model.source",
                 hint="set HF_TOKEN to a token that may read it" if status in (401, 403) else "correct the address",
             ) from None
@@ -183,7 +183,7 @@ class Hub:
 
     def _unreachable(self, error: BaseException) -> SourceUnreachable:
         return SourceUnreachable(
-            f"{self.uri} cannot be fetched: {_first_line(error)}",
+            f"{self.uri} cannot be fetched: {first_line(error)}",
             where="model.source",
             hint="check the network and HF_ENDPOINT, then run the command again; what has arrived is kept",
         )
@@ -196,7 +196,3 @@ def _licence(info: Any) -> str | None:
         tags = [str(tag) for tag in getattr(info, "tags", None) or []]
         found = next((tag.removeprefix("license:") for tag in tags if tag.startswith("license:")), None)
     return ", ".join(map(str, found)) if isinstance(found, list) else str(found) if found else None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING
 
-from headrace.importing.errors import ImportRefused
+from headrace.importing.errors import ImportRefused, damaged
 
 if TYPE_CHECKING:
     import onnx
@@ -35,9 +35,9 @@ def read_structure(path: Path, shown: str) -> onnx.ModelProto:
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception:  # protobuf's DecodeError, or what its parser meets
-        raise _damaged(shown, "it cannot be parsed") from None
+        raise damaged(shown, "not a complete ONNX file, since it cannot be parsed") from None
     if not model.graph.node or not model.opset_import or not model.graph.output:
-        raise _damaged(shown, "it has no nodes, outputs or opset")
+        raise damaged(shown, "not a complete ONNX file, since it has no nodes, outputs or opset")
     return model
 
 
@@ -157,14 +157,6 @@ def _too_large(size: int, shown: str) -> ImportRefused:
         f"{shown} has {size / 1e9:,.2f} GB, and an imported model can have at most {MAX_BYTES / 1e9:,.2f} GB",
         where="model.source",
         hint="quantize it, for example by onnxruntime.quantization.quantize_dynamic",
-    )
-
-
-def _damaged(shown: str, why: str) -> ImportRefused:
-    return ImportRefused(
-        f"{shown} is not a complete ONNX file: {why}; it is truncated, damaged or in another format",
-        where="model.source",
-        hint="copy or export the file again",
     )
 
 

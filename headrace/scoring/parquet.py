@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from headrace.errors import first_line
 from headrace.runtime.contract import Contract
 from headrace.scoring.answers import answer_columns, clash_note
 from headrace.scoring.columns import columns_of_fields
@@ -146,7 +147,7 @@ class _ParquetWriter(AnswerWriter):
         try:
             self._writer.write_table(pa.concat_tables(self._held))
         except MemoryError as error:
-            message = f"the result needs too much memory: {_first_line(error)}; leave out columns with very large cells"
+            message = f"the result needs too much memory: {first_line(error)}; leave out columns with very large cells"
             raise BadFile("too_large", message) from None
         self._held = []
 
@@ -164,7 +165,7 @@ class _named_errors:
         import pyarrow as pa
 
         if isinstance(error, pa.ArrowException | OSError | ValueError | MemoryError) and not isinstance(error, BadFile):
-            raise BadFile("bad_parquet", f"{self._what}: {_first_line(error)}") from None
+            raise BadFile("bad_parquet", f"{self._what}: {first_line(error)}") from None
 
 
 def _as_scalars(partitions: Mapping[str, str | int | None], names: Collection[str]) -> dict[str, pa.Scalar]:
@@ -190,7 +191,3 @@ def _in_runs(groups: list[int], metadata: Any) -> Iterator[list[int]]:
 
 def _bytes_of(metadata: Any) -> int:
     return sum(int(metadata.row_group(i).total_byte_size) for i in range(metadata.num_row_groups))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]

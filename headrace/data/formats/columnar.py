@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headrace.data.formats.encoding import first_line
 from headrace.data.formats.options import ReadOptions
 from headrace.data.formats.streams import TableStream
-from headrace.errors import DataError
+from headrace.errors import DataError, first_line
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from headrace.data.formats.codes import are_codes, keep_codes
-from headrace.data.formats.encoding import as_utf8, first_line, unpacked
+from headrace.data.formats.encoding import as_utf8, unpacked
 from headrace.data.formats.options import ReadOptions
-from headrace.errors import DataError
+from headrace.errors import DataError, first_line
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -7,7 +7,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from headrace.errors import DataError
+from headrace.errors import DataError, first_line
 
 UNPACKED_LIMIT_BYTES = 8 << 30
 """A compressed file that unpacks to more is refused: a zip bomb, or a table that should be Parquet."""
@@ -88,8 +88,3 @@ def decoded(raw: bytes, encoding: str, path: Path) -> str:
             hint="set data.encoding, for example to cp1252",
         ) from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def first_line(error: BaseException) -> str:
-    """Returns the first line of an error's text, short enough to show."""
-    return str(error).split("\n")[0][:200]

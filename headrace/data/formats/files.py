@@ -13,7 +13,7 @@ from headrace.data.formats.column_rules import apply_rules
 from headrace.data.formats.columnar import not_whole, stream_arrow, stream_parquet
 from headrace.data.formats.delimited import read_csv
 from headrace.data.formats.dialects import stream_delimited
-from headrace.data.formats.encoding import as_utf8, first_line, unpacked
+from headrace.data.formats.encoding import as_utf8, unpacked
 from headrace.data.formats.json_lines import stream_json_lines
 from headrace.data.formats.label_lists import label_lists_as_text
 from headrace.data.formats.molecules import graphs_as_text, read_molecules
@@ -23,7 +23,7 @@ from headrace.data.formats.streams import TableStream
 from headrace.data.formats.text_files import read_docstrings, read_lines, read_texts
 from headrace.data.formats.text_values import has_leading_zeros
 from headrace.data.formats.workbooks import read_sheet
-from headrace.errors import DataError, near_miss
+from headrace.errors import DataError, first_line, near_miss
 from headrace.files import visible_names
 
 if TYPE_CHECKING:

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from headrace.data.formats.encoding import first_line
 from headrace.data.formats.opening import Utf8Stream, open_unpacked
 from headrace.data.formats.options import ReadOptions
 from headrace.data.formats.streams import BLOCK_BYTES, TableStream
-from headrace.errors import DataError
+from headrace.errors import DataError, first_line
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -13,9 +13,9 @@ from collections import deque
 from pathlib import Path
 from typing import IO, Any, cast
 
-from headrace.data.formats.encoding import UNPACKED_LIMIT_BYTES, first_line
+from headrace.data.formats.encoding import UNPACKED_LIMIT_BYTES
 from headrace.data.formats.options import ReadOptions
-from headrace.errors import DataError
+from headrace.errors import DataError, first_line
 
 BLOCK_BYTES = 1 << 20
 COMPRESSIONS = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zst", b"PK\x03\x04": "zip"}
