@@ -100,12 +100,10 @@ def wait_until_ready(project: Project, server: Server, report: Report) -> Servic
     Raises:
         ServiceError: the server does not start; with the last lines of its log.
     """
+    before = supervisor.states(project).get(server.name)
     reason = _wait(project, server)
-    program = supervisor.states(project).get(server.name)
-    if reason is not None and program is not None:
-        if program.state in ("failed", "stopped") or time.time() - program.started_at > READY_SECONDS / 2:
-            report(f"{server.name}: {reason}; restarting it")
-            supervisor.restart(project, server.name, server.program.stop_seconds)
+    if reason is not None:
+        _restart_once(project, server, before, reason, report)
         reason = _wait(project, server)
     if reason is not None:
         log = supervisor.tail(supervisor.log_path(project, server.name), 8).strip()
@@ -115,6 +113,22 @@ def wait_until_ready(project: Project, server: Server, report: Report) -> Servic
             hint="headrace down, then headrace up",
         )
     return Service(server.name, "ready", server.address)
+
+
+def _restart_once(
+    project: Project, server: Server, before: supervisor.ProgramState | None, reason: str, report: Report
+) -> None:
+    """Restarts a server, unless another command has restarted it since it was in the state `before`."""
+    from filelock import FileLock
+
+    with FileLock(project.locks / f"restart-{server.name}.lock"):
+        program = supervisor.states(project).get(server.name)
+        if program is None:
+            return
+        if before is not None and program.started_at != before.started_at and program.state not in ("failed", "stopped"):
+            return
+        report(f"{server.name}: {reason}; restarting it")
+        supervisor.restart(project, server.name, server.program.stop_seconds)
 
 
 def _wait(project: Project, server: Server) -> str | None:

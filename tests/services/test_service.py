@@ -31,7 +31,18 @@ def started_at(project: Project) -> float:
     return supervisor.states(project)["sleeper"].started_at
 
 
-def test_two_commands_that_wait_for_a_server_restart_it_once(project: Project) -> None:
+@pytest.mark.parametrize("stopped_seconds", [0.0, 1.5])
+def test_two_commands_that_wait_for_a_server_restart_it_once(
+    project: Project, monkeypatch: pytest.MonkeyPatch, stopped_seconds: float
+) -> None:
+    """Also if the second command finds the server stopped by the first one."""
+
+    def restart(project: Project, name: str, stop_seconds: float) -> None:
+        supervisor.stop(project, name, stop_seconds)
+        time.sleep(stopped_seconds)
+        supervisor.add(project, SLEEPER)
+
+    monkeypatch.setattr(supervisor, "restart", restart)
     first, lines = started_at(project), list[str]()
     server = Server(SLEEPER, "nowhere", lambda: time.time() - 2 > started_at(project) > first)
     with ThreadPoolExecutor(2) as pool:
