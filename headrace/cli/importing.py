@@ -29,7 +29,7 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--labels", metavar="A,B,…", help=LABELS_HELP),
             click.option("--targets", metavar="A,B,…", help="Names of the values of a regression."),
             click.option("--inputs", metavar="A,B,…", help="Names of the columns of its only input."),
-            click.option("--shapes", multiple=True, metavar="INPUT=SIZES", help="Shape of a row, such as image=3,224,224."),
+            click.option("--shapes", multiple=True, metavar="INPUT=SIZES", help="Shape of a row, for example image=3,224,224."),
             click.option("--output", metavar="NAME", help="The output to serve."),
             click.option(
                 "--activation", type=click.Choice(["none", "softmax", "sigmoid"]), help="What makes its output probabilities."
@@ -68,7 +68,7 @@ def import_model(context: click.Context, /, name: str, source: str, no_release: 
     except ImportIncomplete as error:
         command = _completed(name, source, given, error.options, no_release)
         raise ImportIncomplete(error.message, where=error.where, hint=command, options=error.options) from None
-    _show(path, built, project, as_json and no_release)
+    _show(path, built, project, no_release, as_json)
     if not no_release:
         context.invoke(run, recipe=name, runner=None, force=False, as_json=as_json)
 
@@ -102,7 +102,7 @@ def _fields(given: dict[str, Any]) -> dict[str, Any]:
     if "labels" in given:
         path = Path(given["labels"]).expanduser()
         is_file = "," not in given["labels"] and path.is_file()
-        fields["labels"] = path.read_text(encoding="utf-8").splitlines() if is_file else _names(given["labels"])
+        fields["labels"] = _lines(path) if is_file else _names(given["labels"])
     if "shapes" in given:
         fields["shapes"] = dict(_shape(text) for text in given["shapes"])
     if "sample" in given:
@@ -115,6 +115,14 @@ def _fields(given: dict[str, Any]) -> dict[str, Any]:
 
 def _names(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a file that are not blank."""
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise UsageError(f"--labels {path} is not a text in UTF-8", hint="give a file with one label a line") from None
 
 
 def _shape(text: str) -> tuple[str, list[int]]:
@@ -131,6 +139,8 @@ def _completed(name: str, source: str, given: dict[str, Any], missing: dict[str,
     """The command with the options that are missing."""
     words = ["headrace", "import", name, source]
     for key, value in given.items():
+        if key in missing and key != "shapes":  # one that was given does not fit; shapes are given once for each input
+            continue
         for one in value if isinstance(value, tuple) else (value,):
             words += [f"--{key}", str(one)]
     for key, value in missing.items():
@@ -138,16 +148,17 @@ def _completed(name: str, source: str, given: dict[str, Any], missing: dict[str,
     return shlex.join([*words, *(["--no-release"] if no_release else [])])
 
 
-def _show(path: Path, built: Built, project: Project, as_json: bool) -> None:
+def _show(path: Path, built: Built, project: Project, no_release: bool, as_json: bool) -> None:
+    """Prints the recipe, and what is known of the model unless the release prints it too."""
     from headrace import console
     from headrace.importing.build import facts_shown
 
     recipe = path.relative_to(project.root).as_posix()
-    if as_json:
+    if as_json and no_release:
         inputs = [field.model_dump(include={"name", "dtype", "shape"}) for field in built.contract.inputs]
         print_json({"recipe": recipe, **built.facts, "inputs": inputs, "labels": built.contract.labels})
         return
-    for line in facts_shown(built.facts):
+    for line in facts_shown(built.facts) if no_release else ():
         console.report(line)
     console.report(f"wrote {recipe}: {built.contract.task}, {_interface(built)}")
 

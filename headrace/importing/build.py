@@ -18,6 +18,7 @@ from headrace.importing import outputs as backs
 from headrace.importing.convert import Converted
 from headrace.importing.errors import ImportIncomplete, ImportRefused
 from headrace.importing.formats import format_of
+from headrace.importing.language import TASK as LANGUAGE_TASK
 from headrace.importing.language import build_language
 from headrace.importing.wanted import Built, Wanted
 from headrace.models.parity import TOLERANCE
@@ -74,6 +75,7 @@ class _Builder:
         import onnx
 
         self.shown, self.wanted, self.config, self.converted = shown, wanted, wanted.config, converted
+        self._check_task()
         self.task = wanted.task or (converted.task if converted else backs.task_of(model.graph))
         if self.task is None:
             raise ImportIncomplete(
@@ -98,8 +100,8 @@ class _Builder:
 
     def write(self, out: Path, facts: dict[str, Any]) -> Built:
         sample = fronts.sample_of(self.fields, self.config.sample)
-        trial = self._trial(sample)
-        output = backs.choose_output(trial, len(next(iter(trial.values()))), str(self.task), self.config.output)
+        trial, rows = self._trial(sample)
+        output = backs.choose_output(trial, rows, str(self.task), self.config.output)
         columns = backs.columns_of(trial[output])
         contract = self._contract(sample, output, columns)
         activation = "none"
@@ -127,8 +129,27 @@ class _Builder:
         write_json(out / IMPORT_FACTS, found)
         return Built(contract, found)
 
-    def _trial(self, sample: dict[str, Any]) -> dict[str, NDArray[Any]]:
-        """The outputs for the sample, twice, and for random numbers, by their names.
+    def _check_task(self) -> None:
+        """
+        Raises:
+            ImportRefused: the model is of another task than the recipe.
+        """
+        asked, found = self.wanted.task, self.converted.task if self.converted else None
+        if asked == LANGUAGE_TASK:
+            raise ImportRefused(
+                f"{self.shown} is not a language model, and the task is {asked}",
+                where="task",
+                hint=f"write `task: {found or 'classification'}`, or import a model in GGUF",
+            )
+        if found and asked and found not in asked:  # a classifier may give several labels
+            raise ImportRefused(
+                f"the model in {self.shown} is one of {found}, and the task is {asked}",
+                where="task",
+                hint=f"write `task: {found}`",
+            )
+
+    def _trial(self, sample: dict[str, Any]) -> tuple[dict[str, NDArray[Any]], int]:
+        """The outputs for the sample, twice, and for random numbers, by their names; and the number of these rows.
 
         Raises:
             ImportRefused: the graph cannot be opened or run.
@@ -148,13 +169,14 @@ class _Builder:
             more = session.run(names, random)
         except Exception:  # random numbers need not be valid; the sample is
             more = None
-        if more is not None and all(isinstance(one, np.ndarray) for one in more):
-            finite = np.all(
-                [np.isfinite(one.reshape(len(one), -1)).all(axis=1) for one in more if one.dtype.kind == "f"], axis=0
-            )
-            if np.ndim(finite) and all(len(one) == TRIAL_ROWS for one in more):
+        rows = 2
+        if more is not None and all(np.shape(one)[:1] == (TRIAL_ROWS,) for one in more):
+            numbers = [one.reshape(TRIAL_ROWS, -1) for one in more if one.dtype.kind == "f"]
+            finite = np.all([np.isfinite(one).all(axis=1) for one in numbers], axis=0)
+            if numbers:
                 found = [np.concatenate([one, other[finite]]) for one, other in zip(found, more, strict=True)]
-        return dict(zip(self.outputs, found, strict=True))
+                rows += int(finite.sum())
+        return dict(zip(self.outputs, found, strict=True)), rows
 
     def _run(self, session: onnxruntime.InferenceSession, names: list[str], feeds: Feeds) -> list[Any]:
         try:

@@ -253,7 +253,7 @@ def _ranges(model: Any) -> dict[int, tuple[float, float]]:
     """Ranges of the columns of a matrix, by a scaler before the model or by the thresholds of its trees."""
     steps = [one for one in steps_of(model) if not hasattr(one, "steps")]
     first = steps[0] if steps else model
-    if hasattr(first, "mean_") and hasattr(first, "scale_") and first.mean_ is not None:
+    if getattr(first, "mean_", None) is not None and getattr(first, "scale_", None) is not None:
         return {i: (m - SPREAD * s, m + SPREAD * s) for i, (m, s) in enumerate(zip(first.mean_, first.scale_, strict=True))}
     if hasattr(first, "data_min_"):
         return {i: (float(a), float(b)) for i, (a, b) in enumerate(zip(first.data_min_, first.data_max_, strict=True))}

@@ -22,6 +22,8 @@ ENDINGS: dict[str, Format] = {
     ".txt": "lightgbm",
     ".gguf": "gguf",
 }
+OF_MODELS = (".onnx", ".skops", ".ubj", ".gguf")
+"""Endings that models alone have; others, such as .json, need not be one."""
 SKOPS = 'import skops.io; skops.io.dump(model, "model.skops")'
 TORCH = (
     'import torch; torch.onnx.export(model.eval(), (example,), "model.onnx", input_names=["x"], '
@@ -68,8 +70,8 @@ def format_of(path: Path, shown: str) -> Format:
         return "gguf"
     if head.startswith(b"tree\n") and b"version=" in head:
         return "lightgbm"
-    if zipfile.is_zipfile(path):
-        return _format_of_zip(path, shown)
+    if (names := _names_in_zip(path)) is not None:
+        return _format_of_zip(names, shown)
     if ending == ".json" and not _is_xgboost(path):
         raise ImportRefused(f"{shown} is not a model of XGBoost", where="model.source", hint=f"supported are {SUPPORTED}")
     if ending in ENDINGS and ENDINGS[ending] not in ("skops", "lightgbm"):
@@ -83,19 +85,24 @@ def format_of(path: Path, shown: str) -> Format:
 
 
 def _is_pickle(path: Path, head: bytes) -> bool:
-    """Whether a file is a pickle, also one that is compressed by zlib as joblib does, or a zip that torch has written."""
+    """Whether a file is a pickle, or a zip with one, as torch writes it."""
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return True
-    if zipfile.is_zipfile(path):
+    return any(name.endswith((".pkl", ".pickle")) for name in _names_in_zip(path) or [])
+
+
+def _names_in_zip(path: Path) -> list[str] | None:
+    """The names of the files in a zip; None for another file, or a damaged one."""
+    try:
         with zipfile.ZipFile(path) as archive:
-            return any(name.endswith((".pkl", ".pickle")) for name in archive.namelist())
-    return False
+            return archive.namelist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):
+        return None
 
 
-def _format_of_zip(path: Path, shown: str) -> Format:
-    with zipfile.ZipFile(path) as archive:
-        if "schema.json" in archive.namelist():
-            return "skops"
+def _format_of_zip(names: list[str], shown: str) -> Format:
+    if "schema.json" in names:
+        return "skops"
     raise ImportRefused(
         f"{shown} is an archive without a model of skops", where="model.source", hint=f"supported are {SUPPORTED}"
     )
@@ -104,6 +111,6 @@ def _format_of_zip(path: Path, shown: str) -> Format:
 def _is_xgboost(path: Path) -> bool:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(found, dict) and "learner" in found

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from headrace.errors import SourceError, SourceUnreachable, first_line, near_miss
-from headrace.importing.formats import SUPPORTED
+from headrace.importing.formats import OF_MODELS, SUPPORTED
 from headrace.importing.outputs import Labels
 
 PREFERRED = ("model.onnx", "onnx/model.onnx", "model.skops")
 """Files that are taken where the address names none."""
-ENDINGS = (".onnx", ".skops", ".ubj")
 TIMEOUT_SECONDS = 30.0
 CONFIG = "config.json"
 TRANSPORTS = ("httpx", "httpx2")
@@ -124,7 +123,7 @@ class Hub:
         for name in PREFERRED:
             if name in self.names:
                 return name
-        usable = [name for name in self.names if name.endswith(ENDINGS)]
+        usable = [name for name in self.names if name.endswith(OF_MODELS)]
         if len(usable) == 1:
             return usable[0]
         if usable:

@@ -21,9 +21,11 @@ from headrace.files import safe_filename, write_with
 from headrace.importing import hub, onnx_file
 from headrace.importing.addresses import HUB, local_path, shown_source
 from headrace.importing.errors import ImportRefused
-from headrace.importing.formats import SUPPORTED, format_of
-from headrace.importing.outputs import Labels
+from headrace.importing.formats import OF_MODELS, SUPPORTED, format_of
+from headrace.importing.kept import RECORD
+from headrace.importing.outputs import Labels, licence_of
 from headrace.project import Project
+from headrace.runtime.gguf_file import InvalidGGUF, read_gguf
 
 LICENCE_LENGTH = 200
 """Most characters of a licence that are kept: some packages have its whole text in the field."""
@@ -60,16 +62,27 @@ def fetch_model(source: str, sha256: str | None, folder: Path, project: Project,
     name = found.file.name if found.name is None else found.name
     model = folder / name
     _copy(found.file, model)
-    names = [name]
-    if format_of(model, shown) == "onnx":
-        for further in onnx_file.external_files(onnx_file.read_structure(model, shown), shown):
+    names, licence = [name], found.licence
+    kind = format_of(model, shown)
+    if kind == "onnx":
+        structure = onnx_file.read_structure(model, shown)
+        licence = licence or licence_of(structure)
+        for further in onnx_file.external_files(structure, shown):
             report(f"weights {further}")
             _copy(found.beside(further), folder / further)
             names.append(further)
+    elif kind == "gguf":
+        licence = licence or _licence_of_gguf(model)
+    if RECORD in names:
+        raise ImportRefused(
+            f"{shown}: a file is called {RECORD}, as the record of the import is",
+            where="model.source",
+            hint="give the file another name",
+        )
     have = hash_of(folder, names)
     if sha256 is not None and have != sha256:
         raise changed(shown, have, sha256)
-    return Fetched(model, have, tuple(names), found.licence, found.revision, found.labels)
+    return Fetched(model, have, tuple(names), licence, found.revision, found.labels)
 
 
 def hash_of(folder: Path, names: list[str]) -> str:
@@ -134,7 +147,7 @@ def _from_path(source: str, path: Path) -> _Opened:
 
 def _folder(source: str, path: Path) -> ImportRefused:
     names = sorted(one.name for one in path.iterdir() if one.is_file())
-    usable = [name for name in names if name.endswith((".onnx", ".skops", ".ubj"))]
+    usable = [name for name in names if name.endswith(OF_MODELS)]
     if usable:
         return ImportRefused(
             f"{source} is a folder", where="model.source", hint=f"name the file: {(path / usable[0]).as_posix()}"
@@ -169,8 +182,9 @@ def _licence_of_package(source: str, project: Project) -> str | None:
         return None
     with suppress(HeadraceError, ValueError, OSError):
         if source.startswith("npm://"):
-            found = json.loads(_fetched(f"{package[1]}/package.json", project).read_text(encoding="utf-8"))
-            return _short(found.get("license"))
+            found = json.loads(_fetched(f"{package[1]}/package/package.json", project).read_text(encoding="utf-8"))
+            licence = found.get("license")
+            return _short(licence.get("type") if isinstance(licence, dict) else licence)  # a mapping in old packages
         return _licence_of_wheel(_fetched(f"{package[1]}/*METADATA", project))
     return None
 
@@ -187,6 +201,12 @@ def _licence_of_wheel(archive: Path) -> str | None:
                 return _short(
                     fields.get("License-Expression") or fields.get("License") or ", ".join(classifiers).rpartition(" :: ")[2]
                 )
+    return None
+
+
+def _licence_of_gguf(model: Path) -> str | None:
+    with suppress(InvalidGGUF):  # of which the checks of the model say more
+        return read_gguf(model).licence
     return None
 
 
@@ -209,6 +229,7 @@ def _from_mlflow(source: str, project: Project) -> _Opened:
     import yaml
     from mlflow.exceptions import MlflowException
 
+    from headrace.tracking.language_flavor import FLAVOR_NAME
     from headrace.tracking.runs import client, registry_errors
 
     known = re.fullmatch(r"mlflow:models:/([^/@]+)/(\d+)", source)
@@ -234,7 +255,8 @@ def _from_mlflow(source: str, project: Project) -> _Opened:
         folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(place), tracking_uri=project.tracking_uri))
     described = folder / "MLmodel"
     flavors: dict[str, Any] = (yaml.safe_load(described.read_text(encoding="utf-8")) or {}).get("flavors", {})
-    data = next((_data_of(flavors[one]) for one in ("onnx", "sklearn", "xgboost", "lightgbm") if one in flavors), None)
+    usable = ("onnx", "sklearn", "xgboost", "lightgbm", FLAVOR_NAME)
+    data = next((_data_of(flavors[one]) for one in usable if one in flavors), None)
     if data is None or not (folder / data).exists():
         raise SourceError(
             f"{source} has the flavors {', '.join(flavors) or 'none'}, of which none can be imported",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -19,39 +20,48 @@ def width(times: list[Time]) -> int:
     return sum(2 if part in CYCLES else 1 for column in times for part in column.features)
 
 
-class TimeFeatures(nn.Module):
-    """Seconds since 1970 (UTC), `(rows, columns)` float64, to features `(rows, width)` float32; missing times give zeros."""
+class TimeParts(nn.Module):
+    """Base class of modules that compute features of times: seconds since 1970 (UTC), `(rows, columns)` float64."""
 
     def __init__(self, times: list[Time]) -> None:
         super().__init__()
         self.columns = [(column.features, column.since, column.reference) for column in times]
-        self.scales = [{part: (scale.mean, scale.std) for part, scale in column.scales.items()} for column in times]
         self.places = {column.name: i for i, column in enumerate(times)}
 
-    def forward(self, times: Tensor) -> Tensor:
-        found: list[Tensor] = []
+    def parts(self, times: Tensor) -> Iterator[tuple[int, str, Tensor, Tensor]]:
+        """Yields the column, the part, its values `(rows,)` float64 (elapsed time in days), and which of them are missing,
+        `(rows,)` bool; values that are missing are arbitrary."""
         for i, (parts, since, reference) in enumerate(self.columns):
             moment = times[:, i]
             is_missing = torch.isnan(moment)
-            seconds = torch.where(is_missing, torch.zeros_like(moment), moment)
-            calendar = calendar_parts(seconds)
+            calendar = calendar_parts(torch.where(is_missing, torch.zeros_like(moment), moment))
             for part in parts:
-                lacks = is_missing
                 if part == "elapsed":
                     start = times[:, self.places[since]] if since is not None else torch.full_like(moment, reference)
                     lacks = is_missing | torch.isnan(start)
-                    values = [self._scaled(i, part, (moment - start) / DAY)]
-                elif part in CYCLES:
-                    angle = (calendar[part] * (2 * math.pi / CYCLES[part])).float()
-                    values = [angle.sin(), angle.cos()]
+                    yield i, part, (moment - start) / DAY, lacks
                 else:
-                    values = [self._scaled(i, part, calendar[part])]
-                found += [torch.where(lacks, torch.zeros_like(value), value) for value in values]
-        return torch.stack(found, dim=1)
+                    yield i, part, calendar[part], is_missing
 
-    def _scaled(self, column: int, part: str, value: Tensor) -> Tensor:
-        mean, std = self.scales[column][part]
-        return ((value - mean) / std).float()
+
+class TimeFeatures(TimeParts):
+    """Times to features `(rows, width)` float32, scaled, and cycles as sine and cosine; missing times give zeros."""
+
+    def __init__(self, times: list[Time]) -> None:
+        super().__init__(times)
+        self.scales = [{part: (scale.mean, scale.std) for part, scale in column.scales.items()} for column in times]
+
+    def forward(self, times: Tensor) -> Tensor:
+        found: list[Tensor] = []
+        for column, part, value, is_missing in self.parts(times):
+            if part in CYCLES:
+                angle = (value * (2 * math.pi / CYCLES[part])).float()
+                features = [angle.sin(), angle.cos()]
+            else:
+                mean, std = self.scales[column][part]
+                features = [((value - mean) / std).float()]
+            found += [torch.where(is_missing, torch.zeros_like(feature), feature) for feature in features]
+        return torch.stack(found, dim=1)
 
 
 def calendar_parts(seconds: Tensor) -> dict[str, Tensor]:

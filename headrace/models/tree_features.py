@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from headrace.models.schema import Schema, Time
+from headrace.models.schema import Schema
 from headrace.models.served import MAX_DEVIATION
-from headrace.models.time_features import DAY, calendar_parts
+from headrace.models.time_features import TimeParts
 
 MOST_INDICATORS = 256
 """Most levels of a categorical column that get a feature each."""
@@ -60,30 +60,15 @@ class TreeFeatures(nn.Module):
         return torch.where(is_missing, torch.full_like(numbers, math.nan), limited).float()
 
 
-class CalendarParts(nn.Module):
-    """Seconds since 1970 (UTC), `(rows, columns)` float64, to `(rows, parts)` float32; missing times give NaN.
-
-    Unlike a network, a tree needs no sine and cosine of parts that repeat.
-    """
-
-    def __init__(self, times: list[Time]) -> None:
-        super().__init__()
-        self.columns = [(column.features, column.since, column.reference) for column in times]
-        self.places = {column.name: i for i, column in enumerate(times)}
+class CalendarParts(TimeParts):
+    """Times to their parts `(rows, parts)` float32; missing times give NaN. Unlike a network, a tree needs no sine and cosine
+    of parts that repeat."""
 
     def forward(self, times: Tensor) -> Tensor:
-        found: list[Tensor] = []
-        for i, (parts, since, reference) in enumerate(self.columns):
-            moment = times[:, i]
-            is_missing = torch.isnan(moment)
-            calendar = calendar_parts(torch.where(is_missing, torch.zeros_like(moment), moment))
-            for part in parts:
-                if part == "elapsed":
-                    start = times[:, self.places[since]] if since is not None else torch.full_like(moment, reference)
-                    value = (moment - start) / DAY
-                else:
-                    value = torch.where(is_missing, torch.full_like(moment, math.nan), calendar[part])
-                found.append(value.float())
+        found = [
+            torch.where(is_missing, torch.full_like(value, math.nan), value).float()
+            for _, _, value, is_missing in self.parts(times)
+        ]
         return torch.stack(found, dim=1)
 
 

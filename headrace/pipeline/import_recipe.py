@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from headrace.console import Report
 from headrace.errors import UsageError, near_miss
-from headrace.files import write_with
+from headrace.files import write_text
 from headrace.importing import store
 from headrace.importing.build import build
 from headrace.importing.source import Fetched
@@ -21,7 +21,9 @@ from headrace.pipeline.import_model import with_origin
 from headrace.project import Project
 from headrace.recipe.models import ImportedConfig
 from headrace.recipe.recipe import NAME_PATTERN, is_import, parse_recipe
+from headrace.recipe.serve import ServeConfig
 
+Parsed = TypeVar("Parsed", bound=BaseModel)
 WRITTEN_BY = "# Written by headrace import. docs/models.md explains the fields of an imported model.\n"
 
 
@@ -49,21 +51,23 @@ def import_recipe(
     path = project.recipes / f"{name}.yaml"
     recipe = _existing(name, path)
     if recipe is None:
-        recipe = {"name": name, "task": task, "model": {}, "serve": {"replicas": replicas or 1}}
-    elif replicas is not None:
-        recipe.setdefault("serve", {})["replicas"] = replicas
+        recipe = {"name": name, "task": task, "model": {}, "serve": {"replicas": 1}}
+    serve = _parsed(ServeConfig, recipe.get("serve") or {}, "serve")
+    if replicas is not None:
+        recipe["serve"] = recipe.get("serve") or {}
+        recipe["serve"]["replicas"] = replicas
     before = {key: value for key, value in recipe["model"].items() if key != "sha256"}
     model = {**before, "source": source, **fields}
-    config = _config(model)
+    config = _parsed(ImportedConfig, {"name": "imported", **model}, "model")
     with store.fetched_model(name, config, project, report) as found:
-        built = _checked(name, config, task or recipe.get("task"), found, project)
+        built = _checked(name, config, task or recipe.get("task"), serve, found, project)
         recipe["task"] = built.contract.task
         for key, value in {**fields, "source": source, "sha256": found.sha256}.items():
             recipe["model"][key] = value
         text = _text(recipe, path)
         parse_recipe(text, str(path.relative_to(project.root)))
         store.keep_model(name, config, found, project)
-    write_with(path, lambda beside: beside.write_text(text, encoding="utf-8"), tracked_mode(path))
+    write_text(path, text, tracked_mode(path))
     return path, built
 
 
@@ -97,24 +101,27 @@ def _existing(name: str, path: Path) -> Any:
     return found
 
 
-def _config(model: dict[str, Any]) -> ImportedConfig:
+def _parsed(section: type[Parsed], fields: Any, where: str) -> Parsed:
     try:
-        return ImportedConfig.model_validate({"name": "imported", **model})
+        return section.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
         reason = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
-            reason = f"unknown field; {near_miss(field, ImportedConfig.model_fields)}"
-        raise UsageError(f"{field}: {reason}", where="model", hint="correct the option, or the field in the recipe") from None
+            reason = f"unknown field; {near_miss(field, section.model_fields)}"
+        raise UsageError(f"{field}: {reason}", where=where, hint="correct the option, or the field in the recipe") from None
 
 
-def _checked(name: str, config: ImportedConfig, task: str | None, found: Fetched, project: Project) -> Built:
-    """Builds graph and contract in a folder of its own, as the release will."""
+def _checked(
+    name: str, config: ImportedConfig, task: str | None, serve: ServeConfig, found: Fetched, project: Project
+) -> Built:
+    """Builds graph and contract in a separate folder, as the release will."""
     parent = project.state / "incoming"
     folder = Path(tempfile.mkdtemp(prefix=f"{name}-export-", dir=parent))
     try:
-        built = build(found.file, config.source, Wanted(name, task, config, found.labels), folder)
+        wanted = Wanted(name, task, config, found.labels, serve.threads, serve.context, serve.parallel)
+        built = build(found.file, config.source, wanted, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     record = {"sha256": found.sha256, "revision": found.revision, "licence": found.licence}

@@ -28,6 +28,25 @@ def test_a_classifier_of_skops_knows_its_columns_and_labels(tmp_path: Path) -> N
     assert found.facts["library"] == "scikit-learn" and found.facts["largest_difference"] <= TOLERANCE
 
 
+def test_a_scaler_that_only_centres_says_no_ranges(tmp_path: Path) -> None:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model = make_pipeline(StandardScaler(with_std=False), LogisticRegression()).fit(*rows())
+    assert built(write_skops(tmp_path / "m.skops", model)).facts["largest_difference"] <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [("regression", "is one of classification"), ("text-generation", "is not a language model")],
+)
+def test_another_task_than_the_models_is_refused(tmp_path: Path, task: str, message: str) -> None:
+    with pytest.raises(ImportRefused, match=message) as caught:
+        built(write_skops(tmp_path / "m.skops"), task)
+    assert "`task: classification`" in str(caught.value)
+
+
 def test_trees_and_texts_of_a_column_transformer(tmp_path: Path) -> None:
     from sklearn.compose import make_column_transformer
     from sklearn.ensemble import RandomForestClassifier

@@ -58,6 +58,14 @@ def test_other_files_are_refused_with_what_is_supported(tmp_path: Path, name: st
         format_of(tmp_path / name, name)
 
 
+def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
+    path = write_skops(tmp_path / "m.skops")
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"PK\x01\x02", b"PK\x01\x00"))  # its directory; that it is a zip still shows
+    with pytest.raises(ImportRefused, match="damaged or truncated"):
+        format_of(path, "m.skops")
+
+
 def test_models_are_recognised_by_their_content_or_ending(tmp_path: Path) -> None:
     assert format_of(write_network(tmp_path / "m.onnx"), "m") == "onnx"
     assert format_of(write_skops(tmp_path / "model"), "m") == "skops"

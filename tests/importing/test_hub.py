@@ -83,7 +83,10 @@ def test_what_does_not_exist_is_named(project: Project, monkeypatch: pytest.Monk
             Hub("hf://acme/flowers/c.onnx", cache).model()
         with pytest.raises(SourceError, match=r"has 2 models: a\.onnx, b\.onnx"):
             Hub("hf://acme/flowers", cache).model()
-        del hub.files["a.onnx"], hub.files["b.onnx"]
+        hub.files["tiny.gguf"] = hub.files.pop("a.onnx")
+        del hub.files["b.onnx"]
+        assert Hub("hf://acme/flowers", cache).model().name == "tiny.gguf"
+        del hub.files["tiny.gguf"]
         with pytest.raises(SourceError, match="no model that can be imported") as caught:
             Hub("hf://acme/flowers", cache).model()
         assert "optimum-cli export onnx" in str(caught.value)

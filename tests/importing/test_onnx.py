@@ -173,6 +173,13 @@ def test_several_outputs_are_asked_for_and_an_unknown_one_is_refused(tmp_path: P
         built(path, "regression", targets=["a", "b", "c"], output="tow")
 
 
+def test_an_output_without_rows_is_not_served(tmp_path: Path) -> None:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"]), helper.make_node("ReduceSum", ["x"], ["total"], keepdims=0)]
+    outputs = [("total", FLOAT, []), ("y", FLOAT, ["n", 3])]
+    path = write_network(tmp_path / "m.onnx", nodes=nodes, outputs=outputs)
+    assert built(path, "regression", targets=["a", "b", "c"]).facts["output"] == "y"
+
+
 def test_a_graph_for_one_row_is_refused(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Reshape", ["x", "shape"], ["flat"]),

@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 import zipfile
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +22,10 @@ from headrace.importing.store import bring_model, require_licence
 from headrace.project import Project
 from headrace.recipe.models import ImportedConfig
 from headrace.settings import Settings
+from tests.exhaustive import exhaustive
 from tests.importing.made import network, probabilities, web_server, write_external, write_network
+from tests.tiny_gguf import write_tiny_gguf
+from tests.web_servers import npm_package
 
 MODEL = network(**probabilities()).SerializeToString()
 SHA256 = hashlib.sha256(MODEL).hexdigest()
@@ -61,6 +65,16 @@ def test_a_model_of_a_package_has_its_licence(project: Project, monkeypatch: pyt
         monkeypatch.setenv(name, value)
     found = fetched("pypi://tinymodel==1.0/tinymodel/m.onnx", project)
     assert (found.sha256, found.licence) == (SHA256, "BSD-3-Clause")
+
+
+@pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed")
+@pytest.mark.parametrize("licence", ["MIT", exhaustive({"type": "MIT"})])
+def test_a_model_of_a_package_of_npm_has_its_licence(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, licence: Any
+) -> None:
+    with npm_package("tinymodel", {"m.onnx": MODEL}, tmp_path / "npm", monkeypatch, license=licence):
+        found = fetched("npm://tinymodel@1.0.0/package/m.onnx", project)
+    assert (found.sha256, found.licence) == (SHA256, "MIT")
 
 
 def test_weights_beside_the_graph_are_fetched_and_hashed_with_it(project: Project) -> None:
@@ -173,6 +187,21 @@ def test_licences_are_compared_with_the_settings(project: Project) -> None:
     with pytest.raises(ImportRefused, match=r"is GPL-3\.0, which licences_refused names"):
         require_licence("GPL-3.0", Settings(licences_refused=("gpl-3.0",)))
     require_licence(None, Settings(licences_refused=("gpl-3.0",)))
+
+
+def test_the_licence_within_a_file_is_compared_too(project: Project) -> None:
+    write_network(project.root / "m.onnx", metadata={"license": "GPL-3.0"}, **probabilities())
+    write_tiny_gguf(project.root / "m.gguf")
+    for source, licence in (("m.onnx", "GPL-3.0"), ("m.gguf", "apache-2.0")):
+        with pytest.raises(ImportRefused, match=f"is {licence}, which licences_refused names"):
+            bring(project.using(Settings(licences_refused=(licence,))), source)
+    bring(project.using(Settings(licences_allowed=("GPL-3.0",))))
+
+
+def test_a_file_with_the_name_of_the_record_is_refused(project: Project) -> None:
+    (project.root / "source.json").write_text('{"learner": {}}')
+    with pytest.raises(ImportRefused, match=r"a file is called source\.json"):
+        bring(project, "source.json")
 
 
 def test_the_record_names_source_and_files(project: Project) -> None:

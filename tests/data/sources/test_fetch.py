@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import http.server
 import io
-import json
 import os
 import shutil
 import tarfile
@@ -23,39 +22,10 @@ from headrace.errors import SourceError
 from headrace.project import Project
 from headrace.scaffold.tables import Reading, locate
 from headrace.settings import Settings
+from tests.web_servers import npm_package, serving
 
 CONTENT = b"a,b\n1,2\n"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-
-
-@contextmanager
-def serving(answers: dict[str, bytes]) -> Iterator[tuple[str, list[str]]]:
-    """An HTTP server on loopback; gives its address and the paths that were asked for."""
-    asked: list[str] = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(self.path)
-            body = answers.get(self.path.split("?")[0])
-            if callable(body):
-                body = body()
-            self.send_response(200 if body is not None else 404)
-            self.send_header("content-length", str(len(body or b"")))
-            self.end_headers()
-            self.wfile.write(body or b"")
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", asked
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 @contextmanager
@@ -343,23 +313,7 @@ def test_a_pattern_on_a_server_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed")
 def test_npm_fetches_a_member_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
-        for name, content in {
-            "package/package.json": b'{"name":"tinydata","version":"1.0.0"}',
-            "package/t.csv": CONTENT,
-        }.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    answers: dict[str, bytes] = {"/tinydata/-/tinydata-1.0.0.tgz": packed.getvalue()}
-    with serving(answers) as (address, _):
-        dist = {"tarball": f"{address}/tinydata/-/tinydata-1.0.0.tgz", "shasum": hashlib.sha1(packed.getvalue()).hexdigest()}
-        version = {"name": "tinydata", "version": "1.0.0", "dist": dist}
-        about = {"name": "tinydata", "dist-tags": {"latest": "1.0.0"}, "versions": {"1.0.0": version}}
-        answers["/tinydata"] = json.dumps(about).encode()
-        monkeypatch.setenv("npm_config_registry", address)
-        monkeypatch.setenv("npm_config_cache", str(tmp_path / "npm"))
+    with npm_package("tinydata", {"t.csv": CONTENT}, tmp_path / "npm", monkeypatch):
         path = fetch("npm://tinydata@1.0.0/package/t.csv", SHA256, tmp_path / "cache", tmp_path)
     assert path.read_bytes() == CONTENT
 
