@@ -44,7 +44,7 @@ def compress(recipe: str, methods: str, max_loss: float | None, as_json: bool) -
         try:
             check_method(method)
         except ValueError as error:
-            raise UsageError(str(error), where="--methods", hint=f"methods: {', '.join(METHODS)}") from None
+            raise UsageError(str(error), where="--methods", hint="headrace compress --help lists the methods") from None
     if not wanted:
         raise UsageError("no methods are named", where="--methods", hint=f"methods: {', '.join(METHODS)}")
     from headrace.pipeline.variants import compare_variants

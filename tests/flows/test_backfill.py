@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import os
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from uuid import UUID
 
 import psutil
 import pytest
-from prefect import get_client
 from prefect.context import refresh_global_settings_context
-from prefect.states import Cancelling
 
 from flows.backfill import backfill
 from flows.cancellation import RunEnded
@@ -21,6 +16,7 @@ from headrace.backfill.plan import Work
 from headrace.project import Project
 from headrace.services import prefect
 from headrace.services.prefect import prefect_environment
+from tests.cancellations import cancelled_once
 from tests.projects import table
 from tests.release.candidates import new_recipe, released
 from tests.services.prefect_server import prefect_server
@@ -64,19 +60,8 @@ def test_a_cancelled_run_ends_its_workers_and_the_next_one_continues(served: tup
     data, out = tmp_path / "past.parquet", tmp_path / "scored.parquet"
     table(250_000).to_parquet(data)
 
-    def cancel() -> None:
-        while not list(Work(out).manifests.glob("*.json")):
-            time.sleep(0.1)
-        running = {"flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}}}
-        (run,) = prefect.call(project, "POST", "flow_runs/filter", running)
-        with get_client(sync_client=True) as client:
-            client.set_flow_run_state(UUID(run["id"]), Cancelling())
-
-    person = threading.Thread(target=cancel)
-    person.start()
-    with pytest.raises(RunEnded):
+    with cancelled_once(lambda: any(Work(out).manifests.glob("*.json")), project), pytest.raises(RunEnded):
         backfill(model, str(data), str(out), workers=1)
-    person.join()
     workers = [one for one in psutil.Process(os.getpid()).children() if "headrace.backfill.worker" in one.cmdline()]
     assert not workers and not out.exists()
     assert backfill(model, str(data), str(out), workers=2)["rows"] == 250_000

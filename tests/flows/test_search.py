@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import os
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from uuid import UUID
 
 import psutil
 import pytest
-from prefect import get_client
 from prefect.context import refresh_global_settings_context
-from prefect.states import Cancelling
 
 from flows.cancellation import RunEnded
 from flows.search import search
@@ -22,6 +17,7 @@ from headrace.recipe.recipe import load_recipe
 from headrace.search.place import searches
 from headrace.services import prefect
 from headrace.services.prefect import prefect_environment
+from tests.cancellations import cancelled_once
 from tests.projects import make_project
 from tests.search.searching import SPACE, write_recipe
 from tests.services.prefect_server import prefect_server
@@ -45,19 +41,9 @@ def served(tmp_path: Path) -> Iterator[Project]:
 
 
 def test_trials_are_tasks_and_a_cancelled_run_is_continued(served: Project) -> None:
-    def cancel() -> None:
-        while not list(searches("tiny", served).glob("*/trials/*.npy")):
-            time.sleep(0.05)
-        running = {"flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}}}
-        (run,) = prefect.call(served, "POST", "flow_runs/filter", running)
-        with get_client(sync_client=True) as client:
-            client.set_flow_run_state(UUID(run["id"]), Cancelling())
-
-    person = threading.Thread(target=cancel)
-    person.start()
-    with pytest.raises(RunEnded):
+    trials = searches("tiny", served)
+    with cancelled_once(lambda: any(trials.glob("*/trials/*.npy")), served), pytest.raises(RunEnded):
         search("tiny", trials=200, workers=2)
-    person.join()
     assert not [one for one in psutil.Process(os.getpid()).children() if "headrace.search.worker" in one.cmdline()]
 
     done = len(list(searches("tiny", served).glob("*/trials/*.npy")))

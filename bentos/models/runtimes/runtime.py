@@ -1,6 +1,6 @@
 """The interface of a runtime: an inference server with OpenAI's routes, which a replica starts and passes requests to.
 
-A further runtime is one file beside `llama_cpp.py` and one entry in `bentos.models.language_model.RUNTIMES`.
+A further runtime is one file beside `llama_cpp.py` and one line in `bentos.models.language_model._runtime_for`.
 """
 
 from __future__ import annotations
