@@ -29,6 +29,11 @@ TORCH = (
     'import torch; torch.onnx.export(model.eval(), (example,), "model.onnx", input_names=["x"], '
     'dynamic_shapes=({0: torch.export.Dim("rows")},), dynamo=True, external_data=False)'
 )
+PROGRAM = 'import torch; torch.onnx.export(torch.export.load("model.pt2"), dynamo=True).save("model.onnx")'
+SCRIPT = (
+    'import torch; torch.onnx.export(torch.jit.load("model.pt"), (example,), "model.onnx", input_names=["x"], '
+    'dynamic_axes={"x": {0: "rows"}}, dynamo=False)'
+)
 KERAS = 'model.export("model.onnx", format="onnx")'
 PICKLED = {
     **dict.fromkeys((".pkl", ".pickle", ".joblib", ".dill", ".cloudpickle"), SKOPS),
@@ -58,11 +63,12 @@ def format_of(path: Path, shown: str) -> Format:
         head = file.read(512)
     if not head:
         raise ImportRefused(f"{shown} is empty", where="model.source", hint="copy or export the file again")
-    if ending in PICKLED or _is_pickle(path, head):
+    if (code := _code_to_run(path, head)) is not None:
+        what, converted = code
         raise ImportRefused(
-            f"{shown} holds a Python pickle, whose loading runs code that the file contains; it is not opened",
+            f"{shown} holds {what}, whose loading runs code that the file contains; it is not opened",
             where="model.source",
-            hint=f"where you trust the file, write the model without code: {PICKLED.get(ending, SKOPS)}",
+            hint=f"where you trust the file, write the model without code: {converted}",
         )
     if ending in UNSUPPORTED:
         raise ImportRefused(f"{shown}: the format {ending} is not supported", where="model.source", hint=UNSUPPORTED[ending])
@@ -84,11 +90,18 @@ def format_of(path: Path, shown: str) -> Format:
     )
 
 
-def _is_pickle(path: Path, head: bytes) -> bool:
-    """Whether a file is a pickle, or a zip with one, as torch writes it."""
-    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        return True
-    return any(name.endswith((".pkl", ".pickle")) for name in _names_in_zip(path) or [])
+def _code_to_run(path: Path, head: bytes) -> tuple[str, str] | None:
+    """Returns what a file holds if loading it runs code of the file, and the line that writes the same model without code."""
+    ending, names = path.suffix.lower(), _names_in_zip(path) or []
+    inner = {name.partition("/")[2] for name in names}  # torch puts all into one folder
+    if "constants.pkl" in inner:
+        return "a TorchScript program", SCRIPT
+    if "archive_format" in inner or ending == ".pt2":
+        return "a program of torch.export", PROGRAM
+    is_pickle = head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
+    if ending in PICKLED or is_pickle or any(name.endswith((".pkl", ".pickle")) for name in names):
+        return "a Python pickle", PICKLED.get(ending, SKOPS)
+    return None
 
 
 def _names_in_zip(path: Path) -> list[str] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from headrace.importing.errors import ImportRefused
 from headrace.importing.formats import format_of
-from tests.importing.made import write_network, write_skops
+from tests.importing.made import built, write_network, write_skops
 
 
 @pytest.mark.parametrize("name", ["m.pkl", "m.joblib", "m.onnx", "m.skops", "m.dat"])
@@ -36,6 +37,30 @@ def test_the_way_to_convert_a_pickle_is_given(tmp_path: Path, name: str, snippet
     with pytest.raises(ImportRefused, match="holds a Python pickle") as caught:
         format_of(tmp_path / name, name)
     assert snippet in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["TorchScript", "torch.export"])
+def test_programs_of_torch_are_refused_with_the_line_that_converts_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """A program of torch.export may contain pickles, TorchScript runs its own code while it is loaded."""
+    import torch
+
+    network, example = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Softmax(1)).eval(), torch.randn(2, 4)
+    if kind == "TorchScript":
+        torch.jit.script(network).save(tmp_path / "model.pt")
+        written = tmp_path / "model.pt"
+    else:
+        rows = ({0: torch.export.Dim("rows")},)
+        torch.export.save(torch.export.export(network, (example,), dynamic_shapes=rows), tmp_path / "model.pt2")
+        written = tmp_path / "model.pt2"
+    for name in ("model.pt2", "model.pt", "model.onnx", "model"):
+        with pytest.raises(ImportRefused, match=f"holds a.* {kind}.*it is not opened") as caught:
+            format_of(shutil.copy(written, tmp_path / f"copy-of-{name}"), name)
+    monkeypatch.chdir(tmp_path)
+    exec(str(caught.value).partition("without code: ")[2], {"example": example})
+    found = built(tmp_path / "model.onnx", "classification", labels=["a", "b", "c"])
+    assert found.facts["activation"] == "none" and found.contract.labels == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(
