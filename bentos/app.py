@@ -30,6 +30,7 @@ from bentos.scheduling.worker_thread import WorkerThread, wait_for
 from bentos.telemetry.metering import Metering
 from bentos.telemetry.metrics import Metrics
 from bentos.telemetry.request_log import RequestLog
+from bentos.telemetry.token_limits import Grant
 from bentos.telemetry.tracing import open_trace
 from headrace.runtime.contract import Feeds
 from headrace.runtime.http import BODY_LIMIT_BYTES, MEMORY_PER_BODY_BYTE, Refused, overloaded, request_id_of
@@ -169,6 +170,8 @@ class PredictionApp:
             response = await self._respond(request)
             if response.status_code >= 400 and request.spent:
                 await self.metering.return_quota(request)
+            if request.reserved and isinstance(response, BytesResponse):  # a stream uses them until its end
+                await self.metering.return_tokens(request)
             response.raw_headers.append((b"x-request-id", request.request_id.encode()))
             status = response.status_code
             if status not in (401, 403):  # these reveal nothing about the server
@@ -178,6 +181,8 @@ class PredictionApp:
             if request.spent and not request.is_counted and not request.is_worked_on:
                 await self.metering.return_quota(request)
         finally:
+            if request.reserved:
+                await self.metering.return_tokens(request)
             self._in_flight -= 1
             self._release_tenant(request.tenant)
             self._finish(request, status)
@@ -195,6 +200,9 @@ class PredictionApp:
     async def take_quota(self, request: TrackedRequest, rows: int) -> None:
         if request.caller.rows_per_day is not None:
             await self.metering.take_quota(request, rows)
+
+    async def reserve_tokens(self, request: TrackedRequest, prompt: int, wanted: Sequence[int]) -> Grant | None:
+        return await self.metering.reserve_tokens(request, prompt, wanted) if request.caller.limits_tokens else None
 
     def record_usage(
         self, request: TrackedRequest, *, rows: int = 0, tokens: int = 0, prompt_tokens: int = 0, answers: Sequence[Any] = ()

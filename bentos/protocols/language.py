@@ -28,8 +28,10 @@ from bentos.protocols.language_fields import (
 )
 from bentos.protocols.openai_fields import parse_fields, refused_field
 from bentos.protocols.server import ModelServer
+from bentos.protocols.token_limits import count_prompt
 from bentos.scheduling.slots import TenantSlots
 from bentos.scheduling.worker_thread import wait_for
+from bentos.telemetry.token_limits import Grant
 from headrace.runtime.http import Refused, parse_json, read_json_body, require_json, to_json
 from headrace.runtime.http_messages import TrackedRequest
 
@@ -47,6 +49,7 @@ USAGE, ERROR, PROGRESS = b'"usage":{', b'"error":{', b'"prompt_progress":{'
 """Only in events of this kind: within a text the quotes are escaped."""
 TEXTS = (b'"delta":{"content":"', b'"text":"', b'"delta":{"reasoning_content":"')
 PROBABILITIES = b'"logprobs":{'
+FINISH = b'"finish_reason":"length"'
 FIRST_INDEX = b'"index":0'
 ID = re.compile(rb'"id":"(chatcmpl-\w+)"')
 FINGERPRINT = re.compile(rb'"system_fingerprint":"[^"]*"')
@@ -68,6 +71,12 @@ class _Asked:
     with_usage: bool = False
     with_probabilities: bool = False
     """Whether the runtime gives the probabilities of a completion, in the form of a chat."""
+    grant: Grant | None = None
+    """What the limits of the caller's tokens leave, if there are some."""
+
+    def end_of(self, choice: int, finish_reason: str | None) -> dict[str, Any]:
+        """Returns the fields that say why a choice ended, if it is because of a limit."""
+        return {} if self.grant is None else self.grant.end_of(choice, finish_reason)
 
 
 @dataclass
@@ -145,6 +154,7 @@ class Language:
         await self.app.take_quota(request, len(asked.fields))
         with ExitStack() as stack:
             stack.enter_context(self._slots.take(request.tenant))
+            await self._reserve(request, model, asked)
             request.is_worked_on = True
             if not common.stream:
                 return await wait_for(asyncio.ensure_future(self._whole(request, model, asked)))
@@ -152,6 +162,25 @@ class Language:
             self.app.record_usage(request, rows=len(asked.fields))
             self._sample(request, asked, None)
             return _Stream(_Passing(self.app, request, model, asked, exchanges), stack.pop_all())
+
+    async def _reserve(self, request: TrackedRequest, model: LanguageModel, asked: _Asked) -> None:
+        """Takes the tokens of the request from the caller's limits, and limits each choice to what they leave.
+
+        Raises:
+            Refused: 413 or 429, they do not leave enough; 503, the quota store or the runtime does not answer.
+        """
+        if not request.caller.limits_tokens:
+            return
+        try:
+            prompts = [await count_prompt(model, fields) for fields in asked.fields[:: asked.n]]
+        except UpstreamLost:
+            raise _lost() from None
+        rest = [max(1, model.runtime.context - tokens) for tokens in prompts for _ in range(asked.n)]
+        wanted = [min(fields["max_tokens"] or most, most) for fields, most in zip(asked.fields, rest, strict=True)]
+        asked.grant = await self.app.reserve_tokens(request, sum(prompts), wanted)
+        if asked.grant is not None:
+            for fields, tokens in zip(asked.fields, asked.grant.tokens, strict=True):
+                fields["max_tokens"] = tokens
 
     async def _whole(self, request: TrackedRequest, model: LanguageModel, asked: _Asked) -> Response:
         """Returns one answer with all choices."""
@@ -166,6 +195,8 @@ class Language:
         answer.pop("timings", None)
         answer |= {"id": f"{asked.prefix}-{request.request_id}", "system_fingerprint": _fingerprint(model)}
         answer["choices"] = [{**one["choices"][0], "index": i} for i, one in enumerate(found)]
+        for i, choice in enumerate(answer["choices"]):
+            choice |= asked.end_of(i, choice.get("finish_reason"))
         if asked.with_probabilities:
             answer["choices"] = [{**choice, "logprobs": to_completion_logprobs(choice)} for choice in answer["choices"]]
         prompt = sum(usage.get("prompt_tokens", 0) for usage in usages[:: asked.n])
@@ -287,6 +318,8 @@ class _Passing:
             return b": reading\n\n"  # so that the load balancer does not take the stream for stuck
         elif ERROR in event:
             return self._error(event)
+        if self._asked.grant is not None and FINISH in event:
+            event = self._said_why(place, event)
         if USAGE in event:
             return self._end(place, event)
         if self._asked.with_probabilities and PROBABILITIES in event:
@@ -296,6 +329,13 @@ class _Passing:
             counts.characters += len(choice["text"])
             return b"data: " + msgspec.json.encode(found) + END
         return self._named(place, event) + END
+
+    def _said_why(self, place: int, event: bytes) -> bytes:
+        """Returns the event, with the reason why the text ends if that is a limit."""
+        found = _json(event)
+        for choice in found.get("choices", ()):
+            choice |= self._asked.end_of(place, choice.get("finish_reason"))
+        return b"data: " + msgspec.json.encode(found)
 
     def _named(self, place: int, event: bytes) -> bytes:
         """Returns the event under the id of this answer, with the index of its choice."""

@@ -20,8 +20,10 @@ from bentos.models.language_model import LanguageModel
 from bentos.protocols.language import Language
 from bentos.protocols.openai_fields import StreamOptions, openai_errors, parse_fields, refused_field
 from bentos.protocols.server import ModelServer
+from bentos.protocols.token_limits import reserve_texts, say_why_ended
 from bentos.scheduling.continuous import Event
 from bentos.scheduling.streams import line
+from bentos.telemetry.token_limits import Grant
 from headrace.runtime.generation import GenerationRequest
 from headrace.runtime.http import parse_json, read_json_body, require_json, to_json
 from headrace.runtime.http_messages import TrackedRequest
@@ -115,17 +117,22 @@ class OpenAI:
             "system_fingerprint": f"{model.name}@{model.version}",
         }
         usage = _Usage(texts, asked.n or 1)
+        texts, grant = await reserve_texts(self.app, request, texts, usage.prompt)
         if asked.stream:
-            response = self._stream(request, asked, texts, form, head, usage)
+            response = self._stream(request, asked, texts, form, head, usage, grant)
             self.app.record_usage(request, rows=len(texts), prompt_tokens=usage.prompt)
             self._sample(request, prompts, asked.n or 1, None)
             return response
         found = await self.app.streams.join(request, model, texts)
+        say_why_ended(found, grant)
         usage.completion = sum(answer["tokens"] for answer in found)
         self.app.record_usage(request, rows=len(texts), tokens=usage.completion, prompt_tokens=usage.prompt, answers=found)
         self._sample(request, prompts, asked.n or 1, found)
-        choices = [{"index": i, **form.whole(i, answer["text"]), "finish_reason": answer["finish_reason"], "logprobs": None}
-                   for i, answer in enumerate(found)]  # fmt: skip
+        ends = [{name: answer[name] for name in ("finish_reason", "finish_details") if name in answer} for answer in found]
+        choices = [
+            {"index": i, **form.whole(i, answer["text"]), **end, "logprobs": None}
+            for i, (answer, end) in enumerate(zip(found, ends, strict=True))
+        ]
         return to_json({**head, "object": form.whole_object, "choices": choices, "usage": usage.show()})
 
     def _sample(self, request: TrackedRequest, prompts: list[str], n: int, answers: list[Event] | None) -> None:
@@ -144,6 +151,7 @@ class OpenAI:
         form: _Form,
         head: dict[str, Any],
         usage: _Usage,
+        grant: Grant | None,
     ) -> Response:
         head = {**head, "object": form.chunk_object}
         with_usage = asked.stream_options is not None and asked.stream_options.include_usage
@@ -151,7 +159,9 @@ class OpenAI:
         begun: set[int] = set()
 
         def chunk(place: int, delta: dict[str, Any], finish: str | None = None) -> bytes:
-            return line({**head, "choices": [{"index": place, **delta, "finish_reason": finish, "logprobs": None}], **extra})
+            why = grant.end_of(place, finish) if grant else {}
+            choice = {"index": place, **delta, "finish_reason": finish, **why, "logprobs": None}
+            return line({**head, "choices": [choice], **extra})
 
         def to_line(place: int, event: Event) -> bytes:
             first = [] if place in begun else form.first(place)

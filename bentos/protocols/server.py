@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from bentos.models.served_model import ServedModel
 from bentos.scheduling.streams import Streams
 from bentos.telemetry.samples import Samples
+from bentos.telemetry.token_limits import Grant
 from headrace.runtime.contract import Feeds
 from headrace.runtime.http_messages import TrackedRequest
 
@@ -60,6 +61,18 @@ class ModelServer(Protocol):
 
         Raises:
             Refused: 429, fewer rows are left; 503, the quota store does not answer.
+        """
+        ...
+
+    async def reserve_tokens(self, request: TrackedRequest, prompt: int, wanted: Sequence[int]) -> Grant | None:
+        """Takes tokens of prompts and of texts from the caller's limits, before the work; None if the caller has none.
+
+        Args:
+            prompt: tokens of all prompts together.
+            wanted: most tokens of each text.
+
+        Raises:
+            Refused: 413, no minute or day allows as many; 429, fewer are left; 503, the quota store does not answer.
         """
         ...
 

@@ -12,6 +12,7 @@ from bentos.models.served_model import ServedModel
 from bentos.protocols import server
 from bentos.protocols.images import instance_of, takes_file, weight_of
 from bentos.protocols.server import TOKENS, ModelServer
+from bentos.protocols.token_limits import reserve_instances, reserve_texts, say_why_ended
 from bentos.scheduling.streams import Streaming
 from bentos.telemetry.sample_rows import row_of_feeds
 from bentos.telemetry.samples import Samples
@@ -76,14 +77,18 @@ class V1:
     ) -> tuple[list[Any], Feeds | None, list[dict[str, Any]], UnseenValues]:
         """Returns the instances, their feeds (see `predict_with_warnings`), their answers, and values that are unseen."""
         app, weight = self.app, weight_of(body)
-        if app.runs_inline(weight) and not app.is_batching:  # the same as below without its overhead, for small predictions
+        if app.runs_inline(weight) and not app.is_batching and not model.generates:
+            # the same as below without its overhead, for small predictions
             instances = to_instances(parse_json(body))
             await app.take_quota(request, len(instances))
             return instances, *predict_with_warnings(model, instances)
         instances = await app.convert(weight, lambda: to_instances(parse_json(body)))
         await app.take_quota(request, len(instances))
         if not app.is_batching:
-            return instances, *await app.run(weight, lambda: predict_with_warnings(model, instances))
+            limited, grant = await reserve_instances(app, request, model, instances)
+            feeds, predictions, unseen = await app.run(weight, lambda: predict_with_warnings(model, limited))
+            say_why_ended(predictions, grant)
+            return instances, feeds, predictions, unseen
         feeds = await app.convert(weight, lambda: feeds_of(model, instances))
         outputs = await app.run_batched(feeds, len(instances))
         return instances, feeds, *await app.convert(weight, lambda: (model.to_answers(outputs), unseen_of(model, feeds)))
@@ -112,13 +117,19 @@ class V1:
         await self.app.take_quota(request, len(instances))
         identity = _identity(request, model)
         prompt_tokens = sum(len(text.prompt) for text in texts)
+        texts, grant = await reserve_texts(self.app, request, texts, prompt_tokens)
         self.app.record_usage(request, rows=len(instances), prompt_tokens=prompt_tokens)
         if is_stream:
-            response = self.app.streams.respond(request, texts[0], identity)
+
+            def end_of(finish_reason: str) -> dict[str, Any]:
+                return identity | (grant.end_of(0, finish_reason) if grant else {})
+
+            response = self.app.streams.respond(request, texts[0], end_of)
             if (samples := self.app.samples) is not None and samples.wants(1):
                 take_rows(samples, request, instances, None, None)
             return response
         predictions = await self.app.streams.join(request, model, texts)
+        say_why_ended(predictions, grant)
         tokens = sum(answer.get("tokens", 0) for answer in predictions)
         self.app.record_usage(request, tokens=tokens, answers=predictions)
         if (samples := self.app.samples) is not None and samples.wants(len(instances)):

@@ -16,6 +16,7 @@ from bentos.models.served_model import ServedModel
 from bentos.protocols.error_forms import errors_in
 from bentos.protocols.server import TOKENS, ModelServer
 from bentos.protocols.tensors import InferenceRequest, TensorReader, Values, datatype_of, encode, parse, select_outputs
+from bentos.protocols.token_limits import reserve_instances, reserve_texts
 from bentos.telemetry.records import MAX_ANSWERS
 from bentos.telemetry.sample_rows import row_of_feeds
 from bentos.telemetry.samples import Samples
@@ -76,6 +77,9 @@ class V2:
                 found = await self._generate(request, model, tensors, feeds)
             elif self.app.is_batching and tensors.returns_outputs:
                 found = tensors.named(await self.app.run_batched(feeds, rows))
+            elif request.caller.limits_tokens and model.generates:
+                limited, _ = await reserve_instances(self.app, request, model, tensors.instances_of(feeds))
+                found = await self.app.run(weight, lambda: tensors.columns(model.predict(limited)))
             elif self.app.runs_inline(weight):
                 found = tensors.answer(feeds)
             else:
@@ -97,8 +101,12 @@ class V2:
 
     async def _generate(self, request: TrackedRequest, model: Any, tensors: ModelTensors, feeds: Feeds) -> dict[str, Values]:
         """Generates texts in the same batch as other requests."""
-        instances = tensors.instances_of(feeds)
-        return tensors.columns(await self.app.streams.join(request, model, model.generation_requests(instances)))
+        texts = model.generation_requests(tensors.instances_of(feeds))
+        prompt_tokens = sum(len(text.prompt) for text in texts)
+        texts, _ = await reserve_texts(self.app, request, texts, prompt_tokens)
+        found = tensors.columns(await self.app.streams.join(request, model, texts))
+        self.app.record_usage(request, prompt_tokens=prompt_tokens)
+        return found
 
     @_v2_errors
     async def describe(self, request: TrackedRequest) -> Response:

@@ -64,8 +64,9 @@ class Streams:
             request.is_worked_on = True
             return await wait_for(asyncio.ensure_future(self._gather(request.tenant, model, texts)))
 
-    def respond(self, request: TrackedRequest, text: GenerationRequest, last: Event) -> StreamingResponse:
-        """Returns the events of one text as server-sent events, without empty ones; `last` is merged into the last event.
+    def respond(self, request: TrackedRequest, text: GenerationRequest, end_of: Callable[[str], Event]) -> StreamingResponse:
+        """Returns the events of one text as server-sent events, without empty ones; the last event has the fields that
+        `end_of` gives for its finish reason.
 
         A failure in the middle of the stream becomes an event named `error`.
 
@@ -75,7 +76,7 @@ class Streams:
 
         def to_line(place: int, event: Event) -> bytes:
             is_last = "finish_reason" in event
-            return line({**event, **last} if is_last else event) if is_last or event["text"] else b""
+            return line({**event, **end_of(event["finish_reason"])} if is_last else event) if is_last or event["text"] else b""
 
         return self.send(request, [text], to_line)
 

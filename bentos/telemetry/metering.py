@@ -12,6 +12,7 @@ from bentos.telemetry.metrics import Metrics
 from bentos.telemetry.quota import Quotas, open_store, seconds_to_next_day
 from bentos.telemetry.records import Records, recorded_answers
 from bentos.telemetry.samples import Samples
+from bentos.telemetry.token_limits import Grant, reserve, settle
 from headrace.runtime.contract import Contract
 from headrace.runtime.http import Refused
 from headrace.runtime.http_messages import TrackedRequest
@@ -65,6 +66,25 @@ class Metering:
         spent, request.spent = request.spent, {}
         await self._quotas.give_back(request.caller, spent)
 
+    async def reserve_tokens(self, request: TrackedRequest, prompt: int, wanted: Sequence[int]) -> Grant | None:
+        """Takes tokens from the caller's limits as `bentos.telemetry.token_limits.reserve`; None if nothing is metered.
+
+        Raises:
+            Refused: 413, no minute or day allows as many; 429, fewer are left; 503, the quota store does not answer.
+        """
+        if not self._is_metered:
+            return None
+        try:
+            return await reserve(request, prompt, wanted, self._quotas)
+        except Refused as refused:
+            if refused.status == 429:
+                self._metrics.count_refused_quota(request.tenant)
+            raise
+
+    async def return_tokens(self, request: TrackedRequest) -> None:
+        """Returns the tokens that a request has reserved and not used, when it ends."""
+        await settle(request, self._quotas)
+
     def record(self, request: TrackedRequest, rows: int, tokens: int, answers: Sequence[Any], prompt_tokens: int = 0) -> None:
         """Counts rows and tokens; the first call for a request counts the request too."""
         contract = self._contract
@@ -72,6 +92,8 @@ class Metering:
         if self._usage is not None:
             self._usage.add(request.tenant, contract.model, rows, tokens, 0 if request.is_counted else 1, prompt_tokens)
         self._metrics.count_work(request.tenant, rows, tokens, prompt_tokens)
+        if request.reserved:
+            request.used_tokens += tokens + prompt_tokens
         if answers:
             found = recorded_answers(contract, answers)
             if contract.output != "text":

@@ -1,6 +1,8 @@
-"""Daily quotas in rows, counted exactly across all replicas: in Redis, or in a folder that the replicas of a machine share.
+"""Quotas in rows and in tokens, counted exactly across all replicas: in Redis, or in a folder that the replicas of a machine
+share.
 
-The rows granted on one UTC day never exceed the quota, and a refused request takes nothing from it.
+What is granted in one UTC day, or in one minute of the clock, never exceeds the quota, and a refused request takes nothing
+from it.
 """
 
 from __future__ import annotations
@@ -16,16 +18,21 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from headrace.runtime.http import Refused
 from headrace.runtime.token_verifier import Caller
 
 logger = logging.getLogger("headrace.quota")
-DAY_SECONDS = 86_400
-KEPT_DAYS = 2
+Unit = Literal["rows", "tokens", "tokens-by-minute"]
+"""What is counted: each has counts of its own for each tenant and period."""
+DAY_SECONDS, MINUTE_SECONDS = 86_400, 60
+KEPT_PERIODS = 2
 KEPT_FILES = 10
-"""Days that a folder keeps: a clock that jumps ahead and back makes files of later days, and must not remove today's."""
+"""Periods that a folder keeps: a clock that jumps ahead and back makes files of later days, and must not remove today's."""
+OPEN_FILES = 12
+"""Periods whose files a process has open: a request returns what it has not used to the minute in which it began."""
+NO_LIMIT = 2**53
 STORE_SECONDS = 0.5
 """Timeout of a store."""
 RETRY_SECONDS = 1.0
@@ -37,10 +44,13 @@ class StoreDown(Exception):
 
 
 class Store(Protocol):
-    """Counts rows by tenant and day."""
+    """Counts rows or tokens by tenant and period."""
 
-    async def take(self, tenant: str, day: str, rows: int, limit: int) -> bool:
-        """Adds `rows` if the sum stays within `limit`, and returns whether it did; negative `rows` are returned to the quota.
+    async def take(
+        self, tenant: str, period: str, amount: int, limit: int, least: int | None = None, unit: Unit = "rows"
+    ) -> int:
+        """Adds to a count as much of `amount` as keeps it within `limit`, but at least `least` or nothing; by default all of
+        it or nothing. Returns what was added. A negative `amount` is returned to the quota.
 
         Raises:
             StoreDown: the store does not answer.
@@ -49,7 +59,7 @@ class Store(Protocol):
 
 
 class Quotas:
-    """Enforces daily quotas, also while the store is down."""
+    """Enforces quotas, also while the store is down."""
 
     def __init__(self, store: Store | None, serves_when_down: bool, count_unchecked: Callable[[], None]) -> None:
         self._store = store
@@ -69,31 +79,45 @@ class Quotas:
         """
         assert caller.rows_per_day is not None
         day = today()
+        granted = await self.grant("rows", caller.tenant, day, caller.rows_per_day, rows)
+        if granted is None:
+            return True
+        if granted and spent is not None:
+            spent[day] = spent.get(day, 0) + rows
+        return bool(granted)
+
+    async def grant(
+        self, unit: Unit, tenant: str, period: str, limit: int, amount: int, least: int | None = None
+    ) -> int | None:
+        """Takes from a quota as `Store.take`, and returns what was granted; None if the store is down and requests are served.
+
+        Raises:
+            Refused: 503, the store does not answer, and requests are refused in this case (HEADRACE_QUOTA_WHEN_DOWN).
+        """
         try:
-            is_granted = await self._ask(caller, day, rows)
-            if is_granted and spent is not None:
-                spent[day] = spent.get(day, 0) + rows
-            return is_granted
+            return await self._ask(tenant, period, amount, limit, least, unit)
         except StoreDown as reason:
             self._mark_down(reason)
         if not self._serves_when_down:
             message = "the quota store does not answer; try again"
             raise Refused(503, "quota_unavailable", message, {"retry-after": "1"})
         self._count_unchecked()
-        return True
+        return None
 
-    async def give_back(self, caller: Caller, spent: dict[str, int]) -> None:
-        """Returns the rows of a request that was then refused for another reason, to the days that they were taken from."""
+    async def give_back(self, caller: Caller, spent: dict[str, int], unit: Unit = "rows") -> None:
+        """Returns rows or tokens that a request has taken and not used, to the periods that they were taken from; negative
+        ones were used beyond what was taken."""
         with contextlib.suppress(StoreDown):
-            for day, rows in spent.items():
-                await self._ask(caller, day, -rows)
+            for period, amount in spent.items():
+                if amount:
+                    await self._ask(caller.tenant, period, -amount, NO_LIMIT, None, unit)
 
-    async def _ask(self, caller: Caller, day: str, rows: int) -> bool:
+    async def _ask(self, tenant: str, period: str, amount: int, limit: int, least: int | None, unit: Unit) -> int:
         if self._store is None:
             raise StoreDown("HEADRACE_QUOTAS is not set")
         if time.monotonic() < self._down_until:
             raise StoreDown("it did not answer a moment ago")
-        found = await self._store.take(caller.tenant, day, rows, caller.rows_per_day or 0)
+        found = await self._store.take(tenant, period, amount, limit, least, unit)
         if self._is_down:
             self._is_down = False
             logger.warning("the quota store answers again")
@@ -114,10 +138,13 @@ class RedisStore:
 
     TAKE = """
     local used = tonumber(redis.call('get', KEYS[1]) or '0')
-    local rows, limit = tonumber(ARGV[1]), tonumber(ARGV[2])
-    if rows > 0 and used + rows > limit then return 0 end
-    redis.call('set', KEYS[1], math.max(0, used + rows), 'ex', ARGV[3])
-    return 1
+    local amount, limit, least = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+    if amount > 0 and used + amount > limit then
+        amount = limit - used
+        if amount < least then return 0 end
+    end
+    redis.call('set', KEYS[1], math.max(0, used + amount), 'ex', ARGV[4])
+    return amount
     """
 
     def __init__(self, address: str, project: str = "") -> None:
@@ -127,16 +154,19 @@ class RedisStore:
         """
         from limits.aio.storage.redis import RedisStorage
 
-        self._address, self._prefix = address, f"headrace:{project}:rows" if project else "headrace:rows"
+        self._address, self._prefix = address, f"headrace:{project}" if project else "headrace"
         # It connects with the first request, not now.
         bridge: Any = RedisStorage(f"async+{address}", implementation="redispy", key_prefix="headrace").bridge
         self._script = bridge.get_connection().register_script(self.TAKE)
 
-    async def take(self, tenant: str, day: str, rows: int, limit: int) -> bool:
+    async def take(
+        self, tenant: str, period: str, amount: int, limit: int, least: int | None = None, unit: Unit = "rows"
+    ) -> int:
+        kept = KEPT_PERIODS * (MINUTE_SECONDS if unit == "tokens-by-minute" else DAY_SECONDS)
+        arguments = [amount, limit, amount if least is None else least, kept]
         try:
             async with asyncio.timeout(STORE_SECONDS):
-                keys = [f"{self._prefix}:{day}:{tenant}"]
-                return bool(await self._script(keys=keys, args=[rows, limit, KEPT_DAYS * DAY_SECONDS]))
+                return int(await self._script(keys=[f"{self._prefix}:{unit}:{period}:{tenant}"], args=arguments))
         except TimeoutError:
             raise StoreDown(f"{_without_password(self._address)} did not answer within {STORE_SECONDS:g} s") from None
         except Exception as error:  # of the client library's many kinds, each means that nothing was granted
@@ -144,7 +174,37 @@ class RedisStore:
 
 
 class LocalStore:
-    """Counts in one file per day, in which processes lock single records: 5 microseconds per request; Redis takes 100.
+    """Counts in files that the processes of a machine share: 5 microseconds per request; Redis takes 100."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._open: dict[tuple[Unit, str], CountFile] = {}
+
+    async def take(
+        self, tenant: str, period: str, amount: int, limit: int, least: int | None = None, unit: Unit = "rows"
+    ) -> int:
+        try:
+            counts = self._open.get((unit, period)) or self._open_file(unit, period)
+            return await counts.take(tenant, amount, limit, amount if least is None else least)
+        except (OSError, struct.error) as error:  # the latter if the file was cut under this process
+            if broken := self._open.pop((unit, period), None):  # opens it again: it may have been replaced
+                broken.close()
+            reason = error.strerror or error if isinstance(error, OSError) else "the file was cut short"
+            raise StoreDown(f"{self._folder}: {reason}") from error
+
+    def _open_file(self, unit: Unit, period: str) -> CountFile:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        counts = self._open[unit, period] = CountFile(self._folder / f"{unit}-{period}.bin")
+        for old in sorted(self._folder.glob(f"{unit}-[0-9]*.bin"))[:-KEPT_FILES]:
+            with contextlib.suppress(OSError):
+                old.unlink()
+        while len(self._open) > OPEN_FILES:
+            self._open.pop(next(iter(self._open))).close()
+        return counts
+
+
+class CountFile:
+    """The counts of one unit in one period: a file in which processes lock single records.
 
     A record is a count of 8 bytes and the tenant's name. It is locked while it is read and changed; the kernel releases the
     lock of a process that dies.
@@ -153,32 +213,36 @@ class LocalStore:
     RECORD = 256
     COUNT = struct.Struct("<Q")
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._day = ""
-        self._file = -1
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        with contextlib.suppress(OSError):
+            os.fchmod(self._file, 0o666)  # replicas in containers run as another user; the parent folder is private
         self._places: dict[str, int] = {}
 
-    async def take(self, tenant: str, day: str, rows: int, limit: int) -> bool:
+    def close(self) -> None:
+        os.close(self._file)
+
+    async def take(self, tenant: str, amount: int, limit: int, least: int) -> int:
+        """Takes as `Store.take`.
+
+        Raises:
+            OSError, struct.error: the file cannot be read or written.
+        """
+        place = self._places.get(tenant)
+        if place is None:
+            place = self._places[tenant] = await self._find(tenant.encode()[: self.RECORD - self.COUNT.size])
+        await self._lock(place, self.COUNT.size)
         try:
-            if day != self._day:
-                self._open(day)
-            place = self._places.get(tenant)
-            if place is None:
-                place = self._places[tenant] = await self._find(tenant.encode()[: self.RECORD - self.COUNT.size])
-            await self._lock(place, self.COUNT.size)
-            try:
-                (used,) = self.COUNT.unpack(os.pread(self._file, self.COUNT.size, place))
-                if rows > 0 and used + rows > limit:
-                    return False
-                os.pwrite(self._file, self.COUNT.pack(max(0, used + rows)), place)
-                return True
-            finally:
-                fcntl.lockf(self._file, fcntl.LOCK_UN, self.COUNT.size, place)
-        except (OSError, struct.error) as error:  # the latter if the file was cut under this process
-            self._day = ""  # opens the file again: it may have been replaced
-            reason = error.strerror or error if isinstance(error, OSError) else "the file was cut short"
-            raise StoreDown(f"{self._folder}: {reason}") from error
+            (used,) = self.COUNT.unpack(os.pread(self._file, self.COUNT.size, place))
+            if amount > 0 and used + amount > limit:
+                amount = limit - used
+                if amount < least:
+                    return 0
+            os.pwrite(self._file, self.COUNT.pack(max(0, used + amount)), place)
+            return amount
+        finally:
+            fcntl.lockf(self._file, fcntl.LOCK_UN, self.COUNT.size, place)
 
     async def _find(self, name: bytes) -> int:
         """Returns the offset of the tenant's record, appended if new.
@@ -194,7 +258,7 @@ class LocalStore:
             end = os.fstat(self._file).st_size
             known = self.COUNT.unpack(os.pread(self._file, self.COUNT.size, 0))[0] if end >= self.COUNT.size else 0
             if end < (known + 1) * size and known:
-                hint = f"remove rows-{self._day}.bin to count this day's rows from 0"
+                hint = f"remove {self._path.name} to count from 0"
                 raise OSError(errno.EIO, f"damaged file: {known} records do not fit {end} bytes; {hint}")
             content = os.pread(self._file, end, 0)
             last = max(size, -(-end // size) * size)  # skips a record that a kill cut short
@@ -219,18 +283,6 @@ class LocalStore:
                     raise
                 await asyncio.sleep(0.0005)
 
-    def _open(self, day: str) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        file = os.open(self._folder / f"rows-{day}.bin", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        with contextlib.suppress(OSError):
-            os.fchmod(file, 0o666)  # replicas in containers run as another user; the parent folder is private
-        if self._file >= 0:
-            os.close(self._file)
-        self._day, self._file, self._places = day, file, {}
-        for old in sorted(self._folder.glob("rows-*.bin"))[:-KEPT_FILES]:
-            with contextlib.suppress(OSError):
-                old.unlink()
-
 
 def open_store(place: str) -> Store | None:
     """Opens the store at an address, for example `redis://127.0.0.1:6379#PROJECT`, or in a folder; None if `place` is empty."""
@@ -245,6 +297,11 @@ def open_store(place: str) -> Store | None:
 def today() -> str:
     """Returns the UTC day, as `2026-11-24`."""
     return datetime.now(UTC).date().isoformat()
+
+
+def this_minute() -> str:
+    """Returns the UTC minute, as `2026-11-24T09:42`."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M")
 
 
 def seconds_to_next_day() -> int:

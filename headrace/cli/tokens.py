@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from headrace.serving.access.tokens import IssuedToken
 
 
+LIMITS = ("rows_per_day", "tokens_per_day", "tokens_per_minute")
+
+
 @click.group(short_help="Manage access tokens.")
 def tokens() -> None:
     """Manage tokens: who may call which models, at which rate and quota, and who may approve versions."""
@@ -30,6 +33,8 @@ def tokens() -> None:
 )
 @click.option("--rate", help="Rate limit of the tenant, for example 100/s, 30/m or 1000/h; by default none.")
 @click.option("--rows-per-day", help="Daily quota in rows per UTC day, for example 1e6; by default none.")
+@click.option("--tokens-per-day", help="Daily quota in tokens of prompts and generated texts together; by default none.")
+@click.option("--tokens-per-minute", help="The same for each minute of the clock; by default none.")
 @click.option("--expires", default="30d", show_default=True, help="Lifetime: a number and s, m, h or d.")
 @json_option
 def issue(
@@ -38,6 +43,8 @@ def issue(
     role: str | None,
     rate: str | None,
     rows_per_day: str | None,
+    tokens_per_day: str | None,
+    tokens_per_minute: str | None,
     expires: str,
     as_json: bool,
 ) -> None:
@@ -45,6 +52,7 @@ def issue(
 
     \b
     headrace tokens issue --tenant acme --models 'digits,flights' --rate 100/s --rows-per-day 1e6 --expires 30d
+    headrace tokens issue --tenant acme --models chat --tokens-per-day 1e6 --tokens-per-minute 2e4
     headrace tokens issue --tenant ada --role reviewer
     """
     project = load_project()
@@ -57,8 +65,10 @@ def issue(
         names,
         work.parse_seconds(expires),
         work.parse_rate(rate) if rate else None,
-        work.parse_rows(rows_per_day) if rows_per_day else None,
+        work.parse_count(rows_per_day, "--rows-per-day") if rows_per_day else None,
         role,
+        work.parse_count(tokens_per_day, "--tokens-per-day") if tokens_per_day else None,
+        work.parse_count(tokens_per_minute, "--tokens-per-minute") if tokens_per_minute else None,
     )
     _update_gateway(project)
     if as_json:
@@ -82,9 +92,10 @@ def list_tokens(as_json: bool) -> None:
         return
     from headrace.cli.summary import print_table
 
-    columns = ("id", "tenant", "role", "models", "rate", "rows per day", "expires", "state")
-    keys = ("id", "tenant", "role", "models", "rate", "rows_per_day", "expires", "state")
-    print_table(columns, [tuple(", ".join(v) if isinstance(v := row[k], list) else v for k in keys) for row in found])
+    limits = [name for name in LIMITS if any(row[name] is not None for row in found) or name == "rows_per_day"]
+    keys = ("id", "tenant", "role", "models", "rate", *limits, "expires", "state")
+    rows = [tuple(", ".join(v) if isinstance(v := row[k], list) else v for k in keys) for row in found]
+    print_table(tuple(key.replace("_", " ") for key in keys), rows)
 
 
 @tokens.command("revoke", short_help="Revoke a token, or all tokens of a tenant.")
@@ -174,7 +185,7 @@ def _shown(facts: IssuedToken) -> dict[str, object]:
         "role": facts.role,
         "models": facts.models,
         "rate": rate_text(facts.rate) if facts.rate is not None else None,
-        "rows_per_day": facts.rows_per_day,
+        **{name: getattr(facts, name) for name in LIMITS},
         "issued": _day(facts.issued),
         "expires": _day(facts.expires),
         "state": "revoked" if facts.revoked is not None else state,

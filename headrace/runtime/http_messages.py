@@ -40,6 +40,10 @@ class TrackedRequest(Request):
         """Error code of a refused request."""
         self.spent: dict[str, int] = {}
         """Rows taken from the caller's quota, by day."""
+        self.reserved: dict[tuple[str, str], int] = {}
+        """Tokens taken from the caller's limits, by unit and period; the rest is returned when the request ends."""
+        self.used_tokens = 0
+        """Tokens of prompts and of generated texts so far, if any are reserved."""
         self.is_worked_on = False
         """Whether the model has begun to work on rows that were taken from a quota."""
         self.is_counted = False

@@ -51,11 +51,17 @@ class Caller:
     rows_per_day: int | None = None
     role: str | None = None
     """One of `SEE`; None for a tenant, who calls models only."""
+    tokens_per_day: int | None = None
+    """Limit of the tokens of prompts and of generated texts together, as `tokens_per_minute`."""
+    tokens_per_minute: int | None = None
     has_all_models: bool = field(init=False, default=False)
     """Whether the token gives access to all models, future ones included."""
+    limits_tokens: bool = field(init=False, default=False)
+    """Whether the token limits tokens of texts."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "has_all_models", "*" in self.models)
+        object.__setattr__(self, "limits_tokens", (self.tokens_per_day, self.tokens_per_minute) != (None, None))
 
     def may_call(self, model: str) -> bool:
         return self.has_all_models or model in self.models
@@ -190,13 +196,16 @@ def make_claims(
     rate: float | None,
     rows_per_day: int | None,
     role: str | None = None,
+    tokens_per_day: int | None = None,
+    tokens_per_minute: int | None = None,
 ) -> dict[str, Any]:
     """The claims of a token (RFC 7519), as `TokenVerifier` reads them. `rate` is for Envoy alone, in requests per second.
 
     Args:
         issued: seconds since 1970, as `expires`.
     """
-    optional = {"rate": rate, "rows_per_day": rows_per_day, "role": role}
+    limits = {"rows_per_day": rows_per_day, "tokens_per_day": tokens_per_day, "tokens_per_minute": tokens_per_minute}
+    optional = {"rate": rate, **limits, "role": role}
     return {
         **{"iss": ISSUER, "sub": tenant, "jti": jti, "iat": issued, "exp": expires, "models": list(models)},
         **{name: value for name, value in optional.items() if value is not None},
@@ -204,14 +213,16 @@ def make_claims(
 
 
 def _caller(claims: dict[str, Any]) -> Caller:
-    tenant, models, rows, role = claims["sub"], claims.get("models"), claims.get("rows_per_day"), claims.get("role")
+    tenant, models, role = claims["sub"], claims.get("models"), claims.get("role")
+    limits = [claims.get(name) for name in ("rows_per_day", "tokens_per_day", "tokens_per_minute")]
     if not tenant or not isinstance(models, list) or not all(isinstance(model, str) for model in models):
         raise InvalidToken
-    if rows is not None and (not isinstance(rows, int) or isinstance(rows, bool) or rows < 0):
+    if any(one is not None and (not isinstance(one, int) or isinstance(one, bool) or one < 0) for one in limits):
         raise InvalidToken
+    rows, by_day, by_minute = limits
     if role is not None and role not in SEE:
         raise InvalidToken
-    return Caller(tenant, frozenset(models), claims["jti"], float(claims["exp"]), rows, role)
+    return Caller(tenant, frozenset(models), claims["jti"], float(claims["exp"]), rows, role, by_day, by_minute)
 
 
 def _keys(content: bytes) -> dict[str, Any] | None:

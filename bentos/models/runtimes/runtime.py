@@ -17,6 +17,10 @@ class Runtime(ABC):
 
     name: ClassVar[str]
     """As its makers write it."""
+    tokenize_path: ClassVar[str] = "/tokenize"
+    """Takes `{"content"}` of a text, and gives `{"tokens"}`."""
+    template_path: ClassVar[str] = "/apply-template"
+    """Takes the fields of a chat, and gives `{"prompt"}` as the model reads it."""
     concurrency: int
     """Requests that it works on at once."""
     context: int

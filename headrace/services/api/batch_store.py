@@ -61,6 +61,8 @@ class Submitted:
     sha256: str
     created_at: float
     columns: Others = "refuse"
+    tokens_per_day: int | None = None
+    tokens_per_minute: int | None = None
 
 
 @dataclass(frozen=True)

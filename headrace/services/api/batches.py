@@ -126,6 +126,8 @@ class BatchRoutes:
             upload.sha256,
             now(),
             columns,
+            caller.tokens_per_day,
+            caller.tokens_per_minute,
         )
         folder = await asyncio.to_thread(self._store.accept, upload.folder, submitted)
         if folder is not None:

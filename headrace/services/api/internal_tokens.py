@@ -59,6 +59,7 @@ class TenantToken:
     def get(self) -> str:
         if now() > self._until - RENEW_SECONDS:
             sent = self._submitted
-            self._token = tokens.delegate(self._project, sent.jti, sent.tenant, sent.model, sent.rows_per_day)
+            limits = (sent.rows_per_day, sent.tokens_per_day, sent.tokens_per_minute)
+            self._token = tokens.delegate(self._project, sent.jti, sent.tenant, sent.model, *limits)
             self._until = now() + tokens.DELEGATED_SECONDS
         return self._token

@@ -58,6 +58,9 @@ class IssuedToken:
     rows_per_day: int | None = None
     revoked: int | None = None
     role: str | None = None
+    tokens_per_day: int | None = None
+    """Of prompts and of generated texts together, as `tokens_per_minute`."""
+    tokens_per_minute: int | None = None
 
     def is_active(self, now: float) -> bool:
         return self.revoked is None and now < self.expires + LEEWAY_SECONDS
@@ -71,6 +74,8 @@ def issue(
     rate: float | None = None,
     rows_per_day: int | None = None,
     role: str | None = None,
+    tokens_per_day: int | None = None,
+    tokens_per_minute: int | None = None,
 ) -> tuple[str, IssuedToken]:
     """Issues a token, and returns it with its facts, which are on disk by then: every issued token can be revoked.
 
@@ -93,7 +98,7 @@ def issue(
     if rate is not None and not MIN_RATE <= rate <= MAX_RATE:
         raise UsageError("a rate is at least 1/d and at most 1000000/s", where="--rate", hint="--rate 100/s")
     with _locked(project):
-        token, facts = _sign(project, tenant, models, seconds, rate, rows_per_day, role)
+        token, facts = _sign(project, tenant, models, seconds, rate, rows_per_day, role, tokens_per_day, tokens_per_minute)
     audit.record(project, "tokens issue", asdict(facts))
     return token, facts
 
@@ -182,10 +187,19 @@ def operator_token(project: Project) -> str:
         return token
 
 
-def delegate(project: Project, jti: str, tenant: str, model: str, rows_per_day: int | None) -> str:
+def delegate(
+    project: Project,
+    jti: str,
+    tenant: str,
+    model: str,
+    rows_per_day: int | None,
+    tokens_per_day: int | None = None,
+    tokens_per_minute: int | None = None,
+) -> str:
     """A token for one model in place of an issued one, for `DELEGATED_SECONDS`, with the same id: revoking covers both."""
     now = int(time.time())
-    return sign(project, make_claims(tenant, jti, [model], now, now + DELEGATED_SECONDS, None, rows_per_day))
+    limits = (rows_per_day, None, tokens_per_day, tokens_per_minute)
+    return sign(project, make_claims(tenant, jti, [model], now, now + DELEGATED_SECONDS, None, *limits))
 
 
 def sign(project: Project, claims: dict[str, Any]) -> str:
@@ -270,7 +284,7 @@ def rate_text(rate: float) -> str:
     return f"{rate:g}/s"
 
 
-def parse_rows(text: str) -> int:
+def parse_count(text: str, option: str) -> int:
     """`1e6`, `1000000` or `1_000_000` as a whole number.
 
     Raises:
@@ -281,9 +295,8 @@ def parse_rows(text: str) -> int:
     except ValueError:
         value = -1.0
     if not 0 < value <= 1e15 or value != int(value):
-        raise UsageError(
-            f"not a number of rows: {text!r}", where="--rows-per-day", hint="a whole number, for example 50000 or 1e6"
-        )
+        unit = option.removeprefix("--").partition("-")[0]
+        raise UsageError(f"not a number of {unit}: {text!r}", where=option, hint="a whole number, for example 50000 or 1e6")
     return int(value)
 
 
@@ -295,14 +308,17 @@ def _sign(
     rate: float | None = None,
     rows_per_day: int | None = None,
     role: str | None = None,
+    tokens_per_day: int | None = None,
+    tokens_per_minute: int | None = None,
 ) -> tuple[str, IssuedToken]:
     import jwt
 
     kid, key = keys.signing_key(project)
     now = int(time.time())
     names = sorted(set(models))
-    facts = IssuedToken(secrets.token_hex(8), tenant, names, now, now + seconds, kid, rate, rows_per_day, role=role)
-    claims = make_claims(tenant, facts.jti, facts.models, now, facts.expires, rate, rows_per_day, role)
+    limits: dict[str, Any] = {"tokens_per_day": tokens_per_day, "tokens_per_minute": tokens_per_minute}
+    facts = IssuedToken(secrets.token_hex(8), tenant, names, now, now + seconds, kid, rate, rows_per_day, role=role, **limits)
+    claims = make_claims(tenant, facts.jti, facts.models, now, facts.expires, rate, rows_per_day, role, **limits)
     token = jwt.encode(claims, key, algorithm=ALGORITHM, headers={"kid": kid})
     if len(token) > LONGEST_TOKEN:
         raise UsageError(f"{len(facts.models)} models are too many for one token", where="--models", hint="--models '*'")

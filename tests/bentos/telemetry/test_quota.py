@@ -33,7 +33,7 @@ async def main():
     granted = 0
     for i in range(400):
         rows = 1 + i % 3
-        granted += rows * await store.take("acme", "2026-11-24", rows, 1200)
+        granted += await store.take("acme", "2026-11-24", rows, 1200)
     print(granted)
 asyncio.run(main())
 """
@@ -59,7 +59,7 @@ def address(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 
 def take(store: Store, *rows: int, tenant: str = "acme", limit: int = 10, day: str = DAY) -> list[bool]:
     async def all_of_them() -> list[bool]:
-        return [await store.take(tenant, day, count, limit) for count in rows]
+        return [bool(await store.take(tenant, day, count, limit)) for count in rows]
 
     return asyncio.run(all_of_them())
 

@@ -239,13 +239,15 @@ def test_other_texts_are_refused_as_rates(text: str) -> None:
 
 def test_spans_and_rows_are_read_and_the_rest_refused(project: Project) -> None:
     assert [tokens.parse_seconds(text) for text in ("30d", "12h", "45m", "90s")] == [2_592_000, 43_200, 2_700, 90]
-    assert [tokens.parse_rows(text) for text in ("1e6", "1000", "1_000")] == [1_000_000, 1000, 1000]
+    assert [tokens.parse_count(text, "--rows-per-day") for text in ("1e6", "1000", "1_000")] == [1_000_000, 1000, 1000]
     for text in ("30", "d", "0d", "-1d", "1w", ""):
         with pytest.raises(UsageError, match="not a time span"):
             tokens.parse_seconds(text)
     for text in ("0", "-5", "1.5", "nan", "inf", "many", ""):
         with pytest.raises(UsageError, match="not a number of rows"):
-            tokens.parse_rows(text)
+            tokens.parse_count(text, "--rows-per-day")
+        with pytest.raises(UsageError, match="not a number of tokens"):
+            tokens.parse_count(text, "--tokens-per-minute")
     for tenant in ("", "a b", "ä", "x" * 65, "-x", "a\n"):
         with pytest.raises(UsageError, match="invalid tenant name"):
             tokens.issue(project, tenant, ["*"], HOUR)
@@ -274,12 +276,24 @@ def test_the_commands_issue_list_revoke_and_are_audited(project: Project) -> Non
     assert verifier(project).verify(issued["token"]).models == {"digits", "flights"}
     (row,) = json.loads(run("list", "--json"))
     assert (row["id"], row["state"], row["rate"], row["rows_per_day"]) == (issued["id"], "active", "100/s", 1_000_000)
-    assert row["role"] is None
+    assert row["role"] is None and "tokens per day" not in run("list")
     assert "is revoked" in run("revoke", issued["id"])
     assert "revoked" in run("list")
     assert run("show").strip() == tokens.operator_token(project)
     assert [entry.act for entry in audit.entries(project)] == ["tokens issue", "tokens revoke"]
     assert issued["token"] not in project.audit_log.read_text()
+
+
+def test_limits_in_tokens_are_in_the_token_its_list_and_its_delegate(project: Project) -> None:
+    limits = ["--tokens-per-day", "1e6", "--tokens-per-minute", "20_000"]
+    issued = json.loads(run("issue", "--tenant", "acme", "--models", "digits", *limits, "--json"))
+    caller = verifier(project).verify(issued["token"])
+    assert (caller.tokens_per_day, caller.tokens_per_minute, caller.limits_tokens) == (1_000_000, 20_000, True)
+    assert (issued["tokens_per_day"], issued["tokens_per_minute"]) == (1_000_000, 20_000)
+    assert "tokens per minute" in run("list") and "20000" in run("list")
+    delegated = verifier(project).verify(tokens.delegate(project, caller.jti, "acme", "digits", None, 1_000_000, 20_000))
+    assert (delegated.tokens_per_day, delegated.tokens_per_minute) == (1_000_000, 20_000)
+    assert not verifier(project).verify(tokens.operator_token(project)).limits_tokens
 
 
 def test_the_commands_issue_a_token_of_a_role(project: Project) -> None:
