@@ -86,6 +86,27 @@ def test_tenants_and_days_are_counted_apart(address: str) -> None:
     assert take(opened(address), 1, day="2026-11-25") == [False]
 
 
+def test_a_part_is_granted_if_it_is_enough(address: str) -> None:
+    async def granted() -> list[int]:
+        asked, store = [(4, 4), (20, 3), (1, 1), (-2, 1), (5, 3), (5, 2)], opened(address)
+        return [await store.take("acme", DAY, amount, 10, least, "tokens") for amount, least in asked]
+
+    assert asyncio.run(granted()) == [4, 6, 0, -2, 0, 2]
+    assert take(opened(address), 10) == [True], "rows are counted apart"
+
+
+def test_a_minute_that_has_ended_is_counted_beside_the_next_one(address: str) -> None:
+    async def granted() -> list[int]:
+        store = opened(address)
+        asked = [(minute, 6) for minute in (41, 42, *range(43, 60), 41)] + [(59, 6), (58, -6), (58, 10)]
+        return [
+            await store.take("acme", f"2026-11-24T09:{minute}", amount, 10, 1, "tokens-by-minute") for minute, amount in asked
+        ]
+
+    found = asyncio.run(granted())
+    assert found[:2] == [6, 6] and found[-3:] == [4, -6, 10]
+
+
 def test_processes_together_grant_exactly_the_quota(address: str) -> None:
     processes = [subprocess.Popen([sys.executable, "-c", TAKES, address], stdout=subprocess.PIPE, cwd=ROOT) for _ in range(3)]
     granted = [int(process.communicate(timeout=60)[0]) for process in processes]
