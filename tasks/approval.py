@@ -20,6 +20,7 @@ from headrace.recipe.recipe import Recipe
 from headrace.release import decision, journal, reviews
 from headrace.release.decision import Decision
 from headrace.release.lock import release_lock
+from headrace.release.record import refused_after_approval
 from headrace.services import approvals
 from tasks.reporting import report, step
 from tasks.settings import HOUR, PLAIN
@@ -104,5 +105,12 @@ def lock_once_free(model: str, project: Project) -> Iterator[None]:
 
 
 def take(recipe: Recipe, version: str, project: Project) -> Decision:
-    """The decision to release a version, as people and the gate have made it."""
-    return decision.take_approved(recipe, version, project)
+    """The decision to release a version, as people and the gate have made it.
+
+    Raises:
+        ModelRefused: it does not pass the gate any more, because the recipe or production has changed.
+    """
+    found = decision.take_approved(recipe, version, project)
+    if found.stops:
+        raise refused_after_approval(found)
+    return found

@@ -21,8 +21,9 @@ from headrace.pipeline.evaluate import answers_for
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
 from headrace.recipe.task_types import CLASSIFICATION, REGRESSION
-from headrace.release import held_out, history, journal, lookup, reviews, terms
+from headrace.release import held_out, history, journal, lookup, reviews, terms, up_to_date
 from headrace.release.journal import Entry
+from headrace.release.recheck import recheck
 from headrace.release.reviews import NotWaiting, Review, Standing
 from headrace.release.terms import Terms
 from headrace.runtime.contract import Contract
@@ -146,7 +147,8 @@ def decide_promotion(recipe: Recipe, candidate: Version, project: Project, repor
 
 
 def take_approved(recipe: Recipe, number: str, project: Project) -> Decision:
-    """The decision to promote a candidate that waited, by the gate's verdict then and the approvals since.
+    """The decision about a candidate that waited, by what was measured then, the approvals since, and what recipe and production
+    are now. A refusal is written to the journal; the next run of the recipe judges the candidate again.
 
     Raises:
         NotWaiting: the version is not the candidate any more, or not enough people have approved it.
@@ -158,11 +160,16 @@ def take_approved(recipe: Recipe, number: str, project: Project) -> Decision:
         raise NotWaiting(f"{recipe.name}@{number} is not approved", hint="headrace approve lists what waits")
     candidate, facts, released = registry.get(found.name, project), found.entry.facts, history.in_force(entries)
     lookup.require_recorded_files(candidate, found.entry)
+    in_production, judged = released.version if released else None, Verdict.from_dict(facts["verdict"])
+    verdict = recheck(recipe, judged, facts.get("metrics") or {}, found.standing, in_production)
+    if not verdict.passed:
+        _record_refusal(project, candidate, verdict)
+        up_to_date.forget(recipe, project)
     return Decision(
         candidate=candidate,
-        verdict=Verdict.from_dict(facts["verdict"]),
-        result="promote",
-        in_production=released.version if released else None,
+        verdict=verdict,
+        result="promote" if verdict.passed else "refused",
+        in_production=in_production,
         standing=found.standing,
         training={name: facts.get(name) for name in TRAINING_FACTS},
     )

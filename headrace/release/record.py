@@ -84,6 +84,18 @@ def refusal(model: str, version: str, reasons: list[str], serving: str | None) -
     )
 
 
+def refused_after_approval(decision: Decision) -> ModelRefused:
+    """The error for a version that people approved, and that does not pass the gate as it is now."""
+    candidate, serving = decision.candidate, decision.in_production
+    message = f"{candidate.name} was approved, and recipe or production have changed since it was judged"
+    return ModelRefused(
+        "\n".join(
+            [f"{message}; {_keeps_serving(candidate.model, serving)}", *(f"- {one}" for one in decision.verdict.reasons)]
+        ),
+        hint=f"headrace run {candidate.model} judges it again; its approvals count as long as its files are the same",
+    )
+
+
 def awaiting_approval(version: Version, serving: str | None, ignored: Sequence[str] = (), progress: str = "") -> AwaitsApproval:
     """The error for a version that passed the gate and needs a person's approval; `ignored` is what does not count as one."""
     waits = f"waits for approval ({progress})" if progress else "waits for approval"

@@ -50,6 +50,11 @@ def remember(recipe: Recipe, project: Project, began_ns: int) -> None:
         write_json(_snapshot_file(recipe, project), {"snapshot": snapshot(recipe, project)})
 
 
+def forget(recipe: Recipe, project: Project) -> None:
+    """Makes the next release go through all its steps, although no file has changed."""
+    _snapshot_file(recipe, project).unlink(missing_ok=True)
+
+
 def is_unchanged(recipe: Recipe, project: Project) -> bool:
     """Whether all files are as they were at the end of the last complete release."""
     kept = read_cached_json(_snapshot_file(recipe, project))
