@@ -147,8 +147,8 @@ def decide_promotion(recipe: Recipe, candidate: Version, project: Project, repor
 
 
 def take_approved(recipe: Recipe, number: str, project: Project) -> Decision:
-    """The decision about a candidate that waited, by what was measured then, the approvals since, and what recipe and production
-    are now. A refusal is written to the journal; the next run of the recipe judges the candidate again.
+    """The decision about a candidate that waited, by what was measured then, the approvals since, and what recipe and
+    production are now. A refusal is written to the journal; the next run of the recipe judges the candidate again.
 
     Raises:
         NotWaiting: the version is not the candidate any more, or not enough people have approved it.
