@@ -6,7 +6,9 @@ import functools
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
+from prefect import runtime
 from prefect.client.schemas.objects import State
+from prefect.exceptions import Abort
 from prefect.states import Cancelled, Completed
 
 from headrace.errors import AwaitsApproval, ModelRefused, NotReleased, Rejected, RolledBack
@@ -30,14 +32,22 @@ def named_outcomes(body: Callable[P, R]) -> Callable[P, R | State[Any]]:
     @functools.wraps(body)
     def run(*args: P.args, **options: P.kwargs) -> R | State[Any]:
         try:
-            return body(*args, **options)
+            found: R | State[Any] = body(*args, **options)
         except NotReleased as error:
             if type(error) not in STATES:
                 raise
             name, state = STATES[type(error)]
-            return state(name=name, message=error.message, data=error)
+            found = state(name=name, message=error.message, data=error)
+        return _without_traceback(found) if isinstance(found, State) else found
 
     return run
+
+
+def _without_traceback(state: State[Any]) -> State[Any]:
+    """The state, for the process that a worker has started for a run: it raises the data of a cancelled state, and logs a
+    traceback unless that is a signal of Prefect's own."""
+    is_of_worker = runtime.deployment.id is not None and runtime.flow_run.parent_flow_run_id is None
+    return state.model_copy(update={"data": Abort(state.message)}) if state.is_cancelled() and is_of_worker else state
 
 
 def run_flow(flow: Callable[..., Any], *args: Any, **options: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 from filelock import FileLock
 from prefect import flow, get_client
 from prefect.context import refresh_global_settings_context
+from prefect.engine import handle_engine_signals
 from prefect.exceptions import Pause
 from prefect.flow_engine import run_flow
 
@@ -93,6 +95,16 @@ def start(version: Version, project: Project) -> None:
         run_flow(approval, flow_run=flow_run, parameters=flow_run.parameters, return_type="state")
     except Pause:
         return
+
+
+def start_as_a_worker(version: Version, project: Project) -> None:
+    """Starts the run as `start`, and ends as the process that a worker starts for it."""
+    (run,) = [run for run in runs_of(version, project) if run["state"]["type"] == "SCHEDULED"]
+    with get_client(sync_client=True) as client:
+        flow_run = client.read_flow_run(run["id"])
+    with pytest.raises(SystemExit) as ended, handle_engine_signals(flow_run.id):
+        run_flow(approval, flow_run=flow_run, parameters=flow_run.parameters, error_logger=logging.getLogger("worker"))
+    assert ended.value.code == 0
 
 
 def answer(version: Version, project: Project, **fields: str) -> Any:
@@ -230,6 +242,27 @@ def test_what_was_changed_after_the_judgement_is_not_taken_in_the_form(served: P
     assert "Your last answer was not taken: " in form_text(version, served)
     assert [event for event, _ in events(recipe, served)] == ["awaiting-approval"]
     graph.write_bytes(original)
+
+
+def test_a_run_that_ends_without_a_release_logs_no_traceback(served: Project, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither where people have approved what the gate refuses by now, nor where the candidate was superseded meanwhile."""
+    recipe, version = asked(served)
+    start(version, served)
+    answer(version, served, decision="approve")
+    path = served.recipes / f"{recipe.name}.yaml"
+    path.write_text(path.read_text().replace(">= 0.1", ">= 0.999"))
+    start_as_a_worker(version, served)
+    (run,) = runs_of(version, served)
+    assert (run["state"]["type"], run["state"]["name"]) == ("CANCELLED", "Refused")
+    assert "recipe or production have changed since it was judged" in run["state"]["message"]
+    assert [event for event, _ in events(recipe, served)][-2:] == ["approved", "refused"]
+
+    recipe, version = asked(served)
+    start(version, served)
+    answer(version, served, decision="reject", reason="too slow")
+    start_as_a_worker(version, served)
+    assert states_of(version, served) == ["Rejected"]
+    assert "Traceback" not in caplog.text and not [one for one in caplog.records if one.exc_info]
 
 
 def test_an_error_of_a_flow_reaches_its_caller_as_it_is(served: Project) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import shutil
 import sqlite3
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,9 +73,21 @@ def _remove(place: Path) -> None:
         if path.name in _left_out(str(place), [path.name]):
             continue
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+            _remove_folder(path)
         else:
             path.unlink()
+
+
+def _remove_folder(path: Path) -> None:
+    """Removes a folder into which a process that delivers events may write meanwhile."""
+    for last in (False, False, False, True):
+        try:
+            shutil.rmtree(path)
+            return
+        except OSError as error:
+            if last or error.errno != errno.ENOTEMPTY:
+                raise
+            time.sleep(0.5)
 
 
 def _left_out(folder: str, names: list[str]) -> set[str]:
