@@ -99,7 +99,7 @@ class PredictionApp:
         self._worker = WorkerThread()
         self._thread = self._worker.thread
         self._watchdog = Watchdog(lambda: self._thread.silent_seconds, failure=self._failure)
-        self.streams = Streams(self._thread, self.record_usage)
+        self.streams = Streams(self._thread, self.record_usage, self.observe_text)
         self._batcher: Batcher | None = None
         self._model: ServedModel | None = None
         self._inline_bytes = -1
@@ -209,8 +209,8 @@ class PredictionApp:
     ) -> None:
         self.metering.record(request, rows, tokens, answers, prompt_tokens)
 
-    def observe_text(self, first_seconds: float | None, tokens_per_second: float | None) -> None:
-        self.metrics.observe_text(first_seconds, tokens_per_second)
+    def observe_text(self, first_seconds: float, further_seconds: float, tokens: int) -> None:
+        self.metrics.observe_text(first_seconds, further_seconds, tokens)
 
     def count_unseen(self, counts: Mapping[tuple[str, str], int]) -> None:
         self.metrics.count_unseen(counts)

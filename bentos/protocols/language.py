@@ -263,9 +263,8 @@ class _Passing:
         """Observes how fast the texts came."""
         for counts in self._counts:
             if counts.first is not None:
-                seconds = counts.last - counts.first
-                rate = (counts.generated - 1) / seconds if seconds > 0 and counts.generated > 1 else None
-                self._app.observe_text(counts.first - self._request.started, rate)
+                first, further = counts.first - self._request.started, counts.last - counts.first
+                self._app.observe_text(first, further, counts.generated)
 
     async def _merged(self) -> AsyncIterator[bytes]:
         """Yields events of all choices as they come."""

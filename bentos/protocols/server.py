@@ -89,8 +89,8 @@ class ModelServer(Protocol):
         """
         ...
 
-    def observe_text(self, first_seconds: float | None, tokens_per_second: float | None) -> None:
-        """Observes the time to the first token of a text, and its tokens by the seconds after that."""
+    def observe_text(self, first_seconds: float, further_seconds: float, tokens: int) -> None:
+        """Observes a streamed text of `tokens`: the seconds to its first token, and those from there to its last one."""
         ...
 
     def count_unseen(self, counts: Mapping[tuple[str, str], int]) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, aclosing
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import msgspec
@@ -45,11 +46,16 @@ class Streaming(Protocol):
 
 
 class Streams:
-    """Generates texts in `thread`; `record_usage` is called for each token of a stream."""
+    """Generates texts in `thread`; `record_usage` is called for each token of a stream, `observe_text` for each streamed text
+    with the seconds to its first token, those from there to its last one, and its tokens.
+    """
 
-    def __init__(self, thread: Executor, record_usage: Callable[..., None]) -> None:
+    def __init__(
+        self, thread: Executor, record_usage: Callable[..., None], observe_text: Callable[[float, float, int], None]
+    ) -> None:
         self._thread = thread
         self._record_usage = record_usage
+        self._observe_text = observe_text
         self._batching: ContinuousBatching | None = None
         self.slots = TenantSlots(MAX_REQUESTS)
 
@@ -143,10 +149,12 @@ class Streams:
         end: Callable[[], bytes] | None,
     ) -> Lines:
         sent = time.monotonic()
+        times: list[_Times | None] = [None] * len(texts)
         try:
             async with aclosing(self.events(texts, request.tenant)) as events:
                 async for place, event in events:
                     self._record_usage(request, tokens=1)
+                    times[place] = (times[place] or _Times(time.perf_counter())).with_token()
                     found = to_line(place, event)
                     if not found:
                         if time.monotonic() - sent <= SILENT_SECONDS:
@@ -160,6 +168,24 @@ class Streams:
             logger.exception("request %s failed", request.request_id)
             hidden = {"code": "internal", "message": "the server failed; see its log for this request id"}
             yield b"event: error\n" + line({"error": hidden, "request_id": request.request_id})
+        finally:
+            for one in times:
+                if one is not None:
+                    self._observe_text(one.first - request.started, one.last - one.first, one.tokens)
+
+
+@dataclass
+class _Times:
+    """When the tokens of a text came, by `time.perf_counter`."""
+
+    first: float
+    last: float = 0.0
+    tokens: int = 0
+
+    def with_token(self) -> _Times:
+        self.last = time.perf_counter()
+        self.tokens += 1
+        return self
 
 
 class _EventStream(StreamingResponse):

@@ -91,12 +91,11 @@ class Metrics(Collector):
         if prompt_tokens:
             self._prompt_tokens[label] += prompt_tokens
 
-    def observe_text(self, first_seconds: float | None, tokens_per_second: float | None) -> None:
-        """Observes a generated text: the time to its first token, and its tokens by the seconds after that."""
-        if first_seconds is not None:
-            self._first_token.observe(first_seconds)
-        if tokens_per_second is not None:
-            self._token_rate.observe(tokens_per_second)
+    def observe_text(self, first_seconds: float, further_seconds: float, tokens: int) -> None:
+        """Observes a streamed text of `tokens`: the seconds to its first token, and those from there to its last one."""
+        self._first_token.observe(first_seconds)
+        if further_seconds > 0 and tokens > 1:
+            self._token_rate.observe((tokens - 1) / further_seconds)
 
     def count_answers(self, answers: Iterable[Answer]) -> None:
         """Counts labels by name, and values by bucket; of several values each with the name of its target."""

@@ -71,7 +71,7 @@ def test_every_query_of_the_dashboard_is_valid(promtool: str, tmp_path: Path) ->
 
 def test_alerts_and_dashboard_use_existing_metrics() -> None:
     metrics = Metrics()
-    metrics.observe_text(0.2, 30.0)  # its histograms are shown by replicas that generate text only
+    metrics.observe_text(0.2, 1.0, 30)  # its histograms are shown by replicas that generate text only
     found = [*metrics.registry.collect(), *MonitoringMetrics([report()]).collect()]
     collected = {sample.name for family in found for sample in family.samples}
     families = {family.name for family in found}

@@ -159,7 +159,7 @@ def write_together(language: Any, asked: list[tuple[str, SamplingParams]], apart
 
     async def all_of_them() -> list[str]:
         with ThreadPoolExecutor(1) as thread:
-            room = streams.Streams(thread, lambda *_, **__: None)
+            room = streams.Streams(thread, lambda *_, **__: None, lambda *_: None)
             return await asyncio.gather(*(one(room, i, *asked[i]) for i in range(len(asked))))
 
     return asyncio.run(all_of_them())
@@ -222,7 +222,7 @@ def test_steps_share_a_job_until_its_time_is_used(
 
     async def write() -> int:
         with Jobs() as thread:
-            room = streams.Streams(thread, lambda *_, **__: None)
+            room = streams.Streams(thread, lambda *_, **__: None, lambda *_: None)
             assert len([event async for event in room.events([text])]) == 21
         return thread.count
 
@@ -243,7 +243,7 @@ def test_a_new_text_waits_for_one_step_only(model: GenerationModel, monkeypatch:
 
     async def come() -> tuple[int, int]:
         with ThreadPoolExecutor(1) as thread:
-            room = streams.Streams(thread, lambda *_, **__: None)
+            room = streams.Streams(thread, lambda *_, **__: None, lambda *_: None)
             first, second = (
                 room.events([GenerationRequest(model.generator, [5], SamplingParams(max_tokens=80))]) for _ in range(2)
             )
@@ -264,7 +264,7 @@ def test_a_new_text_waits_for_one_step_only(model: GenerationModel, monkeypatch:
 def test_an_abandoned_text_is_dropped_and_the_others_continue(model: GenerationModel) -> None:
     async def leave() -> tuple[int, str]:
         with ThreadPoolExecutor(1) as thread:
-            room = streams.Streams(thread, lambda *_, **__: None)
+            room = streams.Streams(thread, lambda *_, **__: None, lambda *_: None)
             endless = GenerationRequest(model.generator, [5], SamplingParams(max_tokens=10_000, temperature=5, seed=3))
             events = room.events([endless])
             for _ in range(3):

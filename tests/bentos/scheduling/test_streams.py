@@ -81,6 +81,14 @@ def test_a_stream_gives_the_same_text_in_pieces_and_ends_with_the_whole(app: Pre
     assert response.headers["cache-control"] == "no-store"
 
 
+def test_the_speed_of_each_streamed_text_is_observed(app: PredictionApp) -> None:
+    ask(app, GREEDY, {**GREEDY, "stream": True}, {**GREEDY, "stream": True})
+    lines = bytes(app.metrics.render().body).decode().splitlines()
+    for name in ("first_token_seconds", "tokens_per_second"):
+        (count,) = [line.split()[-1] for line in lines if line.startswith(f"headrace_{name}_count")]
+        assert float(count) == 2, name
+
+
 def test_a_seed_gives_the_same_text_whole_or_streamed_alone_or_in_a_batch(app: PredictionApp) -> None:
     hot = [{"prompt": "b", "temperature": 2, "max_tokens": 40, "seed": seed} for seed in range(6)]
     alone = [ask(app, payload)[0].json()["predictions"][0]["text"] for payload in hot]
@@ -284,7 +292,7 @@ def count_steps(app: PredictionApp) -> list[float]:
 
 
 def test_a_tenant_cannot_take_all_streams_and_gets_back_no_more_than_an_equal_share() -> None:
-    streams = streams_module.Streams(ThreadPoolExecutor(1), lambda *_, **__: None)
+    streams = streams_module.Streams(ThreadPoolExecutor(1), lambda *_, **__: None, lambda *_: None)
     held: dict[str, list[ExitStack]] = defaultdict(list)
 
     def taken(tenant: str, wanted: int) -> int:
