@@ -133,7 +133,7 @@ def together(texts: list[GenerationRequest]) -> Timing:
         await asyncio.gather(*(read(streams, index) for index in range(len(texts))))
 
     with ThreadPoolExecutor(1) as thread:
-        streams = Streams(thread, lambda *_, **__: None)
+        streams = Streams(thread, record_usage=lambda *_, **__: None, observe_text=lambda *_: None)
         start = time.perf_counter()
         asyncio.run(all_of_them())
     return _measured(start, seen)
