@@ -30,6 +30,8 @@ from tests.serving.replica_commands import misbehaving_command
 from tests.serving.served_project import CHAMPION, ServedProject, open_served_project
 
 V2 = ReplicaSpec("digits", "2", "good")
+started: list[subprocess.Popen[bytes]] = []
+"""The other processes of a test; they end with it, whether it passed or not."""
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +41,15 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedProject]:
 
 
 @pytest.fixture(autouse=True)
-def champion(served: ServedProject, monkeypatch: pytest.MonkeyPatch) -> None:
+def champion(served: ServedProject, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(runners, "runner_for", lambda *_: served.runner)  # replicas of these tests instead of bentos
     served.roll_out(CHAMPION)
     log = journal.log(served.project)
     for path in (log.path, log.anchor, log.key):
         path.unlink(missing_ok=True)
+    yield
+    while started:
+        kill(started.pop())
 
 
 @contextlib.contextmanager
@@ -83,7 +88,8 @@ def another_process(served: ServedProject, act: str) -> subprocess.Popen[bytes]:
         runners.runner_for = lambda *_: served.runner
         V2 = ReplicaSpec("digits", "2", "good")
     """
-    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(code) + textwrap.dedent(act)], cwd=ROOT)
+    started.append(subprocess.Popen([sys.executable, "-c", textwrap.dedent(code) + textwrap.dedent(act)], cwd=ROOT))
+    return started[-1]
 
 
 def baking(served: ServedProject) -> subprocess.Popen[bytes]:
@@ -106,6 +112,11 @@ def recorded(served: ServedProject) -> list[tuple[str, str]]:
     return [(entry.event, entry.version) for entry in journal.entries(served.project, "digits")]
 
 
+def in_pool(served: ServedProject) -> set[str]:
+    """The versions that the gateway sends requests to."""
+    return {endpoint.version for endpoint in gateway.endpoints_by_model(served.project)["digits"]}
+
+
 def ids(served: ServedProject) -> set[str]:
     return {replica.id for replica in served.runner.list()}
 
@@ -115,11 +126,9 @@ def test_a_version_whose_release_is_killed_while_it_bakes_is_rolled_back_by_the_
     with watched(served), served.load() as load:
         release = baking(served)
         load.wait_for("2", 50, 30)
-        wait_until(lambda: len(served.runner.list()) == 4)
+        wait_until(lambda: len(served.runner.list()) == 4 and in_pool(served) == {"2"})
         time.sleep(2.5)
-        assert {e.version for e in gateway.endpoints_by_model(served.project)["digits"]} == {"2"}, (
-            "one that is watched is left alone"
-        )
+        assert in_pool(served) == {"2"}, "one that is watched is left alone"
         kill(release)
         load.wait_for("1", 50)
         wait_until(lambda: not probes.interrupted_models(served.project))
@@ -221,7 +230,7 @@ def test_a_release_that_has_yet_to_write_its_line_is_left_alone(served: ServedPr
     wait_until(lambda: (read_json(holder) or {}).get("pid") == release.pid)
     with pytest.raises(Busy, match=f"digits is being released by process {release.pid}"):
         recovery.roll_back_interrupted_release("digits", served.project.using(served.settings), served.reports.append)
-    assert {e.version for e in gateway.endpoints_by_model(served.project)["digits"]} == {"2"}
+    assert in_pool(served) == {"2"}
     kill(release)
     with release_lock("digits", served.project):  # the next release is not in its own way
         recovery.roll_back_interrupted_release("digits", served.project.using(served.settings), served.reports.append)
@@ -253,9 +262,7 @@ def test_a_predecessor_that_cannot_serve_any_longer_is_not_in_the_way_of_the_nex
             gone.setattr(served.runner, "_command", only_new)
             recovery.roll_back_interrupted_release("digits", served.project.using(served.settings), served.reports.append)
             assert "digits cannot be rolled back: replica digits-v1-" in served.reports[-1]
-            assert {e.version for e in gateway.endpoints_by_model(served.project)["digits"]} == {"2"}, (
-                "the current version keeps serving"
-            )
+            assert in_pool(served) == {"2"}, "the current version keeps serving"
             assert probes.interrupted_models(served.project) == ["digits"], "the watchdog tries again"
             served.roll_out(ReplicaSpec("digits", "3", "good"))
     assert load.failures == []
