@@ -18,6 +18,7 @@ from headrace.errors import first_line
 from headrace.importing.errors import ImportRefused, damaged
 from headrace.importing.formats import SKOPS, Format
 from headrace.importing.outputs import Labels
+from headrace.importing.reading import require_readable
 from headrace.importing.trees import TREES, check_trees, steps_of, trees_of
 from headrace.models.onnx_export import rename_input
 from headrace.runtime.contract import Feeds
@@ -155,6 +156,7 @@ def _from_xgboost(path: Path, shown: str) -> Converted:
     from onnxmltools import convert_xgboost
     from onnxmltools.convert.common.data_types import FloatTensorType
 
+    require_readable(path, "xgboost", shown)
     booster = xgboost.Booster()
     try:
         booster.load_model(path)
@@ -199,9 +201,10 @@ def _from_lightgbm(path: Path, shown: str) -> Converted:
     from onnxmltools.convert.common.data_types import FloatTensorType
 
     text = path.read_text(encoding="utf-8", errors="replace")
+    if "end of trees" not in text:
+        raise damaged(shown, "its last trees are missing")
+    require_readable(path, "lightgbm", shown)
     try:
-        if "end of trees" not in text:
-            raise ValueError("its last trees are missing")
         booster = lightgbm.Booster(model_str=text)
     except Exception as error:  # lightgbm.basic.LightGBMError
         raise damaged(shown, first_line(error)) from None

@@ -141,6 +141,14 @@ def test_a_classifier_of_xgboost(tmp_path: Path, ending: str) -> None:
         built(path, labels=LABELS)
 
 
+def test_a_file_that_ends_the_process_of_xgboost_is_refused(tmp_path: Path) -> None:
+    """A text of 2 GB is announced, and XGBoost copies as much from memory."""
+    path = tmp_path / "m.ubj"
+    path.write_bytes(b"{L" + (7).to_bytes(8, "big") + b"learnerSL" + (2**31).to_bytes(8, "big") + b"x")
+    with pytest.raises(ImportRefused, match=r"xgboost was ended by SIG(SEGV|BUS) while it read the file"):
+        built(path, labels=LABELS)
+
+
 def test_a_regression_of_xgboost_and_a_ranking_that_is_refused(tmp_path: Path) -> None:
     import xgboost
 
