@@ -44,8 +44,10 @@ def measure(recipe: Recipe, project: Project, force: bool) -> dict[str, Any]:
     """Trains one recipe by its stages and returns its results."""
     from headrace import console
     from headrace.data.ingest import ingest
+    from headrace.importing.base import bring_base
     from headrace.pipeline.dvc import reproduce
 
+    bring_base(recipe, project, console.report)
     ingest(recipe, project, console.report)
     if force:
         (project.artifacts(recipe.name) / "train" / "model.pt").unlink(missing_ok=True)

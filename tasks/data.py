@@ -16,6 +16,7 @@ from headrace.data.sources.addresses import redacted
 from headrace.data.versions import DataVersion
 from headrace.errors import DataRejected, SourceUnreachable
 from headrace.files import read_cached_json
+from headrace.importing.base import bring_base
 from headrace.pipeline.dvc import StageResult, reproduce
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
@@ -33,6 +34,7 @@ def is_out_of_reach(task: Any, run: TaskRun, state: State[Any]) -> bool:
 def ingest(recipe: Recipe, project: Project) -> DataVersion:
     """Brings the source into `data/`, unless it is there already."""
     step("ingest")
+    bring_base(recipe, project, report)
     with _failures_shown(recipe, project):
         return ingestion.ingest(recipe, project, report)
 

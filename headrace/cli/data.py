@@ -26,8 +26,10 @@ def ingest(recipe: str, as_json: bool) -> None:
     loaded = load_trained(recipe, project)
     from headrace import console
     from headrace.data import ingest as ingestion
+    from headrace.importing.base import bring_base
 
     with release_lock(recipe, project):
+        bring_base(loaded, project, console.report)
         version = ingestion.ingest(loaded, project, console.report)
     _show(version, as_json)
 

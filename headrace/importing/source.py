@@ -24,6 +24,7 @@ from headrace.importing.errors import ImportRefused
 from headrace.importing.formats import OF_MODELS, SUPPORTED, format_of
 from headrace.importing.kept import RECORD
 from headrace.importing.outputs import Labels, licence_of
+from headrace.models.pretrained_base import FILES, WEIGHTS, read_base
 from headrace.project import Project
 from headrace.runtime.gguf_file import InvalidGGUF, read_gguf
 
@@ -83,6 +84,44 @@ def fetch_model(source: str, sha256: str | None, folder: Path, project: Project,
     if sha256 is not None and have != sha256:
         raise changed(shown, have, sha256)
     return Fetched(model, have, tuple(names), licence, found.revision, found.labels)
+
+
+def fetch_base(source: str, sha256: str | None, folder: Path, project: Project, report: Report) -> Fetched:
+    """Copies a pretrained encoder into the empty folder `folder`, and checks it: weights, configuration and tokenizer.
+
+    Args:
+        source: the address of its weights; the other files are beside them.
+        sha256: that of all three files, as `hash_of` computes it; None accepts any.
+
+    Raises:
+        SourceError: a file cannot be fetched, or the sha256 differs.
+        UnusableBase: the files are damaged, do not fit each other, or are not of an encoder that can be adapted.
+        DiskFull: no space is left.
+    """
+    from headrace.models.pretrained import check_weights
+
+    shown = shown_source(source)
+    found = _opened(source if not source.startswith(HUB) else _weights_on_hub(source), sha256=None, project=project)
+    weights, *others = FILES
+    _copy(found.file, folder / weights)
+    for name in others:
+        report(f"file {name}")
+        _copy(found.beside(name), folder / name)
+    have = hash_of(folder, list(FILES))
+    if sha256 is not None and have != sha256:
+        raise changed(shown, have, sha256)
+    base, _ = read_base(folder, have)
+    check_weights(base.config, folder)
+    return Fetched(folder / weights, have, FILES, found.licence, found.revision)
+
+
+def _weights_on_hub(source: str) -> str:
+    """The address of the weights, for that of a repository."""
+    wanted = hub.parse(source)
+    if wanted.file is not None:
+        return source
+    revision = f"@{wanted.revision}" if wanted.revision else ""
+    return f"{HUB}{wanted.name}/{WEIGHTS}{revision}"
 
 
 def hash_of(folder: Path, names: list[str]) -> str:

@@ -15,13 +15,16 @@ from headrace.files import is_disk_full, sync_folder, write_json
 from headrace.importing.addresses import local_path, shown_source
 from headrace.importing.errors import ImportRefused
 from headrace.importing.kept import RECORD, Kept, kept_model
-from headrace.importing.source import Fetched, changed, fetch_model, hash_of
+from headrace.importing.source import Fetched, changed, fetch_base, fetch_model, hash_of
 from headrace.project import Project
-from headrace.recipe.models import ImportedConfig
+from headrace.recipe.models import ImportedConfig, PretrainedConfig
 from headrace.settings import Settings
 
+Source = ImportedConfig | PretrainedConfig
+"""Settings that name a model elsewhere."""
 
-def bring_model(name: str, config: ImportedConfig, project: Project, report: Report) -> DataVersion:
+
+def bring_model(name: str, config: Source, project: Project, report: Report) -> DataVersion:
     """Brings the model of the recipe `name` into `data/<name>/model/`, unless it is there. A source on this machine is compared
     with what is kept each time; another one is fetched again only if the recipe asks for other bytes.
 
@@ -50,7 +53,7 @@ def bring_model(name: str, config: ImportedConfig, project: Project, report: Rep
 
 
 @contextmanager
-def fetched_model(name: str, config: ImportedConfig, project: Project, report: Report) -> Iterator[Fetched]:
+def fetched_model(name: str, config: Source, project: Project, report: Report) -> Iterator[Fetched]:
     """Fetches a model into a folder that exists until the end of the block.
 
     Raises:
@@ -60,7 +63,8 @@ def fetched_model(name: str, config: ImportedConfig, project: Project, report: R
     shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
     try:
         folder.mkdir(parents=True)
-        found = fetch_model(config.source, config.sha256, folder, project, report)
+        fetch = fetch_base if isinstance(config, PretrainedConfig) else fetch_model
+        found = fetch(config.source, config.sha256, folder, project, report)
         require_licence(config.licence or found.licence, project.settings)
         yield found
     except OSError as error:
@@ -73,7 +77,7 @@ def fetched_model(name: str, config: ImportedConfig, project: Project, report: R
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def keep_model(name: str, config: ImportedConfig, found: Fetched, project: Project) -> None:
+def keep_model(name: str, config: Source, found: Fetched, project: Project) -> None:
     """Moves a fetched model to `data/<name>/model/` with its record, and tracks the new version.
 
     Raises:
@@ -132,7 +136,7 @@ def require_licence(licence: str | None, settings: Settings) -> None:
         )
 
 
-def _is_current(kept: Kept, config: ImportedConfig, project: Project) -> bool:
+def _is_current(kept: Kept, config: Source, project: Project) -> bool:
     """Whether the kept model is the one that the recipe wants.
 
     Raises:

@@ -11,6 +11,19 @@ IGNORED = -100
 """Target where no token follows; torch's own choice for losses."""
 
 
+class PretrainedBase(BaseModel):
+    """A pretrained encoder, without its weights."""
+
+    model_config = ConfigDict(frozen=True)
+    config: dict[str, Any]
+    """Its configuration, as `transformers` writes it."""
+    start: int
+    end: int
+    """Tokens before and after each text."""
+    sha256: str
+    """Of configuration, tokenizer and weights."""
+
+
 class Shape(BaseModel):
     """Sizes of a model's inputs and outputs."""
 
@@ -35,6 +48,8 @@ class Shape(BaseModel):
     """Number of classes or labels, or of values for a regression."""
     independent: bool = Field(default=False, exclude_if=lambda value: not value)
     """Whether each output is a label of its own, instead of a class among others: an ensemble averages accordingly."""
+    base: PretrainedBase | None = Field(default=None, exclude_if=lambda value: value is None)
+    """The pretrained encoder that the model adapts."""
 
 
 class Numeric(BaseModel):

@@ -84,9 +84,12 @@ def trained_model(recipe: Recipe, project: Project) -> ServedModel:
 
 
 def load_weights(recipe: Recipe, schema: Schema, path: Path) -> ServedModel:
-    """Loads the trained model, in evaluation mode."""
+    """Loads the trained model, in evaluation mode; matrices that were added to a pretrained encoder are merged with it."""
     import torch
+
+    from headrace.models.pretrained import merge_added
 
     model = task_type_for(recipe).module(recipe.model, schema)
     model.load_state_dict(torch.load(path, weights_only=True))
+    merge_added(model)
     return model.eval()

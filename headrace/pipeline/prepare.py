@@ -15,6 +15,7 @@ from headrace.files import atomic_write, write_json, write_with
 from headrace.models.schema import Schema
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
+from headrace.task_types.adapted import with_base
 from headrace.task_types.lookup import task_type_for
 from headrace.task_types.table_columns import NotesGaps
 
@@ -43,6 +44,7 @@ def prepare(recipe: Recipe, project: Project) -> None:
         left.unlink()
     chunks = stored_chunks(project, recipe)
     schema, rows = _as_a_whole(recipe, project, out) if chunks is None else _in_chunks(chunks, recipe, out)
+    schema = with_base(schema, recipe, project.imported_model(recipe.name))
     write_with(out / "schema.json", schema.write)
     write_json(out / "rows.json", rows)
 

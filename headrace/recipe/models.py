@@ -378,6 +378,41 @@ class APPNPConfig(ModelConfig):
     """How the nodes of a graph become one vector."""
 
 
+class PretrainedConfig(ModelConfig):
+    """A pretrained encoder of texts (BERT, DistilBERT or ELECTRA, as `transformers` saves them) with a linear layer on top.
+    See `docs/models.md`."""
+
+    builds = "headrace.models.pretrained:Pretrained"
+    name: Literal["pretrained"] = "pretrained"
+    source: str = Field(min_length=1)
+    """The file `model.safetensors` of the encoder, with `config.json` and `tokenizer.json` beside it; a path or a URI as for
+    an imported model."""
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    """sha256 of the three files: that of the output of `sha256sum`, sorted by name. Other bytes are refused. By default those
+    that are fetched first count."""
+    licence: str | None = Field(default=None, min_length=1)
+    """The licence under which the encoder may be used, where the source does not say it."""
+    tune: Literal["full", "head", "lora"] = "full"
+    """What is trained: all weights, the linear layer alone, or low-rank matrices added to the attention beside that layer."""
+    rank: int = Field(default=8, ge=1)
+    """For `lora`: rank of the added matrices."""
+    alpha: float | None = Field(default=None, gt=0.0)
+    """For `lora`: the added matrices are scaled by `alpha / rank`; by default twice the rank."""
+    pooling: Literal["mean", "cls"] = "mean"
+    """How the states of a text become one vector: their mean, or the state of the first token."""
+    dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Probability of dropping a feature before the linear layer and before the added matrices."""
+
+    @model_validator(mode="after")
+    def _check_tune(self) -> PretrainedConfig:
+        if not self.source.partition("?")[0].endswith("model.safetensors") and not self.source.startswith("hf://"):
+            raise ValueError(f"source: {self.source!r} does not name the weights; write …/model.safetensors")
+        extra = {"rank", "alpha"} & self.model_fields_set
+        if extra and self.tune != "lora":
+            raise ValueError(f"{min(extra)}: applies to `tune: lora` only; remove it")
+        return self
+
+
 class ImportedConfig(ModelConfig):
     """A model that others trained: a file in ONNX, one of scikit-learn (skops), XGBoost or LightGBM that is converted to it,
     or a language model in GGUF, which llama.cpp serves. Nothing is trained, and no section `data` is needed. See
@@ -422,6 +457,7 @@ MODELS: dict[str, type[ModelConfig]] = {
     "gcn": GCNConfig,
     "gat": GATConfig,
     "appnp": APPNPConfig,
+    "pretrained": PretrainedConfig,
     "imported": ImportedConfig,
 }
 

@@ -24,7 +24,7 @@ from headrace.recipe.columns import RESERVED_FIELDS
 from headrace.recipe.compress import CompressConfig, check_compress
 from headrace.recipe.data import DataConfig
 from headrace.recipe.gate import GateConfig
-from headrace.recipe.models import MODELS, ImportedConfig, ModelConfig, config_of
+from headrace.recipe.models import MODELS, ImportedConfig, ModelConfig, PretrainedConfig, config_of
 from headrace.recipe.monitor import MonitorConfig, check_personal
 from headrace.recipe.refresh import RefreshConfig, check_refresh
 from headrace.recipe.search import SearchConfig, check_search
@@ -191,6 +191,11 @@ class Recipe(Section):
     def imported(self) -> ImportedConfig | None:
         """The settings of a model that others trained; None for one that is trained here."""
         return self.model if isinstance(self.model, ImportedConfig) else None
+
+    @property
+    def base(self) -> PretrainedConfig | None:
+        """The settings of a pretrained encoder that is adapted; None for a model that is trained from random weights."""
+        return self.model if isinstance(self.model, PretrainedConfig) else None
 
     @property
     def window_column(self) -> str | None:

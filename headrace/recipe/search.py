@@ -189,6 +189,8 @@ def check_search(recipe: Searched) -> None:
     """
     if recipe.search is None:
         return
+    if recipe.model.name == "pretrained":
+        raise ValueError("search: trials of a pretrained model are not supported; remove the section")
     space_of(recipe.search, recipe)
     metric, known = recipe.search.metric, metrics_of(recipe.task_type)
     if metric is not None and metric not in known:

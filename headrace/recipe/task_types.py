@@ -173,7 +173,7 @@ TASK_TYPES: dict[str, TaskTypeEntry] = {
     "text-classification": TaskTypeEntry(
         "headrace.task_types.text_classification:TextClassification",
         CLASSIFICATION | CALIBRATION,
-        ("recurrent", "attention"),
+        ("recurrent", "attention", "pretrained"),
         is_text=True,
     ),
     "multilabel-classification": TaskTypeEntry(
@@ -187,7 +187,7 @@ TASK_TYPES: dict[str, TaskTypeEntry] = {
     "multilabel-text-classification": TaskTypeEntry(
         "headrace.task_types.multilabel:MultilabelText",
         MULTILABEL | CALIBRATION,
-        ("recurrent", "attention"),
+        ("recurrent", "attention", "pretrained"),
         is_text=True,
         is_multilabel=True,
         compared_by_row=MULTILABEL_BY_ROW,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from headrace.recipe.data import DataConfig
-from headrace.recipe.models import ModelConfig
+from headrace.recipe.models import ModelConfig, PretrainedConfig
 from headrace.recipe.task_types import REGRESSION, Better, TaskTypeEntry
 
 SEVERAL_VALUES = {
@@ -84,6 +84,10 @@ def check_text(entry: TaskTypeEntry, data: DataConfig, model: ModelConfig, task:
         raise ValueError(f"data.text: applies to texts and tables, not to {task!r}; remove it")
     if data.text is not None and has_text and data.text.column in data.targets:
         raise ValueError(f"data.text.column: {data.text.column!r} is what is predicted; name another column")
+    if isinstance(model, PretrainedConfig) and data.text is not None:
+        for name in ("tokens", "vocabulary", "lowercase"):
+            if name in data.text.model_fields_set:
+                raise ValueError(f"data.text.{name}: a pretrained model has a tokenizer of its own; remove it")
     if getattr(model, "text", None) is not None and not (has_text or entry.is_custom):
         raise ValueError("model.text: needs a table with a text; set data.text, for example {column: notes}, or remove it")
 

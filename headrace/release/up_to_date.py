@@ -15,6 +15,7 @@ from headrace.data.pictures.sources import local_inputs
 from headrace.data.sources.addresses import is_local, local_files
 from headrace.files import read_cached_json, write_json
 from headrace.importing.addresses import local_path
+from headrace.models.pretrained_base import FILES
 from headrace.installation import path_of
 from headrace.plugins import code_files, custom_sources
 from headrace.project import Project
@@ -68,6 +69,8 @@ def _snapshot_file(recipe: Recipe, project: Project) -> Path:
 def _inputs(recipe: Recipe, project: Project) -> Iterator[Path]:
     """The files that people write: the recipe, its source where that is a file, the environment and the code."""
     singles = [project.recipes / f"{recipe.name}.yaml", project.root / "requirements.lock"]
+    if recipe.base is not None and (path := local_path(recipe.base.source, project)) is not None:
+        singles.extend(path.with_name(name) for name in FILES)
     if recipe.imported is not None and (path := local_path(recipe.imported.source, project)) is not None:
         singles.append(path)
     elif recipe.data.pictures is not None:

@@ -45,9 +45,10 @@ class TextClassification(TaskType):
         config = recipe.data.text
         assert config is not None
         labels, texts = labels_of(train, recipe), texts_or_empty(train, recipe)
-        tokenizer = learn_vocabulary(texts, config)
+        tokenizer = None if recipe.base is not None else learn_vocabulary(texts, config)
+        vocabulary = 0 if tokenizer is None else Encoder(tokenizer).vocabulary  # a base has its own, which `prepare` adds
         return Schema(
-            shape=Shape(vocabulary=Encoder(tokenizer).vocabulary, length=max(SHORTEST, config.length), outputs=len(labels)),
+            shape=Shape(vocabulary=vocabulary, length=max(SHORTEST, config.length), outputs=len(labels)),
             labels=labels,
             tokenizer=tokenizer,
             extra={"nullable": bool(train[config.column].isna().any()), **reading_rules(recipe)},

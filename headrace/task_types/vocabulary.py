@@ -36,6 +36,23 @@ def learn_vocabulary(texts: Iterable[str], config: TextConfig) -> str:
     return text
 
 
+def with_replacements(tokenizer: str, config: TextConfig) -> str:
+    """Returns a tokenizer.json that applies `config.replace` before all that it does to a text.
+
+    Raises:
+        RecipeError: as for a pattern of `learn_vocabulary`.
+    """
+    from tokenizers import Tokenizer, normalizers
+
+    if not config.replace:
+        return tokenizer
+    found = Tokenizer.from_str(tokenizer)
+    own = [] if found.normalizer is None else [found.normalizer]
+    found.normalizer = normalizers.Sequence([_replacement(*rule) for rule in config.replace.items()] + own)
+    text: str = found.to_str()
+    return text
+
+
 def _normalised(tokenizer: Tokenizer, config: TextConfig) -> Tokenizer:
     """Sets the normalizer. Replacements precede lower-casing, so that patterns see the text as the client wrote it."""
     from tokenizers import normalizers

@@ -99,6 +99,7 @@ def summary_of(
         "train_rows": train_rows,
         "validation_rows": validation_rows,
         "parameters": sum(p.numel() for p in model.parameters()),
+        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "stopped_early": progress.epoch < recipe.train.epochs,
         "compiled": progress.is_compiled,
     }

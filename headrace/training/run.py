@@ -8,6 +8,7 @@ import torch
 
 from headrace import console
 from headrace.files import write_json
+from headrace.models.pretrained import load_pretrained
 from headrace.models.schema import Schema
 from headrace.models.served import ServedModel
 from headrace.project import Project
@@ -60,6 +61,7 @@ def train(recipe: Recipe, project: Project, process_group: SingleProcess) -> Non
         for name in ("train", "validation")
     )
     model = task_type.module(recipe.model, schema)
+    load_pretrained(model, project.imported_model(recipe.name))
     start = start_from_champion(model, schema, project, recipe.name) if recipe.train.start == "champion" else {}
     model = on_device(model, schema, device)
     set_loss_weights(model, recipe.train, rows.target, schema.labels)
