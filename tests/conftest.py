@@ -95,7 +95,7 @@ def _no_modules_of_other_projects(tmp_path_factory: pytest.TempPathFactory) -> I
     for name in sys.modules.keys() - _elsewhere:
         spec = getattr(sys.modules[name], "__spec__", None)
         places = [spec.origin, *(spec.submodule_search_locations or ())] if isinstance(spec, ModuleSpec) else []
-        if any(place and place.startswith(temporary) for place in places):
+        if any(place and str(place).startswith(temporary) for place in places):
             del sys.modules[name]
         else:
             _elsewhere.add(name)

@@ -15,8 +15,8 @@ from headrace.data.pictures.sources import local_inputs
 from headrace.data.sources.addresses import is_local, local_files
 from headrace.files import read_cached_json, write_json
 from headrace.importing.addresses import local_path
-from headrace.models.pretrained_base import FILES
 from headrace.installation import path_of
+from headrace.models.pretrained_base import FILES
 from headrace.plugins import code_files, custom_sources
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
