@@ -131,11 +131,12 @@ def _encoder(config: dict[str, Any]) -> Any:
     """
     from transformers import AutoConfig, AutoModel
 
+    from_config: Any = AutoModel.from_config
     kind = str(config["model_type"])
     fields = {name: value for name, value in config.items() if name not in ("model_type", "auto_map")}
     try:
         found = AutoConfig.for_model(kind, **fields)
-        encoder: Any = AutoModel.from_config(found, attn_implementation="sdpa", trust_remote_code=False)
+        encoder: Any = from_config(found, attn_implementation="sdpa", trust_remote_code=False)
     except Exception as error:  # the library raises errors of many types for wrong values
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UnusableBase(f"{CONFIG} cannot be used: {reason}", hint="copy or download the file again") from None

@@ -396,7 +396,7 @@ class PretrainedConfig(ModelConfig):
     """What is trained: all weights, the linear layer alone, or low-rank matrices added to the attention beside that layer."""
     rank: int = Field(default=8, ge=1)
     """For `lora`: rank of the added matrices."""
-    alpha: float | None = Field(default=None, gt=0.0)
+    alpha: int | None = Field(default=None, ge=1)
     """For `lora`: the added matrices are scaled by `alpha / rank`; by default twice the rank."""
     pooling: Literal["mean", "cls"] = "mean"
     """How the states of a text become one vector: their mean, or the state of the first token."""
