@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 WITHOUT_PARTIAL_FILES = ("usage", "quotas", "token-keys", "bentoml", "prefect", "logs")
 """Parts of `.headrace` without partial files of this machine: containers write the first three, with process ids of their
 own."""
+MODEL_RECORD = "source.json"
+"""Beside a model that others trained: its source, sha256, names of files, licence, revision, labels."""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from tests.paths import ROOT
 from tests.picture_files import class_folders
 from tests.projects import git, make_project
 from tests.release.live import Live
+from tests.tiny_bert import WORDS, write_tiny_encoder
 
 PAGES = [
     "README.md",
@@ -119,7 +120,7 @@ def blocks(page: str) -> list[Block]:
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[], dict[str, str]]) -> Iterator[Live]:
-    """A clone with two of the recipes, `digits` released once from its real data."""
+    """A clone with two of the recipes, `digits` released once from its real data, and the trained recipes that pages show."""
     project = make_project(tmp_path_factory.mktemp("docs") / "clone")
     for path in project.recipes.glob("*.yaml"):
         path.unlink()
@@ -136,6 +137,11 @@ def live(tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[], dict
     class_folders(project.root / "photos", each=20)
     (project.root / "photos" / "red" / "cut.jpg").write_bytes((project.root / "photos/red/1.jpg").read_bytes()[:300])
     (project.root / "photos" / "red" / "notes.txt").write_text("no picture\n")
+    tickets(240).to_csv(project.root / "tickets.csv", index=False)
+    write_tiny_encoder(project.root / "encoders" / "minilm")
+    for page in PAGES:
+        for name, recipe in re.findall(r"```yaml\n(?=name: (\S+)\ntask: .*\ndata:\n)(.*?)```", text(page), re.DOTALL):
+            (project.recipes / f"{name}.yaml").write_text(recipe)
     git(project.root, "add", "--all")
     git(project.root, "commit", "--quiet", "--message", "Two recipes")
     found = Live(project, free_ports())
@@ -155,6 +161,15 @@ def customers(rows: int, seed: int) -> pd.DataFrame:
     churned = np.where(rng.random(rows) < leaves, "yes", "no")
     named = {"customer_id": np.arange(rows) + 1000 * seed, "months": months, "calls": calls, "plan": plan, "churned": churned}
     return pd.DataFrame(named)
+
+
+def tickets(rows: int) -> pd.DataFrame:
+    """What the pages call tickets.csv: a text, and the team that answered it."""
+    rng = np.random.default_rng(4)
+    words = np.array(WORDS[:60]).reshape(3, 20)
+    teams = rng.integers(0, 3, rows)
+    texts = [" ".join(rng.choice(words[team], 6)) for team in teams]
+    return pd.DataFrame({"text": texts, "team": np.array(["billing", "network", "sales"])[teams]})
 
 
 @pytest.mark.parametrize("page", [exhaustive(page) if page in LONG else page for page in PAGES])

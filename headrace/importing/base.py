@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from headrace.console import Report
 from headrace.importing.store import bring_model
+from headrace.models.pretrained_base import require_packages
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe
 
@@ -13,7 +14,9 @@ def bring_base(recipe: Recipe, project: Project, report: Report) -> None:
     nothing for other recipes.
 
     Raises:
-        SourceError, ImportRefused, UnusableBase, DiskFull, Busy: as for `bring_model` and `fetch_base`.
+        UnusableBase: packages are missing, or the encoder cannot be used.
+        SourceError, ImportRefused, DiskFull, Busy: as for `bring_model`.
     """
     if recipe.base is not None:
+        require_packages()
         bring_model(recipe.name, recipe.base, project, report)

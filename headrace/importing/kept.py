@@ -7,10 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace.files import read_json
-from headrace.project import Project
-
-RECORD = "source.json"
-"""Beside the model: source, sha256, names of files, licence, revision, labels."""
+from headrace.project import MODEL_RECORD, Project
 
 
 @dataclass(frozen=True)
@@ -28,7 +25,7 @@ def kept_model(name: str, project: Project) -> Kept | None:
         DamagedFile: its record is not JSON.
     """
     folder = project.imported_model(name)
-    record = read_json(folder / RECORD, "remove the folder; the model is fetched again")
+    record = read_json(folder / MODEL_RECORD, "remove the folder; the model is fetched again")
     if not record or not all((folder / file).is_file() for file in record["files"]):
         return None
     return Kept(folder / record["files"][0], record)

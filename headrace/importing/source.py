@@ -22,10 +22,9 @@ from headrace.importing import hub, onnx_file
 from headrace.importing.addresses import HUB, local_path, shown_source
 from headrace.importing.errors import ImportRefused
 from headrace.importing.formats import OF_MODELS, SUPPORTED, format_of
-from headrace.importing.kept import RECORD
 from headrace.importing.outputs import Labels, licence_of
 from headrace.models.pretrained_base import FILES, WEIGHTS, read_base
-from headrace.project import Project
+from headrace.project import MODEL_RECORD, Project
 from headrace.runtime.gguf_file import InvalidGGUF, read_gguf
 
 LICENCE_LENGTH = 200
@@ -74,9 +73,9 @@ def fetch_model(source: str, sha256: str | None, folder: Path, project: Project,
             names.append(further)
     elif kind == "gguf":
         licence = licence or _licence_of_gguf(model)
-    if RECORD in names:
+    if MODEL_RECORD in names:
         raise ImportRefused(
-            f"{shown}: a file is called {RECORD}, as the record of the import is",
+            f"{shown}: a file is called {MODEL_RECORD}, as the record of the import is",
             where="model.source",
             hint="give the file another name",
         )

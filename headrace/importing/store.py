@@ -14,9 +14,9 @@ from headrace.errors import DiskFull
 from headrace.files import is_disk_full, sync_folder, write_json
 from headrace.importing.addresses import local_path, shown_source
 from headrace.importing.errors import ImportRefused
-from headrace.importing.kept import RECORD, Kept, kept_model
+from headrace.importing.kept import Kept, kept_model
 from headrace.importing.source import Fetched, changed, fetch_base, fetch_model, hash_of
-from headrace.project import Project
+from headrace.project import MODEL_RECORD, Project
 from headrace.recipe.models import ImportedConfig, PretrainedConfig
 from headrace.settings import Settings
 
@@ -41,14 +41,14 @@ def bring_model(name: str, config: Source, project: Project, report: Report) -> 
             require_licence(config.licence or kept.record.get("licence"), project.settings)
             with exclusive(project, "data"):
                 track(project)
-            report(f"{shown_source(config.source)}: {_described(kept.record)}, unchanged")
+            report(f"{shown_source(config.source)}: {_described(kept.record, config)}, unchanged")
             return data_version(project, name)
         report(f"source {shown_source(config.source)}")
         with fetched_model(name, config, project, report) as found:
             keep_model(name, config, found, project)
         kept = kept_model(name, project)
         assert kept is not None
-        report(f"data/{name}/model: {_described(kept.record)}")
+        report(f"data/{name}/model: {_described(kept.record, config)}")
         return data_version(project, name)
 
 
@@ -91,7 +91,7 @@ def keep_model(name: str, config: Source, found: Fetched, project: Project) -> N
         "revision": found.revision,
         "labels": found.labels,
     }
-    write_json(found.file.parent / RECORD, record)
+    write_json(found.file.parent / MODEL_RECORD, record)
     target = project.imported_model(name)
     before = found.file.parent.with_name(f"{name}-model-before")
     with exclusive(project, "data"):
@@ -157,6 +157,6 @@ def _is_current(kept: Kept, config: Source, project: Project) -> bool:
     return True
 
 
-def _described(record: dict[str, Any]) -> str:
-    licence = f", licence {record['licence']}" if record.get("licence") else ""
-    return f"sha256 {record['sha256'][:12]}{licence}"
+def _described(record: dict[str, Any], config: Source) -> str:
+    licence = config.licence or record.get("licence")
+    return f"sha256 {record['sha256'][:12]}" + (f", licence {licence}" if licence else "")

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from headrace.models.pretrained_base import CONFIG, WEIGHTS, UnusableBase, matched, read_weights
+from headrace.models.pretrained_base import (
+    CONFIG,
+    WEIGHTS,
+    UnusableBase,
+    matched,
+    read_weights,
+    require_layers,
+    require_packages,
+)
 from headrace.models.schema import Shape
 from headrace.models.sequences import Pooling
 from headrace.recipe.models import PretrainedConfig
@@ -118,9 +126,11 @@ def check_weights(config: dict[str, Any], folder: Path) -> None:
     Raises:
         UnusableBase: as for `load_pretrained`.
     """
+    weights = read_weights(folder / WEIGHTS)
+    require_layers(config, weights)
     with torch.device("meta"):
         encoder = _encoder(config)
-    matched(read_weights(folder / WEIGHTS), encoder.state_dict(), str(config["model_type"]))
+    matched(weights, encoder.state_dict(), str(config["model_type"]))
 
 
 def _encoder(config: dict[str, Any]) -> Any:
@@ -129,6 +139,7 @@ def _encoder(config: dict[str, Any]) -> Any:
     Raises:
         UnusableBase: the configuration has no valid values.
     """
+    require_packages()
     from transformers import AutoConfig, AutoModel
 
     from_config: Any = AutoModel.from_config
@@ -136,7 +147,7 @@ def _encoder(config: dict[str, Any]) -> Any:
     fields = {name: value for name, value in config.items() if name not in ("model_type", "auto_map")}
     try:
         found = AutoConfig.for_model(kind, **fields)
-        encoder: Any = from_config(found, attn_implementation="sdpa", trust_remote_code=False)
+        encoder: Any = from_config(found, attn_implementation="sdpa", dtype=torch.float32, trust_remote_code=False)
     except Exception as error:  # the library raises errors of many types for wrong values
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UnusableBase(f"{CONFIG} cannot be used: {reason}", hint="copy or download the file again") from None

@@ -5,6 +5,7 @@ They are data: no code of the model is run, and no pickle is read.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ FILES = (WEIGHTS, CONFIG, TOKENIZER)
 """The files of a base; the weights first, since `model.source` names them."""
 ARCHITECTURES = ("bert", "distilbert", "electra")
 """Values of `model_type` in the configuration."""
+PACKAGES, EXTRA = ("transformers", "peft", "safetensors"), "headrace[pretrained]"
 START, END = "[CLS]", "[SEP]"
 SHOWN = 3
 """Most names of weights in a message."""
@@ -32,6 +34,20 @@ class UnusableBase(DataError):
 
     def __init__(self, message: str, *, where: str = "model.source", hint: str) -> None:
         super().__init__(message, where=where, hint=hint)
+
+
+def require_packages() -> None:
+    """
+    Raises:
+        UnusableBase: a package that reads or adapts pretrained models is not installed.
+    """
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UnusableBase(
+            f"`pretrained` needs the {'package' if len(missing) == 1 else 'packages'} {' and '.join(missing)}",
+            where="model.name",
+            hint=f"pip install '{EXTRA}'",
+        )
 
 
 def read_base(folder: Path, sha256: str) -> tuple[PretrainedBase, str]:
@@ -83,6 +99,22 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"{path.name} cannot be read: {error}; it is truncated, damaged or in another format",
             hint="copy or download the file again",
         ) from None
+
+
+def require_layers(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """Refuses a configuration of more layers than there are weights before anything is built from it, which would not end.
+
+    Raises:
+        UnusableBase: the number is not one, or too high.
+    """
+    for name in ("num_hidden_layers", "n_layers"):
+        layers = config.get(name, 0)
+        _require(layers, int, name)
+        if layers > len(weights):
+            raise UnusableBase(
+                f"{CONFIG} says {name} {layers:,}, and {WEIGHTS} has {len(weights):,} weights",
+                hint="take both files from the same model",
+            )
 
 
 def matched(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], architecture: str) -> dict[str, Tensor]:

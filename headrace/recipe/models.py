@@ -405,7 +405,7 @@ class PretrainedConfig(ModelConfig):
 
     @model_validator(mode="after")
     def _check_tune(self) -> PretrainedConfig:
-        if not self.source.partition("?")[0].endswith("model.safetensors") and not self.source.startswith("hf://"):
+        if self.source.partition("?")[0].rpartition("/")[2] != "model.safetensors" and not self.source.startswith("hf://"):
             raise ValueError(f"source: {self.source!r} does not name the weights; write …/model.safetensors")
         extra = {"rank", "alpha"} & self.model_fields_set
         if extra and self.tune != "lora":

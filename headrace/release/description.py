@@ -271,6 +271,9 @@ def _origin(recipe: Recipe, candidate: Version, champion: Version | None, projec
     if champion is not None:
         yield from (f"  - {line}" for line in _new_batches(recipe, candidate, champion, project))
     yield f"- code: {code}"
+    if base := ours.get("base_from"):
+        licence = f", licence {ours['base_licence']}" if "base_licence" in ours else ""
+        yield f"- adapted from: {base}, sha256 {ours['base_sha256'][:12]}{licence}"
     if compression := ours.get("compression"):
         yield f"- compressed: {compression}"
     if champion is not None:

@@ -46,8 +46,10 @@ def trace_version(reference: str, project: Project) -> dict[str, Any]:
         _link("recipe", f"sha256 {identity.get('recipe_sha256')}", everything),
         _link("environment", _environment_id(version), _environment(version, project)),
         _link("imported from", identity.get("imported_from"), everything),
-        _link("imported model", _sha256_of_import(identity), everything),
-        _link("licence", identity.get("imported_licence"), None),
+        _link("imported model", _sha256(identity.get("imported_sha256")), everything),
+        _link("adapted from", identity.get("base_from"), everything),
+        _link("adapted model", _sha256(identity.get("base_sha256")), everything),
+        _link("licence", identity.get("imported_licence", identity.get("base_licence")), None),
         _link("data", identity.get("data_md5"), everything),
         _link(review.outcome if review else "review", review.sentence if review else None, None),
         _link("data gate", None if identity.get("imported_from") else identity.get("validation"), "headrace open docs"),
@@ -63,8 +65,8 @@ def trace_version(reference: str, project: Project) -> dict[str, Any]:
     }
 
 
-def _sha256_of_import(identity: dict[str, str]) -> str | None:
-    return f"sha256 {identity['imported_sha256']}" if "imported_sha256" in identity else None
+def _sha256(value: str | None) -> str | None:
+    return f"sha256 {value}" if value else None
 
 
 def _link(kind: str, identifier: Any, command: str | None) -> dict[str, Any]:

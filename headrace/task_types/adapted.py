@@ -8,6 +8,7 @@ from headrace.errors import DataError, RecipeError
 from headrace.files import read_json
 from headrace.models.pretrained_base import FILES, read_base
 from headrace.models.schema import Schema
+from headrace.project import MODEL_RECORD
 from headrace.recipe.recipe import Recipe
 from headrace.task_types.vocabulary import with_replacements
 
@@ -25,7 +26,7 @@ def with_base(schema: Schema, recipe: Recipe, folder: Path) -> Schema:
     if recipe.base is None:
         return schema
     assert recipe.data.text is not None
-    record = read_json(folder / "source.json", "remove the folder; the model is fetched again")
+    record = read_json(folder / MODEL_RECORD, "remove the folder; the model is fetched again")
     if not record or not all((folder / name).is_file() for name in FILES):
         raise DataError(
             f"data/{recipe.name} has no pretrained encoder", where=str(folder), hint=f"headrace run {recipe.name} fetches it"

@@ -21,7 +21,7 @@ from headrace.data.split_record import read_record
 from headrace.data.versions import DataVersion
 from headrace.errors import RegistryError, UsageError, near_miss
 from headrace.files import read_json, write_with
-from headrace.project import Project
+from headrace.project import MODEL_RECORD, Project
 from headrace.recipe.recipe import NAME_PATTERN, Recipe
 from headrace.runtime.contract import Contract
 from headrace.task_types.lookup import task_type_for
@@ -47,7 +47,7 @@ DIGEST_LENGTH = 36
 IDENTITY = (
     "data_md5", "data_rows", "git_commit", "uncommitted", "source", "lock_sha256", "recipe_sha256", "validation",
     "content_sha256", "run_id", "headrace", "imported_from", "imported_sha256", "imported_revision", "imported_licence",
-    "compression",
+    "base_from", "base_sha256", "base_revision", "base_licence", "compression",
 )  # fmt: skip
 """Tags with the identity of a version; they never change. Those of the gate and of a person's approval do."""
 
@@ -89,6 +89,7 @@ def _identity(recipe: Recipe, version: DataVersion, source: Sources, project: Pr
         **({START: start} if start is not None else {}),
         **({SPLIT: split.model_dump_json(), "split_sha256": split.sha256} if split else {}),
         **_made_from(version, source, project),
+        **_base(recipe, project),
         **({"compression": compressed} if (compressed := _compression(recipe, project)) else {}),
         "validation": f"{validation.get('passed')} of {validation.get('total')} expectations",
     }
@@ -112,6 +113,16 @@ def _made_from(version: DataVersion, source: Sources, project: Project) -> dict[
         **({} if project.is_clone else {"headrace": __version__}),
         "recipe_sha256": hashlib.sha256(source.recipe).hexdigest(),
     }
+
+
+def _base(recipe: Recipe, project: Project) -> dict[str, str]:
+    """The pretrained encoder that was adapted: its source, the sha256 of its bytes, and its licence."""
+    if recipe.base is None:
+        return {}
+    record = read_json(project.imported_model(recipe.name) / MODEL_RECORD) or {}
+    facts = {**record, "licence": recipe.base.licence or record.get("licence")}
+    known = {f"base_{name}": str(facts[name]) for name in ("sha256", "revision", "licence") if facts.get(name)}
+    return {"base_from": redacted(recipe.base.source), **known}
 
 
 def _compression(recipe: Recipe, project: Project) -> str | None:

@@ -112,6 +112,8 @@ def rewritten(encoder: Path, tmp_path: Path, **fields: object) -> Path:
         ({"hidden_size": 15}, "config.json cannot be used"),
         ({"intermediate_size": 48}, r"has the shape \(32, 16\), and by config.json it is \(48, 16\)"),
         ({"num_hidden_layers": 3}, "missing"),
+        ({"num_hidden_layers": 10**12}, "says num_hidden_layers 1,000,000,000,000, and model.safetensors has"),
+        ({"num_hidden_layers": None}, "num_hidden_layers is None"),
         ({"num_hidden_layers": 1}, "has weights that config.json does not have"),
         ({"vocab_size": 50}, "tokenizer.json has 100 tokens, and config.json says vocab_size 50"),
         ({"vocab_size": "many"}, "vocab_size is 'many'"),
@@ -156,6 +158,13 @@ def test_a_truncated_file_of_weights_is_refused(encoder: Path, tmp_path: Path) -
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(UnusableBase, match="truncated, damaged or in another format"):
         check_weights(read_base(folder, "0" * 64)[0].config, folder)
+
+
+def test_weights_of_half_precision_are_trained_in_single_precision(tmp_path: Path) -> None:
+    """Configurations say in which type the weights were saved."""
+    write_tiny_encoder(tmp_path, dtype="float16")
+    assert '"float16"' in (tmp_path / "config.json").read_text()
+    assert {weight.dtype for weight in built(tmp_path).state_dict().values()} == {torch.float32}
 
 
 @pytest.mark.parametrize(

@@ -236,10 +236,12 @@ SLICES: dict[str, Slice] = {
     "mnist": mnist,
     "mnist-mlp": mnist,
     "sentiment": sentiment,
+    "sentiment-minilm": sentiment,
     "shakespeare": shakespeare,
     "shakespeare-gpt": shakespeare,
     "solubility": solubility,
     "summaries": summaries,
     "topics": topics,
+    "topics-minilm": topics,
 }
 """By the recipe's name."""

@@ -25,6 +25,7 @@ from headrace.tracking import registry
 from tests.paths import ROOT
 from tests.release.live import Live
 from tests.release.slices import SLICES
+from tests.tiny_bert import write_tiny_encoder
 
 SMALL: dict[str, dict[str, Any]] = {
     "appnp": {"hidden": [8]},
@@ -49,10 +50,12 @@ def slice_of(name: str, project: Project) -> dict[str, Any]:
     folder = project.root / "slices" / name
     folder.mkdir(parents=True)
     SLICES[name](folder, data, np.random.default_rng(7))
+    is_adapted = recipe["model"]["name"] == "pretrained"
     if "text" in data:
-        most = {"vocabulary": 400, "length": 32}
+        most = {"length": 32} if is_adapted else {"vocabulary": 400, "length": 32}
         data["text"] |= {field: min(value, data["text"].get(field, value)) for field, value in most.items()}
-    recipe["model"] |= SMALL[recipe["model"]["name"]]
+    small = {"source": str(write_tiny_encoder(folder / "encoder"))} if is_adapted else SMALL[recipe["model"]["name"]]
+    recipe["model"] |= small
     recipe["train"] |= {"epochs": 2, "batch_size": 32, "device": "cpu"}
     recipe["serve"]["replicas"] = 1
     gate = recipe["gate"]["require"]

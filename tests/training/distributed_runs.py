@@ -14,9 +14,9 @@ from unittest.mock import patch
 
 import torch
 
-from headrace.models.schema import Schema, Shape
+from headrace.models.schema import PretrainedBase, Schema, Shape
 from headrace.models.served import ServedModel
-from headrace.recipe.models import AttentionConfig, GPTConfig, ModelConfig, RecurrentConfig, Seq2SeqConfig
+from headrace.recipe.models import AttentionConfig, GPTConfig, ModelConfig, PretrainedConfig, RecurrentConfig, Seq2SeqConfig
 from headrace.recipe.training import TrainConfig
 from headrace.runtime.tokenizer import END, PAD
 from headrace.task_types.lookup import task_type_of
@@ -31,11 +31,23 @@ from tests.paths import ROOT
 from tests.training.toys import Callbacks, image_model, image_rows, table_model, table_rows
 
 ROWS, LENGTH = 37, 6
+BERT = {
+    "model_type": "bert",
+    "vocab_size": 12,
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": LENGTH + 2,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
 Job = dict[str, Any]
 """`model` and `train` (the recipe's section), and what else `run` takes."""
 TEXTS: dict[str, tuple[str, ModelConfig]] = {
     "attention": ("text-classification", AttentionConfig(width=8, heads=2, dropout=0.0)),
     "recurrent": ("text-classification", RecurrentConfig(embedding=4, hidden=5, dropout=0.0)),
+    "lora": ("text-classification", PretrainedConfig(source="model.safetensors", tune="lora", rank=2, dropout=0.0)),
     "gpt": ("text-generation", GPTConfig(width=8, heads=2, layers=2, dropout=0.0)),
     "seq2seq": ("summarisation", Seq2SeqConfig(width=8, heads=2, encoder_layers=1, decoder_layers=1, dropout=0.0)),
 }
@@ -50,7 +62,9 @@ def make(job: Job) -> tuple[ServedModel, Split, Split]:
         return image_model(seed, batch_norm=job.get("batch_norm", False)), image_rows(ROWS), image_rows(11, seed=2)
     task, config = TEXTS[name]
     seed_everything(seed)
-    schema = Schema(shape=Shape(vocabulary=12, length=LENGTH, answer_length=LENGTH, outputs=2), labels=["no", "yes"])
+    base = PretrainedBase(config=BERT, start=2, end=3, sha256="0" * 64) if name == "lora" else None
+    shape = Shape(vocabulary=12, length=LENGTH, answer_length=LENGTH, outputs=2, base=base)
+    schema = Schema(shape=shape, labels=["no", "yes"])
     return task_type_of(task).module(config, schema), texts(task, ROWS, 1), texts(task, 11, 2)
 
 

@@ -55,6 +55,7 @@ SAME: dict[str, dict[str, Any]] = {
     "augmented images": {"model": "images", "train": {"augment": {"shift": 0.2, "rotate": 20}, "optimizer": "rmsprop"}},
     "texts": {"model": "attention"},
     "texts, recurrent": {"model": "recurrent"},
+    "texts, an adapted encoder": {"model": "lora"},
     "tokens of tied weights": {"model": "gpt", "train": {"max_grad_norm": 1.0}},
 }
 STRATEGIES = ("ddp", "fsdp")

@@ -6,8 +6,6 @@ import csv
 import itertools
 import os
 import signal
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -25,7 +23,7 @@ from headrace.training.results import fingerprint_of
 from headrace.training.run import train_model
 from tests.bento_projects import another
 from tests.exhaustive import exhaustive
-from tests.paths import ROOT
+from tests.training.killed_runs import killed
 
 numbers = itertools.count()
 
@@ -87,33 +85,6 @@ def test_the_run_in_mlflow_has_every_epoch_and_the_weights(built: Project) -> No
     assert [(p.step, pytest.approx(p.value, abs=1e-7)) for p in history] == [
         (int(r["epoch"]), float(r["val_loss"])) for r in rows
     ]
-
-
-CHILD = """
-import os, signal, sys
-from pathlib import Path
-from headrace.recipe.recipe import load_recipe
-from headrace.project import Project
-from headrace.training.run import train_model
-project, left = Project(Path(sys.argv[1])), int(sys.argv[4])
-
-def watch(event, args):
-    global left
-    if event == "os.rename" and str(args[1]).endswith(sys.argv[3]):
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-sys.addaudithook(watch)
-train_model(load_recipe(sys.argv[2], project), project)
-"""
-
-
-def killed(recipe: Recipe, project: Project, file: str, time: int) -> None:
-    """Trains in another process, which dies when `file` is about to take its place for the given time."""
-    command = [sys.executable, "-c", CHILD, str(project.root), recipe.name, file, str(time)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    assert subprocess.run(command, env=environment, capture_output=True, timeout=200).returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(
