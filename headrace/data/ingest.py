@@ -57,7 +57,7 @@ def ingest(recipe: Recipe, project: Project, report: Report) -> DataVersion:
         first = project.raw_data(recipe.name) / FIRST
         # the key of pictures is computed while they are read for the first time
         key = source_key(recipe, project) if first.is_file() or not recipe.data.pictures else None
-        if not first.is_file() and restore(project, recipe.name):
+        if not first.is_file() and restore(project, recipe.name) and first.is_file():  # not only the encoder that it adapts
             report(f"data/{recipe.name} was restored from DVC's cache")
         lost = _require_later_batches(recipe, project)
         if first.is_file() and stored_key(first) == (key or source_key(recipe, project)):
