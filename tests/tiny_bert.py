@@ -22,7 +22,7 @@ def write_tiny_encoder(folder: Path, architecture: str = "bert", **fields: Any) 
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     AutoModel.from_config(AutoConfig.for_model(architecture, **sizes, **fields)).save_pretrained(folder)
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    special = ["[PAD]", "[MASK]", "[CLS]", "[SEP]", "[UNK]"]  # not where Headrace's own vocabularies have [UNK]
     vocabulary = {word: i for i, word in enumerate([*special, *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()

@@ -19,7 +19,7 @@ from headrace.runtime.contract import Contract
 from headrace.runtime.images import FORMATS, MAX_FILE_BYTES, MAX_PIXELS, InvalidImage, open_picture
 from headrace.runtime.input_field import InputField
 from headrace.runtime.sample_file import TEXT_CHARACTERS
-from headrace.runtime.tokenizer import UNKNOWN, Encoder
+from headrace.runtime.tokenizer import Encoder
 from headrace.runtime.values import category_text, is_missing
 
 if TYPE_CHECKING:
@@ -250,7 +250,7 @@ def unknown_tokens(texts: Sequence[str | None], encoder: Encoder) -> Values:
     shares = []
     for text in texts:
         ids = [] if text is None else encoder.tokens(text[:TEXT_CHARACTERS])
-        shares.append(ids.count(UNKNOWN) / len(ids) if ids else math.nan)
+        shares.append(ids.count(encoder.unknown) / len(ids) if ids else math.nan)
     return np.array(shares, dtype=np.float64)
 
 

@@ -48,6 +48,12 @@ class Encoder:
         """Number of tokens, the special ones included."""
         return int(self._tokenizer.get_vocab_size())
 
+    @cached_property
+    def unknown(self) -> int:
+        """The id of what is not in the vocabulary; a vocabulary that was learned elsewhere may have its own."""
+        found = self._tokenizer.token_to_id(SPECIAL[UNKNOWN])
+        return UNKNOWN if found is None else int(found)
+
     def tokens(self, text: str) -> list[int]:
         """Returns the ids of one text, without padding, start or end."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids

@@ -92,6 +92,7 @@ def test_the_tokenizer_of_a_base_neither_pads_nor_truncates(encoder: Path) -> No
     base, tokenizer = read_base(encoder, "0" * 64)
     assert (base.start, base.end) == (2, 3)
     assert Encoder(tokenizer).truncate([" ".join(["word1"] * 20)], 18) == [[6] * 18]
+    assert Encoder(tokenizer).tokens("other word1") == [Encoder(tokenizer).unknown, 6] == [4, 6]
     assert PretrainedBase.model_validate_json(base.model_dump_json()) == base
 
 

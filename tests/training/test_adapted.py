@@ -15,6 +15,7 @@ from headrace.errors import HeadraceError, RecipeError
 from headrace.files import read_json
 from headrace.importing.base import bring_base
 from headrace.models.pretrained_base import UnusableBase
+from headrace.monitoring.profile import Profile
 from headrace.pipeline.prepare import prepare
 from headrace.project import Project
 from headrace.recipe.recipe import Recipe, load_recipe
@@ -32,7 +33,7 @@ RECIPE: dict[str, Any] = {
     "data": {"source": "texts.csv", "target": "kind", "text": {"column": "text", "length": 12}},
     "expect": [],
     "model": {"name": "pretrained", "source": "encoder/model.safetensors", "tune": "lora", "rank": 4},
-    "train": {"epochs": 6, "batch_size": 16, "learning_rate": 0.03, "device": "cpu"},
+    "train": {"epochs": 8, "batch_size": 16, "learning_rate": 0.03, "device": "cpu"},
     "serve": {"replicas": 1},
 }
 
@@ -43,7 +44,10 @@ def texts(rows: int) -> pd.DataFrame:
     kinds = rng.integers(0, 2, rows)
     words = np.array(WORDS[:80]).reshape(2, 40)
     return pd.DataFrame(
-        {"text": [" ".join(rng.choice(words[kind], 8)) for kind in kinds], "kind": np.array(["first", "second"])[kinds]}
+        {
+            "text": [" ".join([*rng.choice(words[kind], 8), "unheard"]) for kind in kinds],
+            "kind": np.array(["first", "second"])[kinds],
+        }
     )
 
 
@@ -70,13 +74,19 @@ def like(project: Project, name: str, **train: Any) -> Recipe:
 
 def test_the_served_model_has_learned_what_its_added_matrices_allow(adapted: Project) -> None:
     artifacts = adapted.artifacts("texts")
-    assert read_json(artifacts / "evaluation" / "metrics.json")["accuracy"] >= 0.9  # type: ignore[index]
+    assert read_json(artifacts / "evaluation" / "metrics.json")["accuracy"] >= 0.75  # type: ignore[index]
     summary = read_json(artifacts / "train" / "summary.json")
     assert summary is not None
     matrices, head = 2 * 3 * 2 * 4 * 16, 2 * 17  # layers x projections x (in and out) x rank x width
     assert summary["trainable_parameters"] == matrices + head < summary["parameters"] / 2
     names = torch.load(artifacts / "train" / "model.pt", weights_only=True).keys()
     assert any(".lora_A." in name for name in names)
+
+
+def test_drift_is_compared_with_the_unknown_tokens_of_the_encoder(adapted: Project) -> None:
+    profile = Profile.read(adapted.artifacts("texts") / "evaluation" / "profile.json")
+    ((value, share),) = profile.feature("text: unknown tokens").atoms
+    assert (value, share) == (pytest.approx(1 / 9), 1.0), "each text has one word that the encoder does not know"
 
 
 def test_a_killed_training_of_an_encoder_ends_as_one_never_killed(adapted: Project) -> None:
