@@ -242,6 +242,5 @@ SLICES: dict[str, Slice] = {
     "solubility": solubility,
     "summaries": summaries,
     "topics": topics,
-    "topics-minilm": topics,
 }
 """By the recipe's name."""
