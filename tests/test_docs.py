@@ -140,7 +140,7 @@ def live(tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[], dict
     tickets(240).to_csv(project.root / "tickets.csv", index=False)
     write_tiny_encoder(project.root / "encoders" / "minilm")
     for page in PAGES:
-        for name, recipe in re.findall(r"```yaml\n(?=name: (\S+)\ntask: .*\ndata:\n)(.*?)```", text(page), re.DOTALL):
+        for name, recipe in re.findall(r"```yaml\n(?=name: (\S+)\ntask: [^\n]*\ndata:\n)(.*?)```", text(page), re.DOTALL):
             (project.recipes / f"{name}.yaml").write_text(recipe)
     git(project.root, "add", "--all")
     git(project.root, "commit", "--quiet", "--message", "Two recipes")

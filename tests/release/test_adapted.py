@@ -22,7 +22,7 @@ def test_an_adapted_encoder_is_released_traced_trained_on_and_reproduced(live: L
     rng, words = np.random.default_rng(2), np.array(WORDS[:80]).reshape(2, 40)
     kinds = rng.integers(0, 2, 300)
     rows = [{"text": " ".join(rng.choice(words[kind], 8)), "kind": ("first", "second")[kind]} for kind in kinds]
-    pd.DataFrame(rows).to_csv(root / "texts.csv", index=False)
+    pd.DataFrame(rows[:260]).to_csv(root / "texts.csv", index=False)
     recipe = {
         "name": "texts",
         "task": "text-classification",
@@ -49,7 +49,8 @@ def test_an_adapted_encoder_is_released_traced_trained_on_and_reproduced(live: L
     assert links["adapted model"] == f"sha256 {record['sha256']}"
     assert live.json("reproduce", "texts@1")["identical"]
 
-    path.write_text(yaml.safe_dump(recipe | {"train": recipe["train"] | {"start": "champion", "seed": 9}}, sort_keys=False))
+    pd.DataFrame(rows).to_csv(root / "texts.csv", index=False)
+    path.write_text(yaml.safe_dump(recipe | {"train": recipe["train"] | {"start": "champion"}}, sort_keys=False))
     live.run("run", "texts", "--json")
     summary = read_json(live.project.artifacts("texts") / "train" / "summary.json")
-    assert summary is not None and summary["start"] == "texts@1"
+    assert summary is not None and summary["start"] == "texts@1", summary
