@@ -49,7 +49,7 @@ def serving(answers: dict[str, bytes]) -> Iterator[tuple[str, list[str]]]:
 def npm_package(
     name: str, files: Mapping[str, bytes], cache: Path, monkeypatch: pytest.MonkeyPatch, **fields: object
 ) -> Iterator[None]:
-    """A registry, which npm is told to use, with the version 1.0.0 of a package.
+    """A registry, which npm is configured to use, with the version 1.0.0 of a package.
 
     Args:
         files: by their names in the package; `package.json` is added.

@@ -8,7 +8,7 @@ from headrace.backfill.plan import Chunk
 from headrace.console import Bar
 
 LINE_SECONDS = 10.0
-"""Time between two lines where there is no terminal."""
+"""Time between two lines where the output is not a terminal."""
 
 
 class Progress:

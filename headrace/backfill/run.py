@@ -312,7 +312,7 @@ def _counted(
                 hint="one result needs the same columns in all files; score files with other columns separately",
             )
     if first is None:
-        raise DataError("there is no file", where=request.data, hint="correct --data")
+        raise DataError("the file does not exist", where=request.data, hint="correct --data")
     return first, found
 
 

@@ -58,7 +58,7 @@ def feedback(
         send_file(file, model, truth_column, key, address, as_json)
         return
     if unused := next((option for option, value in given.items() if value is not None), None):
-        raise UsageError("there is no file", where=unused, hint=f"{unused} is for --file")
+        raise UsageError("--file was not given", where=unused, hint=f"{unused} is for --file")
     if answer_id is None or truth is None:
         hint = "headrace feedback ID TRUTH, or headrace feedback --file FILE"
         raise UsageError("an id and its true answer, or a file, are required", hint=hint)

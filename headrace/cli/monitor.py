@@ -49,7 +49,7 @@ def drift(name: str, as_json: bool) -> None:
 
     found = last_report(name, project)
     if found is None:
-        raise UsageError(f"there is no report about {name!r} yet", where="NAME", hint=f"headrace monitor {name}")
+        raise UsageError(f"no report about {name!r} has been written yet", where="NAME", hint=f"headrace monitor {name}")
     if as_json:
         print_json(found.model_dump(mode="json"))
         return

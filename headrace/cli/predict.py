@@ -67,7 +67,7 @@ def predict(
             hint=f"headrace predict {model} FIELD=VALUE…, --text TEXT, --file FILE, --instance JSON or --sample",
         )
     if file is None and (output is not None or answers_only):
-        raise UsageError("there is no file", where="--file", hint="--output and --answers-only are for --file with a table")
+        raise UsageError("--file was not given", where="--file", hint="--output and --answers-only are for --file with a table")
     from headrace.cli.gateway_client import client_options, gateway_client
     from headrace.runtime.contract import Contract
 

@@ -72,17 +72,20 @@ def simulate(
     """
     project = load_project()
     loaded = _changed(load_trained(recipe, project), epochs, window, start)
+    from headrace.importing.base import bring_base
     from headrace.services.monitoring.worsening import policy_of
     from headrace.simulation.arrivals import arrivals
     from headrace.simulation.plot import draw
     from headrace.simulation.simulate import picture_of, scratch_project
     from headrace.simulation.simulate import simulate as replay
 
+    bring_base(loaded, project, console.report)
+    encoder = None if loaded.base is None else project.imported_model(loaded.name)
     arrived = arrivals(loaded, project, console.report, by=by, every=every, first=first, rows=rows)
     scratch = scratch_project(loaded, project)
     policy = replace(policy_of(loaded.monitor), cooldown=cooldown)
     policy = policy if tolerance is None else replace(policy, tolerance=tolerance)
-    found = replay(loaded, arrived, scratch, policy, console.report, batches=batches, restart=restart)
+    found = replay(loaded, arrived, scratch, policy, console.report, batches=batches, restart=restart, encoder=encoder)
     picture = plot or picture_of(scratch)
     draw(found, picture)
     if as_json:

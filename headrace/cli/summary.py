@@ -83,9 +83,15 @@ def _training_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         (
             "training",
             f"{training['epochs']} {unit}s on {training['device']}, best {training['best_epoch']}; "
-            f"{training['parameters']:,} parameters",
+            f"{training['parameters']:,} parameters{_trained(training)}",
         ),
     ]
+
+
+def _trained(training: dict[str, Any]) -> str:
+    """How many of the parameters were trained, where some belong to an encoder that stays as it was."""
+    trained = training.get("trainable_parameters", training["parameters"])
+    return f", {trained:,} of them trained" if trained < training["parameters"] else ""
 
 
 def _origin_rows(found: dict[str, Any]) -> list[tuple[str, str]]:

@@ -45,7 +45,7 @@ def publish(
 
 def keep_silent(project: Project, key: str, report: Report = console.report) -> bool:
     """Notes that the event of this key is not to be published, for example the failure of a run that a person interrupted."""
-    note = f"that there is no event {key!r}"
+    note = f"that the event {key!r} is not published"
     return _write(project, note, lambda connection: outbox.add_silent(connection, event_id(key)), report)
 
 

@@ -109,7 +109,7 @@ def _names_in_zip(path: Path) -> list[str] | None:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.namelist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError):
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):  # the second: a version of zip that Python cannot read
         return None
 
 

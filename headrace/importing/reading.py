@@ -12,10 +12,11 @@ from headrace.importing.errors import damaged
 
 READ = """
 import sys
+from headrace.errors import first_line
 try:
     {}
 except Exception as error:
-    print((str(error).strip().splitlines() or [type(error).__name__])[0][:300])
+    print(first_line(error))
     sys.exit(1)
 """
 PLACE = re.compile(r"^\[[\d:]+\] \S+:\d+: ")
@@ -33,7 +34,7 @@ def require_readable(path: Path, library: str, shown: str) -> None:
     Raises:
         ImportRefused: with the library's message, or the signal.
     """
-    command = [sys.executable, "-c", READ.format(READERS[library]), str(path)]
+    command = [sys.executable, "-P", "-c", READ.format(READERS[library]), str(path)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode < 0:
         raise damaged(shown, f"{library} was ended by {signal.Signals(-done.returncode).name} while it read the file")

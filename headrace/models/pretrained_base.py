@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.errors import DataError, near_miss
 from headrace.models.schema import PretrainedBase
-from headrace.runtime.tokenizer import PAD
+from headrace.runtime.tokenizer import PAD, SPECIAL
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,8 +23,11 @@ FILES = (WEIGHTS, CONFIG, TOKENIZER)
 """The files of a base; the weights first, since `model.source` names them."""
 ARCHITECTURES = ("bert", "distilbert", "electra")
 """Values of `model_type` in the configuration."""
+OTHER = f"use a model of one of the architectures {', '.join(ARCHITECTURES)}"
 PACKAGES, EXTRA = ("transformers", "peft", "safetensors"), "headrace[pretrained]"
 START, END = "[CLS]", "[SEP]"
+PARTS = ("embeddings", "encoder.", "transformer.")
+"""Beginnings of the names of an encoder's weights; others are of the heads that it was trained with."""
 SHOWN = 3
 """Most names of weights in a message."""
 
@@ -61,24 +64,21 @@ def read_base(folder: Path, sha256: str) -> tuple[PretrainedBase, str]:
             adapted, or its tokenizer has other special tokens.
     """
     config, tokenizer = _read_config(folder / CONFIG), _read_tokenizer(folder / TOKENIZER)
-    _require(config.get("vocab_size"), int, "vocab_size")
+    _require_number(config.get("vocab_size"), "vocab_size")
     known = tokenizer.get_vocab_size()
     if known > config["vocab_size"]:
         raise UnusableBase(
             f"{TOKENIZER} has {known:,} tokens, and {CONFIG} says vocab_size {config['vocab_size']:,}",
             hint="take both files from the same model",
         )
-    ends = [_special(tokenizer, token) for token in (START, END)]
-    padding = tokenizer.token_to_id("[PAD]")
+    start, end, padding = (_special(tokenizer, token) for token in (START, END, SPECIAL[PAD]))
     if padding != PAD:
         raise UnusableBase(
-            f"{TOKENIZER}: the token [PAD] has the number {padding}, and only {PAD} can be used" if padding is not None
-            else f"{TOKENIZER} has no token [PAD]",
-            hint=f"use a model of one of the architectures {', '.join(ARCHITECTURES)}",
-        )  # fmt: skip
+            f"{TOKENIZER}: the token {SPECIAL[PAD]} has the id {padding}, and only {PAD} can be used", hint=OTHER
+        )
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    return PretrainedBase(config=config, start=ends[0], end=ends[1], sha256=sha256), tokenizer.to_str()
+    return PretrainedBase(config=config, start=start, end=end, sha256=sha256), tokenizer.to_str()
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -109,7 +109,7 @@ def require_layers(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> 
     """
     for name in ("num_hidden_layers", "n_layers"):
         layers = config.get(name, 0)
-        _require(layers, int, name)
+        _require_number(layers, name)
         if layers > len(weights):
             raise UnusableBase(
                 f"{CONFIG} says {name} {layers:,}, and {WEIGHTS} has {len(weights):,} weights",
@@ -142,17 +142,12 @@ def matched(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], archite
                 f"{WEIGHTS}: {name} has the shape {tuple(plain[name].shape)}, and by {CONFIG} it is {tuple(weight.shape)}",
                 hint=f"take {WEIGHTS} and {CONFIG} from the same model",
             )
-    if later := [name for name in plain if _layer(name) is not None and name not in wanted and "position_ids" not in name]:
+    if later := [name for name in plain if name.startswith(PARTS) and name not in wanted and "position_ids" not in name]:
         raise UnusableBase(
             f"{WEIGHTS} has weights that {CONFIG} does not have: {_few(later)}",
             hint=f"take {WEIGHTS} and {CONFIG} from the same model",
         )
     return {name: plain[name].to(torch.float32) for name in wanted}
-
-
-def _layer(name: str) -> str | None:
-    """The part of a name before the weight, for weights of the embeddings and of layers; None for those of other heads."""
-    return name if name.startswith(("embeddings", "encoder.", "transformer.")) else None
 
 
 def _few(names: list[str]) -> str:
@@ -172,13 +167,13 @@ def _read_config(path: Path) -> dict[str, Any]:
     if "auto_map" in config:
         raise UnusableBase(
             f"the model needs code of its own ({CONFIG}: auto_map), which is never run",
-            hint=f"use a model of one of the architectures {', '.join(ARCHITECTURES)}",
+            hint=OTHER,
         )
     kind = str(config["model_type"])
     if kind not in ARCHITECTURES:
         raise UnusableBase(
             f"{CONFIG}: the model_type {kind!r} cannot be adapted; {near_miss(kind, ARCHITECTURES)}",
-            hint=f"use a model of one of the architectures {', '.join(ARCHITECTURES)}",
+            hint=OTHER,
         )
     return config
 
@@ -200,12 +195,10 @@ def _read_tokenizer(path: Path) -> Any:
 def _special(tokenizer: Any, token: str) -> int:
     found = tokenizer.token_to_id(token)
     if found is None:
-        raise UnusableBase(
-            f"{TOKENIZER} has no token {token}", hint=f"use a model of one of the architectures {', '.join(ARCHITECTURES)}"
-        )
+        raise UnusableBase(f"{TOKENIZER} has no token {token}", hint=OTHER)
     return int(found)
 
 
-def _require(value: object, kind: type, name: str) -> None:
-    if not isinstance(value, kind):
+def _require_number(value: object, name: str) -> None:
+    if not isinstance(value, int):
         raise UnusableBase(f"{CONFIG}: {name} is {value!r}, not a number", hint="copy or download the file again")

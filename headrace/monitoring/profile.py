@@ -87,7 +87,7 @@ class Profile(BaseModel):
         """Returns one feature.
 
         Raises:
-            DataError: there is no such feature.
+            DataError: an unknown feature.
         """
         found = {feature.name: feature for feature in self.features}
         if name not in found:

@@ -14,6 +14,7 @@ from headrace.recipe.recipe import Recipe
 from headrace.tracking import registry
 from headrace.tracking.artifact import CONTRACT
 from headrace.tracking.registry import Version
+from headrace.tracking.version_identity import SPLIT, START
 from headrace.tracking.weights import copy_weights
 from headrace.training.start import RECORD, TOKENIZER, WEIGHTS, start_folder
 
@@ -49,7 +50,7 @@ def restore_start(version: Version, project: Project, folder: Path) -> None:
     Raises:
         UsageError: the weights are gone.
     """
-    model, _, number = version.tags.get(registry.PREFIX + registry.START, "").partition("@")
+    model, _, number = version.tags.get(registry.PREFIX + START, "").partition("@")
     if number and _copy_start(model, number, start_folder(Project(folder), model), project) is None:
         raise UsageError(
             f"{version.name} was trained from the weights of {model}@{number}, which are gone",
@@ -70,7 +71,7 @@ def _wanted(recipe: Recipe, project: Project) -> tuple[str | None, str]:
         data_md5 = ""
     if found is None or found.identity.get("data_md5") != data_md5:
         return champion, ""
-    before = found.tags.get(registry.PREFIX + registry.START, "").partition("@")[2]
+    before = found.tags.get(registry.PREFIX + START, "").partition("@")[2]
     return before or None, f"{found.name} was trained from the same data, with random weights at its start"
 
 
@@ -87,6 +88,6 @@ def _copy_start(model: str, number: str, folder: Path, project: Project) -> str 
     if (found.folder / TOKENIZER).is_file():
         shutil.copyfile(found.folder / TOKENIZER, folder / TOKENIZER)
     identity = f"{found.name} {found.identity.get('content_sha256', '')}"
-    split = found.tags.get(registry.PREFIX + registry.SPLIT)
+    split = found.tags.get(registry.PREFIX + SPLIT)
     write_json(folder / RECORD, {"version": found.name, "identity": identity, "split": split})  # last: it names the others
     return identity

@@ -39,7 +39,7 @@ class Change:
     """`changed`: the user had not changed it. `merged`: the user had, elsewhere in the file. `kept`: the user has removed the
     file, or changed one that Headrace no longer writes, so it stays as it is."""
     before: str | None
-    """None where there is no file."""
+    """None if the file does not exist."""
     after: str | None
 
     @property
@@ -143,7 +143,7 @@ def _merge(mine: str, then: str, now: str) -> tuple[str, bool]:
 
 
 def _read(path: Path) -> str | None:
-    """Returns the text with its line ends as they are; None if there is no such file.
+    """Returns the text with its line ends as they are; None if the file does not exist.
 
     Raises:
         UsageError: it is not UTF-8.

@@ -278,7 +278,7 @@ def _annotation(name: str, recipe: Searched) -> Any:
     """The type of a field of `model` or `train`.
 
     Raises:
-        ValueError: there is no such field, with the near miss; or it cannot be searched.
+        ValueError: an unknown field, with the near miss; or one that cannot be searched.
     """
     where = f"search.space.{name}"
     if name in NOT_SEARCHED:

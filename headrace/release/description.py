@@ -22,8 +22,9 @@ from headrace.recipe.task_types import Better
 from headrace.release import journal, reviews, terms
 from headrace.release.decision import Decision
 from headrace.tracking import registry, runs
-from headrace.tracking.registry import SPLIT, Version
+from headrace.tracking.registry import Version
 from headrace.tracking.runs import client, registry_errors
+from headrace.tracking.version_identity import SPLIT
 
 LONGEST = 5000
 """Characters that MLflow keeps."""

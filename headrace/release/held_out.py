@@ -17,6 +17,7 @@ from headrace.recipe.recipe import Recipe
 from headrace.release import journal
 from headrace.tracking import registry
 from headrace.tracking.registry import Version
+from headrace.tracking.version_identity import SPLIT
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def test_rows(recipe: Recipe, candidate: Version, champion: Version, rows: int, 
     ours, keys = split_record.read_record(folder), split_record.read_keys(folder)
     if ours is None or keys is None:
         return TestRows(np.ones(rows, dtype=bool), None, None)
-    theirs = champion.tags.get(registry.PREFIX + registry.SPLIT)
+    theirs = champion.tags.get(registry.PREFIX + SPLIT)
     unseen = np.ones(len(keys), dtype=bool)
     if theirs is not None:
         same_data = champion.identity.get("data_md5") == candidate.identity.get("data_md5")
@@ -53,7 +54,7 @@ def test_rows(recipe: Recipe, candidate: Version, champion: Version, rows: int, 
         except DataError as error:
             raise _incomparable(recipe, champion, error.message) from error
         except ValueError as error:
-            why = f"its tag {registry.PREFIX}{registry.SPLIT} in MLflow is damaged"
+            why = f"its tag {registry.PREFIX}{SPLIT} in MLflow is damaged"
             raise _incomparable(recipe, champion, why) from error
     if not unseen.any():
         raise _incomparable(recipe, champion, f"it may have been trained on all {rows:,} test rows")

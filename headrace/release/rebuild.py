@@ -26,6 +26,7 @@ from headrace.serving.access import audit
 from headrace.tracking import artifact, registry
 from headrace.tracking.artifact import content_hash, file_hashes, served_parts
 from headrace.tracking.registry import Version
+from headrace.tracking.version_identity import IDENTITY
 
 
 class Rebuilt(BaseModel):
@@ -114,7 +115,7 @@ def _known(released: Entry, project: Project) -> tuple[Version, list[str]]:
         return found, []
     if (kept := lookup.from_bento(released, project)) is not None:
         return kept, [f"{name} was deleted from MLflow"]
-    tags = {registry.PREFIX + fact: str(released.facts[fact]) for fact in registry.IDENTITY if fact in released.facts}
+    tags = {registry.PREFIX + fact: str(released.facts[fact]) for fact in IDENTITY if fact in released.facts}
     gone = project.state / "reproductions" / f"{model}-{number}"  # a folder that does not exist
     return Version(model, number, str(released.facts.get("run_id")), gone, tags), [f"{name} was deleted from MLflow"]
 

@@ -73,7 +73,7 @@ class JsonLinesFile(RowsFile):
         if self.others != "refuse":
             missing = tuple(name for name in self._fields if name not in row)
             if missing and (near := nearly(missing, tuple(name for name in row if name not in self._fields))):
-                return bad_row("wrong_columns", f"there is no field {near[0]!r}, but {near[1][:100]!r}; rename that")
+                return bad_row("wrong_columns", f"it has no field {near[0]!r}, but {near[1][:100]!r}; rename that")
             row = {name: value for name, value in row.items() if name in self._fields}
         return from_values(row, self._fields)
 

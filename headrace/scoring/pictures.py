@@ -52,9 +52,7 @@ class PicturesFile(RowsFile):
             self._names = sorted(name for name in members.names if name.lower().endswith(PICTURES))
             others = sorted(set(members.names) - set(self._names))
         if not self._names:
-            raise BadFile(
-                "no_rows", f"there is no picture ({', '.join(PICTURES)}) in it; it has {listed(others) or 'no files'}"
-            )
+            raise BadFile("no_rows", f"it has no picture ({', '.join(PICTURES)}); it has {listed(others) or 'no files'}")
         self.note(f"{len(others):,} other files are left out: {listed(others)}" if others else "")
 
     def count(self) -> int:

@@ -92,7 +92,7 @@ class Study:
         """Makes the values of the recipe the first trial of a new study.
 
         Returns:
-            The fields whose value is not in the space; then there is no such trial.
+            The fields whose value is not in the space; then no such trial is added.
         """
         values = {name: value_in(recipe, name) for name in self.space}
         outside = [name for name, entry in self.space.items() if not contains(entry, values[name])]

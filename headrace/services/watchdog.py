@@ -215,7 +215,7 @@ class Watchdog:
 
 
 def _size_and_time(path: Path) -> tuple[int, int] | None:
-    """Changes when a line is added to a file; None where there is no file."""
+    """Changes when a line is added to a file; None if the file does not exist."""
     try:
         found = path.stat()
     except FileNotFoundError:

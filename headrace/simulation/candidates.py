@@ -26,6 +26,7 @@ from headrace.release import decision, journal
 from headrace.task_types.lookup import task_type_for
 from headrace.tracking import registry
 from headrace.tracking.registry import Version
+from headrace.tracking.version_identity import SPLIT
 from headrace.training.run import train_model
 from headrace.training.start import RECORD, WEIGHTS, start_folder
 
@@ -147,7 +148,7 @@ class Candidates:
     def _version(self, model: str) -> Version:
         """A model as the gate takes it."""
         facts = self.facts(model)
-        tags = {registry.PREFIX + registry.SPLIT: facts["split"], f"{registry.PREFIX}data_md5": facts["data"]}
+        tags = {registry.PREFIX + SPLIT: facts["split"], f"{registry.PREFIX}data_md5": facts["data"]}
         return Version(self.recipe.name, model, "", self.folder(model) / "export", tags)
 
     def _set_start(self, start: str | None) -> None:

@@ -105,6 +105,7 @@ def simulate(
     *,
     batches: int | None = None,
     restart: bool = False,
+    encoder: Path | None = None,
 ) -> Simulation:
     """Replays the batches, and returns errors and trainings. A simulation that was killed goes on where it was.
 
@@ -112,6 +113,7 @@ def simulate(
         arrived: the first has the rows that are there at the beginning.
         scratch: a project of the simulation alone, whose data is written here.
         batches: only the first ones of those that arrive.
+        encoder: the folder of the pretrained encoder that the recipe adapts, if it adapts one.
         restart: forgets an earlier simulation, which otherwise is continued if recipe, rows and policy are the same.
 
     Raises:
@@ -126,6 +128,9 @@ def simulate(
             shutil.rmtree(scratch.root / "models", ignore_errors=True)
             for folder in (scratch.data, scratch.root / "artifacts", scratch.mlruns, scratch.state):
                 shutil.rmtree(folder, ignore_errors=True)
+        if encoder is not None and not scratch.imported_model(recipe.name).is_dir():
+            scratch.raw_data(recipe.name).mkdir(parents=True, exist_ok=True)
+            scratch.imported_model(recipe.name).symlink_to(encoder)
         replay = _Replay(recipe, arrived, scratch, metric, policy, report)
         wanted = len(arrived) - 1 if batches is None else min(batches, len(arrived) - 1)
         if standing is None:

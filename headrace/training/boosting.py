@@ -41,7 +41,7 @@ COPIES = 2
 def train_trees(recipe: Recipe, project: Project) -> None:
     """Trains on `prepared/` and writes the same files as the training of a network.
 
-    There is no checkpoint: it takes seconds to minutes, and a run that was killed starts again and gives the same bytes.
+    No checkpoint is written: it takes seconds to minutes, and a run that was killed starts again and gives the same bytes.
 
     Raises:
         TrainingError: the rows do not fit into memory, or the loss is NaN or infinite.

@@ -19,6 +19,8 @@ from headrace.serving.access import tokens
 from headrace.settings import Settings
 from headrace.tracking import registry
 from headrace.tracking.registry import Version
+from headrace.tracking.sources import collect
+from headrace.tracking.version_identity import identity_of
 from tests.bento_projects import another
 
 numbers = itertools.count()
@@ -37,7 +39,7 @@ def with_gate(recipe: Recipe, **gate: Any) -> Recipe:
 
 def register(recipe: Recipe, project: Project, data_md5: str = "aaa.dir", after: int = 0) -> Version:
     version = data_version(project, "tiny")
-    identity = {**registry.identity_of(recipe, version, project), "data_md5": data_md5}
+    identity = {**identity_of(recipe, version, collect(recipe, version, project), project), "data_md5": data_md5}
     return registry.register(recipe, project, identity, after=after)
 
 

@@ -19,6 +19,8 @@ from headrace.release.extract import extract
 from headrace.release.reproduce import reproduce
 from headrace.tracking import registry
 from headrace.tracking.registry import Version
+from headrace.tracking.sources import collect
+from headrace.tracking.version_identity import identity_of
 from tests.paths import ROOT
 from tests.projects import git, table
 
@@ -39,7 +41,8 @@ def released(project: Project, name: str = "tiny") -> Version:
 def released_by_an_older_headrace(project: Project, name: str = "tiny") -> Version:
     """It kept no copy of what a version was made from."""
     recipe = trained(project, name)
-    identity = registry.identity_of(recipe, data_version(project, name), project)
+    version = data_version(project, name)
+    identity = identity_of(recipe, version, collect(recipe, version, project), project)
     older = {name: value for name, value in identity.items() if name not in ("source", "uncommitted")}
     return registry.register(recipe, project, older)
 

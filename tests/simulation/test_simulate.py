@@ -22,6 +22,7 @@ from headrace.simulation import candidates
 from headrace.simulation.arrivals import Arrival, arrivals
 from headrace.simulation.simulate import Simulation, picture_of, scratch_project, simulate
 from headrace.training.run import train_model
+from tests.tiny_bert import WORDS, write_tiny_encoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -38,6 +39,23 @@ model: {name: mlp, hidden: [8]}
 train: {epochs: 6, batch_size: 32, learning_rate: 0.02, window: 2}
 gate:
   beat_champion: {metric: mae}
+serve: {}
+"""
+TEXTS = """
+name: texts
+task: text-classification
+data:
+  source: texts.csv
+  columns: [month, text, kind]
+  target: kind
+  text: {column: text, length: 8}
+  incremental: {column: month, first: 3}
+  split: {time: {column: month, test: last}, validation: 0.2}
+expect: []
+model: {name: pretrained, source: encoder/model.safetensors, tune: head}
+train: {epochs: 1, batch_size: 32, learning_rate: 0.01, device: cpu}
+gate:
+  beat_champion: {metric: accuracy}
 serve: {}
 """
 ROWS = 160
@@ -117,6 +135,21 @@ def test_a_champion_as_the_start_is_trained_further_by_each_policy(tides: Recipe
     assert second["start"] == "tides@0001-after-0000" and kept.facts("0000")["start"] == "random"
     assert second["rows"] < 2 * ROWS, "training rows of the two months before the test rows"
     assert found.totals["policy"].trainings == 0 and found.totals["policy"].error == found.totals["frozen"].error
+
+
+def test_an_adapted_encoder_is_simulated_from_the_projects_own_copy(project: Project) -> None:
+    pytest.importorskip("transformers")
+    write_tiny_encoder(project.root / "encoder")
+    rng, words = np.random.default_rng(3), np.array(WORDS[:80]).reshape(2, 40)
+    kinds = rng.integers(0, 2, 240)
+    texts = [" ".join(rng.choice(words[kind], 6)) for kind in kinds]
+    table = pd.DataFrame({"month": np.repeat([1, 2, 3, 4], 60), "text": texts, "kind": np.array(["a", "b"])[kinds]})
+    table.to_csv(project.root / "texts.csv", index=False)
+    (project.recipes / "texts.yaml").write_text(TEXTS)
+    arguments = ["simulate", "texts", "--batches", "1", "--json"]
+    found = json.loads(CliRunner().invoke(cli, arguments, catch_exceptions=False).stdout)
+    assert [step["batch"] for step in found["steps"]] == ["4"]
+    assert (project.imported_model("texts") / "model.safetensors").is_file()
 
 
 def test_the_command_prints_a_table_and_draws_a_picture(tides: Recipe, project: Project) -> None:

@@ -53,7 +53,7 @@ def send_test(project: Project, name: str | None) -> list[dict[str, Any]]:
     when it was gone.
 
     Raises:
-        UsageError: there is no such webhook.
+        UsageError: an unknown webhook.
     """
     wanted = [webhook for webhook in project.settings.webhooks if name in (None, webhook.name)]
     if not wanted:

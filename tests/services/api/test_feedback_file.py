@@ -95,7 +95,7 @@ def test_a_key_is_searched_in_the_samples_of_the_tenant(service: LocalService, t
         (("--file", "missing.csv"), "no such file"),
         (("--file", "ids.csv"), "does not name its model"),
         (("--file", "ids.csv", "--key", "distance"), "needs the model whose samples are searched"),
-        (("--key", "distance"), "there is no file"),
+        (("--key", "distance"), "--file was not given"),
         (("trips@3:a", "1", "--file", "ids.csv"), "either an id or a file is required"),
         (("trips@3:a",), "an id and its true answer, or a file, are required"),
     ],
