@@ -76,13 +76,13 @@ def _rows(facts: dict[str, Any], project: Project) -> list[tuple[str, str]]:
 
 def _training_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     training = facts["training"]
-    unit = training.get("unit", "epoch")
+    unit = training.get("unit", "epoch") + ("" if training["epochs"] == 1 else "s")
     return [
         ("data", f"{facts['data_md5']}  {int(facts['data_rows']):,} rows"),
         ("expectations", f"{facts['validation'].removesuffix(' expectations')} passed"),
         (
             "training",
-            f"{training['epochs']} {unit}s on {training['device']}, best {training['best_epoch']}; "
+            f"{training['epochs']} {unit} on {training['device']}, best {training['best_epoch']}; "
             f"{training['parameters']:,} parameters{_trained(training)}",
         ),
     ]
